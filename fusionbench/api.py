@@ -1,0 +1,52 @@
+"""All that a method, a task or a plug-in imports.
+
+Names are looked up on first use: a task that asks for `Task` does not load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fusionbench.fusion import Fusion, InEncoderFusion, Tap
+    from fusionbench.registry import method, task
+    from fusionbench.seeding import stream
+    from fusionbench.task import Split, Task, TaskData
+    from fusionbench.types import Fused, Injection, ReaderPatch, StackShape
+
+_HOME = {
+    "Fused": "types",
+    "Fusion": "fusion",
+    "InEncoderFusion": "fusion",
+    "Injection": "types",
+    "ReaderPatch": "types",
+    "Split": "task",
+    "StackShape": "types",
+    "Tap": "fusion",
+    "Task": "task",
+    "TaskData": "task",
+    "method": "registry",
+    "stream": "seeding",
+    "task": "registry",
+}
+
+__all__ = [
+    "Fused",
+    "Fusion",
+    "InEncoderFusion",
+    "Injection",
+    "ReaderPatch",
+    "Split",
+    "StackShape",
+    "Tap",
+    "Task",
+    "TaskData",
+    "method",
+    "stream",
+    "task",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"fusionbench.api has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"fusionbench.{_HOME[name]}"), name)

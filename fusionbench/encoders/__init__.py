@@ -1,0 +1,1 @@
+"""Frozen vision encoders behind one contract."""

@@ -1,0 +1,96 @@
+"""What a fusion method is: a module over hidden states, or one that steps with the encoder.
+
+Both kinds take the encoder's shape and keyword-only settings; the settings are the ablation axes.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fusionbench.types import Fused, StackShape
+
+Tap = tuple[int, ...]
+"""A set of hidden states that is averaged; a single layer is a set of one."""
+
+
+class Method(nn.Module, ABC):
+    """What both kinds of fusion declare."""
+
+    needs_query: bool = False
+    needs_grid: bool = False
+    reads_answers: bool = False
+    """Sees the answers in training (a leak that some papers have); kept out of the aggregate."""
+    identity_at_init: bool = False
+    """Promises to start as the penultimate layer."""
+    live_after_steps: int = 1
+    """Optimiser steps after which every parameter has moved."""
+    summary_weight: float = 0.0
+    """Weight of 1 - cos(projector(summary), answer embedding) in the loss."""
+    out_dim: int
+
+    def __init__(self, shape: StackShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.out_dim = shape.dim
+
+    def patches(
+        self, tokens: Float[Tensor, "batch token dim"]
+    ) -> Float[Tensor, "batch patch dim"]:
+        """Tokens without CLS and registers."""
+        return tokens[:, self.shape.prefix :]
+
+
+class Fusion(Method):
+    """A fusion after the encoder: reads its taps, writes nothing back, so features are cached."""
+
+    taps: tuple[Tap, ...]
+    """Each entry is averaged; indices are resolved and non-negative."""
+
+    @abstractmethod
+    def forward(
+        self,
+        hidden: Float[Tensor, "tap batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> Fused:
+        """Fuse the tapped hidden states, prefix tokens included, in the order of `taps`."""
+
+
+class InEncoderFusion(Method):
+    """A fusion that steps with the encoder and may write into the tokens after each block.
+
+    The engine calls `start(hs[0])`, then `after_block(i, tokens, state)` for i = 1..`depth`, then
+    `finish`. `state` is any pytree of tensors. With `writes` False the tokens must come back
+    unchanged; the method is then stepped over cached hidden states, without the encoder.
+    """
+
+    writes: bool = True
+    depth: int
+    """The last block the method needs; later blocks are not run."""
+
+    def __init__(self, shape: StackShape) -> None:
+        super().__init__(shape)
+        self.depth = shape.layers
+
+    @abstractmethod
+    def start(
+        self,
+        tokens: Float[Tensor, "batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> Any:
+        """The state before block 1; `tokens` is `hs[0]`."""
+
+    @abstractmethod
+    def after_block(
+        self, block: int, tokens: Float[Tensor, "batch token dim"], state: Any
+    ) -> tuple[Float[Tensor, "batch token dim"], Any]:
+        """Update the state and, if the method writes, the tokens that enter the next block."""
+
+    @abstractmethod
+    def finish(self, tokens: Float[Tensor, "batch token dim"], state: Any) -> Fused:
+        """Fused tokens from the (modified) output of block `depth` and the state."""
+
+    def forward(self, *args: object) -> Fused:
+        """Refuse to be called as a function of hidden states; see `fusionbench.harness.stepping`."""
+        raise TypeError(f"{type(self).__name__} steps with the encoder: start, after_block, finish")

@@ -1,0 +1,1 @@
+"""What turns fused tokens and a question into an answer."""

@@ -1,0 +1,203 @@
+"""What a cell is and what it leaves behind. Standard library only.
+
+A cell's id is the hash of its specification, and the specification holds all that decides the
+outcome and nothing else: see `IDENTITY` and `NOT_IDENTITY`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+SCHEMA = 1
+TUNING_SEED = 1000
+"""Seeds from here on choose the learning rate and are never evaluated."""
+
+Setting = bool | int | float | str | tuple[int, ...]
+Stage = Literal["tune", "evaluate"]
+Status = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every method of a study gets alike; all of it is part of a cell's identity."""
+
+    steps: int
+    batch: int
+    lrs: tuple[float, ...]
+    """Learning rates to choose from; one of them means no tuning."""
+    tuning_seeds: int = 3
+    optimiser: str = "adamw"
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises; a cosine brings it down to 0."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    train_items: int = 0
+    """Examples of the split in use, the first of its fixed order; 0: all of them."""
+    val_items: int = 0
+    test_items: int = 0
+    resample: str = "bootstrap"
+    """What a seed redraws of the training examples: `bootstrap` (N of N) or `none`."""
+    reader: str = "attentive"
+    reader_width: int = 64
+    query_dim: int = 64
+    precision: str = "fp32"
+    """`fp32`, or `bf16` for bf16 autocast."""
+    feature_dtype: str = "float32"
+    """How hidden states are stored: `float32` or `float16`."""
+    image_size: int = 0
+    """Side of the encoder's input in pixels; 0: the encoder's own."""
+    seeds_per_pass: int = 1
+    """Seeds trained together in one pass; the layout is part of the identity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellSpec:
+    """The unit of work, storage and statistics: (track, encoder, method, task, seed)."""
+
+    track: str = "probe"
+    stage: Stage = "evaluate"
+    encoder: str
+    weights: str
+    """Fingerprint of the encoder's weights and configuration."""
+    method: str
+    method_version: int
+    settings: Mapping[str, Setting]
+    """Complete: defaults filled in."""
+    task: str
+    task_version: int
+    data: str
+    """Hash of the task's images, questions, answers and splits."""
+    budget: Budget
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """20 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(canonical(asdict(self)).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRecord:
+    """One immutable file per finished cell."""
+
+    spec: CellSpec
+    status: Status
+    reason: str = ""
+    """Why a cell was skipped, or the error of a failed one."""
+    label: str = ""
+    """The method's name with changed settings: `mema[reduction=2]`."""
+    metric: str = "accuracy"
+    chance: float = 0.0
+    score: float | None = None
+    """Mean over the test examples (val examples for a tuning run)."""
+    examples: int = 0
+    items: str = ""
+    """Hash of the file that names the examples and their image groups."""
+    outcomes: str = ""
+    """SHA-256 of the file with one score per example."""
+    seed_scope: Literal["task", "suite"] = "task"
+    lr: float | None = None
+    tuning: Mapping[str, list[float]] = field(default_factory=dict)
+    """Learning rate -> val scores of the tuning seeds."""
+    lr_at_edge: bool = False
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    """Trainable parameters of `fusion`, `projector` and `reader`."""
+    taps: tuple[tuple[int, ...], ...] = ()
+    in_encoder: bool = False
+    """True if the encoder ran in every step (no feature cache)."""
+    notes: tuple[str, ...] = ()
+    loss: tuple[float, ...] = ()
+    """Training loss at evenly spaced steps, first and last included."""
+    trace: Mapping[str, list[float]] = field(default_factory=dict)
+    """The method's instruments on the test examples, one number per layer."""
+    unmoved: tuple[str, ...] = ()
+    """Parameters that training left exactly where they started."""
+    seconds: float = 0.0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def id(self) -> str:
+        """The id of the specification."""
+        return self.spec.id
+
+    def to_json(self) -> str:
+        """One line of JSON with the id in front."""
+        return json.dumps({"id": self.id} | asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> "CellRecord":
+        """Read a record back; ValueError if it is not one, is from a newer schema, or was edited."""
+        values = _object(text)
+        claimed = values.pop("id", None)
+        if values.get("schema") != SCHEMA:
+            raise ValueError(f"schema {values.get('schema')!r}, this version reads {SCHEMA}")
+        try:
+            record = _record(values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a cell record: {error}") from error
+        if record.id != claimed:
+            raise ValueError(f"the id {claimed} does not fit the contents ({record.id})")
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where and how a study runs; none of it decides an outcome."""
+
+    out: str = "results/local"
+    device: str = "auto"
+    workers: int = 0
+    """Worker processes; 0: one per two cores on the CPU (at least 2), one on a GPU."""
+    plugins: tuple[str, ...] = ()
+    cache_gib: float = 20.0
+    eval_batch: int = 256
+    quiet: bool = False
+
+
+_STUDY_IDENTITY = {"track", "encoder", "methods", "tasks", "seeds", "settings", "budget"}
+IDENTITY = frozenset(
+    {f"CellSpec.{name}" for name in CellSpec.__dataclass_fields__}
+    | {f"Budget.{name}" for name in Budget.__dataclass_fields__}
+    | {f"Study.{name}" for name in _STUDY_IDENTITY}
+)
+"""Fields that decide an outcome."""
+NOT_IDENTITY = frozenset(
+    {f"RunOptions.{name}" for name in ("out", "device", "workers", "plugins", "cache_gib")}
+    | {"RunOptions.eval_batch", "RunOptions.quiet"}
+    | {f"Study.{name}" for name in ("name", "baseline", "contrasts", "margins", "note")}
+)
+"""Fields that do not; every configuration field is in exactly one of the two sets (a test)."""
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"truncated or not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    return values
+
+
+def _record(values: dict[str, Any]) -> CellRecord:
+    spec = dict(values["spec"])
+    budget = dict(spec["budget"])
+    budget["lrs"] = tuple(budget["lrs"])
+    spec["settings"] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in spec["settings"].items()
+    }
+    values["spec"] = CellSpec(**spec | {"budget": Budget(**budget)})
+    values["taps"] = tuple(tuple(tap) for tap in values["taps"])
+    for name in ("notes", "loss", "unmoved"):
+        values[name] = tuple(values[name])
+    return CellRecord(**values)

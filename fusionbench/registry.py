@@ -1,0 +1,87 @@
+"""The names under which methods, tasks and encoders are known.
+
+The decorators only note what they are given. Every argument is a literal, so that
+`fusionbench.catalog` can read the same facts from the source without importing it (and torch).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+Setting = bool | int | float | str | tuple[int, ...]
+Kind = Literal["method", "task", "encoder"]
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """One registered class: a family of names that differ in a few settings."""
+
+    kind: Kind
+    family: str
+    cls: type
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """The decorator's other arguments."""
+
+
+_registrations: dict[tuple[Kind, str], Registration] = {}
+
+
+def _register(kind: Kind, family: str, facts: Mapping[str, Any]) -> Callable[[T], T]:
+    def note(cls: T) -> T:
+        _registrations[kind, family] = Registration(
+            kind=kind, family=family, cls=cls, facts=dict(facts)
+        )
+        return cls
+
+    return note
+
+
+def method(
+    family: str,
+    *,
+    version: int,
+    variants: Mapping[str, Mapping[str, Setting]] | None = None,
+    control: str = "",
+    in_all: bool = True,
+    **facts: str | int,
+) -> Callable[[T], T]:
+    """Register a Fusion or InEncoderFusion.
+
+    `variants` maps a suffix to the settings it changes: {"": {}, "no_query": {"query": False}}
+    registers `family` and `family-no_query`; without it only `family`. `version` is bumped when
+    results change. `control` names the matched control (same budget, no new information), or
+    says in a sentence why none exists. `in_all` False keeps it out of `--methods all`.
+    Further facts: paper, year, parity.
+    """
+    facts = dict(facts, version=version, control=control, in_all=in_all)
+    return _register("method", family, facts | {"variants": dict(variants or {"": {}})})
+
+
+def task(
+    name: str,
+    *,
+    version: int,
+    family: str,
+    group: str,
+    needs: tuple[str, ...] = (),
+    get: str = "",
+    encoder: str = "",
+    in_suite: bool = True,
+) -> Callable[[T], T]:
+    """Register a Task.
+
+    `family`: siblings share it (all scenes are one family). `group`: the skill, "fine" or
+    "semantic". `needs`: importable packages that bring the data, `get`: the command that installs
+    them. `encoder`: runs on this encoder instead of the study's. `in_suite` False keeps the task
+    out of the suite's aggregate (planted ground truth).
+    """
+    facts = {"version": version, "family": family, "group": group, "needs": tuple(needs)}
+    return _register(
+        "task", name, facts | {"get": get, "encoder": encoder, "in_suite": in_suite}
+    )
+
+
+def registered(kind: Kind, family: str) -> Registration:
+    """The registration of an imported class; KeyError if its module was not imported."""
+    return _registrations[kind, family]

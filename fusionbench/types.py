@@ -1,0 +1,94 @@
+"""What passes between an encoder, a fusion method and a reader."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# Papers give layer indices for the 24 blocks of CLIP ViT-L/14.
+_PAPER_LAYERS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackShape:
+    """What a method may know before it sees data.
+
+    Hidden states are `hs[0..layers]`: `hs[0]` is the input of block 1 (after any pre-norm),
+    `hs[i]` the output of block i, `hs[layers]` the last block before the final norm.
+    """
+
+    layers: int
+    dim: int
+    grid: tuple[int, int]
+    """Patches, height x width, row-major."""
+    prefix: int = 0
+    """Leading tokens that are not patches: CLS, registers."""
+    query_dim: int = 0
+    """Width of the question's vector; 0: no query available."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one hidden state, prefix included."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+    def layer(self, index: int) -> int:
+        """Resolve a hidden-state index, negative ones counted from the end (-1 is `hs[layers]`).
+
+        Raises ValueError for an index outside the stack.
+        """
+        resolved = index + self.layers + 1 if index < 0 else index
+        if not 0 <= resolved <= self.layers:
+            raise ValueError(
+                f"hidden state {index} does not exist: this encoder has hs[0..{self.layers}]"
+            )
+        return resolved
+
+    def paper_layer(self, index: int) -> int:
+        """Map `hs[index]` of a 24-block encoder to this one, keeping "penultimate" penultimate.
+
+        `hs[i]`, 1 <= i <= 23, goes to round(i (L-1) / 23), never to `hs[0]`; `hs[24]` to `hs[L]`.
+        """
+        if not 0 <= index <= _PAPER_LAYERS:
+            raise ValueError(f"a paper's layer lies in 0..{_PAPER_LAYERS}, got {index}")
+        if index == 0:
+            return 0
+        if index == _PAPER_LAYERS:
+            return self.layers
+        # int(x + 1/2) instead of round(): halves go up on every encoder alike.
+        return max(1, int(index * (self.layers - 1) / (_PAPER_LAYERS - 1) + 0.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Injection:
+    """Values added to the reader's hidden states at the image positions.
+
+    `layer` counts the reader's layers from 0; `before` adds to the layer's input.
+    """
+
+    layer: int
+    when: Literal["before", "after"]
+    values: Float[Tensor, "batch token dim"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderPatch:
+    """Replaces one layer of the reader: `wrap` takes the layer and gives the new one."""
+
+    layer: int
+    wrap: Callable[[nn.Module], nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fused:
+    """What a fusion method gives: tokens for the reader, and what else it has to say."""
+
+    tokens: Float[Tensor, "batch token dim"]
+    injections: tuple[Injection, ...] = ()
+    summary: Float[Tensor, "batch dim"] | None = None
+    """Compared with the answer's embedding by the harness, times `summary_weight`."""
+    losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """Extra loss terms, already weighted."""
+    trace: Mapping[str, Tensor] = field(default_factory=dict)
+    """For the plots: layer weights, gate openings, memory norms; first axis the layer."""

@@ -1,0 +1,1 @@
+"""Built-in fusion methods, one family a file; each imports only fusionbench.api."""

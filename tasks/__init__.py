@@ -1,0 +1,1 @@
+"""Built-in tasks, one family a file; each imports only fusionbench.api."""
