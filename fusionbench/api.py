@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fusionbench.choices import one_of
     from fusionbench.fusion import Fusion, InEncoderFusion, Tap
+    from fusionbench.official import matched
     from fusionbench.registry import method, task
     from fusionbench.seeding import stream
     from fusionbench.task import Split, Task, TaskData
-    from fusionbench.types import Fused, Injection, ReaderPatch, StackShape
+    from fusionbench.types import Fused, Injection, ReaderPatch, StackShape, Unsupported
 
 _HOME = {
     "Fused": "types",
@@ -24,7 +26,10 @@ _HOME = {
     "Tap": "fusion",
     "Task": "task",
     "TaskData": "task",
+    "Unsupported": "types",
+    "matched": "official",
     "method": "registry",
+    "one_of": "choices",
     "stream": "seeding",
     "task": "registry",
 }
@@ -40,7 +45,9 @@ __all__ = [
     "Tap",
     "Task",
     "TaskData",
+    "matched",
     "method",
+    "one_of",
     "stream",
     "task",
 ]

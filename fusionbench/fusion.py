@@ -4,11 +4,13 @@ Both kinds take the encoder's shape and keyword-only settings; the settings are 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fusionbench.official import matched
 from fusionbench.types import Fused, StackShape
 
 Tap = tuple[int, ...]
@@ -35,11 +37,17 @@ class Method(nn.Module, ABC):
         self.shape = shape
         self.out_dim = shape.dim
 
-    def patches(
-        self, tokens: Float[Tensor, "batch token dim"]
-    ) -> Float[Tensor, "batch patch dim"]:
+    def patches(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch patch dim"]:
         """Tokens without CLS and registers."""
         return tokens[:, self.shape.prefix :]
+
+    def load_official(self, weights: Mapping[str, Tensor]) -> None:
+        """Load weights under their official names, such as a released checkpoint.
+
+        Parameters bear their official names already, unless a method overrides this. Raises
+        ValueError for a weight that is missing.
+        """
+        self.load_state_dict(matched(self.state_dict(), weights))
 
 
 class Fusion(Method):

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fusionbench.canonical import canonical as canonical
+from fusionbench.canonical import checksum, json_object
+
 SCHEMA = 1
 TUNING_SEED = 1000
 """Seeds from here on choose the learning rate and are never evaluated."""
@@ -89,6 +92,10 @@ class CellRecord:
     """Why a cell was skipped, or the error of a failed one."""
     label: str = ""
     """The method's name with changed settings: `mema[reduction=2]`."""
+    group: str = ""
+    """The task's skill: `fine` or `semantic`."""
+    in_suite: bool = False
+    """True if the task counts in the suite's aggregate; from the task's card."""
     metric: str = "accuracy"
     chance: float = 0.0
     score: float | None = None
@@ -125,13 +132,15 @@ class CellRecord:
         return self.spec.id
 
     def to_json(self) -> str:
-        """One line of JSON with the id in front."""
-        return json.dumps({"id": self.id} | asdict(self), sort_keys=True)
+        """One line of JSON: the record, its id and a checksum that shows an edit."""
+        values = {"id": self.id} | asdict(self)
+        return json.dumps(values | {"checksum": checksum(values)}, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> "CellRecord":
-        """Read a record back; ValueError if it is not one, is from a newer schema, or was edited."""
-        values = _object(text)
+        """Read a record back; ValueError if it is none, has a newer schema, or was edited."""
+        values = json_object(text)
+        edited = values.pop("checksum", None) != checksum(values)
         claimed = values.pop("id", None)
         if values.get("schema") != SCHEMA:
             raise ValueError(f"schema {values.get('schema')!r}, this version reads {SCHEMA}")
@@ -141,6 +150,8 @@ class CellRecord:
             raise ValueError(f"not a cell record: {error}") from error
         if record.id != claimed:
             raise ValueError(f"the id {claimed} does not fit the contents ({record.id})")
+        if edited:
+            raise ValueError("edited: the checksum does not fit the contents")
         return record
 
 
@@ -171,21 +182,6 @@ NOT_IDENTITY = frozenset(
     | {f"Study.{name}" for name in ("name", "baseline", "contrasts", "margins", "note")}
 )
 """Fields that do not; every configuration field is in exactly one of the two sets (a test)."""
-
-
-def canonical(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal values, equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"truncated or not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
-    return values
 
 
 def _record(values: dict[str, Any]) -> CellRecord:

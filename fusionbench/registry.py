@@ -77,9 +77,7 @@ def task(
     out of the suite's aggregate (planted ground truth).
     """
     facts = {"version": version, "family": family, "group": group, "needs": tuple(needs)}
-    return _register(
-        "task", name, facts | {"get": get, "encoder": encoder, "in_suite": in_suite}
-    )
+    return _register("task", name, facts | {"get": get, "encoder": encoder, "in_suite": in_suite})
 
 
 def registered(kind: Kind, family: str) -> Registration:

@@ -34,9 +34,7 @@ class Study:
 QUICK = Study(
     name="quick",
     seeds=3,
-    budget=Budget(
-        steps=60, batch=32, lrs=(3e-3,), train_items=512, val_items=128, test_items=256
-    ),
+    budget=Budget(steps=60, batch=32, lrs=(3e-3,), train_items=512, val_items=128, test_items=256),
     note="the whole machine on real input, too small to settle the question",
 )
 PAPER = Study(
@@ -54,4 +52,13 @@ PAPER = Study(
         image_size=112,
     ),
 )
-PRESETS: Mapping[str, Study] = {study.name: study for study in (QUICK, PAPER)}
+# For the examples of the documentation: every part moves, nothing is learnt.
+SMOKE = Study(
+    name="smoke",
+    seeds=1,
+    budget=Budget(
+        steps=2, batch=8, lrs=(3e-3,), train_items=32, val_items=16, test_items=32, reader_width=32
+    ),
+    note="two steps on a few images: shows that the machine runs, not what a method is worth",
+)
+PRESETS: Mapping[str, Study] = {study.name: study for study in (QUICK, PAPER, SMOKE)}

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 _PAPER_LAYERS = 24
 
 
+class Unsupported(Exception):
+    """A method and an encoder, task or reader do not fit; the cell is skipped with this reason."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StackShape:
     """What a method may know before it sees data.
@@ -45,19 +49,20 @@ class StackShape:
             )
         return resolved
 
-    def paper_layer(self, index: int) -> int:
-        """Map `hs[index]` of a 24-block encoder to this one, keeping "penultimate" penultimate.
+    def paper_layer(self, index: int, *, blocks: int = _PAPER_LAYERS) -> int:
+        """Map `hs[index]` of a paper's encoder to this one, keeping "penultimate" penultimate.
 
-        `hs[i]`, 1 <= i <= 23, goes to round(i (L-1) / 23), never to `hs[0]`; `hs[24]` to `hs[L]`.
+        With 24 blocks in the paper, `hs[i]`, 1 <= i <= 23, goes to round(i (L-1) / 23), never to
+        `hs[0]`; `hs[24]` to `hs[L]`.
         """
-        if not 0 <= index <= _PAPER_LAYERS:
-            raise ValueError(f"a paper's layer lies in 0..{_PAPER_LAYERS}, got {index}")
+        if not 0 <= index <= blocks:
+            raise ValueError(f"a paper's layer lies in 0..{blocks}, got {index}")
         if index == 0:
             return 0
-        if index == _PAPER_LAYERS:
+        if index == blocks:
             return self.layers
         # int(x + 1/2) instead of round(): halves go up on every encoder alike.
-        return max(1, int(index * (self.layers - 1) / (_PAPER_LAYERS - 1) + 0.5))
+        return max(1, int(index * (self.layers - 1) / (blocks - 1) + 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,152 @@
+"""A task's data as cells need it: identity for planning, bundles for training. No torch here.
+
+A bundle is a task's splits cut to a budget, with image rows counted within the cut. Cells read
+bundles and hidden states only; images are touched once, when they are encoded.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from fusionbench.cache import cache_dir, write_atomic
+from fusionbench.records import Budget, canonical
+from fusionbench.task import SPLITS, Split, SplitName, TaskData
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """One split of a bundle."""
+
+    items: tuple[str, ...]
+    groups: tuple[str, ...]
+    """The image group of each example: questions about one image share it."""
+    rows: Int[np.ndarray, " example"]
+    """Row of the image in the bundle's image set and in every feature file."""
+    questions: Int[np.ndarray, " example"]
+    """Index into `Bundle.questions`."""
+    answers: Int[np.ndarray, " example"]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A task cut to a budget."""
+
+    answers: tuple[str, ...]
+    questions: tuple[str, ...]
+    """Distinct questions."""
+    train: Examples
+    val: Examples
+    test: Examples
+    images: str
+    """Hash of the image set, the key of its features."""
+    count: int
+    """Images in the set."""
+
+    def split(self, name: SplitName) -> Examples:
+        """The examples of that split."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+
+def cut(data: TaskData, budget: Budget) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"]]:
+    """The bundle a budget asks for, and its images in bundle order."""
+    limits = {"train": budget.train_items, "val": budget.val_items, "test": budget.test_items}
+    kept = {name: limits[name] or len(data.split(name)) for name in SPLITS}
+    used = np.concatenate([data.split(name).images[: kept[name]] for name in SPLITS])
+    images = np.unique(used)
+    row_of = np.zeros(len(data.images), dtype=np.int64)
+    row_of[images] = np.arange(len(images))
+    asked = sorted({q for name in SPLITS for q in data.split(name).questions[: kept[name]]})
+    number = {question: index for index, question in enumerate(asked)}
+    parts = {name: _examples(data.split(name), kept[name], row_of, number) for name in SPLITS}
+    pixels = np.ascontiguousarray(data.images[images])
+    bundle = Bundle(
+        answers=data.answers,
+        questions=tuple(asked),
+        **parts,
+        images=_hash_pixels(pixels),
+        count=len(images),
+    )
+    return bundle, pixels
+
+
+def bundle_path(task: str, data_hash: str, budget: Budget) -> Path:
+    """Where the bundle of this task and budget is cached."""
+    limits = [budget.train_items, budget.val_items, budget.test_items]
+    key = hashlib.sha256(canonical([_FORMAT, task, data_hash, limits]).encode()).hexdigest()[:20]
+    return cache_dir("bundles", f"{task}-{key}.json")
+
+
+def write_bundle(bundle: Bundle, path: Path) -> None:
+    """Store a bundle as JSON, atomically."""
+    values = {
+        "answers": bundle.answers,
+        "questions": bundle.questions,
+        "images": bundle.images,
+        "count": bundle.count,
+        "splits": {name: _plain(bundle.split(name)) for name in SPLITS},
+    }
+    write_atomic(path, json.dumps(values).encode())
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read a bundle back; FileNotFoundError if it was never written."""
+    values = json.loads(path.read_text())
+    parts = {name: _from_plain(values["splits"][name]) for name in SPLITS}
+    return Bundle(
+        answers=tuple(values["answers"]),
+        questions=tuple(values["questions"]),
+        **parts,
+        images=values["images"],
+        count=values["count"],
+    )
+
+
+def _examples(
+    split: Split, count: int, row_of: Int[np.ndarray, " image"], number: dict[str, int]
+) -> Examples:
+    count = min(count, len(split))
+    images = split.images[:count]
+    return Examples(
+        items=split.items[:count],
+        groups=tuple(f"image-{image}" for image in images),
+        rows=row_of[images],
+        questions=np.array([number[q] for q in split.questions[:count]], dtype=np.int64),
+        answers=np.asarray(split.answers[:count], dtype=np.int64),
+    )
+
+
+def _hash_pixels(pixels: UInt8[np.ndarray, "image height width 3"]) -> str:
+    digest = hashlib.sha256(canonical(list(pixels.shape)).encode())
+    digest.update(pixels.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _plain(examples: Examples) -> dict[str, Sequence[str] | list[int]]:
+    return {
+        "items": examples.items,
+        "groups": examples.groups,
+        "rows": examples.rows.tolist(),
+        "questions": examples.questions.tolist(),
+        "answers": examples.answers.tolist(),
+    }
+
+
+def _from_plain(values: dict[str, list[str] | list[int]]) -> Examples:
+    return Examples(
+        items=tuple(str(item) for item in values["items"]),
+        groups=tuple(str(group) for group in values["groups"]),
+        rows=np.array(values["rows"], dtype=np.int64),
+        questions=np.array(values["questions"], dtype=np.int64),
+        answers=np.array(values["answers"], dtype=np.int64),
+    )

@@ -1,0 +1,191 @@
+"""Facts that stand as literals in the source of a method or task, read without running it.
+
+A module is parsed, not imported, so that listing and planning need neither torch nor the data
+packages. What cannot be read this way is reported as a problem of that file.
+"""
+
+import ast
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusionbench import registry
+
+ROOTS = {"Fusion": "method", "InEncoderFusion": "method", "Task": "task"}
+"""The classes of `fusionbench.api` that make a class a method or a task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """One `@method(...)` or `@task(...)` line and the class under it."""
+
+    kind: str
+    cls: str
+    root: str
+    """`Fusion`, `InEncoderFusion` or `Task`."""
+    arguments: Mapping[str, Any]
+    """The decorator's arguments by name, defaults filled in."""
+    settings: Mapping[str, registry.Setting]
+    """Keyword-only arguments of the constructor and their defaults."""
+    attributes: Mapping[str, Any]
+    """Class attributes with literal values."""
+
+
+class Unreadable(ValueError):
+    """A declaration that is not made of literals; the message names the line."""
+
+
+def read_source(file: Path) -> tuple[list[Declaration], list[str]]:
+    """All declarations of a file, and what is wrong with the rest of it."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    except SyntaxError as error:
+        return [], [f"line {error.lineno}: syntax error: {error.msg}"]
+    except (OSError, ValueError) as error:
+        return [], [f"cannot be read: {error}"]
+    module = _Module(tree)
+    found: list[Declaration] = []
+    problems: list[str] = []
+    for node in module.classes.values():
+        try:
+            found.extend(_declarations(module, node))
+        except Unreadable as error:
+            problems.append(str(error))
+    return found, problems
+
+
+class _Module:
+    """The classes of one file and what its imports call things."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        self.original = {
+            alias.asname or alias.name: alias.name
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+
+    def name(self, node: ast.expr) -> str:
+        """`Fusion` for `Fusion`, for `api.Fusion` and for a name that was imported `as`."""
+        if isinstance(node, ast.Attribute):
+            return node.attr
+        if isinstance(node, ast.Subscript):
+            return self.name(node.value)
+        return self.original.get(node.id, node.id) if isinstance(node, ast.Name) else ""
+
+    def lineage(self, node: ast.ClassDef) -> list[ast.ClassDef]:
+        """The class and its ancestors in this file, nearest first."""
+        found, waiting = [], [node]
+        while waiting:
+            cls = waiting.pop(0)
+            if cls not in found:
+                found.append(cls)
+                parents = (self.classes.get(self.name(base)) for base in cls.bases)
+                waiting.extend(parent for parent in parents if parent is not None)
+        return found
+
+    def root(self, node: ast.ClassDef) -> str:
+        """Which class of the contract this one descends from."""
+        bases = [self.name(base) for cls in self.lineage(node) for base in cls.bases]
+        for base in bases:
+            if base in ROOTS:
+                return base
+        parents = ", ".join(bases) or "nothing"
+        raise Unreadable(
+            f"line {node.lineno}: class {node.name} descends from {parents}; a method or task "
+            "must descend from Fusion, InEncoderFusion or Task within its file"
+        )
+
+
+def _declarations(module: _Module, node: ast.ClassDef) -> Iterator[Declaration]:
+    for decorator in node.decorator_list:
+        if not isinstance(decorator, ast.Call):
+            continue
+        kind = module.name(decorator.func)
+        if kind not in ("method", "task"):
+            continue
+        arguments = _arguments(kind, decorator)
+        root = module.root(node)
+        if ROOTS[root] != kind:
+            raise Unreadable(f"line {node.lineno}: class {node.name} is a {root}, not a {kind}")
+        yield Declaration(
+            kind=kind,
+            cls=node.name,
+            root=root,
+            arguments=arguments,
+            settings=_settings(module, node),
+            attributes=_attributes(module, node),
+        )
+
+
+def _arguments(kind: str, call: ast.Call) -> dict[str, Any]:
+    """Bind the literal arguments to the real decorator's signature."""
+    values = [_literal(node, f"an argument of @{kind}") for node in call.args]
+    named = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise Unreadable(f"line {call.lineno}: @{kind} takes no **arguments, only literals")
+        named[keyword.arg] = _literal(keyword.value, f"{keyword.arg} of @{kind}")
+    signature = inspect.signature(registry.method if kind == "method" else registry.task)
+    try:
+        bound = signature.bind(*values, **named)
+    except TypeError as error:
+        raise Unreadable(f"line {call.lineno}: @{kind}: {error}") from error
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _settings(module: _Module, node: ast.ClassDef) -> dict[str, registry.Setting]:
+    """Keyword-only arguments of the nearest constructor in this file."""
+    constructors = (
+        part
+        for cls in module.lineage(node)
+        for part in cls.body
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__"
+    )
+    constructor = next(constructors, None)
+    if constructor is None:
+        return {}
+    settings: dict[str, registry.Setting] = {}
+    given = constructor.args
+    for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+        if default is None:
+            raise Unreadable(f"line {argument.lineno}: setting {argument.arg!r} has no default")
+        settings[argument.arg] = _literal(default, f"the default of {argument.arg!r}")
+    return settings
+
+
+def _attributes(module: _Module, node: ast.ClassDef) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for cls in reversed(module.lineage(node)):
+        for part in cls.body:
+            if isinstance(part, ast.Assign):
+                targets = part.targets
+            elif isinstance(part, ast.AnnAssign) and part.value is not None:
+                targets = [part.target]
+            else:
+                continue
+            for target in targets:
+                if isinstance(target, ast.Name) and part.value and _is_literal(part.value):
+                    found[target.id] = ast.literal_eval(part.value)
+    return found
+
+
+def _literal(node: ast.expr, what: str) -> Any:
+    if not _is_literal(node):
+        raise Unreadable(
+            f"line {node.lineno}: {what} must be a literal, not `{ast.unparse(node)}`: "
+            "names and settings are read without importing the file"
+        )
+    return ast.literal_eval(node)
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return False
+    return True

@@ -1,0 +1,56 @@
+"""From a name to a frozen encoder on a device."""
+
+from pathlib import Path
+
+import torch
+
+from fusionbench.encoders import own
+from fusionbench.encoders.catalog import describe
+from fusionbench.encoders.contract import Encoder
+from fusionbench.encoders.fetch import fetch
+from fusionbench.encoders.vit import ViT, ViTConfig
+
+
+def build(
+    name: str,
+    *,
+    image_size: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Encoder:
+    """A frozen encoder, fetched first if it has to be; `image_size` 0 means its own.
+
+    Raises ValueError for an unknown name or an impossible size, OSError if fetching fails.
+    """
+    card = describe(name, image_size=image_size)
+    if not card.available:
+        fetch(name)
+        card = describe(name, image_size=image_size)
+    encoder = _load(name, folder=Path(card.path), image_size=image_size)
+    encoder.freeze()
+    return encoder.to(device=device, dtype=dtype)
+
+
+def _load(name: str, *, folder: Path, image_size: int) -> Encoder:
+    if name in own.OWN:
+        return load_vit(folder, image_size=image_size)
+    if name.startswith("planted"):
+        from fusionbench.encoders import planted
+
+        return planted.planted(name)
+    if name.startswith("hf:"):
+        from fusionbench.encoders.hf import load_hf
+
+        return load_hf(folder, image_size=image_size)
+    from fusionbench.encoders.timm_vit import load_timm
+
+    return load_timm(folder, image_size=image_size)
+
+
+def load_vit(path: Path, *, image_size: int = 0) -> ViT:
+    """A ViT of our own format, in float32 whatever type the file has."""
+    from safetensors.torch import load_file
+
+    encoder = ViT(ViTConfig.from_json(own.architecture(path)), image_size=image_size)
+    encoder.load(load_file(path))
+    return encoder

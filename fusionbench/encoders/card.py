@@ -1,0 +1,89 @@
+"""What is known about an encoder before anything heavy is imported.
+
+Standard library only. The fingerprint of an encoder is the SHA-256 of its weight files' bytes and
+of its architecture; both are read from disk, never from a name.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusionbench.cache import file_hash
+from fusionbench.records import canonical
+
+# A safetensors header larger than this is no header: the file is something else.
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderCard:
+    """One encoder at one input size; shape and fingerprint are empty where nothing is on disk."""
+
+    name: str
+    source: str
+    """Where the weights come from, in words."""
+    available: bool
+    get: str = ""
+    """How to fetch it; empty where it is available."""
+    path: str = ""
+    """Folder or file of the weights."""
+    weights: str = ""
+    """Fingerprint of weights and architecture."""
+    layers: int = 0
+    dim: int = 0
+    grid: tuple[int, int] = (0, 0)
+    """Patches, height x width."""
+    prefix: int = 0
+    size: int = 0
+    """Side of the input in pixels."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one hidden state, prefix included."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+
+def fingerprint(files: Sequence[Path], *, architecture: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits over the files' contents, in order, and the architecture."""
+    content = {"files": [file_hash(path) for path in files], "architecture": architecture}
+    return hashlib.sha256(canonical(content).encode()).hexdigest()[:32]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ValueError that names the file if it is anything else."""
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return values
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a safetensors file: 8 bytes of length, then a JSON header.
+
+    Raises ValueError for a file that is not safetensors.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if 2 <= length <= _LARGEST_HEADER else b""
+    try:
+        header = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a safetensors file, or it is truncated") from error
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if "shape" in entry}
+
+
+def patches(size: int, *, patch: int, name: str) -> tuple[int, int]:
+    """The grid of a square input; ValueError if the patches do not fill it."""
+    if size <= 0 or size % patch:
+        nearest = max(1, round(size / patch)) * patch
+        raise ValueError(
+            f"image_size {size} does not fit {name}: it must be a multiple of {patch} "
+            f"(the nearest is {nearest})"
+        )
+    return size // patch, size // patch

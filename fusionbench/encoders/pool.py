@@ -1,0 +1,104 @@
+"""The images that `nano` is pretrained on, none of which a task validates or tests on.
+
+Procedural pictures, the train splits of the tasks, and pictures that a task's module renders from
+seeds that the task does not use: its function `extra_images(count, *, seed)`.
+"""
+
+import hashlib
+import logging
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fusionbench.catalog import TaskCard, read_catalog
+from fusionbench.encoders.procedural import render
+from fusionbench.plugins import load_task
+from fusionbench.task import Task, TaskData
+
+Images = UInt8[np.ndarray, "image height width 3"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolPlan:
+    """How many images from where."""
+
+    procedural: int
+    per_task: int
+    """At most so many images of a task's train split, from its front."""
+    extra: int
+    """Pictures from unused seeds, per task module that offers them."""
+    seed: int
+    skip: tuple[str, ...] = ()
+    """Globs of tasks to leave out, for the licence of their images."""
+
+
+def pool(plan: PoolPlan) -> Iterator[tuple[str, Images]]:
+    """Source and images, one source at a time."""
+    if plan.procedural:
+        yield "procedural", render(plan.procedural, seed=plan.seed)
+    loaded = {card.name: load_task(card) for card in local_tasks(plan.skip)}
+    # All tasks, skipped ones too: what one of them tests on must not come in through another.
+    forbidden = held_out_hashes(
+        load_task(card).load() for card in local_tasks(()) if plan.per_task or plan.extra
+    )
+    rendered = set()
+    for name, task in loaded.items():
+        if plan.per_task:
+            yield name, without(train_images(task.load(), plan.per_task), forbidden)
+        module = sys.modules[type(task).__module__]
+        render_extra = getattr(module, "extra_images", None)
+        if plan.extra and render_extra and module.__name__ not in rendered:
+            rendered.add(module.__name__)
+            images = render_extra(plan.extra, seed=plan.seed)
+            yield f"{module.__name__.rpartition('.')[2]} (unused seeds)", without(images, forbidden)
+
+
+def local_tasks(skip: Collection[str]) -> list[TaskCard]:
+    """Tasks of the suite with data on this machine."""
+    cards = read_catalog().tasks.values()
+    return [
+        card
+        for card in cards
+        if card.available
+        and card.in_suite
+        and not card.encoder
+        and not any(fnmatch(card.name, glob) for glob in skip)
+    ]
+
+
+def train_images(data: TaskData, limit: int) -> Images:
+    """The first distinct images of the train split."""
+    rows = np.array(list(dict.fromkeys(data.train.images.tolist()))[:limit], dtype=np.int64)
+    return data.images[rows]
+
+
+def held_out_hashes(datasets: Iterator[TaskData]) -> set[str]:
+    """Hashes of every image that some task validates or tests on."""
+    hashes: set[str] = set()
+    for data in datasets:
+        rows = np.unique(np.concatenate([data.val.images, data.test.images]))
+        hashes.update(image_hash(data.images[row]) for row in rows)
+    return hashes
+
+
+def without(images: Images, forbidden: Collection[str]) -> Images:
+    """The images whose hash is not forbidden."""
+    keep = np.array([image_hash(image) not in forbidden for image in images], dtype=bool)
+    if not keep.all():
+        log.info("left out %d held-out images", int((~keep).sum()))
+    return images[keep]
+
+
+def image_hash(image: UInt8[np.ndarray, "height width 3"]) -> str:
+    """SHA-256 of an image's side lengths and bytes."""
+    return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+
+
+def task_of(card: TaskCard) -> Task:
+    """The task behind a card."""
+    return load_task(card)

@@ -1,0 +1,79 @@
+"""One cell: build, train, score, and say what happened."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fusionbench.fusion import Method
+from fusionbench.harness.evaluate import evaluate
+from fusionbench.harness.materials import Materials
+from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.stepping import needs_encoder, taps_of
+from fusionbench.harness.train import train
+from fusionbench.records import CellRecord, CellSpec
+
+Scores = Float[np.ndarray, " example"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """The learning rate of a cell and how it was found."""
+
+    lr: float
+    scores: Mapping[str, list[float]]
+    """Learning rate -> val scores of the tuning seeds; empty if there was nothing to choose."""
+    at_edge: bool = False
+
+
+def choose_lr(scores: Mapping[float, list[float]]) -> Tuned:
+    """The learning rate with the best mean val score; ties go to the smaller one."""
+    means = {lr: float(np.mean(values)) for lr, values in sorted(scores.items())}
+    best = max(means, key=lambda lr: means[lr])
+    return Tuned(
+        lr=best,
+        scores={f"{lr:g}": list(values) for lr, values in sorted(scores.items())},
+        at_edge=len(means) > 1 and best in (min(means), max(means)),
+    )
+
+
+def run_cell(
+    spec: CellSpec, method: type[Method], materials: Materials, *, tuned: Tuned, eval_batch: int
+) -> tuple[CellRecord, Scores]:
+    """Train and score one cell; a tuning cell is scored on val, an evaluation cell on test."""
+    started = time.perf_counter()
+    model = build_model(method, spec.settings, materials, spec.seed)
+    initial = {name: value.detach().clone() for name, value in model.fusion.named_parameters()}
+    losses = train(model, materials, spec.seed, tuned.lr)
+    split = "val" if spec.stage == "tune" else "test"
+    scores, trace = evaluate(model, materials, split, eval_batch)
+    record = CellRecord(
+        spec=spec,
+        status="done",
+        metric=materials.task.metric,
+        chance=materials.task.chance,
+        score=float(scores.mean()),
+        examples=len(scores),
+        lr=tuned.lr,
+        tuning=tuned.scores,
+        lr_at_edge=tuned.at_edge,
+        parameters=model.parameter_counts(),
+        taps=taps_of(model.fusion),
+        in_encoder=needs_encoder(model.fusion),
+        loss=tuple(losses),
+        trace=trace,
+        unmoved=_unmoved(model, initial),
+    )
+    return replace(record, seconds=round(time.perf_counter() - started, 3)), scores
+
+
+def _unmoved(model: Model, initial: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, value in model.fusion.named_parameters()
+        if torch.equal(value.detach(), initial[name])
+    )

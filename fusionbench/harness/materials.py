@@ -1,0 +1,115 @@
+"""What the cells of one task share: examples, questions and hidden states, on the device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fusionbench import features
+from fusionbench.data import Bundle
+from fusionbench.encoders.contract import Encoder
+from fusionbench.features import FeatureKey
+from fusionbench.fusion import Tap
+from fusionbench.harness.stepping import States
+from fusionbench.readers.questions import QuestionTable
+from fusionbench.records import Budget
+from fusionbench.task import Task
+from fusionbench.types import StackShape
+
+# Features may take this share of a GPU's free memory; the rest stays mapped from disk.
+_GPU_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Examples on the device: image rows, question rows, answers."""
+
+    rows: Int[Tensor, " example"]
+    questions: Int[Tensor, " example"]
+    answers: Int[Tensor, " example"]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.rows)
+
+    def pick(self, index: Int[Tensor, " picked"]) -> "Batch":
+        """Some of the examples, in the given order."""
+        return Batch(
+            rows=self.rows[index], questions=self.questions[index], answers=self.answers[index]
+        )
+
+
+@dataclass(kw_only=True)
+class Materials:
+    """One task, one encoder, one budget."""
+
+    name: str
+    task: Task
+    bundle: Bundle
+    budget: Budget
+    shape: StackShape
+    """The encoder's stack, with the query's width filled in."""
+    key: FeatureKey
+    device: torch.device
+    encoder: Encoder | None = None
+    """Only where a method of this task writes into the encoder."""
+    splits: Mapping[str, Batch] = field(init=False)
+    questions: QuestionTable = field(init=False)
+    queries: Float[Tensor, "question query_dim"] = field(init=False)
+    """What a fusion sees of each question."""
+    answers: Float[Tensor, "answer width"] = field(init=False)
+    """Frozen embeddings of the answers, in the reader's width."""
+    _leak: QuestionTable = field(init=False)
+    _taps: dict[Tap, Float[Tensor, "image token dim"]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Move everything small to the device."""
+        self.splits = {name: self._batch(name) for name in ("train", "val", "test")}
+        table = QuestionTable.build(self.bundle.questions, self.budget.query_dim)
+        self.questions = table.to(self.device)
+        self.queries = self.questions.mean()
+        answers = QuestionTable.build(self.bundle.answers, self.budget.reader_width)
+        self.answers = answers.mean().to(self.device)
+        self._leak = QuestionTable.build(self.bundle.answers, self.budget.query_dim).to(self.device)
+
+    def leaky_queries(self, batch: Batch) -> Float[Tensor, "batch query_dim"]:
+        """The mean over question and answer tokens, for methods that read answers in training."""
+        asked, told = self.questions, self._leak
+        total = asked.tokens[batch.questions].sum(dim=1) + told.tokens[batch.answers].sum(dim=1)
+        count = asked.mask[batch.questions].sum(dim=1) + told.mask[batch.answers].sum(dim=1)
+        return total / count[:, None]
+
+    def states(self, rows: Int[Tensor, " example"]) -> States:
+        """The hidden states of these images, by tap."""
+
+        def gather(taps: tuple[Tap, ...]) -> Float[Tensor, "tap batch token dim"]:
+            return torch.stack([self._rows(tap, rows) for tap in taps])
+
+        return gather
+
+    def _rows(self, tap: Tap, rows: Int[Tensor, " example"]) -> Float[Tensor, "batch token dim"]:
+        if tap not in self._taps:
+            self._taps[tap] = self._place(features.read(self.key, tap))
+        stored = self._taps[tap]
+        return stored[rows.to(stored.device)].to(self.device, torch.float32)
+
+    def _place(self, stored: Float[Tensor, "image token dim"]) -> Float[Tensor, "image token dim"]:
+        if self.device.type != "cuda":
+            return stored
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return stored.to(self.device) if stored.nbytes < _GPU_SHARE * free else stored
+
+    def _batch(self, name: str) -> Batch:
+        examples = {"train": self.bundle.train, "val": self.bundle.val, "test": self.bundle.test}[
+            name
+        ]
+        columns = (examples.rows, examples.questions, examples.answers)
+        rows, questions, answers = (torch.from_numpy(np.array(column)) for column in columns)
+        return Batch(
+            rows=rows.to(self.device),
+            questions=questions.to(self.device),
+            answers=answers.to(self.device),
+        )

@@ -1,0 +1,103 @@
+"""Fusion and reader as one trainable module, initialised from streams that keep cells paired."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusionbench.fusion import Method
+from fusionbench.harness.materials import Batch, Materials
+from fusionbench.harness.stepping import fuse
+from fusionbench.readers.attentive import AttentiveReader
+from fusionbench.records import Setting
+from fusionbench.seeding import seed_of
+from fusionbench.types import Fused, StackShape, Unsupported
+
+
+class Model(nn.Module):
+    """What one cell trains."""
+
+    def __init__(self, fusion: Method, reader: AttentiveReader) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.reader = reader
+
+    def forward(
+        self, batch: Batch, materials: Materials
+    ) -> tuple[Float[Tensor, "batch answer"], Fused]:
+        """Logits over the answers, and all the fusion gave."""
+        query = self._query(batch, materials)
+        states = materials.states(batch.rows)
+        fused = fuse(self.fusion, states, query, materials.encoder)
+        if fused.injections:
+            raise Unsupported("injects into the reader's layers, and this reader has none")
+        questions = materials.questions
+        logits = self.reader(
+            fused.tokens, questions.tokens[batch.questions], questions.mask[batch.questions]
+        )
+        return logits, fused
+
+    def loss(self, batch: Batch, materials: Materials) -> Float[Tensor, ""]:
+        """Cross-entropy, the fusion's own terms, and its alignment with the answer."""
+        logits, fused = self(batch, materials)
+        total = F.cross_entropy(logits.float(), batch.answers)
+        for term in fused.losses.values():
+            total = total + term
+        if fused.summary is not None and self.fusion.summary_weight:
+            projected = self.reader.projector(fused.summary)
+            alike = F.cosine_similarity(projected.float(), materials.answers[batch.answers])
+            total = total + self.fusion.summary_weight * (1 - alike).mean()
+        return total
+
+    def _query(self, batch: Batch, materials: Materials) -> Float[Tensor, "batch query_dim"]:
+        if self.training and self.fusion.reads_answers:
+            return materials.leaky_queries(batch)
+        return materials.queries[batch.questions]
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Trainable parameters by part; the projector's depend on the fusion's `out_dim`."""
+        projector = _count(self.reader.projector)
+        return {
+            "fusion": _count(self.fusion),
+            "projector": projector,
+            "reader": _count(self.reader) - projector,
+        }
+
+
+def build_model(
+    method: type[Method], settings: Mapping[str, Setting], materials: Materials, seed: int
+) -> Model:
+    """A freshly initialised model.
+
+    The reader's stream knows task and seed; the fusion's also the method's class, never the name
+    it is registered under: two names of one class start alike.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(materials.name, seed, "fusion", method.__qualname__))
+        fusion = build_fusion(method, settings, materials.shape)
+        torch.manual_seed(seed_of(materials.name, seed, "reader"))
+        reader = AttentiveReader(
+            fusion.out_dim,
+            width=materials.budget.reader_width,
+            query_dim=materials.budget.query_dim,
+            length=materials.questions.tokens.shape[1],
+            answers=len(materials.bundle.answers),
+        )
+    return Model(fusion, reader).to(materials.device)
+
+
+def build_fusion(
+    method: type[Method], settings: Mapping[str, Setting], shape: StackShape
+) -> Method:
+    """Construct a method for an encoder's shape; Unsupported if it needs what is not there."""
+    if method.needs_query and not shape.query_dim:
+        raise Unsupported("needs the question, and this reader gives none")
+    # The settings were checked against the constructor's own signature when they were chosen.
+    constructor: type = method
+    return constructor(shape, **settings)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,75 @@
+"""How a method meets hidden states: all at once, stepped over a cache, or stepped with the encoder.
+
+The three ways differ in cost only; which one applies follows from what the method declares.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fusionbench.encoders.contract import Encoder
+from fusionbench.fusion import Fusion, InEncoderFusion, Method, Tap
+from fusionbench.types import Fused
+
+States = Callable[[tuple[Tap, ...]], Float[Tensor, "tap batch token dim"]]
+"""Gives the hidden states of one batch, one averaged set per tap."""
+
+
+def needs_encoder(method: Method) -> bool:
+    """True if the encoder must run in every step, so that no feature cache is possible."""
+    return isinstance(method, InEncoderFusion) and method.writes
+
+
+def taps_of(method: Method) -> tuple[Tap, ...]:
+    """The hidden states that must be at hand before the method can run."""
+    if isinstance(method, Fusion):
+        return method.taps
+    if isinstance(method, InEncoderFusion):
+        # A method that writes makes its own hs[1..]; the others read them from the cache.
+        last = 0 if method.writes else method.depth
+        return tuple((index,) for index in range(last + 1))
+    raise TypeError(f"{type(method).__name__} is neither a Fusion nor an InEncoderFusion")
+
+
+def fuse(
+    method: Method,
+    states: States,
+    query: Float[Tensor, "batch query_dim"],
+    encoder: Encoder | None = None,
+) -> Fused:
+    """Run a method on one batch; `encoder` is needed only where `needs_encoder` says so."""
+    hidden = states(taps_of(method))
+    if isinstance(method, Fusion):
+        return method(hidden, query)
+    if not isinstance(method, InEncoderFusion):
+        raise TypeError(f"{type(method).__name__} is neither a Fusion nor an InEncoderFusion")
+    if method.writes:
+        return _step_with(encoder, method, hidden[0], query)
+    return _step_over(method, hidden, query)
+
+
+def _step_over(
+    method: InEncoderFusion,
+    hidden: Float[Tensor, "tap batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+) -> Fused:
+    state = method.start(hidden[0], query)
+    tokens = hidden[0]
+    for index in range(1, method.depth + 1):
+        tokens, state = method.after_block(index, hidden[index], state)
+    return method.finish(tokens, state)
+
+
+def _step_with(
+    encoder: Encoder | None,
+    method: InEncoderFusion,
+    tokens: Float[Tensor, "batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+) -> Fused:
+    if encoder is None:
+        raise TypeError(f"{type(method).__name__} writes into the encoder, but none was given")
+    state = method.start(tokens, query)
+    for index in range(1, method.depth + 1):
+        tokens, state = method.after_block(index, encoder.block(index, tokens), state)
+    return method.finish(tokens, state)

@@ -1,0 +1,86 @@
+"""Training of one model: AdamW, warm-up and cosine, clipping, a fixed number of steps.
+
+The same for every method and control; no early stopping.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from fusionbench.harness.materials import Materials
+from fusionbench.harness.model import Model
+from fusionbench.records import Budget
+from fusionbench.seeding import stream
+
+_LOSS_POINTS = 21
+
+
+def train(model: Model, materials: Materials, seed: int, lr: float) -> list[float]:
+    """Train in place; gives the loss at evenly spaced steps, first and last included.
+
+    Raises FloatingPointError if the loss stops being finite.
+    """
+    budget = materials.budget
+    optimiser = _optimiser(model, budget, lr)
+    pool = materials.splits["train"]
+    losses = []
+    model.train()
+    for step, picked in enumerate(batches(materials.name, seed, len(pool), budget)):
+        for group in optimiser.param_groups:
+            group["lr"] = lr * schedule(step, budget)
+        with autocast(materials):
+            loss = model.loss(pool.pick(picked.to(materials.device)), materials)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), budget.clip)
+        optimiser.step()
+        losses.append(loss.detach())
+    history = torch.stack(losses).float().cpu()
+    if not bool(torch.isfinite(history).all()):
+        raise FloatingPointError(f"the loss became {history[-1]:g} at learning rate {lr:g}")
+    spaced = np.unique(np.linspace(0, len(losses) - 1, _LOSS_POINTS).round().astype(int))
+    return [round(float(history[step]), 6) for step in spaced]
+
+
+def schedule(step: int, budget: Budget) -> float:
+    """Share of the peak learning rate at a step (from 0): linear warm-up, then a cosine to 0."""
+    rising = max(1, round(budget.warmup * budget.steps))
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, budget.steps - rising)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def batches(task: str, seed: int, pool: int, budget: Budget) -> Iterator[Int[Tensor, " batch"]]:
+    """Rows of the pool, batch by batch: a resample of the pool, then one shuffle an epoch.
+
+    Both depend on task and seed alone, never on the method: cells of one seed are paired.
+    """
+    resampled = np.arange(pool)
+    if budget.resample == "bootstrap":
+        resampled = stream(task, seed, "resample").integers(0, pool, size=pool)
+    order = stream(task, seed, "order")
+    wanted = budget.steps * budget.batch
+    epochs = [order.permutation(resampled) for _ in range(math.ceil(wanted / pool))]
+    rows = torch.from_numpy(np.concatenate(epochs)[:wanted])
+    yield from rows.split(budget.batch)
+
+
+def autocast(materials: Materials) -> torch.autocast:
+    """bf16 autocast where the budget says so, on any device."""
+    bf16 = materials.budget.precision == "bf16"
+    return torch.autocast(materials.device.type, torch.bfloat16, enabled=bf16)
+
+
+def _optimiser(model: Model, budget: Budget, lr: float) -> torch.optim.AdamW:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    # Biases, norms, gates and mixing weights are not decayed: decay would pull them to a value.
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": budget.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)

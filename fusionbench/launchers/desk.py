@@ -1,0 +1,198 @@
+"""What a worker keeps between jobs (encoders, the materials of one task) and how it does a job."""
+
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from fusionbench import features
+from fusionbench.data import Bundle, bundle_path, cut, read_bundle, write_bundle
+from fusionbench.encoders.build import build
+from fusionbench.encoders.contract import Encoder
+from fusionbench.errors import UserError
+from fusionbench.features import FeatureKey
+from fusionbench.fusion import Tap
+from fusionbench.harness.cell import Tuned, choose_lr, run_cell
+from fusionbench.harness.materials import Materials
+from fusionbench.harness.model import build_fusion
+from fusionbench.harness.stepping import taps_of
+from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
+from fusionbench.plan import Cell, tuning_specs
+from fusionbench.plugins import load_method, load_task
+from fusionbench.provenance import code_state, hardware, software
+from fusionbench.records import CellRecord, CellSpec, RunOptions
+from fusionbench.store import Items, Store
+from fusionbench.task_source import load_data
+from fusionbench.types import StackShape, Unsupported
+
+_ERROR_LINES = 12
+
+
+class Desk:
+    """One worker's place: it holds at most one task's materials at a time."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self.options = options
+        self.device = choose_device(options.device)
+        self.store = Store.open(options.out)
+        self._encoders: dict[tuple[str, int], Encoder] = {}
+        self._materials: tuple[str, Materials] | None = None
+
+    def prepare(self, job: EncodeJob) -> None:
+        """Write the task's bundle and every hidden state that a method of the plan taps."""
+        cell = job.cells[0]
+        bundle, images = self._bundle(cell)
+        encoder = self._encoder(cell)
+        key = feature_key(cell.spec, bundle, encoder.size)
+        wanted = features.missing_taps(key, _all_taps(job.cells, encoder, cell.spec))
+        if not wanted:
+            return
+        if images is None:
+            _, images = cut(load_data(cell.task), cell.spec.budget)
+        features.encode(encoder, images, key, wanted, limit_gib=self.options.cache_gib)
+
+    def run(self, job: CellJob) -> Iterator[Event]:
+        """Train and record each cell; a cell that fails does not stop the others."""
+        for cell in job.cells:
+            yield Event(kind="begun", cell=cell)
+            try:
+                yield from self._run_one(cell)
+            except Unsupported as reason:
+                self._write(cell, CellRecord(spec=cell.spec, status="skipped", reason=str(reason)))
+                yield Event(kind="skipped", cell=cell, text=str(reason))
+            except UserError:
+                raise
+            except Exception as error:  # a method may raise anything
+                self.store.write_failure(self._signed(cell, _failure(cell.spec)))
+                yield Event(kind="failed", cell=cell, text=f"{type(error).__name__}: {error}")
+
+    def _run_one(self, cell: Cell) -> Iterator[Event]:
+        method = load_method(cell.chosen.card)
+        materials = self._materials_of(cell)
+        scores: dict[float, list[float]] = {}
+        for lr, specs in tuning_specs(cell.spec).items():
+            scores[lr] = [self._tuning_score(cell, spec, materials) for spec in specs]
+            yield Event(kind="tuned", cell=cell, text=f"learning rate {lr:g}")
+        tuned = choose_lr(scores) if scores else Tuned(lr=cell.spec.budget.lrs[0], scores={})
+        record, outcomes = run_cell(
+            cell.spec, method, materials, tuned=tuned, eval_batch=self.options.eval_batch
+        )
+        examples = materials.bundle.test
+        items = Items(names=examples.items, groups=examples.groups)
+        self._write(cell, record, outcomes, items)
+        yield Event(kind="done", cell=cell)
+
+    def _tuning_score(self, cell: Cell, spec: CellSpec, materials: Materials) -> float:
+        known = self.store.find(spec.id)
+        if known is None:
+            method = load_method(cell.chosen.card)
+            tuned = Tuned(lr=spec.budget.lrs[0], scores={})
+            try:
+                known, _ = run_cell(
+                    spec, method, materials, tuned=tuned, eval_batch=self.options.eval_batch
+                )
+            except FloatingPointError as error:
+                known = CellRecord(spec=spec, status="done", score=0.0, notes=(str(error),))
+            self._write(cell, known)
+        if known.score is None:
+            raise ValueError(f"tuning record {spec.id} has no score")
+        return known.score
+
+    def _write(
+        self,
+        cell: Cell,
+        record: CellRecord,
+        outcomes: np.ndarray | None = None,
+        items: Items | None = None,
+    ) -> None:
+        self.store.write(self._signed(cell, record), outcomes, items)
+
+    def _signed(self, cell: Cell, record: CellRecord) -> CellRecord:
+        provenance = {
+            "code": code_state(),
+            "software": software(),
+            "hardware": hardware(str(self.device)),
+            "method": cell.chosen.card.source,
+            "task": cell.task.source,
+        }
+        return replace(record, label=cell.chosen.label, provenance=provenance)
+
+    def _bundle(
+        self, cell: Cell
+    ) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
+        path = bundle_path(cell.spec.task, cell.spec.data, cell.spec.budget)
+        if path.exists():
+            return read_bundle(path), None
+        bundle, images = cut(load_data(cell.task), cell.spec.budget)
+        write_bundle(bundle, path)
+        return bundle, images
+
+    def _encoder(self, cell: Cell) -> Encoder:
+        key = (cell.encoder.name, cell.spec.budget.image_size)
+        if key not in self._encoders:
+            built = build(key[0], image_size=key[1], device=str(self.device))
+            self._encoders[key] = built
+        return self._encoders[key]
+
+    def _materials_of(self, cell: Cell) -> Materials:
+        if self._materials is None or self._materials[0] != cell.spec.task:
+            encoder = self._encoder(cell)
+            bundle, _ = self._bundle(cell)
+            budget = cell.spec.budget
+            materials = Materials(
+                name=cell.spec.task,
+                task=load_task(cell.task),
+                bundle=bundle,
+                budget=budget,
+                shape=replace(encoder.shape, query_dim=budget.query_dim),
+                key=feature_key(cell.spec, bundle, encoder.size),
+                device=self.device,
+                encoder=encoder,
+            )
+            self._materials = (cell.spec.task, materials)
+        return self._materials[1]
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one; UserError for a device that is not there."""
+    here = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if here else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not here:
+        raise UserError(
+            f"no CUDA device here, but --device {name} asks for one", "use --device cpu"
+        )
+    return device
+
+
+def feature_key(spec: CellSpec, bundle: Bundle, size: int) -> FeatureKey:
+    """The key of a cell's hidden states."""
+    return FeatureKey(
+        weights=spec.weights,
+        size=size,
+        images=bundle.images,
+        count=bundle.count,
+        precision=spec.budget.precision,
+        dtype=spec.budget.feature_dtype,
+    )
+
+
+def _all_taps(cells: Sequence[Cell], encoder: Encoder, spec: CellSpec) -> set[Tap]:
+    shape: StackShape = replace(encoder.shape, query_dim=spec.budget.query_dim)
+    taps: set[Tap] = set()
+    for cell in cells:
+        try:
+            method = build_fusion(load_method(cell.chosen.card), cell.chosen.settings, shape)
+            taps.update(taps_of(method))
+        except Exception:  # its cells will fail or be skipped with the reason
+            continue
+    return taps
+
+
+def _failure(spec: CellSpec) -> CellRecord:
+    lines = traceback.format_exc().strip().splitlines()[-_ERROR_LINES:]
+    return CellRecord(spec=spec, status="failed", reason="\n".join(lines))

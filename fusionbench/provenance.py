@@ -1,0 +1,68 @@
+"""Where a record came from: code, packages, machine. No torch at import."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fusionbench import __version__
+
+_PACKAGES = ("torch", "transformers", "timm", "numpy", "einops", "safetensors")
+
+
+@cache
+def code_state() -> Mapping[str, str | bool]:
+    """Version, git commit and dirty flag of the package that runs (no commit in a wheel)."""
+    folder = Path(__file__).resolve().parent.parent
+    commit = _git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else ""
+    state: dict[str, str | bool] = {"fusionbench": __version__, "commit": commit}
+    if commit:
+        state["dirty"] = bool(_git(folder, "status", "--porcelain"))
+    return state
+
+
+@cache
+def software() -> Mapping[str, str]:
+    """Python and the packages that a result can depend on."""
+    versions = {"python": platform.python_version(), "platform": sys.platform}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+@cache
+def hardware(device: str) -> Mapping[str, str]:
+    """The processor, and the GPU with its driver if the run is on one."""
+    described = {"device": device, "machine": platform.machine(), "cpu": _cpu_name()}
+    if device.startswith("cuda"):
+        import torch
+
+        described["gpu"] = torch.cuda.get_device_name(device)
+        described["cuda"] = str(torch.version.cuda)
+        described["driver"] = _command("nvidia-smi", "--query-gpu=driver_version", "--format=csv")
+    return described
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return _command("git", "-C", str(folder), *arguments)
+
+
+def _command(*arguments: str) -> str:
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""

@@ -1,0 +1,158 @@
+"""A study from a YAML file or from flags: unknown keys and wrong types are refused.
+
+The file starts from a preset; its keys are the fields of `Study`, `budget` those of `Budget`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from fusionbench.errors import UserError, did_you_mean, unknown
+from fusionbench.records import Budget
+from fusionbench.settings import inline, split_assignment, split_names
+from fusionbench.study import PRESETS, Study
+
+T = TypeVar("T", Study, Budget)
+
+_CHOICES = {
+    "track": ("probe",),
+    "resample": ("bootstrap", "none"),
+    "precision": ("fp32", "bf16"),
+    "feature_dtype": ("float32", "float16"),
+    "optimiser": ("adamw",),
+    "reader": ("attentive",),
+}
+_POSITIVE = {"seeds", "steps", "batch", "tuning_seeds", "reader_width", "query_dim"}
+_KINDS = {int: "an integer", float: "a number", str: "text", Mapping: "keys and values"}
+
+
+def preset(name: str) -> Study:
+    """The study of that name. Raises UserError with the nearest one."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study file. Raises UserError for what is not a study."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the study {path}: {error}") from error
+    values = _yaml(text, path)
+    start = preset(str(values.pop("preset", "quick")))
+    budget = values.pop("budget", {})
+    if not isinstance(budget, Mapping):
+        raise UserError(f"{path}: budget must hold keys such as steps: 60, got {budget!r}")
+    study = _changed(start, {"name": Path(path).stem} | values, f"{path}: ")
+    return replace(study, budget=_changed(study.budget, budget, f"{path}: budget."))
+
+
+def with_overrides(  # noqa: PLR0913  (one argument for each flag)
+    study: Study,
+    *,
+    methods: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    encoder: str = "",
+    seeds: int | None = None,
+    settings: Sequence[str] = (),
+) -> Study:
+    """The study with what the command line says instead; settings are added to its own."""
+    merged: dict[str, dict[str, Any]] = {k: dict(v) for k, v in study.settings.items()}
+    for text in settings:
+        name, key, value = split_assignment(text)
+        merged.setdefault(name, {})[key] = value
+    changes: dict[str, Any] = {"settings": merged}
+    changes |= {"methods": list(methods)} if methods else {}
+    changes |= {"tasks": list(tasks)} if tasks else {}
+    changes |= {"encoder": encoder} if encoder else {}
+    changes |= {} if seeds is None else {"seeds": seeds}
+    return _changed(study, changes, "")
+
+
+def _yaml(text: str, path: object) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML: {line}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no study", "its first line could be `preset: quick`")
+    return values
+
+
+def _changed(start: T, values: Mapping[str, Any], prefix: str) -> T:
+    """`start` with `values`, each checked against the type of its field."""
+    hints = get_type_hints(type(start))
+    known = [field.name for field in fields(start)]
+    extra = ["preset"] if isinstance(start, Study) else []
+    for key in values:
+        if key not in known:
+            near = did_you_mean(str(key), known + extra)
+            raise UserError(
+                f"{prefix}unknown key {key!r}{near}", f"known: {', '.join(sorted(known + extra))}"
+            )
+    changes = {key: _field(prefix + key, value, hints[key]) for key, value in values.items()}
+    for key, value in changes.items():
+        _check(prefix + key, key, value)
+    return replace(start, **changes)
+
+
+def _field(what: str, value: object, hint: Any) -> Any:
+    """`value` in the type that the field of a study is annotated with."""
+    if hint == tuple[str, ...]:
+        return _names(what, value)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_field(f"{what}[{i}]", item, inner[0]) for i, item in enumerate(items))
+    if origin is not None and issubclass(origin, Mapping):
+        mapping = _one(what, value, Mapping)
+        kind = inner[1]
+        plain = kind is Any or get_origin(kind) not in (None, *_KINDS)
+        return {str(k): v if plain else _field(f"{what}.{k}", v, kind) for k, v in mapping.items()}
+    # A setting may have any type: its method's defaults decide later.
+    return _one(what, value, hint) if hint in _KINDS else value
+
+
+def _one(what: str, value: object, kind: Any) -> Any:
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        # YAML reads 3e-3 as text: it wants a point.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    raise UserError(f"{what} must be {_KINDS[kind]}, got {value!r}")
+
+
+def _check(what: str, key: str, value: object) -> None:
+    if key in _CHOICES and value not in _CHOICES[key]:
+        near = did_you_mean(str(value), _CHOICES[key])
+        raise UserError(f"{what} must be {' or '.join(_CHOICES[key])}, got {value!r}{near}")
+    if key in _POSITIVE and isinstance(value, int) and value < 1:
+        raise UserError(f"{what} must be at least 1, got {value}")
+    numbers = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(number, int | float) and number < 0 for number in numbers):
+        raise UserError(f"{what} must not be negative, got {value}")
+    if key in ("methods", "tasks", "lrs") and not value:
+        raise UserError(f"{what} is empty", "name at least one")
+
+
+def _names(what: str, value: object) -> tuple[str, ...]:
+    """`all`, a list of names, or `{layer: {index: 4}}` in place of `layer[index=4]`."""
+    found: list[str] = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(item, str):
+            found.extend(split_names(item))
+        elif isinstance(item, Mapping):
+            found.extend(
+                inline(str(name), _one(what, settings, Mapping)) for name, settings in item.items()
+            )
+        else:
+            raise UserError(f"{what} must hold names, got {item!r}")
+    return tuple(found)

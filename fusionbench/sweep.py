@@ -1,0 +1,127 @@
+"""Run what a plan leaves to do. The parent stays free of torch; workers do the work."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fusionbench.catalog import Catalog
+from fusionbench.encoders.fetch import fetch
+from fusionbench.errors import UserError
+from fusionbench.launchers.jobs import CellJob, EncodeJob, Event, Job, WorkerSetup
+from fusionbench.launchers.local import local_pool
+from fusionbench.plan import Cell, Plan, make_plan
+from fusionbench.records import RunOptions
+from fusionbench.selection import Unavailable
+from fusionbench.store import Store
+from fusionbench.study import Study
+
+
+class Progress(Protocol):
+    """What hears of each cell."""
+
+    def start(self, total: int, done: int) -> None: ...
+    def cell(self, label: str, task: str, seed: int) -> None: ...
+    def finished(self, n: int = 1) -> None: ...
+    def note(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(kw_only=True)
+class SweepResult:
+    """What a run did."""
+
+    finished: int
+    """Cells that had a record before."""
+    executed: int = 0
+    failed: int = 0
+    skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    """(method, task, reason) of cells that cannot run."""
+    unavailable: tuple[Unavailable, ...] = ()
+    interrupted: bool = False
+
+
+def run_study(
+    study: Study, options: RunOptions, catalog: Catalog, progress: Progress
+) -> SweepResult:
+    """Run the missing cells of a study and record each; a second call finds nothing to do.
+
+    Raises UserError for what a person can mend; Ctrl-C leaves a resumable state.
+    """
+    _fetch(study.encoder)
+    with Store.create(options.out) as store:
+        plan = make_plan(study, catalog, store.finished())
+        result = SweepResult(finished=plan.finished, unavailable=plan.unavailable)
+        if plan.pending:
+            _work(plan, options, result, progress)
+    return result
+
+
+def _fetch(encoder: str) -> None:
+    try:
+        fetch(encoder)
+    except (ValueError, OSError) as error:
+        hint = "`fusionbench list encoders` shows what is here"
+        raise UserError(str(error), hint) from error
+
+
+def worker_count(options: RunOptions) -> int:
+    """As asked for; else one worker on a GPU, one per core (at most 8) on the CPU."""
+    if options.workers:
+        return options.workers
+    if options.device.startswith("cuda"):
+        return 1
+    return max(1, min(8, len(os.sched_getaffinity(0))))
+
+
+def _work(plan: Plan, options: RunOptions, result: SweepResult, progress: Progress) -> None:
+    jobs = _jobs(plan)
+    count = min(worker_count(options), len(jobs))
+    progress.start(len(plan.cells), plan.finished)
+    try:
+        with local_pool(count, WorkerSetup(options=options)) as pool:
+            pool.run(jobs, _listener(result, progress))
+    except KeyboardInterrupt:
+        result.interrupted = True
+    finally:
+        progress.close()
+    if not result.interrupted:
+        # Cells of a worker that died, or of a task that could not be encoded, have no record.
+        accounted = result.executed + result.failed + len(result.skipped)
+        result.failed += max(0, len(plan.pending) - accounted)
+
+
+def _jobs(plan: Plan) -> list[Job]:
+    """First what must be encoded, then the cells."""
+    cells = list(plan.jobs())
+    by_task: dict[str, list[Cell]] = {}
+    for job in cells:
+        by_task.setdefault(job[0].spec.task, []).append(job[0])
+    encode = [EncodeJob(cells=tuple(first)) for first in by_task.values()]
+    return [*encode, *(CellJob(cells=job) for job in cells)]
+
+
+def _listener(result: SweepResult, progress: Progress) -> Callable[[Event], None]:
+    def hear(event: Event) -> None:
+        if event.kind in ("broken", "lost"):
+            progress.note(event.text)
+        if event.cell is None:
+            return
+        if event.kind == "begun":
+            progress.cell(event.cell.chosen.label, event.cell.spec.task, event.cell.spec.seed)
+        if event.kind in ("done", "skipped", "failed"):
+            _count(event, event.cell, result, progress)
+            progress.finished()
+
+    return hear
+
+
+def _count(event: Event, cell: Cell, result: SweepResult, progress: Progress) -> None:
+    label, task = cell.chosen.label, cell.spec.task
+    if event.kind == "done":
+        result.executed += 1
+    elif event.kind == "skipped":
+        result.skipped.append((label, task, event.text))
+    else:
+        result.failed += 1
+        progress.note(f"{label} on {task}, seed {cell.spec.seed}: {event.text}")

@@ -1,0 +1,82 @@
+"""Dense Connector: three parameter-free ways to join layers in front of the projector.
+
+Yao et al., NeurIPS 2024, arXiv:2405.13800. The final feature X stands first in every form:
+    STI  tokens   [X ; pool_8(hs[7]) ; pool_8(hs[15])]
+    SCI  channels [X ; hs[7] ; hs[15]]
+    DCI  channels [X ; mean(hs[0..11]) ; mean(hs[12..23])]
+The paper's "8,16,24" count the embedding as 1, so they are hs[7], hs[15], hs[23]; hs[0] is in the
+first group, and hs[24] is nowhere. For CLIP X = hs[23] also lies in the second group; for SigLIP
+(27 blocks, the last one deleted) the groups are hs[0..12] and hs[13..25], and X = hs[26] in none.
+"""
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from fusionbench.api import Fused, Fusion, StackShape, Tap, method, one_of
+
+# Blocks of the encoder whose layer numbers the official code writes out.
+_BLOCKS = {"clip": 24, "siglip": 27}
+_GROUPS = {"clip": ((0, 12), (12, 24)), "siglip": ((0, 13), (13, 26))}
+_SPARSE = (7, 15)
+_POOL = 8
+
+
+@method(
+    "dense_connector",
+    version=1,
+    variants={
+        "sti": {"form": "sti"},
+        "sci": {"form": "sci"},
+        "dci": {"form": "dci"},
+    },
+    control="repeat",
+    paper="arXiv:2405.13800",
+    year=2024,
+    parity="exact",
+)
+class DenseConnector(Fusion):
+    """`form`: "sti", "sci" or "dci"; `convention`: whose layer numbers, "clip" or "siglip"."""
+
+    def __init__(self, shape: StackShape, *, form: str = "dci", convention: str = "clip") -> None:
+        super().__init__(shape)
+        self.form = one_of("form", form, ("sti", "sci", "dci"))
+        self.taps = _taps(shape, form, one_of("convention", convention, tuple(_BLOCKS)))
+        if form != "sti":
+            self.out_dim = shape.dim * len(self.taps)
+        elif shape.grid[0] * shape.grid[1] < _POOL:
+            raise ValueError(f"STI pools {_POOL} patches into one, but the grid is {shape.grid}")
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tap batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> Fused:
+        """Join along tokens (STI) or channels."""
+        patches = hidden[:, :, self.shape.prefix :]
+        if self.form == "sti":
+            return Fused(tokens=_append_pooled(patches))
+        return Fused(tokens=rearrange(patches, "tap b n d -> b n (tap d)"))
+
+
+def _taps(shape: StackShape, form: str, convention: str) -> tuple[Tap, ...]:
+    """The final feature, then the sparse layers or the groups; a shallow encoder merges some."""
+    blocks = _BLOCKS[convention]
+    groups: list[Tap] = [(index,) for index in _SPARSE]
+    if form == "dci":
+        groups = [tuple(range(*bounds)) for bounds in _GROUPS[convention]]
+    taps = [
+        tuple(dict.fromkeys(shape.paper_layer(index, blocks=blocks) for index in group))
+        for group in [(blocks - 1,), *groups]
+    ]
+    return tuple(dict.fromkeys(taps))
+
+
+def _append_pooled(
+    patches: Float[Tensor, "tap batch patch dim"],
+) -> Float[Tensor, "batch token dim"]:
+    """X, then the sparse taps averaged over 8 neighbours in raster order; left-overs dropped."""
+    whole = patches.shape[2] // _POOL * _POOL
+    pooled = reduce(patches[1:, :, :whole], "tap b (n k) d -> b (tap n) d", "mean", k=_POOL)
+    return torch.cat([patches[0], pooled], dim=1)

@@ -1,0 +1,48 @@
+"""One hidden state and nothing else: the baselines, and every layer on its own.
+
+LLaVA-1.5 (Liu et al., CVPR 2024) reads the penultimate layer, `hs[L-1]`, without CLS and without
+any norm.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fusionbench.api import Fused, Fusion, StackShape, method
+
+
+@method(
+    "last",
+    version=1,
+    variants={"": {"index": -1}},
+    control="none: it is a baseline itself",
+)
+@method(
+    "penultimate",
+    version=1,
+    variants={"": {"index": -2}},
+    control="none: it is a baseline itself",
+    paper="LLaVA-1.5, arXiv:2310.03744",
+    year=2023,
+    parity="exact",
+)
+@method(
+    "layer",
+    version=1,
+    control="none: it is a baseline itself",
+    in_all=False,
+)
+class SingleLayer(Fusion):
+    """The patches of `hs[index]`; a negative index counts from the end, -1 is `hs[L]`."""
+
+    def __init__(self, shape: StackShape, *, index: int = -2) -> None:
+        super().__init__(shape)
+        self.taps = ((shape.layer(index),),)
+        self.identity_at_init = self.taps == ((shape.layer(-2),),)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tap batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> Fused:
+        """Drop the prefix of the one tap."""
+        return Fused(tokens=self.patches(hidden[0]))

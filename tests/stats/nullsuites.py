@@ -1,0 +1,141 @@
+"""Simulated outcomes with a known truth: what the statistics must get right, and not too easily.
+
+Probit model: y[m, s, i] = 1(mu_m + a_i + b_mi + u_s + v_ms + c_si + e_msi > 0), e standard normal;
+items are shared by all seeds and methods, seeds are paired. The truth is the mean over new seeds
+and new items, in closed form: Phi(mu / total SD).
+
+R: repetition, M: method, S: seed, I: item.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtri
+
+METHODS = 9  # the reference and eight contrasts; the last four are near-clones of each other
+CLONES = (5, 6, 7, 8)
+SUITE = ((0.55, 200), (0.65, 300), (0.75, 500), (0.85, 1000), (0.95, 400), (0.985, 2000))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """SDs on the probit scale; `alike` is the correlation of the two methods' own noise."""
+
+    accuracy: float = 0.75
+    item: float = 1.0
+    method_item: float = 0.4
+    seed: float = 0.05
+    method_seed: float = 0.05
+    seed_item: float = 0.2
+    alike: float = 0.0
+    heavy: bool = False
+
+    @property
+    def total(self) -> float:
+        sds = (self.item, self.method_item, self.seed, self.method_seed, self.seed_item, 1.0)
+        return float(np.linalg.norm(sds))
+
+
+SCENARIOS = {
+    "typ": Scenario(),
+    "item": Scenario(method_item=1.5, seed=0.02, method_seed=0.02),
+    "unstable": Scenario(method_seed=0.25),
+    "ceil": Scenario(accuracy=0.985),
+    "clone": Scenario(accuracy=0.985, alike=0.95),
+    "heavy": Scenario(method_seed=0.25, heavy=True),
+    "no item effect": Scenario(method_item=0.0),
+}
+
+
+def draw(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def seed_draw(scenario: Scenario, rng: np.random.Generator, *shape: int) -> np.ndarray:
+    if not scenario.heavy:
+        return draw(rng, *shape)
+    # Student's t with 3 degrees of freedom has variance 3.
+    return (rng.standard_t(3, size=shape) / np.sqrt(3)).astype(np.float32)
+
+
+def two_methods(
+    scenario: Scenario,
+    rng: np.random.Generator,
+    *,
+    reps: int,
+    seeds: int,
+    items: int,
+    effect: float = 0.0,
+) -> np.ndarray:
+    """Right or wrong, [R, method, S, I]; the second method is better by exactly `effect`."""
+    sc = scenario
+    accuracy = np.array([sc.accuracy, sc.accuracy + effect])
+    mu = (ndtri(accuracy) * sc.total).astype(np.float32)
+    if sc.heavy and effect:
+        raise ValueError("the closed form of the truth needs normal seed effects")
+    own, same = np.sqrt(1 - sc.alike), np.sqrt(sc.alike)
+    by_item = sc.item * draw(rng, reps, 1, 1, items)
+    by_item = by_item + sc.method_item * (
+        own * draw(rng, reps, 2, 1, items) + same * draw(rng, reps, 1, 1, items)
+    )
+    by_seed = sc.seed * seed_draw(sc, rng, reps, 1, seeds, 1)
+    by_seed = by_seed + sc.method_seed * (
+        own * seed_draw(sc, rng, reps, 2, seeds, 1) + same * seed_draw(sc, rng, reps, 1, seeds, 1)
+    )
+    rest = own * draw(rng, reps, 2, seeds, items)
+    if sc.alike:
+        rest += same * draw(rng, reps, 1, seeds, items)
+    rest += sc.seed_item * draw(rng, reps, 1, seeds, items)
+    rest += by_item
+    rest += by_seed
+    return rest > -mu[:, None, None]
+
+
+def differences(
+    scenario: Scenario,
+    rng: np.random.Generator,
+    *,
+    reps: int,
+    seeds: int,
+    items: int,
+    effect: float = 0.0,
+) -> np.ndarray:
+    """Second method minus first, [R, S, I]."""
+    y = two_methods(scenario, rng, reps=reps, seeds=seeds, items=items, effect=effect)
+    return y[:, 1].astype(np.float64) - y[:, 0]
+
+
+def null_suite(
+    rng: np.random.Generator,
+    *,
+    seeds: int,
+    shared_runs: bool,
+    tasks: tuple[tuple[float, int], ...] = SUITE,
+) -> list[np.ndarray]:
+    """One suite in which nothing is better than anything: per task, right or wrong [M, S, I].
+
+    Methods differ in how unstable they are and in how much they have to do with items; with
+    `shared_runs` a run's luck is the same in all tasks.
+    """
+    run_sd = np.geomspace(0.03, 0.20, METHODS)[rng.permutation(METHODS)].astype(np.float32)
+    run_sd[list(CLONES)] = run_sd[CLONES[0]]
+    luck = cloned(draw(rng, METHODS, seeds, 1)) * run_sd[:, None, None]
+    suite = []
+    for accuracy, items in tasks:
+        if not shared_runs:
+            luck = cloned(draw(rng, METHODS, seeds, 1)) * run_sd[:, None, None]
+        by_item = draw(rng, 1, 1, items) + 0.8 * cloned(draw(rng, METHODS, 1, items))
+        rest = cloned(draw(rng, METHODS, seeds, items))
+        rest += 0.2 * draw(rng, 1, seeds, items)
+        variance = 1 + 0.8**2 + run_sd**2 + 1 + 0.2**2
+        mu = (ndtri(accuracy) * np.sqrt(variance)).astype(np.float32)
+        suite.append(rest + by_item + luck > -mu[:, None, None])
+    return suite
+
+
+def cloned(noise: np.ndarray, alike: float = 0.9) -> np.ndarray:
+    """The last four methods share most of their noise; every SD stays as it was."""
+    first = noise[CLONES[0]]
+    for clone in CLONES[1:]:
+        noise[clone] = np.sqrt(alike) * first + np.sqrt(1 - alike) * noise[clone]
+    return noise

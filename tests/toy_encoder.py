@@ -1,0 +1,56 @@
+"""A small random transformer behind the encoder contract, and batches of its hidden states."""
+
+import torch
+from torch import Tensor, nn
+
+from fusionbench.encoders.contract import Encoder
+from fusionbench.fusion import Method
+from fusionbench.harness.stepping import fuse
+from fusionbench.types import Fused, StackShape
+
+SHAPE = StackShape(layers=5, dim=16, grid=(3, 4), prefix=1, query_dim=6)
+
+
+class ToyEncoder(Encoder):
+    """Takes hs[0] itself in place of images."""
+
+    def __init__(self, shape: StackShape = SHAPE) -> None:
+        super().__init__()
+        self.shape, self.size = shape, 0
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList(
+                nn.TransformerEncoderLayer(
+                    shape.dim, 2, 2 * shape.dim, dropout=0.0, batch_first=True, norm_first=True
+                )
+                for _ in range(shape.layers)
+            )
+        self.freeze()
+
+    def embed(self, images: Tensor) -> Tensor:
+        return images
+
+    def block(self, index: int, tokens: Tensor) -> Tensor:
+        return self.blocks[index - 1](tokens)
+
+    def norm(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
+def draw(shape: StackShape = SHAPE, *, batch: int = 3, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """hs[0] and queries."""
+    rng = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(batch, shape.tokens, shape.dim, generator=rng)
+    return tokens, torch.randn(batch, shape.query_dim, generator=rng)
+
+
+def run(method: Method, tokens: Tensor, query: Tensor) -> Fused:
+    """The method as the engine runs it, on states of the toy encoder."""
+    encoder = ToyEncoder(method.shape)
+    states = encoder.hidden_states(tokens)
+    return fuse(
+        method,
+        lambda taps: torch.stack([torch.stack([states[i] for i in tap]).mean(0) for tap in taps]),
+        query,
+        encoder,
+    )
