@@ -92,7 +92,8 @@ def _averaged(
     states: Sequence[Float[Tensor, "batch token dim"]], tap: Tap, dtype: str
 ) -> Float[np.ndarray, "batch token dim"]:
     mean = torch.stack([states[index].float() for index in tap]).mean(dim=0)
-    stored: Float[np.ndarray, "batch token dim"] = mean.cpu().numpy().astype(dtype)
+    with np.errstate(over="ignore"):
+        stored: Float[np.ndarray, "batch token dim"] = mean.cpu().numpy().astype(dtype)
     if not np.isfinite(stored).all():
         raise UserError(
             f"hidden states {list(tap)} do not fit into {dtype}",

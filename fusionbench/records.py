@@ -10,9 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from fusionbench.canonical import canonical as canonical
-from fusionbench.canonical import checksum, json_object
-
 SCHEMA = 1
 TUNING_SEED = 1000
 """Seeds from here on choose the learning rate and are never evaluated."""
@@ -78,8 +75,10 @@ class CellSpec:
 
     @property
     def id(self) -> str:
-        """20 hexadecimal digits of the SHA-256 of the canonical JSON."""
-        return hashlib.sha256(canonical(asdict(self)).encode()).hexdigest()[:20]
+        """20 hexadecimal digits of the SHA-256 of the canonical JSON of all fields."""
+        # asdict would give the same, and its deep copies would take most of a plan's time.
+        values = vars(self) | {"settings": dict(self.settings), "budget": vars(self.budget)}
+        return hashlib.sha256(canonical(values).encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +120,7 @@ class CellRecord:
     trace: Mapping[str, list[float]] = field(default_factory=dict)
     """The method's instruments on the test examples, one number per layer."""
     unmoved: tuple[str, ...] = ()
-    """Parameters that training left exactly where they started."""
+    """Parameters of the fusion that no gradient ever reached."""
     seconds: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -182,6 +181,28 @@ NOT_IDENTITY = frozenset(
     | {f"Study.{name}" for name in ("name", "baseline", "contrasts", "margins", "note")}
 )
 """Fields that do not; every configuration field is in exactly one of the two sets (a test)."""
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that show an edit; a diverged run's NaN is allowed here."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The object in the text; ValueError if it is truncated or holds anything else."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"truncated or not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    return values
 
 
 def _record(values: dict[str, Any]) -> CellRecord:

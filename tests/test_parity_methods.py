@@ -1,28 +1,8 @@
 """Every method with an official implementation gives the numbers recorded from it."""
 
 import pytest
-from parity_cases import Case, Replay, cases, mismatches
-from parity_dense_connector import replay_connector
-from parity_mema import replay_gate, replay_loop, replay_unit
-
-REPLAYS: dict[tuple[str, str], Replay] = {
-    ("mema", "DynamicSharingUnit"): replay_unit,
-    ("mema", "SpatialGate"): replay_gate,
-    ("mema", "CLIPVisionTower.forward"): replay_loop,
-    ("dense_connector", "dense_connector_"): replay_connector,
-}
-"""By method and by how the official symbol starts."""
-
-PENDING = {
-    ("mema", "LlavaLlamaForCausalLM"): "needs a language model as the reader",
-    ("dense_connector", "LlavaMetaForCausalLM.temporal_aggregation"): "video, not images",
-}
-"""Kinds without a replay, and why."""
-
-
-def find(table, case: Case):
-    keys = [key for key in table if case.facts["method"] == key[0]]
-    return next((table[key] for key in keys if case.symbol.startswith(key[1])), None)
+from parity_cases import cases, mismatches
+from parity_replays import PENDING, REPLAYS, find
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.id)

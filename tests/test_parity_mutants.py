@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from parity_cases import cases, mismatches
-from test_parity_methods import REPLAYS, find
+from parity_replays import REPLAYS, find
 from torch.nn import functional as F
 
 from fusionbench.methods import dense_connector, mema

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusionbench.encoders.contract import Encoder
 from fusionbench.fusion import Method
@@ -9,6 +10,20 @@ from fusionbench.harness.stepping import fuse
 from fusionbench.types import Fused, StackShape
 
 SHAPE = StackShape(layers=5, dim=16, grid=(3, 4), prefix=1, query_dim=6)
+
+
+class Block(nn.Module):
+    """One head of attention and an MLP, pre-norm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(dim, 3 * dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        parts = self.mix(F.layer_norm(tokens, tokens.shape[-1:])).chunk(3, dim=-1)
+        tokens = tokens + F.scaled_dot_product_attention(*parts)
+        return tokens + self.mlp(F.layer_norm(tokens, tokens.shape[-1:]))
 
 
 class ToyEncoder(Encoder):
@@ -19,12 +34,7 @@ class ToyEncoder(Encoder):
         self.shape, self.size = shape, 0
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.blocks = nn.ModuleList(
-                nn.TransformerEncoderLayer(
-                    shape.dim, 2, 2 * shape.dim, dropout=0.0, batch_first=True, norm_first=True
-                )
-                for _ in range(shape.layers)
-            )
+            self.blocks = nn.ModuleList(Block(shape.dim) for _ in range(shape.layers))
         self.freeze()
 
     def embed(self, images: Tensor) -> Tensor:

@@ -1,9 +1,6 @@
 """Downloads from the Hugging Face hub that give up quickly where there is no network."""
 
-import socket
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from fusionbench.encoders import dinov2
 
@@ -51,20 +48,17 @@ def timm_repo(name: str) -> str:
 def require_hub() -> None:
     """OSError within seconds if the hub is switched off or cannot be reached.
 
-    huggingface_hub itself would try again and again, minutes where packets are dropped.
+    A download itself would try again and again, minutes where packets are dropped.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         raise OSError("the Hugging Face hub is switched off (HF_HUB_OFFLINE)")
-    url = urlsplit(constants.ENDPOINT)
-    proxy = None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
-    first = urlsplit(proxy) if proxy else url
-    host, port = first.hostname or "", first.port or (80 if first.scheme == "http" else 443)
     try:
-        socket.create_connection((host, port), timeout=_PATIENCE_SECONDS).close()
-    except OSError as error:
-        raise OSError(f"no connection to {host}:{port} ({error})") from error
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE_SECONDS)
+    # Releases of the hub's client raise classes of different HTTP libraries.
+    except Exception as error:
+        raise OSError(f"no connection to {constants.ENDPOINT} ({error})") from error
 
 
 def _file(repo: str, name: str) -> Path:

@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from fusionbench.fusion import Method
 from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.materials import Materials
-from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.model import build_model
 from fusionbench.harness.stepping import needs_encoder, taps_of
 from fusionbench.harness.train import train
 from fusionbench.records import CellRecord, CellSpec
@@ -47,8 +45,7 @@ def run_cell(
     """Train and score one cell; a tuning cell is scored on val, an evaluation cell on test."""
     started = time.perf_counter()
     model = build_model(method, spec.settings, materials, spec.seed)
-    initial = {name: value.detach().clone() for name, value in model.fusion.named_parameters()}
-    losses = train(model, materials, spec.seed, tuned.lr)
+    log = train(model, materials, spec.seed, tuned.lr)
     split = "val" if spec.stage == "tune" else "test"
     scores, trace = evaluate(model, materials, split, eval_batch)
     record = CellRecord(
@@ -64,16 +61,9 @@ def run_cell(
         parameters=model.parameter_counts(),
         taps=taps_of(model.fusion),
         in_encoder=needs_encoder(model.fusion),
-        loss=tuple(losses),
+        loss=log.losses,
         trace=trace,
-        unmoved=_unmoved(model, initial),
+        unmoved=log.unmoved,
     )
     return replace(record, seconds=round(time.perf_counter() - started, 3)), scores
 
-
-def _unmoved(model: Model, initial: Mapping[str, Tensor]) -> tuple[str, ...]:
-    return tuple(
-        name
-        for name, value in model.fusion.named_parameters()
-        if torch.equal(value.detach(), initial[name])
-    )

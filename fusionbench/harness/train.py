@@ -5,6 +5,7 @@ The same for every method and control; no early stopping.
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,11 +20,18 @@ from fusionbench.seeding import stream
 _LOSS_POINTS = 21
 
 
-def train(model: Model, materials: Materials, seed: int, lr: float) -> list[float]:
-    """Train in place; gives the loss at evenly spaced steps, first and last included.
+@dataclass(frozen=True, kw_only=True)
+class TrainingLog:
+    """What a training run leaves behind, the weights apart."""
 
-    Raises FloatingPointError if the loss stops being finite.
-    """
+    losses: tuple[float, ...]
+    """The loss at evenly spaced steps, first and last included."""
+    unmoved: tuple[str, ...]
+    """Parameters of the fusion that no gradient ever reached."""
+
+
+def train(model: Model, materials: Materials, seed: int, lr: float) -> TrainingLog:
+    """Train in place. Raises FloatingPointError if the loss stops being finite."""
     budget = materials.budget
     optimiser = _optimiser(model, budget, lr)
     pool = materials.splits["train"]
@@ -43,7 +51,10 @@ def train(model: Model, materials: Materials, seed: int, lr: float) -> list[floa
     if not bool(torch.isfinite(history).all()):
         raise FloatingPointError(f"the loss became {history[-1]:g} at learning rate {lr:g}")
     spaced = np.unique(np.linspace(0, len(losses) - 1, _LOSS_POINTS).round().astype(int))
-    return [round(float(history[step]), 6) for step in spaced]
+    return TrainingLog(
+        losses=tuple(round(float(history[step]), 6) for step in spaced),
+        unmoved=_without_gradient(model.fusion, optimiser),
+    )
 
 
 def schedule(step: int, budget: Budget) -> float:
@@ -74,6 +85,16 @@ def autocast(materials: Materials) -> torch.autocast:
     """bf16 autocast where the budget says so, on any device."""
     bf16 = materials.budget.precision == "bf16"
     return torch.autocast(materials.device.type, torch.bfloat16, enabled=bf16)
+
+
+def _without_gradient(fusion: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Weight decay moves dead parameters too, so the first moment is what tells them."""
+    moments = {p: state["exp_avg"] for p, state in optimiser.state.items()}
+    return tuple(
+        name
+        for name, p in fusion.named_parameters()
+        if p.requires_grad and (p not in moments or not bool(moments[p].any()))
+    )
 
 
 def _optimiser(model: Model, budget: Budget, lr: float) -> torch.optim.AdamW:

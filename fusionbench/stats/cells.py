@@ -79,7 +79,7 @@ def wilson(
     half = root / (1 + z2 / effective)
     # At 0 and 1 the ends meet the mean but for rounding.
     low, high = np.minimum(centre - half, mean), np.maximum(centre + half, mean)
-    return np.clip(low, 0, 1), np.clip(high, 0, 1)
+    return np.asarray(np.clip(low, 0, 1)), np.asarray(np.clip(high, 0, 1))
 
 
 def _cell(parts: Components, items: int, alpha: float) -> CellInterval:

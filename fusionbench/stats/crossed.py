@@ -51,7 +51,7 @@ class Components:
     def variance(self) -> Float[np.ndarray, "*batch"]:
         """Variance for new seeds and new items; never below the one-way variances."""
         crossed = self.seed + self.item - self.both
-        return np.maximum(np.maximum(crossed, self.seed), self.item)
+        return np.asarray(np.maximum(np.maximum(crossed, self.seed), self.item))
 
 
 def two_way(values: Real[np.ndarray, "*batch seed item"]) -> Components:
@@ -151,8 +151,8 @@ def satterthwaite(parts: Components, factor: float) -> Estimate:
     nu = np.divide(total**2, spread, out=floor.copy(), where=spread > 0)
     return Estimate(
         value=parts.value,
-        variance=np.asarray(variance),
-        nu=np.maximum(floor, nu),
+        variance=variance,
+        nu=np.asarray(np.maximum(floor, nu)),
         replicates=seeds,
     )
 

@@ -28,7 +28,7 @@ def performance_profile(
 
 
 def probability_of_improvement(
-    scores: Real[np.ndarray, "run task"], others: Real[np.ndarray, "other_run task"]
+    scores: Real[np.ndarray, "run task"], others: Real[np.ndarray, "other_run other_task"]
 ) -> float:
     """How often a run of the first beats a run of the second on a task drawn at random.
 

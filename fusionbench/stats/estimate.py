@@ -5,7 +5,6 @@ Everything is elementwise over leading axes, so one `Estimate` may hold a whole 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -52,7 +51,7 @@ class Estimate:
     def p_value(self) -> Float[np.ndarray, "*batch"]:
         """Two-sided, against no difference."""
         self._refuse_few_replicates()
-        return np.asarray(2 * self._upper_tail(np.abs(self.value)))
+        return np.asarray(2 * self._upper_tail(np.asarray(np.abs(self.value))))
 
     def p_equivalent(self, margin: float) -> Float[np.ndarray, "*batch"]:
         """Two one-sided tests (TOST) of |value| >= margin, in the unit of `value`.
@@ -62,7 +61,7 @@ class Estimate:
         self._refuse_few_replicates()
         if not margin > 0:
             raise ValueError(f"margin must be positive and declared before the run, got {margin}")
-        return np.asarray(self._upper_tail(margin - np.abs(self.value)))
+        return np.asarray(self._upper_tail(np.asarray(margin - np.abs(self.value))))
 
     def mde(self, alpha: float = 0.05, power: float = 0.80) -> Float[np.ndarray, "*batch"]:
         """Minimum detectable effect: the true difference found at `alpha` with `power`.
@@ -79,8 +78,8 @@ class Estimate:
         both_sides = 1 - (1 - power) / 2
         return np.asarray((self.quantile(1 - alpha) + self.quantile(both_sides)) * self.se)
 
-    def __getitem__(self, index: int | tuple[int, ...] | Bool[np.ndarray, "..."]) -> Self:
-        return type(self)(
+    def __getitem__(self, index: int | tuple[int, ...] | Bool[np.ndarray, "..."]) -> "Estimate":
+        return Estimate(
             value=np.asarray(self.value[index]),
             variance=np.asarray(self.variance[index]),
             nu=np.asarray(self.nu[index]),

@@ -52,8 +52,8 @@ def variance_parts(parts: Components) -> VarianceParts:
     """Unbiased but for the floor at zero: differences of mean squares."""
     both = parts.seeds * parts.items * parts.both
     return VarianceParts(
-        seed=np.maximum(parts.seeds * parts.seed - both / parts.items, 0),
-        item=np.maximum(parts.items * parts.item - both / parts.seeds, 0),
+        seed=np.asarray(np.maximum(parts.seeds * parts.seed - both / parts.items, 0)),
+        item=np.asarray(np.maximum(parts.items * parts.item - both / parts.seeds, 0)),
         both=np.asarray(both),
     )
 
@@ -63,7 +63,7 @@ def pilot_parts(parts: Components) -> VarianceParts:
 
     The variance of 3 to 5 runs is as often far too small as too large; too small costs a study.
     """
-    return variance_parts(replace(parts, seed=guard(parts.seeds) * parts.seed))
+    return variance_parts(replace(parts, seed=np.asarray(guard(parts.seeds) * parts.seed)))
 
 
 def seeds_needed(

@@ -63,12 +63,11 @@ def block_components(block: Sequence[TaskScores]) -> Components:
     """
     table = merge(block)
     parts = two_way(table)
-    for task in block:
-        images = len(np.unique(task.groups))
-        few = discordant_groups(task.values, task.groups) < FEW_DISCORDANT
-        parts = with_pseudo_items(parts, few, size=task.weight * table.shape[-1] / images)
     counts = [discordant_groups(task.values, task.groups) for task in block]
-    return replace(parts, discordant=np.min(counts, axis=0))
+    for task, count in zip(block, counts, strict=True):
+        size = task.weight * table.shape[-1] / len(np.unique(task.groups))
+        parts = with_pseudo_items(parts, np.asarray(count < FEW_DISCORDANT), size=size)
+    return replace(parts, discordant=np.asarray(np.min(counts, axis=0)))
 
 
 def sum_over_tasks(tasks: Sequence[TaskScores]) -> Estimate:
@@ -124,7 +123,7 @@ def add_blocks_of_shared_runs(blocks: Sequence[Components], runs: Estimate) -> E
     return Estimate(
         value=runs.value,
         variance=np.asarray(runs.variance + item_part),
-        nu=np.maximum(runs.nu, nu),
+        nu=np.asarray(np.maximum(runs.nu, nu)),
         replicates=seeds,
     )
 

@@ -1,0 +1,187 @@
+"""Records -> arrays: one table per condition, NaN where a run is missing, nothing mixed silently.
+
+Two records may share a cell of a table only if they differ in the seed alone. Another version of a
+method, other settings or other data give a row or column of their own, marked as such.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from fusionbench.records import Budget, CellRecord, canonical
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What all cells of one table have in common."""
+
+    track: str
+    encoder: str
+    weights: str
+    budget: Budget
+
+    @property
+    def title(self) -> str:
+        """`nano, 60 steps of 32, lr 0.003`: enough for a reader to tell tables apart."""
+        budget = self.budget
+        rates = "/".join(f"{rate:g}" for rate in budget.lrs)
+        parts = [self.encoder, f"{budget.steps} steps of {budget.batch}", f"lr {rates}"]
+        parts += [f"{budget.train_items} training examples"] if budget.train_items else []
+        parts += [f"{budget.image_size} px"] if budget.image_size else []
+        return ", ".join([*parts, budget.precision])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """What the records of one column say about their task."""
+
+    name: str
+    """Marked with its version or data where the results hold several."""
+    group: str
+    in_suite: bool
+    metric: str
+    chance: float
+    examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """All evaluation cells of one condition."""
+
+    condition: Condition
+    methods: tuple[str, ...]
+    tasks: tuple[TaskFacts, ...]
+    seeds: tuple[int, ...]
+    values: Float[np.ndarray, "method task seed"]
+    """Mean score over the test examples; NaN where there is none."""
+    cells: Mapping[tuple[int, int, int], CellRecord] = field(repr=False)
+    """The records, skipped and failed ones included, by position."""
+
+    @property
+    def suite(self) -> Bool[np.ndarray, " task"]:
+        """Which tasks count in the aggregate."""
+        return np.array([task.in_suite for task in self.tasks], dtype=np.bool_)
+
+    def pick(self, keep: Bool[np.ndarray, " task"]) -> "ScoreTable":
+        """The table of some of the tasks."""
+        new = {int(old): row for row, old in enumerate(np.flatnonzero(keep))}
+        return ScoreTable(
+            condition=self.condition,
+            methods=self.methods,
+            tasks=tuple(self.tasks[old] for old in new),
+            seeds=self.seeds,
+            values=self.values[:, keep],
+            cells={(m, new[t], s): r for (m, t, s), r in self.cells.items() if t in new},
+        )
+
+    def row(self, method: int) -> list[CellRecord]:
+        """A method's records, task by task and seed by seed."""
+        return [self.cells[key] for key in sorted(self.cells) if key[0] == method]
+
+    def column(self, task: int) -> list[CellRecord]:
+        """A task's records, method by method and seed by seed."""
+        return [self.cells[key] for key in sorted(self.cells) if key[1] == task]
+
+
+def score_tables(records: Iterable[CellRecord]) -> list[ScoreTable]:
+    """One table per condition, in a fixed order; tuning runs are left out.
+
+    Failed and skipped cells have a place and no score.
+    """
+    grouped: dict[str, list[CellRecord]] = {}
+    for record in records:
+        if record.spec.stage == "evaluate":
+            grouped.setdefault(_condition_key(record), []).append(record)
+    return [_table(cells) for _, cells in sorted(grouped.items())]
+
+
+def _condition_key(record: CellRecord) -> str:
+    spec = record.spec
+    return canonical([spec.encoder, spec.track, vars(spec.budget), spec.weights])
+
+
+def _table(records: list[CellRecord]) -> ScoreTable:
+    method_names = _names(records, _method_key, lambda r: r.label or r.spec.method, _method_mark)
+    task_names = _names(records, _task_key, lambda r: r.spec.task, _task_mark)
+    methods = sorted(method_names, key=lambda key: method_names[key])
+    tasks = sorted(task_names, key=lambda key: task_names[key])
+    seeds = sorted({record.spec.seed for record in records})
+    values = np.full((len(methods), len(tasks), len(seeds)), np.nan)
+    cells: dict[tuple[int, int, int], CellRecord] = {}
+    for record in records:
+        place = (
+            methods.index(_method_key(record)),
+            tasks.index(_task_key(record)),
+            seeds.index(record.spec.seed),
+        )
+        if place in cells and cells[place].status == "done":
+            continue
+        cells[place] = record
+        if record.status == "done" and record.score is not None:
+            values[place] = record.score
+    spec = records[0].spec
+    return ScoreTable(
+        condition=Condition(
+            track=spec.track, encoder=spec.encoder, weights=spec.weights, budget=spec.budget
+        ),
+        methods=tuple(method_names[key] for key in methods),
+        tasks=tuple(_facts(task_names[key], key, records) for key in tasks),
+        seeds=tuple(seeds),
+        values=values,
+        cells=cells,
+    )
+
+
+def _method_key(record: CellRecord) -> Hashable:
+    spec = record.spec
+    return record.label or spec.method, spec.method_version, canonical(dict(spec.settings))
+
+
+def _task_key(record: CellRecord) -> Hashable:
+    return record.spec.task, record.spec.task_version, record.spec.data
+
+
+def _method_mark(record: CellRecord, version_tells: bool) -> str:
+    settings = sha256(canonical(dict(record.spec.settings)).encode()).hexdigest()[:6]
+    version = f"version {record.spec.method_version}"
+    return version if version_tells else f"{version}, settings {settings}"
+
+
+def _task_mark(record: CellRecord, version_tells: bool) -> str:
+    version = f"version {record.spec.task_version}"
+    return version if version_tells else f"{version}, data {record.spec.data[:6]}"
+
+
+def _names(
+    records: Sequence[CellRecord],
+    key: Callable[[CellRecord], Hashable],
+    name: Callable[[CellRecord], str],
+    mark: Callable[[CellRecord, bool], str],
+) -> dict[Hashable, str]:
+    """A unique name per key: the plain one, or with its version, or with what else differs."""
+    by_name: dict[str, dict[Hashable, CellRecord]] = {}
+    for record in records:
+        by_name.setdefault(name(record), {})[key(record)] = record
+    found: dict[Hashable, str] = {}
+    for plain, variants in by_name.items():
+        versions = {mark(record, True) for record in variants.values()}
+        for one, record in variants.items():
+            marked = f"{plain} ({mark(record, len(versions) == len(variants))})"
+            found[one] = plain if len(variants) == 1 else marked
+    return found
+
+
+def _facts(name: str, key: Hashable, records: list[CellRecord]) -> TaskFacts:
+    here = [record for record in records if _task_key(record) == key]
+    done = [record for record in here if record.status == "done"] or here
+    return TaskFacts(
+        name=name,
+        group=max(record.group for record in here),
+        in_suite=all(record.in_suite for record in done),
+        metric=done[0].metric,
+        chance=done[0].chance,
+        examples=done[0].examples,
+    )

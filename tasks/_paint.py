@@ -1,0 +1,169 @@
+"""One painter for each skill: from random draws and the wanted answer to a scene and its question.
+
+The answer is chosen first and all else is drawn, so that answers are balanced and neither the
+question nor the image alone gives more away than it must.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from fusionbench.tasks._glyphs import word_mask
+from fusionbench.tasks._raster import (
+    COLOURS,
+    SHAPES,
+    SIDE,
+    background,
+    bar_mask,
+    cells,
+    jitter,
+    pick,
+    stamp,
+    stamp_shape,
+)
+
+Scene = tuple[np.ndarray, str]
+"""Image and question."""
+HUES = tuple(COLOURS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painter:
+    """A skill: its answers, and how a scene with one of them is painted."""
+
+    answers: tuple[str, ...]
+    paint: Callable[[np.random.Generator, int], Scene]
+
+
+WORDS = ("CAT", "DOG", "SUN", "KEY")
+COUNTS = ("1", "2", "3", "4")
+TEXTURES = ("stripes", "checks", "dots", "bricks")
+TILTS = ("horizontal", "rising", "vertical", "falling")
+SIDES = ("left", "right", "above", "below")
+
+
+def paint_text(draws: np.random.Generator, answer: int) -> Scene:
+    """A word in small print, dark or light, anywhere."""
+    image = background(draws)
+    mask = word_mask(WORDS[answer], 1)
+    corner = draws.integers(2, (SIDE - 1 - mask.shape[0], SIDE - 1 - mask.shape[1]))
+    ink = int(draws.integers(0, 2)) * 215 + 20
+    stamp(image, mask, (int(corner[0]), int(corner[1])), (ink, ink, ink))
+    return image, "which word is written?"
+
+
+def paint_count(draws: np.random.Generator, answer: int) -> Scene:
+    """One to four shapes of any size and colour that do not touch."""
+    image = background(draws)
+    for centre in cells(draws, answer + 1, across=3):
+        shape, hue = SHAPES[draws.integers(0, 3)], HUES[draws.integers(0, 4)]
+        size = int(draws.integers(7, 16))
+        stamp_shape(image, shape, size, centre=jitter(draws, centre, 2), colour=hue)
+    return image, "how many shapes are there?"
+
+
+def paint_texture(draws: np.random.Generator, answer: int) -> Scene:
+    """A large square patch of one texture in two colours."""
+    image = background(draws)
+    period, turn = int(draws.integers(4, 8)), int(draws.integers(0, 2))
+    rows, columns = np.indices((SIDE, SIDE)) + draws.integers(0, period, (2, 1, 1))
+    if turn:
+        rows, columns = columns, rows
+    half = period // 2
+    ink = (
+        rows % period < half,
+        (rows % period < half) ^ (columns % period < half),
+        (rows % period < half) & (columns % period < half),
+        (rows % period == 0) | ((columns + rows // period % 2 * half) % period == 0),
+    )[answer]
+    size = int(draws.integers(28, 45))
+    row, column = (int(start) for start in draws.integers(0, SIDE - size, 2))
+    paper, print_ = (COLOURS[hue] for hue in pick(draws, HUES, 2))
+    window = np.s_[row : row + size, column : column + size]
+    image[window] = np.where(ink[window][..., None], print_, paper)
+    return image, "which texture is this?"
+
+
+def paint_tiny_color(draws: np.random.Generator, answer: int) -> Scene:
+    """Two small shapes and a large one, all of different colours; one small one is asked for."""
+    image = background(draws)
+    asked, other, large = pick(draws, SHAPES, 3)
+    others = tuple(hue for hue in HUES if hue != HUES[answer])
+    hue_other, hue_large = pick(draws, others, 2)
+    spots = cells(draws, 3, across=3)
+    stamp_shape(image, large, 17, centre=jitter(draws, spots[0], 2), colour=hue_large)
+    stamp_shape(image, other, 7, centre=jitter(draws, spots[1], 6), colour=hue_other)
+    stamp_shape(image, asked, 7, centre=jitter(draws, spots[2], 6), colour=HUES[answer])
+    return image, f"what colour is the small {asked}?"
+
+
+def paint_relation(draws: np.random.Generator, answer: int) -> Scene:
+    """Two shapes side by side or one above the other; the question names them differently."""
+    image = background(draws)
+    one, two = pick(draws, SHAPES, 2)
+    hue_one, hue_two = pick(draws, HUES, 2)
+    gap, slip = int(draws.integers(20, 37)), int(draws.integers(-5, 6))
+    along = -gap if SIDES[answer] in ("left", "above") else gap
+    step = (slip, along) if SIDES[answer] in ("left", "right") else (along, slip)
+    # Both centres stay 9 pixels away from the border.
+    start = [int(draws.integers(max(9, 9 - move), min(55, 55 - move) + 1)) for move in step]
+    end = (start[0] + step[0], start[1] + step[1])
+    sizes = draws.integers(11, 17, 2)
+    stamp_shape(image, two, int(sizes[1]), centre=(start[0], start[1]), colour=hue_two)
+    stamp_shape(image, one, int(sizes[0]), centre=end, colour=hue_one)
+    return image, f"on which side of the {two} is the {hue_one} shape?"
+
+
+def paint_exists(draws: np.random.Generator, answer: int) -> Scene:
+    """Is a coloured shape there? Half of the scenes hold its colour and its shape, but apart.
+
+    After POPE (Li et al., EMNLP 2023): some kinds of objects are popular, in scenes and questions,
+    and the adversarial scenes make colour and shape useless on their own. Answer 0 is yes.
+    """
+    image = background(draws)
+    hue, shape = _popular(draws)
+    adversarial = bool(draws.integers(0, 2))
+    other_hue = pick(draws, tuple(name for name in HUES if name != hue), 1)[0]
+    other_shape = pick(draws, tuple(name for name in SHAPES if name != shape), 1)[0]
+    things = [(hue, other_shape), (other_hue, shape)] if adversarial else []
+    things += [(hue, shape)] if answer == 0 else []
+    while len(things) < 3:
+        thing = _popular(draws)
+        if thing != (hue, shape):
+            things.append(thing)
+    for thing, centre in zip(things, cells(draws, 3, across=3), strict=True):
+        size = int(draws.integers(11, 17))
+        stamp_shape(image, thing[1], size, centre=jitter(draws, centre, 2), colour=thing[0])
+    return image, f"is there a {hue} {shape}?"
+
+
+def _popular(draws: np.random.Generator) -> tuple[str, str]:
+    """A colour and a shape; low numbers are three times as frequent as high ones."""
+    hue, shape = HUES[min(draws.integers(0, 4, 2))], SHAPES[min(draws.integers(0, 3, 2))]
+    return hue, shape
+
+
+def paint_orientation(draws: np.random.Generator, answer: int) -> Scene:
+    """A bar of one of four tilts among two discs."""
+    image = background(draws)
+    hues = pick(draws, HUES, 3)
+    spots = cells(draws, 3, across=3)
+    for spot, hue in zip(spots[:2], hues[:2], strict=True):
+        size = int(draws.integers(8, 14))
+        stamp_shape(image, "circle", size, centre=jitter(draws, spot, 3), colour=hue)
+    mask = bar_mask(answer, int(draws.integers(14, 20)), int(draws.integers(3, 6)))
+    row, column = jitter(draws, spots[2], 1)
+    corner = (row - mask.shape[0] // 2, column - mask.shape[1] // 2)
+    stamp(image, mask, corner, COLOURS[hues[2]])
+    return image, "which way does the bar run?"
+
+
+PAINTERS: Mapping[str, Painter] = {
+    "scenes_text": Painter(answers=WORDS, paint=paint_text),
+    "scenes_count": Painter(answers=COUNTS, paint=paint_count),
+    "scenes_texture": Painter(answers=TEXTURES, paint=paint_texture),
+    "scenes_tiny_color": Painter(answers=HUES, paint=paint_tiny_color),
+    "scenes_relation": Painter(answers=SIDES, paint=paint_relation),
+    "scenes_exists": Painter(answers=("yes", "no"), paint=paint_exists),
+    "scenes_orientation": Painter(answers=TILTS, paint=paint_orientation),
+}

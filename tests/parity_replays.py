@@ -1,0 +1,42 @@
+"""Which replay belongs to which recorded case."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from parity_cases import Case, Replay
+from parity_dense_connector import replay_connector
+from parity_mema import replay_gate, replay_loop, replay_unit
+
+T = TypeVar("T")
+
+REPLAYS: dict[tuple[str, str], Replay] = {
+    ("mema", "DynamicSharingUnit"): replay_unit,
+    ("mema", "SpatialGate"): replay_gate,
+    ("mema", "CLIPVisionTower.forward"): replay_loop,
+    ("dense_connector", "dense_connector_"): replay_connector,
+}
+"""By method and by how the official symbol starts."""
+
+PENDING = {
+    ("mema", "LlavaLlamaForCausalLM"): "needs a language model as the reader",
+    ("dense_connector", "LlavaMetaForCausalLM.temporal_aggregation"): "video, not images",
+    ("mmfuser", ""): "the method is not here yet",
+    ("layer_select_fuse", "E_"): "the method is not here yet",
+    ("layer_select_fuse", ""): "needs a language model as the reader",
+    ("deepstack", ""): "needs a language model as the reader",
+    ("qwen3vl_deepstack", ""): "needs a language model as the reader",
+    ("igva", ""): "the method is not here yet",
+    ("tgif", "LlavaLlamaForCausalLM"): "needs a language model as the reader",
+    ("tgif", ""): "the method is not here yet",
+    ("dla", ""): "the method is not here yet",
+    ("dianet", ""): "the method is not here yet",
+}
+"""Kinds without a replay, and why."""
+
+
+def find(table: Mapping[tuple[str, str], T], case: Case) -> T | None:
+    """The entry of the case's kind."""
+    for (method, symbol), entry in table.items():
+        if case.facts["method"] == method and case.symbol.startswith(symbol):
+            return entry
+    return None

@@ -1,0 +1,38 @@
+"""Every built-in method by name, built for a toy encoder."""
+
+import pkgutil
+from importlib import import_module
+
+import torch
+
+from fusionbench import methods, registry
+from fusionbench.fusion import Method
+from fusionbench.types import StackShape
+
+
+def names() -> list[str]:
+    """All registered names, "family-suffix"."""
+    found = [
+        f"{registered.family}-{suffix}" if suffix else registered.family
+        for registered in _all()
+        for suffix in registered.facts["variants"]
+    ]
+    return sorted(found)
+
+
+def build(name: str, shape: StackShape, *, seed: int = 0) -> Method:
+    """The method with the settings of its name; the seed draws its initial values."""
+    for registered in _all():
+        for suffix, changed in registered.facts["variants"].items():
+            if name == (f"{registered.family}-{suffix}" if suffix else registered.family):
+                with torch.random.fork_rng():
+                    torch.manual_seed(seed)
+                    return registered.cls(shape, **changed)
+    raise KeyError(name)
+
+
+def _all() -> list[registry.Registration]:
+    for module in pkgutil.iter_modules(methods.__path__):
+        import_module(f"fusionbench.methods.{module.name}")
+    found = registry._registrations
+    return [r for (kind, _), r in found.items() if kind == "method"]

@@ -1,0 +1,94 @@
+"""All pairs by matrix products, and the set that may hold the best method."""
+
+import time
+
+import numpy as np
+import pytest
+
+from fusionbench.stats.crossed import compare, crossed_t
+from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.suite import sum_over_shared_runs, sum_over_tasks
+from fusionbench.stats.tied import (
+    pair_components,
+    shared_run_suite_pairs,
+    suite_pairs,
+    task_pairs,
+    tied_set,
+)
+
+
+def a_task(methods=6, seeds=5, items=60, first=0, seed=0, weight=1.0):
+    rng = np.random.default_rng(seed)
+    values = (rng.random((methods, seeds, items)) < 0.7).astype(float)
+    values[1] = values[0]
+    values[2] = values[0]
+    values[2, :, 3] = 1 - values[2, :, 3]
+    return TaskScores(values=values, groups=np.arange(items) // 2 + first, weight=weight)
+
+
+def same(one, two):
+    for name in ("value", "variance", "nu"):
+        assert float(getattr(one, name)) == pytest.approx(float(getattr(two, name)), rel=1e-9)
+
+
+def test_every_pair_is_the_crossed_t_of_its_difference():
+    task = a_task()
+    pairs = task_pairs(task)
+    for m, k in ((0, 3), (3, 0), (0, 1), (0, 2), (4, 5)):
+        same(pairs[m, k], crossed_t(compare(task.values[m] - task.values[k], task.groups)))
+
+
+def test_every_suite_pair_is_the_suite_estimate_of_its_difference():
+    tasks = [a_task(seed=s, first=20 * s, weight=0.3) for s in range(2)]
+    tasks.append(a_task(seed=7, first=500, weight=0.5))
+    for table, single in (
+        (suite_pairs(tasks), sum_over_tasks),
+        (shared_run_suite_pairs(tasks), sum_over_shared_runs),
+    ):
+        for m, k in ((0, 3), (5, 2), (0, 1)):
+            own = [
+                TaskScores(values=t.values[m] - t.values[k], groups=t.groups, weight=t.weight)
+                for t in tasks
+            ]
+            same(table[m, k], single(own))
+
+
+def test_identical_methods_are_zero_apart_and_both_stay():
+    pairs = task_pairs(a_task())
+    assert float(pairs.value[0, 1]) == 0
+    assert float(pairs.p_value()[0, 1]) == 1
+    stays = tied_set(pairs)
+    assert stays[0] == stays[1]
+
+
+def test_a_clearly_worse_method_leaves_and_the_winner_always_stays():
+    rng = np.random.default_rng(1)
+    values = (rng.random((4, 5, 400)) < np.array([0.9, 0.89, 0.5, 0.4])[:, None, None]).astype(
+        float
+    )
+    pairs = task_pairs(TaskScores(values=values, groups=np.arange(400)))
+    assert tied_set(pairs).tolist() == [True, True, False, False]
+
+
+def test_a_method_more_changes_no_pair_of_the_others():
+    task = a_task()
+    fewer = TaskScores(values=task.values[:4], groups=task.groups)
+    for name in ("value", "variance", "nu"):
+        more, few = getattr(task_pairs(task), name), getattr(task_pairs(fewer), name)
+        assert more[:4, :4] == pytest.approx(few, rel=1e-9)
+
+
+def test_a_single_method_is_its_own_tied_set():
+    assert tied_set(task_pairs(a_task()))[0] in (True, False)
+    alone = TaskScores(values=a_task().values[:1], groups=a_task().groups)
+    assert tied_set(task_pairs(alone)).tolist() == [True]
+
+
+def test_44_methods_by_14_tasks_take_seconds():
+    rng = np.random.default_rng(2)
+    values = rng.random((44, 10, 1000)) < 0.8
+    started = time.perf_counter()
+    for _ in range(2):
+        pair_components([TaskScores(values=values.astype(float), groups=np.arange(1000))])
+    # 14 tasks at this pace, on a machine that may be busy with other things.
+    assert (time.perf_counter() - started) * 7 < 30

@@ -1,0 +1,147 @@
+"""Rules worth having are tests: who imports whom, what is shipped, how long a function may be."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import fusionbench
+from fusionbench import records, study
+
+PACKAGE = Path(fusionbench.__file__).parent
+ROOT = PACKAGE.parent
+IN_CHECKOUT = (ROOT / "pyproject.toml").exists() and (ROOT / "methods").is_dir()
+LONGEST_FUNCTION = 40
+LONGEST_FILE = 300
+
+# What must never be imported by whom (prefixes of modules below fusionbench).
+FORBIDDEN = {
+    "types": ("",),
+    "records": ("",),
+    "task": ("harness", "encoders", "store", "report", "cli"),
+    "stats": ("cli", "report", "store", "records", "harness", "encoders", "types", "fusion"),
+    "encoders": ("harness", "report", "store", "stats", "cli", "sweep", "launchers"),
+    "harness": ("report", "stats", "store", "cli", "sweep", "launchers", "catalog", "plugins"),
+    "readers": ("harness", "report", "stats", "store", "cli", "sweep", "launchers"),
+    "report": ("harness", "encoders", "fusion", "types", "cli", "sweep", "launchers", "features"),
+    "store": ("harness", "encoders", "fusion", "types", "cli", "report", "stats"),
+    "scores": ("harness", "encoders", "fusion", "types", "cli", "report"),
+    "sweep": ("report", "cli", "harness"),
+    "": ("cli", "methods", "tasks"),
+}
+MAY_IMPORT_CLI = ("cli", "__main__")
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] not in ("methods", "tasks"):
+            found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def plugin_files() -> list[Path]:
+    folders = [PACKAGE / kind for kind in ("methods", "tasks")]
+    folders = [f if f.is_dir() else ROOT / f.name for f in folders]
+    return sorted(path for folder in folders for path in folder.glob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of ours that a file imports, without the leading `fusionbench.`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {n.removeprefix("fusionbench.") for n in names if n.startswith("fusionbench.")}
+    return found
+
+
+def below(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(f"{prefix}.")
+
+
+def test_no_module_imports_what_it_must_not_know():
+    wrong = []
+    for module, path in modules().items():
+        for owner, forbidden in FORBIDDEN.items():
+            if owner and not below(module, owner):
+                continue
+            for name in imports(path):
+                if below(name, module.split(".")[0]) or below(name, owner or "\0"):
+                    continue
+                if any(not prefix or below(name, prefix) for prefix in forbidden):
+                    if not (below(name, "cli") and module.split(".")[0] in MAY_IMPORT_CLI):
+                        wrong.append(f"{module} imports {name}")
+    assert not wrong
+
+
+def test_methods_and_tasks_import_only_the_api():
+    wrong = {}
+    for path in plugin_files():
+        siblings = {f"{path.parent.name}.{other.stem}" for other in path.parent.glob("_*.py")}
+        stray = {name for name in imports(path) if not below(name, "api")}
+        stray = {n for n in stray if not any(below(n, sibling) for sibling in siblings)}
+        if stray:
+            wrong[path.name] = stray
+    assert not wrong
+
+
+def test_only_plugins_reaches_methods_and_tasks_and_only_by_string():
+    named = [
+        name
+        for name, path in modules().items()
+        if any(below(target, kind) for target in imports(path) for kind in ("methods", "tasks"))
+    ]
+    assert not named
+
+
+def test_functions_and_files_stay_readable():
+    long = []
+    for path in [*modules().values(), *plugin_files()]:
+        text = path.read_text()
+        if text.count("\n") > LONGEST_FILE:
+            long.append(f"{path.name}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                size = (node.end_lineno or node.lineno) - node.lineno + 1
+                if size > LONGEST_FUNCTION:
+                    long.append(f"{path.name}:{node.name}: {size} lines")
+    assert not long
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["records", "store", "scores", "stats", "report", "plan", "sweep", "catalog", "cli"],
+)
+def test_planning_and_analysis_are_free_of_torch(module):
+    code = f"import sys, fusionbench.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not IN_CHECKOUT, reason="an installed wheel has no pyproject.toml")
+def test_every_package_on_disk_is_shipped():
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    on_disk = {
+        "fusionbench"
+        if path.parent == PACKAGE
+        else "fusionbench." + ".".join(path.parent.relative_to(PACKAGE).parts)
+        for path in PACKAGE.rglob("__init__.py")
+    } | {"fusionbench.methods", "fusionbench.tasks"}
+    assert set(shipped) == on_disk
+
+
+def test_every_configuration_field_decides_outcomes_or_does_not_and_says_so():
+    known = set()
+    for cls in (records.CellSpec, records.Budget, records.RunOptions, study.Study):
+        known |= {f"{cls.__name__}.{field.name}" for field in fields(cls)}
+    assert not records.IDENTITY & records.NOT_IDENTITY
+    assert records.IDENTITY | records.NOT_IDENTITY == known

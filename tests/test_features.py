@@ -1,0 +1,109 @@
+"""Hidden states on disk: written once, whole, and never beyond the limit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy_cells import BUDGET, BrightHalf, PixelToyEncoder
+
+from fusionbench import features
+from fusionbench.data import bundle_path, cut, read_bundle, write_bundle
+from fusionbench.errors import UserError
+from fusionbench.features import FeatureKey
+
+
+@pytest.fixture
+def key(monkeypatch, tmp_path):
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path))
+    return FeatureKey(
+        weights="toy", size=4, images="i", count=90, precision="fp32", dtype="float32"
+    )
+
+
+@pytest.fixture
+def images():
+    return cut(BrightHalf().load(), BUDGET)[1]
+
+
+def test_a_tap_comes_back_as_the_encoder_made_it(key, images):
+    encoder = PixelToyEncoder()
+    features.encode(encoder, images, key, [(2,), (0, 1, 2)], limit_gib=1)
+    states = encoder.hidden_states(torch.from_numpy(images))
+    assert torch.allclose(features.read(key, (2,)), states[2], atol=1e-5)
+    mean = torch.stack(states[:3]).mean(dim=0)
+    assert torch.allclose(features.read(key, (0, 1, 2)), mean, atol=1e-5)
+
+
+def test_taps_that_are_there_are_not_encoded_again(key, images):
+    encoder = PixelToyEncoder()
+    features.encode(encoder, images, key, [(2,)], limit_gib=1)
+    before = key.path((2,)).stat().st_mtime_ns
+    features.encode(encoder, images, key, [(2,), (3,)], limit_gib=1)
+    assert key.path((2,)).stat().st_mtime_ns == before
+    assert features.missing_taps(key, [(2,), (3,), (4,)]) == [(4,)]
+
+
+def test_which_taps_are_missing_changes_no_bit(key, images, tmp_path, monkeypatch):
+    encoder = PixelToyEncoder()
+    features.encode(encoder, images, key, [(1,), (3,)], limit_gib=1)
+    together = features.read(key, (3,)).clone()
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "other"))
+    features.encode(encoder, images, key, [(3,)], limit_gib=1)
+    assert torch.equal(together, features.read(key, (3,)))
+
+
+def test_a_full_cache_refuses_with_the_numbers(key, images):
+    with pytest.raises(UserError, match="GiB") as error:
+        features.encode(PixelToyEncoder(), images, key, [(2,)], limit_gib=1e-6)
+    assert "--limit-cache" in error.value.hint
+    assert not list(key.path((2,)).parent.glob("*"))
+
+
+def test_an_interrupted_pass_leaves_no_file_that_counts(key, images, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "_averaged", fail)
+    with pytest.raises(KeyboardInterrupt):
+        features.encode(PixelToyEncoder(), images, key, [(2,)], limit_gib=1)
+    assert not list(key.path((2,)).parent.glob("*"))
+
+
+def test_states_beyond_float16_are_refused_in_words(key, images):
+    class Loud(PixelToyEncoder):
+        def block(self, index, tokens):
+            return super().block(index, tokens) + 1e6
+
+    with pytest.raises(UserError, match="float16"):
+        small = replace(key, dtype="float16")
+        features.encode(Loud(), images, small, [(2,)], limit_gib=1)
+
+
+@pytest.mark.parametrize("name", ["weights", "size", "images", "count", "precision", "dtype"])
+def test_everything_that_decides_the_states_is_in_the_key(key, name):
+    value = getattr(key, name)
+    other = value + 1 if isinstance(value, int) else value + "x"
+    assert replace(key, **{name: other}).path((1,)) != key.path((1,))
+
+
+def test_nothing_can_change_a_feature_file(key, images):
+    features.encode(PixelToyEncoder(), images, key, [(2,)], limit_gib=1)
+    before = key.path((2,)).read_bytes()
+    features.read(key, (2,)).zero_()
+    assert key.path((2,)).read_bytes() == before
+
+
+def test_a_bundle_is_cut_to_the_budget_and_comes_back_whole(tmp_path):
+    budget = replace(BUDGET, train_items=7, val_items=4, test_items=6)
+    data = BrightHalf().load()
+    bundle, images = cut(data, budget)
+    assert [len(part) for part in (bundle.train, bundle.val, bundle.test)] == [7, 4, 6]
+    assert bundle.count == len(images) == 4 + 2 + 3
+    assert (images[bundle.test.rows] == data.images[data.test.images[:6]]).all()
+    assert bundle.test.groups[0] == bundle.test.groups[1] != bundle.test.groups[2]
+    write_bundle(bundle, tmp_path / "b.json")
+    again = read_bundle(tmp_path / "b.json")
+    assert again.questions == bundle.questions and again.test.items == bundle.test.items
+    np.testing.assert_array_equal(again.train.rows, bundle.train.rows)
+    assert bundle_path("t", "h", budget) != bundle_path("t", "h", BUDGET)

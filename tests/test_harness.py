@@ -1,0 +1,211 @@
+"""Training and scoring of one cell: paired, deterministic, and blind to what it must not see."""
+
+import numpy as np
+import pytest
+import torch
+from toy_cells import BUDGET, EVERY_TAP, materials, spec, train_cell
+
+from fusionbench.catalog import read_catalog
+from fusionbench.fusion import Fusion
+from fusionbench.harness.cell import choose_lr
+from fusionbench.harness.model import build_model
+from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
+from fusionbench.harness.train import batches, schedule
+from fusionbench.plugins import load_method
+from fusionbench.readers.attentive import Question
+from fusionbench.readers.questions import QuestionTable, token_vector
+from fusionbench.types import Fused
+
+
+class MiddleLayer(Fusion):
+    """A stand-in method: reads one layer and has one weight."""
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.taps = ((2,),)
+        self.scale = torch.nn.Parameter(torch.ones(shape.dim))
+
+    def forward(self, hidden, query):
+        return Fused(tokens=self.patches(hidden[0]) * self.scale)
+
+
+def method(name):
+    card = read_catalog().methods[name]
+    return load_method(card), dict(card.settings)
+
+
+def test_a_cell_learns_and_reports_what_it_did():
+    record, scores = train_cell(MiddleLayer, steps=150)
+    assert record.status == "done" and record.examples == len(scores) == 60
+    assert record.score == pytest.approx(scores.mean()) and record.score > 0.8
+    assert record.loss[0] > record.loss[-1]
+    assert record.parameters["fusion"] == 16 and record.taps == ((2,),)
+
+
+def test_the_same_cell_twice_gives_the_same_bytes():
+    (one, first), (two, second) = train_cell(MiddleLayer), train_cell(MiddleLayer)
+    assert first.tobytes() == second.tobytes() and one.loss == two.loss
+
+
+def test_the_global_random_state_neither_matters_nor_changes():
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    one, _ = train_cell(MiddleLayer)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    two, _ = train_cell(MiddleLayer)
+    assert one.loss == two.loss
+
+
+def test_a_seed_redraws_resample_order_and_initialisation():
+    one, two = (train_cell(MiddleLayer, seed)[0] for seed in (0, 1))
+    assert one.loss != two.loss
+    drawn = [np.concatenate([b.numpy() for b in batches("t", s, 50, BUDGET)]) for s in (0, 1)]
+    assert (drawn[0] != drawn[1]).any()
+    readers = [build_model(MiddleLayer, {}, materials(EVERY_TAP), s).reader for s in (0, 1)]
+    assert not torch.equal(readers[0].keys.weight, readers[1].keys.weight)
+
+
+def test_methods_share_the_order_and_the_reader_of_a_seed():
+    last, settings = method("last")
+    shared = materials(EVERY_TAP)
+    one = build_model(MiddleLayer, {}, shared, 4).reader
+    two = build_model(last, settings, shared, 4).reader
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+
+
+def test_a_resample_draws_with_replacement_from_the_whole_pool():
+    rows = np.concatenate([b.numpy() for b in batches("t", 0, 96, BUDGET)])
+    assert len(rows) == BUDGET.steps * BUDGET.batch
+    epoch = rows[:96]
+    # A bootstrap of N leaves about N/e examples out.
+    assert 0.5 * 96 < len(set(epoch)) < 0.75 * 96
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    shares = [schedule(step, BUDGET) for step in range(BUDGET.steps)]
+    assert max(shares) == 1.0 and shares[0] > 0
+    assert shares[-1] < 0.1 and shares[1:] == sorted(shares[1:], reverse=True)
+
+
+def test_ties_between_learning_rates_go_to_the_smaller_and_edges_are_marked():
+    tuned = choose_lr({1e-3: [0.5, 0.7], 3e-4: [0.7, 0.5], 1e-2: [0.1, 0.1]})
+    assert tuned.lr == 3e-4 and tuned.at_edge
+    assert not choose_lr({1e-3: [0.9], 3e-4: [0.7], 1e-2: [0.1]}).at_edge
+
+
+def test_no_feedback_is_the_penultimate_layer_to_the_last_bit():
+    mema, settings = method("mema-no_feedback")
+    plain, _ = method("penultimate")
+    record, scores = train_cell(mema, **settings)
+    reference, expected = train_cell(plain)
+    assert scores.tobytes() == expected.tobytes() and record.loss == reference.loss
+
+
+def test_as_written_never_moves_its_feedback_and_the_other_starts_do():
+    dead = {"spatial_gate.delta.0.weight", "spatial_gate.delta.0.bias"}
+    dead |= {"spatial_gate.delta.2.weight"}
+    # Its other modules may sleep too on so small a toy; the feedback's MLP can never wake.
+    for name, asleep in (("mema-as_written", True), ("mema", False), ("mema-repaired", False)):
+        mema, settings = method(name)
+        record, _ = train_cell(mema, steps=40, **settings)
+        assert dead <= set(record.unmoved) if asleep else not dead & set(record.unmoved), name
+
+
+def test_two_names_of_one_class_score_alike():
+    renamed = type("MiddleLayer", (MiddleLayer,), {})
+    renamed.__qualname__ = MiddleLayer.__qualname__
+    assert train_cell(MiddleLayer)[1].tobytes() == train_cell(renamed)[1].tobytes()
+
+
+def test_an_in_encoder_method_needs_the_encoder_only_if_it_writes():
+    shared = materials(EVERY_TAP)
+    for name, expected in (("mema", True), ("mema-readout", False), ("last", False)):
+        cls, settings = method(name)
+        built = cls(shared.shape, **settings)
+        assert needs_encoder(built) is expected
+        assert taps_of(built)[0] == (0,) or name == "last"
+
+
+def test_stepping_with_the_encoder_equals_the_cache_where_nothing_is_written():
+    cls, settings = method("mema-repaired")
+    shared = materials(EVERY_TAP)
+    built = cls(shared.shape, **settings)
+    rows = torch.arange(6)
+    query = shared.queries[torch.zeros(6, dtype=torch.long)]
+    fused = fuse(built, shared.states(rows), query, shared.encoder)
+    penultimate = shared.states(rows)(((shared.shape.layers - 1,),))[0]
+    assert torch.allclose(fused.tokens, built.patches(penultimate), atol=1e-5)
+
+
+def test_the_encoder_gets_no_gradient_and_keeps_its_weights():
+    shared = materials(EVERY_TAP)
+    before = [p.clone() for p in shared.encoder.parameters()]
+    cls, settings = method("mema")
+    model = build_model(cls, settings, shared, 0)
+    model.loss(shared.splits["train"].pick(torch.arange(8)), shared).backward()
+    assert all(p.grad is None for p in shared.encoder.parameters())
+    for old, new in zip(before, shared.encoder.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_the_reader_tells_the_order_of_words():
+    table = QuestionTable.build(["is a left of b ?", "is b left of a ?"], 8)
+    torch.manual_seed(0)
+    one, two = Question(8, 16, 6)(table.tokens, table.mask)
+    assert not torch.allclose(one, two, atol=1e-3)
+    assert torch.allclose(table.mean()[0], table.mean()[1], atol=1e-6)
+
+
+def test_padding_changes_no_question():
+    short = QuestionTable.build(["one two"], 8)
+    padded = QuestionTable.build(["one two", "one two three four"], 8)
+    assert torch.allclose(short.mean()[0], padded.mean()[0], atol=1e-6)
+    torch.manual_seed(0)
+    reader = Question(8, 16, 4)
+    alone = reader(short.tokens.new_zeros(1, 4, 8).index_copy(1, torch.arange(2), short.tokens),
+                   torch.tensor([[True, True, False, False]]))  # fmt: skip
+    assert torch.allclose(alone[0], reader(padded.tokens, padded.mask)[0], atol=1e-6)
+
+
+def test_a_token_has_one_vector_for_ever():
+    assert token_vector("circle", 4) == pytest.approx(token_vector("circle", 4))
+    assert not np.allclose(token_vector("circle", 4), token_vector("square", 4))
+
+
+def test_answers_never_reach_a_method_that_does_not_ask_for_them():
+    shared = materials(EVERY_TAP)
+    model = build_model(MiddleLayer, {}, shared, 0).train()
+    batch = shared.splits["train"].pick(torch.arange(8))
+    assert torch.equal(model._query(batch, shared), shared.queries[batch.questions])
+    model.fusion.reads_answers = True
+    assert not torch.allclose(model._query(batch, shared), shared.queries[batch.questions])
+    model.eval()
+    assert torch.equal(model._query(batch, shared), shared.queries[batch.questions])
+
+
+def test_a_diverging_run_raises_instead_of_scoring():
+    from fusionbench.harness.train import train
+
+    shared = materials(EVERY_TAP)
+    model = build_model(MiddleLayer, {}, shared, 0)
+    with torch.no_grad():
+        model.fusion.scale.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        train(model, shared, 0, 3e-3)
+
+
+def test_specs_of_tuning_runs_differ_from_those_of_evaluation():
+    from dataclasses import replace
+
+    from fusionbench.plan import tuning_specs
+
+    tuned = replace(spec(), budget=replace(BUDGET, lrs=(1e-3, 3e-3), tuning_seeds=2))
+    runs = tuning_specs(tuned)
+    ids = {run.id for group in runs.values() for run in group}
+    assert len(ids) == 4 and tuned.id not in ids
+    assert {run.seed for group in runs.values() for run in group} == {1000, 1001}
+    # All evaluation seeds share the tuning runs.
+    again = tuning_specs(replace(tuned, seed=7))
+    assert {run.id for group in again.values() for run in group} == ids
