@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fusionbench.attention import CrossAttention
     from fusionbench.choices import one_of
     from fusionbench.fusion import Fusion, InEncoderFusion, Tap
+    from fusionbench.layers import paper_taps
     from fusionbench.official import matched
     from fusionbench.registry import method, task
     from fusionbench.seeding import stream
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from fusionbench.types import Fused, Injection, ReaderPatch, StackShape, Unsupported
 
 _HOME = {
+    "CrossAttention": "attention",
     "Fused": "types",
     "Fusion": "fusion",
     "InEncoderFusion": "fusion",
@@ -30,11 +33,13 @@ _HOME = {
     "matched": "official",
     "method": "registry",
     "one_of": "choices",
+    "paper_taps": "layers",
     "stream": "seeding",
     "task": "registry",
 }
 
 __all__ = [
+    "CrossAttention",
     "Fused",
     "Fusion",
     "InEncoderFusion",
@@ -45,9 +50,11 @@ __all__ = [
     "Tap",
     "Task",
     "TaskData",
+    "Unsupported",
     "matched",
     "method",
     "one_of",
+    "paper_taps",
     "stream",
     "task",
 ]

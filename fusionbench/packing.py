@@ -61,7 +61,7 @@ def _fitted(images: Pixels, size: int) -> Pixels:
 
     from fusionbench.encoders.images import resize
 
-    parts = torch.from_numpy(images).split(_BATCH)
+    parts = torch.split(torch.from_numpy(images), _BATCH)
     return np.concatenate([resize(part, size).numpy() for part in parts])
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from fusionbench.catalog import Catalog, TaskCard
-from fusionbench.encoders.catalog import EncoderCard, describe
+from fusionbench.encoders.card import EncoderCard
+from fusionbench.encoders.catalog import describe
 from fusionbench.errors import UserError
 from fusionbench.records import TUNING_SEED, CellSpec
 from fusionbench.selection import Chosen, Unavailable, select_methods, select_tasks

@@ -96,8 +96,8 @@ def _jobs(plan: Plan) -> list[Job]:
     cells = list(plan.jobs())
     by_task: dict[str, list[Cell]] = {}
     for job in cells:
-        by_task.setdefault(job[0].spec.task, []).append(job[0])
-    encode = [EncodeJob(cells=tuple(first)) for first in by_task.values()]
+        by_task.setdefault(job[0].spec.task, []).extend(job)
+    encode = [EncodeJob(cells=tuple(task)) for task in by_task.values()]
     return [*encode, *(CellJob(cells=job) for job in cells)]
 
 

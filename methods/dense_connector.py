@@ -14,12 +14,12 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from fusionbench.api import Fused, Fusion, StackShape, Tap, method, one_of
+from fusionbench.api import Fused, Fusion, StackShape, method, one_of, paper_taps
 
-# Blocks of the encoder whose layer numbers the official code writes out.
+# By convention: the blocks of the encoder that is meant, and its layers; the final one first.
 _BLOCKS = {"clip": 24, "siglip": 27}
-_GROUPS = {"clip": ((0, 12), (12, 24)), "siglip": ((0, 13), (13, 26))}
-_SPARSE = (7, 15)
+_SPARSE = {"clip": "23,7,15", "siglip": "26,7,15"}
+_DENSE = {"clip": "23,0..11,12..23", "siglip": "26,0..12,13..25"}
 _POOL = 8
 
 
@@ -42,7 +42,9 @@ class DenseConnector(Fusion):
     def __init__(self, shape: StackShape, *, form: str = "dci", convention: str = "clip") -> None:
         super().__init__(shape)
         self.form = one_of("form", form, ("sti", "sci", "dci"))
-        self.taps = _taps(shape, form, one_of("convention", convention, tuple(_BLOCKS)))
+        blocks = _BLOCKS[one_of("convention", convention, tuple(_BLOCKS))]
+        layers = (_DENSE if form == "dci" else _SPARSE)[convention]
+        self.taps = paper_taps(shape, layers, blocks=blocks)
         if form != "sti":
             self.out_dim = shape.dim * len(self.taps)
         elif shape.grid[0] * shape.grid[1] < _POOL:
@@ -58,19 +60,6 @@ class DenseConnector(Fusion):
         if self.form == "sti":
             return Fused(tokens=_append_pooled(patches))
         return Fused(tokens=rearrange(patches, "tap b n d -> b n (tap d)"))
-
-
-def _taps(shape: StackShape, form: str, convention: str) -> tuple[Tap, ...]:
-    """The final feature, then the sparse layers or the groups; a shallow encoder merges some."""
-    blocks = _BLOCKS[convention]
-    groups: list[Tap] = [(index,) for index in _SPARSE]
-    if form == "dci":
-        groups = [tuple(range(*bounds)) for bounds in _GROUPS[convention]]
-    taps = [
-        tuple(dict.fromkeys(shape.paper_layer(index, blocks=blocks) for index in group))
-        for group in [(blocks - 1,), *groups]
-    ]
-    return tuple(dict.fromkeys(taps))
 
 
 def _append_pooled(

@@ -66,12 +66,13 @@ def paint_texture(draws: np.random.Generator, answer: int) -> Scene:
     """A large square patch of one texture in two colours."""
     image = background(draws)
     period, turn = int(draws.integers(4, 8)), int(draws.integers(0, 2))
-    rows, columns = np.indices((SIDE, SIDE)) + draws.integers(0, period, (2, 1, 1))
+    shift = draws.integers(0, period, 2)
+    rows, columns = np.ogrid[shift[0] : SIDE + shift[0], shift[1] : SIDE + shift[1]]
     if turn:
         rows, columns = columns, rows
     half = period // 2
     ink = (
-        rows % period < half,
+        (rows % period < half) | (columns < 0),
         (rows % period < half) ^ (columns % period < half),
         (rows % period < half) & (columns % period < half),
         (rows % period == 0) | ((columns + rows // period % 2 * half) % period == 0),
@@ -115,18 +116,20 @@ def paint_relation(draws: np.random.Generator, answer: int) -> Scene:
 
 
 def paint_exists(draws: np.random.Generator, answer: int) -> Scene:
-    """Is a coloured shape there? Half of the scenes hold its colour and its shape, but apart.
+    """Is a coloured shape there? Answer 0 is yes.
 
-    After POPE (Li et al., EMNLP 2023): some kinds of objects are popular, in scenes and questions,
-    and the adversarial scenes make colour and shape useless on their own. Answer 0 is yes.
+    After POPE (Li et al., EMNLP 2023): some kinds of objects are popular, in scenes and questions
+    alike. Half of the scenes are adversarial: a no has the colour and the shape, but apart, and a
+    yes has the same two colours and shapes, so that neither is of use on its own.
     """
     image = background(draws)
     hue, shape = _popular(draws)
-    adversarial = bool(draws.integers(0, 2))
     other_hue = pick(draws, tuple(name for name in HUES if name != hue), 1)[0]
     other_shape = pick(draws, tuple(name for name in SHAPES if name != shape), 1)[0]
-    things = [(hue, other_shape), (other_hue, shape)] if adversarial else []
-    things += [(hue, shape)] if answer == 0 else []
+    things = [(hue, shape)] if answer == 0 else []
+    if bool(draws.integers(0, 2)):
+        apart = [(hue, other_shape), (other_hue, shape)]
+        things = [*things, (other_hue, other_shape)] if answer == 0 else apart
     while len(things) < 3:
         thing = _popular(draws)
         if thing != (hue, shape):

@@ -37,7 +37,7 @@ class _Scenes(Task):
         return TaskData(images=np.stack(images), answers=answers, **splits)
 
 
-def render_extra(seed: int, count: int) -> np.ndarray:
+def extra_images(count: int, *, seed: int) -> np.ndarray:
     """Scenes of all kinds that no task uses, uint8 [count 64 64 3]: for pretraining an encoder."""
     names = sorted(PAINTERS)
     images = []

@@ -5,6 +5,13 @@ from typing import TypeVar
 
 from parity_cases import Case, Replay
 from parity_dense_connector import replay_connector
+from parity_layers import (
+    replay_deformable,
+    replay_deformable_start,
+    replay_external_direct,
+    replay_external_modular,
+    replay_mmfuser,
+)
 from parity_mema import replay_gate, replay_loop, replay_unit
 
 T = TypeVar("T")
@@ -14,15 +21,19 @@ REPLAYS: dict[tuple[str, str], Replay] = {
     ("mema", "SpatialGate"): replay_gate,
     ("mema", "CLIPVisionTower.forward"): replay_loop,
     ("dense_connector", "dense_connector_"): replay_connector,
+    ("layer_select_fuse", "E_D"): replay_external_direct,
+    ("layer_select_fuse", "E_M"): replay_external_modular,
+    ("mmfuser", "build_vision_projector"): replay_mmfuser,
+    ("mmfuser", "MSDeformAttn._reset_parameters"): replay_deformable_start,
+    ("mmfuser", "MSDeformAttn"): replay_deformable,
 }
 """By method and by how the official symbol starts."""
 
 PENDING = {
     ("mema", "LlavaLlamaForCausalLM"): "needs a language model as the reader",
     ("dense_connector", "LlavaMetaForCausalLM.temporal_aggregation"): "video, not images",
-    ("mmfuser", ""): "the method is not here yet",
-    ("layer_select_fuse", "E_"): "the method is not here yet",
-    ("layer_select_fuse", ""): "needs a language model as the reader",
+    ("layer_select_fuse", "I_"): "needs a language model as the reader",
+    ("layer_select_fuse", "LlamaDecoderLayer"): "needs a language model as the reader",
     ("deepstack", ""): "needs a language model as the reader",
     ("qwen3vl_deepstack", ""): "needs a language model as the reader",
     ("igva", ""): "the method is not here yet",

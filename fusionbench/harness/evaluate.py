@@ -23,7 +23,8 @@ def evaluate(
     examples = materials.splits[split]
     scores: list[Float[np.ndarray, " part"]] = []
     traces: list[tuple[int, Mapping[str, Tensor]]] = []
-    for rows in torch.arange(len(examples), device=materials.device).split(batch_size):
+    everything = torch.arange(len(examples), device=materials.device)
+    for rows in torch.split(everything, batch_size):
         batch = examples.pick(rows)
         with autocast(materials):
             logits, fused = model(batch, materials)

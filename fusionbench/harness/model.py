@@ -74,9 +74,8 @@ def build_model(
     The reader's stream knows task and seed; the fusion's also the method's class, never the name
     it is registered under: two names of one class start alike.
     """
+    fusion = seeded_fusion(method, settings, materials.shape, stream=(materials.name, seed))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(materials.name, seed, "fusion", method.__qualname__))
-        fusion = build_fusion(method, settings, materials.shape)
         torch.manual_seed(seed_of(materials.name, seed, "reader"))
         reader = AttentiveReader(
             fusion.out_dim,
@@ -86,6 +85,19 @@ def build_model(
             answers=len(materials.bundle.answers),
         )
     return Model(fusion, reader).to(materials.device)
+
+
+def seeded_fusion(
+    method: type[Method],
+    settings: Mapping[str, Setting],
+    shape: StackShape,
+    *,
+    stream: tuple[str, int],
+) -> Method:
+    """The fusion that a cell of (task, seed) starts from; even its taps may depend on the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(*stream, "fusion", method.__qualname__))
+        return build_fusion(method, settings, shape)
 
 
 def build_fusion(

@@ -78,7 +78,7 @@ def batches(task: str, seed: int, pool: int, budget: Budget) -> Iterator[Int[Ten
     wanted = budget.steps * budget.batch
     epochs = [order.permutation(resampled) for _ in range(math.ceil(wanted / pool))]
     rows = torch.from_numpy(np.concatenate(epochs)[:wanted])
-    yield from rows.split(budget.batch)
+    yield from torch.split(rows, budget.batch)
 
 
 def autocast(materials: Materials) -> torch.autocast:

@@ -11,7 +11,7 @@ class EncodeJob:
     """Make sure that a task's bundle and all hidden states its methods tap are on disk."""
 
     cells: tuple[Cell, ...]
-    """One cell per method; all of one task and encoder."""
+    """All of one task and encoder."""
 
     @property
     def task(self) -> str:

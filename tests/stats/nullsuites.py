@@ -66,17 +66,21 @@ def two_methods(
     seeds: int,
     items: int,
     effect: float = 0.0,
+    questions: int = 1,
 ) -> np.ndarray:
-    """Right or wrong, [R, method, S, I]; the second method is better by exactly `effect`."""
+    """Right or wrong, [R, method, S, I]; the second method is better by exactly `effect`.
+
+    `questions` of an image stand together and share all its item effects.
+    """
     sc = scenario
-    accuracy = np.array([sc.accuracy, sc.accuracy + effect])
-    mu = (ndtri(accuracy) * sc.total).astype(np.float32)
     if sc.heavy and effect:
         raise ValueError("the closed form of the truth needs normal seed effects")
+    mu = levels(sc, effect)
     own, same = np.sqrt(1 - sc.alike), np.sqrt(sc.alike)
-    by_item = sc.item * draw(rng, reps, 1, 1, items)
+    images = items // questions
+    by_item = sc.item * draw(rng, reps, 1, 1, images)
     by_item = by_item + sc.method_item * (
-        own * draw(rng, reps, 2, 1, items) + same * draw(rng, reps, 1, 1, items)
+        own * draw(rng, reps, 2, 1, images) + same * draw(rng, reps, 1, 1, images)
     )
     by_seed = sc.seed * seed_draw(sc, rng, reps, 1, seeds, 1)
     by_seed = by_seed + sc.method_seed * (
@@ -86,23 +90,32 @@ def two_methods(
     if sc.alike:
         rest += same * draw(rng, reps, 1, seeds, items)
     rest += sc.seed_item * draw(rng, reps, 1, seeds, items)
-    rest += by_item
+    rest += np.repeat(by_item, questions, axis=-1)
     rest += by_seed
     return rest > -mu[:, None, None]
 
 
+def levels(scenario: Scenario, effect: float = 0.0) -> np.ndarray:
+    """mu of the two methods."""
+    accuracy = np.array([scenario.accuracy, scenario.accuracy + effect])
+    return (ndtri(accuracy) * scenario.total).astype(np.float32)
+
+
 def differences(
-    scenario: Scenario,
-    rng: np.random.Generator,
-    *,
-    reps: int,
-    seeds: int,
-    items: int,
-    effect: float = 0.0,
+    scenario: Scenario, rng: np.random.Generator, *, reps: int, **size: float
 ) -> np.ndarray:
-    """Second method minus first, [R, S, I]."""
-    y = two_methods(scenario, rng, reps=reps, seeds=seeds, items=items, effect=effect)
+    """Second method minus first, [R, S, I]; arguments as for `two_methods`."""
+    y = two_methods(scenario, rng, reps=reps, **size)  # type: ignore[arg-type]
     return y[:, 1].astype(np.float64) - y[:, 0]
+
+
+def chunks(reps: int, most: int = 250) -> list[int]:
+    """Repetitions in portions that fit into the cache."""
+    return [min(most, reps - start) for start in range(0, reps, most)]
+
+
+def monte_carlo_se(rate: float, reps: int) -> float:
+    return float(np.sqrt(rate * (1 - rate) / reps))
 
 
 def null_suite(

@@ -1,0 +1,38 @@
+"""Multi-head cross-attention with the parameter names of `torch.nn.MultiheadAttention`."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CrossAttention(nn.Module):
+    """Packed q, k, v projections with biases; always the memory-saving attention, also in vmap."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"a width of {dim} cannot be split into {heads} heads")
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, "batch asked dim"],
+        key: Float[Tensor, "batch seen dim"],
+        value: Float[Tensor, "batch seen dim"],
+    ) -> Float[Tensor, "batch asked dim"]:
+        """Attend from `asked` to `seen` tokens, within each example."""
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3)
+        parts = [
+            rearrange(F.linear(x, w, b), "b n (h d) -> b h n d", h=self.heads)
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        ]
+        mixed = F.scaled_dot_product_attention(parts[0], parts[1], parts[2])
+        return self.out_proj(rearrange(mixed, "b h n d -> b n (h d)"))

@@ -1,0 +1,120 @@
+"""Records in, tables, figures and one page out; the same bytes for the same records."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusionbench import __version__
+from fusionbench.cache import write_atomic
+from fusionbench.errors import UserError, disk_error
+from fusionbench.report.page import (
+    coverage_page,
+    figure_link,
+    joined,
+    main_section,
+    parameter_section,
+    summary_section,
+    title,
+)
+from fusionbench.report.plots import plot_scores
+from fusionbench.report.tables import Row, comma_separated, long_rows, summary_rows
+from fusionbench.scores import ScoreTable, score_tables
+from fusionbench.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportPaths:
+    """Where the parts of a report lie."""
+
+    page: Path
+    tables: Path
+    figures: Path
+
+
+def write_report(folder: str | Path, out: str | Path | None = None) -> ReportPaths:
+    """Write the report of a folder of results, by default into its `report/`.
+
+    Raises UserError if the folder holds no record, or if `out` cannot be written.
+    """
+    store = Store.open(folder)
+    home = Path(out) if out is not None else Path(folder) / "report"
+    paths = ReportPaths(page=home / "report.md", tables=home / "tables", figures=home / "figures")
+    try:
+        _write(store, paths)
+        # Last: a report without it is taken for unfinished.
+        write_atomic(home / ".inputs", fingerprint(store).encode())
+    except OSError as error:
+        raise disk_error(error, home) from error
+    return paths
+
+
+def up_to_date(store: Store, home: Path) -> bool:
+    """Whether the report in `home` was made from exactly these records."""
+    note = home / ".inputs"
+    return note.exists() and note.read_text(encoding="utf-8") == fingerprint(store)
+
+
+def fingerprint(store: Store) -> str:
+    """Hash over everything that a report shows, from names alone: records never change."""
+    names = [*store.finished(), *(path.name for path in (store.folder / "failures").glob("*.json"))]
+    asked = store.history.file
+    history = asked.read_bytes() if asked.exists() else b""
+    text = "\n".join([__version__, *sorted(names), *map(str, store.problems)])
+    return hashlib.sha256(text.encode() + history).hexdigest()
+
+
+def _write(store: Store, paths: ReportPaths) -> None:
+    records = [*store.records(), *store.failures()]
+    if not records:
+        raise UserError(f"{store.folder} holds no records", "run a study into it first")
+    problems = [_relative(str(problem), store.folder) for problem in store.problems]
+    planned = next(reversed(store.history.runs()), None)
+    tables = score_tables(records)
+    suite = [table.pick(table.suite) for table in tables if table.suite.any()]
+    planted = [table.pick(~table.suite) for table in tables if not table.suite.all()]
+    sections = {
+        "Summary": _sections(suite, summary_section),
+        "Scores": _sections(suite, main_section),
+        "Planted ground truth": _sections(planted, main_section),
+        "Trainable parameters": _sections(suite, parameter_section),
+        "What ran": coverage_page(records, planned, problems),
+    }
+    files = ("summary", "main", "planted", "parameters", "coverage")
+    for name, text in zip(files, sections.values(), strict=True):
+        _text(paths.tables / f"{name}.md", text)
+    _text(paths.tables / "summary.csv", comma_separated(_all(suite, summary_rows)))
+    _text(paths.tables / "main.csv", comma_separated(_all(suite, long_rows)))
+    _text(paths.tables / "planted.csv", comma_separated(_all(planted, long_rows)))
+    sections["Scores"] = "\n".join([*_figures(suite, paths, "scores"), sections["Scores"]])
+    planted_figures = _figures(planted, paths, "planted")
+    sections["Planted ground truth"] = "\n".join(
+        [*planted_figures, sections["Planted ground truth"]]
+    )
+    _text(paths.page, joined(title(planned, tables), list(sections.items())))
+
+
+def _sections(tables: Sequence[ScoreTable], section: Callable[[ScoreTable], str]) -> str:
+    return "\n".join(section(table) for table in tables)
+
+
+def _all(tables: Sequence[ScoreTable], rows: Callable[[ScoreTable], list[Row]]) -> list[Row]:
+    return [row for table in tables for row in rows(table)]
+
+
+def _figures(tables: Sequence[ScoreTable], paths: ReportPaths, name: str) -> Iterator[str]:
+    paths.figures.mkdir(parents=True, exist_ok=True)
+    for number, table in enumerate(tables, start=1):
+        stem = paths.figures / (name if number == 1 else f"{name}-{number}")
+        plot_scores(table, stem)
+        yield figure_link(f"figures/{stem.name}.svg", f"scores: {table.condition.title}")
+
+
+def _text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.encode())
+
+
+def _relative(text: str, folder: Path) -> str:
+    """A report names no folder of the machine that made it."""
+    return text.replace(f"{folder}/", "")

@@ -1,0 +1,113 @@
+"""What ran, what did not and why, and where the records come from."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from fusionbench.history import Run
+from fusionbench.records import CellRecord
+from fusionbench.report.tables import Row
+
+_STATES = ("done", "skipped", "failed")
+
+
+def status_rows(records: Sequence[CellRecord], planned: Run | None) -> list[Row]:
+    """Cells of each method by what became of them."""
+    counts = Counter((_label(record), record.status) for record in records)
+    missing = Counter(label for label, _, _ in not_run(records, planned))
+    labels = sorted({_label(record) for record in records} | set(missing))
+    return [
+        {"method": label}
+        | {state: str(counts[label, state]) for state in _STATES}
+        | {"not run": str(missing[label])}
+        for label in labels
+    ]
+
+
+def not_run(records: Iterable[CellRecord], planned: Run | None) -> list[tuple[str, str, int]]:
+    """(method, task, seed) of the last request's cells that left nothing behind."""
+    if planned is None:
+        return []
+    there = {(_label(record), record.spec.task, record.spec.seed) for record in records}
+    seeds = range(int(planned.study.get("seeds", 0)))
+    wanted = ((m, t, s) for m in planned.labels for t in planned.tasks for s in seeds)
+    return [cell for cell in wanted if cell not in there]
+
+
+def reasons(records: Iterable[CellRecord]) -> list[str]:
+    """A line for each reason why cells were skipped or failed, with how many it concerns."""
+    counts = Counter(
+        (record.status, _label(record), record.spec.task, _last_line(record.reason))
+        for record in records
+        if record.status != "done"
+    )
+    return [
+        f"- {status}: {label} on {task}, {_count(count, 'cell')}: {reason}"
+        for (status, label, task, reason), count in sorted(counts.items())
+    ]
+
+
+def left_out(planned: Run | None) -> list[str]:
+    """A line for each task whose data was not here."""
+    unavailable = planned.unavailable if planned else {}
+    return [f"- {task}: {reason}" for task, reason in sorted(unavailable.items())]
+
+
+def warnings(records: Iterable[CellRecord]) -> list[str]:
+    """What a reader should know of the training: dead parameters, learning rates at the edge."""
+    done = [record for record in records if record.status == "done"]
+    cells = Counter(_label(record) for record in done)
+    unmoved = Counter((_label(r), ", ".join(r.unmoved)) for r in done if r.unmoved)
+    edge = Counter(_label(record) for record in done if record.lr_at_edge)
+    notes = Counter((_label(record), note) for record in done for note in record.notes)
+    lines = [
+        f"- {label}: training left unchanged: {names} ({count} of {cells[label]} cells)"
+        for (label, names), count in sorted(unmoved.items())
+    ]
+    lines += [
+        f"- {label}: the learning rate lies at the edge of the grid in {count} of "
+        f"{cells[label]} cells"
+        for label, count in sorted(edge.items())
+    ]
+    lines += [
+        f"- {label}: {note} ({count} of {cells[label]} cells)"
+        for (label, note), count in sorted(notes.items())
+    ]
+    return lines
+
+
+def origins(records: Iterable[CellRecord]) -> list[str]:
+    """A line for each state of the code, the packages, the machine and the plug-ins."""
+    lines: list[str] = []
+    groups = {"code": "Code", "software": "Packages", "hardware": "Machine"}
+    provenances = [record.provenance for record in records if record.status == "done"]
+    for key, title in groups.items():
+        found = Counter(_facts(provenance.get(key, {})) for provenance in provenances)
+        if key == "code" and len(found) > 1:
+            lines.append("- **Mixed code**: these records were made by different states of it")
+        lines += [f"- {title}: {facts} ({_count(n, 'cell')})" for facts, n in sorted(found.items())]
+    for key in ("method", "task"):
+        foreign = {str(p.get(key, "")) for p in provenances} - {"built-in", ""}
+        lines += [f"- {key.capitalize()}s from {source}" for source in sorted(foreign)]
+    if any(provenance.get("code", {}).get("dirty") for provenance in provenances):
+        lines.append("- **Uncommitted changes**: part of these records come from a dirty tree")
+    return lines
+
+
+def _facts(values: object) -> str:
+    if not isinstance(values, dict):
+        return str(values)
+    shown = {key: value for key, value in values.items() if value not in ("", None)}
+    return ", ".join(f"{key} {value}" for key, value in sorted(shown.items())) or "unknown"
+
+
+def _label(record: CellRecord) -> str:
+    return record.label or record.spec.method
+
+
+def _last_line(reason: str) -> str:
+    # The lines above it are a traceback: they name files of the machine that ran the cell.
+    return reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

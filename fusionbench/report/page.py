@@ -1,0 +1,95 @@
+"""The texts of the report: an honest header, the sections, and what they may not be read as."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fusionbench.history import Run
+from fusionbench.records import CellRecord
+from fusionbench.report import coverage
+from fusionbench.report.summary import twins
+from fusionbench.report.tables import markdown, parameter_rows, score_rows, summary_rows
+from fusionbench.scores import ScoreTable
+
+_READING = """\
+Scores are percentages of the test examples: the mean over runs (seeds) ± half of the 95 % t
+interval over runs. The interval says what other seeds would give on these test examples. It
+compares no two methods, and no test is printed here. A single run has no interval; a cell without
+a run is named, never counted as 0; a mean over tasks stands only where all of them ran."""
+_PLANTED = """\
+Synthetic encoders whose right answer is known: they test the suite itself and never enter a mean."""
+_FEW = "With {seeds} seeds per cell, differences of a few points are noise."
+_ENOUGH = 6
+
+
+def title(planned: Run | None, tables: Sequence[ScoreTable]) -> str:
+    """The first lines: which study, what it is good for, how to read a number."""
+    name = planned.study.get("name", "") if planned else ""
+    note = planned.study.get("note", "") if planned else ""
+    seeds = max((len(table.seeds) for table in tables), default=0)
+    lines = [f"# FusionBench: {name or 'results'}", ""]
+    lines += [f"> This study is {note}." if name == "quick" else f"> {note}", ""] if note else []
+    lines += [_READING]
+    lines += [_FEW.format(seeds=seeds)] if 0 < seeds < _ENOUGH else []
+    return "\n".join(lines) + "\n"
+
+
+def main_section(table: ScoreTable) -> str:
+    """Tables of one condition, one for each group of tasks so that they fit a page."""
+    parts = [f"### {table.condition.title}", "", *_same(table)]
+    groups = sorted({task.group for task in table.tasks})
+    for group in groups:
+        keep = np.array([task.group == group for task in table.tasks], dtype=np.bool_)
+        parts += [f"Tasks: {group or 'no group'}", "", markdown(score_rows(table.pick(keep)))]
+    return "\n".join(parts)
+
+
+def summary_section(table: ScoreTable) -> str:
+    """Means over the suite and its groups."""
+    return f"### {table.condition.title}\n\n{markdown(summary_rows(table))}"
+
+
+def parameter_section(table: ScoreTable) -> str:
+    """Trainable parameters of one condition."""
+    return f"### {table.condition.title}\n\n{markdown(parameter_rows(table))}"
+
+
+def coverage_page(
+    records: Sequence[CellRecord], planned: Run | None, problems: Sequence[str]
+) -> str:
+    """What ran, what did not and why, warnings of the training, and the records' origins."""
+    parts = [markdown(coverage.status_rows(records, planned))]
+    for heading, lines in (
+        ("Skipped and failed", coverage.reasons(records)),
+        ("Tasks left out", coverage.left_out(planned)),
+        ("Worth knowing", coverage.warnings(records)),
+        ("Files that were ignored", [f"- {problem}" for problem in problems]),
+        ("Origins", coverage.origins(records)),
+    ):
+        if lines:
+            parts.append(f"### {heading}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def joined(header: str, sections: Sequence[tuple[str, str]]) -> str:
+    """The page: the header and each section that has something to say."""
+    parts = [header]
+    for heading, text in sections:
+        if text:
+            note = f"{_PLANTED}\n\n" if heading == "Planted ground truth" else ""
+            parts.append(f"## {heading}\n\n{note}{text.rstrip()}\n")
+    return "\n".join(parts)
+
+
+def figure_link(path: str, text: str) -> str:
+    """An image and its caption."""
+    return f"![{text}]({path})\n"
+
+
+def _same(table: ScoreTable) -> Iterator[str]:
+    for row, other in sorted(twins(table).items()):
+        cells = sum(record.status == "done" for record in table.row(row))
+        yield (
+            f"`{table.methods[row]}` scored as `{table.methods[other]}` on every single example of "
+            f"all {cells} cells: the two are the same function here.\n"
+        )

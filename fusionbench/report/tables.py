@@ -1,0 +1,136 @@
+"""Tables as rows of text: Markdown for people, CSV for programs. Nothing here is rounded twice."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from tabulate import tabulate
+
+from fusionbench.report.summary import Summary, across, cell, twins
+from fusionbench.scores import ScoreTable
+
+Row = Mapping[str, str]
+
+_NUMBERS = ("fusion", "projector", "reader")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table; numbers stay as they were written."""
+    if not rows:
+        return "Nothing to show.\n"
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True) + "\n"
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """The same as CSV."""
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def names(table: ScoreTable) -> list[str]:
+    """Methods as a reader should see them: `mema-no_feedback (= penultimate)`."""
+    same = twins(table)
+    return [
+        f"{name} (= {table.methods[same[row]]})" if row in same else name
+        for row, name in enumerate(table.methods)
+    ]
+
+
+def summary_rows(table: ScoreTable) -> list[Row]:
+    """One row per method: the suite's mean, that of each group of tasks, the fusion's size."""
+    groups = sorted({task.group for task in table.tasks if task.in_suite and task.group})
+    rows = []
+    for method, name in enumerate(names(table)):
+        row = {"method": name}
+        row[f"suite ({int(table.suite.sum())} tasks)"] = across(table, method, table.suite).text
+        for group in groups:
+            keep = np.array([t.in_suite and t.group == group for t in table.tasks], dtype=np.bool_)
+            row[f"{group} ({int(keep.sum())})"] = across(table, method, keep).text
+        rows.append(row | {"fusion parameters": sizes(table, method)["fusion"]})
+    return rows
+
+
+def score_rows(table: ScoreTable) -> list[Row]:
+    """Methods by tasks, and the chance level below."""
+    rows: list[Row] = [
+        {"method": name}
+        | {task.name: cell(table, method, column).text for column, task in enumerate(table.tasks)}
+        for method, name in enumerate(names(table))
+    ]
+    chance = {task.name: f"{100 * task.chance:.1f}" for task in table.tasks}
+    examples = {task.name: str(task.examples) for task in table.tasks}
+    return [*rows, {"method": "chance"} | chance, {"method": "test examples"} | examples]
+
+
+def long_rows(table: ScoreTable) -> list[Row]:
+    """One row for each method and task, all digits, for programs."""
+    return [
+        _long_row(table, method, column)
+        for method in range(len(table.methods))
+        for column in range(len(table.tasks))
+    ]
+
+
+def parameter_rows(table: ScoreTable) -> list[Row]:
+    """Trainable parameters of each part, as a range where tasks differ."""
+    return [
+        {"method": name} | sizes(table, method) | {"runs": _where(table, method)}
+        for method, name in enumerate(table.methods)
+    ]
+
+
+def sizes(table: ScoreTable, method: int) -> dict[str, str]:
+    """Parameters of the fusion, the projector and the reader: `1,024` or `980-1,024`."""
+    done = [record for record in table.row(method) if record.status == "done"]
+    texts = {}
+    for part in _NUMBERS:
+        counts = [record.parameters.get(part, 0) for record in done]
+        ends = sorted({min(counts), max(counts)}) if counts else []
+        texts[part] = "-".join(f"{count:,}" for count in ends) or "-"
+    return texts
+
+
+def _where(table: ScoreTable, method: int) -> str:
+    inside = any(record.in_encoder for record in table.row(method))
+    return "in the encoder" if inside else "on features"
+
+
+def _long_row(table: ScoreTable, method: int, column: int) -> Row:
+    task, condition = table.tasks[column], table.condition
+    found = cell(table, method, column)
+    here = [r for (m, t, _), r in sorted(table.cells.items()) if (m, t) == (method, column)]
+    done = [record for record in here if record.status == "done"]
+    parameters = done[0].parameters if done else {}
+    return {
+        "track": condition.track,
+        "encoder": condition.encoder,
+        "steps": str(condition.budget.steps),
+        "method": table.methods[method],
+        "task": task.name,
+        "group": task.group,
+        "metric": task.metric,
+        "mean": _digits(found.mean),
+        "ci_low": _digits(found.low),
+        "ci_high": _digits(found.high),
+        "n_seeds": str(found.runs),
+        "n_examples": str(task.examples),
+        "chance": _digits(task.chance),
+        **{f"parameters_{part}": str(parameters.get(part, "")) for part in _NUMBERS},
+        "in_encoder": str(any(record.in_encoder for record in here)).lower(),
+        "status": "done" if found.runs else found.why,
+    }
+
+
+def _digits(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6f}"
+
+
+def missing(summary: Summary) -> bool:
+    """Whether there is no number to show."""
+    return summary.runs == 0

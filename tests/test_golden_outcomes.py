@@ -1,0 +1,49 @@
+"""A method whose results change must bump its version: a short training against a stored one.
+
+After an intended change: bump `version` in the method's file, then
+`FUSIONBENCH_WRITE_GOLDEN=1 pytest tests/test_golden_outcomes.py`.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from toy_cells import train_cell
+
+from fusionbench.catalog import read_catalog
+from fusionbench.plugins import load_method
+from fusionbench.types import Unsupported
+
+GOLDEN = Path(__file__).parent / "golden_outcomes.json"
+METHODS = {n: c for n, c in read_catalog().methods.items() if c.source == "built-in"}
+# Losses agree to this between processors and versions of torch; a wrong layer differs by 100x.
+TOLERANCE = 2e-3
+
+
+def stored() -> dict[str, dict[str, object]]:
+    return json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+
+
+def losses(name: str) -> list[float] | None:
+    card = METHODS[name]
+    try:
+        record, _ = train_cell(load_method(card), steps=5, **card.settings)
+    except Unsupported:
+        return None
+    return list(record.loss)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_results_change_only_with_the_version(name):
+    found = losses(name)
+    if os.environ.get("FUSIONBENCH_WRITE_GOLDEN"):
+        values = stored() | {name: {"version": METHODS[name].version, "loss": found}}
+        kept = {key: values[key] for key in sorted(values) if key in METHODS}
+        GOLDEN.write_text(json.dumps(kept, indent=1) + "\n")
+    known = stored().get(name)
+    assert known, f"{name} has no golden outcome yet; see the head of this file"
+    if known["version"] == METHODS[name].version:
+        assert found == pytest.approx(known["loss"], abs=TOLERANCE), "bump its version"
+    else:
+        pytest.fail("the version was bumped: write the golden outcome again")
