@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fusionbench.attention import CrossAttention
     from fusionbench.choices import one_of
     from fusionbench.fusion import Fusion, InEncoderFusion, Tap
-    from fusionbench.layers import paper_taps
+    from fusionbench.layers import anchored, paper_taps
     from fusionbench.official import matched
     from fusionbench.registry import method, task
     from fusionbench.seeding import stream
@@ -30,6 +30,7 @@ _HOME = {
     "Task": "task",
     "TaskData": "task",
     "Unsupported": "types",
+    "anchored": "layers",
     "matched": "official",
     "method": "registry",
     "one_of": "choices",
@@ -51,6 +52,7 @@ __all__ = [
     "Task",
     "TaskData",
     "Unsupported",
+    "anchored",
     "matched",
     "method",
     "one_of",

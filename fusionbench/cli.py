@@ -113,7 +113,11 @@ def pack(
     """Write data and weights into one folder for a machine without a package index."""
     from fusionbench import commands
 
-    commands.pack(out, tasks=tasks, encoder=encoder, size=size, plugins=plugin)
+    stream = sys.stdout
+    code = commands.pack(
+        out, tasks=tasks, encoder=encoder, size=size, plugins=plugin, stream=stream
+    )
+    raise typer.Exit(code)
 
 
 def main() -> None:

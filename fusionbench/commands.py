@@ -3,18 +3,22 @@
 `fusionbench.cli` holds the flags; exit codes are given back here.
 """
 
+import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from fusionbench.catalog import Catalog, read_catalog
-from fusionbench.errors import Problem, UserError
+from fusionbench.errors import Problem, UserError, disk_error
 from fusionbench.records import RunOptions
 from fusionbench.study import QUICK, Study
 from fusionbench.studyfile import load_study, preset, with_overrides
+
+if TYPE_CHECKING:
+    from fusionbench.encoders.card import EncoderCard
+    from fusionbench.store import Store
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -48,25 +52,31 @@ def checked_device(name: str) -> str:
 def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     """Run what is missing, report, and say what was left out."""
     catalog = read(options.plugins)
-    _check_encoder(study)
+    check_encoder(study.encoder, study.budget.image_size)
     from fusionbench import closing
+    from fusionbench.selection import select_methods, select_tasks
+
+    # Names and settings are checked before a folder is made.
+    select_methods(catalog, study.methods, study.settings)
+    select_tasks(catalog, study.tasks)
     from fusionbench.progress import make_progress
+    from fusionbench.store import Store
     from fusionbench.sweep import run_study
 
     result = run_study(study, options, catalog, make_progress(quiet=options.quiet))
-    store = closing.note_run(study, options, catalog)
-    _say(store.problems)
-    done = closing.write(store, result, stream, quiet=options.quiet)
+    closing.note_run(study, options, catalog)
+    _say(_found(Store.open(options.out)))
+    closing.close(Path(options.out), result, stream)
     if result.interrupted:
         stream.write("interrupted: the same command goes on where this one stopped\n")
         return INTERRUPTED
-    return FAILED if result.failed else done
+    return FAILED if result.failed else OK
 
 
 def dry_run(study: Study, options: RunOptions, stream: TextIO) -> int:
-    """Say what `run` would do; nothing is written."""
+    """Say what `run` would do; no result is written."""
     catalog = read(options.plugins)
-    _check_encoder(study)
+    check_encoder(study.encoder, study.budget.image_size)
     from fusionbench.forecast import forecast
     from fusionbench.plan import make_plan
     from fusionbench.store import Store
@@ -83,10 +93,8 @@ def report(folder: Path, out: Path | None, stream: TextIO) -> int:
     from fusionbench.report.build import write_report
     from fusionbench.store import Store
 
-    store = Store.open(folder)
-    paths = write_report(store, out or folder / "report")
-    _say(store.problems)
-    stream.write(f"{paths.page}\n")
+    _say(_found(Store.open(folder)))
+    stream.write(f"{write_report(folder, out).page}\n")
     return OK
 
 
@@ -104,16 +112,61 @@ def list_(kind: str, *, plugins: Sequence[str], json: bool, stream: TextIO) -> N
         stream.write(listing.encoders_text() + "\n")
 
 
-def pack(
-    out: Path, *, tasks: Sequence[str], encoder: str, size: int, plugins: Sequence[str]
-) -> None:
+def pack(  # noqa: PLR0913  (one argument for each flag)
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    encoder: str,
+    size: int,
+    plugins: Sequence[str],
+    stream: TextIO,
+) -> int:
     """Pack tasks and weights into a folder and say how large it is."""
-    from fusionbench.encoders.catalog import describe
+    catalog = read(plugins)
+    pixels = size or check_encoder(encoder, 0).size
     from fusionbench.packing import pack as write_pack
     from fusionbench.selection import select_tasks
 
-    chosen, left_out = select_tasks(read(plugins), tasks)
-    _say(Problem(source=one.card.name, message=f"left out: {one.reason}") for one in left_out)
-    card = _described(encoder, size)
-    written = write_pack(chosen, encoder, size=size or describe(encoder).size or card.size, out=out)
-    sys.stdout.write(f"{out}: {len(chosen)} tasks, {written / 2**20:.1f} MiB\n")
+    chosen, left_out = select_tasks(catalog, tasks)
+    for one in left_out:
+        stream.write(f"left out: {one.card.name}: {one.reason}\n")
+    try:
+        written = write_pack(chosen, encoder, size=pixels, out=out)
+    except OSError as error:
+        raise disk_error(error, out) from error
+    stream.write(f"{out}: {len(chosen)} tasks, {written / 2**20:.1f} MiB\n")
+    return OK
+
+
+def read(plugins: Sequence[str]) -> Catalog:
+    """The catalog; what could not be used is said and stops nothing."""
+    packed: Collection[str] = ()
+    if os.environ.get("FUSIONBENCH_DATA"):
+        from fusionbench.packed import packed_tasks
+
+        packed = packed_tasks()
+    catalog = read_catalog(plugins, packed=packed)
+    _say(catalog.problems)
+    return catalog
+
+
+def check_encoder(name: str, image_size: int) -> "EncoderCard":
+    """What is known of an encoder. Raises UserError for a name or size that cannot be."""
+    from fusionbench.encoders.catalog import describe
+
+    try:
+        return describe(name, image_size=image_size)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error), "`fusionbench list encoders` shows all") from error
+
+
+def _found(store: "Store") -> Iterable[Problem]:
+    store.finished()
+    return store.problems
+
+
+def _say(problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        sys.stderr.write(f"note: {problem}\n")

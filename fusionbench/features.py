@@ -5,9 +5,11 @@ missing taps of a plan; a cache that would outgrow its limit refuses instead of 
 """
 
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from fusionbench.records import canonical
 _BATCH = 64
 _FORMAT = 1
 _GIB = 2**30
+_STALE_SECONDS = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +110,11 @@ def _pending(
     key: FeatureKey, taps: Sequence[Tap], shape: tuple[int, int, int]
 ) -> Iterator[dict[Tap, np.memmap]]:
     """Write under temporary names; only a complete pass gives the files their names."""
-    key.path(taps[0]).parent.mkdir(parents=True, exist_ok=True)
-    partial = {tap: key.path(tap).with_suffix(".partial") for tap in taps}
+    folder = key.path(taps[0]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_stale(folder)
+    # Named after the process: two runs that share the cache may encode the same images at once.
+    partial = {tap: key.path(tap).with_suffix(f".{os.getpid()}.partial") for tap in taps}
     try:
         files = {
             tap: open_memmap(path, mode="w+", dtype=key.dtype, shape=shape)
@@ -121,6 +127,14 @@ def _pending(
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Delete what killed runs left behind a day ago or longer."""
+    for path in folder.glob("*.partial"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
 
 
 def _refuse_overflow(shape: tuple[int, int, int], dtype: str, taps: int, limit_gib: float) -> None:

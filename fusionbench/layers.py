@@ -18,6 +18,12 @@ def paper_taps(shape: StackShape, layers: str, *, blocks: int = 24) -> tuple[Tap
     return tuple(dict.fromkeys(taps))
 
 
+def anchored(taps: tuple[Tap, ...], anchor: Tap) -> tuple[tuple[Tap, ...], int]:
+    """Taps with the anchor behind them, unless it is one of them; and where it stands."""
+    joined = taps if anchor in taps else (*taps, anchor)
+    return joined, joined.index(anchor)
+
+
 def _parse(tap: str) -> list[int]:
     found: list[int] = []
     for part in tap.split("+"):

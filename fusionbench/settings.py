@@ -81,7 +81,8 @@ def coerce(what: str, value: object, kind: type) -> Setting:
     except ValueError:
         found = None
     if found is None:
-        raise UserError(f"{what} must be {_KINDS[kind]}, got {value!r}")
+        hint = "`fusionbench list methods` shows all settings with their defaults"
+        raise UserError(f"{what} must be {_KINDS[kind]}, got {value!r}", hint)
     return found
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Items", "Store"]
 
+_FOLDER = "`fusionbench run --out` makes such a folder"
 _AGAIN = "run the study again to replace it"
 
 
@@ -51,9 +52,9 @@ class Store:
         """An existing folder of results. Raises UserError if there is none."""
         path = Path(folder)
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file, not a folder of results")
+            raise UserError(f"{path} is a file, not a folder of results", _FOLDER)
         if not path.is_dir():
-            raise UserError(f"no results in {path}", "`fusionbench run --out` makes such a folder")
+            raise UserError(f"no results in {path}", _FOLDER)
         return Store(path)
 
     @staticmethod

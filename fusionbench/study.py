@@ -1,7 +1,8 @@
 """A study: a grid of cells with its planned comparisons, from presets, flags or a YAML file."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fusionbench.records import Budget, Setting
@@ -62,3 +63,8 @@ SMOKE = Study(
     note="two steps on a few images: shows that the machine runs, not what a method is worth",
 )
 PRESETS: Mapping[str, Study] = {study.name: study for study in (QUICK, PAPER, SMOKE)}
+
+
+def as_plain(study: Study) -> dict[str, Any]:
+    """The study as it stands in JSON."""
+    return dict(json.loads(json.dumps(asdict(study))))

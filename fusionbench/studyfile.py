@@ -25,6 +25,7 @@ _CHOICES = {
 }
 _POSITIVE = {"seeds", "steps", "batch", "tuning_seeds", "reader_width", "query_dim"}
 _KINDS = {int: "an integer", float: "a number", str: "text", Mapping: "keys and values"}
+_FOR_EXAMPLE = {int: "3", float: "0.003", str: "nano", Mapping: "{reduction: 2}"}
 
 
 def preset(name: str) -> Study:
@@ -39,12 +40,14 @@ def load_study(path: str | Path) -> Study:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the study {path}: {error}") from error
+        raise UserError(
+            f"cannot read the study {path}: {error}", "run takes a YAML file or --preset"
+        ) from error
     values = _yaml(text, path)
     start = preset(str(values.pop("preset", "quick")))
     budget = values.pop("budget", {})
     if not isinstance(budget, Mapping):
-        raise UserError(f"{path}: budget must hold keys such as steps: 60, got {budget!r}")
+        raise UserError(f"{path}: budget must hold keys, got {budget!r}", "for example steps: 60")
     study = _changed(start, {"name": Path(path).stem} | values, f"{path}: ")
     return replace(study, budget=_changed(study.budget, budget, f"{path}: budget."))
 
@@ -78,7 +81,7 @@ def _yaml(text: str, path: object) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
-        raise UserError(f"{path} is not YAML: {line}") from error
+        raise UserError(f"{path} is not YAML: {line}", "look at that line's brackets") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no study", "its first line could be `preset: quick`")
     return values
@@ -127,18 +130,21 @@ def _one(what: str, value: object, kind: Any) -> Any:
             pass
     if isinstance(value, kind) and not isinstance(value, bool):
         return value
-    raise UserError(f"{what} must be {_KINDS[kind]}, got {value!r}")
+    example = f"for example {what.rpartition('.')[2]}: {_FOR_EXAMPLE[kind]}"
+    raise UserError(f"{what} must be {_KINDS[kind]}, got {value!r}", example)
 
 
 def _check(what: str, key: str, value: object) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         near = did_you_mean(str(value), _CHOICES[key])
-        raise UserError(f"{what} must be {' or '.join(_CHOICES[key])}, got {value!r}{near}")
+        known = f"known: {', '.join(_CHOICES[key])}"
+        allowed = " or ".join(_CHOICES[key])
+        raise UserError(f"{what} must be {allowed}, got {value!r}{near}", known)
     if key in _POSITIVE and isinstance(value, int) and value < 1:
-        raise UserError(f"{what} must be at least 1, got {value}")
+        raise UserError(f"{what} must be at least 1, got {value}", f"for example {key}: 3")
     numbers = value if isinstance(value, tuple) else (value,)
     if any(isinstance(number, int | float) and number < 0 for number in numbers):
-        raise UserError(f"{what} must not be negative, got {value}")
+        raise UserError(f"{what} must not be negative, got {value}", "0 means all, or none")
     if key in ("methods", "tasks", "lrs") and not value:
         raise UserError(f"{what} is empty", "name at least one")
 
@@ -154,5 +160,5 @@ def _names(what: str, value: object) -> tuple[str, ...]:
                 inline(str(name), _one(what, settings, Mapping)) for name, settings in item.items()
             )
         else:
-            raise UserError(f"{what} must hold names, got {item!r}")
+            raise UserError(f"{what} must hold names, got {item!r}", f"for example {what}: [all]")
     return tuple(found)

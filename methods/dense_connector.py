@@ -4,17 +4,21 @@ Yao et al., NeurIPS 2024, arXiv:2405.13800. The final feature X stands first in 
     STI  tokens   [X ; pool_8(hs[7]) ; pool_8(hs[15])]
     SCI  channels [X ; hs[7] ; hs[15]]
     DCI  channels [X ; mean(hs[0..11]) ; mean(hs[12..23])]
+    efficient     DCI, shrunk bilinearly to half the height and width
 The paper's "8,16,24" count the embedding as 1, so they are hs[7], hs[15], hs[23]; hs[0] is in the
 first group, and hs[24] is nowhere. For CLIP X = hs[23] also lies in the second group; for SigLIP
 (27 blocks, the last one deleted) the groups are hs[0..12] and hs[13..25], and X = hs[26] in none.
+The efficient form shrinks behind the projector in the paper, for which no code was released; here
+it shrinks in front of it, since the projector belongs to the reader.
 """
 
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
-from fusionbench.api import Fused, Fusion, StackShape, method, one_of, paper_taps
+from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, one_of, paper_taps
 
 # By convention: the blocks of the encoder that is meant, and its layers; the final one first.
 _BLOCKS = {"clip": 24, "siglip": 27}
@@ -30,25 +34,27 @@ _POOL = 8
         "sti": {"form": "sti"},
         "sci": {"form": "sci"},
         "dci": {"form": "dci"},
+        "efficient": {"form": "efficient"},
     },
     control="repeat",
     paper="arXiv:2405.13800",
     year=2024,
-    parity="exact",
+    parity="exact; efficient deviates: it shrinks before the projector",
 )
 class DenseConnector(Fusion):
-    """`form`: "sti", "sci" or "dci"; `convention`: whose layer numbers, "clip" or "siglip"."""
+    """`form`: one of the four; `convention`: whose layer numbers, "clip" or "siglip"."""
 
     def __init__(self, shape: StackShape, *, form: str = "dci", convention: str = "clip") -> None:
         super().__init__(shape)
-        self.form = one_of("form", form, ("sti", "sci", "dci"))
+        self.form = one_of("form", form, ("sti", "sci", "dci", "efficient"))
+        self.needs_grid = form == "efficient"
         blocks = _BLOCKS[one_of("convention", convention, tuple(_BLOCKS))]
-        layers = (_DENSE if form == "dci" else _SPARSE)[convention]
+        layers = (_SPARSE if form in ("sti", "sci") else _DENSE)[convention]
         self.taps = paper_taps(shape, layers, blocks=blocks)
         if form != "sti":
             self.out_dim = shape.dim * len(self.taps)
         elif shape.grid[0] * shape.grid[1] < _POOL:
-            raise ValueError(f"STI pools {_POOL} patches into one, but the grid is {shape.grid}")
+            raise Unsupported(f"STI pools {_POOL} patches into one; the grid is {shape.grid}")
 
     def forward(
         self,
@@ -59,7 +65,16 @@ class DenseConnector(Fusion):
         patches = hidden[:, :, self.shape.prefix :]
         if self.form == "sti":
             return Fused(tokens=_append_pooled(patches))
-        return Fused(tokens=rearrange(patches, "tap b n d -> b n (tap d)"))
+        joined = rearrange(patches, "tap b n d -> b n (tap d)")
+        return Fused(tokens=self._halved(joined) if self.form == "efficient" else joined)
+
+    def _halved(
+        self, tokens: Float[Tensor, "batch patch dim"]
+    ) -> Float[Tensor, "batch quarter dim"]:
+        height, width = self.shape.grid
+        images = rearrange(tokens, "b (y x) d -> b d y x", y=height)
+        size = (max(height // 2, 1), max(width // 2, 1))
+        return rearrange(F.interpolate(images, size, mode="bilinear"), "b d y x -> b (y x) d")
 
 
 def _append_pooled(

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, InEncoderFusion, StackShape, method, one_of
+from fusionbench.api import Fused, InEncoderFusion, StackShape, Unsupported, method, one_of
 
 _TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
 
@@ -122,7 +122,7 @@ class Mema(InEncoderFusion):
     ) -> None:
         super().__init__(shape)
         if shape.layers < 2:
-            raise ValueError("mema steps from block 1 to L-1, but this encoder has one block")
+            raise Unsupported("mema steps from block 1 to L-1, but this encoder has one block")
         one_of("memory", memory, ("carried", "rebuilt", "none"))
         self.writes = one_of("feedback", feedback, ("each_block", "after", "none")) == "each_block"
         # Block L could reach nothing but the final memory.

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
+from fusionbench.api import Fused, Fusion, StackShape, anchored, method, paper_taps
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -121,24 +121,32 @@ def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:
     parity="exact",
 )
 class MMFuser(Fusion):
-    """`layers`: keys and values, each a level; the penultimate layer asks.
+    """`layers`: keys and values, each a level, of an encoder with `blocks` blocks.
+
+    `asking`: the hidden state that looks at them.
 
     The official 16 heads are reduced to the largest number that divides both 16 and the width.
     """
 
     needs_grid = True
-    identity_at_init = True
     live_after_steps = 3
 
-    def __init__(
-        self, shape: StackShape, *, layers: str = "3,8,13,18", heads: int = 16, points: int = 4
+    def __init__(  # noqa: PLR0913
+        self,
+        shape: StackShape,
+        *,
+        layers: str = "3,8,13,18",
+        blocks: int = 24,
+        asking: int = -2,
+        heads: int = 16,
+        points: int = 4,
     ) -> None:
         super().__init__(shape)
-        keys, asking = paper_taps(shape, layers), paper_taps(shape, "23")
-        # The query may be one of the keys too; it is tapped once.
+        keys = paper_taps(shape, layers, blocks=blocks)
         self.levels = len(keys)
-        self.taps = keys if asking[0] in keys else keys + asking
-        self.asking = self.taps.index(asking[0])
+        # The query may be one of the keys as well.
+        self.taps, self.asking = anchored(keys, (shape.layer(asking),))
+        self.identity_at_init = shape.layer(asking) == shape.layer(-2)
         split = {"heads": math.gcd(heads, shape.dim), "points": points}
         self.cross_attn = MSDeformAttn(shape.dim, levels=self.levels, **split)
         self.self_attn = MSDeformAttn(shape.dim, levels=1, **split)

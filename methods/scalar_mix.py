@@ -8,7 +8,7 @@ layers for each channel, without gamma.
 """
 
 import torch
-from einops import einsum
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,15 +38,15 @@ class ScalarMix(Fusion):
         self.taps = tuple((index,) for index in range(1, shape.layers + 1))
         self.weights = one_of("weights", weights, ("softmax", "one_hot", "per_channel"))
         self.norm = norm
-        channels = shape.dim if weights == "per_channel" else 1
-        self.scores = nn.Parameter(torch.zeros(shape.layers, channels))
+        columns = (shape.dim,) if weights == "per_channel" else ()
+        self.scores = nn.Parameter(torch.zeros(shape.layers, *columns))
         if weights == "one_hot":
             nn.init.ones_(self.scores[max(shape.layers - 2, 0)])
         self.gamma = nn.Parameter(torch.ones(())) if weights == "softmax" else None
         self.identity_at_init = weights == "one_hot" and not norm and shape.layers > 1
 
-    def layer_weights(self) -> Float[Tensor, "tap channel"]:
-        """The weights in use, one column where all channels share them; without gamma."""
+    def layer_weights(self) -> Float[Tensor, "tap *channel"]:
+        """The weights in use, without gamma."""
         return self.scores if self.weights == "one_hot" else self.scores.softmax(dim=0)
 
     def forward(
@@ -59,8 +59,8 @@ class ScalarMix(Fusion):
         if self.norm:
             patches = F.layer_norm(patches, patches.shape[-1:])
         weights = self.layer_weights()
-        per_channel = weights.expand(-1, self.shape.dim)
-        mixed = einsum(patches, per_channel, "tap b n d, tap d -> b n d")
+        columns = weights if weights.ndim == 2 else weights[:, None]
+        mixed = reduce(patches * columns[:, None, None], "tap b n d -> b n d", "sum")
         if self.gamma is not None:
             mixed = self.gamma * mixed
-        return Fused(tokens=mixed, trace={"layer_weights": weights.detach().mean(dim=1)})
+        return Fused(tokens=mixed, trace={"layer_weights": columns.detach().mean(dim=1)})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
 from fusionbench.tasks._glyphs import word_mask
 from fusionbench.tasks._raster import (
     COLOURS,
@@ -18,7 +19,7 @@ from fusionbench.tasks._raster import (
     cells,
     jitter,
     pick,
-    stamp,
+    stamp_faintly,
     stamp_shape,
 )
 
@@ -35,7 +36,7 @@ class Painter:
     paint: Callable[[np.random.Generator, int], Scene]
 
 
-WORDS = ("CAT", "DOG", "SUN", "KEY")
+WORDS = ("CAR", "CAT", "EAR", "EAT")
 COUNTS = ("1", "2", "3", "4")
 TEXTURES = ("stripes", "checks", "dots", "bricks")
 TILTS = ("horizontal", "rising", "vertical", "falling")
@@ -43,12 +44,13 @@ SIDES = ("left", "right", "above", "below")
 
 
 def paint_text(draws: np.random.Generator, answer: int) -> Scene:
-    """A word in small print, dark or light, anywhere."""
+    """A word in small print, dark or light, faint or clear, anywhere."""
     image = background(draws)
     mask = word_mask(WORDS[answer], 1)
     corner = draws.integers(2, (SIDE - 1 - mask.shape[0], SIDE - 1 - mask.shape[1]))
     ink = int(draws.integers(0, 2)) * 215 + 20
-    stamp(image, mask, (int(corner[0]), int(corner[1])), (ink, ink, ink))
+    place, strength = (int(corner[0]), int(corner[1])), int(draws.integers(3, 17))
+    stamp_faintly(image, mask, place, colour=(ink, ink, ink), strength=strength)
     return image, "which word is written?"
 
 
@@ -63,7 +65,7 @@ def paint_count(draws: np.random.Generator, answer: int) -> Scene:
 
 
 def paint_texture(draws: np.random.Generator, answer: int) -> Scene:
-    """A large square patch of one texture in two colours."""
+    """A large square patch of one texture, faint or clear."""
     image = background(draws)
     period, turn = int(draws.integers(4, 8)), int(draws.integers(0, 2))
     shift = draws.integers(0, period, 2)
@@ -79,9 +81,9 @@ def paint_texture(draws: np.random.Generator, answer: int) -> Scene:
     )[answer]
     size = int(draws.integers(28, 45))
     row, column = (int(start) for start in draws.integers(0, SIDE - size, 2))
-    paper, print_ = (COLOURS[hue] for hue in pick(draws, HUES, 2))
-    window = np.s_[row : row + size, column : column + size]
-    image[window] = np.where(ink[window][..., None], print_, paper)
+    hue, strength = HUES[draws.integers(0, 4)], int(draws.integers(1, 17))
+    mask = ink[:size, :size]
+    stamp_faintly(image, mask, (row, column), colour=COLOURS[hue], strength=strength)
     return image, "which texture is this?"
 
 
@@ -147,7 +149,7 @@ def _popular(draws: np.random.Generator) -> tuple[str, str]:
 
 
 def paint_orientation(draws: np.random.Generator, answer: int) -> Scene:
-    """A bar of one of four tilts among two discs."""
+    """A bar of one of four tilts, faint or clear, among two discs."""
     image = background(draws)
     hues = pick(draws, HUES, 3)
     spots = cells(draws, 3, across=3)
@@ -157,7 +159,8 @@ def paint_orientation(draws: np.random.Generator, answer: int) -> Scene:
     mask = bar_mask(answer, int(draws.integers(14, 20)), int(draws.integers(3, 6)))
     row, column = jitter(draws, spots[2], 1)
     corner = (row - mask.shape[0] // 2, column - mask.shape[1] // 2)
-    stamp(image, mask, corner, COLOURS[hues[2]])
+    strength = int(draws.integers(1, 17))
+    stamp_faintly(image, mask, corner, colour=COLOURS[hues[2]], strength=strength)
     return image, "which way does the bar run?"
 
 

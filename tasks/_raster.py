@@ -28,8 +28,22 @@ def background(draws: np.random.Generator) -> np.ndarray:
 
 def stamp(image: np.ndarray, mask: np.ndarray, corner: tuple[int, int], colour: Colour) -> None:
     """Colour the pixels of `mask`, whose first pixel lies at `corner` (row, column)."""
+    stamp_faintly(image, mask, corner, colour=colour, strength=16)
+
+
+def stamp_faintly(
+    image: np.ndarray,
+    mask: np.ndarray,
+    corner: tuple[int, int],
+    *,
+    colour: Colour,
+    strength: int,
+) -> None:
+    """Move the pixels of `mask` towards a colour by `strength` sixteenths; noise shows through."""
     row, column = corner
-    image[row : row + mask.shape[0], column : column + mask.shape[1]][mask] = colour
+    window = image[row : row + mask.shape[0], column : column + mask.shape[1]]
+    below = window[mask].astype(np.int16)
+    window[mask] = below + (np.array(colour, dtype=np.int16) - below) * strength // 16
 
 
 def stamp_shape(

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+
 from fusionbench.api import Split, TaskData
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from fusionbench.api import Task, TaskData, task
 from fusionbench.tasks._sources import one_question, package_folder
 

@@ -7,6 +7,7 @@ Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, 1998.
 import gzip
 
 import numpy as np
+
 from fusionbench.api import Task, TaskData, task
 from fusionbench.tasks._sources import one_question, package_folder
 

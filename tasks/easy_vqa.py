@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from fusionbench.api import Split, Task, TaskData, task
 from fusionbench.tasks._sources import draw, fair_order, package_folder
-from PIL import Image
 
 _VAL_IMAGES = 500
 Example = tuple[str, str, int]

@@ -5,9 +5,10 @@ CC-BY-NC-SA-4.0: installed by the user, never shipped.
 """
 
 import numpy as np
+from PIL import Image
+
 from fusionbench.api import Task, TaskData, task
 from fusionbench.tasks._sources import halve, one_question, package_folder
-from PIL import Image
 
 
 @task(

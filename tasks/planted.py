@@ -6,6 +6,7 @@ parities over all 16 patches, so a label cannot be learnt from the pixels or by 
 """
 
 import numpy as np
+
 from fusionbench.api import Split, Task, TaskData, stream, task
 
 _SIZES = {"train": 4096, "val": 512, "test": 1024}

@@ -6,6 +6,7 @@ and meaning come apart on purpose: `group` says which of the two a skill needs m
 """
 
 import numpy as np
+
 from fusionbench.api import Split, Task, TaskData, stream, task
 from fusionbench.tasks._paint import PAINTERS
 
@@ -20,7 +21,8 @@ class _Scenes(Task):
     def load(self) -> TaskData:
         """One image for each example; each has its own stream, so pools may grow."""
         answers = PAINTERS[self.skill].answers
-        images, splits = [], {}
+        images: list[np.ndarray] = []
+        splits = {}
         for split, count in _SIZES.items():
             wanted = _even_answers(self.skill, split, count, len(answers))
             scenes = [

@@ -5,9 +5,10 @@ Bui and Apley's spc4sts, Journal of Quality Technology 53(3), 2021.
 """
 
 import numpy as np
+from PIL import Image
+
 from fusionbench.api import Task, TaskData, task
 from fusionbench.tasks._sources import halve, one_question, package_folder
-from PIL import Image
 
 KINDS = ("nominal", "local", "global")
 

@@ -1,15 +1,33 @@
-"""One thread and a cache folder of its own for each test process."""
+"""One thread, and one cache folder for the whole test run: never the user's."""
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
-# Before anything of ours is imported: workers and hash notes must not touch the user's cache.
-_CACHE = tempfile.TemporaryDirectory(prefix="fusionbench-test-cache-")
-os.environ["FUSIONBENCH_CACHE"] = _CACHE.name
+# Before anything of ours is imported. Workers of pytest-xdist share the folder: files in it are
+# written whole, so what one of them has rendered or encoded serves all.
+_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+_CACHE = Path(tempfile.gettempdir()) / f"fusionbench-test-cache-{_RUN}"
+os.environ["FUSIONBENCH_CACHE"] = str(_CACHE)
 os.environ.pop("FUSIONBENCH_DATA", None)
 os.environ.pop("FUSIONBENCH_PLUGINS", None)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The last to leave (the controller, or the only process) clears the cache."""
+    if not hasattr(session.config, "workerinput"):
+        import shutil
+
+        run = getattr(session.config, "_xdist_run_id", None) or _find_run(session)
+        shutil.rmtree(_CACHE.with_name(f"fusionbench-test-cache-{run}"), ignore_errors=True)
+
+
+def _find_run(session: pytest.Session) -> str:
+    plugin = session.config.pluginmanager.get_plugin("dsession")
+    manager = getattr(plugin, "nodemanager", None)
+    return getattr(manager, "testrunuid", _RUN)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -45,9 +45,9 @@ def _variant(family: str, strategy: str) -> dict[str, str]:
 
 def replay_external_direct(case: Case) -> dict[str, Tensor]:
     states, found, loss = case.inputs["hidden_states"], {}, torch.zeros(())
-    weights = trainable(case.weights, "")
+    weights, shape = trainable(case.weights, ""), clip_shape(case)
     for strategy in case.config["strategies"]:
-        fusion = Concat(clip_shape(case), **_variant("lsf_external_direct", strategy))
+        fusion = Concat(shape, blocks=shape.layers, **_variant("lsf_external_direct", strategy))
         projector = {k: v for k, v in weights.items() if k.startswith(f"{strategy}.")}
         projected = project(fused_tokens(fusion, states), projector)
         found |= outputs(**{f"{strategy}.projected": projected})
@@ -58,10 +58,10 @@ def replay_external_direct(case: Case) -> dict[str, Tensor]:
 
 def replay_external_modular(case: Case) -> dict[str, Tensor]:
     states, found, loss = case.inputs["hidden_states"], {}, torch.zeros(())
-    sources = as_inputs(case.inputs)
+    sources, shape = as_inputs(case.inputs), clip_shape(case)
     for strategy in case.config["strategies"]:
         start = f"{strategy}.mm_projector_f"
-        fusion = MMFuser(clip_shape(case), **_variant("lsf_external_modular", strategy))
+        fusion = MMFuser(shape, blocks=shape.layers, **_variant("lsf_external_modular", strategy))
         fusion.load_official(case.under(f"weight.{start}.0"))
         tokens = fused_tokens(fusion, states)
         projector = _projector(case, f"{start}.")
@@ -74,10 +74,12 @@ def replay_external_modular(case: Case) -> dict[str, Tensor]:
 
 def replay_mmfuser(case: Case) -> dict[str, Tensor]:
     config, states = case.config, case.inputs["hidden_states"]
-    chosen = [index % config["states"] for index in config["select_layer"]]
+    *chosen, asking = [index % config["states"] for index in config["select_layer"]]
     fusion = MMFuser(
         clip_shape(case),
         layers=",".join(str(index) for index in chosen[: config["n_levels"]]),
+        blocks=config["states"] - 1,
+        asking=asking,
         heads=config["n_heads"],
         points=config["n_points"],
     )
@@ -88,7 +90,7 @@ def replay_mmfuser(case: Case) -> dict[str, Tensor]:
     loss = (projected**2).mean()
     sources = projector | {f"0.{k}": v for k, v in fusion.named_parameters()}
     found = outputs(
-        selected=states[[*fusion.taps[0], *(i for tap in fusion.taps[1:] for i in tap)], :, 1:],
+        selected=states[[*chosen, asking], :, 1:],
         fused=tokens,
         projected=projected,
         loss=loss,

@@ -56,6 +56,9 @@ def _replay_gate_training(case: Case) -> dict[str, Tensor]:
     return trained | outputs(loss_curve=torch.stack(losses))
 
 
+ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
+
+
 class RecordedClip(Encoder):
     """A CLIP tower from its official weights; takes the recorded pixel values as they are."""
 
@@ -72,8 +75,7 @@ class RecordedClip(Encoder):
         )
         self.size, self.patch, self.heads = config["image"], config["patch"], config["heads"]
         clip = case.facts["facts"]["clip_config"]
-        if clip["hidden_act"] != "quick_gelu":
-            raise ValueError(f"{case.id}: no such activation here: {clip['hidden_act']}")
+        self.activation = ACTIVATIONS[clip["hidden_act"]]
         self.eps = clip["layer_norm_eps"]
         start = "vision_tower.vision_model."
         self.named = {k[len(start) :]: v for k, v in case.weights.items() if k.startswith(start)}
@@ -107,8 +109,7 @@ class RecordedClip(Encoder):
         mixed = rearrange(F.scaled_dot_product_attention(*heads), "b h n d -> b n (h d)")
         tokens = tokens + self._linear(mixed, f"{name}.self_attn.out_proj")
         hidden = self._linear(self._layer_norm(tokens, f"{name}.layer_norm2"), f"{name}.mlp.fc1")
-        hidden = hidden * torch.sigmoid(1.702 * hidden)
-        return tokens + self._linear(hidden, f"{name}.mlp.fc2")
+        return tokens + self._linear(self.activation(hidden), f"{name}.mlp.fc2")
 
     def norm(self, tokens: Tensor) -> Tensor:
         return self._layer_norm(tokens, "post_layernorm")

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from parity_cases import Case, Replay
 from parity_dense_connector import replay_connector
+from parity_guided import replay_igva, replay_tgif
 from parity_layers import (
     replay_deformable,
     replay_deformable_start,
@@ -13,6 +14,8 @@ from parity_layers import (
     replay_mmfuser,
 )
 from parity_mema import replay_gate, replay_loop, replay_unit
+from parity_recurrent import replay_light
+from parity_recurrent import replay_unit as replay_recurrent_unit
 
 T = TypeVar("T")
 
@@ -21,6 +24,11 @@ REPLAYS: dict[tuple[str, str], Replay] = {
     ("mema", "SpatialGate"): replay_gate,
     ("mema", "CLIPVisionTower.forward"): replay_loop,
     ("dense_connector", "dense_connector_"): replay_connector,
+    ("dianet", "LSTMCell"): replay_recurrent_unit,
+    ("dla", "DSU_block"): replay_recurrent_unit,
+    ("dla", "light_layer_attention_module"): replay_light,
+    ("igva", "Aggregator"): replay_igva,
+    ("tgif", "LayerSelector"): replay_tgif,
     ("layer_select_fuse", "E_D"): replay_external_direct,
     ("layer_select_fuse", "E_M"): replay_external_modular,
     ("mmfuser", "build_vision_projector"): replay_mmfuser,
@@ -36,11 +44,7 @@ PENDING = {
     ("layer_select_fuse", "LlamaDecoderLayer"): "needs a language model as the reader",
     ("deepstack", ""): "needs a language model as the reader",
     ("qwen3vl_deepstack", ""): "needs a language model as the reader",
-    ("igva", ""): "the method is not here yet",
     ("tgif", "LlavaLlamaForCausalLM"): "needs a language model as the reader",
-    ("tgif", ""): "the method is not here yet",
-    ("dla", ""): "the method is not here yet",
-    ("dianet", ""): "the method is not here yet",
 }
 """Kinds without a replay, and why."""
 

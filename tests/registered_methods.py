@@ -14,7 +14,7 @@ def names() -> list[str]:
     """All registered names, "family-suffix"."""
     found = [
         f"{registered.family}-{suffix}" if suffix else registered.family
-        for registered in _all()
+        for registered in registrations()
         for suffix in registered.facts["variants"]
     ]
     return sorted(found)
@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 def build(name: str, shape: StackShape, *, seed: int = 0) -> Method:
     """The method with the settings of its name; the seed draws its initial values."""
-    for registered in _all():
+    for registered in registrations():
         for suffix, changed in registered.facts["variants"].items():
             if name == (f"{registered.family}-{suffix}" if suffix else registered.family):
                 with torch.random.fork_rng():
@@ -31,8 +31,10 @@ def build(name: str, shape: StackShape, *, seed: int = 0) -> Method:
     raise KeyError(name)
 
 
-def _all() -> list[registry.Registration]:
+def registrations() -> list[registry.Registration]:
     for module in pkgutil.iter_modules(methods.__path__):
+        if module.name.startswith("_"):
+            continue
         import_module(f"fusionbench.methods.{module.name}")
     found = registry._registrations
     return [r for (kind, _), r in found.items() if kind == "method"]

@@ -63,9 +63,7 @@ def test_a_folder_given_without_its_library_is_explained(tmp_path):
         describe(str(tmp_path))
 
 
-def test_an_encoder_that_was_not_fetched_says_how_to_get_it_and_fetches_nothing(
-    empty, monkeypatch
-):
+def test_an_encoder_that_was_not_fetched_says_how_to_get_it_and_fetches_nothing(empty, monkeypatch):
     for source in ("dinov2_from_hub", "fetch_snapshot", "require_hub"):
         monkeypatch.setattr(hub, source, lambda *_: pytest.fail("describing must not fetch"))
     for name in ("dinov2-small", "hf:openai/clip-vit-base-patch32", "timm:vit_tiny_patch16_224"):

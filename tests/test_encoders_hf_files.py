@@ -57,9 +57,7 @@ def test_the_vision_tower_is_taken_out_of_a_model_with_text(family, tmp_path, im
     assert (card.layers, card.tokens, card.size) == (3, encoder.shape.tokens, 32)
 
 
-def test_hidden_states_that_transformers_5_leaves_out_or_overwrites_do_not_matter(
-    tmp_path, images
-):
+def test_hidden_states_that_transformers_5_leaves_out_or_overwrites_do_not_matter(tmp_path, images):
     from transformers import ViTModel
 
     plain = build(save_vit(tmp_path / "plain")).hidden_states(images)

@@ -28,7 +28,9 @@ def exported(state: dict[str, torch.Tensor], layers: int) -> bytes:
             place = name.removesuffix(".weight").replace("encoder.layer.", "encoder/layer.")
             parts = place.split("/")[-1].split(".")
             path = "encoder/" + ".".join(parts[:2]) + "/" + "/".join(parts[2:])
-            nodes.append(helper.make_node("MatMul", ["x", label], ["y"], f"/backbone/{path}/MatMul"))
+            nodes.append(
+                helper.make_node("MatMul", ["x", label], ["y"], f"/backbone/{path}/MatMul")
+            )
         else:
             stored.append(numpy_helper.from_array(value.numpy(), f"backbone.{name}"))
     head = numpy_helper.from_array(torch.zeros(384, 2).numpy(), "onnx::MatMul_head")

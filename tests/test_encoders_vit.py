@@ -14,9 +14,7 @@ from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.images import prepare
 from fusionbench.encoders.vit import ViT, ViTConfig
 
-CONFIG = ViTConfig(
-    layers=3, dim=32, heads=4, patch=14, grid=5, size=70, mlp=64, layer_scale=True
-)
+CONFIG = ViTConfig(layers=3, dim=32, heads=4, patch=14, grid=5, size=70, mlp=64, layer_scale=True)
 
 
 def reference(registers: int = 0) -> torch.nn.Module:
@@ -60,15 +58,11 @@ def picture(height: int, width: int, count: int = 2) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("size", "registers"), [(42, 0), (70, 0), (112, 0), (70, 4)])
-def test_the_own_vit_equals_dinov2_of_transformers_at_every_size(
-    size, registers, tmp_path
-):
+def test_the_own_vit_equals_dinov2_of_transformers_at_every_size(size, registers, tmp_path):
     model = reference(registers)
     encoder = rebuilt(on_disk(model, tmp_path), size=size, registers=registers)
     images = picture(size, size)
-    pixels = prepare(
-        images, size=size, mean=CONFIG.mean, std=CONFIG.std, dtype=torch.float32
-    )
+    pixels = prepare(images, size=size, mean=CONFIG.mean, std=CONFIG.std, dtype=torch.float32)
     native = model(pixels, output_hidden_states=True)
     states = encoder.hidden_states(images)
     for mine, theirs in zip(states, native.hidden_states, strict=True):

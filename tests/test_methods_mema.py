@@ -4,10 +4,10 @@ import copy
 import json
 import math
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
-from parity_cases import FOLDER
 from toy_encoder import SHAPE, draw, run
 
 from fusionbench.methods.mema import Mema
@@ -16,6 +16,7 @@ from fusionbench.registry import registered
 from fusionbench.types import StackShape
 
 CLIP_L = StackShape(layers=24, dim=1024, grid=(24, 24), prefix=1, query_dim=4096)
+RECORDED = Path(__file__).parent / "parity" / "mema_effective_init.json"
 VARIANTS = registered("method", "mema").facts["variants"]
 
 
@@ -156,7 +157,7 @@ def test_at_clip_l_size_it_has_the_parameters_that_its_authors_code_has():
     [("effective", "llava_ckpt fp32 (train.py path)"), ("as_written", "direct construction")],
 )
 def test_the_initial_values_are_those_measured_in_the_official_code(init, key):
-    recorded = json.loads((FOLDER / "mema_effective_init.json").read_text())
+    recorded = json.loads(RECORDED.read_text())
     found = next(iter(recorded["versions"].values()))[key]
     torch.manual_seed(0)
     shape = StackShape(layers=4, dim=64, grid=(4, 4), prefix=1, query_dim=96)

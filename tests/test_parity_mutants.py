@@ -6,10 +6,16 @@ import pytest
 import torch
 from parity_cases import cases, mismatches
 from parity_replays import REPLAYS, find
+from torch import nn
 from torch.nn import functional as F
 
-from fusionbench.methods import dense_connector, mema
+from fusionbench.methods import dense_connector, mema, mmfuser
+from fusionbench.methods._units import LayerAttention, RecurrentUnit
+from fusionbench.methods.concat import Concat
+from fusionbench.methods.igva import QueryTransformer
 from fusionbench.methods.mema import DynamicSharingUnit, Mema, SpatialGate
+from fusionbench.methods.mmfuser import MMFuser, MSDeformAttn
+from fusionbench.methods.tgif import TGIF
 from fusionbench.types import StackShape
 
 
@@ -30,23 +36,131 @@ def without_layer_norm():
 
 @pytest.mark.parametrize("form", ["sti", "sci", "dci"])
 def test_dense_connector_one_layer_off_is_rejected(monkeypatch, form):
-    right = StackShape.paper_layer
-    monkeypatch.setattr(
-        StackShape, "paper_layer", lambda self, i, **more: max(right(self, i, **more) - 1, 0)
-    )
+    one_layer_off(monkeypatch)
     assert replayed("dense_connector", f"dense_connector_{form}")
 
 
 def test_dense_connector_groups_that_start_at_one_are_rejected(monkeypatch):
-    shifted = {name: ((1, 13), (13, 25)) for name in ("clip", "siglip")}
-    monkeypatch.setattr(dense_connector, "_GROUPS", shifted)
+    monkeypatch.setitem(dense_connector._DENSE, "clip", "23,1..12,13..24")
     assert replayed("dense_connector", "dense_connector_dci", encoder="clip")
 
 
 def test_dense_connector_with_the_final_feature_last_is_rejected(monkeypatch):
-    right = dense_connector._taps
-    monkeypatch.setattr(dense_connector, "_taps", lambda *given: right(*given)[::-1])
-    assert replayed("dense_connector", "dense_connector_sci")
+    monkeypatch.setitem(dense_connector._SPARSE, "clip", "7,15,23")
+    assert replayed("dense_connector", "dense_connector_sci", encoder="clip")
+
+
+def one_layer_off(monkeypatch):
+    right = StackShape.paper_layer
+    monkeypatch.setattr(
+        StackShape, "paper_layer", lambda self, i, **more: max(right(self, i, **more) - 1, 0)
+    )
+
+
+@pytest.mark.parametrize("symbol", ["E_D", "E_M"])
+def test_layer_select_fuse_one_layer_off_is_rejected(monkeypatch, symbol):
+    one_layer_off(monkeypatch)
+    assert replayed("layer_select_fuse", symbol)
+
+
+def test_layer_select_fuse_with_the_final_feature_first_is_rejected(monkeypatch):
+    right = Concat.__init__
+    monkeypatch.setattr(
+        Concat,
+        "__init__",
+        lambda self, shape, layers, blocks: right(
+            self, shape, layers=",".join(layers.split(",")[::-1])
+        ),
+    )
+    assert replayed("layer_select_fuse", "E_D")
+
+
+@pytest.mark.parametrize("norm", ["query_norm", "feat_norm", "norm1"])
+def test_mmfuser_without_one_of_its_norms_is_rejected(monkeypatch, norm):
+    right = MMFuser.forward
+
+    def forward(self, hidden, query):
+        setattr(self, norm, nn.Identity())
+        return right(self, hidden, query)
+
+    monkeypatch.setattr(MMFuser, "forward", forward)
+    assert replayed("mmfuser", "build_vision_projector", weights="random")
+
+
+def test_deformable_attention_that_mixes_up_width_and_height_is_rejected(monkeypatch):
+    right = mmfuser._width
+    monkeypatch.setattr(mmfuser, "_width", lambda tokens, size: right(tokens, size).flip(0))
+    assert replayed("mmfuser", "MSDeformAttn", weights="random")
+
+
+def test_deformable_attention_with_corners_aligned_is_rejected(monkeypatch):
+    aligned = SimpleNamespace(
+        grid_sample=lambda x, grid, align_corners: F.grid_sample(x, grid, align_corners=True)
+    )
+    monkeypatch.setattr(mmfuser, "F", aligned)
+    assert replayed("mmfuser", "MSDeformAttn", weights="random")
+
+
+def test_deformable_attention_whose_rings_are_circles_is_rejected(monkeypatch):
+    def rings(self):
+        angles = torch.arange(self.heads) * (2 * torch.pi / self.heads)
+        ways = torch.stack([angles.cos(), angles.sin()], dim=-1)[:, None, None]
+        steps = torch.arange(1, self.points + 1)[None, None, :, None]
+        return (ways * steps).expand(-1, self.levels, -1, -1).flatten()
+
+    monkeypatch.setattr(MSDeformAttn, "_rings", rings)
+    assert replayed("mmfuser", "MSDeformAttn._reset_parameters")
+
+
+def test_igva_whose_groups_start_a_layer_early_is_rejected(monkeypatch):
+    one_layer_off(monkeypatch)
+    assert replayed("igva", "Aggregator", weights="random")
+
+
+@pytest.mark.parametrize("norm", ["norm1", "norm2"])
+def test_igva_without_one_of_its_norms_is_rejected(monkeypatch, norm):
+    right = QueryTransformer.forward
+
+    def forward(self, asking, groups):
+        kept = getattr(self, norm)
+        self._modules[norm] = nn.Identity()
+        found = right(self, asking, groups)
+        self._modules[norm] = kept
+        return found
+
+    monkeypatch.setattr(QueryTransformer, "forward", forward)
+    assert replayed("igva", "Aggregator", weights="random")
+
+
+def test_tgif_with_the_last_layer_as_its_base_is_rejected(monkeypatch):
+    right = TGIF.forward
+
+    def forward(self, hidden, query):
+        self.base += 1
+        return right(self, hidden, query)
+
+    monkeypatch.setattr(TGIF, "forward", forward)
+    assert replayed("tgif", "LayerSelector", weights="random")
+
+
+@pytest.mark.parametrize("method", ["dianet", "dla"])
+def test_a_recurrent_unit_with_an_lstms_tanh_is_rejected(monkeypatch, method):
+    right = RecurrentUnit.forward
+
+    def forward(self, seen, hidden, cell):
+        shown, cell = right(self, seen, hidden, cell)
+        return shown / torch.sigmoid(cell) * torch.tanh(cell), cell
+
+    monkeypatch.setattr(RecurrentUnit, "forward", forward)
+    assert replayed(method, "LSTMCell" if method == "dianet" else "DSU_block")
+
+
+def test_layer_attention_without_its_scale_is_rejected(monkeypatch):
+    right = LayerAttention.agreement
+    monkeypatch.setattr(
+        LayerAttention, "agreement", lambda self, q, k: right(self, q, k) * self.head**0.5
+    )
+    assert replayed("dla", "light_layer_attention_module")
 
 
 @pytest.mark.parametrize("symbol", ["DynamicSharingUnit", "SpatialGate", "CLIPVisionTower"])

@@ -78,9 +78,7 @@ def save(weights: Mapping[str, Tensor], target: Path, *, source: str) -> None:
     write_atomic(target, serialised(half))
 
 
-def _fused(
-    theirs: Mapping[str, Tensor], block: str, kind: str
-) -> Float[Tensor, "..."]:
+def _fused(theirs: Mapping[str, Tensor], block: str, kind: str) -> Float[Tensor, "..."]:
     parts = [
         _take(theirs, f"{block}attention.attention.{part}.{kind}")
         for part in ("query", "key", "value")

@@ -49,6 +49,11 @@ def card(name: str, *, image_size: int = 0) -> EncoderCard:
     path = weights_file(name)
     if path is None:
         return EncoderCard(name=name, source="DINOv2 ViT-S/14", available=False, get=_GET_DINOV2)
+    return card_of(name, path, image_size=image_size)
+
+
+def card_of(name: str, path: Path, *, image_size: int = 0) -> EncoderCard:
+    """Card of weights that lie at `path`."""
     values = read_json(_config(path))
     design = values["architecture"]
     size = image_size or design["size"]

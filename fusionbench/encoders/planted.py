@@ -42,7 +42,7 @@ _SEEN_IN = {LAYER: (5,), FIRST: (2,), SECOND: (5,), FEEDBACK: (6, 7, 8)}
 
 _HIDDEN_SIZE = 2.0
 """Hidden bits are +-2 and snapped back by every block: feedback below 2 a block cannot flip one."""
-_SIGNAL_SIZE = 4.0
+_SIGNAL_SIZE = 3.0
 _GATE_SLOPE = 16.0
 """A write of 1/16 into the gate channel opens it to tanh(1) = 0.76."""
 
@@ -58,6 +58,9 @@ class Planted(Encoder):
     """Fixed blocks without weights; images must be those of the planted tasks."""
 
     size = 12
+    shuffle: Tensor
+    cover: Tensor
+    sign: Tensor
 
     def __init__(self) -> None:
         super().__init__()

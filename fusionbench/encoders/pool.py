@@ -1,7 +1,7 @@
 """The images that `nano` is pretrained on, none of which a task validates or tests on.
 
-Procedural pictures, the train splits of the tasks, and pictures that a task's module renders from
-seeds that the task does not use: its function `extra_images(count, *, seed)`.
+Procedural pictures; for tasks that are rendered, pictures from seeds that no task uses (the
+function `extra_images(count, *, seed)` of the task's module); for all others their train split.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from fusionbench.catalog import TaskCard, read_catalog
 from fusionbench.encoders.procedural import render
 from fusionbench.plugins import load_task
-from fusionbench.task import Task, TaskData
+from fusionbench.task import TaskData
 
 Images = UInt8[np.ndarray, "image height width 3"]
 log = logging.getLogger(__name__)
@@ -27,35 +27,32 @@ log = logging.getLogger(__name__)
 class PoolPlan:
     """How many images from where."""
 
-    procedural: int
-    per_task: int
+    procedural: int = 4000
+    per_task: int = 1500
     """At most so many images of a task's train split, from its front."""
-    extra: int
-    """Pictures from unused seeds, per task module that offers them."""
-    seed: int
+    rendered: int = 4000
+    """Pictures from unused seeds, per module of rendered tasks."""
+    seed: int = 0
     skip: tuple[str, ...] = ()
-    """Globs of tasks to leave out, for the licence of their images."""
+    """Globs of tasks to leave out: those whose licence does not allow it."""
 
 
 def pool(plan: PoolPlan) -> Iterator[tuple[str, Images]]:
     """Source and images, one source at a time."""
-    if plan.procedural:
-        yield "procedural", render(plan.procedural, seed=plan.seed)
-    loaded = {card.name: load_task(card) for card in local_tasks(plan.skip)}
+    yield "procedural", render(plan.procedural, seed=plan.seed)
     # All tasks, skipped ones too: what one of them tests on must not come in through another.
-    forbidden = held_out_hashes(
-        load_task(card).load() for card in local_tasks(()) if plan.per_task or plan.extra
-    )
-    rendered = set()
-    for name, task in loaded.items():
-        if plan.per_task:
-            yield name, without(train_images(task.load(), plan.per_task), forbidden)
+    forbidden = held_out_hashes(load_task(card).load() for card in local_tasks(()))
+    done = set()
+    for card in local_tasks(plan.skip):
+        task = load_task(card)
         module = sys.modules[type(task).__module__]
-        render_extra = getattr(module, "extra_images", None)
-        if plan.extra and render_extra and module.__name__ not in rendered:
-            rendered.add(module.__name__)
-            images = render_extra(plan.extra, seed=plan.seed)
-            yield f"{module.__name__.rpartition('.')[2]} (unused seeds)", without(images, forbidden)
+        extra_images = getattr(module, "extra_images", None)
+        if extra_images is None:
+            yield card.name, without(train_images(task.load(), plan.per_task), forbidden)
+        elif module.__name__ not in done:
+            done.add(module.__name__)
+            images = extra_images(plan.rendered, seed=plan.seed)
+            yield f"{card.family}, seeds of no task", without(images, forbidden)
 
 
 def local_tasks(skip: Collection[str]) -> list[TaskCard]:
@@ -97,8 +94,3 @@ def without(images: Images, forbidden: Collection[str]) -> Images:
 def image_hash(image: UInt8[np.ndarray, "height width 3"]) -> str:
     """SHA-256 of an image's side lengths and bytes."""
     return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
-
-
-def task_of(card: TaskCard) -> Task:
-    """The task behind a card."""
-    return load_task(card)

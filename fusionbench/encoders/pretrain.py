@@ -13,8 +13,10 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +70,7 @@ def lessons(plan: PoolPlan, teacher: Encoder) -> Lessons:
     for source, images in pool(plan):
         started = time.monotonic()
         said.append(answers(teacher, images))
-        small += [shrunk(chunk) for chunk in torch.from_numpy(images).split(64)]
+        small += [shrunk(chunk) for chunk in torch.split(torch.from_numpy(images), 64)]
         counts[source] = len(images)
         log.info("teacher: %d of %s in %.0f s", len(images), source, time.monotonic() - started)
     targets = torch.cat(said).float()
@@ -90,7 +92,7 @@ def answers(
     path = cache_dir("pretraining", f"{content.hexdigest()[:32]}.safetensors")
     if path.is_file():
         return load(path.read_bytes())["answers"]
-    said = [teach(teacher, chunk).half() for chunk in torch.from_numpy(images).split(64)]
+    said = [teach(teacher, chunk).half() for chunk in torch.split(torch.from_numpy(images), 64)]
     found = torch.cat(said) if said else torch.zeros(0, 1 + NANO.grid**2, teacher.shape.dim).half()
     write_atomic(path, save({"answers": found}))
     return found
@@ -100,9 +102,7 @@ def shrunk(
     images: UInt8[Tensor, "batch height width 3"],
 ) -> UInt8[Tensor, "batch 64 64 3"]:
     """The images at nano's size."""
-    pixels = prepare(
-        images, size=NANO.size, mean=(0, 0, 0), std=(1, 1, 1), dtype=torch.float32
-    )
+    pixels = prepare(images, size=NANO.size, mean=(0, 0, 0), std=(1, 1, 1), dtype=torch.float32)
     return rearrange((pixels * 255).round().to(torch.uint8), "b c h w -> b h w c")
 
 
@@ -156,9 +156,7 @@ def patch_pixels(
     images: UInt8[Tensor, "batch 64 64 3"],
 ) -> Float[Tensor, "batch patch pixel"]:
     """Normalised pixels, patch by patch."""
-    pixels = prepare(
-        images, size=NANO.size, mean=NANO.mean, std=NANO.std, dtype=torch.float32
-    )
+    pixels = prepare(images, size=NANO.size, mean=NANO.mean, std=NANO.std, dtype=torch.float32)
     side = NANO.patch
     return rearrange(pixels, "b c (h i) (w j) -> b (h w) (c i j)", i=side, j=side)
 
@@ -211,11 +209,53 @@ def rate(spent: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))
 
 
-def save(encoder: ViT, folder: Path, *, source: str) -> None:
+def save(encoder: ViT, folder: Path, *, training: Mapping[str, Any]) -> None:
     """nano.json and nano.safetensors, the weights last."""
     from safetensors.torch import save as serialised
 
-    config = {"architecture": asdict(encoder.config), "source": source}
+    config = {
+        "architecture": asdict(encoder.config),
+        "source": f"distilled from {training['teacher']}; see NANO.md",
+        "training": training,
+    }
     write_atomic(folder / "nano.json", (json.dumps(config, indent=2) + "\n").encode())
     state = {name: value.contiguous() for name, value in encoder.state_dict().items()}
     write_atomic(folder / "nano.safetensors", serialised(state))
+
+
+def main() -> None:
+    """Pretrain and save; see the module's docstring for the command."""
+    asked = arguments()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    recipe, plan = Recipe(), PoolPlan(skip=tuple(asked.skip))
+    data = lessons(plan, build(own.DINOV2, image_size=TEACHER_SIZE))
+    steps = asked.steps or steps_in(asked.minutes, data, recipe)
+    log.info("%d steps; %s", steps, data.counts)
+    started = time.monotonic()
+    encoder = train(data, recipe, steps=steps)
+    card = describe(own.DINOV2)
+    training = {
+        "teacher": card.source,
+        "teacher_weights": card.weights,
+        "steps": steps,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "recipe": asdict(recipe),
+        "skip": list(plan.skip),
+        "images": data.counts,
+    }
+    save(encoder, asked.out, training=training)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m fusionbench.encoders.pretrain")
+    parser.add_argument("--out", type=Path, required=True, help="folder for nano.safetensors")
+    parser.add_argument("--skip", nargs="*", default=[], help="tasks whose images are not used")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int, default=0)
+    length.add_argument("--minutes", type=float, default=0, help="as many steps as fit")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -40,9 +40,7 @@ class Part:
     questions: tuple[str, ...]
 
 
-def probe_layers(
-    encoder: Encoder, task: Task, data: TaskData, *, limits: Limits
-) -> list[float]:
+def probe_layers(encoder: Encoder, task: Task, data: TaskData, *, limits: Limits) -> list[float]:
     """Mean test score of a probe on each of `hs[0..L]`."""
     train, val, test = (
         _part(encoder, data, split, limit)
@@ -66,7 +64,7 @@ def features(
     """CLS (where there is one) and mean patch of every hidden state."""
     prefix = encoder.shape.prefix
     pooled = []
-    for chunk in torch.from_numpy(images).split(batch):
+    for chunk in torch.split(torch.from_numpy(images), batch):
         states = torch.stack(encoder.hidden_states(chunk))
         cls = states[:, :, : min(prefix, 1)].flatten(2)
         pooled.append(torch.cat([cls, states[:, :, prefix:].mean(dim=2)], dim=-1))
@@ -87,10 +85,10 @@ def fit(
     def loss() -> Tensor:
         optimiser.zero_grad()
         value = F.cross_entropy(x_EF @ weights, answers) + penalty * weights.square().sum() / 2
-        value.backward()
+        torch.autograd.backward(value)
         return value
 
-    optimiser.step(loss)
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
     return weights.detach()
 
 
@@ -110,11 +108,11 @@ def _predict(
     x = train.features[layer]
     mean, std = x.mean(0), x.std(0) + 1e-6
     scaled = [_with_one((part.features[layer] - mean) / std) for part in (train, *others)]
-    common = train.answers.mode().values
+    common = int(train.answers.mode().values)
     found = [torch.full_like(part.answers, common) for part in others]
     for question in set(train.questions):
         mine = _asked(train, question)
-        known, seen = train.answers[mine].unique(return_inverse=True)
+        known, seen = torch.unique(train.answers[mine], return_inverse=True)
         if len(mine) < _FEW or len(known) < 2:
             weights = None
         else:

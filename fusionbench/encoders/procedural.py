@@ -15,9 +15,7 @@ Mask = Bool[np.ndarray, "side side"]
 Plane = Float[np.ndarray, "side side"]
 
 
-def render(
-    count: int, *, seed: int, side: int = 128
-) -> UInt8[np.ndarray, "count side side 3"]:
+def render(count: int, *, seed: int, side: int = 128) -> UInt8[np.ndarray, "count side side 3"]:
     """`count` pictures; the first ones stay the same when more are asked for."""
     pictures = [_picture(stream("procedural", seed, index), side) for index in range(count)]
     return np.stack(pictures) if pictures else np.zeros((0, side, side, 3), np.uint8)

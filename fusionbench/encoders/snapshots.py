@@ -40,7 +40,13 @@ _OWN_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "dinov2": {"patch_size": 14},
     "dinov2_with_registers": {"patch_size": 16, "num_register_tokens": 4},
 }
-_NO_ARCHITECTURE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures"}
+_NO_ARCHITECTURE = {
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "architectures",
+}
 
 
 def card(name: str, *, image_size: int = 0) -> EncoderCard:
@@ -161,14 +167,15 @@ def _hf_facts(folder: Path, files: list[Path]) -> dict[str, Any]:
 
 
 def _timm_facts(folder: Path, files: list[Path]) -> dict[str, Any]:
-    """From the tensors' shapes, since timm's config.json holds a name instead of an architecture."""
+    """From the tensors' shapes: timm's config.json holds a name instead of an architecture."""
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     shapes = {name: shape for path in files for name, shape in tensor_shapes(path).items()}
     needed = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "pos_embed")
     missing = [name for name in needed if name not in shapes]
     if missing or "architecture" not in config:
         raise ValueError(
-            f"{folder} holds no timm VisionTransformer: {', '.join(missing) or 'config.json'} missing"
+            f"{folder} holds no timm VisionTransformer: it lacks "
+            f"{', '.join(missing) or 'an architecture in config.json'}"
         )
     registers = shapes.get("reg_token", (1, 0, 0))[1]
     images = config.get("pretrained_cfg", {})

@@ -21,7 +21,7 @@ class TimmEncoder(Encoder):
     def __init__(self, model: "VisionTransformer") -> None:
         super().__init__()
         self.model = model
-        images: dict[str, Any] = model.pretrained_cfg
+        images: Any = model.pretrained_cfg
         self.mean, self.std = tuple(images["mean"]), tuple(images["std"])
         self.size = model.patch_embed.img_size[0]
         self.shape = StackShape(
@@ -61,7 +61,7 @@ def load_timm(folder: Path, *, image_size: int = 0) -> TimmEncoder:
     # Without the size in the arguments timm builds the architecture's own, not the checkpoint's.
     native = read_json(folder / "config.json").get("pretrained_cfg", {}).get("input_size")
     size = image_size or (native[-1] if native else 0)
-    asked = {"img_size": size} if size else {}
+    asked: dict[str, Any] = {"img_size": size} if size else {}
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **asked)
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"{folder} holds a {type(model).__name__}, not a timm VisionTransformer")

@@ -75,9 +75,7 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
-    def forward(
-        self, tokens: Float[Tensor, "batch token dim"]
-    ) -> Float[Tensor, "batch token dim"]:
+    def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """Attention, then MLP."""
         tokens = tokens + scaled(self.attend(self.norm1(tokens)), self.scale1)
         hidden = self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
@@ -155,9 +153,7 @@ def scaled(
     return tokens if scale is None else tokens * scale
 
 
-def resampled(
-    position: Float[Tensor, "1 from dim"], *, side: int
-) -> Float[Tensor, "1 to dim"]:
+def resampled(position: Float[Tensor, "1 from dim"], *, side: int) -> Float[Tensor, "1 to dim"]:
     """Positions on another square grid: bicubic, a = -0.75, half-pixel centres, as in DINOv2."""
     stored = round(position.shape[1] ** 0.5)
     if stored == side:

@@ -26,8 +26,9 @@ def taps_of(method: Method) -> tuple[Tap, ...]:
     if isinstance(method, Fusion):
         return method.taps
     if isinstance(method, InEncoderFusion):
-        # A method that writes makes its own hs[1..]; the others read them from the cache.
-        last = 0 if method.writes else method.depth
+        # Nothing can be written before block 1 has run: hs[1] is the frozen encoder's for all.
+        # From there on a method that writes makes its own states; the others read the cache.
+        last = 1 if method.writes else method.depth
         return tuple((index,) for index in range(last + 1))
     raise TypeError(f"{type(method).__name__} is neither a Fusion nor an InEncoderFusion")
 
@@ -45,7 +46,7 @@ def fuse(
     if not isinstance(method, InEncoderFusion):
         raise TypeError(f"{type(method).__name__} is neither a Fusion nor an InEncoderFusion")
     if method.writes:
-        return _step_with(encoder, method, hidden[0], query)
+        return _step_with(encoder, method, hidden, query)
     return _step_over(method, hidden, query)
 
 
@@ -64,12 +65,13 @@ def _step_over(
 def _step_with(
     encoder: Encoder | None,
     method: InEncoderFusion,
-    tokens: Float[Tensor, "batch token dim"],
+    hidden: Float[Tensor, "tap batch token dim"],
     query: Float[Tensor, "batch query_dim"],
 ) -> Fused:
     if encoder is None:
         raise TypeError(f"{type(method).__name__} writes into the encoder, but none was given")
-    state = method.start(tokens, query)
-    for index in range(1, method.depth + 1):
+    state = method.start(hidden[0], query)
+    tokens, state = method.after_block(1, hidden[1], state)
+    for index in range(2, method.depth + 1):
         tokens, state = method.after_block(index, encoder.block(index, tokens), state)
     return method.finish(tokens, state)

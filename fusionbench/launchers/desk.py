@@ -118,6 +118,7 @@ class Desk:
             "method": cell.chosen.card.source,
             "task": cell.task.source,
         }
+        record = replace(record, group=cell.task.group, in_suite=cell.task.in_suite)
         return replace(record, label=cell.chosen.label, provenance=provenance)
 
     def _bundle(

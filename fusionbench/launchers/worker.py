@@ -7,6 +7,7 @@ workers changes no result.
 import signal
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from fusionbench.errors import UserError
@@ -27,7 +28,9 @@ def serve(connection: Connection, setup: WorkerSetup) -> None:
             for event in _events(work, job):
                 connection.send(event)
     except UserError as error:
-        connection.send(Event(kind="fatal", text=error.message, hint=error.hint))
+        # Another worker may have said so first, and the parent has left.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(Event(kind="fatal", text=error.message, hint=error.hint))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 

@@ -1,13 +1,13 @@
 """Records in, tables, figures and one page out; the same bytes for the same records."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusionbench import __version__
 from fusionbench.cache import write_atomic
 from fusionbench.errors import UserError, disk_error
+from fusionbench.report.coverage import reasons
+from fusionbench.report.freshness import mark
 from fusionbench.report.page import (
     coverage_page,
     figure_link,
@@ -18,7 +18,7 @@ from fusionbench.report.page import (
     title,
 )
 from fusionbench.report.plots import plot_scores
-from fusionbench.report.tables import Row, comma_separated, long_rows, summary_rows
+from fusionbench.report.tables import Row, comma_separated, long_rows, summary_long_rows
 from fusionbench.scores import ScoreTable, score_tables
 from fusionbench.store import Store
 
@@ -42,26 +42,10 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> ReportPat
     paths = ReportPaths(page=home / "report.md", tables=home / "tables", figures=home / "figures")
     try:
         _write(store, paths)
-        # Last: a report without it is taken for unfinished.
-        write_atomic(home / ".inputs", fingerprint(store).encode())
+        mark(store, home)
     except OSError as error:
         raise disk_error(error, home) from error
     return paths
-
-
-def up_to_date(store: Store, home: Path) -> bool:
-    """Whether the report in `home` was made from exactly these records."""
-    note = home / ".inputs"
-    return note.exists() and note.read_text(encoding="utf-8") == fingerprint(store)
-
-
-def fingerprint(store: Store) -> str:
-    """Hash over everything that a report shows, from names alone: records never change."""
-    names = [*store.finished(), *(path.name for path in (store.folder / "failures").glob("*.json"))]
-    asked = store.history.file
-    history = asked.read_bytes() if asked.exists() else b""
-    text = "\n".join([__version__, *sorted(names), *map(str, store.problems)])
-    return hashlib.sha256(text.encode() + history).hexdigest()
 
 
 def _write(store: Store, paths: ReportPaths) -> None:
@@ -83,7 +67,8 @@ def _write(store: Store, paths: ReportPaths) -> None:
     files = ("summary", "main", "planted", "parameters", "coverage")
     for name, text in zip(files, sections.values(), strict=True):
         _text(paths.tables / f"{name}.md", text)
-    _text(paths.tables / "summary.csv", comma_separated(_all(suite, summary_rows)))
+    _text(paths.tables / "gaps.md", "".join(f"{line}\n" for line in reasons(records)))
+    _text(paths.tables / "summary.csv", comma_separated(_all(suite, summary_long_rows)))
     _text(paths.tables / "main.csv", comma_separated(_all(suite, long_rows)))
     _text(paths.tables / "planted.csv", comma_separated(_all(planted, long_rows)))
     sections["Scores"] = "\n".join([*_figures(suite, paths, "scores"), sections["Scores"]])

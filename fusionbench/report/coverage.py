@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fusionbench.history import Run
-from fusionbench.records import CellRecord
+from fusionbench.records import CellRecord, Status
 from fusionbench.report.tables import Row
 
-_STATES = ("done", "skipped", "failed")
+_STATES: tuple[Status, ...] = ("done", "skipped", "failed")
 
 
 def status_rows(records: Sequence[CellRecord], planned: Run | None) -> list[Row]:
@@ -96,8 +96,9 @@ def origins(records: Iterable[CellRecord]) -> list[str]:
 def _facts(values: object) -> str:
     if not isinstance(values, dict):
         return str(values)
-    shown = {key: value for key, value in values.items() if value not in ("", None)}
-    return ", ".join(f"{key} {value}" for key, value in sorted(shown.items())) or "unknown"
+    texts = [f"{key} {value}" for key, value in sorted(values.items()) if key != "dirty" and value]
+    texts += ["uncommitted changes"] if values.get("dirty") else []
+    return ", ".join(texts) or "unknown"
 
 
 def _label(record: CellRecord) -> str:

@@ -14,10 +14,11 @@ from fusionbench.scores import ScoreTable
 _READING = """\
 Scores are percentages of the test examples: the mean over runs (seeds) ± half of the 95 % t
 interval over runs. The interval says what other seeds would give on these test examples. It
-compares no two methods, and no test is printed here. A single run has no interval; a cell without
-a run is named, never counted as 0; a mean over tasks stands only where all of them ran."""
+compares no two methods, and no test is printed here. ± 0.0 says that all runs scored alike, not
+that the score is certain. A single run has no interval; a cell without a run is named, never
+counted as 0; a mean over tasks stands only where all of them ran."""
 _PLANTED = """\
-Synthetic encoders whose right answer is known: they test the suite itself and never enter a mean."""
+Synthetic encoders with a known right answer: they test the suite itself and enter no mean."""
 _FEW = "With {seeds} seeds per cell, differences of a few points are noise."
 _ENOUGH = 6
 
@@ -28,7 +29,7 @@ def title(planned: Run | None, tables: Sequence[ScoreTable]) -> str:
     note = planned.study.get("note", "") if planned else ""
     seeds = max((len(table.seeds) for table in tables), default=0)
     lines = [f"# FusionBench: {name or 'results'}", ""]
-    lines += [f"> This study is {note}." if name == "quick" else f"> {note}", ""] if note else []
+    lines += [f"> {note[0].upper()}{note[1:]}.", ""] if note else []
     lines += [_READING]
     lines += [_FEW.format(seeds=seeds)] if 0 < seeds < _ENOUGH else []
     return "\n".join(lines) + "\n"

@@ -20,9 +20,10 @@ _ROW_INCHES = 0.155
 
 def plot_scores(table: ScoreTable, stem: Path) -> tuple[Path, Path]:
     """Draw a panel per task and save `<stem>.svg` and `<stem>.png`, the same bytes every time."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcParams
 
-    with rc_context(dict(RC)):
+    with rc_context():
+        rcParams.update(dict(RC))
         figure = _draw(table)
         svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
         figure.savefig(svg, metadata={"Date": None, "Creator": None})

@@ -8,7 +8,7 @@ ON_FEATURES = "#0072B2"
 IN_ENCODER = "#D55E00"
 GUIDE = "#8C8C8C"
 
-RC: Mapping[str, Any] = {
+RC: Mapping[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
     "axes.titlesize": 8,

@@ -74,9 +74,8 @@ def across(table: ScoreTable, method: int, keep: Bool[np.ndarray, " task"]) -> S
 
 
 def twins(table: ScoreTable) -> dict[int, int]:
-    """Methods whose every example in every cell scored as an earlier method's: row -> that row."""
-    first: dict[tuple[tuple[int, int, str], ...], int] = {}
-    found: dict[int, int] = {}
+    """Methods that scored alike on every example of every cell: row -> row of the shortest name."""
+    alike: dict[tuple[tuple[int, int, str], ...], list[int]] = {}
     for method in range(len(table.methods)):
         done = tuple(
             (task, seed, record.outcomes)
@@ -84,9 +83,11 @@ def twins(table: ScoreTable) -> dict[int, int]:
             if row == method and record.status == "done"
         )
         if done and all(outcomes for _, _, outcomes in done):
-            earlier = first.setdefault(done, method)
-            if earlier != method:
-                found[method] = earlier
+            alike.setdefault(done, []).append(method)
+    found: dict[int, int] = {}
+    for rows in alike.values():
+        first = min(rows, key=lambda row: (len(table.methods[row]), row))
+        found |= {row: first for row in rows if row != first}
     return found
 
 

@@ -2,15 +2,16 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool
 from tabulate import tabulate
 
 from fusionbench.report.summary import Summary, across, cell, twins
 from fusionbench.scores import ScoreTable
 
-Row = Mapping[str, str]
+Row = dict[str, str]
 
 _NUMBERS = ("fusion", "projector", "reader")
 
@@ -44,16 +45,35 @@ def names(table: ScoreTable) -> list[str]:
 
 def summary_rows(table: ScoreTable) -> list[Row]:
     """One row per method: the suite's mean, that of each group of tasks, the fusion's size."""
+    columns = {f"{name} ({_tasks(keep)})": keep for name, keep in aggregates(table)}
+    return [
+        {"method": name}
+        | {title: across(table, method, keep).text for title, keep in columns.items()}
+        | {"fusion parameters": sizes(table, method)["fusion"]}
+        for method, name in enumerate(names(table))
+    ]
+
+
+def summary_long_rows(table: ScoreTable) -> list[Row]:
+    """One row for each method and aggregate, all digits, for programs."""
+    return [
+        {"encoder": table.condition.encoder, "steps": str(table.condition.budget.steps)}
+        | {"method": name, "aggregate": title, "n_tasks": str(int(keep.sum()))}
+        | _interval(across(table, method, keep))
+        | {"text": across(table, method, keep).text, "fusion": sizes(table, method)["fusion"]}
+        for method, name in enumerate(names(table))
+        for title, keep in aggregates(table)
+    ]
+
+
+def aggregates(table: ScoreTable) -> list[tuple[str, Bool[np.ndarray, " task"]]]:
+    """The sets of tasks that a mean is taken over: the suite and its groups."""
     groups = sorted({task.group for task in table.tasks if task.in_suite and task.group})
-    rows = []
-    for method, name in enumerate(names(table)):
-        row = {"method": name}
-        row[f"suite ({int(table.suite.sum())} tasks)"] = across(table, method, table.suite).text
-        for group in groups:
-            keep = np.array([t.in_suite and t.group == group for t in table.tasks], dtype=np.bool_)
-            row[f"{group} ({int(keep.sum())})"] = across(table, method, keep).text
-        rows.append(row | {"fusion parameters": sizes(table, method)["fusion"]})
-    return rows
+    found = [("suite", table.suite)]
+    for group in groups:
+        keep = np.array([task.group == group for task in table.tasks], dtype=np.bool_)
+        found.append((group, keep & table.suite))
+    return found
 
 
 def score_rows(table: ScoreTable) -> list[Row]:
@@ -115,22 +135,27 @@ def _long_row(table: ScoreTable, method: int, column: int) -> Row:
         "task": task.name,
         "group": task.group,
         "metric": task.metric,
-        "mean": _digits(found.mean),
-        "ci_low": _digits(found.low),
-        "ci_high": _digits(found.high),
-        "n_seeds": str(found.runs),
+        **_interval(found),
         "n_examples": str(task.examples),
         "chance": _digits(task.chance),
         **{f"parameters_{part}": str(parameters.get(part, "")) for part in _NUMBERS},
         "in_encoder": str(any(record.in_encoder for record in here)).lower(),
+    }
+
+
+def _interval(found: Summary) -> Row:
+    return {
+        "mean": _digits(found.mean),
+        "ci_low": _digits(found.low),
+        "ci_high": _digits(found.high),
+        "n_seeds": str(found.runs),
         "status": "done" if found.runs else found.why,
     }
 
 
+def _tasks(keep: Bool[np.ndarray, " task"]) -> str:
+    return "1 task" if keep.sum() == 1 else f"{int(keep.sum())} tasks"
+
+
 def _digits(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.6f}"
-
-
-def missing(summary: Summary) -> bool:
-    """Whether there is no number to show."""
-    return summary.runs == 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import stdtr, stdtrit
+from scipy.special import nctdtrinc, stdtr, stdtrit
 
 # Three runs have a mean and a very wide interval; a p-value on them is decoration.
 FEWEST_REPLICATES = 4
@@ -67,16 +67,16 @@ class Estimate:
         """Minimum detectable effect: the true difference found at `alpha` with `power`.
 
         From variance and nu only, never from the value; itself an estimate that scatters by
-        -35 to +45 % at 5 seeds, and by about 20 % at 10.
+        -35 to +45 % at 5 seeds, and by about 20 % at 10. See `_noncentrality`.
         """
-        return np.asarray((self.quantile(1 - alpha / 2) + self.quantile(power)) * self.se)
+        return np.asarray(self._noncentrality(1 - alpha / 2, power) * self.se)
 
     def detectable_margin(
         self, alpha: float = 0.05, power: float = 0.80
     ) -> Float[np.ndarray, "*batch"]:
         """The smallest margin that TOST confirms with `power` if the truth is zero."""
         both_sides = 1 - (1 - power) / 2
-        return np.asarray((self.quantile(1 - alpha) + self.quantile(both_sides)) * self.se)
+        return np.asarray(self._noncentrality(1 - alpha, both_sides) * self.se)
 
     def __getitem__(self, index: int | tuple[int, ...] | Bool[np.ndarray, "..."]) -> "Estimate":
         return Estimate(
@@ -91,6 +91,14 @@ class Estimate:
         limit = np.where(distance == 0, 0.0, np.copysign(np.inf, distance))
         ratio = np.divide(distance, self.se, out=limit, where=self.se > 0)
         return np.asarray(stdtr(self.nu, -ratio))
+
+    def _noncentrality(self, level: float, power: float) -> Float[np.ndarray, "*batch"]:
+        """How many standard errors off zero a t exceeds its `level` quantile with `power`.
+
+        The usual t_level + t_power is the same number from nu = 30 on, but at 5 seeds and
+        alpha = 0.05 / 11 it promises 80 % power and gives 73 % (noncentral: 79 %, simulated).
+        """
+        return np.asarray(nctdtrinc(self.nu, 1 - power, self.quantile(level)))
 
     def _refuse_few_replicates(self) -> None:
         if not self.testable:

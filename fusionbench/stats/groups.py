@@ -8,6 +8,7 @@ the difference of the x.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
@@ -26,11 +27,26 @@ class TaskScores:
     groups: Shaped[np.ndarray, " item"]
     weight: float = 1.0
 
+    @cached_property
+    def table(self) -> Float[np.ndarray, "*batch seed item"]:
+        """The values as checked doubles. ValueError on NaN, or if the groups do not fit."""
+        table = two_way_layout("values", self.values)
+        refuse_wrong_groups(table, self.groups)
+        return table
+
+    @cached_property
+    def images(self) -> Shaped[np.ndarray, " image"]:
+        return np.unique(self.groups)
+
+    @property
+    def one_item_per_image(self) -> bool:
+        return len(self.images) == len(self.groups)
+
 
 def by_group(
     values: Real[np.ndarray, "*batch seed item"], groups: Shaped[np.ndarray, " item"]
 ) -> Float[np.ndarray, "*batch seed group"]:
-    """One number per (seed, image), images in sorted order."""
+    """One number per (seed, image)."""
     return merge([TaskScores(values=values, groups=groups)])
 
 
@@ -41,30 +57,18 @@ def merge(tasks: Sequence[TaskScores]) -> Float[np.ndarray, "*batch seed group"]
     have different numbers of seeds.
     """
     refuse_unequal_seeds(tasks)
-    images = np.unique(np.concatenate([np.asarray(task.groups) for task in tasks]))
-    first = np.shape(tasks[0].values)
-    merged = np.zeros((*first[:-1], len(images)))
+    if len(tasks) == 1 and tasks[0].one_item_per_image:
+        return np.asarray(tasks[0].weight * tasks[0].table)
+    images = np.unique(np.concatenate([task.images for task in tasks]))
+    merged = np.zeros((*tasks[0].table.shape[:-1], len(images)))
     for task in tasks:
-        table = two_way_layout("values", task.values)
-        refuse_wrong_groups(table, task.groups)
-        grand = table.mean(axis=(-2, -1), keepdims=True)
-        position, sums = sum_by_group(table - grand, task.groups, images)
-        share = task.weight * len(images) / table.shape[-1]
-        merged[..., position] += share * sums
+        grand = task.table.mean(axis=(-2, -1), keepdims=True)
+        order, starts = _runs_of_images(task.groups)
+        sums = np.add.reduceat((task.table - grand)[..., order], starts, axis=-1)
+        share = task.weight * len(images) / task.table.shape[-1]
+        merged[..., np.searchsorted(images, task.images)] += share * sums
         merged += task.weight * grand
     return merged
-
-
-def sum_by_group(
-    values: Float[np.ndarray, "*batch seed item"],
-    groups: Shaped[np.ndarray, " item"],
-    images: Shaped[np.ndarray, " image"],
-) -> tuple[Int[np.ndarray, " group"], Float[np.ndarray, "*batch seed group"]]:
-    """Sum over the items of each image present, with its position in the sorted `images`."""
-    order = np.argsort(groups, kind="stable")
-    present, starts = np.unique(np.asarray(groups)[order], return_index=True)
-    sums = np.add.reduceat(values[..., order], starts, axis=-1)
-    return np.searchsorted(images, present), sums
 
 
 def discordant_groups(
@@ -72,9 +76,19 @@ def discordant_groups(
 ) -> Int[np.ndarray, "*batch"]:
     """How many images have a question on which any seed differs from zero."""
     differs = (np.asarray(values) != 0).any(axis=-2)
-    order = np.argsort(groups, kind="stable")
-    starts = np.unique(np.asarray(groups)[order], return_index=True)[1]
+    order, starts = _runs_of_images(groups)
+    if len(starts) == len(order):
+        return np.asarray(differs.sum(axis=-1))
     return np.asarray(np.logical_or.reduceat(differs[..., order], starts, axis=-1).sum(axis=-1))
+
+
+def _runs_of_images(
+    groups: Shaped[np.ndarray, " item"],
+) -> tuple[Int[np.ndarray, " item"], Int[np.ndarray, " image"]]:
+    """An order that puts an image's items side by side, and where each image begins in it."""
+    order = np.argsort(groups, kind="stable")
+    ordered = np.asarray(groups)[order]
+    return order, np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
 
 
 def refuse_unequal_seeds(tasks: Sequence[TaskScores]) -> None:
@@ -89,5 +103,5 @@ def refuse_wrong_groups(
     items = table.shape[-1]
     if np.shape(groups) != (items,):
         raise ValueError(f"groups must name one image per item ({items}), got {np.shape(groups)}")
-    if len(np.unique(groups)) < 2:
+    if (groups == groups[0]).all():
         raise ValueError("all items belong to one image: there is nothing to estimate noise from")

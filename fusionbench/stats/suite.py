@@ -43,7 +43,7 @@ def suite_weights(chance: Real[np.ndarray, " task"]) -> Float[np.ndarray, " task
 
 def shared_image_blocks(tasks: Sequence[TaskScores]) -> list[list[TaskScores]]:
     """Tasks joined into blocks wherever they share an image, directly or through others."""
-    images = [frozenset(np.unique(task.groups).tolist()) for task in tasks]
+    images = [frozenset(task.images.tolist()) for task in tasks]
     block_of = list(range(len(tasks)))
     for one, two in combinations(range(len(tasks)), 2):
         old, new = sorted((block_of[one], block_of[two]), reverse=True)
@@ -65,7 +65,7 @@ def block_components(block: Sequence[TaskScores]) -> Components:
     parts = two_way(table)
     counts = [discordant_groups(task.values, task.groups) for task in block]
     for task, count in zip(block, counts, strict=True):
-        size = task.weight * table.shape[-1] / len(np.unique(task.groups))
+        size = task.weight * table.shape[-1] / len(task.images)
         parts = with_pseudo_items(parts, np.asarray(count < FEW_DISCORDANT), size=size)
     return replace(parts, discordant=np.asarray(np.min(counts, axis=0)))
 
@@ -87,7 +87,7 @@ def sum_over_shared_runs(tasks: Sequence[TaskScores]) -> Estimate:
 def seed_sums(tasks: Sequence[TaskScores]) -> Float[np.ndarray, "*batch seed"]:
     """Each run's weighted sum over tasks, in points of the suite."""
     refuse_unequal_seeds(tasks)
-    sums = [task.weight * finite("values", task.values).mean(axis=-1) for task in tasks]
+    sums = [task.weight * task.table.mean(axis=-1) for task in tasks]
     return np.asarray(np.sum(sums, axis=0))
 
 

@@ -83,7 +83,7 @@ def pair_components(block: Sequence[TaskScores]) -> Components:
         seeds=seeds,
     )
     for task, count in zip(block, counts, strict=True):
-        size = task.weight * images / len(np.unique(task.groups))
+        size = task.weight * images / len(task.images)
         parts = with_pseudo_items(parts, count < FEW_DISCORDANT, size=size)
     return parts
 

@@ -12,9 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
+from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.suite import suite_weights
+
 METHODS = 9  # the reference and eight contrasts; the last four are near-clones of each other
 CLONES = (5, 6, 7, 8)
 SUITE = ((0.55, 200), (0.65, 300), (0.75, 500), (0.85, 1000), (0.95, 400), (0.985, 2000))
+SMALL_SUITE = tuple((accuracy, max(items // 4, 150)) for accuracy, items in SUITE)
+WEIGHTS = suite_weights(np.array([0.5, 0.5, 0.25, 0.25, 0.1, 0.1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,3 +157,15 @@ def cloned(noise: np.ndarray, alike: float = 0.9) -> np.ndarray:
     for clone in CLONES[1:]:
         noise[clone] = np.sqrt(alike) * first + np.sqrt(1 - alike) * noise[clone]
     return noise
+
+
+def against(suite, reference, methods):
+    """Every method's differences from one reference, as the tasks of a suite."""
+    return [
+        TaskScores(
+            values=y[methods].astype(float) - y[reference],
+            groups=np.arange(y.shape[-1]) + 10_000 * index,
+            weight=float(WEIGHTS[index]),
+        )
+        for index, y in enumerate(suite)
+    ]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fusionbench.stats.estimate import Estimate, stack
 
@@ -33,6 +34,17 @@ def test_equivalence_is_the_90_percent_interval_inside_the_margin():
 def test_the_detectable_effect_ignores_the_value():
     assert float(an_estimate(0.0).mde()) == float(an_estimate(0.9).mde())
     assert float(an_estimate().mde(0.05 / 11)) > float(an_estimate().mde())
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 11, 0.05 / 990])
+@pytest.mark.parametrize("nu", [3.0, 4.0, 9.0, 30.0, 1e3, 1e6])
+def test_the_detectable_effect_has_the_power_it_promises(nu, alpha):
+    estimate = an_estimate(se=1.0, nu=nu)
+    effect = float(estimate.mde(alpha))
+    critical = float(estimate.quantile(1 - alpha / 2))
+    assert stats.nct.sf(critical, nu, effect) == pytest.approx(0.80, abs=1e-6)
+    if nu >= 30 and alpha == 0.05:
+        assert effect == pytest.approx(critical + float(estimate.quantile(0.80)), rel=1e-3)
 
 
 def test_a_margin_needs_about_2_9_standard_errors():

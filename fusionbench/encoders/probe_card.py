@@ -1,0 +1,194 @@
+"""Write NANO.md, nano's model card, from measurements.
+
+`python -m fusionbench.encoders.probe_card` probes every hidden state of nano, and of a twin with
+random weights, on each local task (`probe.py`) and fills the card's text with the tables.
+"""
+
+import argparse
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from fusionbench.cache import write_atomic
+from fusionbench.encoders import own
+from fusionbench.encoders.build import load_vit
+from fusionbench.encoders.card import EncoderCard, read_json
+from fusionbench.encoders.pool import local_tasks
+from fusionbench.encoders.pretrain import initialise
+from fusionbench.encoders.probe import Limits, probe_layers
+from fusionbench.encoders.vit import ViT
+from fusionbench.plugins import load_task
+from fusionbench.seeding import seed_of
+
+log = logging.getLogger(__name__)
+LIMITS = Limits(train=2000, val=500, test=1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Accuracy of the probes on one task, by hidden state."""
+
+    task: str
+    group: str
+    chance: float
+    examples: int
+    nano: list[float]
+    twin: list[float]
+
+    @property
+    def half_width(self) -> float:
+        """Half of the 95 % interval of an accuracy of one half: 1.96 / (2 sqrt n)."""
+        return 0.98 / math.sqrt(self.examples)
+
+
+def measure(nano: ViT, twin: ViT) -> list[Row]:
+    """One row per local task."""
+    rows = []
+    for card in local_tasks(()):
+        task = load_task(card)
+        data = task.load()
+        row = Row(
+            task=card.name,
+            group=card.group,
+            chance=task.chance,
+            examples=min(LIMITS.test, len(data.test)),
+            nano=probe_layers(nano, task, data, limits=LIMITS),
+            twin=probe_layers(twin, task, data, limits=LIMITS),
+        )
+        log.info("%s: nano %s, random %s", row.task, _percent(row.nano), _percent(row.twin))
+        rows.append(row)
+    return rows
+
+
+def random_twin(nano: ViT) -> ViT:
+    """The same architecture with the weights that training started from, another draw."""
+    torch.manual_seed(seed_of("random twin"))
+    twin = ViT(nano.config)
+    initialise(twin)
+    twin.freeze()
+    return twin
+
+
+def tables(rows: list[Row]) -> str:
+    """Both tables in Markdown: nano's layers, and nano against its twin."""
+    rows = sorted(rows, key=lambda row: (row.group, row.task))
+    layers = [f"hs[{index}]" for index in range(len(rows[0].nano))]
+    by_layer = [
+        [row.task, row.group, *_marked(row.nano), f"{100 * row.chance:.1f}"] for row in rows
+    ]
+    compared = [
+        [
+            row.task,
+            row.group,
+            *_percent([row.nano[-1], row.twin[-1], max(row.nano[1:-1]), max(row.twin)]),
+            f"{100 * row.half_width:.1f}",
+            row.examples,
+        ]
+        for row in rows
+    ]
+    head = ["task", "group", "last", "random last", "best middle", "random best", "+-", "n"]
+    return "\n\n".join(
+        tabulate(body, names, tablefmt="github", disable_numparse=True)
+        for body, names in (
+            (by_layer, ["task", "group", *layers, "chance"]),
+            (compared, head),
+        )
+    )
+
+
+def text(card: EncoderCard, training: dict[str, Any], rows: list[Row]) -> str:
+    """The whole card."""
+    images = ", ".join(f"{count} {source}" for source, count in training["images"].items())
+    recipe = ", ".join(f"{name} {value}" for name, value in training["recipe"].items())
+    skip = f" --skip {' '.join(training['skip'])}" if training["skip"] else ""
+    clear = [r.task for r in rows if r.nano[-1] - r.twin[-1] > 2 * r.half_width]
+    middle = [r.task for r in rows if max(r.nano[1:-1]) - r.nano[-1] > r.half_width]
+    return _TEXT.format(
+        weights=card.weights,
+        layers=card.layers,
+        dim=card.dim,
+        size=card.size,
+        tokens=card.tokens,
+        teacher=training["teacher"],
+        teacher_weights=training["teacher_weights"],
+        command=f"{_COMMAND} --steps {training['steps']}{skip}",
+        minutes=training["minutes"],
+        images=images,
+        recipe=recipe,
+        limits=f"{LIMITS.train} training, {LIMITS.val} validation, {LIMITS.test} test examples",
+        tables=tables(rows),
+        clear=", ".join(clear) or "none",
+        middle=", ".join(middle) or "none",
+    )
+
+
+_COMMAND = "python -m fusionbench.encoders.pretrain --out FOLDER"
+_TEXT = """# nano
+
+The embedded encoder of FusionBench: a vision transformer of {layers} blocks, {dim} wide, for
+images of {size} x {size} pixels ({tokens} tokens with CLS). It exists so that the whole suite runs
+in minutes on a CPU, without a download. It is no feature extractor for anything else.
+
+- Weights fingerprint: `{weights}`; licence: Apache-2.0, like the rest of the package.
+- Teacher: {teacher}, fingerprint `{teacher_weights}`.
+- Made by `{command}` ({minutes} minutes of one CPU thread on a busy machine, after the teacher).
+- Pictures: {images}. Photographs were not among them.
+- Recipe: {recipe}.
+
+The last hidden state, after the final norm, was trained to give the teacher's final tokens
+(its patches averaged onto nano's grid) through a linear head; an early hidden state was trained to
+give the pixels of its patch through another. Both heads were thrown away. Train splits of the
+tasks and rendered scenes from seeds that no task uses were seen; nothing that a task validates or
+tests on was (a test compares the hashes).
+
+## What each layer knows
+
+Test accuracy in percent of a logistic regression on CLS and the mean patch of one hidden state
+(one regression for each question; L2 penalty chosen on val; at most {limits}).
+The best layer is bold. Mean pooling hides positions: a low number means "not linearly readable
+from the mean", not "absent".
+
+{tables}
+
+`last` is `hs[{layers}]`; `best middle` the best of `hs[1]` to the one before the last, chosen on
+test and therefore a little too high; `random` is an untrained twin of the same architecture; `+-`
+is half of the 95 % interval at an accuracy of one half, from n test examples.
+
+- The last layer beats the random one by more than two half-widths on: {clear}.
+- The best middle layer beats the last by more than one half-width on: {middle}.
+"""
+
+
+def _percent(values: list[float]) -> list[str]:
+    return [f"{100 * value:.1f}" for value in values]
+
+
+def _marked(values: list[float]) -> list[str]:
+    best = max(values)
+    return [
+        f"**{shown}**" if value == best else shown
+        for value, shown in zip(values, _percent(values), strict=True)
+    ]
+
+
+def main() -> None:
+    """Measure and write the card beside the weights."""
+    parser = argparse.ArgumentParser(prog="python -m fusionbench.encoders.probe_card")
+    parser.add_argument("--folder", type=Path, default=own.places(own.NANO)[0].parent)
+    folder = parser.parse_args().folder
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    nano = load_vit(folder / "nano.safetensors")
+    nano.freeze()
+    rows = measure(nano, random_twin(nano))
+    card = own.card_of(own.NANO, folder / "nano.safetensors")
+    training = read_json(folder / "nano.json")["training"]
+    write_atomic(folder / "NANO.md", text(card, training, rows).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""`--dry-run`: which cells would run, what is there already, how long and how much disk.
+
+Time comes from records of the same kind of cell in the same folder; without any, from a count of
+operations at a nominal rate, and the text says so.
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from fusionbench.cache import cache_dir
+from fusionbench.data import bundle_path
+from fusionbench.listing import columns
+from fusionbench.plan import Cell, Plan
+from fusionbench.records import CellRecord, RunOptions
+from fusionbench.settings import shown
+from fusionbench.store import Store
+
+# Operations per second of one worker: what a small transformer reaches on one core of a server,
+# and on a data-centre GPU that such cells do not fill.
+_CPU_RATE = 2.5e10
+_GPU_RATE = 2e12
+_MIB = 2**20
+Kind = tuple[str, bool]
+"""(encoder, whether the cell trains through it)"""
+
+
+def forecast(plan: Plan, options: RunOptions, store: Store | None) -> str:
+    """The text of a dry run."""
+    done = {record.id: record for record in store.records()} if store else {}
+    seconds, measured = _seconds(plan, options, done.values())
+    source = "from the cells in this folder" if measured else "a rough guess from operation counts"
+    lines = [
+        f"{len(plan.pending)} of {len(plan.cells)} cells to run, {plan.finished} are there already",
+        f"time: about {duration(seconds)} ({source})",
+        *_disk(plan, options),
+        *(f"left out: {one.card.name}: {one.reason}" for one in plan.unavailable),
+        "",
+        columns([("cells", "method", "task", "encoder", "settings"), *_rows(plan.pending)]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _rows(cells: Iterable[Cell]) -> list[tuple[str, ...]]:
+    counts: dict[tuple[str, ...], int] = defaultdict(int)
+    for cell in cells:
+        settings = " ".join(f"{k}={shown(v)}" for k, v in cell.chosen.settings.items())
+        row = (cell.chosen.label, cell.spec.task, cell.spec.encoder, settings or "-")
+        counts[row] += 1
+    return [(str(count), *row) for row, count in counts.items()]
+
+
+def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> tuple[float, bool]:
+    """Wall time of the pending cells, and whether every kind of cell was measured."""
+    times: dict[Kind, list[float]] = defaultdict(list)
+    for record in records:
+        if record.seconds > 0:
+            steps = record.spec.budget.steps * record.spec.budget.batch
+            times[record.spec.encoder, record.in_encoder].append(record.seconds / steps)
+    rates: Mapping[Kind, float] = {kind: statistics.median(found) for kind, found in times.items()}
+    total, measured = 0.0, True
+    for cell in plan.pending:
+        kind = (cell.spec.encoder, cell.chosen.card.in_encoder)
+        measured = measured and kind in rates
+        per_example = rates.get(kind) or _operations(cell) / _rate(options)
+        total += per_example * _examples(cell)
+    return total / _workers(options), measured
+
+
+def _examples(cell: Cell) -> int:
+    """Examples that pass in training, tuning runs of one seed included."""
+    budget = cell.spec.budget
+    tuning = len(budget.lrs) * budget.tuning_seeds if len(budget.lrs) > 1 else 0
+    runs = 1 + (tuning if cell.spec.seed == 0 else 0)
+    return runs * budget.steps * budget.batch
+
+
+def _operations(cell: Cell) -> float:
+    """Per training example: the reader's products, and the encoder forward and back if inside."""
+    card, width = cell.encoder, cell.spec.budget.reader_width
+    reader = 3 * 2 * card.tokens * width * (card.dim + 4 * width)
+    block = 2 * card.tokens * 12 * card.dim**2 + 4 * card.tokens**2 * card.dim
+    return reader + (2.5 * card.layers * block if cell.chosen.card.in_encoder else 0)
+
+
+def _disk(plan: Plan, options: RunOptions) -> list[str]:
+    """What the hidden states take at most, and what the cache holds."""
+    most, unknown = 0.0, 0
+    seen = {(c.spec.encoder, c.spec.task, c.encoder.size): c for c in plan.pending}
+    prepared = 0
+    for cell in seen.values():
+        budget, card = cell.spec.budget, cell.encoder
+        prepared += bundle_path(cell.spec.task, cell.spec.data, budget).exists()
+        images = (budget.train_items, budget.val_items, budget.test_items)
+        unknown += not all(images)
+        size = np.dtype(budget.feature_dtype).itemsize
+        most += sum(images) * card.tokens * card.dim * (card.layers + 1) * size
+    held = sum(file.stat().st_size for file in cache_dir("features").glob("*.npy"))
+    open_end = f", and {unknown} tasks in full (size not known yet)" if unknown else ""
+    return [
+        f"disk: at most {most / _MIB:.0f} MiB of hidden states{open_end}; the limit is "
+        f"{options.cache_gib:g} GiB",
+        f"cached: {held / _MIB:.0f} MiB of hidden states of any study; data of {prepared} of "
+        f"{len(seen)} tasks is prepared",
+    ]
+
+
+def _rate(options: RunOptions) -> float:
+    return _GPU_RATE if options.device.startswith("cuda") else _CPU_RATE
+
+
+def _workers(options: RunOptions) -> int:
+    from fusionbench.sweep import worker_count
+
+    return worker_count(options)

@@ -1,0 +1,32 @@
+"""Whether a report shows what its folder holds, told from names alone: records never change."""
+
+import hashlib
+from pathlib import Path
+
+from fusionbench import __version__
+from fusionbench.cache import write_atomic
+from fusionbench.store import Store
+
+_NOTE = ".inputs"
+
+
+def up_to_date(store: Store, home: Path) -> bool:
+    """Whether the report in `home` was made from exactly these records."""
+    note = home / _NOTE
+    return note.exists() and note.read_text(encoding="utf-8") == fingerprint(store)
+
+
+def mark(store: Store, home: Path) -> None:
+    """Note what the report was made from; written last, so that a torn report is made again."""
+    write_atomic(home / _NOTE, fingerprint(store).encode())
+
+
+def fingerprint(store: Store) -> str:
+    """Hash over everything that a report shows."""
+    failures = [path.name for path in (store.folder / "failures").glob("*.json")]
+    names = sorted([*store.finished(), *failures])
+    asked = store.history.file
+    history = asked.read_bytes() if asked.exists() else b""
+    problems = [str(problem) for problem in store.problems]
+    text = "\n".join([__version__, *names, *problems])
+    return hashlib.sha256(text.encode() + history).hexdigest()

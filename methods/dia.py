@@ -1,0 +1,63 @@
+"""DIANet's LSTM over depth, ported to a frozen vision transformer.
+
+Huang et al., AAAI 2020: one cell, shared by all blocks, sees the mean of each residual branch and
+scales its channels: x = h * branch + skip. Here a branch is all that a block adds to its input,
+attention and MLP together. Since h is near a quarter at the start, the port does not begin near
+the frozen encoder; neither does the original.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fusionbench.api import Fused, InEncoderFusion, StackShape, method
+from fusionbench.methods._units import RecurrentUnit
+
+
+class State(NamedTuple):
+    """The tokens that entered the block, and the cell's two vectors."""
+
+    before: Float[Tensor, "batch token dim"]
+    hidden: Float[Tensor, "batch dim"]
+    cell: Float[Tensor, "batch dim"]
+
+
+@method(
+    "dia_lstm",
+    version=1,
+    control="none: the scaling exists only inside the encoder",
+    paper="arXiv:1905.10671",
+    year=2020,
+    parity="exact cell; our port to a transformer",
+)
+class DIALSTM(InEncoderFusion):
+    """`reduction`: of the cell's bottlenecks."""
+
+    def __init__(self, shape: StackShape, *, reduction: int = 4) -> None:
+        super().__init__(shape)
+        # Only the penultimate layer is read.
+        self.depth = shape.layers - 1
+        self.unit = RecurrentUnit(shape.dim, gates=4, reduction=reduction)
+
+    def start(
+        self,
+        tokens: Float[Tensor, "batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> State:
+        """An empty cell."""
+        empty = tokens.new_zeros(tokens.shape[0], self.shape.dim)
+        return State(tokens, empty, empty)
+
+    def after_block(
+        self, block: int, tokens: Float[Tensor, "batch token dim"], state: State
+    ) -> tuple[Float[Tensor, "batch token dim"], State]:
+        """Scale what the block has added."""
+        branch = tokens - state.before
+        hidden, cell = self.unit(branch.mean(dim=1), state.hidden, state.cell)
+        scaled = state.before + hidden[:, None] * branch
+        return scaled, State(scaled, hidden, cell)
+
+    def finish(self, tokens: Float[Tensor, "batch token dim"], state: State) -> Fused:
+        """The patches of the modified block L-1."""
+        return Fused(tokens=self.patches(tokens))

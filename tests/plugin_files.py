@@ -1,0 +1,72 @@
+"""Plug-ins as strangers write them: good ones and broken ones."""
+
+GOOD = """
+from fusionbench.api import Fused, Fusion, InEncoderFusion, Split, Task, TaskData, method, task
+
+
+class _Shared(Fusion):
+    def __init__(self, shape, *, width: int = 8, kind: str = "soft", layers: tuple[int, ...] = (1, 2)):
+        super().__init__(shape)
+        self.taps = ((shape.layers,),)
+
+    def forward(self, hidden, query):
+        return Fused(tokens=hidden[0])
+
+
+@method("blend", version=3, variants={"": {}, "wide": {"width": 16}}, control="last", paper="x", year=2024)
+@method("blend_twin", version=1, in_all=False)
+class Blend(_Shared):
+    needs_query = True
+
+
+@method("stepper", version=1)
+class Stepper(InEncoderFusion):
+    def __init__(self, shape, *, rate: float = -0.5, on: bool = True):
+        super().__init__(shape)
+
+    def start(self, tokens, query): ...
+    def after_block(self, block, tokens, state): ...
+    def finish(self, tokens, state): ...
+
+
+@task("toy_task", version=2, family="toy", group="fine")
+class ToyTask(Task):
+    chance = 0.5
+
+    def load(self): ...
+
+
+@task("far_task", version=1, family="toy", group="fine", needs=("no_such_package_here",),
+      get="pip install no-such-package-here")
+class FarTask(ToyTask): ...
+"""
+
+BROKEN = {
+    "syntax error": "def (:",
+    "declares no method": "x = 1",
+    "must be a literal": (
+        "from fusionbench.api import Fusion, method\nVERSION = 1\n"
+        "@method('a', version=VERSION)\nclass A(Fusion): ...\n"
+    ),
+    "has no default": (
+        "from fusionbench.api import Fusion, method\n@method('a', version=1)\n"
+        "class A(Fusion):\n    def __init__(self, shape, *, k): ...\n"
+    ),
+    "missing a required argument: 'version'": (
+        "from fusionbench.api import Fusion, method\n@method('a')\nclass A(Fusion): ...\n"
+    ),
+    "must descend from": "from fusionbench.api import method\n@method('a', version=1)\nclass A: ...\n",
+    "is a Task, not a method": (
+        "from fusionbench.api import Task, method\n@method('a', version=1)\nclass A(Task): ...\n"
+    ),
+    "unknown setting 'j'": (
+        "from fusionbench.api import Fusion, method\n"
+        "@method('a', version=1, variants={'x': {'j': 1}})\nclass A(Fusion): ...\n"
+    ),
+    "version must be an integer": (
+        "from fusionbench.api import Fusion, method\n@method('a', version='1')\nclass A(Fusion): ...\n"
+    ),
+    "is not a name": (
+        "from fusionbench.api import Fusion, method\n@method('all', version=1)\nclass A(Fusion): ...\n"
+    ),
+}  # fmt: skip

@@ -1,0 +1,181 @@
+"""Reading methods and tasks from source: the same facts as importing them, and no import."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from plugin_files import BROKEN, GOOD
+
+import fusionbench
+from fusionbench.catalog import read_catalog
+from fusionbench.errors import UserError
+from fusionbench.plugins import load_method, load_task
+from fusionbench.registry import registered
+
+CATALOG = read_catalog()
+ROOT = Path(fusionbench.__file__).parent.parent
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD)
+    return file
+
+
+@pytest.mark.parametrize("name", sorted(CATALOG.methods))
+def test_the_card_of_a_method_says_what_its_import_registers(name):
+    card = CATALOG.methods[name]
+    cls = load_method(card)
+    found = registered("method", card.family)
+    assert found.cls is cls
+    assert (card.version, card.control) == (found.facts["version"], found.facts["control"])
+    assert card.in_all == found.facts["in_all"]
+    assert found.facts["variants"][card.variant] == card.changes
+    assert card.needs_query == cls.needs_query
+    defaults = cls.__init__.__kwdefaults__ or {}
+    assert card.settings == defaults | card.changes
+    assert card.in_encoder == any(base.__name__ == "InEncoderFusion" for base in cls.__mro__)
+    assert set(card.facts) == set(found.facts) - {"version", "control", "in_all", "variants"}
+
+
+@pytest.mark.parametrize("name", sorted(CATALOG.tasks))
+def test_the_card_of_a_task_says_what_its_import_registers(name):
+    card = CATALOG.tasks[name]
+    loaded = load_task(card)
+    found = registered("task", name)
+    assert found.cls is type(loaded)
+    for fact in ("version", "family", "group", "needs", "get", "encoder", "in_suite"):
+        assert getattr(card, fact) == found.facts[fact]
+
+
+def test_the_built_ins_have_no_problem():
+    assert not CATALOG.problems
+    assert CATALOG.methods and CATALOG.tasks
+
+
+def test_reading_the_catalog_imports_no_method_and_no_heavy_package():
+    code = (
+        "import sys; from fusionbench.catalog import read_catalog; read_catalog();"
+        "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'numpy')"
+        " or m.startswith(('fusionbench.methods.', 'fusionbench.tasks.'))]; sys.exit(bool(bad))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_plugin_file_is_read_with_inherited_settings_variants_and_stacked_names(plugin):
+    catalog = read_catalog([str(plugin)])
+    wide = catalog.methods["blend-wide"]
+    assert wide.settings == {"width": 16, "kind": "soft", "layers": (1, 2)}
+    assert (wide.version, wide.changes, wide.control) == (3, {"width": 16}, "last")
+    assert wide.facts == {"paper": "x", "year": 2024}
+    assert wide.needs_query and not wide.in_encoder
+    assert wide.source == str(plugin)
+    assert not catalog.methods["blend_twin"].in_all
+    assert catalog.methods["stepper"].in_encoder
+    assert catalog.methods["stepper"].settings == {"rate": -0.5, "on": True}
+    assert catalog.tasks["toy_task"].available
+    assert catalog.tasks["far_task"].missing == ("no_such_package_here",)
+
+
+def test_a_plugin_loads_as_the_same_class_each_time_and_as_what_its_card_says(plugin):
+    card = read_catalog([str(plugin)]).methods["blend-wide"]
+    assert load_method(card) is load_method(card)
+    assert registered("method", "blend").cls is load_method(card)
+    assert load_method(card).__init__.__kwdefaults__.keys() == card.settings.keys()
+
+
+def test_a_plugin_class_is_unpickled_by_a_process_that_loaded_its_card(plugin, tmp_path):
+    import pickle
+
+    card = read_catalog([str(plugin)]).methods["blend"]
+    (tmp_path / "card.pickle").write_bytes(pickle.dumps(card))
+    (tmp_path / "class.pickle").write_bytes(pickle.dumps(load_method(card)))
+    code = (
+        "import pickle, sys, pathlib; from fusionbench.plugins import load_method;"
+        f"here = pathlib.Path({str(tmp_path)!r});"
+        "cls = load_method(pickle.loads((here / 'card.pickle').read_bytes()));"
+        "sys.exit(pickle.loads((here / 'class.pickle').read_bytes()) is not cls)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_a_broken_plugin_is_a_problem_that_names_its_file_and_stops_nothing(tmp_path, message):
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN[message])
+    catalog = read_catalog([str(file)])
+    problem = "\n".join(str(problem) for problem in catalog.problems)
+    assert message in problem and str(file) in problem
+    assert catalog.methods.keys() == CATALOG.methods.keys()
+
+
+def test_one_broken_class_does_not_hide_its_neighbour(tmp_path):
+    file = tmp_path / "half.py"
+    bad = "\n@method('bad', version=1)\nclass Bad(Fusion):\n    def __init__(self, s, *, k): ...\n"
+    file.write_text(GOOD + bad)
+    catalog = read_catalog([str(file)])
+    assert "blend" in catalog.methods and "bad" not in catalog.methods
+    assert len(catalog.problems) == 1
+
+
+def test_a_built_in_wins_over_a_plugin_of_the_same_name_and_both_are_named(tmp_path):
+    file = tmp_path / "thief.py"
+    file.write_text(GOOD.replace('"stepper"', '"last"'))
+    catalog = read_catalog([str(file)])
+    assert catalog.methods["last"].source == "built-in"
+    problem = str(catalog.problems[0])
+    assert str(file) in problem and "built-in" in problem and "'last'" in problem
+
+
+def test_a_folder_of_plugins_is_read_without_its_underscored_files(tmp_path, plugin):
+    (tmp_path / "_private.py").write_text("def (:")
+    assert not read_catalog([str(tmp_path)]).problems
+    assert "blend" in read_catalog([str(tmp_path)]).methods
+
+
+def test_a_plugin_may_be_named_in_the_environment_and_twice(plugin, monkeypatch):
+    monkeypatch.setenv("FUSIONBENCH_PLUGINS", os.pathsep.join([str(plugin), "/no/such/file"]))
+    catalog = read_catalog([str(plugin)])
+    assert "blend" in catalog.methods
+    assert ["/no/such/file" in str(problem) for problem in catalog.problems] == [True]
+
+
+def test_a_plugin_path_that_does_not_exist_is_the_users_mistake():
+    with pytest.raises(UserError, match="no plug-in at"):
+        read_catalog(["/no/such/file.py"])
+
+
+def test_an_installed_plugin_is_found_by_its_entry_point_without_importing_its_parent(
+    tmp_path, monkeypatch
+):
+    package = tmp_path / "strange_pack"
+    (package / "deep").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "deep" / "__init__.py").write_text("")
+    (package / "deep" / "ours.py").write_text(GOOD)
+    info = tmp_path / "strange_pack-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange-pack\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[fusionbench.plugins]\nany = strange_pack.deep.ours\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    card = read_catalog().methods["blend"]
+    assert card.source == "strange-pack 1.2"
+    assert card.module == "strange_pack.deep.ours"
+    assert "strange_pack" not in sys.modules
+
+
+def test_an_import_that_fails_is_named_with_its_plugin(tmp_path):
+    file = tmp_path / "explodes.py"
+    file.write_text(GOOD + "\nraise RuntimeError('boom')\n")
+    card = read_catalog([str(file)]).methods["blend"]
+    for _ in range(2):
+        with pytest.raises(UserError, match="RuntimeError: boom"):
+            load_method(card)
+
+
+def test_packed_tasks_need_none_of_their_packages(plugin):
+    assert not read_catalog([str(plugin)]).tasks["far_task"].available
+    assert read_catalog([str(plugin)], packed={"far_task"}).tasks["far_task"].available

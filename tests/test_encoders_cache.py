@@ -1,0 +1,72 @@
+"""Files that appear whole, and hashes that are computed once."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fusionbench.cache import cache_dir, file_hash, sha256_of, write_atomic
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))
+
+
+class Counting:
+    """A hash that counts how often it is computed."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, path: Path) -> str:
+        self.calls += 1
+        return sha256_of(path)
+
+
+def test_the_cache_folder_follows_the_environment_and_is_not_made_by_asking(tmp_path, monkeypatch):
+    assert cache_dir("a", "b") == tmp_path / "cache" / "a" / "b"
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.delenv("FUSIONBENCH_CACHE")
+    assert cache_dir() == Path.home() / ".cache" / "fusionbench"
+
+
+def test_a_file_is_hashed_once_until_its_size_or_time_changes(tmp_path):
+    file, count = tmp_path / "weights", Counting()
+    file.write_bytes(b"one")
+    first = file_hash(file, compute=count)
+    assert file_hash(file, compute=count) == first == sha256_of(file) and count.calls == 1
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    assert file_hash(file, compute=count) == sha256_of(file) != first and count.calls == 2
+    file.write_bytes(b"three")
+    os.utime(file, ns=(1, 1))
+    assert file_hash(file, compute=count) == sha256_of(file) and count.calls == 3
+
+
+def test_two_kinds_of_hash_of_one_file_are_kept_apart(tmp_path):
+    file = tmp_path / "x"
+    file.write_bytes(b"one")
+    assert file_hash(file, compute=lambda _: "length 3", kind="length") == "length 3"
+    assert file_hash(file) == sha256_of(file)
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
+    file = tmp_path / "x"
+    file.write_bytes(b"one")
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(file / "inside a file"))
+    assert file_hash(file) == sha256_of(file)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    target = tmp_path / "deep" / "file"
+    write_atomic(target, b"old")
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]

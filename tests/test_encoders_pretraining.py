@@ -1,0 +1,126 @@
+"""How nano was trained, and that it saw nothing that a task validates or tests on."""
+
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusionbench.encoders import pretrain
+from fusionbench.encoders.build import load_vit
+from fusionbench.encoders.catalog import describe
+from fusionbench.encoders.pool import PoolPlan, local_tasks, pool, without
+from fusionbench.encoders.pretrain import Lessons, Recipe
+from fusionbench.encoders.probe import fit
+from fusionbench.encoders.procedural import render
+from fusionbench.plugins import load_task
+from fusionbench.task import TaskData
+
+
+def look(image: np.ndarray) -> bytes:
+    return hashlib.sha256(str(image.shape).encode() + np.ascontiguousarray(image)).digest()
+
+
+@pytest.fixture(scope="module")
+def datasets() -> dict[str, TaskData]:
+    return {card.name: load_task(card).load() for card in local_tasks(())}
+
+
+def test_nothing_in_the_pretraining_pool_is_validated_or_tested_on_by_a_task(datasets):
+    held_out, train = set(), set()
+    for data in datasets.values():
+        for split in (data.val, data.test):
+            held_out |= {look(data.images[row]) for row in np.unique(split.images)}
+        train |= {look(data.images[row]) for row in np.unique(data.train.images)}
+    seen = {source: images for source, images in pool(PoolPlan(procedural=300))}
+    assert len(seen) >= 3 and all(len(images) for images in seen.values())
+    for source, images in seen.items():
+        looks = {look(image) for image in images}
+        assert not looks & held_out, source
+        if source in datasets:
+            assert looks <= train, f"{source}: only images of the train split"
+
+
+def test_a_held_out_image_is_left_out_of_the_pool():
+    images = render(3, seed=9, side=16)
+    from fusionbench.encoders.pool import image_hash
+
+    kept = without(images, {image_hash(images[1])})
+    assert np.array_equal(kept, images[[0, 2]])
+
+
+def test_procedural_pictures_depend_on_the_seed_and_more_of_them_begin_alike():
+    few, many = render(4, seed=1, side=32), render(6, seed=1, side=32)
+    assert np.array_equal(few, many[:4])
+    assert not np.array_equal(few, render(4, seed=2, side=32))
+    assert many.dtype == np.uint8 and many.std() > 20
+
+
+def small_lessons() -> Lessons:
+    """Targets that are a fixed linear map of the mean colour of each patch: learnable in steps."""
+    images = torch.from_numpy(render(48, seed=0, side=64))
+    pixels = pretrain.patch_pixels(images)
+    colours = pixels.unflatten(-1, (3, -1)).mean(-1)
+    tokens = torch.cat([colours.mean(1, keepdim=True), colours], dim=1)
+    torch.manual_seed(0)
+    return Lessons(images=images, targets=(tokens @ torch.randn(3, 6)).half(), counts={"x": 48})
+
+
+def test_training_learns_and_is_the_same_twice(caplog):
+    data, recipe = small_lessons(), Recipe(batch=16)
+    short = pretrain.train(data, recipe, steps=2)
+    again = pretrain.train(data, recipe, steps=2)
+    other = pretrain.train(data, replace(recipe, seed=1), steps=2)
+    for name, value in short.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert not torch.equal(short.patch.weight, other.patch.weight)
+    caplog.set_level("INFO")
+    pretrain.train(data, recipe, steps=40)
+    losses = [float(x) for x in re.findall(r"loss ([0-9.]+)", caplog.text)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    encoder = pretrain.train(small_lessons(), Recipe(batch=8), steps=1)
+    pretrain.save(encoder, tmp_path, training={"teacher": "a test"})
+    loaded = load_vit(tmp_path / "nano.safetensors")
+    assert loaded.config == pretrain.NANO
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_the_teachers_tokens_are_averaged_onto_nanos_grid():
+    torch.manual_seed(0)
+    # Twice nano's grid, like the teacher's 8 x 8.
+    teacher = pretrain.ViT(
+        replace(pretrain.NANO, layers=1, dim=16, heads=2, mlp=16, patch=8, grid=8)
+    )
+    pretrain.initialise(teacher)
+    teacher.freeze()
+    images = torch.from_numpy(render(2, seed=0, side=64))
+    tokens = teacher.norm(teacher.hidden_states(images)[-1])
+    found = pretrain.teach(teacher, images)
+    assert found.shape == (2, 17, 16)
+    assert torch.equal(found[:, 0], tokens[:, 0])
+    corner = tokens[:, [1, 2, 9, 10]].mean(1)
+    torch.testing.assert_close(found[:, 1], corner)
+    torch.testing.assert_close(found[:, -1], tokens[:, [55, 56, 63, 64]].mean(1))
+
+
+def test_the_probe_finds_the_weights_of_a_separable_problem():
+    torch.manual_seed(0)
+    x = torch.randn(200, 5)
+    answers = (x[:, 2] > 0).long()
+    weights = fit(x, answers, classes=2, penalty=1e-3)
+    assert ((x @ weights).argmax(1) == answers).float().mean() > 0.97
+    assert weights[2].abs().max() > 5 * weights[[0, 1, 3, 4]].abs().max()
+
+
+def test_nanos_card_belongs_to_these_weights_and_tells_the_command():
+    card = describe("nano")
+    text = Path(card.path).with_name("NANO.md").read_text()
+    assert card.weights in text
+    assert "python -m fusionbench.encoders.pretrain" in text

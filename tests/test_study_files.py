@@ -1,0 +1,103 @@
+"""Studies from YAML files and flags: keys, types and names are checked before anything runs."""
+
+import pytest
+
+from fusionbench.errors import UserError
+from fusionbench.study import PAPER, PRESETS, QUICK
+from fusionbench.studyfile import load_study, preset, with_overrides
+
+
+def read(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    return load_study(file)
+
+
+def test_a_file_changes_what_it_names_and_keeps_the_rest_of_its_preset(tmp_path):
+    study = read(
+        tmp_path,
+        "preset: paper\nseeds: 4\nmethods: [last, {layer: {index: 4}}, 'mema*']\ntasks: digits\n"
+        "settings: {mema: {reduction: 2}}\nmargins: {suite: 1}\n"
+        "budget:\n  steps: 10\n  lrs: [3e-3, 0.001]\n  precision: fp32\n",
+    )
+    assert (study.name, study.encoder, study.seeds) == ("mine", PAPER.encoder, 4)
+    assert study.methods == ("last", "layer[index=4]", "mema*")
+    assert study.tasks == ("digits",)
+    assert study.settings == {"mema": {"reduction": 2}}
+    assert study.margins == {"suite": 1.0}
+    # YAML 1.1 reads 3e-3 as text.
+    assert study.budget.lrs == (0.003, 0.001)
+    assert (study.budget.steps, study.budget.batch) == (10, PAPER.budget.batch)
+
+
+def test_a_file_without_a_preset_starts_from_quick(tmp_path):
+    assert read(tmp_path, "seeds: 1").budget == QUICK.budget
+
+
+def test_every_preset_is_a_study_that_a_file_can_start_from(tmp_path):
+    for name in PRESETS:
+        assert read(tmp_path, f"preset: {name}").budget == preset(name).budget
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sedes: 3", "unknown key 'sedes'; did you mean 'seeds'?"),
+        ("budget: {step: 3}", "unknown key 'step'; did you mean 'steps'?"),
+        ("preset: quik", "no preset 'quik'; did you mean 'quick'?"),
+        ("seeds: three", "seeds must be an integer, got 'three'"),
+        ("seeds: true", "seeds must be an integer, got True"),
+        ("seeds: 0", "seeds must be at least 1, got 0"),
+        ("budget: {steps: 1.5}", "budget.steps must be an integer, got 1.5"),
+        ("budget: {lrs: fast}", "budget.lrs[0] must be a number, got 'fast'"),
+        ("budget: {lrs: []}", "budget.lrs is empty"),
+        ("budget: {precision: fp16}", "budget.precision must be fp32 or bf16, got 'fp16'"),
+        ("budget: {train_items: -1}", "budget.train_items must not be negative"),
+        ("budget: 3", "budget must hold keys"),
+        ("methods: 3", "methods must hold names, got 3"),
+        ("methods: []", "methods is empty"),
+        ("settings: {mema: 3}", "settings.mema must be keys and values, got 3"),
+        ("encoder: [a]", "encoder must be text, got ['a']"),
+        ("track: vml", "track must be probe, got 'vml'"),
+        ("- a\n- b", "holds no study"),
+        ("a: [", "is not YAML"),
+        ("", "holds no study"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_that_names_the_file(tmp_path, text, said):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, text)
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+    assert "mine.yaml" in caught.value.message or "preset" in said
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(UserError, match="nothing.yaml"):
+        load_study(tmp_path / "nothing.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="bytes.yaml"):
+        load_study(tmp_path / "bytes.yaml")
+
+
+def test_flags_win_over_the_study_and_add_to_its_settings(tmp_path):
+    start = read(tmp_path, "settings: {mema: {reduction: 2}}")
+    study = with_overrides(
+        start,
+        methods=["last,mema[reduction=2,query=false]", "scalar_mix"],
+        seeds=1,
+        settings=["mema.query=false", "layer.index=3"],
+    )
+    assert study.methods == ("last", "mema[reduction=2,query=false]", "scalar_mix")
+    assert (study.seeds, study.tasks, study.encoder) == (1, start.tasks, start.encoder)
+    assert study.settings == {
+        "mema": {"reduction": 2, "query": "false"},
+        "layer": {"index": "3"},
+    }
+
+
+@pytest.mark.parametrize("text", ["mema", "mema.reduction", "=3", "mema=3", ".x=3", "mema.=3"])
+def test_a_setting_that_cannot_be_read_shows_the_right_form(text):
+    with pytest.raises(UserError) as caught:
+        with_overrides(QUICK, settings=[text])
+    assert "method.key=value" in caught.value.hint
