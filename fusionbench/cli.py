@@ -25,6 +25,9 @@ app = typer.Typer(
 Plugins = Annotated[
     list[str], typer.Option("--plugin", help="A Python file or folder with methods or tasks.")
 ]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a setting.")
+]
 
 
 class Kind(StrEnum):
@@ -43,9 +46,7 @@ def run(
     encoder: Annotated[str, typer.Option(help="See `fusionbench list encoders`.")] = "",
     seeds: Annotated[int | None, typer.Option(help="How many runs of each cell.")] = None,
     preset: Annotated[str, typer.Option(help="quick, paper or smoke.")] = "",
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a setting.")
-    ] = [],  # noqa: B006
+    settings: Settings = [],  # noqa: B006
     out: Annotated[str, typer.Option(help="Folder of the results.")] = "results/local",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,

@@ -77,13 +77,14 @@ class ScoreTable:
             cells={(m, new[t], s): r for (m, t, s), r in self.cells.items() if t in new},
         )
 
+    def runs(self, method: int, task: int) -> list[CellRecord]:
+        """The records of one method on one task, seed by seed."""
+        keys = ((method, task, seed) for seed in range(len(self.seeds)))
+        return [self.cells[key] for key in keys if key in self.cells]
+
     def row(self, method: int) -> list[CellRecord]:
         """A method's records, task by task and seed by seed."""
-        return [self.cells[key] for key in sorted(self.cells) if key[0] == method]
-
-    def column(self, task: int) -> list[CellRecord]:
-        """A task's records, method by method and seed by seed."""
-        return [self.cells[key] for key in sorted(self.cells) if key[1] == task]
+        return [run for task in range(len(self.tasks)) for run in self.runs(method, task)]
 
 
 def score_tables(records: Iterable[CellRecord]) -> list[ScoreTable]:

@@ -99,8 +99,8 @@ class DLA(InEncoderFusion):
         """Refresh the block's input and let the block's output look at it."""
         patches, before = self.patches(tokens), self.patches(state.before)
         hidden, cell = self.unit(patches.mean(dim=1), state.hidden, state.cell)
-        shared = slice(0, 1) if self.leak else slice(None)
-        scale, _ = self.unit(before.mean(dim=1), hidden[shared], cell[shared])
+        seen = [x[:1].expand_as(x) if self.leak else x for x in (hidden, cell)]
+        scale, _ = self.unit(before.mean(dim=1), *seen)
         images, earlier = (as_images(x, self.shape.grid[0]) for x in (patches, before))
         found = self.blocks[block - 1](images, earlier, scale)
         prefix = tokens[:, : self.shape.prefix]

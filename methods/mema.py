@@ -9,73 +9,16 @@ Liu et al. 2026, arXiv:2603.00655. After every block, with modules shared by all
 The tokens are `hs[L-1]` of the modified run. Parameters bear their official names.
 """
 
-from typing import NamedTuple
-
 import torch
 from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fusionbench.api import Fused, InEncoderFusion, StackShape, Unsupported, method, one_of
+from fusionbench.methods._mema import DynamicSharingUnit, SpatialGate, State
 
+_LOOKS = ("mean", "max", "cls")
 _TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
-
-
-class State(NamedTuple):
-    """What passes from block to block; `kept` are the tokens of block L-1, once there."""
-
-    memory: Float[Tensor, "batch dim"]
-    query: Float[Tensor, "batch asked"]
-    kept: tuple[Float[Tensor, "batch token dim"], ...] = ()
-    trace: tuple[Float[Tensor, "batch 4"], ...] = ()
-
-
-class DynamicSharingUnit(nn.Module):
-    """The memory update; not `carried`, it sees no memory. Officially, each bias exists twice."""
-
-    def __init__(self, dim: int, *, reduction: int, asked: int, carried: bool) -> None:
-        super().__init__()
-        hidden = max(dim // reduction, 1)
-        self.W1 = nn.Linear(dim * (1 + carried) + asked, hidden)
-        self.Wc, self.Wi = nn.Linear(hidden, dim), nn.Linear(hidden, dim)
-        self.bc, self.bi = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
-        self.Wf = nn.Linear(hidden, dim) if carried else None
-        self.bf = nn.Parameter(torch.zeros(dim)) if carried else None
-
-    def forward(
-        self,
-        summary: Float[Tensor, "batch dim"],
-        query: Float[Tensor, "batch asked"],
-        memory: Float[Tensor, "batch dim"],
-    ) -> Float[Tensor, "batch dim"]:
-        """The next memory; only its way into the gates is normalised."""
-        seen = [] if self.Wf is None else [F.layer_norm(memory, memory.shape[-1:])]
-        shared = torch.relu(self.W1(torch.cat([*seen, summary, query], dim=-1)))
-        added = torch.sigmoid(self.Wi(shared) + self.bi) * torch.tanh(self.Wc(shared) + self.bc)
-        if self.Wf is None:
-            return added
-        return torch.sigmoid(self.Wf(shared) + self.bf) * memory + added
-
-
-class SpatialGate(nn.Module):
-    """The feedback: each token, CLS too, takes its share of an MLP of (token + memory)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.delta = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.alpha_proj = nn.Linear(dim, 1)
-
-    def forward(
-        self, tokens: Float[Tensor, "batch token dim"], memory: Float[Tensor, "batch dim"]
-    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch 3"]]:
-        """The new tokens; for the trace the opening, size and direction of the feedback."""
-        seen = F.layer_norm(tokens + memory[:, None], tokens.shape[-1:])
-        opening = torch.sigmoid(self.alpha_proj(seen))
-        feedback = opening * torch.tanh(self.delta(seen))
-        cosine = F.cosine_similarity(feedback.detach(), tokens.detach(), dim=-1)
-        looks = [opening.detach()[..., 0], feedback.detach().norm(dim=-1), cosine]
-        return tokens + feedback, torch.stack(looks, dim=-1).mean(dim=1)
 
 
 @method(
@@ -105,6 +48,11 @@ class Mema(InEncoderFusion):
     since `from_pretrained` re-draws what the LLaVA checkpoint lacks; "as_written" the source's
     values, with which both weights of the feedback's MLP stay zero for ever; "repaired" ours: the
     identity, but alive. `reduction`: r. `alignment`: weight of 1 - cos(projector(c_L), answer).
+
+    Parts to switch off: `gates` "forget+input", one of them, or "none"; `summary`, any of mean, max
+    and cls joined by "+" (without CLS in the encoder the others remain); `opening` of the feedback
+    by "token" or one learned "scalar"; it is written after every `every`-th block, in the "all",
+    "shallow" or "deep" half (`where`) of blocks 1..L-1.
     """
 
     needs_query = True
@@ -119,6 +67,11 @@ class Mema(InEncoderFusion):
         init: str = "effective",
         reduction: int = 4,
         alignment: float = 0.0,
+        gates: str = "forget+input",
+        summary: str = "mean+max+cls",
+        opening: str = "token",
+        every: int = 1,
+        where: str = "all",
     ) -> None:
         super().__init__(shape)
         if shape.layers < 2:
@@ -127,26 +80,41 @@ class Mema(InEncoderFusion):
         self.writes = one_of("feedback", feedback, ("each_block", "after", "none")) == "each_block"
         # Block L could reach nothing but the final memory.
         self.depth = shape.layers if alignment else shape.layers - 1
+        self.gated = _gated(shape, every, where) if self.writes else (shape.layers - 1,)
         self.summary_weight = alignment
         self.identity_at_init = feedback == "none" or init != "effective"
         self.live_after_steps = 2 if init == "repaired" else 1
         self.remembers = memory != "none" and (feedback != "none" or alignment > 0)
         self.needs_query = self.remembers and query
-        self.spatial_gate = SpatialGate(shape.dim) if feedback != "none" else None
+        token_wise = one_of("opening", opening, ("token", "scalar")) == "token"
+        gate = SpatialGate(shape.dim, token_wise=token_wise) if feedback != "none" else None
+        self.spatial_gate = gate
         if self.remembers:
-            self._build_memory(carried=memory == "carried", reduction=reduction)
+            self._build_memory(memory == "carried", reduction, gates, summary)
         elif alignment:
             raise ValueError("alignment compares the memory with the answer, but memory is 'none'")
         self._initialise(one_of("init", init, ("effective", "as_written", "repaired")))
 
-    def _build_memory(self, *, carried: bool, reduction: int) -> None:
+    def _build_memory(self, carried: bool, reduction: int, gates: str, summary: str) -> None:
         dim, asked = self.shape.dim, self.shape.dim if self.needs_query else 0
         if asked and not self.shape.query_dim:
             raise ValueError("mema needs a question's vector, but query_dim is 0; set query=False")
         if asked:
             self.text_global_proj = nn.Linear(self.shape.query_dim, dim)
-        self.y_proj = nn.Linear((3 if self.shape.prefix else 2) * dim, dim)
-        self.dsu = DynamicSharingUnit(dim, reduction=reduction, asked=asked, carried=carried)
+        looks = [one_of("summary", look, _LOOKS) for look in summary.split("+")]
+        self.looks = tuple(look for look in looks if look != "cls" or self.shape.prefix)
+        if not self.looks:
+            raise Unsupported("the summary reads CLS alone, and this encoder has none")
+        self.y_proj = nn.Linear(len(self.looks) * dim, dim)
+        one_of("gates", gates, ("forget+input", "forget", "input", "none"))
+        self.dsu = DynamicSharingUnit(
+            dim,
+            reduction=reduction,
+            asked=asked,
+            carried=carried,
+            forget="forget" in gates,
+            write="input" in gates,
+        )
 
     def _initialise(self, init: str) -> None:
         for name, parameter in self.named_parameters():
@@ -156,7 +124,7 @@ class Mema(InEncoderFusion):
                 nn.init.zeros_(parameter)
             elif name == "dsu.bf":
                 nn.init.ones_(parameter)
-            elif name == "spatial_gate.alpha_proj.bias":
+            elif name in ("spatial_gate.alpha_proj.bias", "spatial_gate.alpha"):
                 nn.init.constant_(parameter, -2.2)
             elif name.startswith("spatial_gate") and not (init == "repaired" and "delta.0" in name):
                 nn.init.zeros_(parameter)
@@ -169,23 +137,25 @@ class Mema(InEncoderFusion):
         return State(tokens.new_zeros(tokens.shape[0], self.shape.dim), asked)
 
     def summarise(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch dim"]:
-        """y; mean and maximum include CLS, as in the official code, and are all where none is."""
-        looks = [reduce(tokens, "b n d -> b d", how) for how in ("mean", "max")]
-        looks += [tokens[:, 0]] * (self.shape.prefix > 0)
+        """y; mean and maximum include CLS, as in the official code."""
+        looks = [
+            tokens[:, 0] if look == "cls" else reduce(tokens, "b n d -> b d", look)
+            for look in self.looks
+        ]
         return self.y_proj(torch.cat(looks, dim=-1))
 
     def after_block(
         self, block: int, tokens: Float[Tensor, "batch token dim"], state: State
     ) -> tuple[Float[Tensor, "batch token dim"], State]:
         """Update the memory; write it back, or at block L-1 into what is kept for the reader."""
-        memory, last = state.memory, block == self.shape.layers - 1
+        memory = state.memory
         if self.remembers:
             memory = self.dsu(self.summarise(tokens), state.query, memory)
         fused, looks = tokens, memory.new_zeros(memory.shape[0], len(_TRACE) - 1)
-        if self.spatial_gate is not None and (self.writes or last):
+        if self.spatial_gate is not None and block in self.gated:
             fused, looks = self.spatial_gate(tokens, memory)
         row = torch.cat([looks, memory.detach().norm(dim=-1, keepdim=True)], dim=-1)
-        kept = (fused,) if last else state.kept
+        kept = (fused,) if block == self.shape.layers - 1 else state.kept
         after = State(memory, state.query, kept, (*state.trace, row))
         return (fused if self.writes else tokens), after
 
@@ -197,3 +167,16 @@ class Mema(InEncoderFusion):
             summary=state.memory if self.summary_weight else None,
             trace=dict(zip(_TRACE, rows.unbind(dim=1), strict=True)),
         )
+
+
+def _gated(shape: StackShape, every: int, where: str) -> tuple[int, ...]:
+    """The blocks after which the memory is written back; block L counts only where it is run."""
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    middle = (shape.layers - 1) // 2
+    halves = {"all": (1, shape.layers), "shallow": (1, middle), "deep": (middle + 1, shape.layers)}
+    first, last = halves[one_of("where", where, tuple(halves))]
+    found = tuple(block for block in range(first, last + 1) if block % every == 0)
+    if not any(block < shape.layers for block in found):
+        raise Unsupported(f"no block of {shape.layers - 1} is written with every={every}, {where}")
+    return found

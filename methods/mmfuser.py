@@ -65,7 +65,7 @@ class MSDeformAttn(nn.Module):
         weights = rearrange(weights, "b h n (l p) -> b h l n p", l=self.levels)
         maps = self.value_proj(value).split([height * width for height, width in sizes], dim=1)
         seen = [
-            self._sample(each, size, reference[:, None] + offsets[:, :, level] / _width(each, size))
+            self._sample(each, size, reference[:, None] + _shares(offsets[:, :, level], size))
             for level, (each, size) in enumerate(zip(maps, sizes, strict=True))
         ]
         mixed = torch.einsum("bhlnp,lbhdnp->bnhd", weights, torch.stack(seen))
@@ -84,9 +84,9 @@ class MSDeformAttn(nn.Module):
         return rearrange(seen, "(b h) d n p -> b h d n p", h=self.heads).to(tokens.dtype)
 
 
-def _width(tokens: Tensor, size: tuple[int, int]) -> Float[Tensor, "2"]:
-    """Width and height: an offset of one is one pixel of its own level."""
-    return tokens.new_tensor([size[1], size[0]])
+def _shares(offsets: Float[Tensor, "*place 2"], size: tuple[int, int]) -> Float[Tensor, "*place 2"]:
+    """Offsets in pixels of a level as shares of its width (x) and height (y)."""
+    return torch.stack([offsets[..., 0] / size[1], offsets[..., 1] / size[0]], dim=-1)
 
 
 def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:

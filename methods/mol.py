@@ -77,14 +77,13 @@ class MoL(Fusion):
 
     def _route(
         self, scores: Float[Tensor, "batch patch tap"], query: Float[Tensor, "batch query_dim"]
-    ) -> tuple[Float[Tensor, "batch patch tap"], Float[Tensor, "*batch patch 1"]]:
+    ) -> tuple[Float[Tensor, "batch patch tap"], Float[Tensor, "batch patch 1"]]:
         """Weights before the choice of the largest, and the share of the reserve."""
         image = scores.mean(dim=1, keepdim=True).log_softmax(dim=-1).expand_as(scores)
         patch = scores.log_softmax(dim=-1)
-        if self.form == "layer":
-            return image.exp(), self.kept.sigmoid()
-        if self.form == "patch":
-            return patch.exp(), self.kept.sigmoid()
+        if self.form != "hybrid":
+            kept = self.kept.sigmoid().expand_as(scores[..., :1])
+            return (image if self.form == "layer" else patch).exp(), kept
         trust = self.trust(query).sigmoid()[:, None]
         both = (image + trust * (patch - image)).softmax(dim=-1)
         apart = (patch.exp() * (patch - image)).sum(dim=-1, keepdim=True)

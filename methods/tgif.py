@@ -3,7 +3,7 @@
 Lin et al. 2026, arXiv:2601.03100:
     w = softmax(Linear_512,L(ReLU(Linear(t))));  tokens = LN(hs[L-1] + sum_l w_l hs[l]), l = 1..L
 In the official code t is the mean over all input tokens, which in training include the answer;
-`leaky` keeps that, and stays out of every aggregate. Their auxiliary loss, `alpha` times the
+`tgif-leaky` keeps that, and stays out of every aggregate. Their auxiliary loss, `alpha` times the
 negative entropy of the batch's mean weights, is off by default there as well.
 """
 
@@ -28,32 +28,23 @@ class LayerSelector(nn.Module):
 @method(
     "tgif",
     version=1,
-    variants={"": {}, "leaky": {"leaky": True}},
     control="frozen_average",
     paper="arXiv:2601.03100",
     year=2026,
     parity="exact",
 )
 class TGIF(Fusion):
-    """`width`: of the selector; `alpha`: weight of its loss; `leaky`: answers are read too."""
+    """`width`: of the selector; `alpha`: weight of its loss."""
 
     needs_query = True
 
-    def __init__(
-        self,
-        shape: StackShape,
-        *,
-        width: int = 512,
-        alpha: float = 0.0,
-        leaky: bool = False,
-    ) -> None:
+    def __init__(self, shape: StackShape, *, width: int = 512, alpha: float = 0.0) -> None:
         super().__init__(shape)
         if not shape.query_dim:
             raise ValueError("tgif needs a question's vector, but query_dim is 0")
         self.taps = tuple((index,) for index in range(1, shape.layers + 1))
         self.base = max(shape.layers - 2, 0)
         self.alpha = alpha
-        self.reads_answers = leaky
         self.layer_selector = LayerSelector(shape, width)
 
     def forward(
@@ -74,3 +65,17 @@ class TGIF(Fusion):
             losses=losses,
             trace={"layer_weights": mean.detach()},
         )
+
+
+@method(
+    "tgif-leaky",
+    version=1,
+    control="tgif",
+    paper="arXiv:2601.03100",
+    year=2026,
+    parity="exact, with the leak of the published training code",
+)
+class LeakyTGIF(TGIF):
+    """TGIF as published: in training the text includes the answer, at test it cannot."""
+
+    reads_answers = True

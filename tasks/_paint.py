@@ -149,18 +149,19 @@ def _popular(draws: np.random.Generator) -> tuple[str, str]:
 
 
 def paint_orientation(draws: np.random.Generator, answer: int) -> Scene:
-    """A bar of one of four tilts, faint or clear, among two discs."""
+    """A bar of one of four tilts, faint or clear, two discs in corners apart."""
     image = background(draws)
     hues = pick(draws, HUES, 3)
-    spots = cells(draws, 3, across=3)
-    for spot, hue in zip(spots[:2], hues[:2], strict=True):
-        size = int(draws.integers(8, 14))
-        stamp_shape(image, "circle", size, centre=jitter(draws, spot, 3), colour=hue)
-    mask = bar_mask(answer, int(draws.integers(14, 20)), int(draws.integers(3, 6)))
-    row, column = jitter(draws, spots[2], 1)
-    corner = (row - mask.shape[0] // 2, column - mask.shape[1] // 2)
+    side = int(draws.integers(0, 2))
+    for end, hue in zip((8, SIDE - 8), hues, strict=False):
+        # Both ends of one diagonal of the image, or of the other.
+        centre = (end, SIDE - end) if side else (end, end)
+        stamp_shape(image, "circle", int(draws.integers(7, 12)), centre=centre, colour=hue)
+    mask = bar_mask(answer, int(draws.integers(22, 36)), int(draws.integers(4, 9)))
+    row, column = jitter(draws, (SIDE // 2, SIDE // 2), 4)
+    place = (row - mask.shape[0] // 2, column - mask.shape[1] // 2)
     strength = int(draws.integers(1, 17))
-    stamp_faintly(image, mask, corner, colour=COLOURS[hues[2]], strength=strength)
+    stamp_faintly(image, mask, place, colour=COLOURS[hues[2]], strength=strength)
     return image, "which way does the bar run?"
 
 

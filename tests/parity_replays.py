@@ -42,6 +42,7 @@ PENDING = {
     ("dense_connector", "LlavaMetaForCausalLM.temporal_aggregation"): "video, not images",
     ("layer_select_fuse", "I_"): "needs a language model as the reader",
     ("layer_select_fuse", "LlamaDecoderLayer"): "needs a language model as the reader",
+    ("deepstack", "process_plain_deepstack"): "samples high-resolution crops, not layers",
     ("deepstack", ""): "needs a language model as the reader",
     ("qwen3vl_deepstack", ""): "needs a language model as the reader",
     ("tgif", "LlavaLlamaForCausalLM"): "needs a language model as the reader",

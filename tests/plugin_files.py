@@ -5,7 +5,9 @@ from fusionbench.api import Fused, Fusion, InEncoderFusion, Split, Task, TaskDat
 
 
 class _Shared(Fusion):
-    def __init__(self, shape, *, width: int = 8, kind: str = "soft", layers: tuple[int, ...] = (1, 2)):
+    def __init__(
+        self, shape, *, width: int = 8, kind: str = "soft", layers: tuple[int, ...] = (1, 2)
+    ):
         super().__init__(shape)
         self.taps = ((shape.layers,),)
 
@@ -13,7 +15,10 @@ class _Shared(Fusion):
         return Fused(tokens=hidden[0])
 
 
-@method("blend", version=3, variants={"": {}, "wide": {"width": 16}}, control="last", paper="x", year=2024)
+@method(
+    "blend", version=3, variants={"": {}, "wide": {"width": 16}}, control="last", paper="x",
+    year=2024,
+)
 @method("blend_twin", version=1, in_all=False)
 class Blend(_Shared):
     needs_query = True
@@ -55,7 +60,9 @@ BROKEN = {
     "missing a required argument: 'version'": (
         "from fusionbench.api import Fusion, method\n@method('a')\nclass A(Fusion): ...\n"
     ),
-    "must descend from": "from fusionbench.api import method\n@method('a', version=1)\nclass A: ...\n",
+    "must descend from": (
+        "from fusionbench.api import method\n@method('a', version=1)\nclass A: ...\n"
+    ),
     "is a Task, not a method": (
         "from fusionbench.api import Task, method\n@method('a', version=1)\nclass A(Task): ...\n"
     ),
@@ -64,9 +71,11 @@ BROKEN = {
         "@method('a', version=1, variants={'x': {'j': 1}})\nclass A(Fusion): ...\n"
     ),
     "version must be an integer": (
-        "from fusionbench.api import Fusion, method\n@method('a', version='1')\nclass A(Fusion): ...\n"
+        "from fusionbench.api import Fusion, method\n"
+        "@method('a', version='1')\nclass A(Fusion): ...\n"
     ),
     "is not a name": (
-        "from fusionbench.api import Fusion, method\n@method('all', version=1)\nclass A(Fusion): ...\n"
+        "from fusionbench.api import Fusion, method\n"
+        "@method('all', version=1)\nclass A(Fusion): ...\n"
     ),
 }  # fmt: skip

@@ -66,10 +66,9 @@ def test_looking_and_planning_import_nothing_heavy(arguments, tmp_path):
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments, *(["--out", str(tmp_path)] * ("run" in arguments and "--help" not in arguments))],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    out = ["--out", str(tmp_path)] if "--dry-run" in arguments else []
+    command = [sys.executable, "-c", code, *arguments, *out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

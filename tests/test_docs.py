@@ -14,7 +14,12 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*
 BLOCK = re.compile(r"```(?:bash|sh|console)\n(.*?)```", re.DOTALL)
 # What CI does itself, from nothing; running it here would recurse.
 BY_CI = ("pip ", "pytest", "bash .ci/run", "git ", "cd ", "export ")
-SMALLEST = ["--preset", "smoke", "--methods", "penultimate", "--tasks", "planted_layer"]
+SMALLEST = ["--preset", "smoke"]
+# A value that stands for much work, and one of the same kind that stands for little.
+SMALL_VALUE = {"--methods": "penultimate", "--tasks": "planted_layer"}
+BIG = ("all", "*")
+SMALL_STUDY = ["--preset", "smoke", "--methods", "penultimate", "--tasks", "planted_layer"]
+DROPPED = ("--preset", "--seeds", "--device")
 
 
 def commands() -> list[tuple[str, str]]:
@@ -29,33 +34,42 @@ def commands() -> list[tuple[str, str]]:
 
 
 def smallest(arguments: list[str]) -> list[str]:
-    """The same command, but with one seed and two steps."""
-    if arguments[0] != "run":
-        return arguments
-    kept, skip = [], False
-    for argument in arguments:
-        if skip or argument in ("--preset", "--methods", "--tasks", "--seeds", "--encoder"):
-            skip = not skip
+    """The same command, but with one seed, two steps, and no grid of everything."""
+    kept, i = [], 0
+    while i < len(arguments):
+        word, value = arguments[i], arguments[i + 1] if i + 1 < len(arguments) else ""
+        if word in SMALL_VALUE and any(mark in value for mark in BIG):
+            kept += [word, SMALL_VALUE[word]]
+        elif word not in DROPPED:
+            kept.append(word)
+            i += 1
             continue
-        kept.append(argument)
-    return [*kept, *SMALLEST]
+        i += 2
+    is_file = any(word.endswith(".yaml") for word in arguments)
+    return kept if arguments[0] != "run" or is_file else [*kept, *SMALLEST]
+
+
+def example_method() -> str:
+    """The README's complete method."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A working folder with finished results where the documents say they are."""
     place = tmp_path_factory.mktemp("docs")
-    run(["run", *SMALLEST, "--out", "results/local"], place)
+    run(["run", *SMALL_STUDY, "--out", "results/local"], place, {})
+    (place / "my_mix.py").write_text(example_method())
     for name in ("README.md", "methods", "tasks", "docs", "tests"):
         if (ROOT / name).exists():
             (place / name).symlink_to(ROOT / name)
     return place
 
 
-def run(arguments: list[str], place: Path) -> None:
+def run(arguments: list[str], place: Path, variables: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fusionbench", *arguments], cwd=place, capture_output=True,
-        text=True, timeout=240, check=False, env=dict(os.environ),
+        text=True, timeout=240, check=False, env=os.environ | variables,
     )  # fmt: skip
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
 
@@ -64,13 +78,14 @@ def run(arguments: list[str], place: Path) -> None:
 @pytest.mark.xdist_group("docs")
 @pytest.mark.parametrize(("page", "text"), commands())
 def test_every_documented_command_runs(page, text, folder):
-    words = shlex.split(text)
-    while words and "=" in words[0]:
-        words.pop(0)
+    words, variables = shlex.split(text), {}
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        variables[name] = value
     if words[:3] == ["python", "-m", "fusionbench"]:
         words = ["fusionbench", *words[3:]]
     assert words[0] == "fusionbench", f"{page}: this test does not know how to run {text!r}"
-    run(smallest(words[1:]), folder)
+    run(smallest(words[1:]), folder, variables)
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
@@ -81,3 +96,10 @@ def test_the_readme_is_short_and_starts_with_its_two_commands():
     assert "pip install -e '.[data]' && fusionbench run --methods all --tasks all" in text
     assert "pip install -e '.[test]' && pytest -n auto" in text
     assert "fusion-bench" in text
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
+def test_the_example_study_in_the_text_is_the_one_on_disk():
+    page = (ROOT / "docs" / "studies.md").read_text()
+    block = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
+    assert block == (ROOT / "docs" / "example-study.yaml").read_text()

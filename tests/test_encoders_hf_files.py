@@ -125,3 +125,19 @@ def test_checkpoints_in_the_hub_cache_are_found_and_listed(tmp_path, monkeypatch
     assert card.available and card.layers == 3
     names = [card.name for card in available()]
     assert "hf:someone/tiny-vit" in names and "hf:someone/half" not in names
+
+
+def test_a_timm_name_without_its_tag_is_found_unless_two_are_there(tmp_path, monkeypatch):
+    from fusionbench.encoders.hub_cache import locate
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for tag in ("one", "two"):
+        repo = tmp_path / f"models--timm--vit_tiny.{tag}"
+        (repo / "snapshots" / "x").mkdir(parents=True)
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text("x")
+        if tag == "one":
+            assert locate("timm:vit_tiny") == repo / "snapshots" / "x"
+    with pytest.raises(ValueError, match="timm:vit_tiny.one, timm:vit_tiny.two: give the tag"):
+        locate("timm:vit_tiny")
+    assert locate("timm:vit_tiny.two") == tmp_path / "models--timm--vit_tiny.two/snapshots/x"

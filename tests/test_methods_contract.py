@@ -131,7 +131,7 @@ def test_several_seeds_at_once_give_what_each_gives_alone(name):
 
 
 def _fused_at_once(methods, first, query):
-    states = torch.stack([torch.stack(ToyEncoder(SQUARE).hidden_states(x)) for x in first])
+    states = torch.stack([torch.stack(ToyEncoder(SQUARE).states_from(x)) for x in first])
     hidden = torch.stack([states[:, list(tap)].mean(dim=1) for tap in methods[0].taps], dim=1)
     return _at_once(methods, "forward", hidden, query)
 

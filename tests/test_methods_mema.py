@@ -213,12 +213,64 @@ def test_an_encoder_without_cls_is_summarised_by_mean_and_maximum():
     assert run(fusion, *draw(shape)).tokens.shape == (3, 12, 16)
 
 
+PARTS = [
+    {"gates": "forget"},
+    {"gates": "input"},
+    {"gates": "none"},
+    {"summary": "mean"},
+    {"summary": "max"},
+    {"summary": "cls"},
+    {"summary": "mean+cls"},
+    {"opening": "scalar"},
+    {"every": 2},
+    {"where": "shallow"},
+    {"where": "deep"},
+]
+
+
+@pytest.mark.parametrize("settings", PARTS, ids=str)
+def test_a_part_that_is_switched_off_changes_the_tokens_and_leaves_the_rest_alive(settings):
+    fusion = seeded(init="repaired", **settings)
+    moved = train(fusion, steps=fusion.live_after_steps)
+    assert all(distance > 0 for distance in moved.values()), moved
+    whole, part = with_random_weights(), with_random_weights(**settings)
+    shared = {k: v for k, v in whole.state_dict().items() if k in part.state_dict()}
+    fitting = {k: v for k, v in shared.items() if v.shape == part.get_parameter(k).shape}
+    part.load_state_dict(fitting, strict=False)
+    assert not torch.allclose(run(whole, *draw()).tokens, run(part, *draw()).tokens)
+
+
+@pytest.mark.parametrize(
+    ("settings", "opened"),
+    [
+        ({}, (1, 2, 3, 4)),
+        ({"every": 2}, (2, 4)),
+        ({"where": "shallow"}, (1, 2)),
+        ({"where": "deep"}, (3, 4)),
+        ({"every": 3, "where": "deep"}, (3,)),
+    ],
+    ids=str,
+)
+def test_the_memory_is_written_back_after_the_blocks_that_are_named(settings, opened):
+    openings = run(with_random_weights(**settings), *draw()).trace["gate_opening"]
+    assert tuple((openings.nonzero().flatten() + 1).tolist()) == opened
+
+
+def test_a_scalar_opening_is_one_number_for_all_tokens():
+    fusion = seeded(init="repaired", opening="scalar")
+    assert fusion.spatial_gate.alpha.item() == pytest.approx(-2.2)
+    openings = run(fusion, *draw()).trace["gate_opening"]
+    assert torch.equal(openings, torch.full_like(openings, torch.tensor(-2.2).sigmoid().item()))
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
         ({"memory": "carreid"}, "did you mean 'carried'"),
         ({"init": "efective"}, "did you mean 'effective'"),
         ({"memory": "none", "alignment": 0.1}, "alignment"),
+        ({"summary": "mean+cls+men"}, "did you mean 'mean'"),
+        ({"every": 0}, "every"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_in_words(settings, told):

@@ -9,7 +9,7 @@ from parity_replays import REPLAYS, find
 from torch import nn
 from torch.nn import functional as F
 
-from fusionbench.methods import dense_connector, mema, mmfuser
+from fusionbench.methods import _mema, dense_connector, mmfuser
 from fusionbench.methods._units import LayerAttention, RecurrentUnit
 from fusionbench.methods.concat import Concat
 from fusionbench.methods.igva import QueryTransformer
@@ -88,8 +88,8 @@ def test_mmfuser_without_one_of_its_norms_is_rejected(monkeypatch, norm):
 
 
 def test_deformable_attention_that_mixes_up_width_and_height_is_rejected(monkeypatch):
-    right = mmfuser._width
-    monkeypatch.setattr(mmfuser, "_width", lambda tokens, size: right(tokens, size).flip(0))
+    right = mmfuser._shares
+    monkeypatch.setattr(mmfuser, "_shares", lambda offsets, size: right(offsets, size[::-1]))
     assert replayed("mmfuser", "MSDeformAttn", weights="random")
 
 
@@ -165,7 +165,7 @@ def test_layer_attention_without_its_scale_is_rejected(monkeypatch):
 
 @pytest.mark.parametrize("symbol", ["DynamicSharingUnit", "SpatialGate", "CLIPVisionTower"])
 def test_mema_without_its_parameter_free_norm_is_rejected(monkeypatch, symbol):
-    monkeypatch.setattr(mema, "F", without_layer_norm())
+    monkeypatch.setattr(_mema, "F", without_layer_norm())
     assert replayed("mema", symbol, weights="random")
 
 

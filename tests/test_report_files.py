@@ -5,7 +5,9 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 from toy_records import put, record, spec
 
 from fusionbench.errors import UserError
@@ -161,6 +163,15 @@ def test_a_folder_without_records_has_no_report(tmp_path):
         pass
     with pytest.raises(UserError, match="holds no records"):
         write_report(tmp_path / "empty")
+
+
+def test_the_figure_shows_every_task_and_cuts_no_name(report):
+    svg = (report / "figures" / "scores.svg").read_text()
+    assert all(f"<!-- {name} -->" in svg for name in ("digits", "textile", "chance", "failed"))
+    with Image.open(report / "figures" / "scores.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    edges = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
+    assert all((edge == 255).all() for edge in edges) and pixels.min() < 100
 
 
 def test_two_conditions_in_one_folder_are_two_tables(results, tmp_path):

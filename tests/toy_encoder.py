@@ -27,7 +27,7 @@ class Block(nn.Module):
 
 
 class ToyEncoder(Encoder):
-    """Takes hs[0] itself in place of images."""
+    """Starts from hs[0]; there are no images."""
 
     def __init__(self, shape: StackShape = SHAPE) -> None:
         super().__init__()
@@ -38,13 +38,21 @@ class ToyEncoder(Encoder):
         self.freeze()
 
     def embed(self, images: Tensor) -> Tensor:
-        return images
+        raise NotImplementedError("the toy starts from hs[0]")
 
     def block(self, index: int, tokens: Tensor) -> Tensor:
         return self.blocks[index - 1](tokens)
 
     def norm(self, tokens: Tensor) -> Tensor:
         return tokens
+
+    @torch.no_grad()
+    def states_from(self, tokens: Tensor) -> list[Tensor]:
+        """hs[0..L]."""
+        states = [tokens]
+        for index in range(1, self.shape.layers + 1):
+            states.append(self.block(index, states[-1]))
+        return states
 
 
 def draw(shape: StackShape = SHAPE, *, batch: int = 3, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -57,7 +65,7 @@ def draw(shape: StackShape = SHAPE, *, batch: int = 3, seed: int = 1) -> tuple[T
 def run(method: Method, tokens: Tensor, query: Tensor) -> Fused:
     """The method as the engine runs it, on states of the toy encoder."""
     encoder = ToyEncoder(method.shape)
-    states = encoder.hidden_states(tokens)
+    states = encoder.states_from(tokens)
     return fuse(
         method,
         lambda taps: torch.stack([torch.stack([states[i] for i in tap]).mean(0) for tap in taps]),

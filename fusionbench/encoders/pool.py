@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class PoolPlan:
     """How many images from where."""
 
-    procedural: int = 4000
-    per_task: int = 1500
+    procedural: int = 3000
+    per_task: int = 4000
     """At most so many images of a task's train split, from its front."""
     rendered: int = 4000
     """Pictures from unused seeds, per module of rendered tasks."""
@@ -38,21 +38,26 @@ class PoolPlan:
 
 
 def pool(plan: PoolPlan) -> Iterator[tuple[str, Images]]:
-    """Source and images, one source at a time."""
-    yield "procedural", render(plan.procedural, seed=plan.seed)
+    """Source and images, one source at a time, less every image that any task holds out."""
     # All tasks, skipped ones too: what one of them tests on must not come in through another.
     forbidden = held_out_hashes(load_task(card).load() for card in local_tasks(()))
+    for source, images in sources(plan):
+        yield source, without(images, forbidden)
+
+
+def sources(plan: PoolPlan) -> Iterator[tuple[str, Images]]:
+    """Source and images as they come."""
+    yield "procedural", render(plan.procedural, seed=plan.seed)
     done = set()
     for card in local_tasks(plan.skip):
         task = load_task(card)
         module = sys.modules[type(task).__module__]
         extra_images = getattr(module, "extra_images", None)
         if extra_images is None:
-            yield card.name, without(train_images(task.load(), plan.per_task), forbidden)
+            yield card.name, train_images(task.load(), plan.per_task)
         elif module.__name__ not in done:
             done.add(module.__name__)
-            images = extra_images(plan.rendered, seed=plan.seed)
-            yield f"{card.family}, seeds of no task", without(images, forbidden)
+            yield f"{card.family}, seeds of no task", extra_images(plan.rendered, seed=plan.seed)
 
 
 def local_tasks(skip: Collection[str]) -> list[TaskCard]:

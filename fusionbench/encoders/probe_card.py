@@ -140,11 +140,11 @@ in minutes on a CPU, without a download. It is no feature extractor for anything
 - Pictures: {images}. Photographs were not among them.
 - Recipe: {recipe}.
 
-The last hidden state, after the final norm, was trained to give the teacher's final tokens
-(its patches averaged onto nano's grid) through a linear head; an early hidden state was trained to
-give the pixels of its patch through another. Both heads were thrown away. Train splits of the
-tasks and rendered scenes from seeds that no task uses were seen; nothing that a task validates or
-tests on was (a test compares the hashes).
+The last hidden state, after the final norm, was trained to give the teacher's final tokens (its
+patches averaged onto nano's grid) through a linear head, a middle one the teacher's middle layer
+(not averaged), an early one the pixels of its patch. The heads were thrown away. Train splits of
+the tasks and rendered scenes from seeds that no task uses were seen; nothing that a task validates
+or tests on was (a test compares the hashes).
 
 ## What each layer knows
 

@@ -5,11 +5,11 @@ Face hub, `timm:` a folder in timm's local-dir layout or a model name; ids and n
 in the Hugging Face cache and nowhere else.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fusionbench.encoders import hub_cache
 from fusionbench.encoders.card import (
     EncoderCard,
     fingerprint,
@@ -51,7 +51,7 @@ _NO_ARCHITECTURE = {
 
 def card(name: str, *, image_size: int = 0) -> EncoderCard:
     """Card of `hf:…` or `timm:…`; ValueError for a folder without a supported checkpoint."""
-    folder = locate(name)
+    folder = hub_cache.locate(name)
     if folder is None:
         return EncoderCard(
             name=name, source="Hugging Face hub", available=False, get=how_to_get(name)
@@ -82,33 +82,17 @@ def how_to_get(name: str) -> str:
     )
 
 
-def locate(name: str) -> Path | None:
-    """The checkpoint's folder, or None if it is not on this machine."""
-    library, _, checkpoint = name.partition(":")
-    if not checkpoint:
-        raise ValueError(f"{name!r} names no checkpoint: write {name}<id or folder>")
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        return folder
-    if checkpoint.startswith((".", "/", "~")):
-        raise ValueError(f"{name}: there is no folder {checkpoint}")
-    repo = checkpoint if library == "hf" else f"timm/{checkpoint}"
-    return _snapshot(_hub_cache() / f"models--{repo.replace('/', '--')}")
-
-
 def cached_names() -> list[str]:
     """Names of the checkpoints in the Hugging Face cache that look like encoders of ours."""
     names = []
-    for repo in sorted(_hub_cache().glob("models--*")):
-        folder = _snapshot(repo)
-        if folder is None or not (folder / "config.json").is_file():
+    for repo, folder in hub_cache.snapshots():
+        if not (folder / "config.json").is_file():
             continue
         values = read_json(folder / "config.json")
-        owner_and_name = repo.name.removeprefix("models--").replace("--", "/", 1)
         if values.get("model_type") in FAMILIES:
-            names.append(f"hf:{owner_and_name}")
+            names.append(f"hf:{repo}")
         elif str(values.get("architecture", "")).startswith("vit_"):
-            names.append(f"timm:{owner_and_name.removeprefix('timm/')}")
+            names.append(f"timm:{repo.removeprefix('timm/')}")
     return names
 
 
@@ -191,16 +175,3 @@ def _timm_facts(folder: Path, files: list[Path]) -> dict[str, Any]:
             "images": {key: images.get(key) for key in ("mean", "std", "input_size")},
         },
     }
-
-
-def _hub_cache() -> Path:
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-
-
-def _snapshot(repo: Path) -> Path | None:
-    main = repo / "refs" / "main"
-    if not main.is_file():
-        return None
-    folder = repo / "snapshots" / main.read_text().strip()
-    return folder if folder.is_dir() else None

@@ -75,12 +75,12 @@ def across(table: ScoreTable, method: int, keep: Bool[np.ndarray, " task"]) -> S
 
 def twins(table: ScoreTable) -> dict[int, int]:
     """Methods that scored alike on every example of every cell: row -> row of the shortest name."""
-    alike: dict[tuple[tuple[int, int, str], ...], list[int]] = {}
+    alike: dict[tuple[tuple[str, int, str], ...], list[int]] = {}
     for method in range(len(table.methods)):
         done = tuple(
-            (task, seed, record.outcomes)
-            for (row, task, seed), record in sorted(table.cells.items())
-            if row == method and record.status == "done"
+            (record.spec.task, record.spec.seed, record.outcomes)
+            for record in table.row(method)
+            if record.status == "done"
         )
         if done and all(outcomes for _, _, outcomes in done):
             alike.setdefault(done, []).append(method)
@@ -92,7 +92,5 @@ def twins(table: ScoreTable) -> dict[int, int]:
 
 
 def _why(table: ScoreTable, method: int, task: int) -> str:
-    statuses = {
-        record.status for (m, t, _), record in table.cells.items() if (m, t) == (method, task)
-    }
+    statuses = {record.status for record in table.runs(method, task)}
     return "failed" if "failed" in statuses else "skipped" if "skipped" in statuses else "not run"

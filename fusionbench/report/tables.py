@@ -124,7 +124,7 @@ def _where(table: ScoreTable, method: int) -> str:
 def _long_row(table: ScoreTable, method: int, column: int) -> Row:
     task, condition = table.tasks[column], table.condition
     found = cell(table, method, column)
-    here = [r for (m, t, _), r in sorted(table.cells.items()) if (m, t) == (method, column)]
+    here = table.runs(method, column)
     done = [record for record in here if record.status == "done"]
     parameters = done[0].parameters if done else {}
     return {

@@ -86,7 +86,7 @@ def rank_intervals(
     seed_scope: Literal["task", "suite"],
     *,
     rng: np.random.Generator,
-    resamples: int = 2000,
+    resamples: int = 1000,
     level: float = 0.95,
 ) -> tuple[Float[np.ndarray, " method"], Float[np.ndarray, " method"]]:
     """Where average ranks land when runs and images are drawn again; tasks stay as they are.

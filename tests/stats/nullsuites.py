@@ -7,7 +7,7 @@ and new items, in closed form: Phi(mu / total SD).
 R: repetition, M: method, S: seed, I: item.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri
@@ -17,9 +17,28 @@ from fusionbench.stats.suite import suite_weights
 
 METHODS = 9  # the reference and eight contrasts; the last four are near-clones of each other
 CLONES = (5, 6, 7, 8)
-SUITE = ((0.55, 200), (0.65, 300), (0.75, 500), (0.85, 1000), (0.95, 400), (0.985, 2000))
-SMALL_SUITE = tuple((accuracy, max(items // 4, 150)) for accuracy, items in SUITE)
 WEIGHTS = suite_weights(np.array([0.5, 0.5, 0.25, 0.25, 0.1, 0.1]))
+
+
+@dataclass(frozen=True)
+class NullTask:
+    """`pool` names the images; two tasks on one pool share them and their effects."""
+
+    accuracy: float
+    images: int
+    questions: int
+    pool: int
+
+
+SUITE = (
+    NullTask(0.55, 200, 1, 0),
+    NullTask(0.65, 100, 4, 1),
+    NullTask(0.75, 500, 1, 2),
+    NullTask(0.85, 500, 2, 2),
+    NullTask(0.95, 400, 1, 3),
+    NullTask(0.985, 2000, 1, 4),
+)
+SMALL_SUITE = tuple(replace(task, images=max(task.images // 4, 60)) for task in SUITE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,26 +147,30 @@ def null_suite(
     *,
     seeds: int,
     shared_runs: bool,
-    tasks: tuple[tuple[float, int], ...] = SUITE,
-) -> list[np.ndarray]:
-    """One suite in which nothing is better than anything: per task, right or wrong [M, S, I].
+    tasks: tuple[NullTask, ...] = SUITE,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """One suite in which nothing is better than anything: per task, outcomes [M, S, I] and images.
 
-    Methods differ in how unstable they are and in how much they have to do with items; with
+    Methods differ in how unstable they are and in how much they have to do with images; with
     `shared_runs` a run's luck is the same in all tasks.
     """
     run_sd = np.geomspace(0.03, 0.20, METHODS)[rng.permutation(METHODS)].astype(np.float32)
     run_sd[list(CLONES)] = run_sd[CLONES[0]]
+    variance = 1 + 0.8**2 + run_sd**2 + 1 + 0.2**2
     luck = cloned(draw(rng, METHODS, seeds, 1)) * run_sd[:, None, None]
-    suite = []
-    for accuracy, items in tasks:
+    suite, pools = [], {}
+    for task in tasks:
         if not shared_runs:
             luck = cloned(draw(rng, METHODS, seeds, 1)) * run_sd[:, None, None]
-        by_item = draw(rng, 1, 1, items) + 0.8 * cloned(draw(rng, METHODS, 1, items))
-        rest = cloned(draw(rng, METHODS, seeds, items))
-        rest += 0.2 * draw(rng, 1, seeds, items)
-        variance = 1 + 0.8**2 + run_sd**2 + 1 + 0.2**2
-        mu = (ndtri(accuracy) * np.sqrt(variance)).astype(np.float32)
-        suite.append(rest + by_item + luck > -mu[:, None, None])
+        if task.pool not in pools:
+            own = cloned(draw(rng, METHODS, 1, task.images))
+            pools[task.pool] = draw(rng, 1, 1, task.images) + 0.8 * own
+        items = task.images * task.questions
+        rest = cloned(draw(rng, METHODS, seeds, items)) + 0.2 * draw(rng, 1, seeds, items)
+        mu = (ndtri(task.accuracy) * np.sqrt(variance)).astype(np.float32)
+        shown = np.repeat(pools[task.pool], task.questions, axis=-1)
+        images = np.repeat(np.arange(task.images), task.questions) + 10_000 * task.pool
+        suite.append((rest + shown + luck > -mu[:, None, None], images))
     return suite
 
 
@@ -159,13 +182,13 @@ def cloned(noise: np.ndarray, alike: float = 0.9) -> np.ndarray:
     return noise
 
 
-def against(suite, reference, methods):
+def against(
+    suite: list[tuple[np.ndarray, np.ndarray]], reference: int, methods: np.ndarray
+) -> list[TaskScores]:
     """Every method's differences from one reference, as the tasks of a suite."""
     return [
         TaskScores(
-            values=y[methods].astype(float) - y[reference],
-            groups=np.arange(y.shape[-1]) + 10_000 * index,
-            weight=float(WEIGHTS[index]),
+            values=y[methods].astype(float) - y[reference], groups=images, weight=float(weight)
         )
-        for index, y in enumerate(suite)
+        for (y, images), weight in zip(suite, WEIGHTS, strict=True)
     ]

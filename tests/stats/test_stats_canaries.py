@@ -49,7 +49,7 @@ def test_the_t_over_seeds_covers_about_half_where_items_matter(reps, record_prop
 
 
 @pytest.mark.parametrize("reps", EFFORT)
-def test_a_question_taken_for_an_item_covers_about_75_percent(reps, record_property):
+def test_a_question_taken_for_an_item_covers_far_too_rarely(reps, record_property):
     rng = np.random.default_rng(73)
     d = differences(SCENARIOS["item"], rng, reps=reps, seeds=10, items=400, questions=4)
     found = covers_zero(*crossed_t(compare(d)).interval()).mean()
@@ -73,7 +73,7 @@ def test_the_t_over_seeds_in_48_cells_raises_false_alarms(reps, record_property)
     rng, found = np.random.default_rng(75), []
     for _ in range(reps):
         suite = null_suite(rng, seeds=10, shared_runs=False)
-        means = [(y[1:].astype(float) - y[0]).mean(axis=-1) for y in suite]
+        means = [(y[1:].astype(float) - y[0]).mean(axis=-1) for y, _ in suite]
         found.append(holm(np.concatenate([t_over_seeds(d).p_value() for d in means])).min() < 0.05)
     record_property("fwer", float(np.mean(found)))
     assert np.mean(found) > 0.15

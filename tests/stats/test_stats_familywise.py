@@ -1,7 +1,8 @@
 """Null suites: nothing is better than anything, and no family says so more than 1 time in 20.
 
-Nine methods (four near-clones), six tasks of 200 to 2,000 images, accuracies 0.55 to 0.985,
-methods of unequal stability; runs of their own per task, or shared by all tasks.
+Nine methods (four near-clones) of unequal stability on six tasks: 100 to 2,000 images, accuracies
+0.55 to 0.985, up to four questions per image, two tasks on the same images; runs of their own per
+task, or shared by all tasks.
 """
 
 from functools import lru_cache
@@ -36,7 +37,7 @@ def alarms(suite, shared_runs):
     """Which families raise a false alarm in one null suite, and the size of a single contrast."""
     combine = COMBINE[shared_runs]
     tasks = against(suite, 0, np.arange(1, METHODS))
-    cells = np.concatenate([crossed_t(compare(t.values)).p_value() for t in tasks])
+    cells = np.concatenate([crossed_t(compare(t.values, t.groups)).p_value() for t in tasks])
     planned = combine(tasks)
     to_both = [combine(against(suite, reference, np.arange(2, METHODS))) for reference in (0, 1)]
     return {
@@ -120,8 +121,10 @@ def test_an_unstable_switch_alarms_neither_its_own_family_nor_that_of_interactio
 
 def test_the_null_suites_are_what_they_claim_to_be():
     suite = null_suite(np.random.default_rng(61), seeds=40, shared_runs=False)
-    for y, (accuracy, items) in zip(suite, SUITE, strict=True):
-        assert y.shape == (METHODS, 40, items)
-        assert y.mean() == pytest.approx(accuracy, abs=0.04)
-    agreement = [np.mean(suite[2][m] == suite[2][8]) for m in (1, 7)]
+    for (y, images), task in zip(suite, SUITE, strict=True):
+        assert y.shape == (METHODS, 40, task.images * task.questions)
+        assert len(np.unique(images)) == task.images
+        assert y.mean() == pytest.approx(task.accuracy, abs=0.05)
+    assert np.array_equal(np.unique(suite[2][1]), np.unique(suite[3][1]))
+    agreement = [np.mean(suite[2][0][m] == suite[2][0][8]) for m in (1, 7)]
     assert agreement[1] > agreement[0] + 0.1
