@@ -126,15 +126,17 @@ def pack(  # noqa: PLR0913  (one argument for each flag)
     pixels = size or check_encoder(encoder, 0).size
     from fusionbench.packing import pack as write_pack
     from fusionbench.selection import select_tasks
+    from fusionbench.settings import split_names
 
-    chosen, left_out = select_tasks(catalog, tasks)
+    names = [name for text in tasks for name in split_names(text)]
+    chosen, left_out = select_tasks(catalog, names)
     for one in left_out:
         stream.write(f"left out: {one.card.name}: {one.reason}\n")
     try:
-        written = write_pack(chosen, encoder, size=pixels, out=out)
+        count, written = write_pack(chosen, encoder, size=pixels, out=out)
     except OSError as error:
         raise disk_error(error, out) from error
-    stream.write(f"{out}: {len(chosen)} tasks, {written / 2**20:.1f} MiB\n")
+    stream.write(f"{out}: data of {count} tasks, {written / 2**20:.1f} MiB\n")
     return OK
 
 

@@ -32,8 +32,9 @@ def packed_data(task: str) -> TaskData | None:
     folder = packed_folder()
     if folder is None or task not in packed_tasks():
         return None
-    values = json.loads((folder / "tasks" / f"{task}.json").read_text())
-    stored = lzma.decompress((folder / "tasks" / f"{task}.images.xz").read_bytes())
+    home = folder / "tasks"
+    values = json.loads(lzma.decompress((home / f"{task}.json.xz").read_bytes()))
+    stored = lzma.decompress((home / f"{task}.images.xz").read_bytes())
     images = np.frombuffer(stored, dtype=np.uint8).reshape(values["shape"])
     if values["grey"]:
         images = np.repeat(images[..., None], 3, axis=-1)

@@ -24,15 +24,18 @@ _BATCH = 256
 Pixels = UInt8[np.ndarray, "image height width 3"]
 
 
-def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> int:
+def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> tuple[int, int]:
     """Write the tasks' data at most `size` pixels wide and the encoder's weights.
 
-    Gives the folder's size in bytes. `nano` travels with the package and is not copied.
+    Gives the number of tasks written and the folder's size in bytes. What travels with the package is not copied: tasks that are
+    rendered (they need no other package) and `nano`.
     Raises ValueError for an unknown encoder, OSError if its weights cannot be fetched.
     """
     weights = fetch(encoder)
     hashes = {}
     for card in tasks:
+        if not card.needs:
+            continue
         data = load_data(card)
         _write_task(out / "tasks", card.name, data, _fitted(data.images, size))
         hashes[card.name] = task_hash(card)
@@ -41,7 +44,8 @@ def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> in
     # Written last: a folder without it is no pack.
     manifest = {"tasks": hashes, "encoder": encoder, "size": size}
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    size_written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return len(hashes), size_written
 
 
 def _copy_weights(weights: Path, folder: Path) -> None:
@@ -75,7 +79,7 @@ def _write_task(home: Path, task: str, data: TaskData, images: Pixels) -> None:
         "splits": {name: _plain(data.split(name)) for name in SPLITS},
     }
     home.mkdir(parents=True, exist_ok=True)
-    (home / f"{task}.json").write_text(json.dumps(values))
+    (home / f"{task}.json.xz").write_bytes(lzma.compress(json.dumps(values).encode()))
     (home / f"{task}.images.xz").write_bytes(lzma.compress(stored.tobytes()))
 
 

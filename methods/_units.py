@@ -1,12 +1,21 @@
 """Parts that several in-encoder methods share; parameters bear their official names."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class UnitState(NamedTuple):
+    """The tokens that entered the block, and the unit's two vectors."""
+
+    before: Float[Tensor, "batch token dim"]
+    hidden: Float[Tensor, "batch dim"]
+    cell: Float[Tensor, "batch dim"]
 
 
 class Bottleneck(nn.Module):
@@ -33,6 +42,11 @@ class RecurrentUnit(nn.Module):
         self.gates = gates
         self.w_ih = nn.ModuleList([Bottleneck(dim, gates=gates, reduction=reduction)])
         self.w_hh = nn.ModuleList([Bottleneck(dim, gates=gates, reduction=reduction)])
+
+    def start(self, tokens: Float[Tensor, "batch token dim"]) -> UnitState:
+        """Nothing seen but the input of block 1."""
+        empty = tokens.new_zeros(tokens.shape[0], tokens.shape[2])
+        return UnitState(tokens, empty, empty)
 
     def forward(
         self,

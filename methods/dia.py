@@ -6,26 +6,17 @@ attention and MLP together. Since h is near a quarter at the start, the port doe
 the frozen encoder; neither does the original.
 """
 
-from typing import NamedTuple
-
 from jaxtyping import Float
 from torch import Tensor
 
 from fusionbench.api import Fused, InEncoderFusion, StackShape, method
-from fusionbench.methods._units import RecurrentUnit
-
-
-class State(NamedTuple):
-    """The tokens that entered the block, and the cell's two vectors."""
-
-    before: Float[Tensor, "batch token dim"]
-    hidden: Float[Tensor, "batch dim"]
-    cell: Float[Tensor, "batch dim"]
+from fusionbench.methods._units import RecurrentUnit, UnitState
 
 
 @method(
     "dia_lstm",
     version=1,
+    in_all=False,
     control="none: the scaling exists only inside the encoder",
     paper="arXiv:1905.10671",
     year=2020,
@@ -44,20 +35,19 @@ class DIALSTM(InEncoderFusion):
         self,
         tokens: Float[Tensor, "batch token dim"],
         query: Float[Tensor, "batch query_dim"],
-    ) -> State:
+    ) -> UnitState:
         """An empty cell."""
-        empty = tokens.new_zeros(tokens.shape[0], self.shape.dim)
-        return State(tokens, empty, empty)
+        return self.unit.start(tokens)
 
     def after_block(
-        self, block: int, tokens: Float[Tensor, "batch token dim"], state: State
-    ) -> tuple[Float[Tensor, "batch token dim"], State]:
+        self, block: int, tokens: Float[Tensor, "batch token dim"], state: UnitState
+    ) -> tuple[Float[Tensor, "batch token dim"], UnitState]:
         """Scale what the block has added."""
         branch = tokens - state.before
         hidden, cell = self.unit(branch.mean(dim=1), state.hidden, state.cell)
         scaled = state.before + hidden[:, None] * branch
-        return scaled, State(scaled, hidden, cell)
+        return scaled, UnitState(scaled, hidden, cell)
 
-    def finish(self, tokens: Float[Tensor, "batch token dim"], state: State) -> Fused:
+    def finish(self, tokens: Float[Tensor, "batch token dim"], state: UnitState) -> Fused:
         """The patches of the modified block L-1."""
         return Fused(tokens=self.patches(tokens))

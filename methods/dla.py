@@ -10,22 +10,18 @@ evaluation batch. Ours in the port: LayerNorm for BatchNorm, so that no image de
 and g, one number a block, which starts at zero. CLS is left as it is.
 """
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusionbench.api import Fused, InEncoderFusion, StackShape, method
-from fusionbench.methods._units import LightLayerAttention, RecurrentUnit, as_images, as_patches
-
-
-class State(NamedTuple):
-    """The tokens that entered the block, and the unit's two vectors."""
-
-    before: Float[Tensor, "batch token dim"]
-    hidden: Float[Tensor, "batch dim"]
-    cell: Float[Tensor, "batch dim"]
+from fusionbench.methods._units import (
+    LightLayerAttention,
+    RecurrentUnit,
+    UnitState,
+    as_images,
+    as_patches,
+)
 
 
 class Block(nn.Module):
@@ -51,6 +47,7 @@ class Block(nn.Module):
 @method(
     "dla",
     version=1,
+    in_all=False,
     control="mrla-light",
     paper="arXiv:2406.13392",
     year=2024,
@@ -88,14 +85,13 @@ class DLA(InEncoderFusion):
         self,
         tokens: Float[Tensor, "batch token dim"],
         query: Float[Tensor, "batch query_dim"],
-    ) -> State:
+    ) -> UnitState:
         """An empty unit."""
-        empty = tokens.new_zeros(tokens.shape[0], self.shape.dim)
-        return State(tokens, empty, empty)
+        return self.unit.start(tokens)
 
     def after_block(
-        self, block: int, tokens: Float[Tensor, "batch token dim"], state: State
-    ) -> tuple[Float[Tensor, "batch token dim"], State]:
+        self, block: int, tokens: Float[Tensor, "batch token dim"], state: UnitState
+    ) -> tuple[Float[Tensor, "batch token dim"], UnitState]:
         """Refresh the block's input and let the block's output look at it."""
         patches, before = self.patches(tokens), self.patches(state.before)
         hidden, cell = self.unit(patches.mean(dim=1), state.hidden, state.cell)
@@ -105,8 +101,8 @@ class DLA(InEncoderFusion):
         found = self.blocks[block - 1](images, earlier, scale)
         prefix = tokens[:, : self.shape.prefix]
         moved = torch.cat([prefix, patches + self.gates[block - 1] * found], dim=1)
-        return moved, State(moved, hidden, cell)
+        return moved, UnitState(moved, hidden, cell)
 
-    def finish(self, tokens: Float[Tensor, "batch token dim"], state: State) -> Fused:
+    def finish(self, tokens: Float[Tensor, "batch token dim"], state: UnitState) -> Fused:
         """The patches of the modified block L-1; the gates are the trace."""
         return Fused(tokens=self.patches(tokens), trace={"gate": self.gates.detach()})

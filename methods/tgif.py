@@ -28,6 +28,7 @@ class LayerSelector(nn.Module):
 @method(
     "tgif",
     version=1,
+    in_all=False,
     control="frozen_average",
     paper="arXiv:2601.03100",
     year=2026,
@@ -70,6 +71,7 @@ class TGIF(Fusion):
 @method(
     "tgif-leaky",
     version=1,
+    in_all=False,
     control="tgif",
     paper="arXiv:2601.03100",
     year=2026,

@@ -15,7 +15,6 @@ from fusionbench.tasks._raster import (
     SHAPES,
     SIDE,
     background,
-    bar_mask,
     cells,
     jitter,
     pick,
@@ -65,9 +64,9 @@ def paint_count(draws: np.random.Generator, answer: int) -> Scene:
 
 
 def paint_texture(draws: np.random.Generator, answer: int) -> Scene:
-    """A large square patch of one texture, faint or clear."""
+    """One texture all over, from invisible to clear."""
     image = background(draws)
-    period, turn = int(draws.integers(4, 8)), int(draws.integers(0, 2))
+    period, turn = int(draws.integers(6, 13)), int(draws.integers(0, 2))
     shift = draws.integers(0, period, 2)
     rows, columns = np.ogrid[shift[0] : SIDE + shift[0], shift[1] : SIDE + shift[1]]
     if turn:
@@ -77,26 +76,21 @@ def paint_texture(draws: np.random.Generator, answer: int) -> Scene:
         (rows % period < half) | (columns < 0),
         (rows % period < half) ^ (columns % period < half),
         (rows % period < half) & (columns % period < half),
-        (rows % period == 0) | ((columns + rows // period % 2 * half) % period == 0),
+        (rows % period < 2) | ((columns + rows // period % 2 * half) % period < 2),
     )[answer]
-    size = int(draws.integers(28, 45))
-    row, column = (int(start) for start in draws.integers(0, SIDE - size, 2))
-    hue, strength = HUES[draws.integers(0, 4)], int(draws.integers(1, 17))
-    mask = ink[:size, :size]
-    stamp_faintly(image, mask, (row, column), colour=COLOURS[hue], strength=strength)
+    hue, strength = HUES[draws.integers(0, 4)], int(draws.integers(0, 17))
+    stamp_faintly(image, ink, (0, 0), colour=COLOURS[hue], strength=strength)
     return image, "which texture is this?"
 
 
 def paint_tiny_color(draws: np.random.Generator, answer: int) -> Scene:
-    """Two small shapes and a large one, all of different colours; one small one is asked for."""
+    """Two small shapes of different colours; the question names one of them."""
     image = background(draws)
-    asked, other, large = pick(draws, SHAPES, 3)
-    others = tuple(hue for hue in HUES if hue != HUES[answer])
-    hue_other, hue_large = pick(draws, others, 2)
-    spots = cells(draws, 3, across=3)
-    stamp_shape(image, large, 17, centre=jitter(draws, spots[0], 2), colour=hue_large)
-    stamp_shape(image, other, 7, centre=jitter(draws, spots[1], 6), colour=hue_other)
-    stamp_shape(image, asked, 7, centre=jitter(draws, spots[2], 6), colour=HUES[answer])
+    asked, other = pick(draws, SHAPES, 2)
+    hue_other = pick(draws, tuple(hue for hue in HUES if hue != HUES[answer]), 1)[0]
+    spots = cells(draws, 2, across=3)
+    for spot, shape, hue in zip(spots, (asked, other), (HUES[answer], hue_other), strict=True):
+        stamp_shape(image, shape, 8, centre=jitter(draws, spot, 5), colour=hue)
     return image, f"what colour is the small {asked}?"
 
 
@@ -149,20 +143,21 @@ def _popular(draws: np.random.Generator) -> tuple[str, str]:
 
 
 def paint_orientation(draws: np.random.Generator, answer: int) -> Scene:
-    """A bar of one of four tilts, faint or clear, two discs in corners apart."""
+    """Lines all over in one of four directions, from invisible to clear, under two discs."""
     image = background(draws)
     hues = pick(draws, HUES, 3)
-    side = int(draws.integers(0, 2))
-    for end, hue in zip((8, SIDE - 8), hues, strict=False):
-        # Both ends of one diagonal of the image, or of the other.
-        centre = (end, SIDE - end) if side else (end, end)
-        stamp_shape(image, "circle", int(draws.integers(7, 12)), centre=centre, colour=hue)
-    mask = bar_mask(answer, int(draws.integers(22, 36)), int(draws.integers(4, 9)))
-    row, column = jitter(draws, (SIDE // 2, SIDE // 2), 4)
-    place = (row - mask.shape[0] // 2, column - mask.shape[1] // 2)
-    strength = int(draws.integers(1, 17))
-    stamp_faintly(image, mask, place, colour=COLOURS[hues[2]], strength=strength)
-    return image, "which way does the bar run?"
+    period = int(draws.integers(6, 13))
+    rows, columns = np.ogrid[:SIDE, :SIDE]
+    across = (rows + 0 * columns, rows + columns, columns + 0 * rows, rows - columns)[answer]
+    # 7 / 5 is the square root of 2: slanted lines are as far apart as straight ones.
+    period = period * 7 // 5 if answer % 2 else period
+    ink = (across + int(draws.integers(0, period))) % period < period // 2
+    strength = int(draws.integers(0, 17))
+    stamp_faintly(image, ink, (0, 0), colour=COLOURS[hues[2]], strength=strength)
+    for spot, hue in zip(cells(draws, 2, across=3), hues, strict=False):
+        size = int(draws.integers(9, 15))
+        stamp_shape(image, "circle", size, centre=jitter(draws, spot, 2), colour=hue)
+    return image, "which way do the lines run?"
 
 
 PAINTERS: Mapping[str, Painter] = {

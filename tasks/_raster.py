@@ -71,19 +71,6 @@ def shape_mask(shape: str, size: int) -> np.ndarray:
     raise ValueError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
 
 
-@cache
-def bar_mask(tilt: int, length: int, width: int) -> np.ndarray:
-    """A bar that is horizontal (0), rises (1), is vertical (2) or falls (3) to the right."""
-    if tilt in (0, 2):
-        bar = np.ones((width, length), dtype=bool)
-        return bar.T if tilt == 2 else bar
-    # 5 / 7 is 1 / sqrt(2): slanted bars are as long and as wide as straight ones.
-    size = length * 5 // 7 + 1
-    rows, columns = np.indices((size, size))
-    falling = np.abs(rows - columns) * 10 <= width * 7
-    return falling if tilt == 3 else falling[:, ::-1]
-
-
 def cells(draws: np.random.Generator, count: int, *, across: int) -> list[tuple[int, int]]:
     """Middles (row, column) of different cells, drawn from `across` x `across` of them."""
     # Sorting random integers instead of `permutation`, which may change with NumPy.

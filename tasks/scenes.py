@@ -107,7 +107,7 @@ class ScenesExists(_Scenes):
 
 @task("scenes_orientation", version=1, family="scenes", group="fine")
 class ScenesOrientation(_Scenes):
-    """Which way does the bar run? A constant question."""
+    """Which way do the lines run? A constant question."""
 
     skill = "scenes_orientation"
     chance = 0.25

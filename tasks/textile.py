@@ -25,7 +25,8 @@ class Textile(Task):
     """Is this textile nominal, locally defective or globally changed? A constant question.
 
     500 of the 1,000 nominal images, so that the three answers are equally frequent; 250 x 250
-    pixels are averaged to 125 x 125.
+    pixels are averaged to 62 x 62, where the defects are still there (a linear probe of DINOv2-S
+    at 112 px loses nothing) and a packed data set stays small.
     """
 
     chance = 1 / 3
@@ -37,7 +38,7 @@ class Textile(Task):
         files = [path for kind in KINDS for path in sorted((home / "simulated" / kind).iterdir())]
         names = [f"textile/{path.parent.name}/{path.stem}" for path in files]
         labels = [KINDS.index(path.parent.name) for path in files]
-        images = [halve(np.asarray(Image.open(path).convert("L"))) for path in files]
+        images = [halve(halve(np.asarray(Image.open(path).convert("L")))) for path in files]
         return one_question(
             images,
             labels,

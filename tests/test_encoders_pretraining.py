@@ -6,15 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from fusionbench.encoders import pretrain
-from fusionbench.encoders.build import load_vit
+from fusionbench.encoders.build import build, load_vit
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.lessons import NANO, TEACHER_MIDDLE, Lessons, teach
 from fusionbench.encoders.pool import PoolPlan, image_hash, local_tasks, sources, without
 from fusionbench.encoders.pretrain import Recipe
-from fusionbench.encoders.probe import fit
+from fusionbench.encoders.probe import Limits, fit, probe_layers
+from fusionbench.encoders.probe_card import random_twin
 from fusionbench.encoders.procedural import render
 from fusionbench.encoders.vit import ViT
 from fusionbench.plugins import load_task
@@ -124,3 +126,20 @@ def test_nanos_card_belongs_to_these_weights_and_tells_the_command():
     text = Path(card.path).with_name("NANO.md").read_text()
     assert card.weights in text
     assert "python -m fusionbench.encoders.pretrain" in text
+
+
+def scores(encoder: ViT, name: str) -> list[float]:
+    task = load_task(next(card for card in local_tasks(()) if card.name == name))
+    limits = Limits(train=600, val=100, test=600)
+    return [score.test for score in probe_layers(encoder, task, task.load(), limits=limits)]
+
+
+def test_nanos_last_layer_knows_more_of_meaning_than_random_weights():
+    pytest.importorskip("animal_mnist")
+    nano = build("nano")
+    assert scores(nano, "animal_mnist")[-1] > scores(random_twin(nano), "animal_mnist")[-1] + 0.05
+
+
+def test_nanos_middle_layers_know_more_of_fine_detail_than_its_last():
+    by_layer = scores(build("nano"), "scenes_orientation")
+    assert sum(by_layer[2:5]) / 3 > by_layer[-1] + 0.02

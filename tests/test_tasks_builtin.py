@@ -26,12 +26,12 @@ GOLDEN = {
     "planted_random": (1, "c0caccd91a89e26cf20759aac6533463d7d6a9b8a2f474dac1aee28c6a8e4673"),
     "scenes_count": (1, "81fc81c7dd9e4a3c587db8074a52dacf4cefabe9d7dceca84f3c23dc42969e33"),
     "scenes_exists": (1, "2636fdc51d629b74da6eabbc71d0aeffcc3a6c8e3ece841c68f75fa208b875a0"),
-    "scenes_orientation": (1, "a9eb0870a7d94d362f333081880bce96556c799b138a455f39f5e31da64bbe34"),
+    "scenes_orientation": (1, "fcdf505a75f17f74f24b8044295f99281f34e294338d6a78516942db49b2a820"),
     "scenes_relation": (1, "b0ebc266b575b99ce4b7c087052aeadcf3e04fa0a2196606813b2768fa60b8cf"),
     "scenes_text": (1, "bcb826c2253677317682decbe2b9e41b3c4a4e3dfa6f88e70e451b5103c7422f"),
-    "scenes_texture": (1, "dbd88de971e2cbb6356b0ceb46beb61a04b56ab1bd8afb9938d784c4f933e9c3"),
-    "scenes_tiny_color": (1, "8b486f2b33bc94ccf390bce4c67a9267dfac8316e4df7805791276d88001ddc1"),
-    "textile": (1, "eea4509dc30da980be001481980ba305c463d433641a44345561cbf1f824171c"),
+    "scenes_texture": (1, "4e5afc8d1e041b3db9fe046f2538934c0df43cda8f0de3e90aa554ad6ec12343"),
+    "scenes_tiny_color": (1, "c3bf1f63386da48334fe1566c805719078a7ff4650d2e99ad7c47493172ed877"),
+    "textile": (1, "d892faaaf200a99e920e7bcc1a979cfe45493b21499f7eca5111889f92473085"),
 }
 
 CARDS = {name: card for name, card in read_catalog().tasks.items() if name in GOLDEN}

@@ -64,10 +64,10 @@ def test_as_many_things_are_there_as_the_answer_says():
 def test_the_small_thing_that_is_asked_for_has_the_colour_of_the_answer():
     for image, question, answer in examples("scenes_tiny_color"):
         found = things(image)
-        small = {shape: hue for hue, shape, _, pixels in found if pixels < 60}
-        assert len(found) == 3
-        assert len(small) == 2
-        assert small[question.split()[-1].rstrip("?")] == answer
+        assert max(pixels for _, _, _, pixels in found) <= 64
+        assert len({hue for hue, _, _, _ in found}) == 2
+        (asked,) = [hue for hue, shape, _, _ in found if shape == question.split()[-1][:-1]]
+        assert asked == answer
 
 
 def test_one_thing_lies_on_the_named_side_of_the_other():
@@ -99,23 +99,38 @@ def test_half_of_the_noes_have_the_colour_and_the_shape_but_apart():
     assert np.mean(apart) > 0.45
 
 
-def inked(image: np.ndarray) -> np.ndarray:
-    """Everything coloured, however faintly: the background is exactly grey."""
-    return np.ptp(image.astype(int), axis=-1) > 0
+def pattern(image: np.ndarray) -> np.ndarray | None:
+    """Where the lines or the texture are; None if they are invisible (discs cover too little).
+
+    The background is exactly grey, so that any colour is ink.
+    """
+    ink = np.ptp(image.astype(int), axis=-1) > 0
+    return ink if ink.mean() > 0.15 else None
 
 
-def test_the_bar_runs_as_the_answer_says():
+def lines_along(ink: np.ndarray, move: tuple[int, int]) -> float:
+    """Share of the pixels that equal their neighbour at `move` (rows down, columns right)."""
+    down, right = move
+    here = ink[max(0, -down) : 64 - max(0, down), : 64 - right]
+    there = ink[max(0, down) : 64 - max(0, -down), right:]
+    return float((here == there).mean())
+
+
+def test_the_lines_run_as_the_answer_says():
+    moves = {"horizontal": (0, 1), "rising": (-1, 1), "vertical": (1, 0), "falling": (1, 1)}
+    seen = 0
     for image, _, answer in examples("scenes_orientation"):
-        labels, count = ndimage.label(inked(image), structure=np.ones((3, 3)))
-        slant = []
-        for index in range(1, count + 1):
-            (rows, both), (_, columns) = np.cov(np.argwhere(labels == index).T)
-            slant.append((columns - rows, -2 * both))
-        assert count == 3
-        east, north = max(slant, key=lambda pair: float(np.hypot(*pair)))
-        # The doubled angle of the main axis: 0, 90, 180 and 270 degrees.
-        turn = round(np.degrees(np.arctan2(north, east)) / 90) % 4
-        assert ("horizontal", "rising", "vertical", "falling")[turn] == answer
+        ink = pattern(image)
+        if ink is not None:
+            seen += 1
+            assert max(moves, key=lambda tilt: lines_along(ink, moves[tilt])) == answer
+    assert seen > 0.8 * LOOKED_AT
+
+
+def test_some_lines_and_textures_are_invisible_so_that_nobody_can_be_perfect():
+    for name in ("scenes_orientation", "scenes_texture"):
+        hidden = [pattern(image) is None for image, _, _ in examples(name)]
+        assert 0.01 < np.mean(hidden) < 0.15
 
 
 def test_clear_words_differ_and_are_the_same_wherever_they_stand():
@@ -135,21 +150,21 @@ def test_clear_words_differ_and_are_the_same_wherever_they_stand():
 
 def test_a_texture_is_the_same_along_lines_exactly_if_it_is_stripes():
     for image, _, answer in examples("scenes_texture"):
-        rows, columns = np.nonzero(inked(image))
-        patch = inked(image)[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        constant = [bool((patch == np.take(patch, [0], axis=axis)).all()) for axis in (0, 1)]
-        assert any(constant) == (answer == "stripes")
+        ink = pattern(image)
+        if ink is not None:
+            along = max(lines_along(ink, (0, 1)), lines_along(ink, (1, 0)))
+            assert (along == 1) == (answer == "stripes")
 
 
-def test_textures_cover_different_shares_of_their_patch():
-    """Checks one half, dots at most a quarter, bricks have thin joints."""
+def test_textures_cover_different_shares_of_the_image():
+    """Checks cover about one half, dots about a quarter."""
     shares: dict[str, list[float]] = {}
     for image, _, answer in examples("scenes_texture"):
-        rows, columns = np.nonzero(inked(image))
-        patch = inked(image)[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        shares.setdefault(answer, []).append(float(patch.mean()))
+        ink = pattern(image)
+        if ink is not None:
+            shares.setdefault(answer, []).append(float(ink.mean()))
     assert max(shares["dots"]) < 0.32
-    assert min(shares["checks"]) > 0.4
+    assert min(shares["checks"]) > 0.45
 
 
 def test_images_for_pretraining_are_diverse_repeatable_and_in_no_task():
@@ -167,8 +182,9 @@ def test_images_for_pretraining_are_diverse_repeatable_and_in_no_task():
 
 
 def test_a_larger_pool_would_keep_the_images_of_a_smaller_one(monkeypatch):
+    small = data("scenes_text")
     task = load_task(read_catalog().tasks["scenes_text"])
     monkeypatch.setitem(sys.modules[type(task).__module__]._SIZES, "train", 4100)
     grown = task.load()
-    assert np.array_equal(grown.images[:4096], data("scenes_text").images[:4096])
-    assert grown.train.items[:4096] == data("scenes_text").train.items
+    assert np.array_equal(grown.images[:4096], small.images[:4096])
+    assert grown.train.items[:4096] == small.train.items

@@ -40,8 +40,16 @@ class Part:
     questions: tuple[str, ...]
 
 
-def probe_layers(encoder: Encoder, task: Task, data: TaskData, *, limits: Limits) -> list[float]:
-    """Mean test score of a probe on each of `hs[0..L]`."""
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Mean score of one layer's probe."""
+
+    val: float
+    test: float
+
+
+def probe_layers(encoder: Encoder, task: Task, data: TaskData, *, limits: Limits) -> list[Score]:
+    """Scores of a probe on each of `hs[0..L]`."""
     train, val, test = (
         _part(encoder, data, split, limit)
         for split, limit in (
@@ -53,8 +61,8 @@ def probe_layers(encoder: Encoder, task: Task, data: TaskData, *, limits: Limits
     scores = []
     for layer in range(encoder.shape.layers + 1):
         tried = [_predict(train, [val, test], layer, penalty) for penalty in PENALTIES]
-        best = max(tried, key=lambda answers: _score(task, answers[0], val))
-        scores.append(_score(task, best[1], test))
+        found = [Score(val=_score(task, a, val), test=_score(task, b, test)) for a, b in tried]
+        scores.append(max(found, key=lambda score: score.val))
     return scores
 
 

@@ -20,7 +20,7 @@ from fusionbench.encoders.build import load_vit
 from fusionbench.encoders.card import EncoderCard, read_json
 from fusionbench.encoders.pool import local_tasks
 from fusionbench.encoders.pretrain import initialise
-from fusionbench.encoders.probe import Limits, probe_layers
+from fusionbench.encoders.probe import Limits, Score, probe_layers
 from fusionbench.encoders.vit import ViT
 from fusionbench.plugins import load_task
 from fusionbench.seeding import seed_of
@@ -37,8 +37,18 @@ class Row:
     group: str
     chance: float
     examples: int
-    nano: list[float]
-    twin: list[float]
+    nano: list[Score]
+    twin: list[Score]
+
+    @property
+    def last(self) -> float:
+        """nano's last layer."""
+        return self.nano[-1].test
+
+    @property
+    def middle(self) -> float:
+        """nano's best layer between the first and the last, chosen on val."""
+        return max(self.nano[1:-1], key=lambda score: score.val).test
 
     @property
     def half_width(self) -> float:
@@ -60,7 +70,12 @@ def measure(nano: ViT, twin: ViT) -> list[Row]:
             nano=probe_layers(nano, task, data, limits=LIMITS),
             twin=probe_layers(twin, task, data, limits=LIMITS),
         )
-        log.info("%s: nano %s, random %s", row.task, _percent(row.nano), _percent(row.twin))
+        log.info(
+            "%s: nano %s, random %s",
+            row.task,
+            _percent(_tests(row.nano)),
+            _percent(_tests(row.twin)),
+        )
         rows.append(row)
     return rows
 
@@ -79,13 +94,13 @@ def tables(rows: list[Row]) -> str:
     rows = sorted(rows, key=lambda row: (row.group, row.task))
     layers = [f"hs[{index}]" for index in range(len(rows[0].nano))]
     by_layer = [
-        [row.task, row.group, *_marked(row.nano), f"{100 * row.chance:.1f}"] for row in rows
+        [row.task, row.group, *_marked(_tests(row.nano)), f"{100 * row.chance:.1f}"] for row in rows
     ]
     compared = [
         [
             row.task,
             row.group,
-            *_percent([row.nano[-1], row.twin[-1], max(row.nano[1:-1]), max(row.twin)]),
+            *_percent([row.last, row.twin[-1].test, row.middle, max(_tests(row.twin))]),
             f"{100 * row.half_width:.1f}",
             row.examples,
         ]
@@ -106,8 +121,8 @@ def text(card: EncoderCard, training: dict[str, Any], rows: list[Row]) -> str:
     images = ", ".join(f"{count} {source}" for source, count in training["images"].items())
     recipe = ", ".join(f"{name} {value}" for name, value in training["recipe"].items())
     skip = f" --skip {' '.join(training['skip'])}" if training["skip"] else ""
-    clear = [r.task for r in rows if r.nano[-1] - r.twin[-1] > 2 * r.half_width]
-    middle = [r.task for r in rows if max(r.nano[1:-1]) - r.nano[-1] > r.half_width]
+    clear = [r.task for r in rows if r.last - r.twin[-1].test > 2 * r.half_width]
+    middle = [r.task for r in rows if r.middle - r.last > r.half_width]
     return _TEXT.format(
         weights=card.weights,
         layers=card.layers,
@@ -130,14 +145,15 @@ def text(card: EncoderCard, training: dict[str, Any], rows: list[Row]) -> str:
 _COMMAND = "python -m fusionbench.encoders.pretrain --out FOLDER"
 _TEXT = """# nano
 
-The embedded encoder of FusionBench: a vision transformer of {layers} blocks, {dim} wide, for
-images of {size} x {size} pixels ({tokens} tokens with CLS). It exists so that the whole suite runs
-in minutes on a CPU, without a download. It is no feature extractor for anything else.
+The embedded encoder of FusionBench: a vision transformer of {layers} blocks, {dim} wide, for images
+of {size} x {size} pixels ({tokens} tokens with CLS). It exists so that the whole suite runs in
+minutes on a CPU, without a download. It is no feature extractor for anything else.
 
 - Weights fingerprint: `{weights}`; licence: Apache-2.0, like the rest of the package.
 - Teacher: {teacher}, fingerprint `{teacher_weights}`.
 - Made by `{command}` ({minutes} minutes of one CPU thread on a busy machine, after the teacher).
-- Pictures: {images}. Photographs were not among them.
+- Pictures: {images}. No photographs.
+  Rendered scenes are as their painters drew them then; they may have changed since.
 - Recipe: {recipe}.
 
 The last hidden state, after the final norm, was trained to give the teacher's final tokens (its
@@ -149,19 +165,23 @@ or tests on was (a test compares the hashes).
 ## What each layer knows
 
 Test accuracy in percent of a logistic regression on CLS and the mean patch of one hidden state
-(one regression for each question; L2 penalty chosen on val; at most {limits}).
-The best layer is bold. Mean pooling hides positions: a low number means "not linearly readable
+(one regression for each question; L2 penalty chosen on val; at most {limits}). The best layer is bold. Mean pooling hides positions: a low number means "not linearly readable
 from the mean", not "absent".
 
 {tables}
 
 `last` is `hs[{layers}]`; `best middle` the best of `hs[1]` to the one before the last, chosen on
-test and therefore a little too high; `random` is an untrained twin of the same architecture; `+-`
-is half of the 95 % interval at an accuracy of one half, from n test examples.
+val; `random` is an untrained twin of the same architecture, `random best` its best layer, chosen
+on test (too high, if anything); `+-` is half of the 95 % interval at an accuracy of one half, from
+n test examples.
 
 - The last layer beats the random one by more than two half-widths on: {clear}.
 - The best middle layer beats the last by more than one half-width on: {middle}.
 """
+
+
+def _tests(scores: list[Score]) -> list[float]:
+    return [score.test for score in scores]
 
 
 def _percent(values: list[float]) -> list[str]:

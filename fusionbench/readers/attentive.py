@@ -5,7 +5,7 @@ question's tokens with their positions; the fusion gets only the mean.
 """
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,8 +28,7 @@ class Projector(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch width"]:
         """Project each token on its own."""
-        normed = F.layer_norm(tokens, tokens.shape[-1:])
-        return self.outer(F.gelu(self.inner(normed)))
+        return self.outer(F.gelu(self.inner(_normed(tokens))))
 
 
 class Question(nn.Module):
@@ -65,7 +64,7 @@ class AttentiveReader(nn.Module):
         self.ask = nn.Linear(width, width)
         self.keys = nn.Linear(width, width)
         self.values = nn.Linear(width, width)
-        self.combine = nn.Linear(3 * width, width)
+        self.combine = nn.Linear(4 * width, width)
         self.classify = nn.Linear(width, answers)
 
     def forward(
@@ -75,11 +74,13 @@ class AttentiveReader(nn.Module):
         mask: Bool[Tensor, "batch length"],
     ) -> Float[Tensor, "batch answer"]:
         """Logits over the answers."""
-        asked = self.question(question, mask)
-        seen = self.projector(tokens)
-        pooled = self._pool(asked, F.layer_norm(seen, seen.shape[-1:]))
-        # The product lets a linear classifier see question and image together.
-        joint = torch.cat([pooled, asked, pooled * asked], dim=-1)
+        asked = _normed(self.question(question, mask))
+        seen = _normed(self.projector(tokens))
+        pooled = self._pool(asked, seen)
+        # The product lets a linear layer see question and image together; the mean is there from
+        # the first step, when attention still looks everywhere and nowhere.
+        parts = [pooled, asked, pooled * asked, reduce(seen, "b n d -> b d", "mean")]
+        joint = torch.cat([_normed(part) for part in parts], dim=-1)
         return self.classify(F.gelu(self.combine(joint)))
 
     def _pool(
@@ -90,3 +91,7 @@ class AttentiveReader(nn.Module):
         values = rearrange(self.values(seen), "b n (h d) -> b h n d", h=_HEADS)
         pooled = F.scaled_dot_product_attention(queries, keys, values)
         return rearrange(pooled, "b h 1 d -> b (h d)")
+
+
+def _normed(values: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    return F.layer_norm(values, values.shape[-1:])

@@ -29,7 +29,7 @@ from fusionbench.stats.suite import sum_over_shared_runs, sum_over_tasks
 from fusionbench.stats.testset import step_down_max_t
 from fusionbench.stats.verdicts import Verdict, judge
 
-EFFORT = [100, pytest.param(2_000, marks=pytest.mark.slow)]
+EFFORT = [60, pytest.param(2_000, marks=pytest.mark.slow)]
 COMBINE = {False: sum_over_tasks, True: sum_over_shared_runs}
 
 
