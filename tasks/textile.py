@@ -25,8 +25,8 @@ class Textile(Task):
     """Is this textile nominal, locally defective or globally changed? A constant question.
 
     500 of the 1,000 nominal images, so that the three answers are equally frequent; 250 x 250
-    pixels are averaged to 62 x 62, where the defects are still there (a linear probe of DINOv2-S
-    at 112 px loses nothing) and a packed data set stays small.
+    pixels are averaged to 62 x 62, so that a packed data set stays small. Linear probes of DINOv2-S
+    at 112 px (600 train, 200 test images): best layer 0.69, against 0.70 from 125 x 125.
     """
 
     chance = 1 / 3

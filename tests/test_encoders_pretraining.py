@@ -29,13 +29,14 @@ def look(image: np.ndarray) -> bytes:
 def test_nothing_in_the_pretraining_pool_is_validated_or_tested_on_by_a_task():
     held_out: set[bytes] = set()
     train: dict[str, set[bytes]] = {}
-    for card in local_tasks(()):
+    plan = PoolPlan(procedural=300, skip=("elpv",))
+    for card in local_tasks(plan.skip):
         data = load_task(card).load()
         for split in (data.val, data.test):
             held_out |= {look(data.images[row]) for row in np.unique(split.images)}
         train[card.name] = {look(data.images[row]) for row in np.unique(data.train.images)}
     # Before the filter: the sources are disjoint by themselves, the filter is a second lock.
-    seen = {name: {look(i) for i in images} for name, images in sources(PoolPlan(procedural=300))}
+    seen = {name: {look(i) for i in images} for name, images in sources(plan)}
     assert len(seen) >= 2 and all(seen.values())
     for name, looks in seen.items():
         assert not looks & held_out, name
