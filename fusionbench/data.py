@@ -68,7 +68,7 @@ def cut(data: TaskData, budget: Budget) -> tuple[Bundle, UInt8[np.ndarray, "imag
     row_of[images] = np.arange(len(images))
     asked = sorted({q for name in SPLITS for q in data.split(name).questions[: kept[name]]})
     number = {question: index for index, question in enumerate(asked)}
-    parts = {name: _examples(data.split(name), kept[name], row_of, number) for name in SPLITS}
+    parts = {name: _examples(task, data.split(name), kept[name], row_of, number) for name in SPLITS}
     pixels = np.ascontiguousarray(data.images[images])
     bundle = Bundle(
         answers=data.answers,
@@ -113,13 +113,13 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def _examples(
-    split: Split, count: int, row_of: Int[np.ndarray, " image"], number: dict[str, int]
+    task: str, split: Split, count: int, row_of: Int[np.ndarray, " image"], number: dict[str, int]
 ) -> Examples:
     count = min(count, len(split))
     images = split.images[:count]
     return Examples(
         items=split.items[:count],
-        groups=tuple(f"image-{image}" for image in images),
+        groups=tuple(f"{task}/image-{image}" for image in images),
         rows=row_of[images],
         questions=np.array([number[q] for q in split.questions[:count]], dtype=np.int64),
         answers=np.asarray(split.answers[:count], dtype=np.int64),

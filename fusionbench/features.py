@@ -29,6 +29,7 @@ from fusionbench.records import canonical
 _BATCH = 64
 _FORMAT = 1
 _GIB = 2**30
+_CPU = torch.device("cpu")
 _STALE_SECONDS = 86400.0
 
 
@@ -63,14 +64,17 @@ def encode(
     taps: Sequence[Tap],
     *,
     limit_gib: float,
+    device: torch.device = _CPU,
 ) -> None:
-    """Fill the missing taps of an image set in one pass; UserError if they do not fit."""
+    """Fill the missing taps of an image set in one pass on the encoder's device.
+
+    Raises UserError if they do not fit.
+    """
     wanted = missing_taps(key, taps)
     if not wanted:
         return
     shape = (len(images), encoder.shape.tokens, encoder.shape.dim)
     _refuse_overflow(shape, key.dtype, len(wanted), limit_gib)
-    device = next(iter(encoder.buffers()), torch.empty(0)).device
     with _pending(key, wanted, shape) as files:
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(images[start : start + _BATCH]).to(device)

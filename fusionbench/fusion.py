@@ -100,5 +100,5 @@ class InEncoderFusion(Method):
         """Fused tokens from the (modified) output of block `depth` and the state."""
 
     def forward(self, *args: object) -> Fused:
-        """Refuse to be called as a function of hidden states; see `fusionbench.harness.stepping`."""
+        """Refuse: this kind of method is stepped, see `fusionbench.harness.stepping`."""
         raise TypeError(f"{type(self).__name__} steps with the encoder: start, after_block, finish")

@@ -27,8 +27,8 @@ Pixels = UInt8[np.ndarray, "image height width 3"]
 def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> tuple[int, int]:
     """Write the tasks' data at most `size` pixels wide and the encoder's weights.
 
-    Gives the number of tasks written and the folder's size in bytes. What travels with the package is not copied: tasks that are
-    rendered (they need no other package) and `nano`.
+    Gives the number of tasks written and the folder's size in bytes. What travels with the
+    package is not copied: tasks that are rendered (they need no other package) and `nano`.
     Raises ValueError for an unknown encoder, OSError if its weights cannot be fetched.
     """
     weights = fetch(encoder)

@@ -161,7 +161,7 @@ class RunOptions:
     out: str = "results/local"
     device: str = "auto"
     workers: int = 0
-    """Worker processes; 0: one per two cores on the CPU (at least 2), one on a GPU."""
+    """Worker processes; 0: one per core (at most 8), at most 4 on a GPU."""
     plugins: tuple[str, ...] = ()
     cache_gib: float = 20.0
     eval_batch: int = 256

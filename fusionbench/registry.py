@@ -58,7 +58,7 @@ def method(
     return _register("method", family, facts | {"variants": dict(variants or {"": {}})})
 
 
-def task(
+def task(  # noqa: PLR0913  (each argument is a fact about the task)
     name: str,
     *,
     version: int,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from fusionbench.catalog import Catalog
@@ -15,6 +16,8 @@ from fusionbench.records import RunOptions
 from fusionbench.selection import Unavailable
 from fusionbench.store import Store
 from fusionbench.study import Study
+
+_CPU_WORKERS, _GPU_WORKERS = 8, 4
 
 
 class Progress(Protocol):
@@ -66,12 +69,16 @@ def _fetch(encoder: str) -> None:
 
 
 def worker_count(options: RunOptions) -> int:
-    """As asked for; else one worker on a GPU, one per core (at most 8) on the CPU."""
+    """As asked for; else one per core, at most 8, and at most 4 where they share a GPU.
+
+    The cells of a study are small: a few processes fill a GPU better than one.
+    """
     if options.workers:
         return options.workers
-    if options.device.startswith("cuda"):
-        return 1
-    return max(1, min(8, len(os.sched_getaffinity(0))))
+    # The parent does not load torch, so it looks for the driver's device instead.
+    gpu = options.device.startswith("cuda") or Path("/dev/nvidiactl").exists()
+    most = _GPU_WORKERS if gpu and options.device != "cpu" else _CPU_WORKERS
+    return max(1, min(most, len(os.sched_getaffinity(0))))
 
 
 def _work(plan: Plan, options: RunOptions, result: SweepResult, progress: Progress) -> None:

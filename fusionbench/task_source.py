@@ -39,9 +39,9 @@ def task_hash(card: TaskCard) -> str:
 
 
 def _stamps(card: TaskCard) -> Iterator[list[str | int]]:
-    """Size and time of the task's code and of the record of each package it reads."""
+    """Size and time of the task's code and data files and of its packages' records."""
     source = Path(card.file)
-    for path in [source, *source.parent.glob("_*.py")]:
+    for path in [*source.parent.glob(f"{source.stem}.*"), *source.parent.glob("_*.py")]:
         yield [path.name, *_stamp(path)]
     for package in card.needs:
         for record in _package_records(package):

@@ -23,7 +23,7 @@ def key(monkeypatch, tmp_path):
 
 @pytest.fixture
 def images():
-    return cut(BrightHalf().load(), BUDGET)[1]
+    return cut("bright_half", BrightHalf().load(), BUDGET)[1]
 
 
 def test_a_tap_comes_back_as_the_encoder_made_it(key, images):
@@ -97,7 +97,7 @@ def test_nothing_can_change_a_feature_file(key, images):
 def test_a_bundle_is_cut_to_the_budget_and_comes_back_whole(tmp_path):
     budget = replace(BUDGET, train_items=7, val_items=4, test_items=6)
     data = BrightHalf().load()
-    bundle, images = cut(data, budget)
+    bundle, images = cut("bright_half", data, budget)
     assert [len(part) for part in (bundle.train, bundle.val, bundle.test)] == [7, 4, 6]
     assert bundle.count == len(images) == 4 + 2 + 3
     assert (images[bundle.test.rows] == data.images[data.test.images[:6]]).all()

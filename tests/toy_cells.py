@@ -63,7 +63,7 @@ def _split(left: np.ndarray, rows: range) -> Split:
 
 def materials(taps: list[Tap], budget: Budget = BUDGET, *, name: str = "bright_half") -> Materials:
     encoder = PixelToyEncoder()
-    bundle, images = cut(BrightHalf().load(), budget)
+    bundle, images = cut("bright_half", BrightHalf().load(), budget)
     key = FeatureKey(
         weights="toy", size=4, images=bundle.images, count=bundle.count, precision="fp32",
         dtype=budget.feature_dtype,

@@ -66,4 +66,3 @@ def run_cell(
         unmoved=log.unmoved,
     )
     return replace(record, seconds=round(time.perf_counter() - started, 3)), scores
-

@@ -51,8 +51,9 @@ class Desk:
         if not wanted:
             return
         if images is None:
-            _, images = cut(load_data(cell.task), cell.spec.budget)
-        features.encode(encoder, images, key, wanted, limit_gib=self.options.cache_gib)
+            _, images = cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
+        limit = self.options.cache_gib
+        features.encode(encoder, images, key, wanted, limit_gib=limit, device=self.device)
 
     def run(self, job: CellJob) -> Iterator[Event]:
         """Train and record each cell; a cell that fails does not stop the others."""
@@ -127,7 +128,7 @@ class Desk:
         path = bundle_path(cell.spec.task, cell.spec.data, cell.spec.budget)
         if path.exists():
             return read_bundle(path), None
-        bundle, images = cut(load_data(cell.task), cell.spec.budget)
+        bundle, images = cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
         write_bundle(bundle, path)
         return bundle, images
 

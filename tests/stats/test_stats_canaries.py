@@ -5,7 +5,7 @@ Each test shows a wrong model missing its promise by far on data on which ours k
 
 import numpy as np
 import pytest
-from nullsuites import METHODS, SCENARIOS, against, differences, null_suite
+from nullsuites import METHODS, SCENARIOS, SUITE, NullTask, against, differences, null_suite
 
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.families import holm
@@ -13,6 +13,12 @@ from fusionbench.stats.suite import sum_over_tasks
 from fusionbench.stats.testset import t_over_seeds
 
 EFFORT = [60, pytest.param(2_000, marks=pytest.mark.slow)]
+
+# Enough images that a run's luck is what is left to get wrong.
+MANY_IMAGES = tuple(
+    NullTask(task.accuracy, images, 1, pool)
+    for pool, (task, images) in enumerate(zip(SUITE, (200, 300, 500, 1000, 400, 2000), strict=True))
+)
 
 
 def covers_zero(low, high):
@@ -57,11 +63,11 @@ def test_a_question_taken_for_an_item_covers_far_too_rarely(reps, record_propert
     assert found < 0.85
 
 
-@pytest.mark.parametrize("reps", EFFORT)
+@pytest.mark.parametrize("reps", [120, pytest.param(2_000, marks=pytest.mark.slow)])
 def test_adding_variances_of_shared_runs_raises_false_alarms(reps, record_property):
     rng, found = np.random.default_rng(74), []
     for _ in range(reps):
-        suite = null_suite(rng, seeds=10, shared_runs=True)
+        suite = null_suite(rng, seeds=10, shared_runs=True, tasks=MANY_IMAGES)
         p = sum_over_tasks(against(suite, 0, np.arange(1, METHODS))).p_value()
         found.append(holm(p).min() < 0.05)
     record_property("fwer", float(np.mean(found)))
