@@ -58,7 +58,9 @@ class Bundle:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
-def cut(data: TaskData, budget: Budget) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"]]:
+def cut(
+    task: str, data: TaskData, budget: Budget
+) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"]]:
     """The bundle a budget asks for, and its images in bundle order."""
     limits = {"train": budget.train_items, "val": budget.val_items, "test": budget.test_items}
     kept = {name: limits[name] or len(data.split(name)) for name in SPLITS}

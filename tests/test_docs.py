@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import fusionbench
+
 ROOT = Path(__file__).resolve().parent.parent
+IMPORTED_FROM = str(Path(fusionbench.__file__).parent.parent)
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
 BLOCK = re.compile(r"```(?:bash|sh|console)\n(.*?)```", re.DOTALL)
 # What CI does itself, from nothing; running it here would recurse.
@@ -69,7 +72,8 @@ def folder(tmp_path_factory):
 def run(arguments: list[str], place: Path, variables: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fusionbench", *arguments], cwd=place, capture_output=True,
-        text=True, timeout=240, check=False, env=os.environ | variables,
+        text=True, timeout=240, check=False,
+        env=os.environ | {"PYTHONPATH": IMPORTED_FROM} | variables,
     )  # fmt: skip
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
 
