@@ -30,7 +30,7 @@ class PoolPlan:
     procedural: int = 3000
     per_task: int = 4000
     """At most so many images of a task's train split, from its front."""
-    rendered: int = 4000
+    rendered: int = 7000
     """Pictures from unused seeds, per module of rendered tasks."""
     seed: int = 0
     skip: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ class Recipe:
     middle_layer: int = 4
     """The teacher's middle layer is predicted from this hidden state."""
     middle_weight: float = 0.5
+    common_weight: float = 0.5
+    """Weight of what all patches of a layer have in common: readers normalise tokens, and a large
+    constant part would leave little of them."""
     seed: int = 0
 
 
@@ -72,7 +75,9 @@ class Pupil(nn.Module):
         last: Float[Tensor, "batch token teacher"],
         middle: Float[Tensor, "batch patch more"],
     ) -> Float[Tensor, ""]:
-        """Squared errors: last layer (half of it the CLS token), middle layer, pixels."""
+        """Squared errors (last layer, half of it the CLS token; middle layer; pixels), and what
+        the patches have in common.
+        """
         states = [self.encoder.embed(images)]
         for index in range(1, NANO.layers + 1):
             states.append(self.encoder.block(index, states[-1]))
@@ -81,7 +86,14 @@ class Pupil(nn.Module):
         recalled = self.middle(states[self.recipe.middle_layer][:, 1:])
         error = error + self.recipe.middle_weight * F.mse_loss(recalled, middle)
         drawn = self.pixels(states[self.recipe.pixel_layer][:, 1:])
-        return error + self.recipe.pixel_weight * F.mse_loss(drawn, patch_pixels(images))
+        error = error + self.recipe.pixel_weight * F.mse_loss(drawn, patch_pixels(images))
+        return error + self.recipe.common_weight * common_part(states[1:])
+
+
+def common_part(states: Sequence[Float[Tensor, "batch token dim"]]) -> Float[Tensor, ""]:
+    """Share of a normalised patch's energy that all patches share, averaged over layers, 0 to 1."""
+    shared = [F.layer_norm(s[:, 1:], s.shape[-1:]).mean(dim=(0, 1)).square().mean() for s in states]
+    return torch.stack(shared).mean()
 
 
 def patch_pixels(
