@@ -1,7 +1,8 @@
 """Handwritten digits of 8 x 8 pixels (UCI, by way of scikit-learn): 1,797 images, of which
 1,740 are used, 174 of each digit.
 
-Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, 1998.
+Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, 1998. Of the group "fine": a linear
+probe of an untrained vision transformer reads 90 % of them, so strokes decide, not meaning.
 """
 
 import gzip
@@ -16,7 +17,7 @@ from fusionbench.tasks._sources import one_question, package_folder
     "digits",
     version=1,
     family="digits",
-    group="semantic",
+    group="fine",
     needs=("sklearn",),
     get="pip install 'scikit-learn>=1.5'",
 )

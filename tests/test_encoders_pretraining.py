@@ -14,7 +14,7 @@ from fusionbench.encoders.build import build, load_vit
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.lessons import NANO, TEACHER_MIDDLE, Lessons, teach
 from fusionbench.encoders.pool import PoolPlan, image_hash, local_tasks, sources, without
-from fusionbench.encoders.pretrain import Recipe
+from fusionbench.encoders.pretrain import Recipe, common_part
 from fusionbench.encoders.probe import Limits, fit, probe_layers
 from fusionbench.encoders.probe_card import random_twin
 from fusionbench.encoders.procedural import render
@@ -144,3 +144,12 @@ def test_nanos_last_layer_knows_more_of_meaning_than_random_weights():
 def test_nanos_middle_layers_know_more_of_fine_detail_than_its_last():
     by_layer = scores(build("nano"), "scenes_orientation")
     assert sum(by_layer[2:5]) / 3 > by_layer[-1] + 0.02
+
+
+def test_patches_that_are_all_alike_have_everything_in_common():
+    draw = torch.Generator().manual_seed(0)
+    alike = torch.randn(1, 1, 96, generator=draw).expand(8, 17, 96)
+    apart = torch.randn(64, 17, 96, generator=draw)
+    assert common_part([alike]).item() == pytest.approx(1.0, abs=1e-3)
+    assert common_part([apart]).item() < 0.01
+    assert common_part([alike, apart]).item() == pytest.approx(0.5, abs=0.01)

@@ -1,0 +1,63 @@
+"""The shipped quick study: its tables come from its records, and it shows what it must show."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from fusionbench.report.build import write_report
+from fusionbench.stats import holm
+from fusionbench.store import Store
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "quick"
+pytestmark = pytest.mark.skipif(
+    not (RESULTS / "cells").is_dir(), reason="the shipped results travel with the checkout only"
+)
+SEED = 0
+"""One run, so that its test examples are independent of each other."""
+
+
+@pytest.fixture(scope="module")
+def right() -> dict[str, dict[str, tuple[int, int, float]]]:
+    """{task: {method: (right answers, examples, chance)}} of one seed, suite tasks only."""
+    found: dict[str, dict[str, tuple[int, int, float]]] = defaultdict(dict)
+    store = Store.open(RESULTS)
+    for record in store.records():
+        if record.in_suite and record.spec.seed == SEED and record.status == "done":
+            hits = int(round(store.outcomes(record).sum()))
+            found[record.spec.task][record.label] = (hits, record.examples, record.chance)
+    return found
+
+
+def p_value(cell: tuple[int, int, float]) -> float:
+    hits, examples, chance = cell
+    return float(binomtest(hits, examples, chance, alternative="greater").pvalue)
+
+
+def test_the_shipped_tables_come_from_the_shipped_records(tmp_path):
+    write_report(RESULTS, tmp_path)
+    shipped = sorted((RESULTS / "report" / "tables").iterdir())
+    assert shipped
+    for table in shipped:
+        assert (tmp_path / "tables" / table.name).read_bytes() == table.read_bytes(), table.name
+
+
+def test_some_method_is_above_chance_on_at_least_8_tasks(right):
+    # The best of many methods: Bonferroni over methods, then Holm over tasks.
+    best = [min(1.0, len(row) * min(map(p_value, row.values()))) for row in right.values()]
+    assert (np.array(holm(np.array(best))) < 0.05).sum() >= 8
+
+
+def test_the_penultimate_layer_beats_chance_on_8_tasks(right):
+    assert sum(p_value(row["penultimate"]) < 0.05 for row in right.values()) >= 8
+
+
+def test_every_record_is_there_and_from_a_clean_commit():
+    records = list(Store.open(RESULTS).records())
+    labels = {record.label for record in records}
+    tasks = {record.spec.task for record in records}
+    assert len(records) == len(labels) * len(tasks) * 3
+    states = {(r.provenance["code"]["commit"], r.provenance["code"]["dirty"]) for r in records}
+    assert len(states) == 1 and not next(iter(states))[1]
