@@ -13,7 +13,9 @@ import fusionbench
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED_FROM = str(Path(fusionbench.__file__).parent.parent)
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+TEXTS = ("README.md", "CONTRIBUTING.md", "results/README.md")
+PAGES = [page for page in (*map(ROOT.joinpath, TEXTS), *sorted(ROOT.glob("docs/*.md")))]
+PAGES = [page for page in PAGES if page.exists()]
 BLOCK = re.compile(r"```(?:bash|sh|console)\n(.*?)```", re.DOTALL)
 # What CI does itself, from nothing; running it here would recurse.
 BY_CI = ("pip ", "pytest", "bash .ci/run", "git ", "cd ", "export ")
