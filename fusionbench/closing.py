@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from fusionbench import __version__
 from fusionbench.catalog import Catalog
+from fusionbench.errors import UserError
 from fusionbench.history import Run
 from fusionbench.listing import Row, columns
 from fusionbench.records import RunOptions
@@ -14,6 +15,9 @@ from fusionbench.store import Store
 from fusionbench.study import Study, as_plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fusionbench.report.build import ReportPaths
     from fusionbench.sweep import SweepResult
 
 
@@ -78,12 +82,22 @@ def _pivot(rows: list[dict[str, str]]) -> str:
     )
 
 
+def report_writer() -> "Callable[..., ReportPaths]":
+    """`write_report`; UserError if this machine lacks a package that only reports need."""
+    try:
+        from fusionbench.report.build import write_report
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the report needs the package {error.name}, which is not installed",
+            f"pip install {error.name}, then `fusionbench report DIR`; the records are safe",
+        ) from error
+    return write_report
+
+
 def _update(folder: Path, home: Path) -> None:
     from fusionbench.report.freshness import up_to_date
 
     store = Store.open(folder)
     if up_to_date(store, home) or not (store.finished() or any(store.failures())):
         return
-    from fusionbench.report.build import write_report
-
-    write_report(folder, home)
+    report_writer()(folder, home)

@@ -90,11 +90,11 @@ def dry_run(study: Study, options: RunOptions, stream: TextIO) -> int:
 
 def report(folder: Path, out: Path | None, stream: TextIO) -> int:
     """Write the report of a folder of results and name its page."""
-    from fusionbench.report.build import write_report
+    from fusionbench.closing import report_writer
     from fusionbench.store import Store
 
     _say(_found(Store.open(folder)))
-    stream.write(f"{write_report(folder, out).page}\n")
+    stream.write(f"{report_writer()(folder, out).page}\n")
     return OK
 
 

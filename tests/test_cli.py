@@ -211,3 +211,15 @@ def test_the_installed_module_runs_from_any_folder(tmp_path):
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and "penultimate" in done.stdout, done.stderr
+
+
+def test_a_machine_without_the_report_s_packages_is_told_so_and_keeps_its_records(monkeypatch):
+    from fusionbench import closing
+    from fusionbench.errors import UserError
+
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    for name in [name for name in sys.modules if name.startswith("fusionbench.report.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match="tabulate") as error:
+        closing.report_writer()
+    assert "records are safe" in error.value.hint
