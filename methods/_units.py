@@ -70,6 +70,7 @@ class LayerAttention(nn.Module):
         self.head = math.gcd(head, dim)
         width = int(abs((math.log2(dim) + 1) / 2))
         kernel = width if width % 2 else width + 1
+        self.Wq: nn.Module
         self.Wq, self.Wk = (
             nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False) for _ in range(2)
         )

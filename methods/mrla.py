@@ -54,6 +54,7 @@ class Base(nn.Module):
         super().__init__()
         self.attention = LayerAttention(dim, head=head)
         if first:
+            # One key leaves nothing to choose, so a query would never learn.
             self.attention.Wq = nn.Identity()
 
     def forward(self, images: Float[Tensor, "batch dim y x"], state: State) -> tuple[Tensor, State]:

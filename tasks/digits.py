@@ -37,7 +37,7 @@ class Digits(Task):
         labels = table[:, -1].tolist()
         names = [f"digits/{row:04d}" for row in range(len(labels))]
         return one_question(
-            images,
+            list(images),
             labels,
             names,
             question="which digit is this?",
