@@ -27,6 +27,7 @@ from fusionbench.cache import write_atomic
 from fusionbench.encoders import own
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
+from fusionbench.encoders.detail import detail, detail_told
 from fusionbench.encoders.images import prepare
 from fusionbench.encoders.lessons import NANO, TEACHER_SIZE, Lessons, lessons
 from fusionbench.encoders.pool import PoolPlan
@@ -53,6 +54,10 @@ class Recipe:
     common_weight: float = 0.5
     """Weight of what all patches of a layer have in common: readers normalise tokens, and a large
     constant part would leave little of them."""
+    detail_weight: float = 0.0
+    """Weight of the share of local detail (`detail.py`) that the last hidden state still tells
+    linearly: large encoders give fine detail up on the way to meaning, one this small has to be
+    told to."""
     seed: int = 0
 
 
@@ -87,6 +92,8 @@ class Pupil(nn.Module):
         error = error + self.recipe.middle_weight * F.mse_loss(recalled, middle)
         drawn = self.pixels(states[self.recipe.pixel_layer][:, 1:])
         error = error + self.recipe.pixel_weight * F.mse_loss(drawn, patch_pixels(images))
+        told = detail_told(states[-1], detail(patch_images(images)))
+        error = error + self.recipe.detail_weight * told
         return error + self.recipe.common_weight * common_part(states[1:])
 
 
@@ -100,9 +107,16 @@ def patch_pixels(
     images: UInt8[Tensor, "batch 64 64 3"],
 ) -> Float[Tensor, "batch patch pixel"]:
     """Normalised pixels, patch by patch."""
+    return rearrange(patch_images(images), "b n c i j -> b n (c i j)")
+
+
+def patch_images(
+    images: UInt8[Tensor, "batch 64 64 3"],
+) -> Float[Tensor, "batch patch channel height width"]:
+    """Normalised patches as small pictures."""
     pixels = prepare(images, size=NANO.size, mean=NANO.mean, std=NANO.std, dtype=torch.float32)
     side = NANO.patch
-    return rearrange(pixels, "b c (h i) (w j) -> b (h w) (c i j)", i=side, j=side)
+    return rearrange(pixels, "b c (h i) (w j) -> b (h w) c i j", i=side, j=side)
 
 
 def initialise(encoder: ViT) -> None:

@@ -1,0 +1,54 @@
+"""`fusionbench pack`: data and weights in one folder."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from fusionbench.commands.app import OK, Plugins, app
+from fusionbench.commands.shared import check_encoder, read
+from fusionbench.errors import disk_error
+
+
+@app.command("pack")
+def command(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    tasks: Annotated[list[str], typer.Option(help="all, names, globs.")] = ["all"],  # noqa: B006
+    encoder: Annotated[str, typer.Option(help="Whose weights to pack.")] = "nano",
+    size: Annotated[int, typer.Option(min=0, help="Pixels; 0: the encoder's own.")] = 0,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Write data and weights into one folder for a machine without a package index."""
+    stream = sys.stdout
+    code = pack(out, tasks=tasks, encoder=encoder, size=size, plugins=plugin, stream=stream)
+    raise typer.Exit(code)
+
+
+def pack(
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    encoder: str,
+    size: int,
+    plugins: Sequence[str],
+    stream: TextIO,
+) -> int:
+    """Pack tasks and weights into a folder and say how large it is."""
+    catalog = read(plugins)
+    pixels = size or check_encoder(encoder, 0).size
+    from fusionbench.packing import pack as write_pack
+    from fusionbench.selection import select_tasks
+    from fusionbench.settings import split_names
+
+    names = [name for text in tasks for name in split_names(text)]
+    chosen, left_out = select_tasks(catalog, names)
+    for one in left_out:
+        stream.write(f"left out: {one.card.name}: {one.reason}\n")
+    try:
+        count, written = write_pack(chosen, encoder, size=pixels, out=out)
+    except OSError as error:
+        raise disk_error(error, out) from error
+    stream.write(f"{out}: data of {count} tasks, {written / 2**20:.1f} MiB\n")
+    return OK
