@@ -8,9 +8,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusionbench.choices import one_of
 from fusionbench.declarations import Declaration, read_source
 from fusionbench.discovery import Door, Place, doors, importable
 from fusionbench.errors import Problem
+from fusionbench.records import READER, READERS
 from fusionbench.registry import Setting
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
@@ -33,6 +35,8 @@ class MethodCard:
     needs_query: bool
     control: str
     in_all: bool
+    reader: str
+    """The reader it runs with; empty: the study's."""
     facts: Mapping[str, str | int]
     """Paper, year, parity, ..."""
     module: str
@@ -171,7 +175,8 @@ def _method(
         in_encoder=declaration.root == "InEncoderFusion",
         needs_query=bool(declaration.attributes.get("needs_query", False)),
         control=given["control"],
-        in_all=bool(given["in_all"]),
+        in_all=_in_all(given["in_all"], variant),
+        reader=one_of(READER, given["reader"], ("", *READERS)),
         facts=dict(given.get("facts", {})),
         **where,
     )
@@ -194,6 +199,10 @@ def _task(declaration: Declaration, where: dict[str, str], packed: Collection[st
         missing=() if here else tuple(need for need in needs if not importable(need)),
         **where,
     )
+
+
+def _in_all(told: object, variant: str) -> bool:
+    return variant in told if isinstance(told, tuple) else bool(told)
 
 
 def _name(name: object) -> str:

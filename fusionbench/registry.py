@@ -37,13 +37,14 @@ def _register(kind: Kind, family: str, facts: Mapping[str, Any]) -> Callable[[T]
     return note
 
 
-def method(
+def method(  # noqa: PLR0913  (each argument is a fact about the method)
     family: str,
     *,
     version: int,
     variants: Mapping[str, Mapping[str, Setting]] | None = None,
     control: str = "",
-    in_all: bool = True,
+    in_all: bool | tuple[str, ...] = True,
+    reader: str = "",
     **facts: str | int,
 ) -> Callable[[T], T]:
     """Register a Fusion or InEncoderFusion.
@@ -51,10 +52,12 @@ def method(
     `variants` maps a suffix to the settings it changes: {"": {}, "no_query": {"query": False}}
     registers `family` and `family-no_query`; without it only `family`. `version` is bumped when
     results change. `control` names the matched control (same budget, no new information), or
-    says in a sentence why none exists. `in_all` False keeps it out of `--methods all`.
+    says in a sentence why none exists. `in_all`: whether `--methods all` means it; or which of the
+    variants it means. `reader` names the reader it runs with whatever the study's is; a method that
+    reaches into the reader's layers needs one.
     Further facts: paper, year, parity.
     """
-    facts = dict(facts, version=version, control=control, in_all=in_all)
+    facts = dict(facts, version=version, control=control, in_all=in_all, reader=reader)  # type: ignore[arg-type]
     return _register("method", family, facts | {"variants": dict(variants or {"": {}})})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from fusionbench.errors import UserError, did_you_mean, unknown
-from fusionbench.records import Budget
+from fusionbench.records import READERS, Budget
 from fusionbench.settings import inline, split_assignment, split_names
 from fusionbench.study import PRESETS, Study
 
@@ -21,7 +21,7 @@ _CHOICES = {
     "precision": ("fp32", "bf16"),
     "feature_dtype": ("float32", "float16"),
     "optimiser": ("adamw",),
-    "reader": ("attentive",),
+    "reader": READERS,
 }
 _POSITIVE = {"seeds", "steps", "batch", "tuning_seeds", "reader_width", "query_dim"}
 _KINDS = {int: "an integer", float: "a number", str: "text", Mapping: "keys and values"}

@@ -26,6 +26,13 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     parity="exact",
 )
 @method(
+    "penultimate-decoder",
+    version=1,
+    variants={"": {"index": -2}},
+    control="none: it is a baseline itself, of methods that run with the decoder",
+    reader="decoder",
+)
+@method(
     "layer",
     version=1,
     control="none: it is a baseline itself",

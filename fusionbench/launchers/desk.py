@@ -17,7 +17,7 @@ from fusionbench.features import FeatureKey
 from fusionbench.fusion import Tap
 from fusionbench.harness.cell import Tuned, choose_lr, run_cell
 from fusionbench.harness.materials import Materials
-from fusionbench.harness.model import seeded_fusion
+from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
 from fusionbench.plan import Cell, tuning_specs
@@ -192,7 +192,8 @@ def _all_taps(cells: Sequence[Cell], encoder: Encoder, spec: CellSpec) -> set[Ta
             method = load_method(cell.chosen.card)
             for seed in {run.seed for run in (cell.spec, *runs)}:
                 stream = (spec.task, seed)
-                fusion = seeded_fusion(method, cell.chosen.settings, shape, stream=stream)
+                own = shape_of(shape, cell.chosen.settings, spec.budget)
+                fusion = seeded_fusion(method, cell.chosen.settings, own, stream=stream)
                 taps.update(taps_of(fusion))
         except Exception:  # its cells will fail or be skipped with the reason
             continue
