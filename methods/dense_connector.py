@@ -84,3 +84,16 @@ def _append_pooled(
     whole = patches.shape[2] // _POOL * _POOL
     pooled = reduce(patches[1:, :, :whole], "tap b (n k) d -> b (tap n) d", "mean", k=_POOL)
     return torch.cat([patches[0], pooled], dim=1)
+
+
+def joined_frames(
+    frames: Float[Tensor, "frame token width"], *, pooled: bool
+) -> Float[Tensor, "token width"]:
+    """A video's projected frames one after the other, each halved by maxima over pairs of tokens.
+
+    For released checkpoints: no task here has videos.
+    """
+    if pooled:
+        whole = frames.shape[1] // 2 * 2
+        frames = reduce(frames[:, :whole], "t (n k) d -> t n d", "max", k=2)
+    return rearrange(frames, "t n d -> (t n) d")

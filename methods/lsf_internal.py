@@ -8,22 +8,17 @@ state k has a projector P_k of its own and goes to reader layer m(k):
              h = h + SA(x);   h = h + MLP(RMSNorm(h))
 As published, `modular` adds the last MLP to the normalised h, so that it is not the layer it
 replaces even at g = 0, and lets position t see the image's tokens 0..t only; where two states meet
-in one reader layer, the second is dropped; and no P_k normalises its input. (Also as published,
-neither form runs: `layer_fusing_strategy` is never set, and `modular` tests the wrong name.)
+in one reader layer the second is dropped (here `direct` adds both); no P_k normalises its input.
+(Released as it is, neither form runs: `layer_fusing_strategy` is never set, and `modular` tests the
+wrong name.)
 Projectors that can reach nothing are not built. Parameters bear their official names.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
-import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fusionbench.api import Fused, Fusion, Injection, ReaderPatch, StackShape, method, one_of
+from fusionbench.methods._cross_layer import CrossLayer, replacing
 from fusionbench.methods._inside import (
     first_of_each_layer,
     joined,
@@ -34,91 +29,6 @@ from fusionbench.methods._inside import (
 )
 
 _BASE = 23
-
-
-class ImageAttention(nn.Module):
-    """Cross-attention without biases and without positions."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(width, width, bias=False) for _ in range(4)
-        )
-
-    def forward(
-        self,
-        asking: Float[Tensor, "batch position width"],
-        image: Float[Tensor, "batch token width"],
-        mask: Tensor | None,
-    ) -> Float[Tensor, "batch position width"]:
-        """Attend from the sequence to the image."""
-        given = ((self.q_proj, asking), (self.k_proj, image), (self.v_proj, image))
-        heads = [rearrange(p(x), "b n (h d) -> b h n d", h=self.heads) for p, x in given]
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)
-        return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)"))
-
-
-class Gate(nn.Module):
-    """tanh of one number that starts at zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Float[Tensor, "batch position width"]) -> Tensor:
-        """Let its share through."""
-        return torch.tanh(self.weight) * x
-
-
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) up(x))."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
-        self.down_proj = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Float[Tensor, "batch position width"]) -> Tensor:
-        """Each position on its own."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class CrossLayer(nn.Module):
-    """What `modular` adds to a layer of the reader."""
-
-    def __init__(self, width: int, *, heads: int, mlp: int, as_published: bool) -> None:
-        super().__init__()
-        self.as_published = as_published
-        self.ucross_attn, self.ucross_xattn = ImageAttention(width, heads), Gate()
-        self.ucross_mlp, self.ucross_xmlp = GatedMLP(width, mlp), Gate()
-
-    def forward(
-        self,
-        layer: nn.Module,
-        image: Float[Tensor, "batch token width"],
-        hidden_states: Float[Tensor, "batch position width"],
-        *,
-        attention_mask: Tensor | None,
-        **named: Any,
-    ) -> Float[Tensor, "batch position width"]:
-        """The layer's parts, with the image between the first norm and the attention."""
-        x = layer.input_layernorm(hidden_states)
-        x = x + self.ucross_xattn(self.ucross_attn(x, image, self._mask(attention_mask, image)))
-        x = x + self.ucross_xmlp(self.ucross_mlp(x))
-        mixed, _ = layer.self_attn(x, attention_mask=attention_mask, **named)
-        hidden = hidden_states + mixed
-        inner = layer.post_attention_layernorm(hidden)
-        return (inner if self.as_published else hidden) + layer.mlp(inner)
-
-    def _mask(
-        self, mask: Tensor | None, image: Float[Tensor, "batch token width"]
-    ) -> Tensor | None:
-        if not self.as_published:
-            return None
-        if mask is None:
-            raise ValueError("the published form cuts the reader's attention mask, but it has none")
-        return mask[..., : image.shape[1]]
 
 
 @method(
@@ -212,13 +122,7 @@ class LSFInternal(Fusion):
             )
             return Fused(tokens=tokens, injections=tuple(injections))
         patches = (
-            ReaderPatch(layer=int(m), wrap=_wrap(self.layers[m], each))
+            ReaderPatch(layer=int(m), wrap=replacing(self.layers[m], each))
             for m, each in zip(places, values, strict=True)
         )
         return Fused(tokens=tokens, patches=tuple(patches))
-
-
-def _wrap(
-    cross: nn.Module, image: Float[Tensor, "batch token width"]
-) -> Callable[[nn.Module], Callable[..., Tensor]]:
-    return lambda layer: partial(cross, layer, image)
