@@ -37,6 +37,8 @@ class MethodCard:
     in_all: bool
     reader: str
     """The reader it runs with; empty: the study's."""
+    tries: str
+    """The setting that is chosen on val among the encoder's layers; empty: none."""
     facts: Mapping[str, str | int]
     """Paper, year, parity, ..."""
     module: str
@@ -165,17 +167,21 @@ def _method(
         if key not in declaration.settings:
             known = ", ".join(declaration.settings) or "none"
             raise ValueError(f"variant {variant!r} changes unknown setting {key!r} (has: {known})")
+    tries = given["tries"]
+    if tries and tries not in declaration.settings:
+        raise ValueError(f"tries names {tries!r}, which is no setting")
     return MethodCard(
         name=_name(f"{family}-{variant}") if variant else family,
         family=family,
         variant=variant,
         version=_integer(given["version"]),
-        settings=dict(declaration.settings) | changes,
+        settings={k: v for k, v in {**declaration.settings, **changes}.items() if k != tries},
         changes=changes,
         in_encoder=declaration.root == "InEncoderFusion",
         needs_query=bool(declaration.attributes.get("needs_query", False)),
         control=given["control"],
         in_all=_in_all(given["in_all"], variant),
+        tries=tries,
         reader=one_of(READER, given["reader"], ("", *READERS)),
         facts=dict(given.get("facts", {})),
         **where,

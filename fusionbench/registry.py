@@ -45,6 +45,7 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     control: str = "",
     in_all: bool | tuple[str, ...] = True,
     reader: str = "",
+    tries: str = "",
     **facts: str | int,
 ) -> Callable[[T], T]:
     """Register a Fusion or InEncoderFusion.
@@ -54,11 +55,13 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     results change. `control` names the matched control (same budget, no new information), or
     says in a sentence why none exists. `in_all`: whether `--methods all` means it; or which of the
     variants it means. `reader` names the reader it runs with whatever the study's is; a method that
-    reaches into the reader's layers needs one.
+    reaches into the reader's layers needs one. `tries` names a setting that nobody sets: it is
+    chosen on val among the layers 1..L, by the tuning seeds, together with the learning rate.
     Further facts: paper, year, parity.
     """
-    facts = dict(facts, version=version, control=control, in_all=in_all, reader=reader)  # type: ignore[arg-type]
-    return _register("method", family, facts | {"variants": dict(variants or {"": {}})})
+    named: dict[str, Any] = {"version": version, "control": control, "in_all": in_all}
+    named |= {"reader": reader, "tries": tries, "variants": dict(variants or {"": {}})}
+    return _register("method", family, facts | named)
 
 
 def task(  # noqa: PLR0913  (each argument is a fact about the task)
