@@ -168,6 +168,9 @@ def _method(
             known = ", ".join(declaration.settings) or "none"
             raise ValueError(f"variant {variant!r} changes unknown setting {key!r} (has: {known})")
     tries = given["tries"]
+    settings = {**declaration.settings, **changes}
+    silent_if = declaration.attributes.get("silent_if", {})
+    silent = any(settings[key] in values for key, values in silent_if.items())
     if tries and tries not in declaration.settings:
         raise ValueError(f"tries names {tries!r}, which is no setting")
     return MethodCard(
@@ -175,9 +178,9 @@ def _method(
         family=family,
         variant=variant,
         version=_integer(given["version"]),
-        settings={k: v for k, v in {**declaration.settings, **changes}.items() if k != tries},
+        settings={k: v for k, v in settings.items() if k != tries},
         changes=changes,
-        in_encoder=declaration.root == "InEncoderFusion",
+        in_encoder=declaration.root == "InEncoderFusion" and not silent,
         needs_query=bool(declaration.attributes.get("needs_query", False)),
         control=given["control"],
         in_all=_in_all(given["in_all"], variant),

@@ -56,6 +56,7 @@ class Mema(InEncoderFusion):
     """
 
     needs_query = True
+    silent_if = {"feedback": ("after", "none")}
 
     def __init__(  # noqa: PLR0913
         self,
@@ -180,3 +181,15 @@ def _gated(shape: StackShape, every: int, where: str) -> tuple[int, ...]:
     if not any(block < shape.layers for block in found):
         raise Unsupported(f"no block of {shape.layers - 1} is written with every={every}, {where}")
     return found
+
+
+@method(
+    "mema-shuffled_query",
+    version=1,
+    in_all=False,
+    control="none: it is a control itself, of what the question contributes",
+)
+class ShuffledMema(Mema):
+    """Mema with another example's question."""
+
+    shuffles_query = True

@@ -53,6 +53,8 @@ class Model(nn.Module):
     def _query(self, batch: Batch, materials: Materials) -> Float[Tensor, "batch query_dim"]:
         if self.training and self.fusion.reads_answers:
             return materials.leaky_queries(batch)
+        if self.fusion.shuffles_query:
+            return materials.queries[materials.strangers[batch.rows]]
         return materials.queries[batch.questions]
 
     def parameter_counts(self) -> dict[str, int]:
