@@ -118,7 +118,7 @@ class CellRecord:
     """Learning rate -> val scores of the tuning seeds."""
     lr_at_edge: bool = False
     parameters: Mapping[str, int] = field(default_factory=dict)
-    """Trainable parameters of `fusion`, `projector` and `reader`."""
+    """Trainable parameters of `fusion`, `projector` and `reader`; frozen ones of `encoder`."""
     taps: tuple[tuple[int, ...], ...] = ()
     in_encoder: bool = False
     """True if the encoder ran in every step (no feature cache)."""

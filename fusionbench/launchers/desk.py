@@ -120,6 +120,9 @@ class Desk:
             "task": cell.task.source,
         }
         card, task = cell.chosen.card, cell.task
+        if record.parameters:
+            frozen = sum(p.numel() for p in self._encoder(cell).parameters())
+            record = replace(record, parameters={**record.parameters, "encoder": frozen})
         return replace(
             record,
             label=cell.chosen.label,

@@ -50,20 +50,18 @@ def summary_section(table: ScoreTable) -> str:
     return f"### {table.condition.title}\n\n{markdown(summary_rows(table))}"
 
 
-def parameter_section(table: ScoreTable) -> str:
-    """Trainable parameters of one condition."""
-    return f"### {table.condition.title}\n\n{markdown(parameter_rows(table))}"
-
-
-def coverage_page(
-    records: Sequence[CellRecord], planned: Run | None, problems: Sequence[str]
+def coverage_text(
+    records: Sequence[CellRecord],
+    planned: Run | None,
+    problems: Sequence[str],
+    more: Sequence[str] = (),
 ) -> str:
     """What ran, what did not and why, warnings of the training, and the records' origins."""
     parts = [markdown(coverage.status_rows(records, planned))]
     for heading, lines in (
         ("Skipped and failed", coverage.reasons(records)),
         ("Tasks left out", coverage.left_out(planned)),
-        ("Worth knowing", coverage.warnings(records)),
+        ("Worth knowing", [*coverage.warnings(records), *more]),
         ("Files that were ignored", [f"- {problem}" for problem in problems]),
         ("Origins", coverage.origins(records)),
     ):

@@ -4,8 +4,9 @@ A new part is a `Section` in `build.SECTIONS`; everything else (files, formats, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from fusionbench.costs.records import CostRecord
 from fusionbench.history import Run
 from fusionbench.paired.results import Results
 from fusionbench.report.analysis import Analysis
@@ -33,7 +34,9 @@ class Material:
     """One for each condition with tasks of the suite."""
     planted: Sequence[ScoreTable]
     """Tasks with a known truth; they enter no aggregate."""
-    problems: Sequence[str] = field(default=())
+    profiles: Sequence[CostRecord] = ()
+    """Measured cost, from `DIR/profiles`."""
+    problems: Sequence[str] = ()
     """Files that were ignored, without the folder's name."""
 
 
