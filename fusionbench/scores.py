@@ -7,10 +7,12 @@ method, other settings or other data give a row or column of their own, marked a
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import isfinite
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from fusionbench.errors import UserError
 from fusionbench.records import Budget, CellRecord, canonical
 
 
@@ -123,7 +125,7 @@ def _table(records: list[CellRecord]) -> ScoreTable:
             continue
         cells[place] = record
         if record.status == "done" and record.score is not None:
-            values[place] = record.score
+            values[place] = _finite(record)
     spec = records[0].spec
     return ScoreTable(
         condition=Condition(
@@ -135,6 +137,18 @@ def _table(records: list[CellRecord]) -> ScoreTable:
         values=values,
         cells=cells,
     )
+
+
+def _finite(record: CellRecord) -> float:
+    """The score; UserError for NaN, which would pass for a cell that was not run."""
+    if record.score is None or not isfinite(record.score):
+        spec = record.spec
+        raise UserError(
+            f"cell {record.id} ({spec.method} on {spec.task}, seed {spec.seed}) is done, but its "
+            f"score is {record.score}",
+            "remove its file from cells/ and run the study again",
+        )
+    return record.score
 
 
 def _method_key(record: CellRecord) -> Hashable:

@@ -66,6 +66,8 @@ def cell(table: ScoreTable, method: int, task: int) -> Summary:
 
 def across(table: ScoreTable, method: int, keep: Bool[np.ndarray, " task"]) -> Summary:
     """The plain mean over some tasks, seed by seed; refused unless all of them ran alike."""
+    if any(record.reads_answers for record in table.row(method)):
+        return Summary(why="reads the answers")
     scores = table.values[method, keep]
     if not len(scores):
         return Summary(why="no task")

@@ -99,7 +99,7 @@ def _representatives(table: ScoreTable, order: Sequence[str], baseline: str) -> 
         family = first.family or first.spec.method
         rank = (first.label != family, place.get(first.label, len(place)), name)
         found.setdefault(family, []).append(rank)
-    best = sorted((min(ranks)[1:] for ranks in found.values()))
+    best = sorted(min(ranks)[1:] for ranks in found.values())
     return [name for _, name in best]
 
 

@@ -20,7 +20,6 @@ from fusionbench.report.analysis.measure import Measured, Measurer, Scope
 from fusionbench.report.analysis.plan import Plan, reads_answers, resolved
 from fusionbench.scores import ScoreTable
 from fusionbench.stats import Estimate, both_differ, holm, over_families
-from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 Kind = Literal["planned", "followup", "exploratory"]
 
