@@ -6,6 +6,7 @@ method, other settings or other data give a row or column of their own, marked a
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from math import isfinite
 
@@ -67,6 +68,11 @@ class ScoreTable:
     def suite(self) -> Bool[np.ndarray, " task"]:
         """Which tasks count in the aggregate."""
         return np.array([task.in_suite for task in self.tasks], dtype=np.bool_)
+
+    @cached_property
+    def leaky(self) -> frozenset[int]:
+        """Methods that see the answers in training; they enter no aggregate."""
+        return frozenset(m for (m, _, _), record in self.cells.items() if record.reads_answers)
 
     def pick(self, keep: Bool[np.ndarray, " task"]) -> "ScoreTable":
         """The table of some of the tasks."""

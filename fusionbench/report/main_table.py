@@ -9,7 +9,6 @@ import numpy as np
 
 from fusionbench.report.analysis import Analysis, ContrastRow
 from fusionbench.report.analysis.measure import Scope
-from fusionbench.report.analysis.plan import reads_answers
 from fusionbench.report.contrast_table import measured_columns
 from fusionbench.report.grid import Entry, GridRow, Marked, latex_grid, markdown_grid
 from fusionbench.report.numbers import digits
@@ -70,7 +69,7 @@ def _notes(analysis: Analysis) -> Iterator[str]:
     if any(_dirty(analysis, row) for row in range(len(analysis.table.methods))):
         yield f"{DIRTY}: part of the records come from uncommitted code."
     table = analysis.table
-    leaky = [name for row, name in enumerate(table.methods) if reads_answers(table, row)]
+    leaky = [name for row, name in enumerate(table.methods) if row in table.leaky]
     if leaky:
         yield f"{', '.join(leaky)}: sees the answers in training and enters no aggregate."
 
