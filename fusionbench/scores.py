@@ -41,6 +41,7 @@ class TaskFacts:
     name: str
     """Marked with its version or data where the results hold several."""
     group: str
+    family: str
     in_suite: bool
     metric: str
     chance: float
@@ -181,6 +182,7 @@ def _facts(name: str, key: Hashable, records: list[CellRecord]) -> TaskFacts:
     return TaskFacts(
         name=name,
         group=max(record.group for record in here),
+        family=max(record.task_family for record in here),
         in_suite=all(record.in_suite for record in done),
         metric=done[0].metric,
         chance=done[0].chance,

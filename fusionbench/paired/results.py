@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from fusionbench.errors import UserError
 from fusionbench.history import Run
@@ -58,8 +58,10 @@ class Results:
         self.store = store
         self.records: list[CellRecord] = [*store.records(), *store.failures()]
         self.tables: list[ScoreTable] = score_tables(self.records)
-        self._outcomes: dict[str, Float[np.ndarray, " item"]] = {}
+        self._outcomes: dict[str, Shaped[np.ndarray, " item"]] = {}
         self._items: dict[str, Items] = {}
+        self._numbers: dict[str, int] = {}
+        self._images: dict[str, Int[np.ndarray, " item"]] = {}
 
     @staticmethod
     def open(folder: object) -> "Results":
@@ -74,10 +76,13 @@ class Results:
         """The last request, with its study; None where the folder does not say."""
         return next(reversed(self.store.history.runs()), None)
 
-    def outcomes(self, record: CellRecord) -> Float[np.ndarray, " item"]:
-        """A score for each example of a finished cell."""
+    def outcomes(self, record: CellRecord) -> Shaped[np.ndarray, " item"]:
+        """A score for each example of a finished cell; right or wrong as booleans."""
         if record.id not in self._outcomes:
-            self._outcomes[record.id] = self.store.outcomes(record)
+            scores = self.store.outcomes(record)
+            # A byte per answer instead of four: a large study has 10^8 of them.
+            binary = bool(((scores == 0) | (scores == 1)).all())
+            self._outcomes[record.id] = scores.astype(np.bool_) if binary else scores
         return self._outcomes[record.id]
 
     def items(self, record: CellRecord) -> Items:
@@ -86,6 +91,14 @@ class Results:
             self._items[record.items] = self.store.items(record)
         return self._items[record.items]
 
+    def images(self, record: CellRecord) -> Int[np.ndarray, " item"]:
+        """A number for the image of each example; the same image has it in every task."""
+        if record.items not in self._images:
+            groups = self.items(record).groups
+            numbers = [self._numbers.setdefault(name, len(self._numbers)) for name in groups]
+            self._images[record.items] = np.array(numbers, dtype=np.int64)
+        return self._images[record.items]
+
     def pair(self, table: ScoreTable, method: int, reference: int, task: int) -> Pair:
         """Differences of two rows of a table on one of its tasks. Raises Gap."""
         mine, theirs = (finished(table, row, task) for row in (method, reference))
@@ -93,6 +106,8 @@ class Results:
         if not seeds:
             raise Gap(f"no seed has both on {table.tasks[task].name}")
         cells = [mine[seed] for seed in seeds] + [theirs[seed] for seed in seeds]
+        if not all(cell.outcomes for cell in cells):
+            raise Gap(f"a cell on {table.tasks[task].name} kept no outcomes of its examples")
         if len({cell.items for cell in cells}) > 1:
             raise Gap(f"scored on different examples of {table.tasks[task].name}")
         rows = np.stack([self.outcomes(cell) for cell in cells]).astype(np.float64)
@@ -101,7 +116,7 @@ class Results:
             seeds=tuple(seeds),
             unpaired=tuple(sorted(mine.keys() ^ theirs.keys())),
             differences=rows[: len(seeds)] - rows[len(seeds) :],
-            groups=np.asarray(self.items(cells[0]).groups),
+            groups=self.images(cells[0]),
             scope=one_scope(cells, table.tasks[task].name),
         )
 

@@ -8,7 +8,7 @@ from fusionbench.history import Run
 from fusionbench.records import CellRecord
 from fusionbench.report import coverage
 from fusionbench.report.summary import twins
-from fusionbench.report.tables import markdown, parameter_rows, score_rows, summary_rows
+from fusionbench.report.tables import Row, markdown, score_rows, summary_rows
 from fusionbench.scores import ScoreTable
 
 _READING = """\
@@ -37,7 +37,7 @@ def title(planned: Run | None, tables: Sequence[ScoreTable]) -> str:
 
 def main_section(table: ScoreTable) -> str:
     """Tables of one condition, one for each group of tasks so that they fit a page."""
-    parts = [f"### {table.condition.title}", "", *_same(table)]
+    parts = [f"### {table.condition.title}", "", *same_function(table)]
     groups = sorted({task.group for task in table.tasks})
     for group in groups:
         keep = np.array([task.group == group for task in table.tasks], dtype=np.bool_)
@@ -50,20 +50,18 @@ def summary_section(table: ScoreTable) -> str:
     return f"### {table.condition.title}\n\n{markdown(summary_rows(table))}"
 
 
-def parameter_section(table: ScoreTable) -> str:
-    """Trainable parameters of one condition."""
-    return f"### {table.condition.title}\n\n{markdown(parameter_rows(table))}"
-
-
-def coverage_page(
-    records: Sequence[CellRecord], planned: Run | None, problems: Sequence[str]
+def coverage_text(
+    records: Sequence[CellRecord],
+    planned: Run | None,
+    problems: Sequence[str],
+    more: Sequence[str] = (),
 ) -> str:
     """What ran, what did not and why, warnings of the training, and the records' origins."""
     parts = [markdown(coverage.status_rows(records, planned))]
     for heading, lines in (
         ("Skipped and failed", coverage.reasons(records)),
         ("Tasks left out", coverage.left_out(planned)),
-        ("Worth knowing", coverage.warnings(records)),
+        ("Worth knowing", [*coverage.warnings(records), *more]),
         ("Files that were ignored", [f"- {problem}" for problem in problems]),
         ("Origins", coverage.origins(records)),
     ):
@@ -87,7 +85,8 @@ def figure_link(path: str, text: str) -> str:
     return f"![{text}]({path})\n"
 
 
-def _same(table: ScoreTable) -> Iterator[str]:
+def same_function(table: ScoreTable) -> Iterator[str]:
+    """A sentence for each method that scored as another on every example."""
     for row, other in sorted(twins(table).items()):
         cells = sum(record.status == "done" for record in table.row(row))
         yield (

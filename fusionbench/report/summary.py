@@ -25,6 +25,8 @@ class Summary:
     seeds: int = 0
     """Runs that the other cells of the table have."""
     why: str = "not run"
+    images: bool = False
+    """Whether the interval speaks of new images too, not of new runs alone."""
 
     @property
     def text(self) -> str:

@@ -91,7 +91,7 @@ def score_rows(table: ScoreTable) -> list[Row]:
 def long_rows(table: ScoreTable) -> list[Row]:
     """One row for each method and task, all digits, for programs."""
     return [
-        _long_row(table, method, column)
+        long_row(table, method, column, cell(table, method, column))
         for method in range(len(table.methods))
         for column in range(len(table.tasks))
     ]
@@ -121,16 +121,20 @@ def _where(table: ScoreTable, method: int) -> str:
     return "in the encoder" if inside else "on features"
 
 
-def _long_row(table: ScoreTable, method: int, column: int) -> Row:
-    task, condition = table.tasks[column], table.condition
-    found = cell(table, method, column)
-    here = table.runs(method, column)
+def conditions(table: ScoreTable) -> Row:
+    """What tells the rows of several conditions apart."""
+    condition = table.condition
+    steps = str(condition.budget.steps)
+    return {"track": condition.track, "encoder": condition.encoder, "steps": steps}
+
+
+def long_row(table: ScoreTable, method: int, column: int, found: Summary) -> Row:
+    """One method on one task; `found` is its mean and interval."""
+    task, here = table.tasks[column], table.runs(method, column)
     done = [record for record in here if record.status == "done"]
     parameters = done[0].parameters if done else {}
     return {
-        "track": condition.track,
-        "encoder": condition.encoder,
-        "steps": str(condition.budget.steps),
+        **conditions(table),
         "method": table.methods[method],
         "task": task.name,
         "group": task.group,
