@@ -17,6 +17,7 @@ from fusionbench.claims import naming
 from fusionbench.claims.claim import Claim
 from fusionbench.paired.difference import Difference, difference
 from fusionbench.paired.results import Gap, Results
+from fusionbench.report.analysis.plan import reads_answers
 from fusionbench.scores import ScoreTable
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 
@@ -87,6 +88,9 @@ def _cases(claim: Claim, results: Results) -> list[_Case]:
 def _case(claim: Claim, results: Results, table: ScoreTable) -> _Case:
     try:
         rows = naming.row(table, claim.method), naming.row(table, claim.than)
+        for row in rows:
+            if reads_answers(table, row):
+                raise Gap(f"{table.methods[row]} reads the answers in training")
         beyond = naming.columns(table, claim.more_than_on)
         if claim.more_than_on and not beyond:
             raise Gap(f"none of these tasks was run: {', '.join(claim.more_than_on)}")
