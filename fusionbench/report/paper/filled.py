@@ -1,4 +1,4 @@
-"""A paper's table with our numbers: scores with intervals, gains paired with the table's baseline."""
+"""A table of a paper with our numbers: scores with intervals, gains against its baseline."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

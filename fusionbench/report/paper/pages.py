@@ -8,8 +8,8 @@ from pathlib import Path
 from fusionbench.cache import write_atomic
 from fusionbench.errors import disk_error
 from fusionbench.paired.results import Results
-from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
 from fusionbench.report.analysis.measure import Scope
+from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
 from fusionbench.report.numbers import digits, interval
 from fusionbench.report.paper.filled import Filled, Filler
 from fusionbench.report.paper.shapes import Paper, Shape
