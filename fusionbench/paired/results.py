@@ -78,12 +78,13 @@ class Results:
 
     def outcomes(self, record: CellRecord) -> Shaped[np.ndarray, " item"]:
         """A score for each example of a finished cell; right or wrong as booleans."""
-        if record.id not in self._outcomes:
+        # By the hash of their file: a cell's id is computed anew from all of its fields.
+        if record.outcomes not in self._outcomes:
             scores = self.store.outcomes(record)
             # A byte per answer instead of four: a large study has 10^8 of them.
             binary = bool(((scores == 0) | (scores == 1)).all())
-            self._outcomes[record.id] = scores.astype(np.bool_) if binary else scores
-        return self._outcomes[record.id]
+            self._outcomes[record.outcomes] = scores.astype(np.bool_) if binary else scores
+        return self._outcomes[record.outcomes]
 
     def items(self, record: CellRecord) -> Items:
         """The examples of a finished cell."""

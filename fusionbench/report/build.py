@@ -49,7 +49,7 @@ class Wanted:
     @property
     def everything(self) -> bool:
         """Whether this is the whole report as it stands beside its records."""
-        return self == Wanted(baseline=self.baseline) and self.baseline is None
+        return set(self.formats) == set(FORMATS) and not self.table and self.baseline is None
 
 
 def write_report(

@@ -48,7 +48,7 @@ def _untestable(analysis: Analysis) -> str:
         runs = "1 run" if seeds == 1 else f"{seeds} runs"
         return (
             f"No test is printed and no verdict is given: {runs} per cell, and below "
-            f"{FEWEST_REPLICATES} a p-value would be decoration. The differences and their "
+            f"{FEWEST_REPLICATES} a p-value would be decoration. The runs themselves are shown; "
             "intervals stand in contrasts.csv."
         )
     return "No test is printed: no two methods share enough runs."

@@ -10,6 +10,7 @@ import numpy as np
 
 from fusionbench.report.analysis import Analysis, ContrastRow
 from fusionbench.report.analysis.families import OPEN
+from fusionbench.report.analysis.measure import Measured
 from fusionbench.report.contrast_notes import notes
 from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
 from fusionbench.report.numbers import digits, interval, p_text, points, precise
@@ -27,7 +28,9 @@ def contrast_page(analyses: Sequence[Analysis]) -> Page:
     latex = []
     for analysis in analyses:
         title = analysis.table.condition.title
-        for kind, grid in (("planned", _planned(analysis)), ("followup", _followups(analysis))):
+        grids = {"planned": _planned(analysis), "followup": _followups(analysis)}
+        grids = grids if analysis.testable else {"planned": _untested(analysis)}
+        for kind, grid in grids.items():
             caption = f"{_CAPTIONS[kind]}; {title}"
             latex.append(latex_grid(grid, caption, f"{kind}-{analysis.table.condition.encoder}"))
     return Page(
@@ -38,8 +41,8 @@ def contrast_page(analyses: Sequence[Analysis]) -> Page:
 
 
 _CAPTIONS = {
-    "planned": "Planned contrasts, in points, with 95 % intervals",
-    "followup": "Planned contrasts task by task, in points, with 95 % intervals",
+    "planned": "Planned contrasts, in points",
+    "followup": "Planned contrasts task by task, in points",
 }
 
 
@@ -62,6 +65,8 @@ def measured_columns(row: ContrastRow | None) -> Row:
 
 def _text(analysis: Analysis) -> str:
     parts = [f"### {analysis.table.condition.title}", "", *notes(analysis), ""]
+    if not analysis.testable:
+        return "\n".join([*parts, markdown_grid(_untested(analysis))])
     for heading, grid in (
         ("Planned", _planned(analysis)),
         ("New tasks like these", _new_tasks(analysis)),
@@ -69,6 +74,26 @@ def _text(analysis: Analysis) -> str:
     ):
         parts += [f"#### {heading}", "", markdown_grid(grid)] if grid else []
     return "\n".join([*parts, *_exploratory(analysis)]) + "\n"
+
+
+def _untested(analysis: Analysis) -> list[GridRow]:
+    """Runs instead of an interval: beside a handful of them it would be read as a test."""
+    return [
+        {
+            "contrast": _name(row),
+            "on": row.scope.name,
+            "difference": points(_value(row.measured.estimate)),
+            "run by run": _runs(row.measured) or row.question.silent,
+            "control": row.contrast.control or "-",
+            "from control": points(_value(row.to_control.estimate)) if row.to_control else "-",
+        }
+        for row in analysis.of("planned")
+    ]
+
+
+def _runs(measured: Measured) -> str:
+    values = measured.by_seed
+    return "" if values is None else ", ".join(points(float(value)) for value in values)
 
 
 def _planned(analysis: Analysis) -> list[GridRow]:

@@ -25,19 +25,17 @@ def cost_page(analyses: Sequence[Analysis], profiles: Sequence[CostRecord]) -> P
     """One row for each method, and for each of its profiles where there are several."""
     texts, latex, rows = [], [], list[Row]()
     for analysis in analyses:
-        table = analysis.table
-        here = [one for one in profiles if one.conditions.encoder == table.condition.encoder]
-        grid = [row for method in range(len(table.methods)) for row in _shown(analysis, method, here)]
+        condition, methods = analysis.table.condition, range(len(analysis.table.methods))
+        here = [one for one in profiles if one.conditions.encoder == condition.encoder]
+        grid = [row for method in methods for row in _shown(analysis, method, here)]
         note = _NOTE.format(baseline=analysis.plan.baseline)
-        texts.append(f"### {table.condition.title}\n\n{note}\n\n{markdown_grid(grid)}")
-        latex.append(latex_grid(grid, f"Cost; {table.condition.title}", f"cost-{table.condition.encoder}"))
-        rows += [row for method in range(len(table.methods)) for row in _long(analysis, method, here)]
+        texts.append(f"### {condition.title}\n\n{note}\n\n{markdown_grid(grid)}")
+        latex.append(latex_grid(grid, f"Cost; {condition.title}", f"cost-{condition.encoder}"))
+        rows += [row for method in methods for row in _long(analysis, method, here)]
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 
 
-def _shown(
-    analysis: Analysis, method: int, profiles: Sequence[CostRecord]
-) -> Iterator[GridRow]:
+def _shown(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> Iterator[GridRow]:
     table = analysis.table
     counts = {key: _range(values) for key, values in _counts(analysis, method).items()}
     for profile in _of(table, method, profiles) or [None]:
@@ -60,7 +58,11 @@ def _long(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> It
         yield {
             **conditions(table),
             "method": table.methods[method],
-            **{f"{key}_{end}": counts[key][at] for key in counts for at, end in enumerate(("min", "max"))},
+            **{
+                f"{key}_{end}": count
+                for key, ends in counts.items()
+                for end, count in zip(("min", "max"), ends, strict=True)
+            },
             "cacheable": str(not _inside(table, method)).lower(),
             **_profile(profile),
         }

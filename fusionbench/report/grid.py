@@ -42,7 +42,7 @@ def markdown_grid(rows: Sequence[GridRow]) -> str:
 
 
 def latex_grid(rows: Sequence[GridRow], caption: str, label: str) -> str:
-    """A LaTeX table to paste or to `\\input`; all rows share the first one's columns."""
+    """A LaTeX table to paste or to input; all rows share the first one's columns."""
     if not rows:
         return ""
     columns = list(rows[0])

@@ -56,7 +56,11 @@ def _long(table: ScoreTable) -> Iterator[Row]:
     for method, name in enumerate(table.methods):
         for task, facts in enumerate(table.tasks):
             for (instrument, places), runs in _traces(table.runs(method, task)).items():
-                for index, place in enumerate(places):
+                numbers = zip(
+                    np.median(runs, axis=0), runs.min(axis=0), runs.max(axis=0), strict=True
+                )
+                for index, (place, ends) in enumerate(zip(places, numbers, strict=True)):
+                    middle, low, high = ends
                     yield {
                         **conditions(table),
                         "method": name,
@@ -64,9 +68,9 @@ def _long(table: ScoreTable) -> Iterator[Row]:
                         "trace": instrument,
                         "layer": place,
                         "position": str(index),
-                        "median": f"{np.median(runs[:, index]):.6f}",
-                        "low": f"{runs[:, index].min():.6f}",
-                        "high": f"{runs[:, index].max():.6f}",
+                        "median": f"{middle:.6f}",
+                        "low": f"{low:.6f}",
+                        "high": f"{high:.6f}",
                         "n_seeds": str(len(runs)),
                     }
 

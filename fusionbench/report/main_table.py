@@ -9,14 +9,13 @@ import numpy as np
 
 from fusionbench.report.analysis import Analysis, ContrastRow
 from fusionbench.report.analysis.measure import Scope
-from fusionbench.report.analysis.plan import reads_answers
 from fusionbench.report.contrast_table import measured_columns
 from fusionbench.report.grid import Entry, GridRow, Marked, latex_grid, markdown_grid
 from fusionbench.report.numbers import digits
 from fusionbench.report.page import same_function
 from fusionbench.report.sections import Page
 from fusionbench.report.summary import Summary
-from fusionbench.report.tables import long_row, names
+from fusionbench.report.tables import Row, long_row, names
 
 DIRTY = "‡"
 """Beside a method whose records come from uncommitted code."""
@@ -32,23 +31,22 @@ _MARKS = (
     "bold is no verdict. Size of the tied sets: {sizes}."
 )
 _SUITE = (
-    "`suite` and `{groups}` are means over tasks of (score - chance) / (1 - chance), so that every "
-    "task counts the same: 0 is guessing, 100 perfect."
+    "Means over tasks ({aggregates}) are of (score - chance) / (1 - chance), so that every task "
+    "counts the same: 0 is guessing, 100 perfect."
 )
 
 
 def main_page(analyses: Sequence[Analysis]) -> Page:
     """Every condition: a table for each group of tasks, each with the suite's column first."""
-    texts, latex, rows = [], [], []
+    texts, latex, rows = [], [], list[Row]()
     for analysis in analyses:
         texts.append(_text(analysis))
         for group, grid in _grids(analysis):
-            title = f"{analysis.table.condition.title}; tasks: {group or 'no group'}"
-            latex.append(latex_grid(grid, title, f"main-{analysis.table.condition.encoder}-{group}"))
-        rows += [row for row in _long(analysis)]
-    return Page(markdown="\n".join(texts), rows=tuple(rows), latex="\n".join(latex))
-
-
+            condition = analysis.table.condition
+            title = f"{condition.title}; tasks: {group or 'no group'}"
+            latex.append(latex_grid(grid, title, f"main-{condition.encoder}-{group}"))
+        rows += _long(analysis)
+    return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 
 
 def _text(analysis: Analysis) -> str:
@@ -62,15 +60,16 @@ def _text(analysis: Analysis) -> str:
 def _notes(analysis: Analysis) -> Iterator[str]:
     images = any(one.images for one in analysis.cells.values())
     yield _NOTES[images]
-    groups = [scope.name for scope in analysis.aggregates if scope.level == "group"]
-    yield _SUITE.format(groups="`, `".join(groups)) if groups else _SUITE.replace(" and `{groups}`", "")
+    shown = ", ".join(f"`{scope.name}`" for scope in analysis.aggregates)
+    yield _SUITE.format(aggregates=shown)
     tied = {scope.name: len(one.tied) for scope, one in analysis.columns.items() if one.tied}
     if tied:
         sizes = ", ".join(f"{name} {count}" for name, count in tied.items())
         yield _MARKS.format(sizes=sizes)
     if any(_dirty(analysis, row) for row in range(len(analysis.table.methods))):
         yield f"{DIRTY}: part of the records come from uncommitted code."
-    leaky = [n for row, n in enumerate(analysis.table.methods) if reads_answers(analysis.table, row)]
+    table = analysis.table
+    leaky = [name for row, name in enumerate(table.methods) if row in table.leaky]
     if leaky:
         yield f"{', '.join(leaky)}: sees the answers in training and enters no aggregate."
 
@@ -139,7 +138,7 @@ def _dirty(analysis: Analysis, method: int) -> bool:
     return any(bool(code.get("dirty")) for code in codes)
 
 
-def _long(analysis: Analysis) -> Iterator[dict[str, str]]:
+def _long(analysis: Analysis) -> Iterator[Row]:
     known = analysis.against_baseline()
     for method, name in enumerate(analysis.table.methods):
         for scope in analysis.scopes:
@@ -147,15 +146,12 @@ def _long(analysis: Analysis) -> Iterator[dict[str, str]]:
                 yield _long_row(analysis, method, scope, known.get((name, scope)))
 
 
-def _long_row(
-    analysis: Analysis, method: int, scope: Scope, row: ContrastRow | None
-) -> dict[str, str]:
+def _long_row(analysis: Analysis, method: int, scope: Scope, row: ContrastRow | None) -> Row:
     found, task = analysis.cells[method, scope.tasks[0]], scope.tasks[0]
     column = analysis.columns[scope]
     plain = long_row(analysis.table, method, task, found)
-    codes = {
-        str(run.provenance.get("code", {}).get("commit", "")) for run in analysis.table.runs(method, task)
-    }
+    here = (run.provenance.get("code", {}) for run in analysis.table.runs(method, task))
+    codes = {str(code.get("commit", "")) for code in here}
     far = analysis.outlying.get((method, task), ())
     return (
         plain

@@ -7,7 +7,7 @@ from fusionbench.stats import Estimate
 
 def digits(value: float | None) -> str:
     """A share or a difference for programs: six decimals."""
-    return "" if value is None or math.isnan(value) else f"{value + 0.0:.6f}"
+    return "" if value is None or math.isnan(value) else f"{round(value, 6) + 0.0:.6f}"
 
 
 def precise(value: float | None) -> str:

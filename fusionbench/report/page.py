@@ -8,15 +8,19 @@ from fusionbench.history import Run
 from fusionbench.records import CellRecord
 from fusionbench.report import coverage
 from fusionbench.report.summary import twins
-from fusionbench.report.tables import Row, markdown, score_rows, summary_rows
+from fusionbench.report.tables import markdown, score_rows, summary_rows
 from fusionbench.scores import ScoreTable
+from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 _READING = """\
 Scores are percentages of the test examples: the mean over runs (seeds) ± half of the 95 % t
 interval over runs. The interval says what other seeds would give on these test examples. It
-compares no two methods, and no test is printed here. ± 0.0 says that all runs scored alike, not
+compares no two methods{tests}. ± 0.0 says that all runs scored alike, not
 that the score is certain. A single run has no interval; a cell without a run is named, never
 counted as 0; a mean over tasks stands only where all of them ran."""
+_UNTESTED = ", and no test is printed here"
+_TESTED = """: that is done, pair by pair, under Contrasts. The table of scores
+has wider intervals, for new runs and new images"""
 _PLANTED = """\
 Synthetic encoders with a known right answer: they test the suite itself and enter no mean."""
 _FEW = "With {seeds} seeds per cell, differences of a few points are noise."
@@ -30,7 +34,8 @@ def title(planned: Run | None, tables: Sequence[ScoreTable]) -> str:
     seeds = max((len(table.seeds) for table in tables), default=0)
     lines = [f"# FusionBench: {name or 'results'}", ""]
     lines += [f"> {note[0].upper()}{note[1:]}.", ""] if note else []
-    lines += [_READING]
+    tested = seeds >= FEWEST_REPLICATES
+    lines += [_READING.format(tests=_TESTED if tested else _UNTESTED)]
     lines += [_FEW.format(seeds=seeds)] if 0 < seeds < _ENOUGH else []
     return "\n".join(lines) + "\n"
 

@@ -97,14 +97,6 @@ def long_rows(table: ScoreTable) -> list[Row]:
     ]
 
 
-def parameter_rows(table: ScoreTable) -> list[Row]:
-    """Trainable parameters of each part, as a range where tasks differ."""
-    return [
-        {"method": name} | sizes(table, method) | {"runs": _where(table, method)}
-        for method, name in enumerate(table.methods)
-    ]
-
-
 def sizes(table: ScoreTable, method: int) -> dict[str, str]:
     """Parameters of the fusion, the projector and the reader: `1,024` or `980-1,024`."""
     done = [record for record in table.row(method) if record.status == "done"]
@@ -114,11 +106,6 @@ def sizes(table: ScoreTable, method: int) -> dict[str, str]:
         ends = sorted({min(counts), max(counts)}) if counts else []
         texts[part] = "-".join(f"{count:,}" for count in ends) or "-"
     return texts
-
-
-def _where(table: ScoreTable, method: int) -> str:
-    inside = any(record.in_encoder for record in table.row(method))
-    return "in the encoder" if inside else "on features"
 
 
 def conditions(table: ScoreTable) -> Row:

@@ -72,7 +72,7 @@ def analyse(
         scopes=measurer.scopes,
         rows=contrast_rows(measurer, table, plan),
         cells={(m, t): cell_interval(results, table, m, t) for m in methods for t in tasks},
-        suite={(m, one): suite_interval(results, table, m, one) for m in methods for one in aggregates},
+        suite={(m, s): suite_interval(results, table, m, s) for m in methods for s in aggregates},
         columns={
             scope: column(results, table, scope, plan.baseline) if enough else Column()
             for scope in measurer.scopes

@@ -14,7 +14,6 @@ from fusionbench.paired.difference import task_weights
 from fusionbench.paired.results import Results
 from fusionbench.records import CellRecord
 from fusionbench.report.analysis.measure import Scope
-from fusionbench.report.analysis.plan import reads_answers
 from fusionbench.report.summary import Summary, cell, over_seeds
 from fusionbench.scores import ScoreTable
 from fusionbench.stats import (
@@ -49,7 +48,7 @@ def cell_interval(results: Results, table: ScoreTable, method: int, task: int) -
 
 def suite_interval(results: Results, table: ScoreTable, method: int, scope: Scope) -> Summary:
     """Mean over tasks, each from chance (0) to perfect (1); refused unless all of them ran."""
-    if reads_answers(table, method):
+    if method in table.leaky:
         return Summary(why="reads the answers")
     scores = table.values[method, list(scope.tasks)]
     ran = int((~np.isnan(scores)).any(axis=1).sum())

@@ -14,7 +14,6 @@ from fusionbench.paired.difference import task_weights
 from fusionbench.paired.results import Results
 from fusionbench.records import CellRecord
 from fusionbench.report.analysis.measure import Scope
-from fusionbench.report.analysis.plan import reads_answers
 from fusionbench.scores import ScoreTable
 from fusionbench.stats import (
     TaskScores,
@@ -44,9 +43,7 @@ class Column:
 def column(results: Results, table: ScoreTable, scope: Scope, baseline: str) -> Column:
     """Best and tied of one column; empty below four runs or two methods."""
     keys = {
-        row: _runs(table, row, scope)
-        for row in range(len(table.methods))
-        if not reads_answers(table, row)
+        row: _runs(table, row, scope) for row in range(len(table.methods)) if row not in table.leaky
     }
     wanted = _wanted(table, keys, baseline)
     rows = [row for row, key in keys.items() if wanted and wanted <= key]

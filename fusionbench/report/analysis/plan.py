@@ -67,11 +67,6 @@ def control_of(table: ScoreTable, method: int) -> str:
     return max((record.control for record in table.row(method)), default="")
 
 
-def reads_answers(table: ScoreTable, method: int) -> bool:
-    """Whether the method sees the answers in training; it then enters no aggregate."""
-    return any(record.reads_answers for record in table.row(method))
-
-
 def _contrasts(
     table: ScoreTable, runs: Sequence[Run], baseline: str
 ) -> tuple[tuple[Contrast, ...], tuple[str, ...]]:
@@ -94,12 +89,12 @@ def _representatives(table: ScoreTable, order: Sequence[str], baseline: str) -> 
     found: dict[str, list[tuple[bool, int, str]]] = {}
     for row, name in enumerate(table.methods):
         first = table.row(row)[0]
-        if name == baseline or reads_answers(table, row) or _is_reference(first):
+        if name == baseline or row in table.leaky or _is_reference(first):
             continue
         family = first.family or first.spec.method
         rank = (first.label != family, place.get(first.label, len(place)), name)
         found.setdefault(family, []).append(rank)
-    best = sorted((min(ranks)[1:] for ranks in found.values()))
+    best = sorted(min(ranks)[1:] for ranks in found.values())
     return [name for _, name in best]
 
 
@@ -116,7 +111,7 @@ def resolved(table: ScoreTable, contrast: Contrast) -> tuple[Contrast, str]:
         if name not in table.methods:
             return contrast, _absent(table, name)
     row = table.methods.index(contrast.method)
-    if reads_answers(table, row):
+    if row in table.leaky:
         return contrast, f"{contrast.method} reads the answers in training"
     control = contrast.control or control_of(table, row)
     if control.startswith(_NO_CONTROL):

@@ -17,10 +17,9 @@ from fusionbench.report.analysis.families import (
     planned_answers,
 )
 from fusionbench.report.analysis.measure import Measured, Measurer, Scope
-from fusionbench.report.analysis.plan import Plan, reads_answers, resolved
+from fusionbench.report.analysis.plan import Plan, resolved
 from fusionbench.scores import ScoreTable
 from fusionbench.stats import Estimate, both_differ, holm, over_families
-from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 Kind = Literal["planned", "followup", "exploratory"]
 
@@ -118,7 +117,7 @@ def _others(measurer: Measurer, table: ScoreTable, plan: Plan) -> Iterator[Contr
             continue
         contrast = Contrast(method=name, baseline=plan.baseline)
         for scope, measured in measurer.against(row, reference).items():
-            if scope.level != "task" and reads_answers(table, row):
+            if scope.level != "task" and row in table.leaky:
                 continue
             yield ContrastRow(
                 kind="exploratory",
