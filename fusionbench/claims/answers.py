@@ -17,7 +17,6 @@ from fusionbench.claims import naming
 from fusionbench.claims.claim import Claim
 from fusionbench.paired.difference import Difference, difference
 from fusionbench.paired.results import Gap, Results
-from fusionbench.report.analysis.plan import reads_answers
 from fusionbench.scores import ScoreTable
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 
@@ -89,7 +88,7 @@ def _case(claim: Claim, results: Results, table: ScoreTable) -> _Case:
     try:
         rows = naming.row(table, claim.method), naming.row(table, claim.than)
         for row in rows:
-            if reads_answers(table, row):
+            if row in table.leaky:
                 raise Gap(f"{table.methods[row]} reads the answers in training")
         beyond = naming.columns(table, claim.more_than_on)
         if claim.more_than_on and not beyond:

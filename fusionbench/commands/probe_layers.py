@@ -64,11 +64,11 @@ def probe(
     train, val, test = limits
     sizes = Limits(train=train, val=val, test=test)
     try:
-        for one in probe_tasks(encoder, chosen, out, image_size=size, limits=sizes):
-            best = max(range(len(one.map.val)), key=lambda layer: one.map.val[layer])
-            score = f"hs[{best}] {100 * one.map.layers[best]:.1f} %, chosen on val"
-            there = "there already, " if one.kept else ""
-            stream.write(f"{one.map.task}: {there}best layer {score}: {one.file}\n")
+        for done in probe_tasks(encoder, chosen, out, image_size=size, limits=sizes):
+            best = max(range(len(done.map.val)), key=lambda layer: done.map.val[layer])
+            score = f"hs[{best}] {100 * done.map.layers[best]:.1f} %, chosen on val"
+            there = "there already, " if done.kept else ""
+            stream.write(f"{done.map.task}: {there}best layer {score}: {done.file}\n")
     except OSError as error:
         raise disk_error(error, out) from error
     return OK
