@@ -8,6 +8,7 @@ from toy_records import put, record, spec
 
 from fusionbench.catalog import read_catalog
 from fusionbench.paired.results import Results
+from fusionbench.report.build import write_report
 from fusionbench.report.reported import Reported, reported, reported_rows, reported_section
 from fusionbench.scores import score_tables
 from fusionbench.selection import select_methods
@@ -111,3 +112,17 @@ def test_a_folder_without_a_published_method_has_no_such_section(tmp_path):
     with Store.create(tmp_path) as store:
         put(store, spec("my_mix", "digits", 0), 0.5)
     assert reported_section(Results.open(tmp_path).tables) == ""
+    write_report(tmp_path)
+    assert not list((tmp_path / "report" / "tables").glob("reported.*"))
+
+
+def test_the_report_has_the_table_in_all_formats(tmp_path):
+    with Store.create(tmp_path) as store:
+        put(store, spec("mmfuser", "digits", 0), 0.5)
+    page = write_report(tmp_path).page.read_text()
+    part = page.split("## Published numbers")[1].split("\n## ")[0]
+    assert "nothing published can be compared" in part and "| MMFuser" in part
+    tables = tmp_path / "report" / "tables"
+    assert (tables / "reported.csv").read_text().count("\n") == len(reported()) + 1
+    text = (tables / "reported.tex").read_text()
+    assert "78.5" not in text and "79.1" in text and text.count("{") == text.count("}")

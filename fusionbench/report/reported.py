@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from fusionbench.report.grid import latex_grid
+from fusionbench.report.sections import Page
 from fusionbench.report.summary import Summary, cell
 from fusionbench.report.tables import Row, markdown
 from fusionbench.scores import Condition, ScoreTable
@@ -72,17 +74,21 @@ def reported() -> tuple[Reported, ...]:
     return tuple(Reported(**row) for row in csv.DictReader(text.splitlines()))
 
 
+def reported_page(tables: Sequence[ScoreTable]) -> Page:
+    """The section of a report: `tables/reported`; empty where no method was published."""
+    text = reported_section(tables)
+    return Page(markdown=text, rows=reported_rows(tables), latex=_latex(tables)) if text else Page()
+
+
 def reported_section(tables: Sequence[ScoreTable]) -> str:
     """Published numbers of the methods in these tables, as Markdown; empty where there are none."""
-    names = {_plain(name) for table in tables for name in table.methods}
-    numbers = [number for number in reported() if number.ours in names]
+    numbers = _of_methods(tables)
     if not numbers:
         return ""
     beside = [_beside_row(number, *ours) for number in numbers for ours in _ours(number, tables)]
     parts = [_SAME, "", markdown(beside)] if beside else [_OTHER, ""]
     parts += [_EVIDENCE, ""]
-    for base_model, regime, source in dict.fromkeys(_table_of(number) for number in numbers):
-        here = [number for number in numbers if _table_of(number) == (base_model, regime, source)]
+    for (base_model, regime, _), here in _by_table(numbers).items():
         parts += [f"### {base_model}: {regime}", "", _origin(here[0]), ""]
         parts += [markdown(_published_rows(here))]
     left = len(reported()) - len(numbers)
@@ -97,6 +103,34 @@ def reported_rows(tables: Sequence[ScoreTable]) -> list[Row]:
         found = list(_ours(number, tables)) or [("", Summary(why=""))]
         rows += [_long_row(number, title, summary) for title, summary in found]
     return rows
+
+
+def _of_methods(tables: Sequence[ScoreTable]) -> list[Reported]:
+    names = {_plain(name) for table in tables for name in table.methods}
+    return [number for number in reported() if number.ours in names]
+
+
+def _by_table(numbers: Sequence[Reported]) -> dict[tuple[str, str, str], list[Reported]]:
+    """Numbers as they stood together: by base model, regime and source, in the file's order."""
+    found: dict[tuple[str, str, str], list[Reported]] = {}
+    for number in numbers:
+        place = number.base_model, number.regime, number.source
+        found.setdefault(place, []).append(number)
+    return found
+
+
+def _latex(tables: Sequence[ScoreTable]) -> str:
+    grids = [
+        latex_grid(
+            _published_rows(here),
+            f"Published ({here[0].evidence}): {source}; {base_model}, {regime}",
+            f"reported-{number}",
+        )
+        for number, ((base_model, regime, source), here) in enumerate(
+            _by_table(_of_methods(tables)).items(), start=1
+        )
+    ]
+    return "\n".join(grids)
 
 
 def _ours(number: Reported, tables: Sequence[ScoreTable]) -> Iterator[tuple[str, Summary]]:
@@ -126,10 +160,6 @@ def _beside_row(number: Reported, title: str, summary: Summary) -> Row:
         "ours": summary.text,
         "our regime": title,
     }
-
-
-def _table_of(number: Reported) -> tuple[str, str, str]:
-    return number.base_model, number.regime, number.source
 
 
 def _origin(number: Reported) -> str:
