@@ -4,7 +4,7 @@ In a study file:
 
     contrasts:
       - {method: mema}                                  the study's baseline, mema's own control
-      - {method: dense_connector-dci, on: fine}         on one group of tasks
+      - {method: dense_connector-dci, over: fine}       over one group of tasks
       - {method: dia, baseline: last, control: repeat}
 """
 
@@ -17,19 +17,19 @@ from fusionbench.errors import UserError, did_you_mean, unknown
 MOST_PLANNED = 12
 """A family corrected for more than this finds nothing (a test keeps it equal to `stats`')."""
 SUITE = "suite"
-_KEYS = ("name", "method", "baseline", "control", "on")
+_KEYS = ("name", "method", "baseline", "control", "over")
 _MARGINS = ("suite", "task")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """One method against the baseline and its matched control, on the suite or one group."""
+    """One method against the baseline and its matched control, over the suite or one group."""
 
     method: str
     baseline: str
     control: str = ""
     """Empty: the one that the method's card names."""
-    on: str = SUITE
+    over: str = SUITE
     """`suite`, or the name of a group of tasks."""
     name: str = ""
 

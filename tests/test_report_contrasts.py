@@ -156,7 +156,7 @@ def test_a_contrast_on_a_group_takes_its_tasks_only(tmp_path):
         for method, tasks in SUITE.items():
             for task, table in tasks.items():
                 put_task(store, method, task, table, group=groups.get(task, "semantic"))
-        study = {"baseline": "penultimate", "contrasts": [{"method": "mema", "on": "fine"}]}
+        study = {"baseline": "penultimate", "contrasts": [{"method": "mema", "over": "fine"}]}
         store.history.add(Run(study=study, labels=tuple(SUITE), tasks=TASKS))
     found = rows(tmp_path / "r", tmp_path / "o")
     row = the(found, kind="planned")
@@ -339,7 +339,7 @@ def test_questions_about_one_image_are_one_item(tmp_path):
     rng = np.random.default_rng(5)
     base = {m: rng.random((6, 40)) < 0.6 for m in ("penultimate", "repeat", "concat")}
     four = {m: {t: np.repeat(v, 4, axis=1).astype(np.float32) for t in TASKS} for m, v in base.items()}
-    images = {task: np.repeat(np.arange(40), 4) for task in TASKS}
+    images = {task: [f"{task}-{i}" for i in np.repeat(np.arange(40), 4)] for task in TASKS}
     grouped = rows(write_suite(tmp_path / "a", four, images=images), tmp_path / "x")
     single = {m: {t: v.astype(np.float32) for t in TASKS} for m, v in base.items()}
     plain = rows(write_suite(tmp_path / "b", single), tmp_path / "y")

@@ -28,11 +28,12 @@ def quick_disk():
         yield
 
 
-def items_of(task, images):
-    """`images` names the image of each example, by number."""
+def items_of(task, count, images=None):
+    """`images` names the image of each example; without it each has its own."""
+    own = [f"{task}/image-{i}" for i in range(count)]
     return Items(
-        names=tuple(f"{task}/{i:05d}" for i in range(len(images))),
-        groups=tuple(f"{task}/image-{image}" for image in images),
+        names=tuple(f"{task}/{i:05d}" for i in range(count)),
+        groups=tuple(own if images is None else map(str, images)),
     )
 
 
@@ -66,7 +67,7 @@ def tasks_of(suite):
 
 
 def put_task(store, method, task, table, *, images=None, seeds=None, **facts):
-    names = items_of(task, range(table.shape[1]) if images is None else images)
+    names = items_of(task, table.shape[1], images)
     for seed, scores in zip(seeds or range(len(table)), table, strict=True):
         values = np.asarray(scores, dtype=np.float32)
         store.write(cell(method, task, seed, values, **facts), values, names)

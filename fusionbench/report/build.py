@@ -112,7 +112,8 @@ def _write(store: Store, home: Path, wanted: Wanted) -> ReportPaths:
     if not wanted.table:
         lines = reasons(material.results.records)
         _text(tables / "gaps.md", "".join(f"{line}\n" for line in lines))
-        _page(material, pages, home)
+        if "md" in wanted.formats:
+            _page(material, pages, home)
         for name in sorted(set(EXTRAS) & set(wanted.formats)):
             EXTRAS[name](material, home)
     return ReportPaths(

@@ -105,8 +105,8 @@ def _is_reference(record: CellRecord) -> bool:
 def resolved(table: ScoreTable, contrast: Contrast) -> tuple[Contrast, str]:
     """The contrast with its control filled in, and why it cannot be decided (or nothing)."""
     groups = {task.group for task in table.tasks}
-    if contrast.on != SUITE and contrast.on not in groups:
-        return contrast, f"no task of the group {contrast.on}"
+    if contrast.over != SUITE and contrast.over not in groups:
+        return contrast, f"no task of the group {contrast.over}"
     for name in (contrast.method, contrast.baseline):
         if name not in table.methods:
             return contrast, _absent(table, name)

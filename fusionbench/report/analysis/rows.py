@@ -89,7 +89,7 @@ def _key(row: ContrastRow) -> tuple[Scope, str, str]:
 def _planned(measurer: Measurer, table: ScoreTable, plan: Plan) -> Iterator[ContrastRow]:
     for stated in plan.contrasts:
         contrast, blocked = resolved(table, stated)
-        named = [scope for scope in measurer.scopes if scope.name == contrast.on]
+        named = [scope for scope in measurer.scopes if scope.name == contrast.over]
         scope = next((one for one in named if one.level != "task"), measurer.scopes[0])
         question = _question(measurer, table, contrast, scope, blocked)
         yield ContrastRow(
