@@ -27,8 +27,9 @@ or tests on was (a test compares the hashes).
 
 Test accuracy in percent of a logistic regression on CLS and the mean patch of one hidden state
 (one regression for each question; L2 penalty chosen on val; at most {limits}).
-The best layer is bold. Mean pooling hides positions: a low number means "not linearly readable
-from the mean", not "absent".
+Rendered tasks are probed with fresh scenes of their painter, which neither the task nor pretraining
+uses: their own splits are too small to tell layers apart. The best layer is bold. Mean pooling hides
+positions: a low number means "not linearly readable from the mean", not "absent".
 
 {tables}
 
