@@ -33,6 +33,7 @@ class MethodCard:
     """What the variant changes; a setting given for the family leaves these alone."""
     in_encoder: bool
     needs_query: bool
+    reads_answers: bool
     control: str
     in_all: bool
     reader: str
@@ -182,6 +183,7 @@ def _method(
         changes=changes,
         in_encoder=declaration.root == "InEncoderFusion" and not silent,
         needs_query=bool(declaration.attributes.get("needs_query", False)),
+        reads_answers=bool(declaration.attributes.get("reads_answers", False)),
         control=given["control"],
         in_all=_in_all(given["in_all"], variant),
         tries=tries,
