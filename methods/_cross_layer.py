@@ -32,7 +32,7 @@ class ImageAttention(nn.Module):
         """Attend from the sequence to the image."""
         given = ((self.q_proj, asking), (self.k_proj, image), (self.v_proj, image))
         heads = [rearrange(p(x), "b n (h d) -> b h n d", h=self.heads) for p, x in given]
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], mask)
         return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)"))
 
 
@@ -67,13 +67,14 @@ class CrossLayer(nn.Module):
         **named: Any,
     ) -> Float[Tensor, "batch position width"]:
         """The layer's parts, with the image between the first norm and the attention."""
-        x = layer.input_layernorm(hidden_states)
+        x = layer.get_submodule("input_layernorm")(hidden_states)
         x = x + self.ucross_xattn(self.ucross_attn(x, image, self._mask(attention_mask, image)))
         x = x + self.ucross_xmlp(self.ucross_mlp(x))
-        mixed, _ = layer.self_attn(x, attention_mask=attention_mask, **named)
+        attend = layer.get_submodule("self_attn")
+        mixed, _ = attend(x, attention_mask=attention_mask, **named)
         hidden = hidden_states + mixed
-        inner = layer.post_attention_layernorm(hidden)
-        return (inner if self.as_published else hidden) + layer.mlp(inner)
+        inner = layer.get_submodule("post_attention_layernorm")(hidden)
+        return (inner if self.as_published else hidden) + layer.get_submodule("mlp")(inner)
 
     def _mask(
         self, mask: Tensor | None, image: Float[Tensor, "batch token width"]

@@ -39,7 +39,8 @@ def stacked(
     image = rearrange(crops, "(r c) (y x) d -> (r y) (c x) d", r=rows, y=side)
     if sampling == "2d":
         return dilated(image, rows, columns)
-    return rearrange(image, "y x d -> (y x) d").unflatten(0, (-1, rows * columns)).transpose(0, 1)
+    flat = rearrange(image, "y x d -> (y x) d")
+    return rearrange(flat, "(token entry) d -> entry token d", entry=rows * columns)
 
 
 @method(

@@ -43,9 +43,10 @@ class Inside:
 
     def __post_init__(self) -> None:
         """Put all values at their positions once."""
-        for part in (*self.fused.injections, *self.fused.patches):
-            if not 0 <= part.layer < self.layers:
-                raise ValueError(f"layer {part.layer} of a reader that has 0..{self.layers - 1}")
+        reached = [one.layer for one in self.fused.injections]
+        for layer in (*reached, *(patch.layer for patch in self.fused.patches)):
+            if not 0 <= layer < self.layers:
+                raise ValueError(f"layer {layer} of a reader that has 0..{self.layers - 1}")
         added: dict[tuple[int, str], list[Hidden]] = {}
         for injection in self.fused.injections:
             value = self.place(self._values(injection))
