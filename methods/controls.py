@@ -52,7 +52,7 @@ class UniformMean(Fusion):
         return Fused(tokens=self.patches(hidden[0]))
 
 
-@method("random_layers", version=1, in_all=False, control="repeat")
+@method("random_layers", version=1, control="repeat")
 class RandomLayers(Fusion):
     """`count` different layers of `hs[1..L]` by lot number `draw`, side by side."""
 
@@ -73,7 +73,7 @@ class RandomLayers(Fusion):
         return Fused(tokens=rearrange(patches, "tap b n d -> b n (tap d)"))
 
 
-@method("wide_projector", version=1, in_all=False, control="none: it is a control itself")
+@method("wide_projector", version=1, control="none: it is a control itself")
 class WideProjector(Fusion):
     """x + MLP(LN(x)) on `hs[index]`, with about `size` D^2 parameters; 5 is MMFuser's at CLIP-L.
 

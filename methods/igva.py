@@ -60,7 +60,6 @@ class Aggregator(nn.Module):
 @method(
     "igva",
     version=1,
-    in_all=False,
     control="frozen_average",
     paper="arXiv:2501.08443",
     year=2026,
@@ -69,7 +68,6 @@ class Aggregator(nn.Module):
 @method(
     "frozen_average",
     version=1,
-    in_all=False,
     variants={"": {"average": True}},
     control="none: it is a control itself, of methods whose weights follow the input",
 )

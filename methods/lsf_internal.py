@@ -39,7 +39,7 @@ _BASE = 23
         "as_published": {"form": "direct", "as_published": True},
         "repeat": {"form": "direct", "repeat": True},
     },
-    in_all=("",),
+    in_all=("", "repeat"),
     control="lsf_internal_direct-repeat",
     reader="decoder",
     paper="arXiv:2503.06063",

@@ -24,7 +24,7 @@ _TINY = 1e-8
 @method(
     "mol",
     version=1,
-    in_all=False,
+    in_all=("patch",),
     variants={"layer": {"form": "layer"}, "patch": {"form": "patch"}, "hybrid": {"form": "hybrid"}},
     control="frozen_average",
     year=2026,

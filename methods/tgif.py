@@ -28,7 +28,6 @@ class LayerSelector(nn.Module):
 @method(
     "tgif",
     version=1,
-    in_all=False,
     control="frozen_average",
     paper="arXiv:2601.03100",
     year=2026,
