@@ -19,7 +19,7 @@ KNOWN = {
 }  # fmt: skip
 ENGINE = next(filter(None, map(shutil.which, ("tectonic", "pdflatex", "lualatex", "xelatex"))), "")
 DOCUMENT = r"""\documentclass{article}
-\usepackage{booktabs}\usepackage[table]{xcolor}\usepackage[paperwidth=2m,paperheight=3m]{geometry}
+\usepackage{booktabs}\usepackage[table]{xcolor}\usepackage[paperwidth=200cm,paperheight=300cm]{geometry}
 \begin{document}
 %s
 \end{document}
