@@ -87,6 +87,9 @@ def _cases(claim: Claim, results: Results) -> list[_Case]:
 def _case(claim: Claim, results: Results, table: ScoreTable) -> _Case:
     try:
         rows = naming.row(table, claim.method), naming.row(table, claim.than)
+        for row in rows:
+            if row in table.leaky:
+                raise Gap(f"{table.methods[row]} reads the answers in training")
         beyond = naming.columns(table, claim.more_than_on)
         if claim.more_than_on and not beyond:
             raise Gap(f"none of these tasks was run: {', '.join(claim.more_than_on)}")
@@ -107,7 +110,7 @@ def _answer(case: _Case, alpha: float) -> Answer:
     low, high = (100 * float(end) for end in estimate.interval(level))
     mde = 100 * float(estimate.mde(level))
     if estimate.testable:
-        verdict, reason = _decide(case.claim, low, high, mde)
+        verdict, reason = decide(case.claim, low, high, mde)
     else:
         verdict = Verdict.UNDECIDED
         reason = f"{estimate.replicates} seeds: a test needs at least {FEWEST_REPLICATES}"
@@ -123,7 +126,8 @@ def _answer(case: _Case, alpha: float) -> Answer:
     )
 
 
-def _decide(claim: Claim, low: float, high: float, mde: float) -> tuple[Verdict, str]:
+def decide(claim: Claim, low: float, high: float, mde: float) -> tuple[Verdict, str]:
+    """The verdict and its reason from a simultaneous interval, in points."""
     if not np.isfinite([low, high]).all():
         return Verdict.UNDECIDED, "no finite interval"
     if claim.low < low and high < claim.high:

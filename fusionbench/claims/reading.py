@@ -15,8 +15,8 @@ PUBLISHED = "published"
 """The name of the file that ships with the package."""
 
 _NEEDED = ("id", "sentence", "method", "relation", "than", "tasks")
+_WORDS = ("id", "sentence", "method", "than")
 _TEXTS = ("source", "evidence", "reported", "note")
-_LISTS = ("tasks", "more_than_on")
 _BY = {
     Relation.BETTER: "by_at_least",
     Relation.WORSE: "by_at_least",
@@ -88,11 +88,21 @@ def _claim(entry: object, where: str) -> Claim:
     if missing := [key for key in _NEEDED if key not in entry]:
         raise UserError(f"{where}: {missing[0]} is missing", _EXAMPLE)
     relation = _relation(entry["relation"], where)
-    lists = {key: _names(entry, key, where) for key in _LISTS if key in entry}
-    texts = {key: _text(entry[key], key, where) for key in _TEXTS if key in entry}
-    ids = {key: _text(entry[key], key, where) for key in ("id", "sentence", "method", "than")}
-    by = _points(entry, relation, where)
-    return Claim(relation=relation, by=by, **ids, **lists, **texts)
+    texts = {key: _text(entry[key], key, where) for key in (*_WORDS, *_TEXTS) if key in entry}
+    return Claim(
+        id=texts["id"],
+        sentence=texts["sentence"],
+        method=texts["method"],
+        relation=relation,
+        than=texts["than"],
+        tasks=_names(entry, "tasks", where),
+        more_than_on=_names(entry, "more_than_on", where) if "more_than_on" in entry else (),
+        by=_points(entry, relation, where),
+        source=texts.get("source", ""),
+        evidence=texts.get("evidence", ""),
+        reported=texts.get("reported", ""),
+        note=texts.get("note", ""),
+    )
 
 
 def _relation(value: object, where: str) -> Relation:

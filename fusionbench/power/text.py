@@ -6,15 +6,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from fusionbench.power.outlook import AT_SEEDS, MOST, Goal, Outlook
-from fusionbench.power.planning import Planned
+from fusionbench.power.planning import Planned, Wanted
 from fusionbench.report.tables import Row, markdown
 
 _READING = """\
 MDE: the true difference that a study finds with 80 % power, in points; over several tasks every
 task counts the same between chance (0) and perfect (100). Each entry is the median over the
-contrasts, the largest in brackets. "For ever" is the floor that no number of seeds removes: only
-more test images do. Few seeds tell the part of the images badly; a floor of 0.0 says that it was
-too small to be seen."""
+contrasts, the largest in brackets; of a baseline and a control it is the one that is harder to see.
+"For ever" is the floor that no number of seeds removes: only more test images do. Few seeds tell
+the part of the images badly; a floor of 0.0 says that it was too small to be seen."""
 _PILOT = """\
 Planned cautiously: the noise between runs is taken at the upper 80 % limit that these few seeds
 allow."""
@@ -23,14 +23,12 @@ Planned with the noise between runs as it was estimated; from few seeds that is 
 as too large, and `--pilot` plans with its upper 80 % limit."""
 
 
-def page(plans: Sequence[Planned], goal: Goal, folder: str) -> str:
+def page(plans: Sequence[Planned], wanted: Wanted, folder: str) -> str:
     """One table for each condition, and what was left out of it."""
-    corrected = f"after correction over {goal.contrasts} contrasts" if goal.contrasts > 1 else (
-        "for a single contrast")  # fmt: skip
-    parts = [f"# What {folder} can find", "", f"Two-sided test at 5 %, {corrected}.", ""]
-    parts += [_READING, "", _PILOT if goal.pilot else _PLAIN, ""]
+    parts = [f"# What {folder} can find", "", _READING, "", _PILOT if wanted.pilot else _PLAIN, ""]
     for plan in plans:
-        parts += [f"## {plan.title}", "", markdown(_rows(plan.outlooks, goal))]
+        parts += [f"## {plan.title}", "", _test(plan), ""]
+        parts += [markdown(_rows(plan.hardest, plan.goal))]
         if plan.same:
             parts += [f"Left out, the same function as the baseline here: {_list(plan.same)}.", ""]
         if plan.gaps:
@@ -38,9 +36,20 @@ def page(plans: Sequence[Planned], goal: Goal, folder: str) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def long_rows(plans: Sequence[Planned], goal: Goal) -> list[Row]:
-    """One row for each contrast and task, all digits."""
-    return [_long_row(plan.title, one, goal) for plan in plans for one in plan.outlooks]
+def long_rows(plans: Sequence[Planned]) -> list[Row]:
+    """One row for each contrast, reference and set of tasks, all digits."""
+    return [_long_row(plan.title, one, plan.goal) for plan in plans for one in plan.outlooks]
+
+
+def _test(plan: Planned) -> str:
+    pairs = dict.fromkeys((one.method, one.reference) for one in plan.outlooks)
+    against: dict[str, list[str]] = {}
+    for method, reference in pairs:
+        against.setdefault(method, []).append(reference)
+    told = "; ".join(f"{name} against {' and '.join(refs)}" for name, refs in against.items())
+    count = plan.goal.contrasts
+    corrected = f"corrected for {count} contrasts" if count > 1 else "for a single contrast"
+    return f"Two-sided test at 5 %, {corrected}: {told}."
 
 
 def _rows(outlooks: Sequence[Outlook], goal: Goal) -> list[Row]:

@@ -10,6 +10,7 @@ from fusionbench.report.grid import latex_grid
 from fusionbench.report.layer_table import layer_page
 from fusionbench.report.main_table import main_page
 from fusionbench.report.page import coverage_text, main_section, summary_section
+from fusionbench.report.reported import reported_page
 from fusionbench.report.sections import Material, Page, Section
 from fusionbench.report.suite_table import suite_rows
 from fusionbench.report.tables import long_rows, summary_rows
@@ -51,6 +52,10 @@ def _layers(material: Material) -> Page:
     return layer_page(material.analyses)
 
 
+def _reported(material: Material) -> Page:
+    return reported_page([analysis.table for analysis in material.analyses])
+
+
 def _coverage(material: Material) -> Page:
     records, planned = material.results.records, material.planned
     tables = material.results.tables
@@ -82,6 +87,7 @@ SECTIONS: Sequence[Section] = (
     Section(name="planted", title="Planted ground truth", write=_planted),
     Section(name="cost", title="Cost", write=_cost),
     Section(name="layers", title="Layers", write=_layers),
+    Section(name="reported", title="Published numbers", write=_reported),
     Section(name="coverage", title="What ran", write=_coverage),
 )
 """In the order of the page; an empty one is left out."""
