@@ -363,3 +363,18 @@ def test_records_of_mixed_and_uncommitted_code_are_marked_in_the_tables(folder, 
     page = (tmp_path / "o" / "tables" / "main.md").read_text()
     assert "concat ‡" in page and "uncommitted code" in page
     assert "**Mixed code**" in (tmp_path / "o" / "tables" / "coverage.md").read_text()
+
+
+def test_a_group_of_one_task_is_on_the_scale_of_the_suite(tmp_path):
+    one = {method: {"digits": tasks["digits"]} for method, tasks in SUITE.items()}
+    found = rows(write_suite(tmp_path / "r", one), tmp_path / "o")
+    for column in ("delta", "low", "high", "testset_low", "se"):
+        task, suite = (
+            float(the(found, scope=scope, method="mema", baseline="penultimate")[column])
+            for scope in ("task", "suite")
+        )
+        assert suite == pytest.approx(task / 0.75, abs=2e-6)
+    summary = rows(tmp_path / "r", tmp_path / "o", table="summary")
+    scores = {row["method"]: float(row["score"]) for row in summary if row["aggregate"] == "suite"}
+    delta = float(the(found, scope="suite", method="mema")["delta"])
+    assert scores["mema"] - scores["penultimate"] == pytest.approx(delta, abs=2e-6)
