@@ -33,8 +33,12 @@ class MethodCard:
     needs_query: bool
     control: str
     in_all: bool
-    facts: Mapping[str, str | int]
-    """Paper, year, parity, ..."""
+    facts: Mapping[str, str | int | bool]
+    """Paper, year, parity, ... with the variant's details."""
+    switches: Mapping[str, tuple[Setting, ...]]
+    """What an ablation tries in place of a setting, "off" first."""
+    void: tuple[Mapping[str, Setting], ...]
+    """Combinations of settings in which a switch can do nothing."""
     module: str
     """Dotted name, or the path of a plug-in file."""
     cls: str
@@ -157,10 +161,15 @@ def _method(
 ) -> MethodCard:
     given = declaration.arguments
     family = _name(given["family"])
-    for key in changes:
-        if key not in declaration.settings:
-            known = ", ".join(declaration.settings) or "none"
-            raise ValueError(f"variant {variant!r} changes unknown setting {key!r} (has: {known})")
+    switches = {key: tuple(levels) for key, levels in (given["switches"] or {}).items()}
+    for what, keys in ((f"variant {variant!r}", changes), ("switches", switches)):
+        for key in keys:
+            if key not in declaration.settings:
+                known = ", ".join(declaration.settings) or "none"
+                raise ValueError(f"{what} changes unknown setting {key!r} (has: {known})")
+    details = dict(given["details"] or {})
+    if stray := set(details) - set(given["variants"] or {"": {}}):
+        raise ValueError(f"details of unknown variants: {', '.join(sorted(stray))}")
     return MethodCard(
         name=_name(f"{family}-{variant}") if variant else family,
         family=family,
@@ -172,9 +181,25 @@ def _method(
         needs_query=bool(declaration.attributes.get("needs_query", False)),
         control=given["control"],
         in_all=bool(given["in_all"]),
-        facts=dict(given.get("facts", {})),
+        facts=_facts(declaration, dict(details.get(variant, {}))),
+        switches=switches,
+        void=tuple(dict(combination) for combination in given["void"]),
         **where,
     )
+
+
+def _facts(declaration: Declaration, details: dict[str, Any]) -> dict[str, Any]:
+    """What the decorator says, and else the class's attributes, of needs and of the start."""
+    attributes = declaration.attributes
+    wants = {
+        "query": attributes.get("needs_query", False),
+        "grid": attributes.get("needs_grid", False),
+        "encoder gradients": declaration.root == "InEncoderFusion"
+        and attributes.get("writes", True),
+    }
+    known = {"needs": ", ".join(name for name, wanted in wants.items() if wanted)}
+    known |= {"identity": bool(attributes.get("identity_at_init", False))}
+    return known | dict(declaration.arguments.get("facts", {})) | details
 
 
 def _task(declaration: Declaration, where: dict[str, str], packed: Collection[str]) -> TaskCard:

@@ -37,14 +37,17 @@ def _register(kind: Kind, family: str, facts: Mapping[str, Any]) -> Callable[[T]
     return note
 
 
-def method(
+def method(  # noqa: PLR0913  (each argument is a fact about the method)
     family: str,
     *,
     version: int,
     variants: Mapping[str, Mapping[str, Setting]] | None = None,
     control: str = "",
     in_all: bool = True,
-    **facts: str | int,
+    switches: Mapping[str, tuple[Setting, ...]] | None = None,
+    void: tuple[Mapping[str, Setting], ...] = (),
+    details: Mapping[str, Mapping[str, str | int | bool]] | None = None,
+    **facts: str | int | bool,
 ) -> Callable[[T], T]:
     """Register a Fusion or InEncoderFusion.
 
@@ -52,10 +55,17 @@ def method(
     registers `family` and `family-no_query`; without it only `family`. `version` is bumped when
     results change. `control` names the matched control (same budget, no new information), or
     says in a sentence why none exists. `in_all` False keeps it out of `--methods all`.
-    Further facts: paper, year, parity.
+
+    `switches` maps a setting to what `ablate` tries in its place, "off" first; `void` lists
+    combinations of settings in which a switch can do nothing, so that they are no cells.
+
+    Further facts, for `list --long`: paper, year, parity; `parameters`, a formula of what is
+    trained beside LLaVA's projector (see `fusionbench.parameters`); `needs` and `identity`, where
+    the class attributes do not say it. `details` maps a variant's suffix to the facts it changes.
     """
     facts = dict(facts, version=version, control=control, in_all=in_all)
-    return _register("method", family, facts | {"variants": dict(variants or {"": {}})})
+    axes = {"switches": dict(switches or {}), "void": tuple(void), "details": dict(details or {})}
+    return _register("method", family, facts | axes | {"variants": dict(variants or {"": {}})})
 
 
 def task(  # noqa: PLR0913  (each argument is a fact about the task)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fusionbench.cache import write_atomic
 from fusionbench.errors import UserError, disk_error
+from fusionbench.report.ablation import ablation_section
 from fusionbench.report.coverage import reasons
 from fusionbench.report.freshness import mark
 from fusionbench.report.page import (
@@ -76,6 +77,7 @@ def _write(store: Store, paths: ReportPaths) -> None:
     sections["Planted ground truth"] = "\n".join(
         [*planted_figures, sections["Planted ground truth"]]
     )
+    sections["Ablations"] = ablation_section(store, paths.tables)
     _text(paths.page, joined(title(planned, tables), list(sections.items())))
 
 
