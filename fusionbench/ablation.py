@@ -15,6 +15,7 @@ from fusionbench.selection import Chosen, select_methods
 from fusionbench.settings import checked, shown
 from fusionbench.stats.fractional import LARGEST, fraction
 
+
 def base_of(catalog: Catalog, name: str, settings: Mapping[str, Mapping[str, object]]) -> Chosen:
     """The one method that is taken apart. Raises UserError for none, several, or no switches."""
     found = select_methods(catalog, [name], settings)

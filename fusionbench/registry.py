@@ -90,6 +90,32 @@ def task(  # noqa: PLR0913  (each argument is a fact about the task)
     return _register("task", name, facts | {"get": get, "encoder": encoder, "in_suite": in_suite})
 
 
+def encoder(  # noqa: PLR0913  (each argument is a fact about the encoder)
+    name: str,
+    *,
+    version: int,
+    layers: int,
+    dim: int,
+    patch: int,
+    size: int,
+    prefix: int = 0,
+    weights: tuple[str, ...] = (),
+    source: str = "",
+    needs: tuple[str, ...] = (),
+    get: str = "",
+) -> Callable[[T], T]:
+    """Register an Encoder with `layers` blocks, `dim` wide, on images of `size` pixels.
+
+    `weights`: files beside the module, whose bytes are part of every cell's identity; without any,
+    `version` is all that tells one state of the encoder from another. `prefix`: leading tokens that
+    are no patches. `needs`, `get`: as for a task. A constructor with a keyword `image_size` takes
+    any multiple of `patch`, one without is built at `size` only.
+    """
+    facts: dict[str, Any] = {"version": version, "layers": layers, "dim": dim, "patch": patch}
+    facts |= {"size": size, "prefix": prefix, "weights": tuple(weights), "source": source}
+    return _register("encoder", name, facts | {"needs": tuple(needs), "get": get})
+
+
 def registered(kind: Kind, family: str) -> Registration:
     """The registration of an imported class; KeyError if its module was not imported."""
     return _registrations[kind, family]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, app
+from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
 from fusionbench.commands.run import checked_device
 from fusionbench.commands.shared import check_encoder, found, read, say
 from fusionbench.errors import UserError
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from fusionbench.catalog import Catalog
     from fusionbench.designs import Design
 
-# Two skills whose question matters, and the planted task that only a feedback path can solve.
-TASKS = ("scenes_tiny_color", "scenes_relation", "planted_feedback")
+# One task of each skill that `nano` reads, and the planted one that only feedback can solve.
+TASKS = ("scenes_tiny_color", "scenes_count", "planted_feedback")
 SEEDS = 4
 """The fewest that a test is printed for; docs/ablations.md has what this costs."""
 
@@ -44,11 +44,12 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     plugin: Plugins = [],  # noqa: B006
+    strict_plugins: Strict = False,
 ) -> None:
     """Switch the parts of a method off, and say what each is worth; a second run adds nothing."""
     if factorial and only:
         raise UserError("--factorial and --only exclude each other", "name the switches once")
-    catalog = read(plugin)
+    catalog = read(plugin, strict=strict_plugins)
     study = start(preset, tasks=tasks, encoder=encoder, seeds=seeds, settings=settings)
     design = designed(catalog, method, study, factorial=factorial, only=only)
     family = method.partition("[")[0]
@@ -92,7 +93,7 @@ def designed(
 def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog") -> int:
     """Run what is missing, write the tables, and show them."""
     study = of_design(study, design)
-    check_encoder(study.encoder, study.budget.image_size)
+    check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench import closing
     from fusionbench.progress import make_progress
     from fusionbench.store import Store

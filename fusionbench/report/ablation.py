@@ -1,4 +1,4 @@
-"""The ablation tables: Markdown and LaTeX for people, CSV for programs, and the report's section."""
+"""Ablation tables: Markdown and LaTeX for people, CSV for programs, and the report's section."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,16 +53,18 @@ def ablation_section(store: Store, tables: Path) -> str:
     return text
 
 
-def effect_rows(
-    planned: Planned, cells: Sequence[TaskCells], found: Sequence[Effect]
-) -> list[Row]:
+def effect_rows(planned: Planned, cells: Sequence[TaskCells], found: Sequence[Effect]) -> list[Row]:
     """One row for each effect: overall, p, and task by task."""
     single = planned.design.kind == "one_factor_out"
     rows = []
     for effect in found:
         row = {"change" if single else "effect": effect.contrast.name}
         row |= {} if single else {"kind": effect.contrast.kind}
-        row |= {"overall": _points(effect.overall), "p": _p(effect.p), "p (Holm)": _p(effect.p_holm)}
+        row |= {
+            "overall": _points(effect.overall),
+            "p": _p(effect.p),
+            "p (Holm)": _p(effect.p_holm),
+        }
         row |= {task.name: _points(effect.tasks[task.name]) for task in cells}
         rows.append(row | ({"parameters": _parameters(effect, cells)} if single else {}))
     return rows
@@ -161,7 +163,9 @@ def _latex(planned: Planned, rows: Sequence[Row]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}.get(char, char) for char in text)
+    return "".join(
+        {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}.get(char, char) for char in text
+    )
 
 
 def _points(found: Found) -> str:
@@ -170,7 +174,9 @@ def _points(found: Found) -> str:
         return "not run"
     runs = "" if found.seeds == found.planned else f" ({found.seeds} of {found.planned} runs)"
     if found.estimate is None:
-        return f"{100 * found.value:+.1f} (1 run)" if not runs else f"{100 * found.value:+.1f}{runs}"
+        return (
+            f"{100 * found.value:+.1f} (1 run)" if not runs else f"{100 * found.value:+.1f}{runs}"
+        )
     if found.discordant == 0:
         return f"no example differs{runs}"
     low, high = (100 * float(end) for end in found.estimate.interval())

@@ -1,4 +1,4 @@
-"""What a change does, in numbers: contrasts of cells within one (seed, image), with their own error.
+"""What a change does: contrasts of cells within one (seed, image), each with its own error.
 
 Every effect is a weighted sum of arms on the same seed and the same test example; its interval is
 the crossed t over new runs and new images (`stats.crossed`), over tasks that of `stats.suite`.
@@ -196,7 +196,7 @@ def _overall(contrast: Contrast, tasks: Sequence[TaskCells], planned: int) -> Fo
     common = sorted(set.intersection(*map(set, seeds))) if seeds else []
     if not common:
         return Found(planned=planned)
-    weights = suite_weights([task.facts.chance for task in tasks])
+    weights = suite_weights(np.array([task.facts.chance for task in tasks]))
     scores = [
         TaskScores(
             values=_differences(contrast, task, common),
@@ -214,7 +214,7 @@ def _overall(contrast: Contrast, tasks: Sequence[TaskCells], planned: int) -> Fo
 
 
 def _tested(found: Sequence[Effect]) -> list[Effect]:
-    """p of the overall effects, and Holm among the effects of one kind; too few runs: no p."""
+    """Test the overall effects, Holm among those of one kind; with too few runs there is no p."""
     raw = [
         float(effect.overall.estimate.p_value())
         if effect.overall.estimate is not None and effect.overall.estimate.testable

@@ -56,9 +56,7 @@ def fractional_effects(
     """
     signs = np.where(np.asarray(on, dtype=np.bool_), 1.0, -1.0)
     cells = len(signs)
-    main = [
-        _effect((name,), signs[:, column], cells // 2) for column, name in enumerate(switches)
-    ]
+    main = [_effect((name,), signs[:, column], cells // 2) for column, name in enumerate(switches)]
     pairs: dict[bytes, list[tuple[int, int]]] = {}
     for one, two in combinations(range(len(switches)), 2):
         pairs.setdefault((signs[:, one] * signs[:, two]).tobytes(), []).append((one, two))
