@@ -35,7 +35,9 @@ def one_factor_out(catalog: Catalog, base: Chosen, switches: Sequence[str] = ())
 
     `switches` restricts it to some of them. Raises UserError for an unknown switch.
     """
-    chosen = [_known(base, name) for name in switches] or list(base.card.switches)
+    idle = _idle(base, base.settings)
+    chosen = [_known(base, name) for name in switches]
+    chosen = chosen or [name for name in base.card.switches if name not in idle]
     arms = [Arm(label=_label(catalog, base, {}))]
     for switch in chosen:
         for level in _levels(base, switch):
@@ -48,7 +50,8 @@ def factorial(catalog: Catalog, base: Chosen, switches: Sequence[str]) -> Design
     """Combinations of 2 to 8 switches; above 4 the fraction of 16 that `stats` can take apart.
 
     A switch is on as in the method itself, and off at its first other level, or at the one that is
-    named: `memory=none`. Void combinations are left out of a full design. Raises UserError.
+    named: `memory=none`. Where a switch can do nothing, only its cell that is off is run: a full
+    design has fewer cells then. Raises UserError.
     """
     off = dict(_off(base, text) for text in switches)
     if not 2 <= len(off) <= LARGEST:
@@ -58,16 +61,16 @@ def factorial(catalog: Catalog, base: Chosen, switches: Sequence[str]) -> Design
         )
     full = len(off) <= 4
     rows = list(product((True, False), repeat=len(off))) if full else fraction(len(off))
-    kept = [row for row in rows if not _is_void(base, _changes(off, row))]
+    kept = [row for row in rows if not _is_void(base, off, row)]
     for column, name in enumerate(off):
         if len({row[column] for row in kept}) < 2:
             raise UserError(
-                f"with these levels every cell that varies {name!r} is void",
-                f"name another level, such as --factorial {name}=…",
+                f"{name!r} can do nothing in any cell: {base.label} has switched it off",
+                "leave it out",
             )
     if not full and len(kept) < len(rows):
         raise UserError(
-            f"{len(rows) - len(kept)} combinations of these switches are void, and a fraction "
+            f"in {len(rows) - len(kept)} of these cells a switch can do nothing, and a fraction "
             "needs all of its cells",
             "take at most 4 switches, or other levels, such as memory=rebuilt",
         )
@@ -105,12 +108,20 @@ def _levels(base: Chosen, switch: str) -> tuple[Setting, ...]:
     return tuple(level for level in typed if level != base.settings[switch])
 
 
-def _is_void(base: Chosen, changes: Mapping[str, Setting]) -> bool:
-    settings = {**base.settings, **changes}
-    return any(
-        all(settings[name] == value for name, value in combination.items())
-        for combination in base.card.void
-    )
+def _is_void(base: Chosen, off: Mapping[str, Setting], on: Sequence[bool]) -> bool:
+    """Whether a switch that is on in this cell can do nothing in it."""
+    idle = _idle(base, {**base.settings, **_changes(off, on)})
+    return any(state and name in idle for name, state in zip(off, on, strict=True))
+
+
+def _idle(base: Chosen, settings: Mapping[str, Setting]) -> set[str]:
+    """The switches that can do nothing beside these settings."""
+    return {
+        switch
+        for given, switches in base.card.idle
+        if all(settings[name] == value for name, value in given.items())
+        for switch in switches
+    }
 
 
 def _label(catalog: Catalog, base: Chosen, changes: Mapping[str, Setting]) -> str:

@@ -27,8 +27,8 @@ class MethodCard:
     """Paper, year, parity, ... with the variant's details."""
     switches: Mapping[str, tuple[Setting, ...]]
     """What an ablation tries in place of a setting, "off" first."""
-    void: tuple[Mapping[str, Setting], ...]
-    """Combinations of settings in which a switch can do nothing."""
+    idle: tuple[tuple[Mapping[str, Setting], tuple[str, ...]], ...]
+    """Settings, and the switches that can do nothing beside them."""
     module: str
     """Dotted name, or the path of a plug-in file."""
     cls: str

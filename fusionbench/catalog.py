@@ -135,7 +135,7 @@ def _method(
         in_all=bool(given["in_all"]),
         facts=_facts(declaration, dict(details.get(variant, {}))),
         switches=switches,
-        void=tuple(dict(combination) for combination in given["void"]),
+        idle=tuple((dict(settings), tuple(names)) for settings, names in given["idle"]),
         **where,
     )
 

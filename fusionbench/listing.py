@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -143,4 +144,6 @@ def _fields(card: MethodCard | TaskCard) -> Iterator[tuple[str, object]]:
     if isinstance(card, TaskCard):
         yield "available", card.available
     elif card.facts.get("parameters"):
-        yield "parameters_at_clip_l", parameter_count(card)
+        # A plug-in's formula may be none.
+        with suppress(ValueError):
+            yield "parameters_at_clip_l", parameter_count(card)

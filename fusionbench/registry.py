@@ -45,7 +45,7 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     control: str = "",
     in_all: bool = True,
     switches: Mapping[str, tuple[Setting, ...]] | None = None,
-    void: tuple[Mapping[str, Setting], ...] = (),
+    idle: tuple[tuple[Mapping[str, Setting], tuple[str, ...]], ...] = (),
     details: Mapping[str, Mapping[str, str | int | bool]] | None = None,
     **facts: str | int | bool,
 ) -> Callable[[T], T]:
@@ -56,15 +56,16 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     results change. `control` names the matched control (same budget, no new information), or
     says in a sentence why none exists. `in_all` False keeps it out of `--methods all`.
 
-    `switches` maps a setting to what `ablate` tries in its place, "off" first; `void` lists
-    combinations of settings in which a switch can do nothing, so that they are no cells.
+    `switches` maps a setting to what `ablate` tries in its place, "off" first; `idle`
+    lists settings and the switches that can do nothing beside them, so that a combination that is
+    another one in disguise is no cell: (({"memory": "none"}, ("query",)),).
 
     Further facts, for `list --long`: paper, year, parity; `parameters`, a formula of what is
     trained beside LLaVA's projector (see `fusionbench.parameters`); `needs` and `identity`, where
     the class attributes do not say it. `details` maps a variant's suffix to the facts it changes.
     """
     facts = dict(facts, version=version, control=control, in_all=in_all)
-    axes = {"switches": dict(switches or {}), "void": tuple(void), "details": dict(details or {})}
+    axes = {"switches": dict(switches or {}), "idle": tuple(idle), "details": dict(details or {})}
     return _register("method", family, facts | axes | {"variants": dict(variants or {"": {}})})
 
 

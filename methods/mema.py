@@ -54,17 +54,15 @@ _TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
         "opening": ("scalar",),
         "alignment": (0.05, 0.1, 0.15, 0.3),
     },
-    void=(
-        # The question enters by the memory, which is seen by the feedback; "after" is one write.
-        {"memory": "none", "query": True},
-        {"memory": "none", "gates": "forget+input"},
-        {"feedback": "none", "memory": "carried", "alignment": 0.0},
-        {"feedback": "none", "memory": "rebuilt", "alignment": 0.0},
-        {"feedback": "none", "opening": "token"},
-        {"feedback": "after", "every": 2},
-        {"feedback": "after", "every": 3},
-        {"feedback": "after", "where": "shallow"},
-        {"feedback": "after", "where": "deep"},
+    idle=(
+        # The question enters by the memory; the feedback shows it; "after" is a single write.
+        ({"memory": "none"}, ("query", "gates", "summary", "reduction", "alignment")),
+        ({"feedback": "after"}, ("every", "where")),
+        ({"feedback": "none"}, ("opening", "every", "where")),
+        (
+            {"feedback": "none", "alignment": 0.0},
+            ("memory", "query", "gates", "summary", "reduction", "init"),
+        ),
     ),
     paper="arXiv:2603.00655",
     year=2026,

@@ -38,8 +38,8 @@ def test_the_card_of_a_method_says_what_its_import_registers(name):
     defaults = cls.__init__.__kwdefaults__ or {}
     assert card.settings == defaults | card.changes
     assert card.in_encoder == any(base.__name__ == "InEncoderFusion" for base in cls.__mro__)
-    assert card.switches == found.facts["switches"] and card.void == found.facts["void"]
-    axes = {"version", "control", "in_all", "variants", "switches", "void", "details"}
+    assert card.switches == found.facts["switches"] and card.idle == found.facts["idle"]
+    axes = {"version", "control", "in_all", "variants", "switches", "idle", "details"}
     told = set(found.facts) | set(found.facts["details"].get(card.variant, ()))
     assert set(card.facts) == (told - axes) | {"needs", "identity"}
 
