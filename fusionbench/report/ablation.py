@@ -1,6 +1,7 @@
 """Ablation tables: Markdown and LaTeX for people, CSV for programs, and the report's section."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,18 @@ _INTERVALS = (
 )
 
 
-def ablation_section(store: Store, tables: Path) -> str:
-    """Write `ablation.{md,csv,tex}` into `tables` and give the Markdown back; empty without any."""
+@dataclass(frozen=True, kw_only=True)
+class AblationPage:
+    """All ablations of a folder in three forms; empty where there is none."""
+
+    markdown: str = ""
+    rows: Sequence[Row] = ()
+    """For the CSV: one for each effect and task."""
+    latex: str = ""
+
+
+def ablation_page(store: Store) -> AblationPage:
+    """Every design that was run into the folder, in the order in which it was asked for."""
     texts, rows, latex = [], list[Row](), []
     for planned in read_designs(store.folder):
         cells = read_cells(store, planned)
@@ -44,13 +55,17 @@ def ablation_section(store: Store, tables: Path) -> str:
         texts.append(_text(planned, cells, shown))
         latex.append(_latex(planned, shown))
         rows += long_rows(planned, cells, found)
-    if not texts:
-        return ""
-    text = "\n".join(texts)
-    contents = {"md": text, "csv": comma_separated(rows), "tex": "\n".join(latex)}
+    return AblationPage(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
+
+
+def ablation_section(store: Store, tables: Path) -> str:
+    """Write `ablation.{md,csv,tex}` into `tables` and give the Markdown back; empty without any."""
+    page = ablation_page(store)
+    contents = {"md": page.markdown, "csv": comma_separated(page.rows), "tex": page.latex}
     for suffix, content in contents.items():
-        write_atomic(tables / f"{NAME}.{suffix}", content.encode())
-    return text
+        if content:
+            write_atomic(tables / f"{NAME}.{suffix}", content.encode())
+    return page.markdown
 
 
 def effect_rows(planned: Planned, cells: Sequence[TaskCells], found: Sequence[Effect]) -> list[Row]:
