@@ -118,11 +118,13 @@ def test_a_slip_of_the_pen_is_answered_with_the_plugins_name(plugin):
         describe(read_catalog([str(plugin)]), "patchwrok")
 
 
+LAYERS = ("layers=2, dim=12, patch", "layers='2', dim=12, patch")
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
-    [(("size=4", "size=5"), "no multiple"), (("layers=2, dim=12, patch", "layers='2', dim=12, patch"),
-                                             "layers must be an integer")],
-)  # fmt: skip
+    [(("size=4", "size=5"), "no multiple"), (LAYERS, "layers must be an integer")],
+)
 def test_facts_that_cannot_be_are_problems_of_the_file(plugin, change, told):
     plugin.write_text(SOURCE.replace(*change))
     assert told in str(read_catalog([str(plugin)]).problems[0])
