@@ -21,6 +21,7 @@ class MethodCard:
     """What the variant changes; a setting given for the family leaves these alone."""
     in_encoder: bool
     needs_query: bool
+    reads_answers: bool
     control: str
     in_all: bool
     facts: Mapping[str, str | int | bool]

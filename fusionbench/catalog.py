@@ -131,6 +131,7 @@ def _method(
         changes=changes,
         in_encoder=declaration.root == "InEncoderFusion",
         needs_query=bool(declaration.attributes.get("needs_query", False)),
+        reads_answers=bool(declaration.attributes.get("reads_answers", False)),
         control=given["control"],
         in_all=bool(given["in_all"]),
         facts=_facts(declaration, dict(details.get(variant, {}))),

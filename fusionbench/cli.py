@@ -6,11 +6,27 @@ Ctrl-C in 130.
 
 import sys
 
-from fusionbench.commands import ablate, doctor, list_, new, pack, report, run
+from fusionbench.commands import (
+    ablate,
+    check_claims,
+    diff,
+    doctor,
+    list_,
+    new,
+    pack,
+    paper,
+    power,
+    probe_layers,
+    report,
+    run,
+)
 from fusionbench.commands.app import app
 from fusionbench.errors import UserError
 
-COMMANDS = (run, report, list_, pack, ablate, new, doctor)
+COMMANDS = (
+    *(run, report, power, check_claims, diff, paper, ablate, probe_layers),
+    *(list_, pack, new, doctor),
+)
 """In the order of `--help`: a module adds its command when it is imported."""
 
 

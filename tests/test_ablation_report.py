@@ -8,7 +8,7 @@ import pytest
 from toy_records import ITEMS, record, spec
 
 from fusionbench.designs import Arm, Design, Planned, note_design
-from fusionbench.report.ablation import ablation_page, ablation_section
+from fusionbench.report.ablation import ablation_page
 from fusionbench.report.build import write_report
 from fusionbench.report.effects import contrasts, effects, read_cells
 from fusionbench.report.freshness import up_to_date
@@ -223,5 +223,6 @@ def test_a_folder_without_an_ablation_has_no_section_and_no_files(tmp_path):
     with Store.create(tmp_path / "r") as store:
         values = scores(0, "digits", 0)
         store.write(record(spec(), values), values, ITEMS)
-    assert ablation_section(Store.open(tmp_path / "r"), tmp_path / "tables") == ""
-    assert not (tmp_path / "tables").exists()
+    paths = write_report(tmp_path / "r")
+    assert "Ablations" not in paths.page.read_text()
+    assert not list(paths.tables.glob("ablation.*"))

@@ -58,7 +58,8 @@ def plugin(tmp_path):
     "arguments",
     [["--help"], ["run", "--help"], ["list", "methods"], ["list", "tasks"], ["list", "encoders"],
      ["list", "methods", "--json"], ["list", "methods", "--long"], ["ablate", "--help"],
-     ["doctor", "--help"], ["new-method", "--help"], ["run", "--dry-run", "--tasks", "planted_layer"]],
+     ["doctor", "--help"], ["new-method", "--help"],
+     ["run", "--dry-run", "--tasks", "planted_layer"]],
 )  # fmt: skip
 def test_looking_and_planning_import_nothing_heavy(arguments, tmp_path):
     code = (

@@ -8,7 +8,7 @@ from typing import Annotated, TextIO
 import typer
 
 from fusionbench.commands.app import OK, Plugins, Strict, app
-from fusionbench.commands.shared import check_encoder, read
+from fusionbench.commands.shared import check_encoder, read, refuse_plugged
 from fusionbench.errors import disk_error
 
 
@@ -40,6 +40,7 @@ def pack(
 ) -> int:
     """Pack tasks and weights into a folder and say how large it is."""
     catalog = read(plugins)
+    refuse_plugged(catalog, encoder, "pack")
     pixels = size or check_encoder(catalog, encoder, 0).size
     from fusionbench.packing import pack as write_pack
     from fusionbench.selection import select_tasks

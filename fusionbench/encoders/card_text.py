@@ -19,16 +19,16 @@ patches averaged onto nano's grid) through a linear head, a middle one the teach
 give up local detail on the way to meaning; one this small keeps it unless it is told to, so that
 the last state also paid for what it still tells linearly of the gradients in its patch
 (`detail.py`, `detail_weight`). Recipe and weight were chosen on validation examples and on rendered
-scenes of no task. Train splits of
-the tasks and rendered scenes from seeds that no task uses were seen; nothing that a task validates
-or tests on was (a test compares the hashes).
+scenes of no task. Train splits of the tasks and rendered scenes from seeds that no task uses were
+seen; nothing that a task validates or tests on was (a test compares the hashes).
 
 ## What each layer knows
 
 Test accuracy in percent of a logistic regression on CLS and the mean patch of one hidden state
 (one regression for each question; L2 penalty chosen on val; at most {limits}).
-The best layer is bold. Mean pooling hides positions: a low number means "not linearly readable
-from the mean", not "absent".
+Rendered tasks are probed with fresh scenes of their painter, which neither the task nor pretraining
+uses: their own splits are too small to tell layers apart. The best layer is bold. Mean pooling
+hides positions: a low number means "not linearly readable from the mean", not "absent".
 
 {tables}
 

@@ -1,15 +1,14 @@
 """Ablation tables: Markdown and LaTeX for people, CSV for programs, and the report's section."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from fusionbench.cache import write_atomic
 from fusionbench.designs import Planned, read_designs
 from fusionbench.report.effects import Effect, Found, TaskCells, aggregated, effects, read_cells
-from fusionbench.report.tables import Row, comma_separated, markdown
+from fusionbench.report.grid import latex_grid
+from fusionbench.report.sections import Page
+from fusionbench.report.tables import Row, markdown
 from fusionbench.store import Store
 
 NAME = "ablation"
@@ -33,17 +32,7 @@ _INTERVALS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class AblationPage:
-    """All ablations of a folder in three forms; empty where there is none."""
-
-    markdown: str = ""
-    rows: Sequence[Row] = ()
-    """For the CSV: one for each effect and task."""
-    latex: str = ""
-
-
-def ablation_page(store: Store) -> AblationPage:
+def ablation_page(store: Store) -> Page:
     """Every design that was run into the folder, in the order in which it was asked for."""
     texts, rows, latex = [], list[Row](), []
     for planned in read_designs(store.folder):
@@ -55,17 +44,7 @@ def ablation_page(store: Store) -> AblationPage:
         texts.append(_text(planned, cells, shown))
         latex.append(_latex(planned, shown))
         rows += long_rows(planned, cells, found)
-    return AblationPage(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
-
-
-def ablation_section(store: Store, tables: Path) -> str:
-    """Write `ablation.{md,csv,tex}` into `tables` and give the Markdown back; empty without any."""
-    page = ablation_page(store)
-    contents = {"md": page.markdown, "csv": comma_separated(page.rows), "tex": page.latex}
-    for suffix, content in contents.items():
-        if content:
-            write_atomic(tables / f"{NAME}.{suffix}", content.encode())
-    return page.markdown
+    return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 
 
 def effect_rows(planned: Planned, cells: Sequence[TaskCells], found: Sequence[Effect]) -> list[Row]:
@@ -169,18 +148,8 @@ def _baseline(planned: Planned, cells: Sequence[TaskCells]) -> list[str]:
 
 
 def _latex(planned: Planned, rows: Sequence[Row]) -> str:
-    import pandas as pd
-
-    frame = pd.DataFrame([{_escaped(key): row[key] for key in row} for row in rows])
-    style = frame.style.hide(axis="index").format(escape="latex")
-    caption = _escaped(title(planned))
-    return style.to_latex(hrules=True, caption=caption, position_float="centering")
-
-
-def _escaped(text: str) -> str:
-    return "".join(
-        {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}.get(char, char) for char in text
-    )
+    label = "-".join([NAME, planned.design.kind, planned.design.method])
+    return latex_grid(rows, title(planned), label)
 
 
 def _points(found: Found) -> str:
