@@ -39,7 +39,16 @@ _POOL = 8
     control="repeat",
     paper="arXiv:2405.13800",
     year=2024,
-    parity="exact; efficient deviates: it shrinks before the projector",
+    parity="exact",
+    parameters="2*D*H",
+    details={
+        "sti": {"parameters": "0"},
+        "efficient": {
+            "parity": "deviates: it shrinks in front of the projector; no official code",
+            "needs": "grid",
+        },
+    },
+    switches={"form": ("sci", "sti", "dci", "efficient")},
 )
 class DenseConnector(Fusion):
     """`form`: one of the four; `convention`: whose layer numbers, "clip" or "siglip"."""

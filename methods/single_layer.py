@@ -15,6 +15,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     version=1,
     variants={"": {"index": -1}},
     control="none: it is a baseline itself",
+    parameters="0",
 )
 @method(
     "penultimate",
@@ -24,12 +25,16 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     paper="LLaVA-1.5, arXiv:2310.03744",
     year=2023,
     parity="exact",
+    parameters="0",
+    identity=True,
 )
 @method(
     "layer",
     version=1,
     control="none: it is a baseline itself",
     in_all=False,
+    parameters="0",
+    identity=True,
 )
 class SingleLayer(Fusion):
     """The patches of `hs[index]`; a negative index counts from the end, -1 is `hs[L]`."""

@@ -33,6 +33,8 @@ class LayerSelector(nn.Module):
     paper="arXiv:2601.03100",
     year=2026,
     parity="exact",
+    parameters="Q*width + width + width*L + L + 2*D",
+    switches={"alpha": (0.02,), "width": (64, 128, 256)},
 )
 class TGIF(Fusion):
     """`width`: of the selector; `alpha`: weight of its loss."""
@@ -76,6 +78,7 @@ class TGIF(Fusion):
     paper="arXiv:2601.03100",
     year=2026,
     parity="exact, with the leak of the published training code",
+    parameters="Q*width + width + width*L + L + 2*D",
 )
 class LeakyTGIF(TGIF):
     """TGIF as published: in training the text includes the answer, at test it cannot."""

@@ -38,7 +38,10 @@ def test_the_card_of_a_method_says_what_its_import_registers(name):
     defaults = cls.__init__.__kwdefaults__ or {}
     assert card.settings == defaults | card.changes
     assert card.in_encoder == any(base.__name__ == "InEncoderFusion" for base in cls.__mro__)
-    assert set(card.facts) == set(found.facts) - {"version", "control", "in_all", "variants"}
+    assert card.switches == found.facts["switches"] and card.idle == found.facts["idle"]
+    axes = {"version", "control", "in_all", "variants", "switches", "idle", "details"}
+    told = set(found.facts) | set(found.facts["details"].get(card.variant, ()))
+    assert set(card.facts) == (told - axes) | {"needs", "identity"}
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG.tasks))
@@ -70,7 +73,8 @@ def test_a_plugin_file_is_read_with_inherited_settings_variants_and_stacked_name
     wide = catalog.methods["blend-wide"]
     assert wide.settings == {"width": 16, "kind": "soft", "layers": (1, 2)}
     assert (wide.version, wide.changes, wide.control) == (3, {"width": 16}, "last")
-    assert wide.facts == {"paper": "x", "year": 2024}
+    expected = {"paper": "x", "year": 2024, "needs": "query", "identity": False}
+    assert wide.facts == expected
     assert wide.needs_query and not wide.in_encoder
     assert wide.source == str(plugin)
     assert not catalog.methods["blend_twin"].in_all
