@@ -38,6 +38,9 @@ _POOL = 8
     paper="arXiv:2405.13800",
     year=2024,
     parity="exact",
+    parameters="2*D*H",
+    details={"sti": {"parameters": "0"}},
+    switches={"form": ("sci", "sti", "dci")},
 )
 class DenseConnector(Fusion):
     """`form`: one of the first three; `convention`: whose layer numbers, "clip" or "siglip"."""
@@ -73,6 +76,7 @@ class DenseConnector(Fusion):
     paper="arXiv:2405.13800",
     year=2024,
     parity="no official code",
+    parameters="2*D*H",
 )
 class EfficientDenseConnector(DenseConnector):
     """A form, and behind the projector a quarter of its tokens."""

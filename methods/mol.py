@@ -29,6 +29,14 @@ _TINY = 1e-8
     control="frozen_average",
     year=2026,
     parity="no official code",
+    parameters="width*(Q + D) + 1",
+    details={"hybrid": {"parameters": "width*(Q + D) + 1 + Q + 2"}},
+    switches={
+        "form": ("layer", "patch", "hybrid"),
+        "balance": (0.0,),
+        "top": (1, 2, 8),
+        "width": (16, 256),
+    },
 )
 class MoL(Fusion):
     """`form`: "layer", "patch" or "hybrid"; `width`: d of the router; `balance`: its loss."""
@@ -103,6 +111,7 @@ class MoL(Fusion):
     version=1,
     in_all=False,
     control="none: it is a control itself, of what the question contributes",
+    parameters="width*(Q + D) + 1",
 )
 class ShuffledMoL(MoL):
     """Routed by another example's question."""

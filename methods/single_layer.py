@@ -18,6 +18,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     version=1,
     variants={"": {"index": -1}},
     control="none: it is a baseline itself",
+    parameters="0",
 )
 @method(
     "penultimate",
@@ -27,6 +28,8 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     paper="LLaVA-1.5, arXiv:2310.03744",
     year=2023,
     parity="exact",
+    parameters="0",
+    identity=True,
 )
 @method(
     "penultimate-decoder",
@@ -34,18 +37,24 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     variants={"": {"index": -2}},
     control="none: it is a baseline itself, of methods that run with the decoder",
     reader="decoder",
+    parameters="0",
+    identity=True,
 )
 @method(
     "best_single",
     version=1,
     control="none: it is a baseline itself",
     tries="index",
+    parameters="0",
+    identity=True,
 )
 @method(
     "layer",
     version=1,
     control="none: it is a baseline itself",
     in_all=False,
+    parameters="0",
+    identity=True,
 )
 class SingleLayer(Fusion):
     """The patches of `hs[index]`; a negative index counts from the end, -1 is `hs[L]`."""
@@ -68,6 +77,7 @@ class SingleLayer(Fusion):
     "last_norm",
     version=1,
     control="none: it is a baseline itself",
+    parameters="0",
 )
 class NormedLast(Fusion):
     """The patches of `hs[L]` behind the encoder's final norm, as its own head would see them."""

@@ -24,7 +24,7 @@ FORBIDDEN = {
     "records": ("",),
     "task": ("harness", "encoders", "store", "report", "cli"),
     "stats": ("cli", "report", "store", "records", "harness", "encoders", "types", "fusion"),
-    "encoders": ("harness", "report", "store", "stats", "cli", "sweep", "launchers"),
+    "encoders": ("harness", "report", "store", "cli", "sweep", "launchers"),
     "harness": ("report", "stats", "store", "cli", "sweep", "launchers", "catalog", "plugins"),
     "readers": ("harness", "report", "stats", "store", "cli", "sweep", "launchers"),
     "report": ("harness", "encoders", "fusion", "types", "cli", "sweep", "launchers", "features"),

@@ -48,8 +48,11 @@ def test_the_card_of_a_method_says_what_its_import_registers(name):
         layers=8, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=decoder_shape(16, 4)
     )
     assert card.in_encoder == needs_encoder(cls(shape, **settings))
-    known = {"version", "control", "in_all", "variants", "reader", "tries"}
-    assert set(card.facts) == set(found.facts) - known
+    assert card.switches == found.facts["switches"] and card.idle == found.facts["idle"]
+    axes = {"version", "control", "in_all", "variants", "switches", "idle", "details"}
+    axes |= {"reader", "tries"}
+    told = set(found.facts) | set(found.facts["details"].get(card.variant, ()))
+    assert set(card.facts) == (told - axes) | {"needs", "identity"}
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG.tasks))
@@ -81,7 +84,8 @@ def test_a_plugin_file_is_read_with_inherited_settings_variants_and_stacked_name
     wide = catalog.methods["blend-wide"]
     assert wide.settings == {"width": 16, "kind": "soft", "layers": (1, 2)}
     assert (wide.version, wide.changes, wide.control) == (3, {"width": 16}, "last")
-    assert wide.facts == {"paper": "x", "year": 2024}
+    expected = {"paper": "x", "year": 2024, "needs": "query", "identity": False}
+    assert wide.facts == expected
     assert wide.needs_query and not wide.in_encoder
     assert wide.source == str(plugin)
     assert not catalog.methods["blend_twin"].in_all

@@ -10,7 +10,6 @@ from jaxtyping import UInt8
 
 from fusionbench import features
 from fusionbench.data import Bundle, bundle_path, cut, read_bundle, write_bundle
-from fusionbench.encoders.build import build
 from fusionbench.encoders.contract import Encoder
 from fusionbench.errors import UserError
 from fusionbench.features import FeatureKey
@@ -21,8 +20,8 @@ from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
 from fusionbench.plan import Cell, layer_cells, tuning_specs
-from fusionbench.plugins import load_method, load_task
-from fusionbench.provenance import code_state, hardware, software
+from fusionbench.plugins import load_encoder, load_method, load_task
+from fusionbench.provenance import code_state, hardware, plugin_files, software
 from fusionbench.records import CellRecord, CellSpec, RunOptions
 from fusionbench.store import Items, Store
 from fusionbench.task_source import load_data
@@ -129,6 +128,8 @@ class Desk:
             "hardware": hardware(str(self.device)),
             "method": cell.chosen.card.source,
             "task": cell.task.source,
+            "encoder": cell.encoder.origin,
+            "plugin_files": plugin_files(cell.chosen.card, cell.task, cell.encoder),
         }
         card, task = cell.chosen.card, cell.task
         if record.parameters:
@@ -159,7 +160,7 @@ class Desk:
     def _encoder(self, cell: Cell) -> Encoder:
         key = (cell.encoder.name, cell.spec.budget.image_size)
         if key not in self._encoders:
-            built = build(key[0], image_size=key[1], device=str(self.device))
+            built = load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
             self._encoders[key] = built
         return self._encoders[key]
 
