@@ -14,7 +14,7 @@ from fusionbench.declarations import Declaration, read_source
 from fusionbench.discovery import BUILT_IN, Door, Place, doors, importable
 from fusionbench.encoders.own import is_built_in
 from fusionbench.errors import Problem
-from fusionbench.records import READER, READERS
+from fusionbench.records import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry import Kind, Setting
 
 __all__ = ["Card", "Catalog", "MethodCard", "PluggedEncoder", "TaskCard", "read_catalog"]
@@ -140,7 +140,8 @@ def _method(
         control=given["control"],
         in_all=_in_all(given["in_all"], variant),
         tries=tries,
-        reader=one_of(READER, given["reader"], ("", *READERS)),
+        reader=one_of(READER, given[READER], ("", *READERS)),
+        question=one_of(QUESTION, given[QUESTION], ("", *QUESTIONS)),
         facts=_facts(declaration, dict(details.get(variant, {}))),
         switches=switches,
         idle=tuple((dict(settings), tuple(names)) for settings, names in given["idle"]),
