@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fusionbench import __version__
 from fusionbench.cache import write_atomic
+from fusionbench.costs.records import FOLDER
 from fusionbench.store import Store
 
 _NOTE = ".inputs"
@@ -29,4 +30,6 @@ def fingerprint(store: Store) -> str:
     history = asked.read_bytes() if asked.exists() else b""
     problems = [str(problem) for problem in store.problems]
     text = "\n".join([__version__, *names, *problems])
-    return hashlib.sha256(text.encode() + history).hexdigest()
+    profiles = sorted((store.folder / FOLDER).glob("*.json"))
+    measured = b"".join(profile.read_bytes() for profile in profiles)
+    return hashlib.sha256(text.encode() + history + measured).hexdigest()
