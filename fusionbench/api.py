@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fusionbench.fusion import Fusion, InEncoderFusion, Tap
     from fusionbench.layers import anchored, paper_taps
     from fusionbench.official import matched
+    from fusionbench.readers.decoder import GatedMLP
     from fusionbench.registry import encoder, method, task
     from fusionbench.seeding import stream
     from fusionbench.task import Split, Task, TaskData
@@ -24,6 +25,7 @@ _HOME = {
     "Fused": "types",
     "Fusion": "fusion",
     "InEncoderFusion": "fusion",
+    "GatedMLP": "readers.decoder",
     "Injection": "types",
     "ReaderPatch": "types",
     "Split": "task",
@@ -48,6 +50,7 @@ __all__ = [
     "Fused",
     "Fusion",
     "InEncoderFusion",
+    "GatedMLP",
     "Injection",
     "ReaderPatch",
     "Split",

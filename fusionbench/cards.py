@@ -24,6 +24,10 @@ class MethodCard:
     reads_answers: bool
     control: str
     in_all: bool
+    reader: str
+    """The reader it runs with; empty: the study's."""
+    tries: str
+    """The setting that is chosen on val among the encoder's layers; empty: none."""
     facts: Mapping[str, str | int | bool]
     """Paper, year, parity, ... with the variant's details."""
     switches: Mapping[str, tuple[Setting, ...]]

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusionbench.cards import Card, MethodCard, PluggedEncoder, TaskCard
+from fusionbench.choices import one_of
 from fusionbench.declarations import Declaration, read_source
 from fusionbench.discovery import BUILT_IN, Door, Place, doors, importable
 from fusionbench.encoders.own import is_built_in
 from fusionbench.errors import Problem
+from fusionbench.records import READER, READERS
 from fusionbench.registry import Kind, Setting
 
 __all__ = ["Card", "Catalog", "MethodCard", "PluggedEncoder", "TaskCard", "read_catalog"]
@@ -122,21 +124,29 @@ def _method(
     details = dict(given["details"] or {})
     if stray := set(details) - set(given["variants"] or {"": {}}):
         raise ValueError(f"details of unknown variants: {', '.join(sorted(stray))}")
+    tries = given["tries"]
+    settings = {**declaration.settings, **changes}
+    silent_if = declaration.attributes.get("silent_if", {})
+    silent = any(settings[key] in values for key, values in silent_if.items())
+    if tries and tries not in declaration.settings:
+        raise ValueError(f"tries names {tries!r}, which is no setting")
     return MethodCard(
         name=_name(f"{family}-{variant}") if variant else family,
         family=family,
         variant=variant,
         version=_integer(given["version"]),
-        settings=dict(declaration.settings) | changes,
+        settings={k: v for k, v in settings.items() if k != tries},
         changes=changes,
-        in_encoder=declaration.root == "InEncoderFusion",
+        in_encoder=declaration.root == "InEncoderFusion" and not silent,
         needs_query=bool(declaration.attributes.get("needs_query", False)),
         reads_answers=bool(declaration.attributes.get("reads_answers", False)),
         control=given["control"],
-        in_all=bool(given["in_all"]),
+        in_all=_in_all(given["in_all"], variant),
+        tries=tries,
+        reader=one_of(READER, given["reader"], ("", *READERS)),
         facts=_facts(declaration, dict(details.get(variant, {}))),
         switches=switches,
-        idle=tuple((dict(settings), tuple(names)) for settings, names in given["idle"]),
+        idle=tuple((dict(beside), tuple(names)) for beside, names in given["idle"]),
         **where,
     )
 
@@ -190,6 +200,10 @@ def _encoder(declaration: Declaration, where: dict[str, str]) -> PluggedEncoder:
         resizable="image_size" in declaration.settings,
         missing=tuple(need for need in needs if not importable(need)),
     )
+
+
+def _in_all(told: object, variant: str) -> bool:
+    return variant in told if isinstance(told, tuple) else bool(told)
 
 
 def _name(name: object) -> str:

@@ -8,7 +8,7 @@ from fusionbench.catalog import Catalog, TaskCard
 from fusionbench.encoder_cards import describe
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.errors import UserError
-from fusionbench.records import TUNING_SEED, CellSpec
+from fusionbench.records import TUNING_SEED, CellSpec, Setting
 from fusionbench.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study import Study
 from fusionbench.task_source import task_hash
@@ -60,10 +60,13 @@ def make_plan(study: Study, catalog: Catalog, finished: Container[str]) -> Plan:
     return Plan(study=study, cells=cells, pending=pending, unavailable=unavailable)
 
 
-def tuning_specs(spec: CellSpec) -> Mapping[float, tuple[CellSpec, ...]]:
-    """The runs that choose a cell's learning rate; shared by all seeds of a cell."""
+def tuning_specs(spec: CellSpec, *, always: bool = False) -> Mapping[float, tuple[CellSpec, ...]]:
+    """The runs that choose a cell's learning rate; shared by all seeds of a cell.
+
+    None where there is nothing to choose, unless `always`: a layer is chosen by the same runs.
+    """
     budget = spec.budget
-    if len(budget.lrs) == 1:
+    if len(budget.lrs) == 1 and not always:
         return {}
     return {
         lr: tuple(
@@ -77,6 +80,20 @@ def tuning_specs(spec: CellSpec) -> Mapping[float, tuple[CellSpec, ...]]:
         )
         for lr in budget.lrs
     }
+
+
+def layer_cells(cell: Cell) -> Mapping[int, Cell]:
+    """The candidates of a cell whose method tries every layer, by layer; none for any other."""
+    tried = cell.chosen.card.tries
+    if not tried:
+        return {}
+    return {layer: _with(cell, {tried: layer}) for layer in range(1, cell.encoder.layers + 1)}
+
+
+def _with(cell: Cell, settings: Mapping[str, Setting]) -> Cell:
+    complete = {**cell.spec.settings, **settings}
+    chosen = replace(cell.chosen, settings=complete)
+    return replace(cell, spec=replace(cell.spec, settings=complete), chosen=chosen)
 
 
 def _task_cells(

@@ -43,7 +43,9 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     version: int,
     variants: Mapping[str, Mapping[str, Setting]] | None = None,
     control: str = "",
-    in_all: bool = True,
+    in_all: bool | tuple[str, ...] = True,
+    reader: str = "",
+    tries: str = "",
     switches: Mapping[str, tuple[Setting, ...]] | None = None,
     idle: tuple[tuple[Mapping[str, Setting], tuple[str, ...]], ...] = (),
     details: Mapping[str, Mapping[str, str | int | bool]] | None = None,
@@ -54,7 +56,10 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     `variants` maps a suffix to the settings it changes: {"": {}, "no_query": {"query": False}}
     registers `family` and `family-no_query`; without it only `family`. `version` is bumped when
     results change. `control` names the matched control (same budget, no new information), or
-    says in a sentence why none exists. `in_all` False keeps it out of `--methods all`.
+    says in a sentence why none exists. `in_all`: whether `--methods all` means it; or which of the
+    variants it means. `reader` names the reader it runs with whatever the study's is; a method that
+    reaches into the reader's layers needs one. `tries` names a setting that nobody sets: it is
+    chosen on val among the layers 1..L, by the tuning seeds, together with the learning rate.
 
     `switches` maps a setting to what `ablate` tries in its place, "off" first; `idle`
     lists settings and the switches that can do nothing beside them, so that a combination that is
@@ -64,9 +69,10 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     trained beside LLaVA's projector (see `fusionbench.parameters`); `needs` and `identity`, where
     the class attributes do not say it. `details` maps a variant's suffix to the facts it changes.
     """
-    facts = dict(facts, version=version, control=control, in_all=in_all)
-    axes = {"switches": dict(switches or {}), "idle": tuple(idle), "details": dict(details or {})}
-    return _register("method", family, facts | axes | {"variants": dict(variants or {"": {}})})
+    named: dict[str, Any] = {"version": version, "control": control, "in_all": in_all}
+    named |= {"reader": reader, "tries": tries, "variants": dict(variants or {"": {}})}
+    named |= {"switches": dict(switches or {}), "idle": tuple(idle), "details": dict(details or {})}
+    return _register("method", family, facts | named)
 
 
 def task(  # noqa: PLR0913  (each argument is a fact about the task)

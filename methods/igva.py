@@ -138,3 +138,15 @@ class IGVA(Fusion):
     ) -> Float[Tensor, "batch group dim"]:
         seen = groups[:, :, :1] if self.shape.prefix else groups
         return reduce(seen, "group b n d -> b group d", "mean")
+
+
+@method(
+    "igva-shuffled_query",
+    version=1,
+    in_all=False,
+    control="none: it is a control itself, of what the question contributes",
+)
+class ShuffledIGVA(IGVA):
+    """IGVA with another example's question."""
+
+    shuffles_query = True

@@ -104,3 +104,15 @@ class MoL(Fusion):
         least = weights.topk(self.top, dim=-1).values[..., -1:]
         chosen = weights * (weights >= least)
         return chosen / (chosen.sum(dim=-1, keepdim=True) + _TINY)
+
+
+@method(
+    "mol-shuffled_query",
+    version=1,
+    in_all=False,
+    control="none: it is a control itself, of what the question contributes",
+)
+class ShuffledMoL(MoL):
+    """Routed by another example's question."""
+
+    shuffles_query = True

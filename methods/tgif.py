@@ -84,3 +84,14 @@ class LeakyTGIF(TGIF):
     """TGIF as published: in training the text includes the answer, at test it cannot."""
 
     reads_answers = True
+
+
+@method(
+    "tgif-shuffled_query",
+    version=1,
+    control="none: it is a control itself, of what the question contributes",
+)
+class ShuffledTGIF(TGIF):
+    """TGIF with another example's question."""
+
+    shuffles_query = True
