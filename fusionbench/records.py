@@ -14,6 +14,11 @@ SCHEMA = 1
 TUNING_SEED = 1000
 """Seeds from here on choose the learning rate and are never evaluated."""
 
+READER = "reader"
+"""The one setting that every method has and no method gets: its own reader, not the study's."""
+
+READERS = ("attentive", "decoder", "decoder-6")
+
 Setting = bool | int | float | str | tuple[int, ...]
 Stage = Literal["tune", "evaluate"]
 Status = Literal["done", "skipped", "failed"]
@@ -191,6 +196,11 @@ NOT_IDENTITY = frozenset(
     | {f"Study.{name}" for name in ("name", "baseline", "contrasts", "margins", "note")}
 )
 """Fields that do not; every configuration field is in exactly one of the two sets (a test)."""
+
+
+def reader_of(settings: Mapping[str, Setting], budget: Budget) -> str:
+    """The reader of a cell: the method's own where it has one, else the budget's."""
+    return str(settings.get(READER) or budget.reader)
 
 
 def canonical(value: object) -> str:
