@@ -1,23 +1,24 @@
 """Records in, tables, figures and one page out; the same bytes for the same records."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusionbench.cache import write_atomic
 from fusionbench.errors import UserError, disk_error
 from fusionbench.report.coverage import reasons
+from fusionbench.report.figures.write import write_figures
 from fusionbench.report.freshness import mark
+from fusionbench.report.html.write import write_html
 from fusionbench.report.page import (
     coverage_page,
-    figure_link,
+    figure_section,
     joined,
     main_section,
     parameter_section,
     summary_section,
     title,
 )
-from fusionbench.report.plots import plot_scores
 from fusionbench.report.tables import Row, comma_separated, long_rows, summary_long_rows
 from fusionbench.scores import ScoreTable, score_tables
 from fusionbench.store import Store
@@ -71,12 +72,11 @@ def _write(store: Store, paths: ReportPaths) -> None:
     _text(paths.tables / "summary.csv", comma_separated(_all(suite, summary_long_rows)))
     _text(paths.tables / "main.csv", comma_separated(_all(suite, long_rows)))
     _text(paths.tables / "planted.csv", comma_separated(_all(planted, long_rows)))
-    sections["Scores"] = "\n".join([*_figures(suite, paths, "scores"), sections["Scores"]])
-    planted_figures = _figures(planted, paths, "planted")
-    sections["Planted ground truth"] = "\n".join(
-        [*planted_figures, sections["Planted ground truth"]]
-    )
-    _text(paths.page, joined(title(planned, tables), list(sections.items())))
+    figures = write_figures(store, tables, paths.figures)
+    sections["Figures"] = figure_section(figures)
+    text = joined(title(planned, tables), list(sections.items()))
+    _text(paths.page, text)
+    write_html(paths.page.with_suffix(".html"), paths.tables, figures, records, planned)
 
 
 def _sections(tables: Sequence[ScoreTable], section: Callable[[ScoreTable], str]) -> str:
@@ -85,14 +85,6 @@ def _sections(tables: Sequence[ScoreTable], section: Callable[[ScoreTable], str]
 
 def _all(tables: Sequence[ScoreTable], rows: Callable[[ScoreTable], list[Row]]) -> list[Row]:
     return [row for table in tables for row in rows(table)]
-
-
-def _figures(tables: Sequence[ScoreTable], paths: ReportPaths, name: str) -> Iterator[str]:
-    paths.figures.mkdir(parents=True, exist_ok=True)
-    for number, table in enumerate(tables, start=1):
-        stem = paths.figures / (name if number == 1 else f"{name}-{number}")
-        plot_scores(table, stem)
-        yield figure_link(f"figures/{stem.name}.svg", f"scores: {table.condition.title}")
 
 
 def _text(path: Path, text: str) -> None:

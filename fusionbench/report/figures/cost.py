@@ -1,0 +1,211 @@
+"""Score against cost: who gives the most for what, with the Pareto front."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from fusionbench.report.figures.drawing import Drawing
+from fusionbench.report.figures.labels import LINE_INCHES, label_column
+from fusionbench.report.figures.legend import legend, where_handles
+from fusionbench.report.figures.material import Material
+from fusionbench.report.style import GRID, GUIDE, IN_ENCODER, INK, ON_FEATURES
+from fusionbench.report.summary import Summary, across
+from fusionbench.report.tables import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_READING = """\
+Up is better, left is cheaper. The stepped line is the Pareto front: no method on it (filled) is
+beaten by one that is at least as good and as cheap. It runs through means: the grey bar is the
+median 95 % interval over runs, and a method that lies less than that below the front may belong to
+it as well. Names stand in the order of the score, each led to its height."""
+_EVENTS = (("flops_over_encoder", "FLOPs over the encoder"), ("latency_ms", "latency, ms"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One measure of cost: a value per method with its spread, NaN where it was not measured."""
+
+    key: str
+    title: str
+    value: Float[np.ndarray, " method"]
+    low: Float[np.ndarray, " method"]
+    high: Float[np.ndarray, " method"]
+
+
+def pareto(
+    cost: Float[np.ndarray, " method"], score: Float[np.ndarray, " method"]
+) -> Bool[np.ndarray, " method"]:
+    """Methods that no other one equals or beats in both and beats in one; NaN never counts."""
+    known = ~(np.isnan(cost) | np.isnan(score))
+    no_worse = (cost[:, None] <= cost) & (score[:, None] >= score)
+    better = (cost[:, None] < cost) | (score[:, None] > score)
+    beaten = (no_worse & better & known[:, None]).any(axis=0)
+    return np.asarray(known & ~beaten)
+
+
+def draw(material: Material) -> Drawing | None:
+    """A panel per measure of cost, the score of the suite up the side."""
+    table = material.table
+    found = [across(table, row, table.suite) for row in range(len(table.methods))]
+    ran = [row for row, summary in enumerate(found) if summary.runs]
+    if len(ran) < 2:
+        return None
+    left = len(found) - len(ran)
+    note = f" {left} methods did not run on every task and are left out." if left else ""
+    axes = _axes(material, ran)
+    return Drawing(
+        name="cost",
+        title="Score against cost",
+        reading=_READING + note,
+        figure=_figure(material, [found[row] for row in ran], ran, axes),
+        data=_rows(material, [found[row] for row in ran], ran, axes),
+    )
+
+
+def _axes(material: Material, rows: Sequence[int]) -> list[Axis]:
+    """Parameters from the records; FLOPs and latency where somebody measured them."""
+    fusion = _parameters(material, rows, ("fusion",))
+    trained = _parameters(material, rows, ("fusion", "projector"))
+    axes = [
+        Axis(key="parameters_fusion", title="parameters of the fusion", value=fusion,
+             low=fusion, high=fusion),
+        Axis(key="parameters_fusion_projector", title="fusion and projector", value=trained,
+             low=trained, high=trained),
+    ]  # fmt: skip
+    by_method = {str(one.get("method")): one for one in material.profiles}
+    measured = [by_method.get(material.table.methods[row], {}) for row in rows]
+    axes += [_measured(measured, key, title) for key, title in _EVENTS]
+    return [axis for axis in axes if not np.isnan(axis.value).all()]
+
+
+def _parameters(
+    material: Material, rows: Sequence[int], parts: Sequence[str]
+) -> Float[np.ndarray, " method"]:
+    """The median over tasks: the projector's width may follow the task's encoder."""
+    counts = [
+        [sum(record.parameters.get(part, 0) for part in parts)
+         for record in material.table.row(row) if record.status == "done"]
+        for row in rows
+    ]  # fmt: skip
+    return np.array([float(np.median(count)) for count in counts])
+
+
+def _measured(profiles: Sequence[Mapping[str, Any]], key: str, title: str) -> Axis:
+    """FLOPs are one number; a time is a median between quartiles."""
+    found = [profile.get(key) for profile in profiles]
+    spread = [one if isinstance(one, Mapping) else {"median": one} for one in found]
+    median = np.array([_number(one.get("median")) for one in spread])
+    low, high = (np.array([_number(one.get(end)) for one in spread]) for end in ("q1", "q3"))
+    return Axis(key=key, title=title, value=median, low=low, high=high)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _figure(
+    material: Material, found: Sequence[Summary], rows: Sequence[int], axes: Sequence[Axis]
+) -> "Figure":
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    inches = max(2.6, LINE_INCHES * len(rows))
+    width = 3.2 if len(axes) < 3 else 2.3
+    figure = Figure(figsize=(0.6 + width * len(axes) + 1.6, inches + 0.6), layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for panel, axis in zip(panels, axes, strict=True):
+        _panel(panel, material, found, rows, axis)
+    panels[0].set_ylabel("mean over the suite, %")
+    means = np.array([100 * one.mean for one in found])
+    _heights(panels[0], means, 50 * np.array([one.high - one.low for one in found]))
+    label_column(panels[-1], means, [material.labels[row] for row in rows], inches)
+    for panel in panels:
+        panel.tick_params(axis="y", left=False)
+    front = Line2D([], [], color=INK, linewidth=0.9, label="Pareto front (filled)")
+    legend(figure, [*where_handles(), front])
+    return figure
+
+
+def _panel(
+    panel: "Axes",
+    material: Material,
+    found: Sequence[Summary],
+    rows: Sequence[int],
+    axis: Axis,
+) -> None:
+    score = np.array([100 * one.mean for one in found])
+    front = pareto(axis.value, score)
+    place = _places(panel, axis.value)
+    panel.hlines(score, place, 1e9, colors=GRID, linewidth=0.5, zorder=0)
+    steps = np.array(sorted(np.flatnonzero(front), key=lambda i: (axis.value[i], score[i])), int)
+    panel.step(place[steps], score[steps], where="post", color=INK, linewidth=0.9, zorder=1)
+    for inside, color, marker in ((False, ON_FEATURES, "o"), (True, IN_ENCODER, "^")):
+        for filled in (False, True):
+            here = [i for i, row in enumerate(rows)
+                    if material.in_encoder[row] == inside and front[i] == filled]  # fmt: skip
+            panel.plot(place[here], score[here], marker, markersize=4.5, color=color,
+                       markerfacecolor=color if filled else "none", linestyle="")  # fmt: skip
+    panel.set_xlabel(axis.title)
+
+
+def _heights(
+    panel: "Axes", means: Float[np.ndarray, " method"], half: Float[np.ndarray, " method"]
+) -> None:
+    """Limits that hold all means and the bar of the median interval, drawn at the left."""
+    middle = float(means.min() + means.max()) / 2
+    typical = float(np.nanmedian(half)) if not np.isnan(half).all() else 0.0
+    reach = 1.06 * max(float(np.ptp(means)) / 2, typical, 0.5)
+    panel.set_ylim(middle - reach, middle + reach)
+    panel.plot([0.02, 0.02], [middle - typical, middle + typical], color=GUIDE, linewidth=3,
+               alpha=0.5, transform=panel.get_yaxis_transform(), solid_capstyle="butt")  # fmt: skip
+
+
+def _places(panel: "Axes", cost: Float[np.ndarray, " method"]) -> Float[np.ndarray, " method"]:
+    """Powers of ten, with a place of its own for 0; sets the ticks and limits."""
+    powers = np.log10(np.where(cost > 0, cost, np.nan))
+    if np.isnan(powers).all():
+        powers = np.zeros_like(powers)
+    first, last = np.floor(np.nanmin(powers)), np.nanmax(powers)
+    ticks = [float(power) for power in np.arange(first, np.ceil(last) + 1)]
+    texts = [_power(int(power)) for power in ticks]
+    if (cost == 0).any():
+        ticks, texts = [first - 1, *ticks], ["0", *texts]
+        panel.axvline(first - 0.5, color=GUIDE, linewidth=0.6, linestyle=(0, (1, 2)))
+    step = -(-len(ticks) // 6)
+    panel.set_xticks(ticks[::step], texts[::step])
+    left = first - 1 if (cost == 0).any() else float(np.nanmin(powers))
+    panel.set_xlim(min(left, last - 1) - 0.4, last + 0.4)
+    return np.where(cost == 0, first - 1, powers)
+
+
+def _power(exponent: int) -> str:
+    named = {0: "1", 1: "10", 2: "100", 3: "1k", 4: "10k", 5: "100k", 6: "1M", 7: "10M"}
+    return named.get(exponent, f"1e{exponent}")
+
+
+def _rows(
+    material: Material, found: Sequence[Summary], rows: Sequence[int], axes: Sequence[Axis]
+) -> list[Row]:
+    score = np.array([one.mean for one in found])
+    return [
+        {
+            "cost": axis.key,
+            "method": material.labels[row],
+            "value": f"{axis.value[i]:g}",
+            "q1": f"{axis.low[i]:g}",
+            "q3": f"{axis.high[i]:g}",
+            "score": f"{found[i].mean:.6f}",
+            "ci_low": f"{found[i].low:.6f}",
+            "ci_high": f"{found[i].high:.6f}",
+            "on_front": str(bool(front[i])).lower(),
+        }
+        for axis in axes
+        for front in [pareto(axis.value, score)]
+        for i, row in enumerate(rows)
+    ]
