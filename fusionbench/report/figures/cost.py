@@ -1,8 +1,8 @@
 """Score against cost: who gives the most for what, with the Pareto front."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -11,6 +11,7 @@ from fusionbench.report.figures.drawing import Drawing
 from fusionbench.report.figures.labels import LINE_INCHES, label_column
 from fusionbench.report.figures.legend import legend, where_handles
 from fusionbench.report.figures.material import Material
+from fusionbench.report.figures.profiles import alike
 from fusionbench.report.style import GRID, GUIDE, IN_ENCODER, INK, ON_FEATURES
 from fusionbench.report.summary import Summary, across
 from fusionbench.report.tables import Row
@@ -24,7 +25,15 @@ Up is better, left is cheaper. The stepped line is the Pareto front: no method o
 beaten by one that is at least as good and as cheap. It runs through means: the grey bar is the
 median 95 % interval over runs, and a method that lies less than that below the front may belong to
 it as well. Names stand in the order of the score, each led to its height."""
-_EVENTS = (("flops_over_encoder", "FLOPs over the encoder"), ("latency_ms", "latency, ms"))
+_MEASURED = (
+    ("flops_over_encoder", "FLOPs over the encoder"),
+    ("latency_ms", "latency of a batch, ms"),
+)
+_DECADES = 1.0
+"""From here on an axis is logarithmic."""
+
+
+Costs = Float[np.ndarray, " method"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +87,7 @@ def _axes(material: Material, rows: Sequence[int]) -> list[Axis]:
         Axis(key="parameters_fusion_projector", title="fusion and projector", value=trained,
              low=trained, high=trained),
     ]  # fmt: skip
-    by_method = {str(one.get("method")): one for one in material.profiles}
-    measured = [by_method.get(material.table.methods[row], {}) for row in rows]
-    axes += [_measured(measured, key, title) for key, title in _EVENTS]
+    axes += [_measured(material, rows, key, title) for key, title in _MEASURED]
     return [axis for axis in axes if not np.isnan(axis.value).all()]
 
 
@@ -96,9 +103,12 @@ def _parameters(
     return np.array([float(np.median(count)) for count in counts])
 
 
-def _measured(profiles: Sequence[Mapping[str, Any]], key: str, title: str) -> Axis:
+def _measured(material: Material, rows: Sequence[int], key: str, title: str) -> Axis:
     """FLOPs are one number; a time is a median between quartiles."""
-    found = [profile.get(key) for profile in profiles]
+    profiles = alike(material.profiles, key)
+    methods = [material.table.methods[row] for row in rows]
+    found = [profiles.by_method.get(method, {}).get(key) for method in methods]
+    title = f"{title}\n({profiles.conditions})" if profiles.conditions else title
     spread = [one if isinstance(one, Mapping) else {"median": one} for one in found]
     median = np.array([_number(one.get("median")) for one in spread])
     low, high = (np.array([_number(one.get(end)) for one in spread]) for end in ("q1", "q3"))
@@ -141,16 +151,21 @@ def _panel(
 ) -> None:
     score = np.array([100 * one.mean for one in found])
     front = pareto(axis.value, score)
-    place = _places(panel, axis.value)
-    panel.hlines(score, place, 1e9, colors=GRID, linewidth=0.5, zorder=0)
+    to_place = _places(panel, axis.value)
+    place = to_place(axis.value)
     steps = np.array(sorted(np.flatnonzero(front), key=lambda i: (axis.value[i], score[i])), int)
     panel.step(place[steps], score[steps], where="post", color=INK, linewidth=0.9, zorder=1)
     for inside, color, marker in ((False, ON_FEATURES, "o"), (True, IN_ENCODER, "^")):
         for filled in (False, True):
             here = [i for i, row in enumerate(rows)
                     if material.in_encoder[row] == inside and front[i] == filled]  # fmt: skip
+            panel.hlines(score[here], to_place(axis.low[here]), to_place(axis.high[here]),
+                         colors=color, linewidth=0.7)  # fmt: skip
             panel.plot(place[here], score[here], marker, markersize=4.5, color=color,
                        markerfacecolor=color if filled else "none", linestyle="")  # fmt: skip
+    limits = panel.get_xlim()
+    panel.hlines(score, place, limits[1], colors=GRID, linewidth=0.5, zorder=0)
+    panel.set_xlim(limits)
     panel.set_xlabel(axis.title)
 
 
@@ -166,26 +181,40 @@ def _heights(
                alpha=0.5, transform=panel.get_yaxis_transform(), solid_capstyle="butt")  # fmt: skip
 
 
-def _places(panel: "Axes", cost: Float[np.ndarray, " method"]) -> Float[np.ndarray, " method"]:
-    """Powers of ten, with a place of its own for 0; sets the ticks and limits."""
-    powers = np.log10(np.where(cost > 0, cost, np.nan))
-    if np.isnan(powers).all():
-        powers = np.zeros_like(powers)
-    first, last = np.floor(np.nanmin(powers)), np.nanmax(powers)
+def _places(panel: "Axes", cost: Costs) -> Callable[[Costs], Costs]:
+    """From a cost to its place, with ticks and limits set: powers of ten, and 0 on its own.
+
+    What spans less than a power of ten, or is negative somewhere, keeps a plain axis.
+    """
+    known = cost[~np.isnan(cost)]
+    positive = known[known > 0]
+    if not len(positive) or known.min() < 0 or _decades(known) < _DECADES:
+        panel.margins(x=0.12)
+        return lambda values: values
+    powers = np.log10(positive)
+    first, last = float(np.floor(powers.min())), float(powers.max())
     ticks = [float(power) for power in np.arange(first, np.ceil(last) + 1)]
     texts = [_power(int(power)) for power in ticks]
-    if (cost == 0).any():
+    if (known == 0).any():
         ticks, texts = [first - 1, *ticks], ["0", *texts]
         panel.axvline(first - 0.5, color=GUIDE, linewidth=0.6, linestyle=(0, (1, 2)))
     step = -(-len(ticks) // 6)
     panel.set_xticks(ticks[::step], texts[::step])
-    left = first - 1 if (cost == 0).any() else float(np.nanmin(powers))
+    left = first - 1 if (known == 0).any() else float(powers.min())
     panel.set_xlim(min(left, last - 1) - 0.4, last + 0.4)
-    return np.where(cost == 0, first - 1, powers)
+    return lambda values: np.where(
+        values == 0, first - 1, np.log10(np.where(values > 0, values, np.nan))
+    )
+
+
+def _decades(known: Costs) -> float:
+    """How many powers of ten lie between the smallest and the largest; 0 counts as far away."""
+    return float("inf") if known.min() == 0 else float(np.log10(known.max() / known.min()))
 
 
 def _power(exponent: int) -> str:
-    named = {0: "1", 1: "10", 2: "100", 3: "1k", 4: "10k", 5: "100k", 6: "1M", 7: "10M"}
+    named = {-2: "0.01", -1: "0.1", 0: "1", 1: "10", 2: "100", 3: "1k", 4: "10k", 5: "100k",
+             6: "1M", 7: "10M", 8: "100M", 9: "1G", 10: "10G", 11: "100G", 12: "1T"}  # fmt: skip
     return named.get(exponent, f"1e{exponent}")
 
 

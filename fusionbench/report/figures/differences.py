@@ -15,6 +15,7 @@ from fusionbench.report.tables import Row, aggregates
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 _ALPHA = 0.05
+_PLANNED = ("planned", "followup")
 Scope = tuple[str, str]
 """What is compared: ("suite", "suite"), ("group", "fine"), ("task", "digits")."""
 
@@ -70,7 +71,7 @@ def _from_row(material: Material, row: Row) -> Difference:
         verdict=row.get("verdict", ""),
         mde=_points(row, "mde"),
         seeds=int(float(row.get("n_seeds") or 0)),
-        planned=row.get("kind", "") == "planned",
+        planned=row.get("kind", "") in _PLANNED,
         runs=_runs(material, row["method"], row["baseline"], scope),
     )
 
@@ -112,13 +113,21 @@ def _untested(
 def _runs(
     material: Material, method: str, baseline: str, scope: Scope
 ) -> Float[np.ndarray, " seed"]:
-    """Paired differences in points; a seed counts where both ran on every task of the scope."""
+    """Paired differences in points; a seed counts where both ran on every task of the scope.
+
+    Over several tasks a point is a hundredth of the way from chance to all right, as in the
+    contrasts, so that every task counts the same.
+    """
     row, other = material.row(method), material.row(baseline)
     keep = _tasks(material, scope)
     if row is None or other is None or not keep.any():
         return np.empty(0)
     table = material.table
-    apart = 100 * (table.values[row, keep] - table.values[other, keep]).mean(axis=0)
+    apart = 100 * (table.values[row, keep] - table.values[other, keep])
+    if scope[0] != "task":
+        chance = np.array([task.chance for task in table.tasks])[keep]
+        apart = apart / (1 - chance)[:, None]
+    apart = apart.mean(axis=0)
     return apart[~np.isnan(apart)]
 
 

@@ -24,13 +24,15 @@ The mark is the difference from {baseline} in points, right is better. The thin 
 interval for new runs on new images, which the verdict rests on; the thick one is for new runs on
 this very test set and is often too short. A filled mark differs from the baseline after correction
 within its family; orange is planned, blue exploratory. The grey band is the margin that was
-declared not to matter. Each interval stands for itself: two methods are not compared with each
-other by looking whether theirs overlap."""
+declared not to matter. Over several tasks a point is a hundredth of the way from chance to all
+right, so that tasks count the same. Each interval stands for itself: two methods are not compared
+with each other by looking whether theirs overlap."""
 _UNTESTED = """\
 Each point is one seed: the method minus {baseline} on the same seed, in points, right is better;
-the bar is their mean. With fewer than four runs no interval is drawn and no test is printed: points
-on both sides of the line say that the sign itself is open. The grey band is the margin that was
-declared not to matter."""
+the bar is their mean. With fewer than four runs no interval is drawn and no test is printed:
+points on both sides of the line say that the sign itself is open. Over several tasks a point is a
+hundredth of the way from chance to all right, so that tasks count the same. The grey band is the
+margin that was declared not to matter."""
 
 
 def draw_suite(material: Material) -> Drawing | None:
@@ -125,7 +127,8 @@ def _panel(
     for name in missing:
         panel.annotate("not run", (0.98, rows[name]), xycoords=("axes fraction", "data"),
                        color=GUIDE, ha="right", va="center", fontsize=SMALL)  # fmt: skip
-    panel.set_xlabel("difference, points")
+    task = found[0].scope[0] == "task"
+    panel.set_xlabel("difference, points" if task else "difference, points above chance")
 
 
 def _interval(panel: "Axes", one: Difference, row: int) -> None:

@@ -16,7 +16,7 @@ from fusionbench.report.figures.instruments import COLUMNS, curve, whole_numbers
 from fusionbench.report.figures.labels import wrapped
 from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.representatives import representatives
-from fusionbench.report.figures.singles import Map, probe_map, single_map, without_map
+from fusionbench.report.figures.singles import Map, probe_map, single_map, without_maps
 from fusionbench.report.figures.traces import Trace, traces
 from fusionbench.report.style import GRID, GUIDE, ORANGE
 
@@ -36,10 +36,10 @@ belongs to no test."""
 
 def draw(material: Material) -> Drawing | None:
     """A panel per measured map, then one per method and instrument."""
-    maps = [one for one in (probe_map(material), single_map(material), *without_map(material))
+    maps = [one for one in (probe_map(material), single_map(material), *without_maps(material))
             if one is not None]  # fmt: skip
     learned = _learned(material)
-    if not learned:
+    if not learned and not maps:
         return None
     return Drawing(
         name="layers",

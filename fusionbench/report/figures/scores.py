@@ -34,7 +34,7 @@ def draw(material: Material, name: str = "scores") -> Drawing | None:
         return None
     return Drawing(
         name=name,
-        title="Scores of every run",
+        title="Scores of every run" if name == "scores" else "Scores of every run, planted tasks",
         reading=_READING,
         figure=_figure(material),
         data=list(_rows(material)),

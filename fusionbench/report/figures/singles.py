@@ -1,16 +1,17 @@
 """What single layers are worth, measured: on their own, and by their absence.
 
-`DIR/probes/*.json` hold an object per task with `encoder`, `task` and `layers`, a score for each
-layer of a linear probe on frozen features; `without` in its place holds the score of `method`
-with that layer left out. A score may be a list, one number per seed.
+On their own: `DIR/probes/*.json` (`fusionbench probe-layers`, linear probes of every hidden state),
+and the study's cells of single layers. By their absence: two cells of one method that differ in
+the setting of its layers, where one reads all that the other reads but one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fusionbench.records import CellRecord
 from fusionbench.report.figures.material import Material
 from fusionbench.report.tables import Row
 
@@ -78,18 +79,39 @@ def single_map(material: Material) -> Map | None:
     return _map("each layer alone, same reader", "single layers", complete)
 
 
-def without_map(material: Material) -> Iterator[Map]:
-    """What each method loses without a layer, in points."""
-    for row, method in enumerate(material.table.methods):
-        tasks = {}
-        for one in material.probes:
-            full = _full(material, row, str(one.get("task")))
-            if one.get("method") == method and one.get("without") and not np.isnan(full):
-                scores = _scores(one["without"])
-                tasks[str(one["task"])] = {at: full - score for at, score in scores.items()}
-        found = _map(f"{method} without a layer", "leave-one-out", tasks, method=method)
+def without_maps(material: Material) -> Iterator[Map]:
+    """What each method loses without a layer, in points; it was trained anew without it."""
+    table = material.table
+    for row in range(len(table.methods)):
+        tasks: dict[str, dict[float, float]] = {}
+        for other in range(len(table.methods)):
+            for task, layer, lost in _lost(material, row, other):
+                tasks.setdefault(task, {})[layer] = lost
+        label = material.labels[row]
+        found = _map(f"{label} without a layer", "leave-one-out", tasks, method=label)
         if found is not None:
             yield found
+
+
+def _lost(material: Material, row: int, other: int) -> Iterator[tuple[str, float, float]]:
+    """(task, layer, points) wherever `other` is the same method without one layer."""
+    table = material.table
+    for column, task in enumerate(table.tasks):
+        full, less = table.runs(row, column)[:1], table.runs(other, column)[:1]
+        if not full or not less or not _same_but_layers(full[0], less[0]):
+            continue
+        missing = set(full[0].taps) - set(less[0].taps)
+        if set(less[0].taps) < set(full[0].taps) and len(missing) == 1:
+            apart = 100 * (table.values[row, column] - table.values[other, column])
+            if not np.isnan(apart).all():
+                yield task.name, float(np.mean(missing.pop())), float(np.nanmean(apart))
+
+
+def _same_but_layers(first: CellRecord, second: CellRecord) -> bool:
+    one, two = first.spec.settings, second.spec.settings
+    if first.spec.method != second.spec.method or one.keys() != two.keys():
+        return False
+    return [key for key in one if one[key] != two[key]] == ["layers"]
 
 
 def _map(title: str, short: str, tasks: Mapping[str, Scores], *, method: str = "") -> Map | None:
@@ -100,13 +122,7 @@ def _map(title: str, short: str, tasks: Mapping[str, Scores], *, method: str = "
     return found if len(found.means) > 1 else None
 
 
-def _scores(layers: Mapping[str, Any]) -> Scores:
-    return {float(layer): 100 * float(np.mean(score)) for layer, score in layers.items()}
-
-
-def _full(material: Material, row: int, task: str) -> float:
-    columns = [i for i, one in enumerate(material.table.tasks) if one.name == task]
-    if not columns:
-        return float("nan")
-    scores = material.table.values[row, columns[0]]
-    return float(100 * np.nanmean(scores)) if not np.isnan(scores).all() else float("nan")
+def _scores(layers: Mapping[str, Any] | Sequence[Any]) -> Scores:
+    """From a list over `hs[0..L]`, or by layer; a list in its place is a number per seed."""
+    pairs = layers.items() if isinstance(layers, Mapping) else enumerate(layers)
+    return {float(layer): 100 * float(np.mean(score)) for layer, score in pairs}

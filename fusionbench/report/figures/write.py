@@ -20,6 +20,7 @@ from fusionbench.report.figures import (
 )
 from fusionbench.report.figures.drawing import Drawing, Drawn, save
 from fusionbench.report.figures.material import Material, objects
+from fusionbench.report.figures.profiles import encoder_of
 from fusionbench.report.style import house_style
 from fusionbench.report.tables import Row
 from fusionbench.scores import ScoreTable
@@ -76,7 +77,7 @@ def _materials(
             planned=_planned(planned),
             margins=_margins(planned),
             contrasts=[row for row in contrasts if _of(row, table)],
-            profiles=[one for one in profiles if one.get("encoder", encoder) == encoder],
+            profiles=[one for one in profiles if encoder_of(one) in ("", encoder)],
             probes=[one for one in probes if one.get("encoder", encoder) == encoder],
         )
 

@@ -63,7 +63,7 @@ class Grid:
 
 
 def plain(name: str, title: str, rows: Sequence[Row], note: str = "") -> Grid:
-    """Rows as they are, numbers shortened; columns that say the same everywhere stay."""
+    """Rows as they are, numbers shortened."""
     heads = [Head(text=key.replace("_", " ")) for key in (rows[0] if rows else ())]
     cells = [[_plain(key, text) for key, text in row.items()] for row in rows]
     return Grid(id=name, title=title, heads=heads, rows=cells, note=note)
@@ -121,7 +121,7 @@ def _score(row: Row | None, best: float) -> Cell:
         text=text,
         value=mean,
         details=details(row),
-        best=mean == best,
+        best=row["best"] == "true" if "best" in row else mean == best,
         tied=row.get("tied", "") == "true",
     )
 
@@ -129,7 +129,11 @@ def _score(row: Row | None, best: float) -> Cell:
 def details(row: Row) -> str:
     """Lines of what hovering shows: n, interval, difference, p and MDE where they are known."""
     known = dict(row)
-    known["interval"] = _ends(row, "ci_low", "ci_high")
+    if row.get("status") == "done":
+        del known["status"]
+    over = f" ({row['interval']})" if row.get("interval") else ""
+    ends = _ends(row, "ci_low", "ci_high")
+    known["interval"] = ends and ends + over
     known["delta_interval"] = _ends(row, "delta_low", "delta_high")
     lines = [
         f"{title}: {shorter(key, known[key])}" for key, title in _DETAILS.items() if known.get(key)

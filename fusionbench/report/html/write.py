@@ -1,10 +1,13 @@
 """`report.html` from the tables and figures of a report: one file that fetches nothing."""
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from fusionbench import __version__
 from fusionbench.cache import write_atomic
@@ -30,6 +33,14 @@ _TITLES: Mapping[str, str] = {
     "layers": "Layers",
     "reported": "Published numbers",
 }
+_COLUMNS: Mapping[str, Sequence[str]] = {
+    "contrasts": (
+        "method", "name", "baseline", "control", "delta", "low", "high", "testset_low",
+        "testset_high", "p", "p_adjusted", "verdict", "mde", "n_seeds", "n_examples", "kind",
+    ),
+}  # fmt: skip
+_MOST_ROWS = 3000
+"""A longer table is for programs, and stays in its CSV file."""
 _NOTES: Mapping[str, str] = {
     "summary": "Mean ± half of the 95 % interval over runs, in percent; it stands only where all "
     "tasks ran. Intervals of cells compare no two methods.",
@@ -37,7 +48,8 @@ _NOTES: Mapping[str, str] = {
     "which does not say that it is the best method. Hover or tap a cell for n, p and MDE.",
     "planted": "Synthetic encoders with a known right answer: they test the suite itself and "
     "enter no mean.",
-    "contrasts": "Differences and intervals in points. A verdict needs both references beaten and "
+    "contrasts": "Differences, intervals and MDE in points; over several tasks a point is a "
+    "hundredth of the way from chance to all right. A verdict needs both references beaten and "
     "a corrected p; undecided stands with the smallest effect it could have found.",
     "reported": "From papers, in their regime; never ranked together with the records.",
 }
@@ -79,8 +91,14 @@ def render(context: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["breakable"] = _breakable
     template = environment.from_string(texts["html.j2"])
     return template.render(context, style=texts["css"], script=texts["js"])
+
+
+def _breakable(text: str) -> Markup:
+    """A name that a narrow column may break after `_` and `-`, not within a word."""
+    return Markup("<wbr>").join(re.findall(r"[^_-]*[_-]|[^_-]+", text))
 
 
 def grids(folder: Path) -> list[Grid]:
@@ -95,10 +113,17 @@ def grids(folder: Path) -> list[Grid]:
         if path.stem in _PIVOTS:
             title, across = _PIVOTS[path.stem]
             found += pivots(path.stem, title, rows, across, _NOTES[path.stem])
-        else:
+        elif len(rows) <= _MOST_ROWS:
             title = _TITLES.get(path.stem, path.stem.replace("_", " ").capitalize())
-            found.append(plain(path.stem, title, rows, _NOTES.get(path.stem, "")))
+            note = _NOTES.get(path.stem, "")
+            found.append(plain(path.stem, title, _shown(path.stem, rows), note))
     return found
+
+
+def _shown(name: str, rows: Sequence[Row]) -> list[Row]:
+    """The columns that a reader needs; the CSV file has all of them."""
+    keep = _COLUMNS.get(name) or list(rows[0])
+    return [{key: row[key] for key in keep if key in row} for row in rows]
 
 
 def _place(known: Sequence[str], name: str) -> tuple[int, str]:
