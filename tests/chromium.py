@@ -94,6 +94,11 @@ class Page:
             raise RuntimeError(answer["exceptionDetails"])
         return answer["result"].get("value")
 
+    def settle(self) -> None:
+        """Wait until what was asked for is painted; scroll events come with the next frame."""
+        frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        self.call("Runtime.evaluate", expression=frames, awaitPromise=True)
+
     def shot(self, file: Path) -> None:
         """The window as a PNG."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

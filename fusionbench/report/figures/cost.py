@@ -66,7 +66,7 @@ def draw(material: Material) -> Drawing | None:
     if len(ran) < 2:
         return None
     left = len(found) - len(ran)
-    note = f" {left} methods did not run on every task and are left out." if left else ""
+    note = f" Left out, for tasks that did not run: {left} of {len(found)}." if left else ""
     axes = _axes(material, ran)
     return Drawing(
         name="cost",

@@ -52,9 +52,21 @@ def save(drawing: Drawing, stem: Path) -> None:
     # Panels are laid out once, not once per file, and at the resolution of the bitmap.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    _settle(figure)
     # Figure.savefig would draw everything twice for each file.
     png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
     bitmap.print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
     vector = FigureCanvasSVG(figure)
     vector.print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     write_atomic(stem.with_suffix(".csv"), comma_separated(drawing.data).encode())
+
+
+def _settle(figure: "Figure") -> None:
+    """Round where the panels stand.
+
+    The solver's last bits depend on where objects lie in memory, and ids in the file on the bits.
+    """
+    for axes in figure.axes:
+        place = axes.get_position(original=True)
+        left, bottom, width, height = (round(edge, 6) for edge in place.bounds)
+        axes.set_position((left, bottom, width, height))

@@ -14,6 +14,7 @@ from fusionbench.report.figures.representatives import representatives
 from fusionbench.report.style import BLUE, GRID, GUIDE, INK, SMALL
 from fusionbench.report.tables import Row
 from fusionbench.stats import RankTable, TaskScores, rank_intervals, rank_table
+from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +24,10 @@ _READING = """\
 Rank 1 is the best; the point is the average over tasks, the thin line where it lands when runs and
 images are drawn again, which adds noise and so pulls towards the middle. Methods joined by a bar
 on the right lie within one critical difference (Nemenyi, 5 %), here {share:.0f} % of the whole
-range of ranks. Friedman's test asks whether tasks rank the methods at random: p = {p:.2g}. Tasks
-are its only replicate and near-relatives break it, so this figure is descriptive and no verdict
-rests on it. One method per family, chosen by name."""
+range of ranks. Tasks are the only replicate here and near-relatives among the methods break the
+theory, so this figure is descriptive and no verdict rests on it. One method per family, chosen by
+name."""
+_FRIEDMAN = " Friedman's test, whether tasks rank them at random: p = {p:.2g}."
 _KEY = 20260
 
 Ends = tuple[Float[np.ndarray, " method"], Float[np.ndarray, " method"]]
@@ -53,7 +55,7 @@ def draw(material: Material) -> Drawing | None:
     return Drawing(
         name="ranks",
         title="Average ranks",
-        reading=_READING.format(share=share, p=ranked.table.p_value),
+        reading=_READING.format(share=share) + _friedman(material, ranked.table),
         figure=_figure(material, ranked, order),
         data=_rows(material, ranked, order),
     )
@@ -67,6 +69,12 @@ def separated(average: Float[np.ndarray, " method"], difference: float) -> list[
         if last > first and (not found or last > found[-1][1]):
             found.append((first, last))
     return found
+
+
+def _friedman(material: Material, table: RankTable) -> str:
+    """Its p, unless the study has too few runs for any test to be printed."""
+    enough = len(material.table.seeds) >= FEWEST_REPLICATES
+    return _FRIEDMAN.format(p=table.p_value) if enough else ""
 
 
 def _ends(material: Material, rows: Sequence[int]) -> Ends | None:

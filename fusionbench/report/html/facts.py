@@ -74,9 +74,8 @@ def study_yaml(planned: Run | None) -> str:
         return ""
     import yaml
 
-    # An empty list of methods or a preset's name would change what the file means.
-    study = {key: value for key, value in planned.study.items() if value not in ("", [], {})}
-    return yaml.safe_dump(study, sort_keys=True, allow_unicode=True)
+    # Every key, empty ones too: what is left out would come from the quick preset.
+    return yaml.safe_dump(dict(planned.study), sort_keys=True, allow_unicode=True)
 
 
 def commands(records: Sequence[CellRecord], planned: Run | None) -> str:

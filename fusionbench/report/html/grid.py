@@ -23,6 +23,7 @@ _DETAILS: Mapping[str, str] = {
     "mde": "smallest effect it can find (MDE), points",
 }
 _FEWEST_RUNS = 4
+_LONG_TEXT = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,12 @@ class Cell:
     best: bool = False
     tied: bool = False
     """True in the set of methods that hold the best one."""
+
+    @property
+    def marks(self) -> str:
+        """Classes for the page's style."""
+        known = {"best": self.best, "tied": self.tied, "words": len(self.text) > _LONG_TEXT}
+        return " ".join(name for name, on in known.items() if on)
 
 
 @dataclass(frozen=True, kw_only=True)
