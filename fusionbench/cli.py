@@ -6,11 +6,21 @@ Ctrl-C in 130.
 
 import sys
 
-from fusionbench.commands import list_, pack, report, run
+from fusionbench.commands import (
+    check_claims,
+    diff,
+    list_,
+    pack,
+    paper,
+    power,
+    probe_layers,
+    report,
+    run,
+)
 from fusionbench.commands.app import app
 from fusionbench.errors import UserError
 
-COMMANDS = (run, report, list_, pack)
+COMMANDS = (run, report, power, check_claims, diff, paper, probe_layers, list_, pack)
 """In the order of `--help`: a module adds its command when it is imported."""
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from toy_records import record, spec
 
+from fusionbench.paired.results import Results
 from fusionbench.report.figures import forest
 from fusionbench.report.figures.differences import differences
 from fusionbench.report.figures.material import Material
@@ -37,7 +38,8 @@ def material(tmp_path, seeds=3, contrasts=()):
                               + wiggle))  # fmt: skip
     (table,) = score_tables(cells)
     with Store.create(tmp_path / "s") as store:
-        return Material(table=table, store=store, baseline="base", contrasts=contrasts)
+        results = Results(store)
+    return Material(table=table, results=results, baseline="base", contrasts=contrasts)
 
 
 def cell(method, task, seed, chance, score):

@@ -6,10 +6,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from wide_study import labels, write_study
 
-from fusionbench.report.figures import write as module
+from fusionbench.report.build import collect
 from fusionbench.report.figures.labels import spread, wrapped
+from fusionbench.report.figures.write import drawings as drawings_of
 from fusionbench.report.style import house_style
-from fusionbench.scores import score_tables
 from fusionbench.store import Store
 
 
@@ -17,10 +17,8 @@ from fusionbench.store import Store
 def drawings(tmp_path_factory):
     """What is written in each figure, and where, after the layout that `save` asks for."""
     store = Store.open(write_study(tmp_path_factory.mktemp("wide")))
-    tables = score_tables(list(store.records()))
     with house_style():
-        (material,) = module._materials(store, tables, ())
-        found = {one.name: one for one in module._drawings(material)}
+        found = {one.name: one for _, one in drawings_of(collect(store))}
         yield {name: boxes(drawing.figure) for name, drawing in found.items()}
 
 

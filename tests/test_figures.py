@@ -15,13 +15,16 @@ from scipy.stats import spearmanr
 from toy_records import put, record, spec
 from wide_study import write_study
 
+from fusionbench.costs.records import Conditions, CostRecord, Spread
+from fusionbench.probes import ProbeMap
+from fusionbench.report.build import collect
 from fusionbench.report.figures import cost, instruments, layers, learning, scores
 from fusionbench.report.figures.drawing import Drawing, save
 from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.profiles import alike
 from fusionbench.report.figures.representatives import representatives
 from fusionbench.report.figures.singles import without_maps
-from fusionbench.report.figures.write import write_figures
+from fusionbench.report.figures.write import materials, write_figures
 from fusionbench.report.style import house_style
 from fusionbench.scores import score_tables
 from fusionbench.store import Store
@@ -36,20 +39,20 @@ def folder(tmp_path_factory):
 
 
 def read(folder):
-    store = Store.open(folder)
-    return store, score_tables([*store.records(), *store.failures()])
+    """What a report knows of a folder."""
+    return collect(Store.open(folder))
 
 
 @pytest.fixture(scope="module")
 def material(folder):
-    store, (table,) = read(folder)
-    return Material(table=table, store=store, baseline="penultimate")
+    (found,) = materials(read(folder))
+    return replace(found, planned=())
 
 
 @pytest.fixture(scope="module")
 def drawn(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("figures")
-    write_figures(*read(folder), out)
+    write_figures(read(folder), out)
     return out
 
 
@@ -92,8 +95,8 @@ def test_another_process_with_another_hash_seed_and_style_gives_the_same_bytes(
     (tmp_path / "matplotlibrc").write_text("font.size: 20\naxes.grid: True\nsavefig.dpi: 40\n")
     code = (
         "import sys; from pathlib import Path; import numpy; numpy.random.seed(1)\n"
-        "from test_figures import read; from fusionbench.report.figures.write import write_figures"
-        "\nwrite_figures(*read(sys.argv[1]), Path(sys.argv[2]))"
+        "from test_figures import read, write_figures\n"
+        "write_figures(read(sys.argv[1]), Path(sys.argv[2]))"
     )
     places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     rc = str(tmp_path / "matplotlibrc")
@@ -124,8 +127,7 @@ def test_the_last_bits_of_the_layout_do_not_reach_the_file(tmp_path):
 def test_a_figure_that_is_no_longer_drawn_goes_and_a_foreign_file_stays(folder, drawn, tmp_path):
     shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
     (tmp_path / "mine.svg").write_text("mine")
-    store, tables = read(folder)
-    write_figures(store, [table.pick(~table.suite) for table in tables], tmp_path)
+    write_figures(replace(read(folder), analyses=()), tmp_path)
     assert set(contents(tmp_path)) == {"figures.json", "mine.svg"}
 
 
@@ -151,28 +153,31 @@ def test_the_pareto_front_holds_who_is_beaten_by_nobody():
     assert cost.pareto(np.array([1.0, 1.0]), np.array([5.0, 5.0])).all()
 
 
-def test_cost_reads_measured_profiles_of_equal_conditions_only():
-    def profile(method, mode, batch, value):
-        conditions = {"method": method, "encoder": "nano", "mode": mode, "batch": batch}
-        return {"conditions": conditions, "label": method, "latency_ms": {"median": value}}
+def profile(method, mode="inference", batch=8, ms=1.0):
+    conditions = Conditions(
+        method=method, method_version=1, settings={}, encoder="nano", weights="w", image_size=0,
+        width=64, mode=mode, batch=batch, dtype="fp32", device="cpu",
+    )  # fmt: skip
+    return CostRecord(
+        conditions=conditions, label=method, layers=12, dim=8, tokens=5, in_encoder=False,
+        parameters={"fusion": 0}, tokens_out=4,
+        latency_ms=Spread(median=ms, q1=ms - 0.5, q3=ms + 0.5, blocks=9),
+    )  # fmt: skip
 
-    found = [profile("a", "train", 8, 9), profile("b", "train", 8, 9), profile("c", "train", 8, 9),
-             profile("a", "inference", 8, 1), profile("b", "inference", 8, 2),
-             profile("c", "inference", 32, 3)]  # fmt: skip
-    chosen = alike(found, "latency_ms")
-    assert {name: one["latency_ms"]["median"] for name, one in chosen.by_method.items()} == {
+
+def test_cost_reads_measured_profiles_of_equal_conditions_only():
+    found = [*(profile(name, "train", ms=9) for name in "abc"), profile("a", ms=1),
+             profile("b", ms=2), profile("c", batch=32, ms=3)]  # fmt: skip
+    chosen = alike(found, lambda one: one.latency_ms)
+    assert {name: one.latency_ms.median for name, one in chosen.by_method.items()} == {
         "a": 1, "b": 2
     }  # fmt: skip
-    assert "inference" in chosen.conditions and "batch 8" in chosen.conditions
-    assert alike(found, "flops_over_encoder").by_method == {}
+    assert chosen.conditions == "inference, cpu, batch 8"
+    assert alike(found, lambda one: one.flops_over_encoder).by_method == {}
 
 
 def test_a_profile_adds_a_panel_and_its_spread(material):
-    profiles = [
-        {"method": name, "encoder": "nano", "mode": "inference",
-         "latency_ms": {"median": 2.0 + i, "q1": 1.5 + i, "q3": 2.5 + i}}
-        for i, name in enumerate(METHODS[:5])
-    ]  # fmt: skip
+    profiles = [profile(name, ms=2.0 + i) for i, name in enumerate(METHODS[:5])]
     drawing = cost.draw(replace(material, profiles=profiles))
     measured = [row for row in drawing.data if row["cost"] == "latency_ms"]
     by_method = {row["method"]: (row["q1"], row["value"], row["q3"]) for row in measured}
@@ -194,9 +199,11 @@ def test_rank_correlation_is_spearmans_over_common_layers_and_asks_for_four():
 
 def test_probes_stand_beside_the_weights_with_their_correlation(material):
     probes = [
-        {"encoder": "nano", "task": task.name, "layers": [0.2 + 0.01 * i for i in range(13)]}
+        ProbeMap(encoder="nano", weights="w", image_size=0, task=task.name, task_version=1,
+                 data="d", group="fine", metric="accuracy", chance=0.1, val=(), n=9, n_train=9,
+                 n_val=9, provenance={}, layers=tuple(0.2 + 0.01 * i for i in range(13)))
         for task in material.table.tasks
-    ]
+    ]  # fmt: skip
     drawing = layers.draw(replace(material, probes=probes))
     labels = [panel.get_xlabel() for panel in drawing.figure.axes]
     weights = next(r for r in drawing.data if r["method"] == "scalar_mix")
@@ -218,16 +225,16 @@ def test_a_layer_left_out_is_found_from_two_cells_of_one_method(tmp_path):
                 put(store, cell, share, label=f"mmfuser[layers={names}]", taps=taps)
             odd = spec("mmfuser", seed=seed, settings={"layers": "3,13", "heads": 2})
             put(store, odd, 0.1, label="odd", taps=((3,), (11,)))
-    store, (table,) = read(tmp_path)
-    found = {one.method: one.means for one in without_maps(Material(table=table, store=store))}
+    (found,) = materials(read(tmp_path))
+    found = {one.method: one.means for one in without_maps(found)}
     # One layer alone makes no map; `odd` differs in more than its layers.
     assert found == {}
     with Store.create(tmp_path) as store:
         for seed in range(2):
             cell = spec("mmfuser", seed=seed, settings={"layers": "8,13", "heads": 1})
             put(store, cell, 0.4, label="mmfuser[layers=8,13]", taps=((8,), (11,)))
-    store, (table,) = read(tmp_path)
-    (one,) = without_maps(Material(table=table, store=store))
+    (found,) = materials(read(tmp_path))
+    (one,) = without_maps(found)
     assert one.method == "mmfuser[layers=3,8,13]"
     assert one.means == {3.0: pytest.approx(30.0), 11.0: pytest.approx(10.0)}
 
@@ -270,7 +277,7 @@ def test_representatives_are_one_per_family_at_most_ten_and_chosen_by_name(mater
     assert "mema-as_written" in [table.methods[row] for row in representatives(planned)]
     many = [record(spec(f"m{i}"), np.ones(4)) for i in range(14)]
     (table,) = score_tables(many)
-    assert len(representatives(Material(table=table, store=material.store))) == 10
+    assert len(representatives(Material(table=table, results=material.results))) == 10
 
 
 def test_the_steps_of_a_curve_are_those_at_which_training_noted_its_loss():
@@ -284,7 +291,7 @@ def test_many_runs_are_drawn_as_a_range_not_one_by_one(material):
     cells = [record(spec(m, t, s), ones * (s % 2)) for m in "abcde" for t in "xyzuv"
              for s in range(250)]  # fmt: skip
     (table,) = score_tables(cells)
-    drawing = scores.draw(Material(table=table, store=material.store))
+    drawing = scores.draw(Material(table=table, results=material.results))
     points = sum(len(line.get_xdata()) for panel in drawing.figure.axes for line in panel.lines)
     assert table.values.size == 6250 and points < 200
     assert len(drawing.data) == 6250

@@ -1,6 +1,5 @@
 """The page: one file that fetches nothing, says everything, and works in a browser."""
 
-import csv
 import re
 from html.parser import HTMLParser
 
@@ -11,14 +10,13 @@ from toy_records import put, record, spec
 from wide_study import TASKS, write_study
 
 from fusionbench.history import Run
-from fusionbench.report.figures.drawing import Drawn
+from fusionbench.report.build import collect
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.html.facts import study_yaml
 from fusionbench.report.html.grid import details, shorter
 from fusionbench.report.html.inline import inline
 from fusionbench.report.html.write import write_html
 from fusionbench.report.style import DARK
-from fusionbench.scores import score_tables
 from fusionbench.store import Store
 from fusionbench.study import PAPER, as_plain
 from fusionbench.studyfile import load_study
@@ -54,17 +52,10 @@ def page(tmp_path_factory):
         store.write_failure(
             record(spec("odd", TASKS[0]), status="failed", reason="x\nValueError: <b>no</b>")
         )
-    store = Store.open(folder)
-    records = [*store.records(), *store.failures()]
-    (home / "tables").mkdir()
-    rows = list(main_rows())
-    with (home / "tables" / "main.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    figures = write_figures(store, score_tables(records), home / "figures")
+    report = collect(Store.open(folder))
+    figures = write_figures(report, home / "figures")
     file = home / "report.html"
-    write_html(file, home / "tables", figures, records, store.history.runs()[-1])
+    write_html(file, report, {"main": list(main_rows())}, figures)
     return file
 
 
@@ -173,16 +164,6 @@ def test_light_and_dark_tell_marks_from_the_page():
     for color in ("#0072b2", "#d55e00"):
         assert contrast(color, "#ffffff") > 3.5
         assert contrast(DARK[color], DARK["#ffffff"]) > 6
-
-
-def test_the_same_inputs_give_the_same_page(page, tmp_path):
-    store = Store.open(write_study(tmp_path / "s", methods=METHODS[:2], tasks=1))
-    records = list(store.records())
-    drawn = [Drawn(stem=page.parent / "figures" / "ranks", title="t", reading="r", condition="c")]
-    for name in ("a.html", "b.html"):
-        rows = records if name == "a.html" else records[::-1]
-        write_html(tmp_path / name, page.parent / "tables", drawn, rows, None)
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
 needs_browser = pytest.mark.skipif(

@@ -1,7 +1,8 @@
 """Score against cost: who gives the most for what, with the Pareto front."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,18 +106,20 @@ def _parameters(
 
 def _measured(material: Material, rows: Sequence[int], key: str, title: str) -> Axis:
     """FLOPs are one number; a time is a median between quartiles."""
-    profiles = alike(material.profiles, key)
+    profiles = alike(material.profiles, attrgetter(key))
     methods = [material.table.methods[row] for row in rows]
-    found = [profiles.by_method.get(method, {}).get(key) for method in methods]
+    found = [getattr(profiles.by_method.get(method), key, None) for method in methods]
     title = f"{title}\n({profiles.conditions})" if profiles.conditions else title
-    spread = [one if isinstance(one, Mapping) else {"median": one} for one in found]
-    median = np.array([_number(one.get("median")) for one in spread])
-    low, high = (np.array([_number(one.get(end)) for one in spread]) for end in ("q1", "q3"))
+    median, low, high = (
+        np.array([_end(one, end) for one in found]) for end in ("median", "q1", "q3")
+    )
     return Axis(key=key, title=title, value=median, low=low, high=high)
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
+def _end(value: object, end: str) -> float:
+    """The median or a quartile; a number that was counted is its own median and has no spread."""
+    found = getattr(value, end, value if end == "median" else None)
+    return float(found) if isinstance(found, int | float) else float("nan")
 
 
 def _figure(

@@ -26,6 +26,8 @@ class Difference:
 
     scope: Scope
     method: str
+    label: str
+    """The method, with its baseline where that is not the study's."""
     baseline: str
     value: float
     interval: tuple[float, float]
@@ -63,6 +65,7 @@ def _from_row(material: Material, row: Row) -> Difference:
     return Difference(
         scope=scope,
         method=row["method"],
+        label=_label(material, row["method"], row["baseline"]),
         baseline=row["baseline"],
         value=_points(row, "delta"),
         interval=(_points(row, "low"), _points(row, "high")),
@@ -74,6 +77,12 @@ def _from_row(material: Material, row: Row) -> Difference:
         planned=row.get("kind", "") in _PLANNED,
         runs=_runs(material, row["method"], row["baseline"], scope),
     )
+
+
+def _label(material: Material, method: str, baseline: str) -> str:
+    row = material.row(method)
+    name = method if row is None else material.labels[row]
+    return name if baseline == material.baseline else f"{name} - {baseline}"
 
 
 def _points(row: Row, key: str) -> float:
@@ -89,7 +98,8 @@ def _from_runs(material: Material) -> Iterator[Difference]:
     for method in table.methods:
         if method == material.baseline:
             continue
-        for scope in scopes:
+        leaky = material.row(method) in table.leaky
+        for scope in [one for one in scopes if one[0] == "task" or not leaky]:
             runs = _runs(material, method, material.baseline, scope)
             if len(runs):
                 yield _untested(material, method, scope, runs)
@@ -104,7 +114,9 @@ def _untested(
 ) -> Difference:
     nothing = (float("nan"), float("nan"))
     return Difference(
-        scope=scope, method=method, baseline=material.baseline, value=float(runs.mean()),
+        scope=scope, method=method,
+        label=_label(material, method, material.baseline), baseline=material.baseline,
+        value=float(runs.mean()),
         interval=nothing, testset=nothing, p_adjusted=float("nan"), verdict="", mde=float("nan"),
         seeds=len(runs), planned=method in material.planned, runs=runs,
     )  # fmt: skip

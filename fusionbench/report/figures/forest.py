@@ -68,10 +68,13 @@ def _draw(material: Material, kinds: Sequence[str], name: str, title: str) -> Dr
 
 def _methods(found: Sequence[Difference]) -> list[str]:
     """Planned ones first, then by the difference over the suite; the same order in all panels."""
-    suite = {one.method: one.value for one in found if one.scope[0] == "suite"}
-    planned = {one.method for one in found if one.planned}
+    # A comparison that could not be made has no value, and nothing can be sorted by NaN.
+    suite = {
+        one.label: one.value for one in found if one.scope[0] == "suite" and np.isfinite(one.value)
+    }
+    planned = {one.label for one in found if one.planned}
     return sorted(
-        {one.method for one in found},
+        {one.label for one in found},
         key=lambda name: (name not in planned, -suite.get(name, -np.inf), name),
     )
 
@@ -86,8 +89,7 @@ def _figure(material: Material, found: Sequence[Difference], methods: Sequence[s
     size = (1.8 + (2.2 if suite else 1.75) * columns, lines * (len(methods) * _ROW_INCHES + 0.65))
     figure = Figure(figsize=(max(size[0], 5.0), size[1] + 0.1), layout="constrained")
     panels = figure.subplots(lines, columns, sharey=True, sharex=suite, squeeze=False)
-    shown = dict(zip(material.table.methods, material.labels, strict=True))
-    panels[0, 0].set_yticks(range(len(methods)), [shown.get(name, name) for name in methods])
+    panels[0, 0].set_yticks(range(len(methods)), methods)
     panels[0, 0].set_ylim(len(methods) - 0.4, -0.6)
     for index, panel in enumerate(panels.flat):
         if index % columns:
@@ -122,8 +124,8 @@ def _panel(
                  transform=panel.get_yaxis_transform(), zorder=0)  # fmt: skip
     rows = {name: row for row, name in enumerate(methods)}
     for one in found:
-        (_interval if one.tested else _points)(panel, one, rows[one.method])
-    missing = sorted(set(methods) - {one.method for one in found})
+        (_interval if one.tested else _points)(panel, one, rows[one.label])
+    missing = sorted(set(methods) - {one.label for one in found})
     for name in missing:
         panel.annotate("not run", (0.98, rows[name]), xycoords=("axes fraction", "data"),
                        color=GUIDE, ha="right", va="center", fontsize=SMALL)  # fmt: skip
@@ -154,15 +156,18 @@ def _handles(found: Sequence[Difference]) -> list["Line2D"]:
     handles = [Line2D([], [], color=GUIDE, linewidth=0.8, label="no difference"),
                Line2D([], [], color=GRID, linewidth=6, label="margin")]  # fmt: skip
     if any(not one.tested for one in found):
-        handles.append(Line2D([], [], color=BLUE, marker="o", markersize=3.2, alpha=0.5,
+        handles.append(Line2D([], [], color=INK, marker="o", markersize=3.2, alpha=0.5,
                               linestyle="", label="one seed (no test is printed)"))  # fmt: skip
     if any(one.tested for one in found):
         handles += [
             Line2D([], [], color=INK, linewidth=0.9, label="new runs and images"),
             Line2D([], [], color=INK, linewidth=3.2, alpha=0.35, label="this test set"),
-            Line2D([], [], color=VERMILLION, marker="D", markersize=4, linestyle="",
-                   label="planned"),
-            Line2D([], [], color=BLUE, marker="o", markersize=4, linestyle="",
-                   label="exploratory (filled: differs)"),
-        ]  # fmt: skip
+            Line2D([], [], color=INK, marker="o", markersize=4, linestyle="", label="differs"),
+        ]
+    kinds = ((VERMILLION, "D", "planned", True), (BLUE, "o", "exploratory", False))
+    handles += [
+        Line2D([], [], color=color, marker=marker, markersize=4, linestyle="", label=label)
+        for color, marker, label, planned in kinds
+        if any(one.planned == planned for one in found)
+    ]
     return handles

@@ -28,7 +28,8 @@ name; thin grey lines are all others. Descriptive: no test belongs to it."""
 def draw(material: Material) -> Drawing | None:
     """One curve per method that ran everywhere."""
     values = _normalised(material)
-    rows = [row for row in range(len(values)) if not np.isnan(values[row]).any()]
+    complete = [row for row in range(len(values)) if not np.isnan(values[row]).any()]
+    rows = [row for row in complete if row not in material.table.leaky]
     if len(rows) < 2:
         return None
     thresholds = np.linspace(min(0.0, float(values[rows].min())), 1, _POINTS)

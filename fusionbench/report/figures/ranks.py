@@ -95,8 +95,9 @@ def _outcomes(material: Material, rows: Sequence[int], task: int) -> TaskScores 
     records = [material.table.runs(row, task) for row in rows]
     if len({record.items for runs in records for record in runs}) > 1:
         return None
-    values = np.array([[material.store.outcomes(run) for run in runs] for runs in records])
-    groups = np.array(material.store.items(records[0][0]).groups)
+    results = material.results
+    values = np.array([[results.outcomes(run) for run in runs] for runs in records], dtype=float)
+    groups = results.images(records[0][0])
     return TaskScores(values=values, groups=groups)
 
 

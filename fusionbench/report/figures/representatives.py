@@ -38,4 +38,5 @@ def _order(material: Material, method: str) -> int:
 def _ran(material: Material, row: int) -> bool:
     table = material.table
     done = sum(record.status == "done" for record in table.row(row))
-    return done == len(table.tasks) * len(table.seeds)
+    # What saw the answers in training ranks with nobody.
+    return row not in table.leaky and done == len(table.tasks) * len(table.seeds)

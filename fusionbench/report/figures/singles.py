@@ -5,9 +5,8 @@ and the study's cells of single layers. By their absence: two cells of one metho
 the setting of its layers, where one reads all that the other reads but one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -54,9 +53,9 @@ def probe_map(material: Material) -> Map | None:
     """From `fusionbench probe-layers`; None where it was not run for a task of the table."""
     known = {task.name for task in material.table.tasks}
     tasks = {
-        str(one["task"]): _scores(one["layers"])
+        one.task: {float(layer): 100 * score for layer, score in enumerate(one.layers)}
         for one in material.probes
-        if one.get("task") in known and one.get("layers")
+        if one.task in known
     }
     return _map("each layer, linear probe", "the probe", tasks)
 
@@ -120,9 +119,3 @@ def _map(title: str, short: str, tasks: Mapping[str, Scores], *, method: str = "
     unit = "points lost" if method else "score, %"
     found = Map(title=title, short=short, unit=unit, tasks=tasks, method=method)
     return found if len(found.means) > 1 else None
-
-
-def _scores(layers: Mapping[str, Any] | Sequence[Any]) -> Scores:
-    """From a list over `hs[0..L]`, or by layer; a list in its place is a number per seed."""
-    pairs = layers.items() if isinstance(layers, Mapping) else enumerate(layers)
-    return {float(layer): 100 * float(np.mean(score)) for layer, score in pairs}

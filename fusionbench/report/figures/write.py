@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fusionbench.cache import write_atomic
-from fusionbench.history import Run
+from fusionbench.errors import Problem
+from fusionbench.probes import probe_maps
+from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.figures import (
     cost,
     forest,
@@ -19,12 +21,9 @@ from fusionbench.report.figures import (
     scores,
 )
 from fusionbench.report.figures.drawing import Drawing, Drawn, save
-from fusionbench.report.figures.material import Material, objects
-from fusionbench.report.figures.profiles import encoder_of
+from fusionbench.report.figures.material import Material
+from fusionbench.report.sections import Material as Report
 from fusionbench.report.style import house_style
-from fusionbench.report.tables import Row
-from fusionbench.scores import ScoreTable
-from fusionbench.store import Store
 
 _DRAWERS: Sequence[Callable[[Material], Drawing | None]] = (
     heatmap.draw,
@@ -41,89 +40,60 @@ _DRAWERS: Sequence[Callable[[Material], Drawing | None]] = (
 _NOTE = "figures.json"
 
 
-def write_figures(
-    store: Store, tables: Sequence[ScoreTable], folder: Path, contrasts: Sequence[Row] = ()
-) -> list[Drawn]:
+def write_figures(report: Report, folder: Path) -> list[Drawn]:
     """Draw everything that the records allow and give what was drawn, condition by condition.
 
-    `contrasts` are the rows of `tables/contrasts.csv`. What an earlier report drew into `folder`
-    and this one does not is removed.
+    What an earlier report drew into `folder` and this one does not is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     before = set(_noted(folder))
     drawn: list[Drawn] = []
     with house_style():
-        for material in _materials(store, tables, contrasts):
-            drawn += _condition(material, folder, {one.stem.name for one in drawn})
-    for stem in sorted(before - {one.stem.name for one in drawn}):
+        for condition, drawing in drawings(report):
+            stem = folder / _free(drawing.name, {one.stem.name for one in drawn})
+            save(drawing, stem)
+            reading = " ".join(drawing.reading.split())
+            drawn.append(
+                Drawn(stem=stem, title=drawing.title, reading=reading, condition=condition)
+            )
+    for name in sorted(before - {one.stem.name for one in drawn}):
         for ending in (".svg", ".png", ".csv"):
-            (folder / stem).with_suffix(ending).unlink(missing_ok=True)
+            (folder / name).with_suffix(ending).unlink(missing_ok=True)
     _note(folder, drawn)
     return drawn
 
 
-def _materials(
-    store: Store, tables: Sequence[ScoreTable], contrasts: Sequence[Row]
-) -> Iterator[Material]:
-    planned = next(reversed(store.history.runs()), None)
-    profiles = objects(store.folder / "profiles")
-    probes = objects(store.folder / "probes")
-    for table in tables:
-        encoder = table.condition.encoder
-        yield Material(
-            table=table,
-            store=store,
-            baseline=str(planned.study.get("baseline", "")) if planned else "",
-            planned=_planned(planned),
-            margins=_margins(planned),
-            contrasts=[row for row in contrasts if _of(row, table)],
-            profiles=[one for one in profiles if encoder_of(one) in ("", encoder)],
-            probes=[one for one in probes if one.get("encoder", encoder) == encoder],
-        )
-
-
-def _planned(run: Run | None) -> list[str]:
-    """Methods of the study's planned contrasts."""
-    contrasts = run.study.get("contrasts", ()) if run else ()
-    return [str(one["method"]) for one in contrasts if "method" in one]
-
-
-def _margins(run: Run | None) -> tuple[float, float]:
-    """As the study declared them, in points."""
-    declared = run.study.get("margins", {}) if run else {}
-    return float(declared.get("suite", 1.0)), float(declared.get("task", 2.0))
-
-
-def _of(row: Row, table: ScoreTable) -> bool:
-    """Whether a contrast belongs to a table; rows that name no condition belong to all."""
-    condition = table.condition
-    facts = {"encoder": condition.encoder, "track": condition.track,
-             "steps": str(condition.budget.steps)}  # fmt: skip
-    return all(row.get(key, value) == value for key, value in facts.items())
-
-
-def _condition(material: Material, folder: Path, taken: set[str]) -> Iterator[Drawn]:
-    """The figures of one table, suite tasks and planted ones apart."""
-    for drawing in _drawings(material):
-        stem = _free(drawing.name, taken)
-        save(drawing, folder / stem)
-        yield Drawn(
-            stem=folder / stem,
-            title=drawing.title,
-            reading=" ".join(drawing.reading.split()),
-            condition=material.table.condition.title,
-        )
-
-
-def _drawings(material: Material) -> Iterator[Drawing]:
-    suite = material.of(material.table.suite)
-    for draw in _DRAWERS if suite.table.tasks else ():
-        drawing = draw(suite)
+def drawings(report: Report) -> Iterator[tuple[str, Drawing]]:
+    """(condition, figure): those of the suite, then the planted tasks, which enter no other."""
+    for material in materials(report):
+        for draw in _DRAWERS:
+            drawing = draw(material)
+            if drawing is not None:
+                yield material.table.condition.title, drawing
+    for table in report.planted:
+        drawing = scores.draw(Material(table=table, results=report.results), "planted")
         if drawing is not None:
-            yield drawing
-    planted = scores.draw(material.of(~material.table.suite), "planted")
-    if planted is not None:
-        yield planted
+            yield table.condition.title, drawing
+
+
+def materials(report: Report) -> Iterator[Material]:
+    """What the figures of each condition of the suite are drawn from."""
+    problems: list[Problem] = []
+    probes = list(probe_maps(report.results.store.folder, problems))
+    for analysis in report.analyses:
+        plan, condition = analysis.plan, analysis.table.condition
+        yield Material(
+            table=analysis.table,
+            results=report.results,
+            baseline=plan.baseline,
+            planned=[contrast.method for contrast in plan.contrasts],
+            margins=(100 * plan.suite_margin, 100 * plan.task_margin),
+            contrasts=contrast_page((analysis,)).rows,
+            profiles=[
+                one for one in report.profiles if one.conditions.encoder == condition.encoder
+            ],
+            probes=[one for one in probes if one.weights == condition.weights],
+        )
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -1,6 +1,5 @@
 """`report.html` from the tables and figures of a report: one file that fetches nothing."""
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -11,13 +10,13 @@ from markupsafe import Markup
 
 from fusionbench import __version__
 from fusionbench.cache import write_atomic
-from fusionbench.history import Run
 from fusionbench.records import CellRecord
 from fusionbench.report import coverage
 from fusionbench.report.figures.drawing import Drawn
 from fusionbench.report.html import facts
 from fusionbench.report.html.grid import Grid, pivots, plain
 from fusionbench.report.html.inline import inline, theme
+from fusionbench.report.sections import Material as Report
 from fusionbench.report.tables import Row
 
 _PIVOTS: Mapping[str, tuple[str, str]] = {
@@ -30,16 +29,19 @@ _TITLES: Mapping[str, str] = {
     "contrasts": "Differences and verdicts",
     "ablation": "Ablations",
     "cost": "Cost",
+    "coverage": "Coverage, cell by cell",
     "layers": "Layers",
     "reported": "Published numbers",
 }
 _COLUMNS: Mapping[str, Sequence[str]] = {
     "contrasts": (
-        "method", "name", "baseline", "control", "delta", "low", "high", "testset_low",
-        "testset_high", "p", "p_adjusted", "verdict", "mde", "n_seeds", "n_examples", "kind",
+        "method", "name", "delta", "low", "high", "verdict", "mde", "p", "p_adjusted", "kind",
+        "baseline", "control", "testset_low", "testset_high", "n_seeds", "n_examples",
     ),
 }  # fmt: skip
-_MOST_ROWS = 3000
+_CONDITION = ("track", "encoder", "steps")
+"""Shown only where they differ between the rows."""
+_MOST_ROWS = 1000
 """A longer table is for programs, and stays in its CSV file."""
 _NOTES: Mapping[str, str] = {
     "summary": "Mean ± half of the 95 % interval over runs, in percent; it stands only where all "
@@ -56,13 +58,10 @@ _NOTES: Mapping[str, str] = {
 
 
 def write_html(
-    page: Path,
-    tables: Path,
-    figures: Sequence[Drawn],
-    records: Sequence[CellRecord],
-    planned: Run | None,
+    page: Path, report: Report, tables: Mapping[str, Sequence[Row]], figures: Sequence[Drawn]
 ) -> None:
-    """Write the page from the CSV files in `tables` and the drawn figures."""
+    """Write the page from the rows of all tables, by name, and the figures as they lie on disk."""
+    records, planned = report.results.records, report.planned
     context = {
         "name": str(planned.study.get("name", "")) if planned else "",
         "note": str(planned.study.get("note", "")) if planned else "",
@@ -71,8 +70,8 @@ def write_html(
         "grids": grids(tables),
         "figures": [_figure(figure, number) for number, figure in enumerate(figures, start=1)],
         "facts": _facts(records),
-        "coverage": plain("coverage", "What ran", coverage.status_rows(records, planned)),
-        "remarks": _remarks(records, planned),
+        "coverage": plain("cells", "What ran", coverage.status_rows(records, planned)),
+        "remarks": _remarks(report),
         "commands": facts.commands(records, planned),
         "study": facts.study_yaml(planned),
         "light": theme(dark=False),
@@ -101,38 +100,26 @@ def _breakable(text: str) -> Markup:
     return Markup("<wbr>").join(re.findall(r"[^_-]*[_-]|[^_-]+", text))
 
 
-def grids(folder: Path) -> list[Grid]:
-    """The CSV files of a folder: scores first, what is unknown last and as it is."""
+def grids(tables: Mapping[str, Sequence[Row]]) -> list[Grid]:
+    """The tables of a report: scores first, what is not known here last and as it is."""
     known = [*_PIVOTS, *_TITLES]
-    paths = sorted(folder.glob("*.csv"), key=lambda path: _place(known, path.stem))
     found: list[Grid] = []
-    for path in paths:
-        rows = _read(path)
-        if not rows:
-            continue
-        if path.stem in _PIVOTS:
-            title, across = _PIVOTS[path.stem]
-            found += pivots(path.stem, title, rows, across, _NOTES[path.stem])
-        elif len(rows) <= _MOST_ROWS:
-            title = _TITLES.get(path.stem, path.stem.replace("_", " ").capitalize())
-            note = _NOTES.get(path.stem, "")
-            found.append(plain(path.stem, title, _shown(path.stem, rows), note))
+    for name in sorted(tables, key=lambda name: known.index(name) if name in known else len(known)):
+        rows = tables[name]
+        if rows and name in _PIVOTS:
+            title, across = _PIVOTS[name]
+            found += pivots(name, title, rows, across, _NOTES[name])
+        elif rows and len(rows) <= _MOST_ROWS:
+            title = _TITLES.get(name, name.replace("_", " ").capitalize())
+            found.append(plain(name, title, _shown(name, rows), _NOTES.get(name, "")))
     return found
 
 
 def _shown(name: str, rows: Sequence[Row]) -> list[Row]:
     """The columns that a reader needs; the CSV file has all of them."""
-    keep = _COLUMNS.get(name) or list(rows[0])
-    return [{key: row[key] for key in keep if key in row} for row in rows]
-
-
-def _place(known: Sequence[str], name: str) -> tuple[int, str]:
-    return (known.index(name) if name in known else len(known), name)
-
-
-def _read(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
+    keep = [key for key in _COLUMNS.get(name) or rows[0] if any(row.get(key) for row in rows)]
+    same = [key for key in _CONDITION if len({row.get(key) for row in rows}) == 1]
+    return [{key: row[key] for key in keep if key in row and key not in same} for row in rows]
 
 
 def _figure(figure: Drawn, number: int) -> dict[str, str]:
@@ -164,10 +151,12 @@ def _counts(records: Sequence[CellRecord]) -> dict[str, int]:
     }
 
 
-def _remarks(records: Sequence[CellRecord], planned: Run | None) -> dict[str, list[str]]:
+def _remarks(report: Report) -> dict[str, list[str]]:
+    records = report.results.records
     found = {
         "Skipped and failed": coverage.reasons(records),
-        "Tasks left out": coverage.left_out(planned),
+        "Tasks left out": coverage.left_out(report.planned),
         "Worth knowing": coverage.warnings(records),
+        "Files that were ignored": report.problems,
     }
     return {title: [line.removeprefix("- ") for line in lines] for title, lines in found.items()}
