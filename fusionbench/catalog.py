@@ -127,6 +127,8 @@ def _method(
     settings, tries = {**declaration.settings, **changes}, given["tries"]
     if tries and tries not in settings:
         raise ValueError(f"tries names {tries!r}, which is no setting")
+    if taken := {READER, QUESTION} & set(settings):
+        raise ValueError(f"every method has a setting {', '.join(taken)} already")
     return MethodCard(
         name=_name(f"{family}-{variant}") if variant else family,
         family=family,

@@ -119,9 +119,8 @@ def build_fusion(
         raise Unsupported("needs the question, and this reader gives none")
     # The settings were checked against the constructor's own signature when they were chosen.
     constructor: type = method
-    return constructor(
-        shape, **{key: settings[key] for key in settings if key not in (READER, QUESTION)}
-    )
+    own = {key: value for key, value in settings.items() if key not in (READER, QUESTION)}
+    return constructor(shape, **own)
 
 
 def _count(module: nn.Module) -> int:
