@@ -72,12 +72,8 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     the class attributes do not say it. `details` maps a variant's suffix to the facts it changes.
     """
     named: dict[str, Any] = {"version": version, "control": control, "in_all": in_all}
-    named |= {
-        "reader": reader,
-        "question": question,
-        "tries": tries,
-        "variants": dict(variants or {"": {}}),
-    }
+    named |= {"reader": reader, "question": question, "tries": tries}
+    named |= {"variants": dict(variants or {"": {}})}
     axes = {"switches": dict(switches or {}), "idle": tuple(idle), "details": dict(details or {})}
     return _register("method", family, facts | named | axes)
 
