@@ -7,9 +7,12 @@ Ctrl-C in 130.
 import sys
 
 from fusionbench.commands import (
+    ablate,
     check_claims,
     diff,
+    doctor,
     list_,
+    new,
     pack,
     paper,
     power,
@@ -20,7 +23,10 @@ from fusionbench.commands import (
 from fusionbench.commands.app import app
 from fusionbench.errors import UserError
 
-COMMANDS = (run, report, power, check_claims, diff, paper, probe_layers, list_, pack)
+COMMANDS = (
+    *(run, report, power, check_claims, diff, paper, ablate, probe_layers),
+    *(list_, pack, new, doctor),
+)
 """In the order of `--help`: a module adds its command when it is imported."""
 
 

@@ -9,17 +9,31 @@ from registered_methods import build, names
 from toy_encoder import ToyEncoder, draw, run
 
 from fusionbench.fusion import Fusion
+from fusionbench.readers.decoder import DecoderReader, decoder_shape
 from fusionbench.types import Fused, StackShape
 
 # Deep enough for papers' layer numbers to stay apart, a grid that is not square, two prefix tokens.
-SHAPE = StackShape(layers=24, dim=16, grid=(4, 6), prefix=2, query_dim=6)
-SQUARE = StackShape(layers=9, dim=16, grid=(4, 4), prefix=1, query_dim=6)
-SHALLOW = StackShape(layers=3, dim=16, grid=(4, 4), prefix=1, query_dim=6)
-WITHOUT_CLS = StackShape(layers=8, dim=16, grid=(4, 4), query_dim=6)
+READER = decoder_shape(16, 4)
+SHAPE = StackShape(layers=24, dim=16, grid=(4, 6), prefix=2, query_dim=6, reader=READER)
+SQUARE = StackShape(layers=9, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=READER)
+SHALLOW = StackShape(layers=3, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=READER)
+WITHOUT_CLS = StackShape(layers=8, dim=16, grid=(4, 4), query_dim=6, reader=READER)
 
 # Their promise does not hold, on purpose.
 DEAD = {"mema-as_written"}
 LEAKS_ACROSS_THE_BATCH = {"dla_as_published"}
+
+
+def told(method, tokens, query, *, inside=False):
+    """A method's tokens; what a fixed decoder makes of them where it reaches into its layers."""
+    fused = run(method, tokens, query)
+    if not (fused.reaches_inside or inside):
+        return fused.tokens
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        reader = DecoderReader(method.out_dim, READER, query_dim=6, length=5, answers=7)
+        question = torch.randn(1, 5, 6).expand(len(tokens), 5, 6)
+    return reader(fused, question, torch.ones(len(tokens), 5, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("shape", [SHAPE, SHALLOW, WITHOUT_CLS], ids=["deep", "shallow", "no cls"])
@@ -37,7 +51,7 @@ def test_taps_are_resolved_without_duplicates_and_in_range(name):
     for shape in (SHAPE, SHALLOW):
         method = build(name, shape)
         if isinstance(method, Fusion):
-            assert all(0 <= i <= shape.layers for tap in method.taps for i in tap)
+            assert all(0 <= i <= shape.normed for tap in method.taps for i in tap)
             assert all(len(set(tap)) == len(tap) for tap in method.taps)
             assert all(isinstance(i, int) for tap in method.taps for i in tap)
 
@@ -46,8 +60,8 @@ def test_taps_are_resolved_without_duplicates_and_in_range(name):
 def test_an_image_does_not_depend_on_the_others_of_its_batch(name):
     method = build(name, SQUARE).eval()
     tokens, query = draw(SQUARE)
-    together = run(method, tokens, query).tokens
-    alone = torch.cat([run(method, tokens[[i]], query[[i]]).tokens for i in (2, 0, 1)])
+    together = told(method, tokens, query)
+    alone = torch.cat([told(method, tokens[[i]], query[[i]]) for i in (2, 0, 1)])
     torch.testing.assert_close(together[[2, 0, 1]], alone)
 
 
@@ -55,8 +69,9 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch(name):
 def test_it_starts_as_the_penultimate_layer_if_and_only_if_it_says_so(name):
     method = build(name, SQUARE)
     tokens, query = draw(SQUARE)
-    start = run(method, tokens, query).tokens
-    penultimate = run(build("penultimate", SQUARE), tokens, query).tokens
+    start = told(method, tokens, query)
+    inside = run(method, tokens, query).reaches_inside
+    penultimate = told(build("penultimate", SQUARE), tokens, query, inside=inside)
     same = start.shape == penultimate.shape and torch.allclose(start, penultimate, atol=1e-6)
     assert same == method.identity_at_init
 
@@ -74,12 +89,12 @@ def test_every_parameter_moves_within_the_declared_steps(name):
 def _moved(method, *, steps):
     tokens, query = draw(SQUARE)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
-    shape = run(method, tokens, query).tokens.shape
+    shape = told(method, tokens, query).shape
     target = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     optimiser = torch.optim.Adam(method.parameters(), lr=1e-2)
     for _ in range(steps):
         fused = run(method, tokens, query)
-        loss = ((fused.tokens - target) ** 2).mean() + sum(fused.losses.values())
+        loss = ((told(method, tokens, query) - target) ** 2).mean() + sum(fused.losses.values())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -91,7 +106,7 @@ def test_a_pickled_copy_gives_the_same_tokens(name):
     method = build(name, SQUARE)
     twin = pickle.loads(pickle.dumps(copy.deepcopy(method)))
     tokens, query = draw(SQUARE)
-    assert torch.equal(run(method, tokens, query).tokens, run(twin, tokens, query).tokens)
+    assert torch.equal(told(method, tokens, query), told(twin, tokens, query))
 
 
 @pytest.mark.parametrize("name", names())
@@ -102,7 +117,7 @@ def test_constant_zero_and_huge_inputs_give_finite_tokens_and_gradients(name):
         fused = run(method, given, query)
         assert fused.tokens.isfinite().all()
         parameters = list(method.parameters())
-        loss = fused.tokens.mean() + sum(fused.losses.values())
+        loss = told(method, given, query).mean() + sum(fused.losses.values())
         if parameters:
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             assert all(grad is None or grad.isfinite().all() for grad in found)
@@ -112,9 +127,9 @@ def test_constant_zero_and_huge_inputs_give_finite_tokens_and_gradients(name):
 def test_bfloat16_autocast_stays_near_full_precision(name):
     method = build(name, SQUARE)
     tokens, query = draw(SQUARE)
-    exact = run(method, tokens, query).tokens
+    exact = told(method, tokens, query)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = run(method, tokens, query).tokens.float()
+        rounded = told(method, tokens, query).float()
     assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
