@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = 5
 _ROW_INCHES = 0.155
+_MOST_POINTS = 20
+"""Of more runs, the range is drawn."""
 _TESTED = """\
 The mark is the difference from {baseline} in points, right is better. The thin line is its 95 %
 interval for new runs on new images, which the verdict rests on; the thick one is for new runs on
@@ -145,8 +147,13 @@ def _interval(panel: "Axes", one: Difference, row: int) -> None:
 
 def _points(panel: "Axes", one: Difference, row: int) -> None:
     color = VERMILLION if one.planned else BLUE
-    panel.plot(one.runs, np.full(len(one.runs), row), "o", markersize=3.2, color=color, alpha=0.5,
-               markeredgewidth=0)  # fmt: skip
+    runs = one.runs
+    if len(runs) > _MOST_POINTS:
+        ends = [runs.min(), runs.max()]
+        panel.plot(ends, [row, row], color=color, linewidth=3.2, alpha=0.35)
+    else:
+        heights = np.full(len(runs), row)
+        panel.plot(runs, heights, "o", markersize=3.2, color=color, alpha=0.5, markeredgewidth=0)
     panel.plot([one.value], [row], "|", markersize=8, markeredgewidth=1.6, color=color)
 
 
