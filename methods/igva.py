@@ -145,6 +145,8 @@ class IGVA(Fusion):
     version=1,
     in_all=False,
     control="none: it is a control itself, of what the question contributes",
+    parameters="Q*D + D*D + 2*D + rounds*(6*D*D + 10*D) + 4*(D + 1) + D*H",
+    query_width=768,
 )
 class ShuffledIGVA(IGVA):
     """IGVA with another example's question."""

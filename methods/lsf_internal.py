@@ -44,7 +44,10 @@ _BASE = 23
     reader="decoder",
     paper="arXiv:2503.06063",
     year=2025,
-    parity="exact in the form as_published",
+    parity="deviates: repaired; as_published is exact",
+    parameters="3*(D*H + H*H + 2*H)",
+    details={"as_published": {"parity": "exact"}},
+    switches={"strategy": ("18", "3_18", "former", "latter", "all")},
 )
 @method(
     "lsf_internal_modular",
@@ -59,7 +62,11 @@ _BASE = 23
     reader="decoder",
     paper="arXiv:2503.06063",
     year=2025,
-    parity="exact in the form as_published",
+    parity="deviates: repaired; as_published is exact",
+    parameters="3*(D*H + H*H + 2*H) + 3*(4*H*H + 3*H*M + 2)",
+    identity=True,
+    details={"as_published": {"parity": "exact", "identity": False}},
+    switches={"strategy": ("18", "3_18", "former", "latter", "all"), "form": ("direct",)},
 )
 class LSFInternal(Fusion):
     """`form` "direct" or "modular"; `strategy`: 18, 3_18, 3_18_23, former, latter or all.

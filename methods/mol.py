@@ -111,6 +111,7 @@ class MoL(Fusion):
     version=1,
     in_all=False,
     control="none: it is a control itself, of what the question contributes",
+    parameters="width*(Q + D) + 1",
 )
 class ShuffledMoL(MoL):
     """Routed by another example's question."""

@@ -90,6 +90,7 @@ class LeakyTGIF(TGIF):
     "tgif-shuffled_query",
     version=1,
     control="none: it is a control itself, of what the question contributes",
+    parameters="Q*width + width + width*L + L + 2*D",
 )
 class ShuffledTGIF(TGIF):
     """TGIF with another example's question."""

@@ -11,7 +11,7 @@ from fusionbench.harness.stepping import needs_encoder
 from fusionbench.listing import UNTOLD, as_json, methods_long, parameter_count, told
 from fusionbench.parameters import CLIP_L, Sizes, count
 from fusionbench.plugins import load_method
-from fusionbench.types import StackShape
+from fusionbench.types import ReaderShape, StackShape
 
 CATALOG = read_catalog()
 METHODS = {name: card for name, card in CATALOG.methods.items() if card.source == "built-in"}
@@ -37,6 +37,10 @@ REFERENCE = {
     "hf_list": 3 * 1024 * 4096,
     "igva": 27_047_940 + 4_194_304,
     "tgif": 2_112_024,
+    "lsf_internal_direct": 62_939_136,
+    "lsf_internal_modular": 670_064_646,
+    "qwen3vl_deepstack": 15_750_144,
+    "deepstack": 0,
     "llava_stf": 151_012_352,
     "token_packer": 15_742_976,
     "mema": 11_021_569,
@@ -52,15 +56,16 @@ def at(name: str, sizes: Sizes, query_width: int):
     card = METHODS[name]
     side = round(sizes.patches**0.5)
     shape = StackShape(
-        layers=sizes.layers, dim=sizes.width, grid=(side, side), prefix=1, query_dim=query_width
-    )
+        layers=sizes.layers, dim=sizes.width, grid=(side, side), prefix=1, query_dim=query_width,
+        reader=ReaderShape(layers=32, width=sizes.llm, heads=8, mlp=sizes.mlp),
+    )  # fmt: skip
     with torch.device("meta"):
         return load_method(card)(shape, **card.settings)
 
 
 @pytest.mark.parametrize(
     "sizes",
-    [CLIP_L, Sizes(width=64, layers=24, patches=16, llm=96)],
+    [CLIP_L, Sizes(width=64, layers=24, patches=16, llm=96, mlp=40)],
     ids=["clip-l", "small"],
 )
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -104,7 +109,8 @@ def test_lsf_external_modular_has_the_millions_of_its_levels(suffix):
 def test_needs_and_start_are_those_of_the_method_when_it_is_built(name):
     card = METHODS[name]
     # 24 blocks: on a short encoder two of a paper's layers may become one.
-    shape = StackShape(layers=24, dim=32, grid=(4, 4), prefix=1, query_dim=8)
+    reader = ReaderShape(layers=32, width=16, heads=4, mlp=24)
+    shape = StackShape(layers=24, dim=32, grid=(4, 4), prefix=1, query_dim=8, reader=reader)
     built = load_method(card)(shape, **card.settings)
     wants = {"query": built.needs_query, "grid": built.needs_grid}
     wants |= {"encoder gradients": needs_encoder(built)}
