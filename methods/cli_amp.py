@@ -42,7 +42,7 @@ class LowRank(nn.Module):
     year=2026,
     parity="no official code",
     parameters="3*rank*(D + H)",
-    switches={"rank": (1, 4, 32), "strategy": ("18", "3_18", "former", "latter", "all")},
+    switches={"repeat": (True,), "rank": (2, 32), "strategy": ("18", "3_18", "former", "latter")},
 )
 class CLIProjection(Fusion):
     """`rank` r of each term; `strategy`: as in lsf_internal_direct; `repeat`: its control."""

@@ -47,16 +47,16 @@ class Merger(nn.Module):
     reader="decoder",
     paper="arXiv:2511.21631",
     year=2025,
-    parity="deviates: all patches, and hs[L-1] as the base; as_published is exact",
-    parameters="3*(D*D + 3*D + D*H + H)",
+    parity="deviates: keeps all patches, and hs[L-1] at the input",
+    parameters="3*(2*D + D*D + D + D*H + H)",
     details={
         "as_published": {
             "parity": "exact",
-            "parameters": "3*(16*D*D + 12*D + 4*D*H + H) + 3*D*H",
+            "parameters": "3*(8*D + 16*D*D + 4*D + 4*D*H + H) + 3*D*H",
             "needs": "grid",
-        },
+        }
     },
-    switches={"layers": ((25,), (17, 25)), "base": (-1,)},
+    switches={"repeat": (True,), "base": (-1,)},
 )
 class Qwen3VLDeepStack(Fusion):
     """`layers` of an encoder of `blocks` blocks; `merge`: patches a side that become one token.

@@ -37,14 +37,13 @@ REFERENCE = {
     "hf_list": 3 * 1024 * 4096,
     "igva": 27_047_940 + 4_194_304,
     "tgif": 2_112_024,
-    "lsf_internal_direct": 62_939_136,
-    "lsf_internal_modular": 670_064_646,
-    "qwen3vl_deepstack": 15_750_144,
-    "deepstack": 0,
     "llava_stf": 151_012_352,
     "token_packer": 15_742_976,
     "mema": 11_021_569,
     "dia_lstm": 2_630_144,
+    "lsf_internal_direct": 62_939_136,
+    "lsf_internal_modular": 670_064_646,
+    "qwen3vl_deepstack": 15_750_144,
     "mrla-light": 344_304,
     "mrla-base": 270_576,
 }
@@ -56,9 +55,13 @@ def at(name: str, sizes: Sizes, query_width: int):
     card = METHODS[name]
     side = round(sizes.patches**0.5)
     shape = StackShape(
-        layers=sizes.layers, dim=sizes.width, grid=(side, side), prefix=1, query_dim=query_width,
-        reader=ReaderShape(layers=32, width=sizes.llm, heads=8, mlp=sizes.mlp),
-    )  # fmt: skip
+        layers=sizes.layers,
+        dim=sizes.width,
+        grid=(side, side),
+        prefix=1,
+        query_dim=query_width,
+        reader=ReaderShape(layers=32, width=sizes.llm, heads=4, mlp=sizes.mlp),
+    )
     with torch.device("meta"):
         return load_method(card)(shape, **card.settings)
 
@@ -109,7 +112,7 @@ def test_lsf_external_modular_has_the_millions_of_its_levels(suffix):
 def test_needs_and_start_are_those_of_the_method_when_it_is_built(name):
     card = METHODS[name]
     # 24 blocks: on a short encoder two of a paper's layers may become one.
-    reader = ReaderShape(layers=32, width=16, heads=4, mlp=24)
+    reader = ReaderShape(layers=4, width=16, heads=4, mlp=32)
     shape = StackShape(layers=24, dim=32, grid=(4, 4), prefix=1, query_dim=8, reader=reader)
     built = load_method(card)(shape, **card.settings)
     wants = {"query": built.needs_query, "grid": built.needs_grid}
