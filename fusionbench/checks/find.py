@@ -33,11 +33,6 @@ def find(target: Target, *, plugins: Sequence[str] = ()) -> tuple[Subject, ...]:
     return tuple(_subject(each.label, each.card, each.settings) for each in chosen)
 
 
-def of_class(cls: type[Method], settings: Mapping[str, Setting]) -> Subject:
-    """A class that may not be registered, with settings."""
-    return Subject(name=cls.__name__, cls=cls, settings=dict(settings))
-
-
 def _in(path: str, catalog: Catalog) -> list[MethodCard]:
     """The methods that a file or folder declares."""
     place = Path(path).resolve()

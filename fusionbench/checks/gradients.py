@@ -12,6 +12,8 @@ from fusionbench.fusion import Method
 from fusionbench.types import Fused
 
 _RATE = 1e-2
+_NOTHING = 1e-12
+"""Of the largest gradient. In float64 what cancels leaves 1e-16, and no real gradient is so small."""
 
 
 @check
@@ -43,12 +45,27 @@ def live(subject: Subject) -> str:
     return f"{len(trainable)} parameters, live_after_steps={method.live_after_steps}"
 
 
+@check
+def influence(subject: Subject) -> None:
+    """No trainable parameter cancels out, such as a bias of keys under a softmax."""
+    method = subject.jittered().double()
+    trainable = _trainable(method)
+    tokens, query = (drawn.double() for drawn in draw(SHAPE, batch=6))
+    loss_of(run(method, tokens, query)).backward()  # type: ignore[no-untyped-call]
+    sizes = {name: float(p.grad.abs().max()) for name, p in trainable.items() if p.grad is not None}
+    limit = _NOTHING * max(sizes.values(), default=0.0)
+    # What has no gradient at all, or never moves, is the business of the two checks before.
+    cancelled = [name for name, size in sizes.items() if 0 < size <= limit]
+    if cancelled:
+        raise CheckFailed(f"without any influence on the outputs: {_few(cancelled)}")
+
+
 def loss_of(fused: Fused) -> Float[Tensor, ""]:
     """All outputs against random targets, and the method's own terms."""
     rng = torch.Generator().manual_seed(3)
-    total = torch.zeros(())
+    total = fused.tokens.new_zeros(())
     for _, values in outputs(fused):
-        target = torch.randn(values.shape, generator=rng)
+        target = torch.randn(values.shape, generator=rng).to(values.dtype)
         total = total + ((values - target) ** 2).mean()
     for term in fused.losses.values():
         total = total + term

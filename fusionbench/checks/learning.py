@@ -21,7 +21,7 @@ _SPREAD = 4.5 * math.sqrt(0.25 / TEST_ITEMS)
 
 @check
 def learns_signal(subject: Subject) -> str:
-    """With the harness it learns, in 40 steps, a label that every hidden state shows."""
+    """With the harness it learns, in 30 steps, a label that every hidden state shows."""
     score, _ = _trained(subject, "planted")
     if score < _LEARNT:
         raise CheckFailed(f"accuracy {score:.2f} on a signal that every layer shows")

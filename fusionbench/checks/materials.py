@@ -20,7 +20,7 @@ from fusionbench.seeding import stream
 from fusionbench.task import Task, TaskData
 
 BUDGET = Budget(
-    steps=40,
+    steps=30,
     batch=32,
     lrs=(3e-3,),
     resample="none",

@@ -1,7 +1,7 @@
 """What a check leaves behind: one record each, and their counts."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,6 +74,6 @@ def said(counts: Mapping[Outcome, int]) -> str:
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
 
 
-def total(reports: tuple[CheckReport, ...]) -> Mapping[Outcome, int]:
+def total(reports: Sequence[CheckReport]) -> Mapping[Outcome, int]:
     """The counts of several reports together."""
     return {outcome: sum(each.counts[outcome] for each in reports) for outcome in OUTCOMES}

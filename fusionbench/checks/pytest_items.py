@@ -1,10 +1,10 @@
 """For a method's own tests: one pytest item per check.
 
-    from fusionbench.checks import each_check
+from fusionbench.checks import each_check
 
-    @each_check("my_method.py")
-    def test_my_method_keeps_its_promises(verdict):
-        verdict()
+@each_check("my_method.py")
+def test_my_method_keeps_its_promises(verdict):
+    verdict()
 """
 
 from collections.abc import Callable, Collection
@@ -26,7 +26,9 @@ def each_check(
     """
     import pytest
 
-    found = [(subject, each) for target in targets for subject in find(target) for each in chosen(only)]
+    found = [
+        (subject, each) for target in targets for subject in find(target) for each in chosen(only)
+    ]
     items = [
         pytest.param(_verdict(subject, each), id=f"{subject.name}-{each.name}")
         for subject, each in found

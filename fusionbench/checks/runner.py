@@ -1,9 +1,10 @@
 """Run the suite on a method: one record per check, whatever the method does."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 
-from fusionbench.checks.find import Target, find, of_class
+from fusionbench.checks.find import Target, find
 from fusionbench.checks.outcome import (
     CheckFailed,
     CheckRecord,
@@ -11,28 +12,37 @@ from fusionbench.checks.outcome import (
     CheckSkipped,
     Outcome,
 )
-from fusionbench.checks.subject import Subject
+from fusionbench.checks.subject import TRACER, Subject
 from fusionbench.checks.suite import Check, checks
 from fusionbench.errors import UserError, unknown
 from fusionbench.records import Setting
 from fusionbench.types import Unsupported
 
-def check_method(target: Target, *, only: Collection[str] = (), **settings: Setting) -> CheckReport:
+
+def check_method(
+    target: Target,
+    *,
+    settings: Mapping[str, Setting] | None = None,
+    only: Collection[str] = (),
+    compiler: str = TRACER,
+) -> CheckReport:
     """Run every check, or `only` some, on one method.
 
     `target` is a registered name (`mema-no_query`, `mema[reduction=2]`), a plug-in's file with one
-    method, or a class; only a class takes `settings`. Raises UserError for a name or check that
-    does not exist; whatever the method does wrong is in the report.
+    method, or a class; only a class takes `settings`. `compiler` is the backend that
+    `torch.compile` is tried with. Raises UserError for a name or check that does not exist;
+    whatever the method does wrong is in the report.
     """
-    if isinstance(target, type):
-        return run_checks(of_class(target, settings), only=only)
-    if settings:
+    if settings and not isinstance(target, type):
         raise UserError("only a class takes settings", f"write {target}[key=value]")
     found = find(target)
     if len(found) != 1:
         names = ", ".join(subject.name for subject in found)
         raise UserError(f"{target} means several methods: {names}", "check them one by one")
-    return run_checks(found[0], only=only)
+    subject = replace(found[0], compiler=compiler)
+    if settings:
+        subject = replace(subject, settings=dict(settings))
+    return run_checks(subject, only=only)
 
 
 def run_checks(

@@ -17,6 +17,9 @@ from fusionbench.types import Fused, StackShape
 SHAPE = StackShape(layers=7, dim=16, grid=(4, 4), prefix=1, query_dim=6)
 """Deep enough for papers' layers to stay apart; an even square grid, which some methods need."""
 
+TRACER = "aot_eager"
+"""Traces forward and backward; `inductor` also writes kernels, which takes minutes for all."""
+
 _JITTER = 0.2
 
 
@@ -29,6 +32,8 @@ class Subject:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     facts: Mapping[str, object] = field(default_factory=dict)
     """What the registration declares; empty for a bare class."""
+    compiler: str = TRACER
+    """Backend of `torch.compile`."""
 
     def build(self, shape: StackShape = SHAPE, *, seed: int = 0) -> Method:
         """A new method; the seed draws its initial weights."""
