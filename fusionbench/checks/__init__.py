@@ -8,6 +8,7 @@ declared by the method: `expected_failures = {"batch_split": "why"}`.
 # Imported for what they add to the suite, in the order in which checks run.
 from fusionbench.checks import (  # noqa: F401, I001
     shapes,
+    extras,
     precision,
     batch,
     determinism,

@@ -1,6 +1,9 @@
 """An image's outputs are its own: neither the order nor the size of its batch changes them."""
 
+from collections.abc import Callable, Mapping
+
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fusionbench.checks.compare import differ, expect_close
@@ -10,52 +13,62 @@ from fusionbench.checks.toy import draw
 from fusionbench.fusion import Method
 from fusionbench.types import Fused
 
+Runner = Callable[
+    [Method, Float[Tensor, "batch token dim"], Float[Tensor, "batch query_dim"]],
+    Mapping[str, Float[Tensor, "batch *rest"]],
+]
+"""Gives all outputs by name."""
+
 _BATCH = 5
+_ORDER = (3, 0, 4, 2, 1)
+_PARTS = ((0,), (1, 2), (3, 4))
 
 
 @check
 def batch_order(subject: Subject) -> str | None:
     """Another order of the batch gives the same outputs in that order."""
-    order = torch.tensor([3, 0, 4, 2, 1])
 
-    def reordered(method: Method, tokens: Tensor, query: Tensor) -> dict[str, Tensor]:
-        return dict(outputs(run(method, tokens[order], query[order])))
+    def back_in_order(
+        method: Method, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch q"]
+    ) -> Mapping[str, Float[Tensor, "batch *rest"]]:
+        order = list(_ORDER)
+        given = dict(outputs(run(method, tokens[order], query[order])))
+        home = [order.index(row) for row in range(_BATCH)]
+        return {name: values[home] for name, values in given.items()}
 
-    def expected(values: Tensor) -> Tensor:
-        return values[order]
-
-    return _in_both_modes(subject, reordered, expected)
+    return _in_both_modes(subject, back_in_order)
 
 
 @check
 def batch_split(subject: Subject) -> str | None:
     """Images alone, two and two, or all together give the same outputs."""
 
-    def parted(method: Method, tokens: Tensor, query: Tensor) -> dict[str, Tensor]:
-        parts = [
-            dict(outputs(run(method, tokens[rows], query[rows])))
-            for rows in torch.arange(_BATCH).split([1, 2, 2])
-        ]
+    def part_by_part(
+        method: Method, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch q"]
+    ) -> Mapping[str, Float[Tensor, "batch *rest"]]:
+        rows = [list(part) for part in _PARTS]
+        parts = [dict(outputs(run(method, tokens[each], query[each]))) for each in rows]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    return _in_both_modes(subject, parted, lambda values: values)
+    return _in_both_modes(subject, part_by_part)
 
 
-def _in_both_modes(subject: Subject, other, expected) -> str | None:  # type: ignore[no-untyped-def]
+def _in_both_modes(subject: Subject, otherwise: Runner) -> str | None:
     tokens, query = draw(SHAPE, batch=_BATCH)
     method = subject.jittered()
     for mode in ("evaluation", "training"):
         method.train(mode == "training")
         if mode == "training" and _draws(method, tokens, query):
             return "in evaluation only: in training it draws at random"
-        together = run(method, tokens, query)
-        given = other(method, tokens, query)
-        for name, values in outputs(together):
-            expect_close(expected(values), given[name], f"in {mode}, {name}")
+        given = otherwise(method, tokens, query)
+        for name, values in outputs(run(method, tokens, query)):
+            expect_close(values, given[name], f"in {mode}, {name}")
     return None
 
 
-def _draws(method: Method, tokens: Tensor, query: Tensor) -> bool:
+def _draws(
+    method: Method, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch q"]
+) -> bool:
     """Dropout and the like: two passes that differ."""
 
     def once(seed: int) -> Fused:

@@ -10,6 +10,8 @@ from fusionbench.types import Fused
 
 TOLERANCE = 1e-4
 """Relative to the largest entry; float32 sums in another order differ by about 1e-6."""
+ROUNDING = 1e-6
+"""For the same sums done twice."""
 
 
 def expect_equal(left: Fused, right: Fused, what: str, *, tolerance: float = TOLERANCE) -> None:

@@ -1,6 +1,7 @@
 """torch.compile: one graph without breaks, the same outputs and gradients."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -14,9 +15,10 @@ from fusionbench.checks.suite import check
 from fusionbench.checks.toy import ToyEncoder, draw
 from fusionbench.fusion import Method
 
-
 _SHAPE = replace(SHAPE, layers=3)
 """Tracing time follows depth; every kind of step is there with three blocks."""
+
+_BACKWARD = 1e-3
 
 
 class Whole(nn.Module):
@@ -59,7 +61,7 @@ def compiled(subject: Subject) -> str:
 
 def _outputs_and_grads(
     whole: Whole,
-    called: nn.Module,
+    called: Callable[..., dict[str, Tensor]],
     states: Float[Tensor, "state batch token dim"],
     query: Float[Tensor, "batch query_dim"],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -78,16 +80,16 @@ def _expect_close_gradients(plain: dict[str, Tensor], fast: dict[str, Tensor]) -
     if plain.keys() != fast.keys():
         raise CheckFailed(f"compiled, other parameters get gradients: {plain.keys() ^ fast.keys()}")
     if plain:
-        flat = [torch.cat([grad.flatten() for grad in each.values()]) for each in (plain, fast)]
-        expect_close(*flat, "compiled, the gradients", tolerance=1e-3)
+        left, right = (torch.cat([g.flatten() for g in each.values()]) for each in (plain, fast))
+        expect_close(left, right, "compiled, the gradients", tolerance=_BACKWARD)
 
 
 def _expect_compiler(backend: str) -> None:
     try:
-        import torch._dynamo
+        from torch._dynamo.eval_frame import is_dynamo_supported
     except ImportError as error:
         raise CheckSkipped(f"torch.compile cannot be used here: {error}") from error
-    if not torch._dynamo.is_dynamo_supported():
+    if not is_dynamo_supported():
         raise CheckSkipped("torch.compile does not support this Python or system")
     if backend == "inductor" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         raise CheckSkipped("torch.compile needs a C++ compiler, and there is none here")

@@ -12,8 +12,8 @@ from fusionbench.checks.toy import ToyEncoder, draw
 @check
 def frozen(subject: Subject) -> None:
     """A training step changes neither the encoder nor the hidden states it was given."""
-    method = subject.jittered()
     encoder = ToyEncoder(SHAPE)
+    method = subject.jittered()
     tokens, query = draw(SHAPE)
     states = encoder.states_from(tokens)
     given = states.clone(), query.clone()

@@ -13,7 +13,7 @@ from fusionbench.types import Fused
 
 _RATE = 1e-2
 _NOTHING = 1e-12
-"""Of the largest gradient. In float64 what cancels leaves 1e-16, and no real gradient is so small."""
+"""Of the largest gradient: what cancels in float64 leaves 1e-16, and no real one is so small."""
 
 
 @check

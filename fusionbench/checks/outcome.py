@@ -33,7 +33,8 @@ class CheckRecord:
     check: str
     outcome: Outcome
     reason: str = ""
-    """Why it failed or was skipped; of an expected failure, the method's own reason."""
+    """Why it failed or was skipped; of an expected failure, the method's own
+    reason, then what was found."""
     seconds: float = 0.0
     """CPU time."""
 

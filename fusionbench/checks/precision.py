@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fusionbench.checks.compare import expect_equal
 from fusionbench.checks.outcome import CheckFailed
-from fusionbench.checks.subject import SHAPE, Subject, outputs, run
+from fusionbench.checks.subject import SHAPE, Subject, outputs, run, run_on
 from fusionbench.checks.suite import check
-from fusionbench.checks.toy import draw
+from fusionbench.checks.toy import ToyEncoder, draw
 from fusionbench.fusion import Method
 
 _ROUNDING = 0.1
@@ -54,9 +54,9 @@ def autocast(subject: Subject) -> None:
 @check
 def extreme_inputs(subject: Subject) -> None:
     """Zero, constant and huge inputs give finite outputs and gradients."""
-    for what, tokens, query in _extremes():
+    for what, states, query in _extremes():
         method = subject.build()
-        fused = run(method, tokens, query)
+        fused = run_on(method, states, query, ToyEncoder(SHAPE))
         for name, values in outputs(fused):
             if not torch.isfinite(values).all():
                 raise CheckFailed(f"{what} inputs: {name} is not finite")
@@ -72,12 +72,14 @@ def extreme_inputs(subject: Subject) -> None:
 
 
 def _extremes() -> Iterator[
-    tuple[str, Float[Tensor, "batch token dim"], Float[Tensor, "batch query_dim"]]
+    tuple[str, Float[Tensor, "state batch token dim"], Float[Tensor, "batch query_dim"]]
 ]:
+    """Every state alike: the blocks of an encoder would make a constant vary."""
     tokens, query = draw(SHAPE)
-    yield "zero", torch.zeros_like(tokens), torch.zeros_like(query)
-    yield "constant", torch.ones_like(tokens), torch.ones_like(query)
-    yield "huge", _HUGE * tokens, query
+    states = ToyEncoder(SHAPE).states_from(tokens)
+    yield "zero", torch.zeros_like(states), torch.zeros_like(query)
+    yield "constant", torch.ones_like(states), torch.ones_like(query)
+    yield "huge", _HUGE * states, query
 
 
 def _expect_dtype(method: Method, dtype: torch.dtype) -> None:

@@ -65,7 +65,7 @@ def run_check(each: Check, subject: Subject) -> CheckRecord:
     outcome, reason = _run(each, subject)
     expected = _expected(subject).get(each.name, "")
     if expected and outcome == "failed":
-        outcome, reason = "expected failure", expected
+        outcome, reason = "expected failure", f"{expected} ({reason})"
     elif expected and outcome == "passed":
         outcome, reason = "unexpected pass", f"declared to fail: {expected}"
     seconds = time.process_time() - started

@@ -5,7 +5,7 @@ import pickle
 
 import torch
 
-from fusionbench.checks.compare import expect_equal
+from fusionbench.checks.compare import ROUNDING, expect_equal
 from fusionbench.checks.outcome import CheckFailed
 from fusionbench.checks.subject import SHAPE, Subject, run
 from fusionbench.checks.suite import check
@@ -41,7 +41,7 @@ def deepcopy(subject: Subject) -> None:
     with torch.no_grad():
         for values in (*twin.parameters(), *twin.buffers()):
             values.add_(1)
-    expect_equal(before, run(method, *draw(SHAPE)), "while its copy trains", tolerance=0.0)
+    expect_equal(before, run(method, *draw(SHAPE)), "while its copy trains", tolerance=ROUNDING)
 
 
 @check
@@ -57,4 +57,4 @@ def pickled(subject: Subject) -> None:
 
 def _expect_same(method: Method, twin: Method, what: str) -> None:
     given = draw(SHAPE)
-    expect_equal(run(method, *given), run(twin, *given), what, tolerance=0.0)
+    expect_equal(run(method, *given), run(twin, *given), what, tolerance=ROUNDING)

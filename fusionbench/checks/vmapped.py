@@ -54,11 +54,13 @@ def _stepped(methods: Sequence[Any], tokens: Tensor, query: Tensor) -> dict[str,
     """The frozen blocks run on each seed, only the method's own steps are mapped."""
     encoder = ToyEncoder(SHAPE)
     first: InEncoderFusion = methods[0]
-    state = _at_once(methods, "start", None, tokens, query)
+    frozen = torch.stack([encoder.states_from(each) for each in tokens], dim=1)
+    written, state = tokens, _at_once(methods, "start", None, tokens, query)
     for block in range(1, first.depth + 1):
-        tokens = torch.stack([encoder.block(block, each) for each in tokens])
-        tokens, state = _at_once(methods, "after_block", block, tokens, state)
-    return _at_once(methods, "finish", None, tokens, state)
+        entered = torch.stack([encoder.block(block, each) for each in written])
+        given = entered if first.writes else frozen[block]
+        written, state = _at_once(methods, "after_block", block, given, state)
+    return _at_once(methods, "finish", None, written, state)
 
 
 def _at_once(methods: Sequence[Method], step: str, block: int | None, *given: Any) -> Any:
