@@ -71,6 +71,8 @@ def _expect_shapes(method: Method, fused: Fused, batch: int) -> None:
     if len(given) != 3 or given[0] != batch or given[2] != method.out_dim or not given[1]:
         wanted = f"[{batch}, tokens, out_dim={method.out_dim}]"
         raise CheckFailed(f"{_said(method.shape)}: tokens are {given}, declared {wanted}")
+    if not fused.tokens.isfinite().all():
+        raise CheckFailed(f"{_said(method.shape)}: tokens are not finite")
 
 
 def _said(shape: StackShape) -> str:

@@ -1,5 +1,7 @@
 """What a method says it reads and writes is what it reads and writes: the cache relies on it."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,7 +21,8 @@ def taps(subject: Subject) -> str:
     """The hidden states it declares are resolved, are all it asks for, and are all used."""
     method = subject.jittered()
     declared = taps_of(method)
-    _expect_resolved(declared, method.shape)
+    for deep in (method, subject.build(replace(SHAPE, layers=24))):
+        _expect_resolved(taps_of(deep), deep.shape)
     for training in (False, True):
         method.train(training)
         asked = _asked(method)
