@@ -330,7 +330,7 @@ class Unfreezing(Sound):
         frame = None if torch.compiler.is_compiling() else sys._getframe()
         while frame is not None:
             if isinstance(found := frame.f_locals.get("encoder"), ToyEncoder):
-                found.blocks[0].mix.weight.requires_grad = True
+                found.mix.requires_grad = True
             frame = frame.f_back
         return super().joined(hidden, query)
 

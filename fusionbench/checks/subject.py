@@ -39,7 +39,7 @@ class Subject:
         """A new method; the seed draws its initial weights."""
         constructor: type = self.cls
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             return constructor(shape, **self.settings)
 
     def jittered(self, shape: StackShape = SHAPE, *, seed: int = 0) -> Method:

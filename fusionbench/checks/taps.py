@@ -107,8 +107,8 @@ def _expect_last_block_read(method: InEncoderFusion) -> None:
     encoder = ToyEncoder(method.shape)
     other = ToyEncoder(method.shape)
     with torch.no_grad():
-        for parameter in other.blocks[method.depth - 1].parameters():
-            parameter.mul_(-2)
+        for weights in other.parameters():
+            weights[method.depth - 1] *= -2
     seen = [run_on(method, e.states_from(tokens), query, e) for e in (encoder, other)]
     if not differ(*seen, tolerance=0.0):
         raise CheckFailed(f"declares depth {method.depth}, but no output depends on that block")

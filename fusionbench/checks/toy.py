@@ -9,30 +9,25 @@ from fusionbench.encoders.contract import Encoder
 from fusionbench.types import StackShape
 
 
-class Block(nn.Module):
-    """One head of attention and an MLP, pre-norm."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.mix = nn.Linear(dim, 3 * dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
-
-    def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
-        """The block's output."""
-        parts = self.mix(F.layer_norm(tokens, tokens.shape[-1:])).chunk(3, dim=-1)
-        tokens = tokens + F.scaled_dot_product_attention(*parts)
-        return tokens + self.mlp(F.layer_norm(tokens, tokens.shape[-1:]))
-
-
 class ToyEncoder(Encoder):
-    """Starts from `hs[0]`; there are no images. The weights are the same for every caller."""
+    """Pre-norm blocks of one head and an MLP. Starts from `hs[0]`; there are no images.
+
+    The weights are the same for every caller; those of all blocks lie in one tensor of each kind,
+    since checks build hundreds of these.
+    """
 
     def __init__(self, shape: StackShape) -> None:
         super().__init__()
         self.shape, self.size = shape, 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.blocks = nn.ModuleList(Block(shape.dim) for _ in range(shape.layers))
+        rng = torch.Generator().manual_seed(0)
+
+        def drawn(rows: int, columns: int) -> nn.Parameter:
+            # The spread of torch's own Linear.
+            weights = torch.randn(shape.layers, rows, columns, generator=rng)
+            return nn.Parameter(weights / (3 * columns) ** 0.5)
+
+        self.mix = drawn(3 * shape.dim, shape.dim)
+        self.widen, self.narrow = drawn(2 * shape.dim, shape.dim), drawn(shape.dim, 2 * shape.dim)
         self.freeze()
 
     def embed(
@@ -45,7 +40,10 @@ class ToyEncoder(Encoder):
         self, index: int, tokens: Float[Tensor, "batch token dim"]
     ) -> Float[Tensor, "batch token dim"]:
         """Output of block `index`, from 1."""
-        return self.blocks[index - 1](tokens)
+        query, key, value = F.linear(_normed(tokens), self.mix[index - 1]).chunk(3, dim=-1)
+        tokens = tokens + F.scaled_dot_product_attention(query, key, value)
+        widened = F.gelu(F.linear(_normed(tokens), self.widen[index - 1]))
+        return tokens + F.linear(widened, self.narrow[index - 1])
 
     def norm(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """None."""
@@ -60,6 +58,10 @@ class ToyEncoder(Encoder):
         for index in range(1, self.shape.layers + 1):
             states.append(self.block(index, states[-1]))
         return torch.stack(states)
+
+
+def _normed(tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+    return F.layer_norm(tokens, tokens.shape[-1:])
 
 
 def draw(
