@@ -31,6 +31,7 @@ class MethodCard:
     """What the variant changes; a setting given for the family leaves these alone."""
     in_encoder: bool
     needs_query: bool
+    reads_answers: bool
     control: str
     in_all: bool
     facts: Mapping[str, str | int]
@@ -170,6 +171,7 @@ def _method(
         changes=changes,
         in_encoder=declaration.root == "InEncoderFusion",
         needs_query=bool(declaration.attributes.get("needs_query", False)),
+        reads_answers=bool(declaration.attributes.get("reads_answers", False)),
         control=given["control"],
         in_all=bool(given["in_all"]),
         facts=dict(given.get("facts", {})),

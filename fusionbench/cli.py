@@ -6,11 +6,22 @@ Ctrl-C in 130.
 
 import sys
 
-from fusionbench.commands import check, list_, pack, report, run
+from fusionbench.commands import (
+    check,
+    check_claims,
+    diff,
+    list_,
+    pack,
+    paper,
+    power,
+    probe_layers,
+    report,
+    run,
+)
 from fusionbench.commands.app import app
 from fusionbench.errors import UserError
 
-COMMANDS = (run, report, list_, check, pack)
+COMMANDS = (run, report, power, check_claims, diff, paper, probe_layers, list_, check, pack)
 """In the order of `--help`: a module adds its command when it is imported."""
 
 

@@ -91,8 +91,16 @@ class CellRecord:
     """Why a cell was skipped, or the error of a failed one."""
     label: str = ""
     """The method's name with changed settings: `mema[reduction=2]`."""
+    family: str = ""
+    """The method's family; its variants are no evidence of their own."""
+    control: str = ""
+    """The method's matched control, or a sentence on why none exists."""
+    reads_answers: bool = False
+    """True for a method that sees the answers in training; it enters no aggregate."""
     group: str = ""
     """The task's skill: `fine` or `semantic`."""
+    task_family: str = ""
+    """Tasks of one family are siblings: for a claim about new tasks they count once."""
     in_suite: bool = False
     """True if the task counts in the suite's aggregate; from the task's card."""
     metric: str = "accuracy"
@@ -110,7 +118,7 @@ class CellRecord:
     """Learning rate -> val scores of the tuning seeds."""
     lr_at_edge: bool = False
     parameters: Mapping[str, int] = field(default_factory=dict)
-    """Trainable parameters of `fusion`, `projector` and `reader`."""
+    """Trainable parameters of `fusion`, `projector` and `reader`; frozen ones of `encoder`."""
     taps: tuple[tuple[int, ...], ...] = ()
     in_encoder: bool = False
     """True if the encoder ran in every step (no feature cache)."""

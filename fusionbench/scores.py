@@ -6,11 +6,14 @@ method, other settings or other data give a row or column of their own, marked a
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
+from math import isfinite
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from fusionbench.errors import UserError
 from fusionbench.records import Budget, CellRecord, canonical
 
 
@@ -41,6 +44,7 @@ class TaskFacts:
     name: str
     """Marked with its version or data where the results hold several."""
     group: str
+    family: str
     in_suite: bool
     metric: str
     chance: float
@@ -64,6 +68,11 @@ class ScoreTable:
     def suite(self) -> Bool[np.ndarray, " task"]:
         """Which tasks count in the aggregate."""
         return np.array([task.in_suite for task in self.tasks], dtype=np.bool_)
+
+    @cached_property
+    def leaky(self) -> frozenset[int]:
+        """Methods that see the answers in training; they enter no aggregate."""
+        return frozenset(m for (m, _, _), record in self.cells.items() if record.reads_answers)
 
     def pick(self, keep: Bool[np.ndarray, " task"]) -> "ScoreTable":
         """The table of some of the tasks."""
@@ -122,7 +131,7 @@ def _table(records: list[CellRecord]) -> ScoreTable:
             continue
         cells[place] = record
         if record.status == "done" and record.score is not None:
-            values[place] = record.score
+            values[place] = _finite(record)
     spec = records[0].spec
     return ScoreTable(
         condition=Condition(
@@ -134,6 +143,18 @@ def _table(records: list[CellRecord]) -> ScoreTable:
         values=values,
         cells=cells,
     )
+
+
+def _finite(record: CellRecord) -> float:
+    """The score; UserError for NaN, which would pass for a cell that was not run."""
+    if record.score is None or not isfinite(record.score):
+        spec = record.spec
+        raise UserError(
+            f"cell {record.id} ({spec.method} on {spec.task}, seed {spec.seed}) is done, but its "
+            f"score is {record.score}",
+            "remove its file from cells/ and run the study again",
+        )
+    return record.score
 
 
 def _method_key(record: CellRecord) -> Hashable:
@@ -181,6 +202,7 @@ def _facts(name: str, key: Hashable, records: list[CellRecord]) -> TaskFacts:
     return TaskFacts(
         name=name,
         group=max(record.group for record in here),
+        family=max(record.task_family for record in here),
         in_suite=all(record.in_suite for record in done),
         metric=done[0].metric,
         chance=done[0].chance,

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from fusionbench.contrasts import check_margins, read_contrasts
 from fusionbench.errors import UserError, did_you_mean, unknown
 from fusionbench.records import Budget
 from fusionbench.settings import inline, split_assignment, split_names
@@ -49,6 +50,8 @@ def load_study(path: str | Path) -> Study:
     if not isinstance(budget, Mapping):
         raise UserError(f"{path}: budget must hold keys, got {budget!r}", "for example steps: 60")
     study = _changed(start, {"name": Path(path).stem} | values, f"{path}: ")
+    read_contrasts(study.contrasts, study.baseline)
+    check_margins(study.margins)
     return replace(study, budget=_changed(study.budget, budget, f"{path}: budget."))
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,8 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("docs")
     run(["run", *SMALL_STUDY, "--out", "results/local"], place, {})
     (place / "my_mix.py").write_text(example_method())
+    if (ROOT / "results" / "quick").exists():
+        shutil.copytree(ROOT / "results" / "quick", place / "results" / "quick")
     for name in ("README.md", "methods", "tasks", "docs", "tests"):
         if (ROOT / name).exists():
             (place / name).symlink_to(ROOT / name)
@@ -113,3 +116,10 @@ def test_the_example_study_in_the_text_is_the_one_on_disk():
     page = (ROOT / "docs" / "studies.md").read_text()
     block = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
     assert block == (ROOT / "docs" / "example-study.yaml").read_text()
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
+def test_the_example_claims_in_the_text_are_those_on_disk():
+    page = (ROOT / "docs" / "reporting.md").read_text()
+    block = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
+    assert block == (ROOT / "docs" / "example-claims.yaml").read_text()

@@ -86,11 +86,14 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     catalog = read(options.plugins)
     check_encoder(study.encoder, study.budget.image_size)
     from fusionbench import closing
+    from fusionbench.contrasts import check_known, read_contrasts
     from fusionbench.selection import select_methods, select_tasks
 
     # Names and settings are checked before a folder is made.
-    select_methods(catalog, study.methods, study.settings)
+    chosen = select_methods(catalog, study.methods, study.settings)
     select_tasks(catalog, study.tasks)
+    planned = read_contrasts(study.contrasts, study.baseline)
+    check_known(planned, {one.label for one in chosen} | set(catalog.methods))
     from fusionbench.progress import make_progress
     from fusionbench.store import Store
     from fusionbench.sweep import run_study

@@ -2,11 +2,12 @@
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench.catalog import Catalog, read_catalog
-from fusionbench.errors import Problem, UserError
+from fusionbench.errors import Problem, UserError, disk_error
 
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
@@ -47,3 +48,15 @@ def say(problems: Iterable[Problem]) -> None:
     """One line each on stderr."""
     for problem in problems:
         sys.stderr.write(f"note: {problem}\n")
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """A table as CSV, whole or not at all. Raises UserError if the file cannot be written."""
+    from fusionbench.cache import write_atomic
+    from fusionbench.report.tables import comma_separated
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, comma_separated([dict(row) for row in rows]).encode())
+    except OSError as error:
+        raise disk_error(error, file) from error

@@ -119,8 +119,21 @@ class Desk:
             "method": cell.chosen.card.source,
             "task": cell.task.source,
         }
-        record = replace(record, group=cell.task.group, in_suite=cell.task.in_suite)
-        return replace(record, label=cell.chosen.label, provenance=provenance)
+        card, task = cell.chosen.card, cell.task
+        if record.parameters:
+            frozen = sum(p.numel() for p in self._encoder(cell).parameters())
+            record = replace(record, parameters={**record.parameters, "encoder": frozen})
+        return replace(
+            record,
+            label=cell.chosen.label,
+            family=card.family,
+            control=card.control,
+            reads_answers=card.reads_answers,
+            group=task.group,
+            task_family=task.family,
+            in_suite=task.in_suite,
+            provenance=provenance,
+        )
 
     def _bundle(
         self, cell: Cell

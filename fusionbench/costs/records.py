@@ -1,0 +1,164 @@
+"""A profile on disk: `profiles/<id>.json`, one file per (method, encoder, device, conditions).
+
+Standard library only, so that a report reads it. All quantities are of the whole encoder with the
+method and its projector, beside those of the bare encoder with the projector of one layer; what a
+method costs is the difference, `over_encoder`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fusionbench.cache import write_atomic
+from fusionbench.errors import Problem
+from fusionbench.records import Setting, canonical, checksum, json_object
+
+SCHEMA = 1
+FOLDER = "profiles"
+Mode = Literal["train", "inference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What was measured and how; two profiles of equal conditions may be compared."""
+
+    method: str
+    method_version: int
+    settings: Mapping[str, Setting]
+    """Complete: defaults filled in."""
+    encoder: str
+    weights: str
+    """Fingerprint of the encoder's weights; `random` where only its shape matters."""
+    image_size: int
+    width: int
+    """Of the projector's output: 4096 in LLaVA-1.5."""
+    mode: Mode
+    """`train`: forward, backward and optimiser step of fusion and projector; the encoder runs too,
+    as if nothing were cached. `inference`: forward."""
+    batch: int
+    dtype: str
+    device: str
+    """The device's name as its maker gives it, or `meta`: counted, not run."""
+    compile: str = "off"
+    """`off`, or the mode of `torch.compile`."""
+    threads: int = 1
+    """Of the processor; 1 on a GPU."""
+
+    @property
+    def id(self) -> str:
+        """20 hexadecimal digits of the SHA-256 of all conditions."""
+        values = asdict(self) | {"settings": dict(self.settings)}
+        return hashlib.sha256(canonical(values).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Quartiles over timed blocks."""
+
+    median: float
+    q1: float
+    q3: float
+    blocks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRecord:
+    """What was found. `None`: not measured under these conditions, never zero."""
+
+    conditions: Conditions
+    label: str
+    """The method's name with changed settings, as in a cell's record."""
+    layers: int
+    dim: int
+    tokens: int
+    """Tokens of one hidden state, prefix included."""
+    in_encoder: bool
+    parameters: Mapping[str, int]
+    """Trainable: `fusion`, `projector`, and `over_projector`: fusion and projector together minus
+    the projector of one layer, the number that papers give."""
+    tokens_out: int
+    """Visual tokens that reach the language model."""
+    flops_encoder: int | None = None
+    """Of one image through the bare encoder and the projector of one layer; 2 per multiply-add."""
+    flops_over_encoder: int | None = None
+    """Of one image: what the method adds, its wider projector included; language model apart. A
+    negative number: its projector sees fewer tokens."""
+    flops_backward_over_encoder: int | None = None
+    """Of one image in training; of the encoder itself where gradients pass through it."""
+    flops_language_model_over: int | None = None
+    """Of one image: what more (or fewer) visual tokens cost in a 7B language model's prefill."""
+    latency_ms: Spread | None = None
+    """A batch with the method."""
+    latency_encoder_ms: Spread | None = None
+    """A batch without it, timed in turn."""
+    latency_over_encoder_ms: Spread | None = None
+    """Differences of neighbouring blocks."""
+    throughput: float | None = None
+    """Images per second with the method, from the median."""
+    throughput_encoder: float | None = None
+    peak_memory_bytes: int | None = None
+    """Above what was allocated before the call."""
+    peak_memory_over_encoder_bytes: int | None = None
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """Where and with what: packages, driver, clocks, attention kernels, time of day."""
+    notes: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def id(self) -> str:
+        """The id of the conditions."""
+        return self.conditions.id
+
+    def to_json(self) -> str:
+        """One line of JSON with the id and a checksum that shows an edit."""
+        values = {"id": self.id} | asdict(self)
+        return json.dumps(values | {"checksum": checksum(values)}, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> "CostRecord":
+        """Read a record back; ValueError if it is none, has a newer schema, or was edited."""
+        values = json_object(text)
+        edited = values.pop("checksum", None) != checksum(values)
+        claimed = values.pop("id", None)
+        if values.get("schema") != SCHEMA:
+            raise ValueError(f"schema {values.get('schema')!r}, this version reads {SCHEMA}")
+        try:
+            record = _record(values)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not a profile: {error}") from error
+        if edited or record.id != claimed:
+            raise ValueError("edited: the checksum does not fit the contents")
+        return record
+
+
+def write(folder: Path, record: CostRecord) -> Path:
+    """Store a profile; one of the same conditions is replaced, since it is a measurement again."""
+    path = folder / FOLDER / f"{record.id}.json"
+    write_atomic(path, record.to_json().encode())
+    return path
+
+
+def read(folder: Path, problems: list[Problem] | None = None) -> Iterator[CostRecord]:
+    """All whole profiles of a folder of results, by id; what is not one goes into `problems`."""
+    for path in sorted((folder / FOLDER).glob("*.json")):
+        try:
+            yield CostRecord.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            if problems is not None:
+                problems.append(Problem(source=str(path), message=f"ignored: {error}"))
+
+
+def _record(values: dict[str, Any]) -> CostRecord:
+    conditions = dict(values["conditions"])
+    conditions["settings"] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in conditions["settings"].items()
+    }
+    values["conditions"] = Conditions(**conditions)
+    for name in ("latency_ms", "latency_encoder_ms", "latency_over_encoder_ms"):
+        values[name] = values[name] and Spread(**values[name])
+    values["notes"] = tuple(values["notes"])
+    return CostRecord(**values)
