@@ -7,10 +7,13 @@ Ctrl-C in 130.
 import sys
 
 from fusionbench.commands import (
+    ablate,
     check,
     check_claims,
     diff,
+    doctor,
     list_,
+    new,
     pack,
     paper,
     power,
@@ -21,7 +24,10 @@ from fusionbench.commands import (
 from fusionbench.commands.app import app
 from fusionbench.errors import UserError
 
-COMMANDS = (run, report, power, check_claims, diff, paper, probe_layers, list_, check, pack)
+COMMANDS = (
+    *(run, report, power, check_claims, diff, paper, ablate, probe_layers),
+    *(list_, check, pack, new, doctor),
+)
 """In the order of `--help`: a module adds its command when it is imported."""
 
 

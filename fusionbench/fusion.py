@@ -25,6 +25,8 @@ class Method(nn.Module, ABC):
     needs_grid: bool = False
     reads_answers: bool = False
     """Sees the answers in training (a leak that some papers have); kept out of the aggregate."""
+    shuffles_query: bool = False
+    """A control: gets the question of another example, in training and at test."""
     identity_at_init: bool = False
     """Promises to start as the penultimate layer."""
     live_after_steps: int = 1
@@ -77,6 +79,8 @@ class InEncoderFusion(Method):
     """
 
     writes: bool = True
+    silent_if: Mapping[str, tuple[object, ...]] = {}
+    """Values of settings with which nothing is written; a literal, read without importing."""
     depth: int
     """The last block the method needs; later blocks are not run."""
 

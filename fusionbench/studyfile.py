@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from fusionbench.contrasts import check_margins, read_contrasts
 from fusionbench.errors import UserError, did_you_mean, unknown
-from fusionbench.records import Budget
+from fusionbench.records import READERS, Budget
 from fusionbench.settings import inline, split_assignment, split_names
 from fusionbench.study import PRESETS, Study
 
@@ -22,7 +22,7 @@ _CHOICES = {
     "precision": ("fp32", "bf16"),
     "feature_dtype": ("float32", "float16"),
     "optimiser": ("adamw",),
-    "reader": ("attentive",),
+    "reader": READERS,
 }
 _POSITIVE = {"seeds", "steps", "batch", "tuning_seeds", "reader_width", "query_dim"}
 _KINDS = {int: "an integer", float: "a number", str: "text", Mapping: "keys and values"}

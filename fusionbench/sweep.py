@@ -51,7 +51,8 @@ def run_study(
 
     Raises UserError for what a person can mend; Ctrl-C leaves a resumable state.
     """
-    _fetch(study.encoder)
+    if study.encoder not in catalog.encoders:
+        _fetch(study.encoder)
     with Store.create(options.out) as store:
         plan = make_plan(study, catalog, store.finished())
         result = SweepResult(finished=plan.finished, unavailable=plan.unavailable)

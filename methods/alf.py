@@ -24,6 +24,8 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     paper="arXiv:2601.09322",
     year=2026,
     parity="deviates: without BatchNorm and classifier, which the reader replaces",
+    parameters="8*D*D + 8*D",
+    switches={"heads": (1, 4, 16)},
 )
 class ALF(Fusion):
     """`heads` is reduced to its largest common divisor with the width."""

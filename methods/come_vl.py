@@ -42,7 +42,8 @@ class Orthogonal(nn.Module):
     control="uniform_mean",
     paper="arXiv:2604.03231",
     year=2026,
-    parity="deviates: one encoder instead of two; no recorded case",
+    parity="deviates: one encoder instead of two; not compared",
+    parameters="2*D*D + 2*D + L",
 )
 class CoMEVL(Fusion):
     """All blocks' outputs, mixed between two rotations."""

@@ -51,7 +51,9 @@ class Block(nn.Module):
     control="mrla-light",
     paper="arXiv:2406.13392",
     year=2024,
-    parity="exact unit and attention; our port to a transformer; the sample leak is repaired",
+    parity="deviates: exact unit and attention in a transformer; the sample leak is repaired",
+    parameters="2*(4*D*D//reduction + D//reduction + 3*D) + (L - 1)*(21*D + 11)",
+    switches={"reduction": (1, 2, 8, 16), "leak": (True,)},
 )
 @method(
     "dla_as_published",
@@ -61,7 +63,9 @@ class Block(nn.Module):
     in_all=False,
     paper="arXiv:2406.13392",
     year=2024,
-    parity="exact unit and attention; our port to a transformer; with the sample leak",
+    parity="deviates: exact unit and attention in a transformer, with the sample leak",
+    parameters="2*(4*D*D//reduction + D//reduction + 3*D) + (L - 1)*(21*D + 11)",
+    switches={"leak": (False,)},
 )
 class DLA(InEncoderFusion):
     """`reduction` of the unit; `head`: channels of a head; `leak`: the first sample's state."""

@@ -66,13 +66,18 @@ class Aggregator(nn.Module):
     control="frozen_average",
     paper="arXiv:2501.08443",
     year=2026,
-    parity="exact; the balance loss is repaired",
+    parity="exact, with the balance loss repaired",
+    parameters="Q*D + D*D + 2*D + rounds*(6*D*D + 10*D) + 4*(D + 1) + D*H",
+    query_width=768,
+    switches={"average": (True,), "rounds": (1, 2), "heads": (1, 2, 8), "balance": (0.0,)},
 )
 @method(
     "frozen_average",
     version=1,
     in_all=False,
     variants={"": {"average": True}},
+    parameters="D*H",
+    needs="",
     control="none: it is a control itself, of methods whose weights follow the input",
 )
 class IGVA(Fusion):
@@ -137,3 +142,15 @@ class IGVA(Fusion):
     ) -> Float[Tensor, "batch group dim"]:
         seen = groups[:, :, :1] if self.shape.prefix else groups
         return reduce(seen, "group b n d -> b group d", "mean")
+
+
+@method(
+    "igva-shuffled_query",
+    version=1,
+    in_all=False,
+    control="none: it is a control itself, of what the question contributes",
+)
+class ShuffledIGVA(IGVA):
+    """IGVA with another example's question."""
+
+    shuffles_query = True

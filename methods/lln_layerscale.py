@@ -22,6 +22,9 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     paper="COMM, arXiv:2310.08825",
     year=2023,
     parity="no official code",
+    parameters="D*D + 3*D + L",
+    details={"per_layer": {"parameters": "L*(D*D + 3*D + 1)"}},
+    switches={"shared": (True, False)},
 )
 class LLNLayerscale(Fusion):
     """`shared`: one LN and Linear for all layers, or one each."""

@@ -29,6 +29,14 @@ _TINY = 1e-8
     control="frozen_average",
     year=2026,
     parity="no official code",
+    parameters="width*(Q + D) + 1",
+    details={"hybrid": {"parameters": "width*(Q + D) + 1 + Q + 2"}},
+    switches={
+        "form": ("layer", "patch", "hybrid"),
+        "balance": (0.0,),
+        "top": (1, 2, 8),
+        "width": (16, 256),
+    },
 )
 class MoL(Fusion):
     """`form`: "layer", "patch" or "hybrid"; `width`: d of the router; `balance`: its loss."""
@@ -96,3 +104,15 @@ class MoL(Fusion):
         least = weights.topk(self.top, dim=-1).values[..., -1:]
         chosen = weights * (weights >= least)
         return chosen / (chosen.sum(dim=-1, keepdim=True) + _TINY)
+
+
+@method(
+    "mol-shuffled_query",
+    version=1,
+    in_all=False,
+    control="none: it is a control itself, of what the question contributes",
+)
+class ShuffledMoL(MoL):
+    """Routed by another example's question."""
+
+    shuffles_query = True

@@ -33,6 +33,8 @@ class LayerSelector(nn.Module):
     paper="arXiv:2601.03100",
     year=2026,
     parity="exact",
+    parameters="Q*width + width + width*L + L + 2*D",
+    switches={"alpha": (0.02,), "width": (64, 128, 256)},
 )
 class TGIF(Fusion):
     """`width`: of the selector; `alpha`: weight of its loss."""
@@ -76,9 +78,21 @@ class TGIF(Fusion):
     paper="arXiv:2601.03100",
     year=2026,
     parity="exact, with the leak of the published training code",
+    parameters="Q*width + width + width*L + L + 2*D",
 )
 class LeakyTGIF(TGIF):
     """TGIF as published: in training the text includes the answer, at test it cannot."""
 
     reads_answers = True
     expected_failures = {"answer_leak": "as published: in training the text includes the answer"}
+
+
+@method(
+    "tgif-shuffled_query",
+    version=1,
+    control="none: it is a control itself, of what the question contributes",
+)
+class ShuffledTGIF(TGIF):
+    """TGIF with another example's question."""
+
+    shuffles_query = True

@@ -32,7 +32,9 @@ from fusionbench.api import (
     control="wide_projector",
     paper="arXiv:2407.02392",
     year=2025,
-    parity="no recorded case",
+    parity="not compared: no recorded case",
+    parameters="15*D*D + 14*D",
+    switches={"layers": ("23", "12,16", "16,23"), "heads": (1, 4)},
 )
 class TokenPacker(Fusion):
     """`layers`: keys and values; `scale`: side of a region; `heads` as far as they divide."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from fusionbench.checks.toy import ToyEncoder
 from fusionbench.fusion import Fusion, InEncoderFusion
-from fusionbench.types import Fused
+from fusionbench.types import Fused, Injection
 
 TRAINED = ("answer_leak", "learns_signal", "random_labels")
 STORED = ("state_dict", "safetensors")
@@ -219,6 +219,18 @@ class LeakBehindAGate(SoundStepper):
 
     def after_block(self, block, tokens, state):
         return tokens + self.map(tokens[:1].mean(dim=1, keepdim=True)), state + 1
+
+
+class LeaksIntoTheReader(Sound):
+    """The batch's mean token is injected into the reader; the tokens are each image's own."""
+
+    caught_by = ("batch_split",)
+
+    def forward(self, hidden, query):
+        tokens = self.joined(hidden, query)
+        mean = tokens.mean(dim=0, keepdim=True).expand_as(tokens)
+        into = Injection(layer=1, when="before", values=mean, through_projector=True)
+        return Fused(tokens=tokens, injections=(into,))
 
 
 class Counting(Sound):

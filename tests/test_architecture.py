@@ -126,8 +126,23 @@ def test_functions_and_files_stay_readable():
 
 @pytest.mark.parametrize(
     "module",
-    ["records", "store", "scores", "stats", "report", "plan", "sweep", "catalog", "cli", "probes",
-     "claims.text", "power.text", "diff.text", "report.paper.pages", "report.reported"],
+    [
+        "records",
+        "store",
+        "scores",
+        "stats",
+        "report",
+        "plan",
+        "sweep",
+        "catalog",
+        "cli",
+        "probes",
+        "claims.text",
+        "power.text",
+        "diff.text",
+        "report.paper.pages",
+        "report.reported",
+    ],
 )
 def test_planning_and_analysis_are_free_of_torch(module):
     code = f"import sys, fusionbench.{module}; sys.exit('torch' in sys.modules)"

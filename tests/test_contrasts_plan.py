@@ -13,7 +13,8 @@ def test_a_contrast_takes_the_studys_baseline_and_the_methods_own_control():
     (one,) = read_contrasts([{"method": "mema"}], "penultimate")
     assert one == Contrast(method="mema", baseline="penultimate", control="", over="suite")
     (one,) = read_contrasts(
-        [{"method": "dia", "baseline": "last", "control": "repeat", "over": "fine", "name": "x"}], "p"
+        [{"method": "dia", "baseline": "last", "control": "repeat", "over": "fine", "name": "x"}],
+        "p",
     )
     assert (one.baseline, one.control, one.over, one.name) == ("last", "repeat", "fine", "x")
 

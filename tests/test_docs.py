@@ -28,6 +28,7 @@ BIG = ("all", "*")
 ONE_METHOD = "penultimate"
 SMALL_STUDY = ["--preset", "smoke", "--methods", "penultimate", "--tasks", "planted_layer"]
 DROPPED = ("--preset", "--seeds", "--device")
+SWITCH = {"mema": "query", "token_gate": "gated"}
 
 
 def commands() -> list[tuple[str, str]]:
@@ -56,6 +57,9 @@ def smallest(arguments: list[str]) -> list[str]:
             continue
         i += 2
     is_file = any(word.endswith(".yaml") for word in arguments)
+    if arguments[0] == "ablate":
+        few = [] if {"--only", "--factorial"} & set(kept) else ["--only", SWITCH.get(kept[1], "")]
+        return [*kept, *SMALLEST, *few, "--seeds", "1", "--tasks", "planted_layer"]
     return kept if arguments[0] != "run" or is_file else [*kept, *SMALLEST]
 
 

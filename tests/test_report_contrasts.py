@@ -77,9 +77,7 @@ def test_the_suite_row_adds_the_tasks_and_needs_both_references(found):
     assert numbers(row, "delta", "se") == pytest.approx(
         plain(tests[0].value, tests[0].se), abs=1e-6
     )
-    assert numbers(row, "control_delta") == pytest.approx(
-        plain(tests[1].value), abs=1e-6
-    )
+    assert numbers(row, "control_delta") == pytest.approx(plain(tests[1].value), abs=1e-6)
     assert float(row["p"]) == pytest.approx(max(float(test.p_value()) for test in tests), rel=1e-6)
     assert row["control"] == "repeat" and row["verdict"] == "better"
     assert numbers(row, "p_baseline", "p_control") == pytest.approx(
@@ -125,8 +123,8 @@ def test_a_control_that_was_not_run_leaves_the_question_open(tmp_path):
 def test_without_any_control_the_baseline_decides_and_the_report_says_so(tmp_path):
     reason = "none: the layers are joined only inside the encoder"
     outcomes = suite({"penultimate": 0.5, "mrla": 0.7})
-    written = write_suite(tmp_path / "r", outcomes,
-                          control=lambda m: reason if m == "mrla" else "none: it is a baseline")  # fmt: skip
+    control = {"mrla": reason, "penultimate": "none: it is a baseline itself"}.get
+    written = write_suite(tmp_path / "r", outcomes, control=control)
     row = the(rows(written, tmp_path / "o"), kind="planned")
     assert row["verdict"] == "better" and row["control"] == ""
     assert float(row["p"]) == float(row["p_baseline"])
@@ -185,8 +183,10 @@ def test_swapping_method_and_baseline_negates_every_difference_and_keeps_p(folde
 def test_adding_a_method_changes_no_estimate_variance_nu_or_raw_p(found, tmp_path):
     more = SUITE | {"zoom": suite({"zoom": 0.6}, seed=9)["zoom"]}
     grown = rows(write_suite(tmp_path / "r", more), tmp_path / "o")
-    raw = ("delta", "low", "high", "testset_low", "testset_high", "se", "nu", "p", "p_baseline",
-           "p_control", "control_delta", "mde_alone", "n_seeds", "n_examples", "p_equivalent")  # fmt: skip
+    raw = (
+        "delta", "low", "high", "testset_low", "testset_high", "se", "nu", "p", "p_baseline",
+        "p_control", "control_delta", "mde_alone", "n_seeds", "n_examples", "p_equivalent",
+    )  # fmt: skip
     for row in found:
         key = {name: row[name] for name in ("scope", "name", "method", "baseline", "kind")}
         assert [the(grown, **key)[name] for name in raw] == [row[name] for name in raw]
@@ -338,7 +338,9 @@ def test_seeds_shared_by_all_tasks_are_not_counted_once_per_task(tmp_path):
 def test_questions_about_one_image_are_one_item(tmp_path):
     rng = np.random.default_rng(5)
     base = {m: rng.random((6, 40)) < 0.6 for m in ("penultimate", "repeat", "concat")}
-    four = {m: {t: np.repeat(v, 4, axis=1).astype(np.float32) for t in TASKS} for m, v in base.items()}
+    four = {
+        m: {t: np.repeat(v, 4, axis=1).astype(np.float32) for t in TASKS} for m, v in base.items()
+    }
     images = {task: [f"{task}-{i}" for i in np.repeat(np.arange(40), 4)] for task in TASKS}
     grouped = rows(write_suite(tmp_path / "a", four, images=images), tmp_path / "x")
     single = {m: {t: v.astype(np.float32) for t in TASKS} for m, v in base.items()}
@@ -361,3 +363,18 @@ def test_records_of_mixed_and_uncommitted_code_are_marked_in_the_tables(folder, 
     page = (tmp_path / "o" / "tables" / "main.md").read_text()
     assert "concat ‡" in page and "uncommitted code" in page
     assert "**Mixed code**" in (tmp_path / "o" / "tables" / "coverage.md").read_text()
+
+
+def test_a_group_of_one_task_is_on_the_scale_of_the_suite(tmp_path):
+    one = {method: {"digits": tasks["digits"]} for method, tasks in SUITE.items()}
+    found = rows(write_suite(tmp_path / "r", one), tmp_path / "o")
+    for column in ("delta", "low", "high", "testset_low", "se"):
+        task, suite = (
+            float(the(found, scope=scope, method="mema", baseline="penultimate")[column])
+            for scope in ("task", "suite")
+        )
+        assert suite == pytest.approx(task / 0.75, abs=2e-6)
+    summary = rows(tmp_path / "r", tmp_path / "o", table="summary")
+    scores = {row["method"]: float(row["score"]) for row in summary if row["aggregate"] == "suite"}
+    delta = float(the(found, scope="suite", method="mema")["delta"])
+    assert scores["mema"] - scores["penultimate"] == pytest.approx(delta, abs=2e-6)

@@ -19,7 +19,7 @@ KNOWN = {
 }  # fmt: skip
 ENGINE = next(filter(None, map(shutil.which, ("tectonic", "pdflatex", "lualatex", "xelatex"))), "")
 DOCUMENT = r"""\documentclass{article}
-\usepackage{booktabs}\usepackage[table]{xcolor}\usepackage[paperwidth=2m,paperheight=3m]{geometry}
+\usepackage{booktabs}\usepackage[table]{xcolor}\usepackage[paperwidth=200cm,paperheight=300cm]{geometry}
 \begin{document}
 %s
 \end{document}
@@ -110,8 +110,8 @@ def test_the_first_cell_of_a_row_may_start_with_a_bracket():
 
 
 def test_markdown_marks_the_best_and_the_tied():
-    rows = [{"m": "a|b", "x": Marked(text="1", best=True, tied=True)},
-            {"m": "c", "x": Marked(text="2", tied=True)}, {"m": "d", "x": Marked(text="3")}]  # fmt: skip
+    marked = Marked(text="1", best=True, tied=True), Marked(text="2", tied=True), Marked(text="3")
+    rows = [{"m": name, "x": entry} for name, entry in zip(("a|b", "c", "d"), marked, strict=True)]
     text = markdown_grid(rows)
     assert r"a\|b" in text and "**1**" in text and "*2*" in text and "| 3 " in text
 

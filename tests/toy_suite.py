@@ -17,7 +17,10 @@ from fusionbench.report.build import Wanted, write_report
 from fusionbench.store import Store
 from fusionbench.study import QUICK, as_plain
 
-CONTROLS = {"penultimate": "none: it is a baseline itself", "repeat": "none: it is a control itself"}
+CONTROLS = {
+    "penultimate": "none: it is a baseline itself",
+    "repeat": "none: it is a control itself",
+}
 CHANCE = 0.25
 
 

@@ -1,23 +1,21 @@
 """An image's outputs are its own: neither the order nor the size of its batch changes them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fusionbench.checks.compare import differ, expect_close
-from fusionbench.checks.subject import SHAPE, Subject, outputs, run
+from fusionbench.checks.subject import SHAPE, Outputs, Subject, told
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import draw
 from fusionbench.fusion import Method
-from fusionbench.types import Fused
 
 Runner = Callable[
     [Method, Float[Tensor, "batch token dim"], Float[Tensor, "batch query_dim"]],
-    Mapping[str, Float[Tensor, "batch *rest"]],
+    Outputs,
 ]
-"""Gives all outputs by name."""
 
 _BATCH = 5
 _ORDER = (3, 0, 4, 2, 1)
@@ -30,9 +28,9 @@ def batch_order(subject: Subject) -> str | None:
 
     def back_in_order(
         method: Method, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch q"]
-    ) -> Mapping[str, Float[Tensor, "batch *rest"]]:
+    ) -> Outputs:
         order = list(_ORDER)
-        given = dict(outputs(run(method, tokens[order], query[order])))
+        given = told(method, tokens[order], query[order])
         home = [order.index(row) for row in range(_BATCH)]
         return {name: values[home] for name, values in given.items()}
 
@@ -45,9 +43,9 @@ def batch_split(subject: Subject) -> str | None:
 
     def part_by_part(
         method: Method, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch q"]
-    ) -> Mapping[str, Float[Tensor, "batch *rest"]]:
+    ) -> Outputs:
         rows = [list(part) for part in _PARTS]
-        parts = [dict(outputs(run(method, tokens[each], query[each]))) for each in rows]
+        parts = [told(method, tokens[each], query[each]) for each in rows]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return _in_both_modes(subject, part_by_part)
@@ -61,7 +59,7 @@ def _in_both_modes(subject: Subject, otherwise: Runner) -> str | None:
         if mode == "training" and _draws(method, tokens, query):
             return "in evaluation only: in training it draws at random"
         given = otherwise(method, tokens, query)
-        for name, values in outputs(run(method, tokens, query)):
+        for name, values in told(method, tokens, query).items():
             expect_close(values, given[name], f"in {mode}, {name}")
     return None
 
@@ -71,9 +69,9 @@ def _draws(
 ) -> bool:
     """Dropout and the like: two passes that differ."""
 
-    def once(seed: int) -> Fused:
+    def once(seed: int) -> Outputs:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return run(method, tokens, query)
+            return told(method, tokens, query)
 
     return differ(once(0), once(1))

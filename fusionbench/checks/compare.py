@@ -5,8 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fusionbench.checks.outcome import CheckFailed
-from fusionbench.checks.subject import outputs
-from fusionbench.types import Fused
+from fusionbench.checks.subject import Outputs
 
 TOLERANCE = 1e-4
 """Relative to the largest entry; float32 sums in another order differ by about 1e-6."""
@@ -14,13 +13,12 @@ ROUNDING = 1e-6
 """For the same sums done twice."""
 
 
-def expect_equal(left: Fused, right: Fused, what: str, *, tolerance: float = TOLERANCE) -> None:
+def expect_equal(left: Outputs, right: Outputs, what: str, *, tolerance: float = TOLERANCE) -> None:
     """Raise CheckFailed unless all outputs agree; `what` says what makes them differ."""
-    pairs = dict(outputs(left)), dict(outputs(right))
-    if pairs[0].keys() != pairs[1].keys():
-        raise CheckFailed(f"{what}: gives {', '.join(pairs[0])} or {', '.join(pairs[1])}")
-    for name, values in pairs[0].items():
-        expect_close(values, pairs[1][name], f"{what}: {name}", tolerance=tolerance)
+    if left.keys() != right.keys():
+        raise CheckFailed(f"{what}: gives {', '.join(left)} or {', '.join(right)}")
+    for name, values in left.items():
+        expect_close(values, right[name], f"{what}: {name}", tolerance=tolerance)
 
 
 def expect_close(
@@ -38,7 +36,7 @@ def expect_close(
         raise CheckFailed(f"{what}: differ by {apart:.2g} of the largest value")
 
 
-def differ(left: Fused, right: Fused, *, tolerance: float = TOLERANCE) -> bool:
+def differ(left: Outputs, right: Outputs, *, tolerance: float = TOLERANCE) -> bool:
     """Whether any output differs."""
     try:
         expect_equal(left, right, "", tolerance=tolerance)

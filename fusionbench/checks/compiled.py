@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fusionbench.checks.compare import expect_close
 from fusionbench.checks.outcome import CheckFailed, CheckSkipped
+from fusionbench.checks.reading import FixedReader
 from fusionbench.checks.subject import SHAPE, Subject, outputs, run_on
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import ToyEncoder, draw
@@ -27,6 +28,7 @@ class Whole(nn.Module):
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method, self.encoder = method, ToyEncoder(method.shape)
+        self.reader = FixedReader(method.out_dim)
 
     def forward(
         self,
@@ -34,7 +36,7 @@ class Whole(nn.Module):
         query: Float[Tensor, "batch query_dim"],
     ) -> dict[str, Tensor]:
         """All outputs by name."""
-        return dict(outputs(run_on(self.method, states, query, self.encoder)))
+        return dict(outputs(run_on(self.method, states, query, self.encoder), self.reader))
 
 
 @check

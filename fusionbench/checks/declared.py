@@ -9,12 +9,23 @@ from torch import Tensor
 from fusionbench.checks.compare import ROUNDING, differ, distance
 from fusionbench.checks.gradients import loss_of
 from fusionbench.checks.outcome import CheckFailed, CheckSkipped
-from fusionbench.checks.subject import SHAPE, Subject, outputs, run, without_query
+from fusionbench.checks.reading import reader_for
+from fusionbench.checks.subject import SHAPE, Subject, run, told, without_query
 from fusionbench.checks.suite import check, checks
 from fusionbench.checks.toy import ToyEncoder, draw
 from fusionbench.harness.model import build_fusion
-from fusionbench.types import StackShape, Unsupported
+from fusionbench.parameters import CLIP_L, count
+from fusionbench.types import Fused, ReaderShape, StackShape, Unsupported
 
+_CLIP_L = StackShape(
+    layers=24,
+    dim=1024,
+    grid=(24, 24),
+    prefix=1,
+    query_dim=4096,
+    reader=ReaderShape(layers=32, width=4096, heads=32, mlp=11008),
+)
+"""Of the formulas: CLIP ViT-L/14 at 336 pixels under a 7B language model."""
 _SAME_START = 1e-5
 
 
@@ -30,7 +41,7 @@ def expectations(subject: Subject) -> None:
 
 @check
 def parameters(subject: Subject) -> str:
-    """All that is trained is registered before the first batch: counts and optimisers see it."""
+    """All that is trained is registered before the first batch, and is what a formula declares."""
     method = subject.build()
     before = {name: parameter.numel() for name, parameter in method.named_parameters()}
     loss = loss_of(run(method, *draw(SHAPE)))
@@ -40,7 +51,7 @@ def parameters(subject: Subject) -> str:
     hidden = [list(leaf.shape) for leaf in _leaves(loss) if id(leaf) not in registered]
     if hidden:
         raise CheckFailed(f"uses {len(hidden)} weights that are not registered: shapes {hidden}")
-    return f"{sum(before.values())} parameters"
+    return f"{sum(before.values())} parameters{_expect_formula(subject)}"
 
 
 @check
@@ -65,7 +76,7 @@ def needs_query(subject: Subject) -> str:
     method = subject.jittered().eval()
     tokens, query = draw(SHAPE)
     other = draw(SHAPE, seed=7)[1]
-    follows = differ(run(method, tokens, query), run(method, tokens, other), tolerance=ROUNDING)
+    follows = differ(told(method, tokens, query), told(method, tokens, other), tolerance=ROUNDING)
     if follows and not method.needs_query:
         raise CheckFailed("depends on the question, but does not declare needs_query")
     if method.needs_query and not follows:
@@ -90,7 +101,7 @@ def needs_grid(subject: Subject) -> str:
     except Unsupported as reason:
         raise CheckSkipped(str(reason)) from reason
     methods[1].load_state_dict(methods[0].state_dict())
-    follows = differ(*(run(method, *draw(square)) for method in methods))
+    follows = differ(*(told(method, *draw(square)) for method in methods))
     if follows and not methods[0].needs_grid:
         raise CheckFailed("a grid of 2 x 8 gives other outputs than one of 4 x 4; needs_grid")
     if methods[0].needs_grid and not follows:
@@ -99,16 +110,35 @@ def needs_grid(subject: Subject) -> str:
 
 
 def _from_penultimate(subject: Subject, shape: StackShape) -> float:
-    """How far the tokens are from `hs[L-1]` without prefix; injections have to be zero."""
+    """How far the start is from `hs[L-1]` without prefix, tokens and a decoder's answer alike."""
     method = subject.build(shape).eval()
     tokens, query = draw(shape)
     penultimate = ToyEncoder(shape).states_from(tokens)[shape.layer(-2), :, shape.prefix :]
     fused = run(method, tokens, query)
     if fused.tokens.shape != penultimate.shape:
         return float("inf")
-    if any(values.any() for name, values in outputs(fused) if name.startswith("injection")):
-        return float("inf")
-    return distance(fused.tokens, penultimate)
+    apart = distance(fused.tokens, penultimate)
+    if not fused.reaches_inside:
+        return apart
+    reader = reader_for(fused)
+    answers = (reader.answer_to(each) for each in (fused, Fused(tokens=penultimate)))
+    return max(apart, distance(*answers))
+
+
+def _expect_formula(subject: Subject) -> str:
+    """The registration's formula of what is trained, at the size of the papers."""
+    formula, wide = subject.facts.get("parameters"), subject.facts.get("query_width")
+    if not isinstance(formula, str):
+        return ""
+    query = int(wide) if isinstance(wide, int) else 0
+    with torch.device("meta"):
+        method = subject.build(replace(_CLIP_L, query_dim=query or CLIP_L.llm))
+    trained = sum(parameter.numel() for parameter in method.parameters())
+    trained += (method.out_dim - CLIP_L.width) * CLIP_L.llm
+    said = count(formula, subject.settings, query_width=query)
+    if said != trained:
+        raise CheckFailed(f"at CLIP-L it trains {trained}, its formula {formula} says {said}")
+    return f"; {said} at CLIP-L, as declared"
 
 
 def _leaves(loss: Tensor) -> Iterator[Tensor]:

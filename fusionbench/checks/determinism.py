@@ -4,7 +4,7 @@ import torch
 
 from fusionbench.checks.compare import expect_equal
 from fusionbench.checks.outcome import CheckFailed
-from fusionbench.checks.subject import SHAPE, Subject, run
+from fusionbench.checks.subject import SHAPE, Subject, told
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import draw
 
@@ -14,10 +14,10 @@ def determinism(subject: Subject) -> None:
     """In evaluation a second pass repeats the first, after another batch and other random draws."""
     method = subject.jittered().eval()
     given = draw(SHAPE)
-    first = run(method, *given)
+    first = told(method, *given)
     torch.rand(3)
-    run(method, *draw(SHAPE, seed=9))
-    expect_equal(first, run(method, *given), "two passes over the same states", tolerance=0.0)
+    told(method, *draw(SHAPE, seed=9))
+    expect_equal(first, told(method, *given), "two passes over the same states", tolerance=0.0)
 
 
 @check
@@ -32,7 +32,7 @@ def seeds(subject: Subject) -> None:
         after = []
         for seed in (1, 2):
             torch.manual_seed(seed)
-            constructor(SHAPE, **subject.settings)
+            constructor(SHAPE, **subject.given)
             after.append(torch.rand(4))
     if torch.equal(*after):
         raise CheckFailed("its constructor sets torch's global seed: all seeds would start alike")

@@ -3,8 +3,10 @@
 import torch
 
 from fusionbench.checks.outcome import CheckFailed
+from fusionbench.checks.reading import READER
 from fusionbench.checks.subject import Subject, run_drawn
 from fusionbench.checks.suite import check
+from fusionbench.fusion import Method
 from fusionbench.types import Fused
 
 _BATCH = 3
@@ -13,8 +15,9 @@ _BATCH = 3
 @check
 def extras(subject: Subject) -> str:
     """Injections, summary, losses and trace have the shapes of the contract."""
-    fused = run_drawn(subject.build(), batch=_BATCH)
-    _expect_injections(fused)
+    method = subject.build()
+    fused = run_drawn(method, batch=_BATCH)
+    _expect_injections(method, fused)
     if fused.summary is not None and (fused.summary.ndim != 2 or len(fused.summary) != _BATCH):
         raise CheckFailed(f"the summary is {list(fused.summary.shape)}, not [{_BATCH}, width]")
     for name, loss in fused.losses.items():
@@ -26,14 +29,19 @@ def extras(subject: Subject) -> str:
             raise CheckFailed(f"the trace {name!r} carries a gradient; detach it")
         if not torch.isfinite(values).all():
             raise CheckFailed(f"the trace {name!r} is not finite")
-    has = [*(["injections"] if fused.injections else []), *fused.losses, *fused.trace]
+    inside = ["reaches into the reader"] if fused.reaches_inside else []
+    has = [*inside, *fused.losses, *fused.trace]
     return ", ".join(has) or "tokens alone"
 
 
-def _expect_injections(fused: Fused) -> None:
+def _expect_injections(method: Method, fused: Fused) -> None:
     for injection in fused.injections:
+        wide = method.out_dim if injection.through_projector else READER.width
         given = list(injection.values.shape)
-        if len(given) != 3 or given[0] != _BATCH:
-            raise CheckFailed(f"an injection is {given}, not [{_BATCH}, tokens, width]")
-        if injection.layer < 0 or injection.when not in ("before", "after"):
-            raise CheckFailed(f"no place in the reader is {injection.when} {injection.layer}")
+        if len(given) != 3 or given[0] != _BATCH or given[2] != wide:
+            raise CheckFailed(f"an injection is {given}, not [{_BATCH}, tokens, {wide}]")
+        if injection.when not in ("before", "after"):
+            raise CheckFailed(f"an injection is neither before nor after: {injection.when!r}")
+    for layer in [*(i.layer for i in fused.injections), *(p.layer for p in fused.patches)]:
+        if not 0 <= layer < READER.layers:
+            raise CheckFailed(f"reaches into reader layer {layer} of 0..{READER.layers - 1}")

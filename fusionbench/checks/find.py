@@ -1,6 +1,6 @@
 """From a name, a glob, `all`, a path or a class to the methods that are meant."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fusionbench.catalog import Catalog, MethodCard, read_catalog
@@ -8,8 +8,7 @@ from fusionbench.checks.subject import Subject
 from fusionbench.errors import UserError
 from fusionbench.fusion import Method
 from fusionbench.plugins import load_method
-from fusionbench.records import Setting
-from fusionbench.selection import select_methods
+from fusionbench.selection import Chosen, select_methods
 
 Target = str | Path | type[Method]
 
@@ -25,12 +24,12 @@ def find(target: Target, *, plugins: Sequence[str] = ()) -> tuple[Subject, ...]:
     text = str(target)
     is_path = text.endswith(".py") or (Path(text).is_dir() and "/" in text)
     catalog = read_catalog([*plugins, text] if is_path else plugins)
+    names = [text]
     if is_path:
-        return tuple(_subject(card.name, card, card.settings) for card in _in(text, catalog))
-    if text == "all":
-        return tuple(_subject(name, card, card.settings) for name, card in catalog.methods.items())
-    chosen = select_methods(catalog, [text])
-    return tuple(_subject(each.label, each.card, each.settings) for each in chosen)
+        names = [card.name for card in _in(text, catalog)]
+    elif text == "all":
+        names = list(catalog.methods)
+    return tuple(map(_subject, select_methods(catalog, names)))
 
 
 def _in(path: str, catalog: Catalog) -> list[MethodCard]:
@@ -43,5 +42,8 @@ def _in(path: str, catalog: Catalog) -> list[MethodCard]:
     return found
 
 
-def _subject(name: str, card: MethodCard, settings: Mapping[str, Setting]) -> Subject:
-    return Subject(name=name, cls=load_method(card), settings=dict(settings), facts=card.facts)
+def _subject(chosen: Chosen) -> Subject:
+    card = chosen.card
+    return Subject(
+        name=chosen.label, cls=load_method(card), settings=dict(chosen.settings), facts=card.facts
+    )

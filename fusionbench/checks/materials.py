@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fusionbench.checks.reading import READER
 from fusionbench.checks.subject import SHAPE
 from fusionbench.checks.toy import ToyEncoder
 from fusionbench.data import Bundle, Examples
@@ -24,7 +25,7 @@ BUDGET = Budget(
     batch=32,
     lrs=(3e-3,),
     resample="none",
-    reader_width=32,
+    reader_width=READER.width,
     query_dim=SHAPE.query_dim,
 )
 """Every training example is seen once: a falling loss cannot come from learning by heart."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusionbench.checks.compare import expect_equal
 from fusionbench.checks.outcome import CheckFailed
-from fusionbench.checks.subject import SHAPE, Subject, outputs, run, run_on
+from fusionbench.checks.subject import SHAPE, Subject, outputs, run_on, told
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import ToyEncoder, draw
 from fusionbench.fusion import Method
@@ -30,9 +30,9 @@ def dtype_bf16(subject: Subject) -> None:
     """In bfloat16 throughout it runs, stays in bfloat16, and near full precision."""
     method = subject.jittered().eval()
     tokens, query = draw(SHAPE)
-    exact = run(method, tokens, query)
+    exact = told(method, tokens, query)
     method = method.to(torch.bfloat16)
-    rounded = run(method, tokens.bfloat16(), query.bfloat16())
+    rounded = told(method, tokens.bfloat16(), query.bfloat16())
     _expect_dtype(method, torch.bfloat16)
     expect_equal(exact, rounded, "bfloat16 and float32", tolerance=_ROUNDING)
 
@@ -42,11 +42,11 @@ def autocast(subject: Subject) -> None:
     """Under bfloat16 autocast it trains, and stays near full precision."""
     method = subject.jittered().eval()
     tokens, query = draw(SHAPE)
-    exact = run(method, tokens, query)
+    exact = told(method, tokens, query)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = run(method, tokens, query)
+        rounded = told(method, tokens, query)
     expect_equal(exact, rounded, "autocast and float32", tolerance=_ROUNDING)
-    total = sum(values.float().sum() for _, values in outputs(rounded))
+    total = sum(values.float().sum() for values in rounded.values())
     if isinstance(total, Tensor) and total.requires_grad:
         total.backward()  # type: ignore[no-untyped-call]
 
@@ -57,11 +57,12 @@ def extreme_inputs(subject: Subject) -> None:
     for what, states, query in _extremes():
         method = subject.build()
         fused = run_on(method, states, query, ToyEncoder(SHAPE))
-        for name, values in outputs(fused):
+        given = dict(outputs(fused))
+        for name, values in given.items():
             if not torch.isfinite(values).all():
                 raise CheckFailed(f"{what} inputs: {name} is not finite")
         parameters = dict(method.named_parameters())
-        total = torch.stack([values.mean() for _, values in outputs(fused)]).sum()
+        total = torch.stack([values.mean() for values in given.values()]).sum()
         total = total + sum(fused.losses.values())
         if not total.requires_grad:
             continue
@@ -84,6 +85,6 @@ def _extremes() -> Iterator[
 
 def _expect_dtype(method: Method, dtype: torch.dtype) -> None:
     tokens, query = (drawn.to(dtype) for drawn in draw(SHAPE))
-    for name, values in outputs(run(method, tokens, query)):
+    for name, values in told(method, tokens, query).items():
         if values.dtype != dtype:
             raise CheckFailed(f"{dtype} states give {values.dtype} {name}")

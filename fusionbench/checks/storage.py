@@ -7,7 +7,7 @@ import torch
 
 from fusionbench.checks.compare import ROUNDING, expect_equal
 from fusionbench.checks.outcome import CheckFailed
-from fusionbench.checks.subject import SHAPE, Subject, run
+from fusionbench.checks.subject import SHAPE, Subject, told
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import draw
 from fusionbench.fusion import Method
@@ -37,11 +37,11 @@ def deepcopy(subject: Subject) -> None:
     method = subject.jittered().eval()
     twin = copy.deepcopy(method)
     _expect_same(method, twin, "a deep copy")
-    before = run(method, *draw(SHAPE))
+    before = told(method, *draw(SHAPE))
     with torch.no_grad():
         for values in (*twin.parameters(), *twin.buffers()):
             values.add_(1)
-    expect_equal(before, run(method, *draw(SHAPE)), "while its copy trains", tolerance=ROUNDING)
+    expect_equal(before, told(method, *draw(SHAPE)), "while its copy trains", tolerance=ROUNDING)
 
 
 @check
@@ -57,4 +57,4 @@ def pickled(subject: Subject) -> None:
 
 def _expect_same(method: Method, twin: Method, what: str) -> None:
     given = draw(SHAPE)
-    expect_equal(run(method, *given), run(twin, *given), what, tolerance=ROUNDING)
+    expect_equal(told(method, *given), told(twin, *given), what, tolerance=ROUNDING)

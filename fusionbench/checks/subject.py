@@ -7,18 +7,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusionbench.checks.reading import READER, FixedReader, reader_for
 from fusionbench.checks.toy import ToyEncoder, draw
 from fusionbench.encoders.contract import Encoder
 from fusionbench.fusion import Method
 from fusionbench.harness.stepping import fuse
+from fusionbench.records import READER as READER_SETTING
 from fusionbench.records import Setting
 from fusionbench.types import Fused, StackShape
 
-SHAPE = StackShape(layers=7, dim=16, grid=(4, 4), prefix=1, query_dim=6)
+SHAPE = StackShape(layers=7, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=READER)
 """Deep enough for papers' layers to stay apart; an even square grid, which some methods need."""
+ANSWER = "the decoder's answer"
 
 TRACER = "aot_eager"
 """Traces forward and backward; `inductor` also writes kernels, which takes minutes for all."""
+
+Outputs = Mapping[str, Float[Tensor, "batch *rest"]]
+"""All that reaches the reader or the answer, by name."""
 
 _JITTER = 0.2
 
@@ -40,7 +46,12 @@ class Subject:
         constructor: type = self.cls
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return constructor(shape, **self.settings)
+            return constructor(shape, **self.given)
+
+    @property
+    def given(self) -> Mapping[str, Setting]:
+        """What the constructor gets: all settings but the choice of the reader."""
+        return {name: value for name, value in self.settings.items() if name != READER_SETTING}
 
     def jittered(self, shape: StackShape = SHAPE, *, seed: int = 0) -> Method:
         """One whose weights have all moved: a gate that starts at zero hides what lies behind."""
@@ -83,13 +94,30 @@ def run_drawn(method: Method, *, batch: int = 3, seed: int = 1) -> Fused:
     return run(method, *draw(method.shape, batch=batch, seed=seed))
 
 
-def outputs(fused: Fused) -> Iterator[tuple[str, Float[Tensor, "batch *rest"]]]:
-    """All that reaches the reader or the answer, by name; the batch is the first axis."""
+def told(
+    method: Method,
+    tokens: Float[Tensor, "batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+) -> Outputs:
+    """What the method gives, worked out at once: patches of the reader run when it is read."""
+    return dict(outputs(run(method, tokens, query)))
+
+
+def outputs(
+    fused: Fused, reader: FixedReader | None = None
+) -> Iterator[tuple[str, Float[Tensor, "batch *rest"]]]:
+    """All that reaches the reader or the answer, by name; the batch is the first axis.
+
+    Where a method reaches into the reader's layers, also what a decoder answers: `reader`, or one
+    that is made for it.
+    """
     yield "tokens", fused.tokens
     if fused.summary is not None:
         yield "summary", fused.summary
     for number, injection in enumerate(fused.injections):
-        yield f"injection {number} at reader layer {injection.layer}", injection.values
+        yield f"injection {number}", injection.values
+    if fused.reaches_inside:
+        yield ANSWER, (reader or reader_for(fused)).answer_to(fused)
 
 
 def without_query(shape: StackShape) -> StackShape:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusionbench.checks.compare import differ
 from fusionbench.checks.outcome import CheckFailed, CheckSkipped
-from fusionbench.checks.subject import SHAPE, Subject, run_on
+from fusionbench.checks.subject import SHAPE, Subject, outputs, run_on
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import ToyEncoder, draw
 from fusionbench.fusion import Fusion, InEncoderFusion, Method, Tap
@@ -50,6 +50,9 @@ def writes(subject: Subject) -> None:
         written, state = method.after_block(block, states[block], state)
         if not torch.equal(written, states[block]):
             changed.append(block)
+    silent = any(subject.settings.get(k) in values for k, values in method.silent_if.items())
+    if silent == method.writes and set(method.silent_if) <= set(subject.settings):
+        raise CheckFailed(f"silent_if says {silent}, but writes is {method.writes}")
     if changed and not method.writes:
         raise CheckFailed(f"declares writes=False, but changes the tokens after blocks {changed}")
     if method.writes and not changed:
@@ -60,8 +63,11 @@ def _expect_resolved(declared: tuple[Tap, ...], shape: StackShape) -> None:
     if not declared or not all(declared):
         raise CheckFailed(f"declares no hidden state in {declared}")
     for tap in declared:
-        if not all(isinstance(i, int) and 0 <= i <= shape.layers for i in tap):
-            raise CheckFailed(f"tap {tap} is not resolved: indices are integers 0..{shape.layers}")
+        if not all(isinstance(i, int) and 0 <= i <= shape.normed for i in tap):
+            raise CheckFailed(
+                f"tap {tap} is not resolved: indices are integers 0..{shape.layers}, "
+                f"or {shape.normed} for hs[{shape.layers}] after the norm"
+            )
         if len(set(tap)) != len(tap):
             raise CheckFailed(f"tap {tap} names a hidden state twice")
 
@@ -84,11 +90,11 @@ def _asked(method: Method) -> tuple[Tap, ...]:
 def _expect_all_read(method: Fusion) -> None:
     hidden, query = _hidden(method, seed=1)
     other, _ = _hidden(method, seed=2)
-    fused = method(hidden, query)
+    given = dict(outputs(method(hidden, query)))
     for position, tap in enumerate(method.taps):
         changed = hidden.clone()
         changed[position] = other[position]
-        if not differ(fused, method(changed, query), tolerance=0.0):
+        if not differ(given, dict(outputs(method(changed, query))), tolerance=0.0):
             raise CheckFailed(f"declares tap {tap}, but no output depends on it")
 
 
@@ -109,6 +115,8 @@ def _expect_last_block_read(method: InEncoderFusion) -> None:
     with torch.no_grad():
         for weights in other.parameters():
             weights[method.depth - 1] *= -2
-    seen = [run_on(method, e.states_from(tokens), query, e) for e in (encoder, other)]
+    seen = [
+        dict(outputs(run_on(method, e.states_from(tokens), query, e))) for e in (encoder, other)
+    ]
     if not differ(*seen, tolerance=0.0):
         raise CheckFailed(f"declares depth {method.depth}, but no output depends on that block")

@@ -46,18 +46,18 @@ class ToyEncoder(Encoder):
         return tokens + F.linear(widened, self.narrow[index - 1])
 
     def norm(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
-        """None."""
-        return tokens
+        """Without scale and shift."""
+        return _normed(tokens)
 
     @torch.no_grad()
     def states_from(
         self, tokens: Float[Tensor, "batch token dim"]
     ) -> Float[Tensor, "state batch token dim"]:
-        """`hs[0..L]` of these `hs[0]`."""
+        """`hs[0..L]` of these `hs[0]`, and behind them `hs[L]` after the final norm."""
         states = [tokens]
         for index in range(1, self.shape.layers + 1):
             states.append(self.block(index, states[-1]))
-        return torch.stack(states)
+        return torch.stack([*states, self.norm(states[-1])])
 
 
 def _normed(tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:

@@ -8,7 +8,7 @@ from typing import Annotated, TextIO
 import typer
 
 from fusionbench.commands.app import OK, Plugins, app
-from fusionbench.commands.shared import check_encoder, read
+from fusionbench.commands.shared import check_encoder, read, refuse_plugged
 from fusionbench.errors import disk_error
 
 
@@ -50,7 +50,8 @@ def probe(
 ) -> int:
     """Probe and say, task by task, which layer knows most."""
     catalog = read(plugins)
-    check_encoder(encoder, size)
+    refuse_plugged(catalog, encoder, "probe-layers")
+    check_encoder(catalog, encoder, size)
     from fusionbench.selection import select_tasks
     from fusionbench.settings import split_names
 

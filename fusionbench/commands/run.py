@@ -8,7 +8,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, app
+from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
 from fusionbench.commands.shared import check_encoder, found, read, say
 from fusionbench.errors import UserError
 from fusionbench.records import RunOptions
@@ -32,6 +32,7 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     plugin: Plugins = [],  # noqa: B006
+    strict_plugins: Strict = False,
 ) -> None:
     """Run what is missing of a study; a second run finds nothing to do."""
     chosen = assemble(
@@ -43,6 +44,8 @@ def command(
         seeds=seeds,
         settings=settings,
     )
+    if strict_plugins:
+        read(plugin, strict=True)
     options = RunOptions(
         out=out,
         device=checked_device(device),
@@ -84,7 +87,7 @@ def checked_device(name: str) -> str:
 def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     """Run what is missing, report, and say what was left out."""
     catalog = read(options.plugins)
-    check_encoder(study.encoder, study.budget.image_size)
+    check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench import closing
     from fusionbench.contrasts import check_known, read_contrasts
     from fusionbench.selection import select_methods, select_tasks
@@ -111,7 +114,7 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
 def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
     """Say what `run` would do; no result is written."""
     catalog = read(options.plugins)
-    check_encoder(study.encoder, study.budget.image_size)
+    check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench.forecast import forecast
     from fusionbench.plan import make_plan
     from fusionbench.store import Store

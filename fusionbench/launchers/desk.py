@@ -1,7 +1,7 @@
 """What a worker keeps between jobs (encoders, the materials of one task) and how it does a job."""
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,19 +10,18 @@ from jaxtyping import UInt8
 
 from fusionbench import features
 from fusionbench.data import Bundle, bundle_path, cut, read_bundle, write_bundle
-from fusionbench.encoders.build import build
 from fusionbench.encoders.contract import Encoder
 from fusionbench.errors import UserError
 from fusionbench.features import FeatureKey
 from fusionbench.fusion import Tap
-from fusionbench.harness.cell import Tuned, choose_lr, run_cell
+from fusionbench.harness.cell import Tuned, choose_layer, choose_lr, run_cell
 from fusionbench.harness.materials import Materials
-from fusionbench.harness.model import seeded_fusion
+from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
-from fusionbench.plan import Cell, tuning_specs
-from fusionbench.plugins import load_method, load_task
-from fusionbench.provenance import code_state, hardware, software
+from fusionbench.plan import Cell, layer_cells, tuning_specs
+from fusionbench.plugins import load_encoder, load_method, load_task
+from fusionbench.provenance import code_state, hardware, plugin_files, software
 from fusionbench.records import CellRecord, CellSpec, RunOptions
 from fusionbench.store import Items, Store
 from fusionbench.task_source import load_data
@@ -73,11 +72,13 @@ class Desk:
     def _run_one(self, cell: Cell) -> Iterator[Event]:
         method = load_method(cell.chosen.card)
         materials = self._materials_of(cell)
-        scores: dict[float, list[float]] = {}
-        for lr, specs in tuning_specs(cell.spec).items():
-            scores[lr] = [self._tuning_score(cell, spec, materials) for spec in specs]
-            yield Event(kind="tuned", cell=cell, text=f"learning rate {lr:g}")
-        tuned = choose_lr(scores) if scores else Tuned(lr=cell.spec.budget.lrs[0], scores={})
+        found = {}
+        for layer, candidate in layer_cells(cell).items():
+            found[layer] = yield from self._tune(candidate, materials, always=True)
+        if found:
+            tuned = choose_layer(cell.chosen.card.tries, found)
+        else:
+            tuned = yield from self._tune(cell, materials)
         record, outcomes = run_cell(
             cell.spec, method, materials, tuned=tuned, eval_batch=self.options.eval_batch
         )
@@ -85,6 +86,15 @@ class Desk:
         items = Items(names=examples.items, groups=examples.groups)
         self._write(cell, record, outcomes, items)
         yield Event(kind="done", cell=cell)
+
+    def _tune(
+        self, cell: Cell, materials: Materials, *, always: bool = False
+    ) -> Generator[Event, None, Tuned]:
+        scores: dict[float, list[float]] = {}
+        for lr, specs in tuning_specs(cell.spec, always=always).items():
+            scores[lr] = [self._tuning_score(cell, spec, materials) for spec in specs]
+            yield Event(kind="tuned", cell=cell, text=f"learning rate {lr:g}")
+        return choose_lr(scores) if scores else Tuned(lr=cell.spec.budget.lrs[0], scores={})
 
     def _tuning_score(self, cell: Cell, spec: CellSpec, materials: Materials) -> float:
         known = self.store.find(spec.id)
@@ -118,6 +128,8 @@ class Desk:
             "hardware": hardware(str(self.device)),
             "method": cell.chosen.card.source,
             "task": cell.task.source,
+            "encoder": cell.encoder.origin,
+            "plugin_files": plugin_files(cell.chosen.card, cell.task, cell.encoder),
         }
         card, task = cell.chosen.card, cell.task
         if record.parameters:
@@ -148,7 +160,7 @@ class Desk:
     def _encoder(self, cell: Cell) -> Encoder:
         key = (cell.encoder.name, cell.spec.budget.image_size)
         if key not in self._encoders:
-            built = build(key[0], image_size=key[1], device=str(self.device))
+            built = load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
             self._encoders[key] = built
         return self._encoders[key]
 
@@ -199,13 +211,15 @@ def feature_key(spec: CellSpec, bundle: Bundle, size: int) -> FeatureKey:
 def _all_taps(cells: Sequence[Cell], encoder: Encoder, spec: CellSpec) -> set[Tap]:
     shape: StackShape = replace(encoder.shape, query_dim=spec.budget.query_dim)
     taps: set[Tap] = set()
-    for cell in cells:
+    candidates = (one for cell in cells for one in (cell, *layer_cells(cell).values()))
+    for cell in candidates:
         runs = [run for runs in tuning_specs(cell.spec).values() for run in runs]
         try:
             method = load_method(cell.chosen.card)
             for seed in {run.seed for run in (cell.spec, *runs)}:
                 stream = (spec.task, seed)
-                fusion = seeded_fusion(method, cell.chosen.settings, shape, stream=stream)
+                own = shape_of(shape, cell.chosen.settings, spec.budget)
+                fusion = seeded_fusion(method, cell.chosen.settings, own, stream=stream)
                 taps.update(taps_of(fusion))
         except Exception:  # its cells will fail or be skipped with the reason
             continue

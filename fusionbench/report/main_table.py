@@ -15,7 +15,7 @@ from fusionbench.report.numbers import digits
 from fusionbench.report.page import same_function
 from fusionbench.report.sections import Page
 from fusionbench.report.summary import Summary
-from fusionbench.report.tables import Row, long_row, names
+from fusionbench.report.tables import Row, long_row
 
 DIRTY = "‡"
 """Beside a method whose records come from uncommitted code."""
@@ -40,8 +40,9 @@ def main_page(analyses: Sequence[Analysis]) -> Page:
     """Every condition: a table for each group of tasks, each with the suite's column first."""
     texts, latex, rows = [], [], list[Row]()
     for analysis in analyses:
-        texts.append(_text(analysis))
-        for group, grid in _grids(analysis):
+        grids = list(_grids(analysis))
+        texts.append(_text(analysis, grids))
+        for group, grid in grids:
             condition = analysis.table.condition
             title = f"{condition.title}; tasks: {group or 'no group'}"
             latex.append(latex_grid(grid, title, f"main-{condition.encoder}-{group}"))
@@ -49,10 +50,10 @@ def main_page(analyses: Sequence[Analysis]) -> Page:
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 
 
-def _text(analysis: Analysis) -> str:
+def _text(analysis: Analysis, grids: Sequence[tuple[str, list[GridRow]]]) -> str:
     table = analysis.table
     parts = [f"### {table.condition.title}", "", *same_function(table)]
-    for group, grid in _grids(analysis):
+    for group, grid in grids:
         parts += [f"Tasks: {group or 'no group'}", "", markdown_grid(grid)]
     return "\n".join([*parts, *_notes(analysis)]) + "\n"
 
@@ -66,7 +67,7 @@ def _notes(analysis: Analysis) -> Iterator[str]:
     if tied:
         sizes = ", ".join(f"{name} {count}" for name, count in tied.items())
         yield _MARKS.format(sizes=sizes)
-    if any(_dirty(analysis, row) for row in range(len(analysis.table.methods))):
+    if analysis.uncommitted:
         yield f"{DIRTY}: part of the records come from uncommitted code."
     table = analysis.table
     leaky = [name for row, name in enumerate(table.methods) if row in table.leaky]
@@ -90,8 +91,8 @@ def _grids(analysis: Analysis) -> Iterator[tuple[str, list[GridRow]]]:
 
 def _grid(analysis: Analysis, scopes: Sequence[Scope]) -> list[GridRow]:
     rows: list[GridRow] = []
-    for method, name in enumerate(names(analysis.table)):
-        mark = f" {DIRTY}" if _dirty(analysis, method) else ""
+    for method, name in enumerate(analysis.labels):
+        mark = f" {DIRTY}" if method in analysis.uncommitted else ""
         row: dict[str, Entry] = {"method": name + mark}
         for scope in scopes:
             column = analysis.columns[scope]
@@ -133,11 +134,6 @@ def _examples(analysis: Analysis, scopes: Sequence[Scope]) -> GridRow:
     return {"method": "test examples"} | counts
 
 
-def _dirty(analysis: Analysis, method: int) -> bool:
-    codes = (run.provenance.get("code", {}) for run in analysis.table.row(method))
-    return any(bool(code.get("dirty")) for code in codes)
-
-
 def _long(analysis: Analysis) -> Iterator[Row]:
     known = analysis.against_baseline()
     for method, name in enumerate(analysis.table.methods):
@@ -163,7 +159,7 @@ def _long_row(analysis: Analysis, method: int, scope: Scope, row: ContrastRow | 
             "seeds": _per_seed(analysis, method, task),
             "outlying_seeds": " ".join(map(str, far)),
             "code": " ".join(sorted(code[:7] for code in codes if code)),
-            "uncommitted": str(_dirty(analysis, method)).lower(),
+            "uncommitted": str(method in analysis.uncommitted).lower(),
         }
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from fusionbench.report import coverage
+from fusionbench.report.ablation import ablation_page
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.cost_table import cost_page
@@ -68,6 +69,10 @@ def _coverage(material: Material) -> Page:
     )
 
 
+def _ablation(material: Material) -> Page:
+    return ablation_page(material.results.store)
+
+
 def _outlying(analysis: Analysis) -> Iterator[str]:
     """A run that stands out bends every mean; its cell is shown run by run."""
     table = analysis.table
@@ -86,6 +91,7 @@ SECTIONS: Sequence[Section] = (
     Section(name="main", title="Scores", write=_main),
     Section(name="planted", title="Planted ground truth", write=_planted),
     Section(name="cost", title="Cost", write=_cost),
+    Section(name="ablation", title="Ablations", write=_ablation),
     Section(name="layers", title="Layers", write=_layers),
     Section(name="reported", title="Published numbers", write=_reported),
     Section(name="coverage", title="What ran", write=_coverage),

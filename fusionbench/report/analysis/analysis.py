@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fusionbench.history import Run
 from fusionbench.paired.results import Results
@@ -11,6 +12,7 @@ from fusionbench.report.analysis.measure import Measurer, Scope
 from fusionbench.report.analysis.plan import Plan, make_plan
 from fusionbench.report.analysis.rows import ContrastRow, contrast_rows
 from fusionbench.report.summary import Summary
+from fusionbench.report.tables import names
 from fusionbench.scores import ScoreTable
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 
@@ -20,6 +22,8 @@ class Analysis:
     """One condition: its suite tasks, what was planned, and the answers."""
 
     table: ScoreTable
+    labels: tuple[str, ...]
+    """Methods as a reader should see them: `mema-no_feedback (= penultimate)`."""
     plan: Plan
     scopes: tuple[Scope, ...]
     rows: tuple[ContrastRow, ...]
@@ -30,6 +34,14 @@ class Analysis:
     columns: Mapping[Scope, Column]
     outlying: Mapping[tuple[int, int], tuple[int, ...]]
     """Seeds that stand out, by (method, task)."""
+
+    @cached_property
+    def uncommitted(self) -> frozenset[int]:
+        """Methods with records from a dirty tree."""
+        cells = self.table.cells.items()
+        return frozenset(
+            m for (m, _, _), one in cells if one.provenance.get("code", {}).get("dirty")
+        )
 
     @property
     def aggregates(self) -> tuple[Scope, ...]:
@@ -68,6 +80,7 @@ def analyse(
     enough = len(table.seeds) >= FEWEST_REPLICATES
     return Analysis(
         table=table,
+        labels=tuple(names(table)),
         plan=plan,
         scopes=measurer.scopes,
         rows=contrast_rows(measurer, table, plan),

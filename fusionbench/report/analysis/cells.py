@@ -10,10 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from fusionbench.paired.difference import task_weights
 from fusionbench.paired.results import Results
 from fusionbench.records import CellRecord
-from fusionbench.report.analysis.measure import Scope
+from fusionbench.report.analysis.measure import Scope, weights_of
 from fusionbench.report.summary import Summary, cell, over_seeds
 from fusionbench.scores import ScoreTable
 from fusionbench.stats import (
@@ -54,10 +53,8 @@ def suite_interval(results: Results, table: ScoreTable, method: int, scope: Scop
     ran = int((~np.isnan(scores)).any(axis=1).sum())
     if ran < len(scope.tasks):
         return Summary(seeds=len(table.seeds), why=f"{ran} of {len(scope.tasks)} tasks")
-    weights = task_weights(table, scope.tasks)
+    weights = weights_of(table, scope)
     chance = np.array([table.tasks[task].chance for task in scope.tasks])
-    # A single task has weight 1 in a difference; a score needs the stretch to 0..1 as well.
-    weights = 1 / (1 - chance) if len(scope.tasks) == 1 else weights
     complete = ~np.isnan(scores).any(axis=0)
     plain = over_seeds(np.where(complete, weights @ (scores - chance[:, None]), np.nan))
     blocks = [

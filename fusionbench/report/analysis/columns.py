@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusionbench.paired.difference import task_weights
 from fusionbench.paired.results import Results
 from fusionbench.records import CellRecord
-from fusionbench.report.analysis.measure import Scope
+from fusionbench.report.analysis.measure import Scope, weights_of
 from fusionbench.scores import ScoreTable
 from fusionbench.stats import (
     TaskScores,
@@ -50,7 +49,7 @@ def column(results: Results, table: ScoreTable, scope: Scope, baseline: str) -> 
     seeds = sorted({seed for seed, _ in wanted})
     if len(rows) < 2 or len(seeds) < FEWEST_REPLICATES:
         return Column(compared=tuple(rows), seeds=len(seeds))
-    weights = task_weights(table, scope.tasks)
+    weights = weights_of(table, scope)
     tasks = [
         _scores(results, table, rows, task, seeds, float(weight))
         for task, weight in zip(scope.tasks, weights, strict=True)

@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.paired.difference import combined, common, scaled, task_weights
+from fusionbench.paired.difference import combined, common, scaled
 from fusionbench.paired.results import Gap, Pair, Results
 from fusionbench.scores import ScoreTable
-from fusionbench.stats import Estimate, seed_sums, t_over_seeds
+from fusionbench.stats import Estimate, seed_sums, suite_weights, sum_over_tasks, t_over_seeds
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 from fusionbench.stats.groups import discordant_groups
 
@@ -103,11 +103,24 @@ class Measurer:
             return Measured(gap=str(gaps[0]))
         try:
             shared = common(here)
-            weights = task_weights(self._table, scope.tasks)
-            estimate = combined(shared, weights)
+            weights = weights_of(self._table, scope)
+            estimate = _estimate(scope, shared, weights)
         except Gap as gap:
             return Measured(gap=str(gap))
         return _measured(shared, weights, estimate)
+
+
+def weights_of(table: ScoreTable, scope: Scope) -> Float[np.ndarray, " task"]:
+    """A task counts in its own points; an aggregate, be it of one task, from chance to perfect."""
+    if scope.level == "task":
+        return np.ones(1)
+    return suite_weights(np.array([table.tasks[task].chance for task in scope.tasks]))
+
+
+def _estimate(scope: Scope, pairs: Sequence[Pair], weights: Float[np.ndarray, " task"]) -> Estimate:
+    if scope.level != "task" and len(pairs) == 1:
+        return sum_over_tasks(scaled(pairs, weights))
+    return combined(pairs, weights)
 
 
 def _measured(
