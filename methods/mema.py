@@ -133,6 +133,9 @@ class Mema(InEncoderFusion):
             self._build_memory(memory == "carried", reduction, gates, summary)
         elif alignment:
             raise ValueError("alignment compares the memory with the answer, but memory is 'none'")
+        if init == "as_written":
+            why = "as written: behind two layers that are zero no gradient ever comes"
+            self.expected_failures = {"live": why}
         initialise(self, one_of("init", init, ("effective", "as_written", "repaired")))
 
     def _build_memory(self, carried: bool, reduction: int, gates: str, summary: str) -> None:
