@@ -112,6 +112,9 @@ def outputs(
     that is made for it.
     """
     yield "tokens", fused.tokens
+    if fused.after_projector is not None:
+        # It has no parameters and takes tokens of any width: the projector can be left out.
+        yield "tokens after the projector", fused.after_projector(fused.tokens)
     if fused.summary is not None:
         yield "summary", fused.summary
     for number, injection in enumerate(fused.injections):
