@@ -26,6 +26,8 @@ class MethodCard:
     in_all: bool
     reader: str
     """The reader it runs with; empty: the study's."""
+    question: str
+    """`shuffled`, or empty: the one that is asked."""
     tries: str
     """The setting that is chosen on val among the encoder's layers; empty: none."""
     facts: Mapping[str, str | int | bool]

@@ -14,7 +14,7 @@ from fusionbench.declarations import Declaration, read_source
 from fusionbench.discovery import BUILT_IN, Door, Place, doors, importable
 from fusionbench.encoders.own import is_built_in
 from fusionbench.errors import Problem
-from fusionbench.records import READER, READERS
+from fusionbench.records import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry import Kind, Setting
 
 __all__ = ["Card", "Catalog", "MethodCard", "PluggedEncoder", "TaskCard", "read_catalog"]
@@ -124,12 +124,11 @@ def _method(
     details = dict(given["details"] or {})
     if stray := set(details) - set(given["variants"] or {"": {}}):
         raise ValueError(f"details of unknown variants: {', '.join(sorted(stray))}")
-    tries = given["tries"]
-    settings = {**declaration.settings, **changes}
-    silent_if = declaration.attributes.get("silent_if", {})
-    silent = any(settings[key] in values for key, values in silent_if.items())
-    if tries and tries not in declaration.settings:
+    settings, tries = {**declaration.settings, **changes}, given["tries"]
+    if tries and tries not in settings:
         raise ValueError(f"tries names {tries!r}, which is no setting")
+    if taken := {READER, QUESTION} & set(settings):
+        raise ValueError(f"every method has a setting {', '.join(taken)} already")
     return MethodCard(
         name=_name(f"{family}-{variant}") if variant else family,
         family=family,
@@ -137,16 +136,17 @@ def _method(
         version=_integer(given["version"]),
         settings={k: v for k, v in settings.items() if k != tries},
         changes=changes,
-        in_encoder=declaration.root == "InEncoderFusion" and not silent,
+        in_encoder=declaration.root == "InEncoderFusion" and _writes(declaration, settings),
         needs_query=bool(declaration.attributes.get("needs_query", False)),
         reads_answers=bool(declaration.attributes.get("reads_answers", False)),
         control=given["control"],
         in_all=_in_all(given["in_all"], variant),
         tries=tries,
-        reader=one_of(READER, given["reader"], ("", *READERS)),
+        reader=one_of(READER, given[READER], ("", *READERS)),
+        question=one_of(QUESTION, given[QUESTION], ("", *QUESTIONS)),
         facts=_facts(declaration, dict(details.get(variant, {}))),
         switches=switches,
-        idle=tuple((dict(beside), tuple(names)) for beside, names in given["idle"]),
+        idle=tuple((dict(settings), tuple(names)) for settings, names in given["idle"]),
         **where,
     )
 
@@ -184,6 +184,15 @@ def _task(declaration: Declaration, where: dict[str, str], packed: Collection[st
     )
 
 
+def _writes(declaration: Declaration, settings: Mapping[str, Setting]) -> bool:
+    silent_if = declaration.attributes.get("silent_if", {})
+    return not any(settings[key] in values for key, values in silent_if.items())
+
+
+def _in_all(told: object, variant: str) -> bool:
+    return variant in told if isinstance(told, tuple) else bool(told)
+
+
 def _encoder(declaration: Declaration, where: dict[str, str]) -> PluggedEncoder:
     given: dict[str, Any] = dict(declaration.arguments)
     about = given.pop("source") or f"plug-in {where['source']}"
@@ -200,10 +209,6 @@ def _encoder(declaration: Declaration, where: dict[str, str]) -> PluggedEncoder:
         resizable="image_size" in declaration.settings,
         missing=tuple(need for need in needs if not importable(need)),
     )
-
-
-def _in_all(told: object, variant: str) -> bool:
-    return variant in told if isinstance(told, tuple) else bool(told)
 
 
 def _name(name: object) -> str:

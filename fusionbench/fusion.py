@@ -24,8 +24,6 @@ class Method(nn.Module, ABC):
     needs_grid: bool = False
     reads_answers: bool = False
     """Sees the answers in training (a leak that some papers have); kept out of the aggregate."""
-    shuffles_query: bool = False
-    """A control: gets the question of another example, in training and at test."""
     identity_at_init: bool = False
     """Promises to start as the penultimate layer."""
     live_after_steps: int = 1

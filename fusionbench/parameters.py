@@ -2,8 +2,9 @@
 
 Counted on top of LLaVA's projector of one layer (D H + H + H^2 + H), as papers do: the fusion, and
 the projector's further input columns where a method gives more than D channels. In a formula stand
-D (width), L (blocks), N (patches), H (width of the language model), Q (width of the question's
-vector; H unless the method says `query_width`), and the method's integer settings by their names.
+D (width), L (blocks), N (patches), H (width of the language model), M (inside its MLP), Q (width of
+the question's vector; H unless the method says `query_width`), and the method's integer settings by
+their names.
 Standard library only.
 """
 
@@ -34,6 +35,8 @@ class Sizes:
     layers: int
     patches: int
     llm: int
+    mlp: int = 11008
+    """Width inside the MLP of a layer of the language model."""
 
 
 CLIP_L = Sizes(width=1024, layers=24, patches=576, llm=4096)
@@ -49,7 +52,13 @@ def count(
 ) -> int:
     """The number that a formula means. ValueError for anything but sums, products and powers."""
     names: dict[str, int] = {key: value for key, value in settings.items() if type(value) is int}
-    names |= {"D": sizes.width, "L": sizes.layers, "N": sizes.patches, "H": sizes.llm}
+    names |= {
+        "D": sizes.width,
+        "L": sizes.layers,
+        "N": sizes.patches,
+        "H": sizes.llm,
+        "M": sizes.mlp,
+    }
     names |= {"Q": query_width or sizes.llm}
     try:
         tree = ast.parse(formula, mode="eval") if len(formula) <= _LONGEST else None

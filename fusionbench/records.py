@@ -14,10 +14,12 @@ SCHEMA = 1
 TUNING_SEED = 1000
 """Seeds from here on choose the learning rate and are never evaluated."""
 
-READER = "reader"
-"""The one setting that every method has and no method gets: its own reader, not the study's."""
-
+READER, QUESTION = "reader", "question"
+"""Settings that every method has and none gets: a reader other than the study's; whose question
+the fusion sees. They stand among a cell's settings only where they are not the usual ones."""
 READERS = ("attentive", "decoder", "decoder-6")
+QUESTIONS = ("shuffled",)
+"""`shuffled`: a question drawn for each image, whatever is asked about it; the reader's is true."""
 
 Setting = bool | int | float | str | tuple[int, ...]
 Stage = Literal["tune", "evaluate"]

@@ -45,6 +45,7 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     control: str = "",
     in_all: bool | tuple[str, ...] = True,
     reader: str = "",
+    question: str = "",
     tries: str = "",
     switches: Mapping[str, tuple[Setting, ...]] | None = None,
     idle: tuple[tuple[Mapping[str, Setting], tuple[str, ...]], ...] = (),
@@ -58,7 +59,8 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     results change. `control` names the matched control (same budget, no new information), or
     says in a sentence why none exists. `in_all`: whether `--methods all` means it; or which of the
     variants it means. `reader` names the reader it runs with whatever the study's is; a method that
-    reaches into the reader's layers needs one. `tries` names a setting that nobody sets: it is
+    reaches into the reader's layers needs one. `question` "shuffled" is a control: the fusion sees
+    the question of another image. `tries` names a setting that nobody sets: it is
     chosen on val among the layers 1..L, by the tuning seeds, together with the learning rate.
 
     `switches` maps a setting to what `ablate` tries in its place, "off" first; `idle`
@@ -70,9 +72,10 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     the class attributes do not say it. `details` maps a variant's suffix to the facts it changes.
     """
     named: dict[str, Any] = {"version": version, "control": control, "in_all": in_all}
-    named |= {"reader": reader, "tries": tries, "variants": dict(variants or {"": {}})}
-    named |= {"switches": dict(switches or {}), "idle": tuple(idle), "details": dict(details or {})}
-    return _register("method", family, facts | named)
+    named |= {"reader": reader, "question": question, "tries": tries}
+    named |= {"variants": dict(variants or {"": {}})}
+    axes = {"switches": dict(switches or {}), "idle": tuple(idle), "details": dict(details or {})}
+    return _register("method", family, facts | named | axes)
 
 
 def task(  # noqa: PLR0913  (each argument is a fact about the task)

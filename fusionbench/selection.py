@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from fusionbench.catalog import Catalog, MethodCard, TaskCard
 from fusionbench.choices import one_of
 from fusionbench.errors import UserError, unknown
-from fusionbench.records import READER, READERS
+from fusionbench.records import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry import Setting
 from fusionbench.settings import checked, label, split_inline
 
@@ -94,18 +94,18 @@ def _matches(kind: str, pattern: str, known: Iterable[str], everything: list[str
 def _choose(
     card: MethodCard, settings: Mapping[str, Mapping[str, object]], inline: Mapping[str, str]
 ) -> Chosen:
-    defaults = {**card.settings, READER: card.reader}
+    defaults = {**card.settings, READER: card.reader, QUESTION: card.question}
     family = checked(card.family, defaults, settings.get(card.family, {}))
     if card.name != card.family:
         family = {key: value for key, value in family.items() if key not in card.changes}
     own = checked(card.name, defaults, settings.get(card.name, {}))
     complete = {**defaults, **family, **own, **checked(card.name, defaults, inline)}
     name = label(card.name, defaults, complete)
-    if complete[READER]:
-        one_of(f"{card.name}.{READER}", str(complete[READER]), READERS)
-    else:
-        # The study's reader is in its budget.
-        del complete[READER]
+    for key, allowed in ((READER, READERS), (QUESTION, QUESTIONS)):
+        if complete[key]:
+            one_of(f"{card.name}.{key}", str(complete[key]), allowed)
+        else:
+            del complete[key]
     return Chosen(label=name, card=card, settings=complete)
 
 

@@ -19,7 +19,6 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "alf",
     version=1,
-    in_all=False,
     control="wide_projector",
     paper="arXiv:2601.09322",
     year=2026,

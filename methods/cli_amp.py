@@ -41,6 +41,8 @@ class LowRank(nn.Module):
     paper="CLI, arXiv:2601.10710",
     year=2026,
     parity="no official code",
+    parameters="3*rank*(D + H)",
+    switches={"repeat": (True,), "rank": (2, 32), "strategy": ("18", "3_18", "former", "latter")},
 )
 class CLIProjection(Fusion):
     """`rank` r of each term; `strategy`: as in lsf_internal_direct; `repeat`: its control."""

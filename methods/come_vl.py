@@ -36,7 +36,6 @@ class Orthogonal(nn.Module):
 @method(
     "come_vl",
     version=1,
-    in_all=False,
     control="uniform_mean",
     paper="arXiv:2604.03231",
     year=2026,

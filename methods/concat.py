@@ -20,7 +20,6 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
 @method(
     "vip_llava",
     version=1,
-    in_all=False,
     variants={"": {"layers": "23,20,17,14,6", "norm": True}},
     control="repeat",
     paper="arXiv:2312.00784",
@@ -32,7 +31,6 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
 @method(
     "hf_list",
     version=1,
-    in_all=False,
     variants={"": {"layers": "4,8,16,27", "blocks": 27}},
     control="repeat",
     paper="Granite Vision, arXiv:2502.09927",
@@ -43,7 +41,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
 @method(
     "lsf_external_direct",
     version=1,
-    in_all=False,
+    in_all=("3_18_23",),
     variants={
         "18": {"layers": "18,23"},
         "3_18_23": {"layers": "3,18,23"},
@@ -65,7 +63,6 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
 @method(
     "mllama",
     version=1,
-    in_all=False,
     variants={"": {"layers": "32,3,7,15,23,30", "blocks": 32, "interleaved": True}},
     control="repeat",
     paper="arXiv:2407.21783",

@@ -52,7 +52,7 @@ class UniformMean(Fusion):
         return Fused(tokens=self.patches(hidden[0]))
 
 
-@method("random_layers", version=1, in_all=False, control="repeat", parameters="(count - 1)*D*H")
+@method("random_layers", version=1, control="repeat", parameters="(count - 1)*D*H")
 class RandomLayers(Fusion):
     """`count` different layers of `hs[1..L]` by lot number `draw`, side by side."""
 
@@ -76,7 +76,6 @@ class RandomLayers(Fusion):
 @method(
     "wide_projector",
     version=1,
-    in_all=False,
     control="none: it is a control itself",
     parameters="5*D*D + 5*D//2 + 3*D",
     identity=True,

@@ -51,7 +51,8 @@ def stacked(
     reader="decoder",
     paper="arXiv:2406.04334",
     year=2024,
-    parity="exact sampling and stacking; deviates: no high-resolution crops",
+    parity="deviates: exact sampling and stacking, but no high-resolution crops",
+    parameters="0",
 )
 class DeepStack(Fusion):
     """`start`, `interval`: the reader's layers; sets for which there is no layer are left out."""

@@ -76,6 +76,7 @@ class DenseConnector(Fusion):
     paper="arXiv:2405.13800",
     year=2024,
     parity="no official code",
+    parameters="2*D*H",
 )
 class EfficientDenseConnector(DenseConnector):
     """A form, and behind the projector a quarter of its tokens."""

@@ -16,7 +16,6 @@ from fusionbench.methods._units import RecurrentUnit, UnitState
 @method(
     "dia_lstm",
     version=1,
-    in_all=False,
     control="none: the scaling exists only inside the encoder",
     paper="arXiv:1905.10671",
     year=2020,

@@ -47,7 +47,6 @@ class Block(nn.Module):
 @method(
     "dla",
     version=1,
-    in_all=False,
     control="mrla-light",
     paper="arXiv:2406.13392",
     year=2024,

@@ -60,7 +60,6 @@ class Aggregator(nn.Module):
 @method(
     "igva",
     version=1,
-    in_all=False,
     control="frozen_average",
     paper="arXiv:2501.08443",
     year=2026,
@@ -72,7 +71,6 @@ class Aggregator(nn.Module):
 @method(
     "frozen_average",
     version=1,
-    in_all=False,
     variants={"": {"average": True}},
     parameters="D*H",
     needs="",
@@ -138,15 +136,3 @@ class IGVA(Fusion):
     ) -> Float[Tensor, "batch group dim"]:
         seen = groups[:, :, :1] if self.shape.prefix else groups
         return reduce(seen, "group b n d -> b group d", "mean")
-
-
-@method(
-    "igva-shuffled_query",
-    version=1,
-    in_all=False,
-    control="none: it is a control itself, of what the question contributes",
-)
-class ShuffledIGVA(IGVA):
-    """IGVA with another example's question."""
-
-    shuffles_query = True

@@ -17,7 +17,6 @@ _SIDE = 2
 @method(
     "llava_stf",
     version=1,
-    in_all=False,
     control="wide_projector",
     paper="arXiv:2506.07138",
     year=2025,

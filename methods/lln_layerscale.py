@@ -16,7 +16,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "lln_layerscale",
     version=1,
-    in_all=False,
+    in_all=("shared",),
     variants={"shared": {"shared": True}, "per_layer": {"shared": False}},
     control="wide_projector",
     paper="COMM, arXiv:2310.08825",

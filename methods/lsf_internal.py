@@ -39,12 +39,15 @@ _BASE = 23
         "as_published": {"form": "direct", "as_published": True},
         "repeat": {"form": "direct", "repeat": True},
     },
-    in_all=("",),
+    in_all=("", "repeat"),
     control="lsf_internal_direct-repeat",
     reader="decoder",
     paper="arXiv:2503.06063",
     year=2025,
-    parity="exact in the form as_published",
+    parity="deviates: P_k normalises its input, and adds up where the official code drops",
+    parameters="3*(D*H + H + H*H + H)",
+    details={"as_published": {"parity": "exact"}},
+    switches={"repeat": (True,), "strategy": ("18", "3_18", "former", "latter", "all")},
 )
 @method(
     "lsf_internal_modular",
@@ -59,7 +62,11 @@ _BASE = 23
     reader="decoder",
     paper="arXiv:2503.06063",
     year=2025,
-    parity="exact in the form as_published",
+    parity="deviates: repaired residual and mask; P_k normalises its input",
+    parameters="3*(D*H + H + H*H + H + 4*H*H + 3*H*M + 2)",
+    identity=True,
+    details={"as_published": {"parity": "exact", "identity": False}},
+    switches={"repeat": (True,), "strategy": ("18", "3_18", "former", "latter", "all")},
 )
 class LSFInternal(Fusion):
     """`form` "direct" or "modular"; `strategy`: 18, 3_18, 3_18_23, former, latter or all.

@@ -197,15 +197,3 @@ class Mema(InEncoderFusion):
             summary=state.memory if self.summary_weight else None,
             trace=dict(zip(_TRACE, rows.unbind(dim=1), strict=True)),
         )
-
-
-@method(
-    "mema-shuffled_query",
-    version=1,
-    in_all=False,
-    control="none: it is a control itself, of what the question contributes",
-)
-class ShuffledMema(Mema):
-    """Mema with another example's question."""
-
-    shuffles_query = True

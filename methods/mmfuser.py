@@ -99,7 +99,6 @@ def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:
 @method(
     "mmfuser",
     version=1,
-    in_all=False,
     variants={"": {"layers": "3,8,13,18"}},
     control="wide_projector",
     paper="arXiv:2410.11829",
@@ -112,7 +111,7 @@ def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:
 @method(
     "lsf_external_modular",
     version=1,
-    in_all=False,
+    in_all=("3_18_23",),
     variants={
         "18": {"layers": "18"},
         "3_18_23": {"layers": "3,18"},

@@ -24,7 +24,7 @@ _TINY = 1e-8
 @method(
     "mol",
     version=1,
-    in_all=False,
+    in_all=("patch",),
     variants={"layer": {"form": "layer"}, "patch": {"form": "patch"}, "hybrid": {"form": "hybrid"}},
     control="frozen_average",
     year=2026,
@@ -104,15 +104,3 @@ class MoL(Fusion):
         least = weights.topk(self.top, dim=-1).values[..., -1:]
         chosen = weights * (weights >= least)
         return chosen / (chosen.sum(dim=-1, keepdim=True) + _TINY)
-
-
-@method(
-    "mol-shuffled_query",
-    version=1,
-    in_all=False,
-    control="none: it is a control itself, of what the question contributes",
-)
-class ShuffledMoL(MoL):
-    """Routed by another example's question."""
-
-    shuffles_query = True

@@ -71,7 +71,7 @@ class Base(nn.Module):
 @method(
     "mrla",
     version=1,
-    in_all=False,
+    in_all=("light",),
     variants={"light": {"form": "light"}, "base": {"form": "base"}},
     control="none: the layers are joined only inside the encoder",
     paper="arXiv:2302.03985",

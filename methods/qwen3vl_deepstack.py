@@ -47,7 +47,16 @@ class Merger(nn.Module):
     reader="decoder",
     paper="arXiv:2511.21631",
     year=2025,
-    parity="exact in the form as_published",
+    parity="deviates: keeps all patches, and hs[L-1] at the input",
+    parameters="3*(2*D + D*D + D + D*H + H)",
+    details={
+        "as_published": {
+            "parity": "exact",
+            "parameters": "3*(8*D + 16*D*D + 4*D + 4*D*H + H) + 3*D*H",
+            "needs": "grid",
+        }
+    },
+    switches={"repeat": (True,), "base": (-1,)},
 )
 class Qwen3VLDeepStack(Fusion):
     """`layers` of an encoder of `blocks` blocks; `merge`: patches a side that become one token.

@@ -37,12 +37,16 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     variants={"": {"index": -2}},
     control="none: it is a baseline itself, of methods that run with the decoder",
     reader="decoder",
+    parameters="0",
+    identity=True,
 )
 @method(
     "best_single",
     version=1,
     control="none: it is a baseline itself",
     tries="index",
+    parameters="0",
+    identity=True,
 )
 @method(
     "layer",
@@ -73,6 +77,7 @@ class SingleLayer(Fusion):
     "last_norm",
     version=1,
     control="none: it is a baseline itself",
+    parameters="0",
 )
 class NormedLast(Fusion):
     """The patches of `hs[L]` behind the encoder's final norm, as its own head would see them."""

@@ -28,7 +28,6 @@ from fusionbench.api import (
 @method(
     "token_packer",
     version=1,
-    in_all=False,
     control="wide_projector",
     paper="arXiv:2407.02392",
     year=2025,

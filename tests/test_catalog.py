@@ -38,6 +38,7 @@ def test_the_card_of_a_method_says_what_its_import_registers(name):
     told = found.facts["in_all"]
     assert card.in_all == (card.variant in told if isinstance(told, tuple) else told)
     assert (card.reader, card.tries) == (found.facts["reader"], found.facts["tries"])
+    assert card.question == found.facts["question"]
     assert found.facts["variants"][card.variant] == card.changes
     assert card.needs_query == cls.needs_query
     defaults = cls.__init__.__kwdefaults__ or {}
@@ -49,8 +50,8 @@ def test_the_card_of_a_method_says_what_its_import_registers(name):
     )
     assert card.in_encoder == needs_encoder(cls(shape, **settings))
     assert card.switches == found.facts["switches"] and card.idle == found.facts["idle"]
-    axes = {"version", "control", "in_all", "variants", "reader", "tries"}
-    axes |= {"switches", "idle", "details"}
+    axes = {"version", "control", "in_all", "variants", "switches", "idle", "details"}
+    axes |= {"reader", "question", "tries"}
     told = set(found.facts) | set(found.facts["details"].get(card.variant, ()))
     assert set(card.facts) == (told - axes) | {"needs", "identity"}
 

@@ -85,11 +85,12 @@ def test_the_last_layer_with_its_norm_is_what_the_encoder_gives():
 @pytest.mark.parametrize("name", ["tgif", "igva", "mol-patch", "mema"])
 def test_a_shuffled_query_says_nothing_about_what_is_asked(name):
     shared = materials(EVERY_TAP)
-    names = (name, f"{name.partition('-')[0]}-shuffled_query")
-    cards = [CATALOG.methods[each] for each in names]
-    plain, control = (build_model(load_method(c), c.settings, shared, 0) for c in cards)
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (plain, control)]
-    assert sizes[0] == sizes[1]
+    chosen = select_methods(CATALOG, [name, f"{name}[question=shuffled]"])
+    built = [build_model(load_method(c.card), c.settings, shared, 0) for c in chosen]
+    plain, control = built
+    # The same module, started alike: all that differs is what it is told.
+    for ours, theirs in zip(plain.parameters(), control.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
     batch = shared.splits["test"]
     asked, told = plain._query(batch, shared), control._query(batch, shared)
     # Two questions about one image: the fusion sees them apart, its control cannot.
@@ -99,3 +100,10 @@ def test_a_shuffled_query_says_nothing_about_what_is_asked(name):
     # It is a question all the same, and not always the same one; in training as at test.
     assert len(told.unique(dim=0)) == len(asked.unique(dim=0)) == 2
     assert torch.equal(control.train()._query(batch, shared), told)
+
+
+def test_one_shuffled_query_has_a_name():
+    (named, inline) = select_methods(CATALOG, ["tgif-shuffled_query", "tgif[question=shuffled]"])
+    assert named.settings == inline.settings and named.settings["question"] == "shuffled"
+    with pytest.raises((UserError, ValueError), match="shuffled"):
+        select_methods(CATALOG, ["tgif[question=shufled]"])

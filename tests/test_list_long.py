@@ -11,7 +11,7 @@ from fusionbench.harness.stepping import needs_encoder
 from fusionbench.listing import UNTOLD, as_json, methods_long, parameter_count, told
 from fusionbench.parameters import CLIP_L, Sizes, count
 from fusionbench.plugins import load_method
-from fusionbench.types import StackShape
+from fusionbench.types import ReaderShape, StackShape
 
 CATALOG = read_catalog()
 METHODS = {name: card for name, card in CATALOG.methods.items() if card.source == "built-in"}
@@ -41,6 +41,9 @@ REFERENCE = {
     "token_packer": 15_742_976,
     "mema": 11_021_569,
     "dia_lstm": 2_630_144,
+    "lsf_internal_direct": 62_939_136,
+    "lsf_internal_modular": 670_064_646,
+    "qwen3vl_deepstack": 15_750_144,
     "mrla-light": 344_304,
     "mrla-base": 270_576,
 }
@@ -52,7 +55,12 @@ def at(name: str, sizes: Sizes, query_width: int):
     card = METHODS[name]
     side = round(sizes.patches**0.5)
     shape = StackShape(
-        layers=sizes.layers, dim=sizes.width, grid=(side, side), prefix=1, query_dim=query_width
+        layers=sizes.layers,
+        dim=sizes.width,
+        grid=(side, side),
+        prefix=1,
+        query_dim=query_width,
+        reader=ReaderShape(layers=32, width=sizes.llm, heads=4, mlp=sizes.mlp),
     )
     with torch.device("meta"):
         return load_method(card)(shape, **card.settings)
@@ -60,7 +68,7 @@ def at(name: str, sizes: Sizes, query_width: int):
 
 @pytest.mark.parametrize(
     "sizes",
-    [CLIP_L, Sizes(width=64, layers=24, patches=16, llm=96)],
+    [CLIP_L, Sizes(width=64, layers=24, patches=16, llm=96, mlp=40)],
     ids=["clip-l", "small"],
 )
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -104,7 +112,8 @@ def test_lsf_external_modular_has_the_millions_of_its_levels(suffix):
 def test_needs_and_start_are_those_of_the_method_when_it_is_built(name):
     card = METHODS[name]
     # 24 blocks: on a short encoder two of a paper's layers may become one.
-    shape = StackShape(layers=24, dim=32, grid=(4, 4), prefix=1, query_dim=8)
+    reader = ReaderShape(layers=4, width=16, heads=4, mlp=32)
+    shape = StackShape(layers=24, dim=32, grid=(4, 4), prefix=1, query_dim=8, reader=reader)
     built = load_method(card)(shape, **card.settings)
     wants = {"query": built.needs_query, "grid": built.needs_grid}
     wants |= {"encoder gradients": needs_encoder(built)}

@@ -12,7 +12,7 @@ from fusionbench.fusion import Method
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.stepping import fuse
 from fusionbench.readers.build import Reader, build_reader, reader_shape
-from fusionbench.records import READER, Budget, Setting, reader_of
+from fusionbench.records import QUESTION, READER, Budget, Setting, reader_of
 from fusionbench.seeding import seed_of
 from fusionbench.types import Fused, StackShape, Unsupported
 
@@ -20,8 +20,9 @@ from fusionbench.types import Fused, StackShape, Unsupported
 class Model(nn.Module):
     """What one cell trains."""
 
-    def __init__(self, fusion: Method, reader: Reader) -> None:
+    def __init__(self, fusion: Method, reader: Reader, *, shuffled: bool = False) -> None:
         super().__init__()
+        self.shuffled = shuffled
         self.fusion = fusion
         self.reader = reader
 
@@ -53,7 +54,7 @@ class Model(nn.Module):
     def _query(self, batch: Batch, materials: Materials) -> Float[Tensor, "batch query_dim"]:
         if self.training and self.fusion.reads_answers:
             return materials.leaky_queries(batch)
-        if self.fusion.shuffles_query:
+        if self.shuffled:
             return materials.queries[materials.strangers[batch.rows]]
         return materials.queries[batch.questions]
 
@@ -87,7 +88,8 @@ def build_model(
             length=materials.questions.tokens.shape[1],
             answers=len(materials.bundle.answers),
         )
-    return Model(fusion, reader).to(materials.device)
+    shuffled = settings.get(QUESTION) == "shuffled"
+    return Model(fusion, reader, shuffled=shuffled).to(materials.device)
 
 
 def shape_of(shape: StackShape, settings: Mapping[str, Setting], budget: Budget) -> StackShape:
@@ -117,7 +119,8 @@ def build_fusion(
         raise Unsupported("needs the question, and this reader gives none")
     # The settings were checked against the constructor's own signature when they were chosen.
     constructor: type = method
-    return constructor(shape, **{key: settings[key] for key in settings if key != READER})
+    own = {key: value for key, value in settings.items() if key not in (READER, QUESTION)}
+    return constructor(shape, **own)
 
 
 def _count(module: nn.Module) -> int:
