@@ -128,7 +128,7 @@ def _label(catalog: Catalog, base: Chosen, changes: Mapping[str, Setting]) -> st
     """The shortest name for these settings, so that a registered variant's records are reused."""
     wanted = {**base.settings, **changes}
     for card in _family(catalog, base.card):
-        if dict(card.as_run) == wanted:
+        if card.as_run == wanted:
             return card.name
     card = base.card
     changed = ((name, value) for name, value in wanted.items() if value != card.as_run.get(name))

@@ -5,7 +5,7 @@ In a study file:
     contrasts:
       - {method: mema}                                  the study's baseline, mema's own control
       - {method: dense_connector-dci, over: fine}       over one group of tasks
-      - {method: dia, baseline: last, control: repeat}
+      - {method: dia_lstm, baseline: last, control: repeat}
 """
 
 from collections.abc import Collection, Mapping, Sequence

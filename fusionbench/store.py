@@ -111,7 +111,6 @@ class Store:
     def records(self) -> Iterator[CellRecord]:
         """Done and skipped cells, in the order of their ids."""
         for path in self.finished().values():
-            # Checked a moment ago, or before and unchanged since.
             yield CellRecord.from_checked(path.read_text(encoding="utf-8"))
 
     def failures(self) -> Iterator[CellRecord]:

@@ -19,8 +19,8 @@ from fusionbench.selection import select_methods
 from fusionbench.types import ReaderShape, StackShape
 
 CATALOG = read_catalog()
-READER = ReaderShape(layers=4, width=16, heads=4, mlp=32)
-SHAPE = StackShape(layers=8, dim=32, grid=(4, 4), prefix=1, query_dim=8, reader=READER)
+LAYERS = ReaderShape(layers=4, width=16, heads=4, mlp=24)
+SHAPE = StackShape(layers=8, dim=32, grid=(4, 4), prefix=1, query_dim=8, reader=LAYERS)
 WITH_SWITCHES = sorted(name for name, card in CATALOG.methods.items() if card.switches)
 
 

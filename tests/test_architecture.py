@@ -26,6 +26,7 @@ FORBIDDEN = {
     "stats": ("cli", "report", "store", "records", "harness", "encoders", "types", "fusion"),
     "encoders": ("harness", "report", "store", "cli", "sweep", "launchers"),
     "harness": ("report", "stats", "store", "cli", "sweep", "launchers", "catalog", "plugins"),
+    "checks": ("report", "stats", "store", "cli", "sweep", "launchers"),
     "readers": ("harness", "report", "stats", "store", "cli", "sweep", "launchers"),
     "report": ("harness", "encoders", "fusion", "types", "cli", "sweep", "launchers", "features"),
     "paired": ("harness", "encoders", "cli", "commands", "report"),
@@ -125,8 +126,23 @@ def test_functions_and_files_stay_readable():
 
 @pytest.mark.parametrize(
     "module",
-    ["records", "store", "scores", "stats", "report", "plan", "sweep", "catalog", "cli", "probes",
-     "claims.text", "power.text", "diff.text", "report.paper.pages", "report.reported"],
+    [
+        "records",
+        "store",
+        "scores",
+        "stats",
+        "report",
+        "plan",
+        "sweep",
+        "catalog",
+        "cli",
+        "probes",
+        "claims.text",
+        "power.text",
+        "diff.text",
+        "report.paper.pages",
+        "report.reported",
+    ],
 )
 def test_planning_and_analysis_are_free_of_torch(module):
     code = f"import sys, fusionbench.{module}; sys.exit('torch' in sys.modules)"

@@ -16,6 +16,7 @@ import fusionbench
 from fusionbench.costs.records import Conditions, CostRecord, Spread, write
 from fusionbench.errors import UserError
 from fusionbench.report.build import FORMATS, SECTIONS, Wanted, write_report
+from fusionbench.report.freshness import up_to_date
 from fusionbench.stats import TaskScores, share_correct, task_pairs, tied_set
 from fusionbench.store import Store
 
@@ -151,6 +152,14 @@ def profile(label):
         parameters={"fusion": 1}, tokens_out=16, flops_over_encoder=2_000_000,
         latency_ms=Spread(median=12.5, q1=12.0, q3=13.0, blocks=30), throughput=2560.0,
     )  # fmt: skip
+
+
+def test_a_new_profile_makes_the_report_stale(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "r")
+    write_report(copy)
+    assert up_to_date(Store.open(copy), copy / "report")
+    write(copy, profile("mema"))
+    assert not up_to_date(Store.open(copy), copy / "report")
 
 
 def test_a_damaged_profile_is_named_and_shows_nothing(folder, tmp_path):

@@ -1,6 +1,6 @@
 """Records in, tables, figures and one page out; the same bytes for the same records."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +10,16 @@ from fusionbench.errors import Problem, UserError, disk_error, unknown
 from fusionbench.paired.results import Results
 from fusionbench.report.analysis import analyse
 from fusionbench.report.coverage import reasons
+from fusionbench.report.figures.write import write_figures
 from fusionbench.report.freshness import mark
-from fusionbench.report.page import figure_link, joined, title
+from fusionbench.report.html.write import write_html
+from fusionbench.report.page import figure_section, joined, title
 from fusionbench.report.parts import SECTIONS
-from fusionbench.report.plots import plot_scores
 from fusionbench.report.sections import Material, Page
 from fusionbench.report.tables import comma_separated
-from fusionbench.scores import ScoreTable
 from fusionbench.store import Store
 
 FORMATS = ("md", "tex", "csv", "html")
-
-EXTRAS: Mapping[str, Callable[[Material, Path], None]] = {}
-"""Formats that are made from all sections at once (`html`): called with the report's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +109,7 @@ def _write(store: Store, home: Path, wanted: Wanted) -> ReportPaths:
     if not wanted.table:
         lines = reasons(material.results.records)
         _text(tables / "gaps.md", "".join(f"{line}\n" for line in lines))
-        if "md" in wanted.formats:
-            _page(material, pages, home)
-        for name in sorted(set(EXTRAS) & set(wanted.formats)):
-            EXTRAS[name](material, home)
+        _pages(material, pages, home, wanted.formats)
     return ReportPaths(
         page=home / "report.md", tables=tables, figures=figures, written=tuple(written)
     )
@@ -134,25 +128,18 @@ def _files(stem: Path, page: Page, formats: Collection[str]) -> Iterator[Path]:
             file.unlink(missing_ok=True)
 
 
-def _page(material: Material, pages: Mapping[str, Page], home: Path) -> None:
-    suite = [analysis.table for analysis in material.analyses]
-    drawn = {"main": (suite, "scores"), "planted": (material.planted, "planted")}
-    sections = []
-    for section in SECTIONS:
-        text = pages[section.name].markdown
-        if section.name in drawn:
-            tables, name = drawn[section.name]
-            text = "\n".join([*_figures(tables, home / "figures", name), text])
-        sections.append((section.title, text))
-    _text(home / "report.md", joined(title(material.planned, material.results.tables), sections))
-
-
-def _figures(tables: Sequence[ScoreTable], folder: Path, name: str) -> Iterator[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, table in enumerate(tables, start=1):
-        stem = folder / (name if number == 1 else f"{name}-{number}")
-        plot_scores(table, stem)
-        yield figure_link(f"figures/{stem.name}.svg", f"scores: {table.condition.title}")
+def _pages(
+    material: Material, pages: Mapping[str, Page], home: Path, formats: Collection[str]
+) -> None:
+    """The figures, and the pages that show them."""
+    figures = write_figures(material, home / "figures") if {"md", "html"} & set(formats) else []
+    if "md" in formats:
+        sections = [(section.title, pages[section.name].markdown) for section in SECTIONS]
+        header = title(material.planned, material.results.tables)
+        _text(home / "report.md", joined(header, [*sections, ("Figures", figure_section(figures))]))
+    if "html" in formats:
+        rows = {section.name: pages[section.name].rows for section in SECTIONS}
+        write_html(home / "report.html", material, rows, figures)
 
 
 def _text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fusionbench.report.analysis import Analysis, ContrastRow
 from fusionbench.report.analysis.measure import Scope
-from fusionbench.report.contrast_table import measured_columns
+from fusionbench.report.contrast_columns import measured_columns
 from fusionbench.report.grid import Entry, GridRow, Marked, latex_grid, markdown_grid
 from fusionbench.report.numbers import digits
 from fusionbench.report.page import same_function

@@ -7,6 +7,7 @@ import numpy as np
 from fusionbench.history import Run
 from fusionbench.records import CellRecord
 from fusionbench.report import coverage
+from fusionbench.report.figures.drawing import Drawn
 from fusionbench.report.summary import twins
 from fusionbench.report.tables import markdown, score_rows, summary_rows
 from fusionbench.scores import ScoreTable
@@ -85,9 +86,15 @@ def joined(header: str, sections: Sequence[tuple[str, str]]) -> str:
     return "\n".join(parts)
 
 
-def figure_link(path: str, text: str) -> str:
-    """An image and its caption."""
-    return f"![{text}]({path})\n"
+def figure_section(figures: Sequence[Drawn]) -> str:
+    """Every figure with the sentence that says how to read it."""
+    several = len({figure.condition for figure in figures}) > 1
+    parts = []
+    for figure in figures:
+        heading = f"{figure.title}: {figure.condition}" if several else figure.title
+        link = f"![{heading}](figures/{figure.svg.name})"
+        parts.append(f"### {heading}\n\n{link}\n\n{figure.reading}\n")
+    return "\n".join(parts)
 
 
 def same_function(table: ScoreTable) -> Iterator[str]:

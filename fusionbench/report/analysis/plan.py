@@ -114,7 +114,7 @@ def resolved(table: ScoreTable, contrast: Contrast) -> tuple[Contrast, str]:
     if row in table.leaky:
         return contrast, f"{contrast.method} reads the answers in training"
     control = contrast.control or control_of(table, row)
-    if control.startswith(_NO_CONTROL):
+    if control.startswith(_NO_CONTROL) or control == contrast.method:
         return contrast, ""
     found = Contrast(**vars(contrast) | {"control": control})
     if not control:
