@@ -200,6 +200,11 @@ NOT_IDENTITY = frozenset(
 """Fields that do not; every configuration field is in exactly one of the two sets (a test)."""
 
 
+def constructors(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The settings that a method's constructor takes: all but those that every method has."""
+    return {key: value for key, value in settings.items() if key not in (READER, QUESTION)}
+
+
 def reader_of(settings: Mapping[str, Setting], budget: Budget) -> str:
     """The reader of a cell: the method's own where it has one, else the budget's."""
     return str(settings.get(READER) or budget.reader)

@@ -12,7 +12,7 @@ from fusionbench.fusion import Method
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.stepping import fuse
 from fusionbench.readers.build import Reader, build_reader, reader_shape
-from fusionbench.records import QUESTION, READER, Budget, Setting, reader_of
+from fusionbench.records import QUESTION, Budget, Setting, constructors, reader_of
 from fusionbench.seeding import seed_of
 from fusionbench.types import Fused, StackShape, Unsupported
 
@@ -119,8 +119,7 @@ def build_fusion(
         raise Unsupported("needs the question, and this reader gives none")
     # The settings were checked against the constructor's own signature when they were chosen.
     constructor: type = method
-    own = {key: value for key, value in settings.items() if key not in (READER, QUESTION)}
-    return constructor(shape, **own)
+    return constructor(shape, **constructors(settings))
 
 
 def _count(module: nn.Module) -> int:
