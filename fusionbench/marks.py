@@ -21,14 +21,14 @@ def task_mark(record: CellRecord, version_tells: bool) -> str:
 
 def unique_names(
     records: Sequence[CellRecord],
-    key: Callable[[CellRecord], Hashable],
+    keys: Sequence[Hashable],
     name: Callable[[CellRecord], str],
     mark: Callable[[CellRecord, bool], str],
 ) -> dict[Hashable, str]:
     """A unique name per key: the plain one, or with its version, or with what else differs."""
     by_name: dict[str, dict[Hashable, CellRecord]] = {}
-    for record in records:
-        by_name.setdefault(name(record), {})[key(record)] = record
+    for record, key in zip(records, keys, strict=True):
+        by_name.setdefault(name(record), {})[key] = record
     found: dict[Hashable, str] = {}
     for plain, variants in by_name.items():
         versions = {mark(record, True) for record in variants.values()}

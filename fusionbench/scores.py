@@ -114,21 +114,22 @@ def _condition_key(record: CellRecord) -> str:
 
 
 def _table(records: list[CellRecord]) -> ScoreTable:
-    method_names = unique_names(
-        records, _method_key, lambda r: r.label or r.spec.method, method_mark
-    )
-    task_names = unique_names(records, _task_key, lambda r: r.spec.task, task_mark)
+    # Keys are JSON of all settings: made once for each record, there may be 100,000.
+    method_keys = [_method_key(record) for record in records]
+    task_keys = [_task_key(record) for record in records]
+    method_names = unique_names(records, method_keys, _label, method_mark)
+    task_names = unique_names(records, task_keys, lambda r: r.spec.task, task_mark)
     methods = sorted(method_names, key=lambda key: method_names[key])
     tasks = sorted(task_names, key=lambda key: task_names[key])
+    rows = {key: index for index, key in enumerate(methods)}
+    columns = {key: index for index, key in enumerate(tasks)}
+    of_task: dict[Hashable, list[CellRecord]] = {}
     seeds = sorted({record.spec.seed for record in records})
     values = np.full((len(methods), len(tasks), len(seeds)), np.nan)
     cells: dict[tuple[int, int, int], CellRecord] = {}
-    for record in records:
-        place = (
-            methods.index(_method_key(record)),
-            tasks.index(_task_key(record)),
-            seeds.index(record.spec.seed),
-        )
+    for record, method, task in zip(records, method_keys, task_keys, strict=True):
+        of_task.setdefault(task, []).append(record)
+        place = (rows[method], columns[task], seeds.index(record.spec.seed))
         if place in cells and cells[place].status == "done":
             continue
         cells[place] = record
@@ -140,7 +141,7 @@ def _table(records: list[CellRecord]) -> ScoreTable:
             track=spec.track, encoder=spec.encoder, weights=spec.weights, budget=spec.budget
         ),
         methods=tuple(method_names[key] for key in methods),
-        tasks=tuple(_facts(task_names[key], key, records) for key in tasks),
+        tasks=tuple(_facts(task_names[key], of_task[key]) for key in tasks),
         seeds=tuple(seeds),
         values=values,
         cells=cells,
@@ -159,6 +160,10 @@ def _finite(record: CellRecord) -> float:
     return record.score
 
 
+def _label(record: CellRecord) -> str:
+    return record.label or record.spec.method
+
+
 def _method_key(record: CellRecord) -> Hashable:
     spec = record.spec
     return record.label or spec.method, spec.method_version, canonical(dict(spec.settings))
@@ -168,8 +173,7 @@ def _task_key(record: CellRecord) -> Hashable:
     return record.spec.task, record.spec.task_version, record.spec.data
 
 
-def _facts(name: str, key: Hashable, records: list[CellRecord]) -> TaskFacts:
-    here = [record for record in records if _task_key(record) == key]
+def _facts(name: str, here: list[CellRecord]) -> TaskFacts:
     done = [record for record in here if record.status == "done"] or here
     return TaskFacts(
         name=name,

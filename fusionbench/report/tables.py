@@ -56,14 +56,18 @@ def summary_rows(table: ScoreTable) -> list[Row]:
 
 def summary_long_rows(table: ScoreTable) -> list[Row]:
     """One row for each method and aggregate, all digits, for programs."""
-    return [
-        {"encoder": table.condition.encoder, "steps": str(table.condition.budget.steps)}
-        | {"method": name, "aggregate": title, "n_tasks": str(int(keep.sum()))}
-        | _interval(across(table, method, keep))
-        | {"text": across(table, method, keep).text, "fusion": sizes(table, method)["fusion"]}
-        for method, name in enumerate(names(table))
-        for title, keep in aggregates(table)
-    ]
+    rows = []
+    for method, name in enumerate(names(table)):
+        fusion = sizes(table, method)["fusion"]
+        for title, keep in aggregates(table):
+            found = across(table, method, keep)
+            rows.append(
+                {"encoder": table.condition.encoder, "steps": str(table.condition.budget.steps)}
+                | {"method": name, "aggregate": title, "n_tasks": str(int(keep.sum()))}
+                | _interval(found)
+                | {"text": found.text, "fusion": fusion}
+            )
+    return rows
 
 
 def aggregates(table: ScoreTable) -> list[tuple[str, Bool[np.ndarray, " task"]]]:

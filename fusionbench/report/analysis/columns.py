@@ -101,9 +101,8 @@ def _scores(  # noqa: PLR0913  (a block of the table and where it comes from)
 ) -> TaskScores:
     cells = [_cells(table, row, task, seeds) for row in rows]
     values = np.stack([[results.outcomes(cell) for cell in row] for row in cells])
-    return TaskScores(
-        values=values.astype(np.float64), groups=results.images(cells[0][0]), weight=weight
-    )
+    # Booleans stay booleans: every two methods are compared answer by answer.
+    return TaskScores(values=values, groups=results.images(cells[0][0]), weight=weight)
 
 
 def _cells(table: ScoreTable, row: int, task: int, seeds: Sequence[int]) -> list[CellRecord]:
