@@ -128,10 +128,10 @@ def _label(catalog: Catalog, base: Chosen, changes: Mapping[str, Setting]) -> st
     """The shortest name for these settings, so that a registered variant's records are reused."""
     wanted = {**base.settings, **changes}
     for card in _family(catalog, base.card):
-        if dict(card.settings) == wanted:
+        if card.as_run == wanted:
             return card.name
     card = base.card
-    changed = ((name, value) for name, value in wanted.items() if value != card.settings[name])
+    changed = ((name, value) for name, value in wanted.items() if value != card.as_run.get(name))
     inline = ",".join(f"{name}={shown(value)}" for name, value in sorted(changed))
     return f"{card.name}[{inline}]" if inline else card.name
 

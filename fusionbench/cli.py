@@ -8,6 +8,7 @@ import sys
 
 from fusionbench.commands import (
     ablate,
+    check,
     check_claims,
     diff,
     doctor,
@@ -25,7 +26,7 @@ from fusionbench.errors import UserError
 
 COMMANDS = (
     *(run, report, power, check_claims, diff, paper, ablate, probe_layers),
-    *(list_, pack, new, doctor),
+    *(list_, check, pack, new, doctor),
 )
 """In the order of `--help`: a module adds its command when it is imported."""
 

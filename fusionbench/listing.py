@@ -27,7 +27,8 @@ def methods_text(catalog: Catalog) -> str:
 def methods_long(catalog: Catalog) -> str:
     """A paragraph per method: paper, parity, parameters, needs, and how it starts."""
     sizes = "at CLIP-L/14-336 with an LLM 4096 wide, beside LLaVA's projector"
-    head = f"parameters: {sizes}; D width, L blocks, N patches, H the LLM's width, Q the question's"
+    names = "D width, L blocks, N patches, Q the question's width, H and M the LLM's width and MLP"
+    head = f"parameters: {sizes}\n{names}"
     return "\n\n".join([head, *(_paragraph(card) for card in catalog.methods.values())])
 
 

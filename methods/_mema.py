@@ -22,21 +22,16 @@ class State(NamedTuple):
 class DynamicSharingUnit(nn.Module):
     """The memory update; not `carried`, it sees no memory. Officially, each bias exists twice.
 
-    Without the `forget` gate the memory only grows, without the `write` gate every candidate is
-    added in full.
+    `gates`: "forget+input", one of them, or "none". Without the forget gate the memory only grows,
+    without the input gate every candidate is added in full.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        dim: int,
-        *,
-        reduction: int,
-        asked: int,
-        carried: bool,
-        forget: bool = True,
-        write: bool = True,
+    def __init__(
+        self, dim: int, *, reduction: int, asked: int, carried: bool, gates: str = "forget+input"
     ) -> None:
         super().__init__()
+        one_of("gates", gates, ("forget+input", "forget", "input", "none"))
+        forget, write = "forget" in gates, "input" in gates
         hidden = max(dim // reduction, 1)
         self.carried = carried
         self.W1 = nn.Linear(dim * (1 + carried) + asked, hidden)
@@ -118,4 +113,13 @@ def gated_blocks(shape: StackShape, every: int, where: str) -> tuple[int, ...]:
     found = tuple(block for block in range(first, last + 1) if block % every == 0)
     if not any(block < shape.layers for block in found):
         raise Unsupported(f"no block of {shape.layers - 1} is written with every={every}, {where}")
+    return found
+
+
+def looks_of(summary: str, shape: StackShape) -> tuple[str, ...]:
+    """What a layer is summarised by; without CLS in the encoder the others remain."""
+    looks = [one_of("summary", look, ("mean", "max", "cls")) for look in summary.split("+")]
+    found = tuple(look for look in looks if look != "cls" or shape.prefix)
+    if not found:
+        raise Unsupported("the summary reads CLS alone, and this encoder has none")
     return found

@@ -29,8 +29,10 @@ class Orthogonal(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Rotate every token."""
-        lower = self.skew.tril(-1)
-        return F.linear(tokens, self.start @ torch.matrix_exp(lower - lower.mT))
+        lower = self.skew.float().tril(-1)
+        # The exponential is a long series, which bfloat16 turns into NaN.
+        turned = self.start.float() @ torch.matrix_exp(lower - lower.mT)
+        return F.linear(tokens, turned.to(tokens.dtype))
 
 
 @method(

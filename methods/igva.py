@@ -10,6 +10,8 @@ nothing; ours is the negative entropy of w itself. `frozen_average` is their pre
 every w is 1 / groups.
 """
 
+import math
+
 import torch
 from einops import einsum, reduce
 from jaxtyping import Float
@@ -79,7 +81,8 @@ class Aggregator(nn.Module):
 class IGVA(Fusion):
     """`groups`: layers of each group, of an encoder with `blocks` blocks; `base`: stands beside.
 
-    `width` 0: the encoder's; `rounds` of the question's transformer; `average`: equal weights.
+    `width` 0: the encoder's; `heads` as far as they divide it; `rounds` of the question's
+    transformer; `average`: equal weights.
 
     An encoder without CLS shows the mean of its patches.
     """
@@ -109,8 +112,9 @@ class IGVA(Fusion):
             return
         if not shape.query_dim:
             raise ValueError("igva needs a question's vector, but query_dim is 0; set average=True")
+        width = width or shape.dim
         self.vision_aggregator = Aggregator(
-            shape, groups=self.groups, width=width or shape.dim, heads=heads, rounds=rounds
+            shape, groups=self.groups, width=width, heads=math.gcd(heads, width), rounds=rounds
         )
 
     def forward(

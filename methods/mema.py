@@ -21,9 +21,9 @@ from fusionbench.methods._mema import (
     State,
     gated_blocks,
     initialise,
+    looks_of,
 )
 
-_LOOKS = ("mean", "max", "cls")
 _TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
 
 
@@ -59,10 +59,8 @@ _TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
         ({"memory": "none"}, ("query", "gates", "summary", "reduction", "alignment")),
         ({"feedback": "after"}, ("every", "where")),
         ({"feedback": "none"}, ("opening", "every", "where")),
-        (
-            {"feedback": "none", "alignment": 0.0},
-            ("memory", "query", "gates", "summary", "reduction", "init"),
-        ),
+        ({"feedback": "none", "alignment": 0.0}, ("memory", "query", "gates")),
+        ({"feedback": "none", "alignment": 0.0}, ("summary", "reduction", "init")),
     ),
     paper="arXiv:2603.00655",
     year=2026,
@@ -92,9 +90,8 @@ class Mema(InEncoderFusion):
     identity, but alive. `reduction`: r. `alignment`: weight of 1 - cos(projector(c_L), answer).
 
     Parts to switch off: `gates` "forget+input", one of them, or "none"; `summary`, any of mean, max
-    and cls joined by "+" (without CLS in the encoder the others remain); `opening` of the feedback
-    by "token" or one learned "scalar"; it is written after every `every`-th block, in the "all",
-    "shallow" or "deep" half (`where`) of blocks 1..L-1.
+    and cls joined by "+"; `opening` of the feedback by "token" or one learned "scalar", written
+    after every `every`-th block, in the "all", "shallow" or "deep" half (`where`) of 1..L-1.
     """
 
     needs_query = True
@@ -130,12 +127,15 @@ class Mema(InEncoderFusion):
         self.remembers = memory != "none" and (feedback != "none" or alignment > 0)
         self.needs_query = self.remembers and query
         token_wise = one_of("opening", opening, ("token", "scalar")) == "token"
-        gate = SpatialGate(shape.dim, token_wise=token_wise) if feedback != "none" else None
-        self.spatial_gate = gate
+        gated = feedback != "none"
+        self.spatial_gate = SpatialGate(shape.dim, token_wise=token_wise) if gated else None
         if self.remembers:
             self._build_memory(memory == "carried", reduction, gates, summary)
         elif alignment:
             raise ValueError("alignment compares the memory with the answer, but memory is 'none'")
+        if init == "as_written":
+            why = "as written: behind two layers that are zero no gradient ever comes"
+            self.expected_failures = {"live": why}
         initialise(self, one_of("init", init, ("effective", "as_written", "repaired")))
 
     def _build_memory(self, carried: bool, reduction: int, gates: str, summary: str) -> None:
@@ -144,19 +144,10 @@ class Mema(InEncoderFusion):
             raise ValueError("mema needs a question's vector, but query_dim is 0; set query=False")
         if asked:
             self.text_global_proj = nn.Linear(self.shape.query_dim, dim)
-        looks = [one_of("summary", look, _LOOKS) for look in summary.split("+")]
-        self.looks = tuple(look for look in looks if look != "cls" or self.shape.prefix)
-        if not self.looks:
-            raise Unsupported("the summary reads CLS alone, and this encoder has none")
+        self.looks = looks_of(summary, self.shape)
         self.y_proj = nn.Linear(len(self.looks) * dim, dim)
-        one_of("gates", gates, ("forget+input", "forget", "input", "none"))
         self.dsu = DynamicSharingUnit(
-            dim,
-            reduction=reduction,
-            asked=asked,
-            carried=carried,
-            forget="forget" in gates,
-            write="input" in gates,
+            dim, reduction=reduction, asked=asked, carried=carried, gates=gates
         )
 
     def start(

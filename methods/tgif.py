@@ -90,3 +90,4 @@ class LeakyTGIF(TGIF):
     """TGIF as published: in training the text includes the answer, at test it cannot."""
 
     reads_answers = True
+    expected_failures = {"answer_leak": "as published: in training the text includes the answer"}

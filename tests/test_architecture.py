@@ -26,6 +26,7 @@ FORBIDDEN = {
     "stats": ("cli", "report", "store", "records", "harness", "encoders", "types", "fusion"),
     "encoders": ("harness", "report", "store", "cli", "sweep", "launchers"),
     "harness": ("report", "stats", "store", "cli", "sweep", "launchers", "catalog", "plugins"),
+    "checks": ("report", "stats", "store", "cli", "sweep", "launchers"),
     "readers": ("harness", "report", "stats", "store", "cli", "sweep", "launchers"),
     "report": ("harness", "encoders", "fusion", "types", "cli", "sweep", "launchers", "features"),
     "paired": ("harness", "encoders", "cli", "commands", "report"),

@@ -18,7 +18,7 @@ from fusionbench.studyfile import preset, with_overrides
 
 if TYPE_CHECKING:
     from fusionbench.catalog import Catalog
-    from fusionbench.designs import Design
+    from fusionbench.designs import Design, Planned
 
 # One task of each skill that `nano` reads, and the planted one that only feedback can solve.
 TASKS = ("scenes_tiny_color", "scenes_count", "planted_feedback")
@@ -95,13 +95,17 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     study = of_design(study, design)
     check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench import closing
+    from fusionbench.designs import note_design
     from fusionbench.progress import make_progress
     from fusionbench.store import Store
-    from fusionbench.sweep import run_study
+    from fusionbench.sweep import bring_encoder, run_study
 
+    # Before the run: what decides an id may change on disk while the cells train.
+    bring_encoder(study, catalog)
+    planned = plan_of(study, design, catalog)
     result = run_study(study, options, catalog, make_progress(quiet=options.quiet))
     closing.note_run(study, options, catalog)
-    _note(study, design, options, catalog)
+    note_design(Path(options.out), planned)
     say(found(Store.open(options.out)))
     _show(Path(options.out), sys.stdout)
     sys.stdout.write(
@@ -132,9 +136,9 @@ def of_design(study: Study, design: "Design") -> Study:
     )
 
 
-def _note(study: Study, design: "Design", options: RunOptions, catalog: "Catalog") -> None:
-    """Leave the design and the ids of its cells beside the records."""
-    from fusionbench.designs import Planned, note_design
+def plan_of(study: Study, design: "Design", catalog: "Catalog") -> "Planned":
+    """The design and the ids of its cells."""
+    from fusionbench.designs import Planned
     from fusionbench.plan import make_plan
 
     plan = make_plan(study, catalog, {})
@@ -144,8 +148,7 @@ def _note(study: Study, design: "Design", options: RunOptions, catalog: "Catalog
         tasks[cell.task.name] = (*tasks.get(cell.task.name, ()), cell.spec.id)
     budget = study.budget
     words = f"{study.encoder}, {budget.steps} steps of {budget.batch}, {study.seeds} seeds"
-    planned = Planned(design=design, encoder=study.encoder, budget=words, cells=cells)
-    note_design(Path(options.out), planned)
+    return Planned(design=design, encoder=study.encoder, budget=words, cells=cells)
 
 
 def _show(folder: Path, stream: TextIO) -> None:

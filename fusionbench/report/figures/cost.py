@@ -189,10 +189,15 @@ def _places(panel: "Axes", cost: Costs) -> Callable[[Costs], Costs]:
 
     What spans less than a power of ten, or is negative somewhere, keeps a plain axis.
     """
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     known = cost[~np.isnan(cost)]
     positive = known[known > 0]
     if not len(positive) or known.min() < 0 or _decades(known) < _DECADES:
         panel.margins(x=0.12)
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        if len(known) and np.abs(known).max() >= 1000:
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         return lambda values: values
     powers = np.log10(positive)
     first, last = float(np.floor(powers.min())), float(powers.max())
