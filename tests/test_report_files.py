@@ -176,10 +176,10 @@ def test_the_figure_shows_every_task_and_cuts_no_name(report):
 
 def test_two_conditions_in_one_folder_are_two_tables(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "copy")
-    steps = QUICK.budget.steps
-    budget = replace(QUICK.budget, steps=steps + 1)
+    budget = replace(QUICK.budget, steps=61)
     put(Store.open(folder), spec("mema", "digits", 0, budget=budget), 0.9)
     page = write_report(folder).page.read_text()
-    assert f"### nano, {steps} steps of 32" in page
-    assert f"### nano, {steps + 1} steps of 32" in page
+    assert (
+        f"### nano, {QUICK.budget.steps} steps of 32" in page and "### nano, 61 steps of 32" in page
+    )
     assert "figures/scores-2.svg" in page
