@@ -50,7 +50,9 @@ def _start(setup: WorkerSetup) -> Callable[[Job], Iterator[Event]]:
     import torch
 
     from fusionbench.launchers.desk import Desk
+    from fusionbench.launchers.memory import keep_freed_memory
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     desk = Desk(setup.options)
 
