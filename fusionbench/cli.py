@@ -6,11 +6,11 @@ Ctrl-C in 130.
 
 import sys
 
-from fusionbench.commands import list_, pack, report, run
+from fusionbench.commands import list_, pack, profile, report, run
 from fusionbench.commands.app import app
 from fusionbench.errors import UserError
 
-COMMANDS = (run, report, list_, pack)
+COMMANDS = (run, report, profile, list_, pack)
 """In the order of `--help`: a module adds its command when it is imported."""
 
 
