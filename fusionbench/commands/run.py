@@ -29,6 +29,8 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
     limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
+    compile: Annotated[bool | None, typer.Option(help="Frozen blocks; default: on CUDA.")] = None,
+    checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     plugin: Plugins = [],  # noqa: B006
@@ -50,6 +52,8 @@ def command(
         plugins=tuple(plugin),
         cache_gib=limit_cache,
         quiet=quiet,
+        compile="auto" if compile is None else "on" if compile else "off",
+        checkpoint=checkpoint,
     )
     action = show_plan if dry_run else run
     raise typer.Exit(action(chosen, options, sys.stdout))

@@ -17,6 +17,7 @@ from fusionbench.features import FeatureKey
 from fusionbench.fusion import Tap
 from fusionbench.harness.batched_cell import Member, Outcome, run_pass
 from fusionbench.harness.cell import Tuned, choose_lr, run_cell
+from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion
 from fusionbench.harness.stepping import taps_of
@@ -178,7 +179,10 @@ class Desk:
         key = (cell.encoder.name, cell.spec.budget.image_size)
         if key not in self._encoders:
             built = build(key[0], image_size=key[1], device=str(self.device))
-            self._encoders[key] = built
+            wanted = self.options.compile
+            if wanted == "on" or (wanted == "auto" and self.device.type == "cuda"):
+                compile_blocks(built)
+            self._encoders[key] = Checkpointed(built) if self.options.checkpoint else built
         return self._encoders[key]
 
     def _materials_of(self, cell: Cell) -> Materials:
