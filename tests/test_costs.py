@@ -53,6 +53,7 @@ PUBLISHED = {
     "tgif": 2_112_024,
     "mema": 11_021_569,
     "dia_lstm": 2_630_144,
+    "token_packer": 15_742_976,
 }
 # Forward GFLOP per image over encoder and projector; Mema's and DIA's are for
 # 24 blocks, of which 23 are needed.

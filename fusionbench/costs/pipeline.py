@@ -88,9 +88,8 @@ def build_pipeline(
     parameter = next((p for p in encoder.parameters()), torch.zeros(()))
     device, dtype = parameter.device, parameter.dtype
     shape = replace(encoder.shape, query_dim=width)
-    # Built where values exist: some starts need them, and `meta` has none.
-    fusion = build_fusion(method, settings, shape).to(device=device, dtype=dtype)
     with device:
+        fusion = build_fusion(method, settings, shape).to(device=device, dtype=dtype)
         projector = Projector(fusion.out_dim, width).to(dtype)
         alone = Projector(shape.dim, width).to(dtype)
         images = torch.zeros(batch, encoder.size, encoder.size, 3, dtype=torch.uint8)
