@@ -1,4 +1,4 @@
-"""All that a method, a task or a plug-in imports.
+"""All that a method, a task, an encoder or a plug-in imports.
 
 Names are looked up on first use: a task that asks for `Task` does not load torch.
 """
@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fusionbench.attention import CrossAttention
     from fusionbench.choices import one_of
+    from fusionbench.encoders.contract import Encoder
     from fusionbench.fusion import Fusion, InEncoderFusion, Tap
     from fusionbench.layers import anchored, paper_taps
     from fusionbench.official import matched
-    from fusionbench.registry import method, task
+    from fusionbench.readers.decoder import GatedMLP
+    from fusionbench.registry import encoder, method, task
     from fusionbench.seeding import stream
     from fusionbench.task import Split, Task, TaskData
     from fusionbench.types import Fused, Injection, ReaderPatch, StackShape, Unsupported
 
 _HOME = {
     "CrossAttention": "attention",
+    "Encoder": "encoders.contract",
     "Fused": "types",
     "Fusion": "fusion",
     "InEncoderFusion": "fusion",
+    "GatedMLP": "readers.decoder",
     "Injection": "types",
     "ReaderPatch": "types",
     "Split": "task",
@@ -31,6 +35,7 @@ _HOME = {
     "TaskData": "task",
     "Unsupported": "types",
     "anchored": "layers",
+    "encoder": "registry",
     "matched": "official",
     "method": "registry",
     "one_of": "choices",
@@ -41,9 +46,11 @@ _HOME = {
 
 __all__ = [
     "CrossAttention",
+    "Encoder",
     "Fused",
     "Fusion",
     "InEncoderFusion",
+    "GatedMLP",
     "Injection",
     "ReaderPatch",
     "Split",
@@ -53,6 +60,7 @@ __all__ = [
     "TaskData",
     "Unsupported",
     "anchored",
+    "encoder",
     "matched",
     "method",
     "one_of",

@@ -1,4 +1,4 @@
-"""All methods and tasks there are, with names, versions and settings, read from source.
+"""All methods, tasks and plugged-in encoders, with versions and settings, read from source.
 
 Built-ins win over plug-ins of the same name; a broken plug-in is a `Problem`, never an obstacle.
 """
@@ -8,66 +8,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusionbench.cards import Card, MethodCard, PluggedEncoder, TaskCard
+from fusionbench.choices import one_of
 from fusionbench.declarations import Declaration, read_source
-from fusionbench.discovery import Door, Place, doors, importable
+from fusionbench.discovery import BUILT_IN, Door, Place, doors, importable
+from fusionbench.encoders.own import is_built_in
 from fusionbench.errors import Problem
-from fusionbench.registry import Setting
+from fusionbench.records import QUESTION, QUESTIONS, READER, READERS
+from fusionbench.registry import Kind, Setting
+
+__all__ = ["Card", "Catalog", "MethodCard", "PluggedEncoder", "TaskCard", "read_catalog"]
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodCard:
-    """What is known of a method before it is imported."""
-
-    name: str
-    family: str
-    variant: str
-    """The suffix after `family-`; empty for the family's own name."""
-    version: int
-    settings: Mapping[str, Setting]
-    """Complete: the constructor's defaults with the variant's changes."""
-    changes: Mapping[str, Setting]
-    """What the variant changes; a setting given for the family leaves these alone."""
-    in_encoder: bool
-    needs_query: bool
-    control: str
-    in_all: bool
-    facts: Mapping[str, str | int]
-    """Paper, year, parity, ..."""
-    module: str
-    """Dotted name, or the path of a plug-in file."""
-    cls: str
-    file: str
-    source: str
-    """`built-in`, the plug-in's distribution and version, or its path."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskCard:
-    """What is known of a task before it is imported."""
-
-    name: str
-    version: int
-    family: str
-    group: str
-    needs: tuple[str, ...]
-    get: str
-    """The command that installs the data."""
-    encoder: str
-    """Runs on this encoder instead of the study's."""
-    in_suite: bool
-    missing: tuple[str, ...]
-    """Packages of `needs` that are not installed here."""
-    module: str
-    cls: str
-    file: str
-    source: str
-
-    @property
-    def available(self) -> bool:
-        """Whether the data is here."""
-        return not self.missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,30 +28,32 @@ class Catalog:
 
     methods: Mapping[str, MethodCard]
     tasks: Mapping[str, TaskCard]
+    encoders: Mapping[str, PluggedEncoder] = field(default_factory=dict)
+    """Those of plug-ins; the built-in ones are in `fusionbench.encoders.catalog`."""
     problems: tuple[Problem, ...] = ()
+    doors: tuple[Door, ...] = ()
+    """Where all this was found, plug-ins that could not be used included."""
 
 
 @dataclass
 class _Draft:
-    methods: dict[str, MethodCard] = field(default_factory=dict)
-    tasks: dict[str, TaskCard] = field(default_factory=dict)
+    cards: dict[Kind, dict[str, Any]]
     problems: list[Problem] = field(default_factory=list)
 
     def note(self, place: Place | Door, message: str) -> None:
         source = str(place.file) if isinstance(place, Place) else place.source
-        if isinstance(place, Place) and place.source not in ("built-in", str(place.file)):
+        if isinstance(place, Place) and place.source not in (BUILT_IN, str(place.file)):
             source = f"{place.source} ({place.file})"
         self.problems.append(Problem(source=source, message=message))
 
-    def add(self, place: Place, card: MethodCard | TaskCard) -> None:
-        cards: dict[str, Any] = self.methods if isinstance(card, MethodCard) else self.tasks
-        kind = "method" if isinstance(card, MethodCard) else "task"
-        if card.name in cards:
-            other = cards[card.name]
-            keeps = "built-in" if other.source == "built-in" else other.file
-            self.note(place, f"{kind} {card.name!r} is already {keeps}, which is kept")
+    def add(self, place: Place, kind: Kind, card: Card) -> None:
+        cards = self.cards[kind]
+        other = cards.get(card.name)
+        if other is None and not (kind == "encoder" and is_built_in(card.name)):
+            cards[card.name] = card
             return
-        cards[card.name] = card
+        keeps = BUILT_IN if other is None or other.source == BUILT_IN else other.file
+        self.note(place, f"{kind} {card.name!r} is already {keeps}, which is kept")
 
 
 def read_catalog(plugins: Sequence[str] = (), *, packed: Collection[str] = ()) -> Catalog:
@@ -108,9 +62,10 @@ def read_catalog(plugins: Sequence[str] = (), *, packed: Collection[str] = ()) -
     Tasks named in `packed` need none of their packages. Raises UserError for a path in `plugins`
     that does not exist.
     """
-    draft = _Draft()
+    draft = _Draft(cards={"method": {}, "task": {}, "encoder": {}})
     seen: set[str] = set()
-    for door in doors(plugins):
+    ways = tuple(doors(plugins))
+    for door in ways:
         if door.problem:
             draft.note(door, door.problem)
             continue
@@ -118,11 +73,13 @@ def read_catalog(plugins: Sequence[str] = (), *, packed: Collection[str] = ()) -
         seen.update(str(place.file) for place in places)
         found = [_read(draft, place, packed) for place in places]
         if not any(found) and (places or not door.places):
-            draft.note(door, "declares no method and no task that can be used")
+            draft.note(door, "declares no method, task or encoder that can be used")
     return Catalog(
-        methods=dict(sorted(draft.methods.items())),
-        tasks=dict(sorted(draft.tasks.items())),
+        methods=dict(sorted(draft.cards["method"].items())),
+        tasks=dict(sorted(draft.cards["task"].items())),
+        encoders=dict(sorted(draft.cards["encoder"].items())),
         problems=tuple(draft.problems),
+        doors=ways,
     )
 
 
@@ -134,19 +91,20 @@ def _read(draft: _Draft, place: Place, packed: Collection[str]) -> int:
     for declaration in declarations:
         try:
             for card in _cards(place, declaration, packed):
-                draft.add(place, card)
+                draft.add(place, declaration.kind, card)
         except (TypeError, ValueError, AttributeError) as error:
             draft.note(place, f"class {declaration.cls}: {error}")
     return len(declarations) + len(problems)
 
 
-def _cards(
-    place: Place, declaration: Declaration, packed: Collection[str]
-) -> Iterator[MethodCard | TaskCard]:
+def _cards(place: Place, declaration: Declaration, packed: Collection[str]) -> Iterator[Card]:
     where = {"module": place.module, "cls": declaration.cls, "file": str(place.file)}
     where["source"] = place.source
     if declaration.kind == "task":
         yield _task(declaration, where, packed)
+        return
+    if declaration.kind == "encoder":
+        yield _encoder(declaration, where)
         return
     for variant, changes in (declaration.arguments["variants"] or {"": {}}).items():
         yield _method(declaration, where, variant, dict(changes))
@@ -157,24 +115,54 @@ def _method(
 ) -> MethodCard:
     given = declaration.arguments
     family = _name(given["family"])
-    for key in changes:
-        if key not in declaration.settings:
-            known = ", ".join(declaration.settings) or "none"
-            raise ValueError(f"variant {variant!r} changes unknown setting {key!r} (has: {known})")
+    switches = {key: tuple(levels) for key, levels in (given["switches"] or {}).items()}
+    for what, keys in ((f"variant {variant!r}", changes), ("switches", switches)):
+        for key in keys:
+            if key not in declaration.settings:
+                known = ", ".join(declaration.settings) or "none"
+                raise ValueError(f"{what} changes unknown setting {key!r} (has: {known})")
+    details = dict(given["details"] or {})
+    if stray := set(details) - set(given["variants"] or {"": {}}):
+        raise ValueError(f"details of unknown variants: {', '.join(sorted(stray))}")
+    settings, tries = {**declaration.settings, **changes}, given["tries"]
+    if tries and tries not in settings:
+        raise ValueError(f"tries names {tries!r}, which is no setting")
+    if taken := {READER, QUESTION} & set(settings):
+        raise ValueError(f"every method has a setting {', '.join(taken)} already")
     return MethodCard(
         name=_name(f"{family}-{variant}") if variant else family,
         family=family,
         variant=variant,
         version=_integer(given["version"]),
-        settings=dict(declaration.settings) | changes,
+        settings={k: v for k, v in settings.items() if k != tries},
         changes=changes,
-        in_encoder=declaration.root == "InEncoderFusion",
+        in_encoder=declaration.root == "InEncoderFusion" and _writes(declaration, settings),
         needs_query=bool(declaration.attributes.get("needs_query", False)),
+        reads_answers=bool(declaration.attributes.get("reads_answers", False)),
         control=given["control"],
-        in_all=bool(given["in_all"]),
-        facts=dict(given.get("facts", {})),
+        in_all=_in_all(given["in_all"], variant),
+        tries=tries,
+        reader=one_of(READER, given[READER], ("", *READERS)),
+        question=one_of(QUESTION, given[QUESTION], ("", *QUESTIONS)),
+        facts=_facts(declaration, dict(details.get(variant, {}))),
+        switches=switches,
+        idle=tuple((dict(settings), tuple(names)) for settings, names in given["idle"]),
         **where,
     )
+
+
+def _facts(declaration: Declaration, details: dict[str, Any]) -> dict[str, Any]:
+    """What the decorator says, and else the class's attributes, of needs and of the start."""
+    attributes = declaration.attributes
+    wants = {
+        "query": attributes.get("needs_query", False),
+        "grid": attributes.get("needs_grid", False),
+        "encoder gradients": declaration.root == "InEncoderFusion"
+        and attributes.get("writes", True),
+    }
+    known: dict[str, Any] = {"needs": ", ".join(name for name, wanted in wants.items() if wanted)}
+    known |= {"identity": bool(attributes.get("identity_at_init", False))}
+    return known | dict(declaration.arguments.get("facts", {})) | details
 
 
 def _task(declaration: Declaration, where: dict[str, str], packed: Collection[str]) -> TaskCard:
@@ -196,13 +184,40 @@ def _task(declaration: Declaration, where: dict[str, str], packed: Collection[st
     )
 
 
+def _writes(declaration: Declaration, settings: Mapping[str, Setting]) -> bool:
+    silent_if = declaration.attributes.get("silent_if", {})
+    return not any(settings[key] in values for key, values in silent_if.items())
+
+
+def _in_all(told: object, variant: str) -> bool:
+    return variant in told if isinstance(told, tuple) else bool(told)
+
+
+def _encoder(declaration: Declaration, where: dict[str, str]) -> PluggedEncoder:
+    given: dict[str, Any] = dict(declaration.arguments)
+    about = given.pop("source") or f"plug-in {where['source']}"
+    needs = tuple(given.pop("needs"))
+    for fact in ("version", "layers", "dim", "patch", "size", "prefix"):
+        _integer(given[fact], fact)
+    if given["patch"] < 1 or given["size"] % given["patch"]:
+        raise ValueError(f"size {given['size']} is no multiple of patch {given['patch']}")
+    given |= {"name": _name(given["name"]), "weights": tuple(given["weights"])}
+    return PluggedEncoder(
+        **given | where,
+        about=about,
+        needs=needs,
+        resizable="image_size" in declaration.settings,
+        missing=tuple(need for need in needs if not importable(need)),
+    )
+
+
 def _name(name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "all":
         raise ValueError(f"{name!r} is not a name: letters, digits, _ and - (and not 'all')")
     return name
 
 
-def _integer(version: object) -> int:
-    if not isinstance(version, int) or isinstance(version, bool):
-        raise TypeError(f"version must be an integer, got {version!r}")
-    return version
+def _integer(value: object, what: str = "version") -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what} must be an integer, got {value!r}")
+    return value

@@ -6,11 +6,29 @@ Ctrl-C in 130.
 
 import sys
 
-from fusionbench.commands import list_, pack, profile, report, run
+from fusionbench.commands import (
+    ablate,
+    check,
+    check_claims,
+    diff,
+    doctor,
+    list_,
+    new,
+    pack,
+    paper,
+    power,
+    probe_layers,
+    profile,
+    report,
+    run,
+)
 from fusionbench.commands.app import app
 from fusionbench.errors import UserError
 
-COMMANDS = (run, report, profile, list_, pack)
+COMMANDS = (
+    *(run, report, power, check_claims, diff, paper, ablate, probe_layers, profile),
+    *(list_, check, pack, new, doctor),
+)
 """In the order of `--help`: a module adds its command when it is imported."""
 
 

@@ -1,4 +1,4 @@
-"""Facts that stand as literals in the source of a method or task, read without running it.
+"""Facts that stand as literals in the source of a method, task or encoder, read without running it.
 
 A module is parsed, not imported, so that listing and planning need neither torch nor the data
 packages. What cannot be read this way is reported as a problem of that file.
@@ -6,25 +6,28 @@ packages. What cannot be read this way is reported as a problem of that file.
 
 import ast
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fusionbench import registry
 
-ROOTS = {"Fusion": "method", "InEncoderFusion": "method", "Task": "task"}
-"""The classes of `fusionbench.api` that make a class a method or a task."""
+ROOTS = {"Fusion": "method", "InEncoderFusion": "method", "Task": "task", "Encoder": "encoder"}
+"""The classes of `fusionbench.api` that make a class a method, a task or an encoder."""
+_KINDS: Mapping[str, registry.Kind] = {"method": "method", "task": "task", "encoder": "encoder"}
+_DECORATORS: Mapping[registry.Kind, Callable[..., Any]]
+_DECORATORS = {"method": registry.method, "task": registry.task, "encoder": registry.encoder}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """One `@method(...)` or `@task(...)` line and the class under it."""
+    """One `@method(...)`, `@task(...)` or `@encoder(...)` line and the class under it."""
 
-    kind: str
+    kind: registry.Kind
     cls: str
     root: str
-    """`Fusion`, `InEncoderFusion` or `Task`."""
+    """`Fusion`, `InEncoderFusion`, `Task` or `Encoder`."""
     arguments: Mapping[str, Any]
     """The decorator's arguments by name, defaults filled in."""
     settings: Mapping[str, registry.Setting]
@@ -95,8 +98,8 @@ class _Module:
                 return base
         parents = ", ".join(bases) or "nothing"
         raise Unreadable(
-            f"line {node.lineno}: class {node.name} descends from {parents}; a method or task "
-            "must descend from Fusion, InEncoderFusion or Task within its file"
+            f"line {node.lineno}: class {node.name} descends from {parents}; it must "
+            f"descend from {', '.join(ROOTS)} within its file"
         )
 
 
@@ -104,8 +107,8 @@ def _declarations(module: _Module, node: ast.ClassDef) -> Iterator[Declaration]:
     for decorator in node.decorator_list:
         if not isinstance(decorator, ast.Call):
             continue
-        kind = module.name(decorator.func)
-        if kind not in ("method", "task"):
+        kind = _KINDS.get(module.name(decorator.func))
+        if kind is None:
             continue
         arguments = _arguments(kind, decorator)
         root = module.root(node)
@@ -121,7 +124,7 @@ def _declarations(module: _Module, node: ast.ClassDef) -> Iterator[Declaration]:
         )
 
 
-def _arguments(kind: str, call: ast.Call) -> dict[str, Any]:
+def _arguments(kind: registry.Kind, call: ast.Call) -> dict[str, Any]:
     """Bind the literal arguments to the real decorator's signature."""
     values = [_literal(node, f"an argument of @{kind}") for node in call.args]
     named = {}
@@ -129,7 +132,7 @@ def _arguments(kind: str, call: ast.Call) -> dict[str, Any]:
         if keyword.arg is None:
             raise Unreadable(f"line {call.lineno}: @{kind} takes no **arguments, only literals")
         named[keyword.arg] = _literal(keyword.value, f"{keyword.arg} of @{kind}")
-    signature = inspect.signature(registry.method if kind == "method" else registry.task)
+    signature = inspect.signature(_DECORATORS[kind])
     try:
         bound = signature.bind(*values, **named)
     except TypeError as error:

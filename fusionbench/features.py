@@ -91,8 +91,11 @@ def read(key: FeatureKey, tap: Tap) -> Float[Tensor, "image token dim"]:
 def _hidden_states(
     encoder: Encoder, batch: UInt8[Tensor, "batch height width 3"], precision: str
 ) -> list[Float[Tensor, "batch token dim"]]:
+    """`hs[0..L]`, and behind them `hs[L]` after the final norm (`StackShape.normed`)."""
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return encoder.hidden_states(batch)
+        states = encoder.hidden_states(batch)
+        with torch.no_grad():
+            return [*states, encoder.norm(states[-1])]
 
 
 def _averaged(

@@ -79,7 +79,9 @@ def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> 
 def _examples(cell: Cell) -> int:
     """Examples that pass in training, tuning runs of one seed included."""
     budget = cell.spec.budget
-    tuning = len(budget.lrs) * budget.tuning_seeds if len(budget.lrs) > 1 else 0
+    layers = cell.encoder.layers if cell.chosen.card.tries else 0
+    tuning = len(budget.lrs) * budget.tuning_seeds * max(layers, 1)
+    tuning = tuning if len(budget.lrs) > 1 or layers else 0
     runs = 1 + (tuning if cell.spec.seed == 0 else 0)
     return runs * budget.steps * budget.batch
 

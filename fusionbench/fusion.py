@@ -5,6 +5,7 @@ Both kinds take the encoder's shape and keyword-only settings; the settings are 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from jaxtyping import Float
@@ -30,6 +31,8 @@ class Method(nn.Module, ABC):
     """Optimiser steps after which every parameter has moved."""
     summary_weight: float = 0.0
     """Weight of 1 - cos(projector(summary), answer embedding) in the loss."""
+    expected_failures: Mapping[str, str] = MappingProxyType({})
+    """Checks of `fusionbench.checks` that it is meant to fail, and why."""
     out_dim: int
 
     def __init__(self, shape: StackShape) -> None:
@@ -74,6 +77,8 @@ class InEncoderFusion(Method):
     """
 
     writes: bool = True
+    silent_if: Mapping[str, tuple[object, ...]] = {}
+    """Values of settings with which nothing is written; a literal, read without importing."""
     depth: int
     """The last block the method needs; later blocks are not run."""
 

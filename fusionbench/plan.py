@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from fusionbench.catalog import Catalog, TaskCard
+from fusionbench.encoder_cards import describe
 from fusionbench.encoders.card import EncoderCard
-from fusionbench.encoders.catalog import describe
 from fusionbench.errors import UserError
-from fusionbench.records import TUNING_SEED, CellSpec
+from fusionbench.records import TUNING_SEED, CellSpec, Setting
 from fusionbench.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study import Study
 from fusionbench.task_source import task_hash
@@ -55,15 +55,18 @@ def make_plan(study: Study, catalog: Catalog, finished: Container[str]) -> Plan:
     """Resolve names, hashes and settings; `finished` holds the ids of cells with a record."""
     methods = select_methods(catalog, study.methods, study.settings)
     tasks, unavailable = select_tasks(catalog, study.tasks)
-    cells = tuple(cell for task in tasks for cell in _task_cells(study, task, methods))
+    cells = tuple(cell for task in tasks for cell in _task_cells(study, task, methods, catalog))
     pending = tuple(cell for cell in cells if cell.spec.id not in finished)
     return Plan(study=study, cells=cells, pending=pending, unavailable=unavailable)
 
 
-def tuning_specs(spec: CellSpec) -> Mapping[float, tuple[CellSpec, ...]]:
-    """The runs that choose a cell's learning rate; shared by all seeds of a cell."""
+def tuning_specs(spec: CellSpec, *, always: bool = False) -> Mapping[float, tuple[CellSpec, ...]]:
+    """The runs that choose a cell's learning rate; shared by all seeds of a cell.
+
+    None where there is nothing to choose, unless `always`: a layer is chosen by the same runs.
+    """
     budget = spec.budget
-    if len(budget.lrs) == 1:
+    if len(budget.lrs) == 1 and not always:
         return {}
     return {
         lr: tuple(
@@ -79,11 +82,27 @@ def tuning_specs(spec: CellSpec) -> Mapping[float, tuple[CellSpec, ...]]:
     }
 
 
-def _task_cells(study: Study, task: TaskCard, methods: tuple[Chosen, ...]) -> Iterator[Cell]:
+def layer_cells(cell: Cell) -> Mapping[int, Cell]:
+    """The candidates of a cell whose method tries every layer, by layer; none for any other."""
+    tried = cell.chosen.card.tries
+    if not tried:
+        return {}
+    return {layer: _with(cell, {tried: layer}) for layer in range(1, cell.encoder.layers + 1)}
+
+
+def _with(cell: Cell, settings: Mapping[str, Setting]) -> Cell:
+    complete = {**cell.spec.settings, **settings}
+    chosen = replace(cell.chosen, settings=complete)
+    return replace(cell, spec=replace(cell.spec, settings=complete), chosen=chosen)
+
+
+def _task_cells(
+    study: Study, task: TaskCard, methods: tuple[Chosen, ...], catalog: Catalog
+) -> Iterator[Cell]:
     own = bool(task.encoder)
     # A task that brings its own encoder brings its own image size.
     budget = replace(study.budget, image_size=0) if own else study.budget
-    encoder = _encoder(task.encoder or study.encoder, budget.image_size)
+    encoder = _encoder(catalog, task.encoder or study.encoder, budget.image_size)
     data = task_hash(task)
     for chosen in methods:
         for seed in range(study.seeds):
@@ -103,9 +122,9 @@ def _task_cells(study: Study, task: TaskCard, methods: tuple[Chosen, ...]) -> It
             yield Cell(spec=spec, chosen=chosen, task=task, encoder=encoder)
 
 
-def _encoder(name: str, image_size: int) -> EncoderCard:
+def _encoder(catalog: Catalog, name: str, image_size: int) -> EncoderCard:
     try:
-        card = describe(name, image_size=image_size)
+        card = describe(catalog, name, image_size=image_size)
     except ValueError as error:
         raise UserError(str(error), "`fusionbench list encoders` shows what is here") from error
     if not card.available:

@@ -1,4 +1,4 @@
-"""The only module that imports methods and tasks, and it does so by name.
+"""The only module that imports methods, tasks and plugged-in encoders, and it does so by name.
 
 A plug-in file is loaded under a name made from its path, the same in every process, so that a
 worker which has loaded the card can unpickle the plug-in's objects.
@@ -10,53 +10,106 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusionbench.catalog import MethodCard, TaskCard
+from fusionbench.encoders.card import EncoderCard
 from fusionbench.errors import UserError
 from fusionbench.task import Task
 
 if TYPE_CHECKING:
+    from fusionbench.encoders.contract import Encoder
     from fusionbench.fusion import Method
 
 
 def load_method(card: MethodCard) -> "type[Method]":
     """The method's class. Raises UserError if its module cannot be imported or is no method."""
-    from fusionbench.fusion import Method
-
-    cls = _load(card)
-    if not issubclass(cls, Method):
-        raise UserError(f"{card.name}: {card.cls} in {card.file} is not a Fusion")
+    cls: type[Method] = _load(card)
+    require_kind("method", card.name, cls)
     return cls
 
 
 def load_task(card: TaskCard) -> Task:
     """The task, not yet loaded. Raises UserError if its module cannot be imported or is no task."""
-    cls = _load(card)
-    if not issubclass(cls, Task):
-        raise UserError(f"{card.name}: {card.cls} in {card.file} is not a Task")
+    cls: type[Task] = _load(card)
+    require_kind("task", card.name, cls)
     return cls()
 
 
-def _load(card: MethodCard | TaskCard) -> type:
+def require_kind(kind: str, name: str, cls: object) -> None:
+    """Raise UserError unless this is a class of the contract that `kind` means."""
+    wanted = _contract(kind)
+    if isinstance(cls, type) and issubclass(cls, wanted):
+        return
+    what = f"class {cls.__name__}" if isinstance(cls, type) else f"{cls!r}"
+    names = " or ".join(one.__name__ for one in wanted)
+    raise UserError(f"{kind} {name!r} is {what}, which is not a {names}")
+
+
+def _contract(kind: str) -> tuple[type, ...]:
+    # A task is loaded in processes that never load torch.
+    if kind == "task":
+        return (Task,)
+    if kind == "encoder":
+        from fusionbench.encoders.contract import Encoder
+
+        return (Encoder,)
+    from fusionbench.fusion import Fusion, InEncoderFusion
+
+    return (Fusion, InEncoderFusion)
+
+
+def load_encoder(card: EncoderCard, *, image_size: int = 0, device: str = "cpu") -> "Encoder":
+    """The frozen encoder of a card, of a plug-in or built in, fetched first if it has to be.
+
+    Raises UserError if a plug-in's module cannot be imported, is no encoder, or is not the one
+    that it declares; ValueError and OSError as `encoders.build` does.
+    """
+    from fusionbench.encoders.build import build
+
+    if not card.module:
+        return build(card.name, image_size=image_size, device=device)
+    cls = load_class(card.name, card.module, card.cls, card.origin)
+    require_kind("encoder", card.name, cls)
+    built: Encoder = cls(image_size=image_size) if image_size else cls()
+    declared = (card.layers, card.dim, tuple(card.grid), card.prefix, card.size)
+    shape = built.shape
+    found = (shape.layers, shape.dim, tuple(shape.grid), shape.prefix, built.size)
+    if found != declared:
+        raise UserError(
+            f"{card.name}: @encoder declares (layers, dim, grid, prefix, size) = {declared}, "
+            f"the encoder has {found}",
+            f"see {card.path}",
+        )
+    built.freeze()
+    return built.to(device=device)
+
+
+def _load(card: MethodCard | TaskCard) -> Any:
+    return load_class(card.name, card.module, card.cls, card.source)
+
+
+def load_class(name: str, module: str, cls: str, source: str) -> Any:
+    """A class of a module or file. Raises UserError if it cannot be imported or is not there."""
     try:
-        module = _module(card)
+        imported = import_from(module)
     # A plug-in may raise anything; what it raised goes into the record of its cells.
     except Exception as error:
         raise UserError(
-            f"{card.name}: {card.source} cannot be imported: {type(error).__name__}: {error}",
-            f"see {card.file}",
+            f"{name}: {source} cannot be imported: {type(error).__name__}: {error}",
+            "`fusionbench doctor` shows where",
         ) from error
-    cls = getattr(module, card.cls, None)
-    if not isinstance(cls, type):
-        raise UserError(f"{card.name}: {card.file} has no class {card.cls} after its import")
-    return cls
+    found = getattr(imported, cls, None)
+    if not isinstance(found, type):
+        raise UserError(f"{name}: {module} has no class {cls} after its import")
+    return found
 
 
-def _module(card: MethodCard | TaskCard) -> ModuleType:
-    if not card.module.endswith(".py"):
-        return importlib.import_module(card.module)
-    return _from_file(Path(card.module))
+def import_from(module: str) -> ModuleType:
+    """Import by dotted name or by the path of a file; raises whatever the module raises."""
+    if not module.endswith(".py"):
+        return importlib.import_module(module)
+    return _from_file(Path(module))
 
 
 def _from_file(file: Path) -> ModuleType:

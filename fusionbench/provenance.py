@@ -9,6 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fusionbench import __version__
+from fusionbench.cache import file_hash
+from fusionbench.cards import MethodCard, TaskCard
+from fusionbench.discovery import BUILT_IN
+from fusionbench.encoders.card import EncoderCard
 
 _PACKAGES = ("torch", "transformers", "timm", "numpy", "einops", "safetensors")
 
@@ -47,6 +51,14 @@ def hardware(device: str) -> Mapping[str, str]:
         described["cuda"] = str(torch.version.cuda)
         described["driver"] = _command("nvidia-smi", "--query-gpu=driver_version", "--format=csv")
     return described
+
+
+def plugin_files(method: MethodCard, task: TaskCard, encoder: EncoderCard) -> Mapping[str, str]:
+    """Name and hash of each plug-in's source file: a version that was not bumped shows here."""
+    sources = [(method.source, method.file), (task.source, task.file)]
+    sources.append((encoder.origin, encoder.path))
+    files = [Path(file) for source, file in sources if source != BUILT_IN]
+    return {file.name: file_hash(file)[:16] for file in files}
 
 
 def _cpu_name() -> str:

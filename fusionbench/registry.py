@@ -37,25 +37,45 @@ def _register(kind: Kind, family: str, facts: Mapping[str, Any]) -> Callable[[T]
     return note
 
 
-def method(
+def method(  # noqa: PLR0913  (each argument is a fact about the method)
     family: str,
     *,
     version: int,
     variants: Mapping[str, Mapping[str, Setting]] | None = None,
     control: str = "",
-    in_all: bool = True,
-    **facts: str | int,
+    in_all: bool | tuple[str, ...] = True,
+    reader: str = "",
+    question: str = "",
+    tries: str = "",
+    switches: Mapping[str, tuple[Setting, ...]] | None = None,
+    idle: tuple[tuple[Mapping[str, Setting], tuple[str, ...]], ...] = (),
+    details: Mapping[str, Mapping[str, str | int | bool]] | None = None,
+    **facts: str | int | bool,
 ) -> Callable[[T], T]:
     """Register a Fusion or InEncoderFusion.
 
     `variants` maps a suffix to the settings it changes: {"": {}, "no_query": {"query": False}}
     registers `family` and `family-no_query`; without it only `family`. `version` is bumped when
     results change. `control` names the matched control (same budget, no new information), or
-    says in a sentence why none exists. `in_all` False keeps it out of `--methods all`.
-    Further facts: paper, year, parity.
+    says in a sentence why none exists. `in_all`: whether `--methods all` means it; or which of the
+    variants it means. `reader` names the reader it runs with whatever the study's is; a method that
+    reaches into the reader's layers needs one. `question` "shuffled" is a control: the fusion sees
+    the question of another image. `tries` names a setting that nobody sets: it is
+    chosen on val among the layers 1..L, by the tuning seeds, together with the learning rate.
+
+    `switches` maps a setting to what `ablate` tries in its place, "off" first; `idle`
+    lists settings and the switches that can do nothing beside them, so that a combination that is
+    another one in disguise is no cell: (({"memory": "none"}, ("query",)),).
+
+    Further facts, for `list --long`: paper, year, parity; `parameters`, a formula of what is
+    trained beside LLaVA's projector (see `fusionbench.parameters`); `needs` and `identity`, where
+    the class attributes do not say it. `details` maps a variant's suffix to the facts it changes.
     """
-    facts = dict(facts, version=version, control=control, in_all=in_all)
-    return _register("method", family, facts | {"variants": dict(variants or {"": {}})})
+    named: dict[str, Any] = {"version": version, "control": control, "in_all": in_all}
+    named |= {"reader": reader, "question": question, "tries": tries}
+    named |= {"variants": dict(variants or {"": {}})}
+    axes = {"switches": dict(switches or {}), "idle": tuple(idle), "details": dict(details or {})}
+    return _register("method", family, facts | named | axes)
 
 
 def task(  # noqa: PLR0913  (each argument is a fact about the task)
@@ -78,6 +98,32 @@ def task(  # noqa: PLR0913  (each argument is a fact about the task)
     """
     facts = {"version": version, "family": family, "group": group, "needs": tuple(needs)}
     return _register("task", name, facts | {"get": get, "encoder": encoder, "in_suite": in_suite})
+
+
+def encoder(  # noqa: PLR0913  (each argument is a fact about the encoder)
+    name: str,
+    *,
+    version: int,
+    layers: int,
+    dim: int,
+    patch: int,
+    size: int,
+    prefix: int = 0,
+    weights: tuple[str, ...] = (),
+    source: str = "",
+    needs: tuple[str, ...] = (),
+    get: str = "",
+) -> Callable[[T], T]:
+    """Register an Encoder with `layers` blocks, `dim` wide, on images of `size` pixels.
+
+    `weights`: files beside the module, whose bytes are part of every cell's identity; without any,
+    `version` is all that tells one state of the encoder from another. `prefix`: leading tokens that
+    are no patches. `needs`, `get`: as for a task. A constructor with a keyword `image_size` takes
+    any multiple of `patch`, one without is built at `size` only.
+    """
+    facts: dict[str, Any] = {"version": version, "layers": layers, "dim": dim, "patch": patch}
+    facts |= {"size": size, "prefix": prefix, "weights": tuple(weights), "source": source}
+    return _register("encoder", name, facts | {"needs": tuple(needs), "get": get})
 
 
 def registered(kind: Kind, family: str) -> Registration:

@@ -4,13 +4,16 @@ Two records may share a cell of a table only if they differ in the seed alone. A
 method, other settings or other data give a row or column of their own, marked as such.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
+from functools import cached_property
+from math import isfinite
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from fusionbench.errors import UserError
+from fusionbench.marks import method_mark, task_mark, unique_names
 from fusionbench.records import Budget, CellRecord, canonical
 
 
@@ -41,6 +44,7 @@ class TaskFacts:
     name: str
     """Marked with its version or data where the results hold several."""
     group: str
+    family: str
     in_suite: bool
     metric: str
     chance: float
@@ -64,6 +68,11 @@ class ScoreTable:
     def suite(self) -> Bool[np.ndarray, " task"]:
         """Which tasks count in the aggregate."""
         return np.array([task.in_suite for task in self.tasks], dtype=np.bool_)
+
+    @cached_property
+    def leaky(self) -> frozenset[int]:
+        """Methods that see the answers in training; they enter no aggregate."""
+        return frozenset(m for (m, _, _), record in self.cells.items() if record.reads_answers)
 
     def pick(self, keep: Bool[np.ndarray, " task"]) -> "ScoreTable":
         """The table of some of the tasks."""
@@ -105,35 +114,54 @@ def _condition_key(record: CellRecord) -> str:
 
 
 def _table(records: list[CellRecord]) -> ScoreTable:
-    method_names = _names(records, _method_key, lambda r: r.label or r.spec.method, _method_mark)
-    task_names = _names(records, _task_key, lambda r: r.spec.task, _task_mark)
+    # Keys are JSON of all settings: made once for each record, there may be 100,000.
+    method_keys = [_method_key(record) for record in records]
+    task_keys = [_task_key(record) for record in records]
+    method_names = unique_names(records, method_keys, _label, method_mark)
+    task_names = unique_names(records, task_keys, lambda r: r.spec.task, task_mark)
     methods = sorted(method_names, key=lambda key: method_names[key])
     tasks = sorted(task_names, key=lambda key: task_names[key])
+    rows = {key: index for index, key in enumerate(methods)}
+    columns = {key: index for index, key in enumerate(tasks)}
+    of_task: dict[Hashable, list[CellRecord]] = {}
     seeds = sorted({record.spec.seed for record in records})
     values = np.full((len(methods), len(tasks), len(seeds)), np.nan)
     cells: dict[tuple[int, int, int], CellRecord] = {}
-    for record in records:
-        place = (
-            methods.index(_method_key(record)),
-            tasks.index(_task_key(record)),
-            seeds.index(record.spec.seed),
-        )
+    for record, method, task in zip(records, method_keys, task_keys, strict=True):
+        of_task.setdefault(task, []).append(record)
+        place = (rows[method], columns[task], seeds.index(record.spec.seed))
         if place in cells and cells[place].status == "done":
             continue
         cells[place] = record
         if record.status == "done" and record.score is not None:
-            values[place] = record.score
+            values[place] = _finite(record)
     spec = records[0].spec
     return ScoreTable(
         condition=Condition(
             track=spec.track, encoder=spec.encoder, weights=spec.weights, budget=spec.budget
         ),
         methods=tuple(method_names[key] for key in methods),
-        tasks=tuple(_facts(task_names[key], key, records) for key in tasks),
+        tasks=tuple(_facts(task_names[key], of_task[key]) for key in tasks),
         seeds=tuple(seeds),
         values=values,
         cells=cells,
     )
+
+
+def _finite(record: CellRecord) -> float:
+    """The score; UserError for NaN, which would pass for a cell that was not run."""
+    if record.score is None or not isfinite(record.score):
+        spec = record.spec
+        raise UserError(
+            f"cell {record.id} ({spec.method} on {spec.task}, seed {spec.seed}) is done, but its "
+            f"score is {record.score}",
+            "remove its file from cells/ and run the study again",
+        )
+    return record.score
+
+
+def _label(record: CellRecord) -> str:
+    return record.label or record.spec.method
 
 
 def _method_key(record: CellRecord) -> Hashable:
@@ -145,42 +173,12 @@ def _task_key(record: CellRecord) -> Hashable:
     return record.spec.task, record.spec.task_version, record.spec.data
 
 
-def _method_mark(record: CellRecord, version_tells: bool) -> str:
-    settings = sha256(canonical(dict(record.spec.settings)).encode()).hexdigest()[:6]
-    version = f"version {record.spec.method_version}"
-    return version if version_tells else f"{version}, settings {settings}"
-
-
-def _task_mark(record: CellRecord, version_tells: bool) -> str:
-    version = f"version {record.spec.task_version}"
-    return version if version_tells else f"{version}, data {record.spec.data[:6]}"
-
-
-def _names(
-    records: Sequence[CellRecord],
-    key: Callable[[CellRecord], Hashable],
-    name: Callable[[CellRecord], str],
-    mark: Callable[[CellRecord, bool], str],
-) -> dict[Hashable, str]:
-    """A unique name per key: the plain one, or with its version, or with what else differs."""
-    by_name: dict[str, dict[Hashable, CellRecord]] = {}
-    for record in records:
-        by_name.setdefault(name(record), {})[key(record)] = record
-    found: dict[Hashable, str] = {}
-    for plain, variants in by_name.items():
-        versions = {mark(record, True) for record in variants.values()}
-        for one, record in variants.items():
-            marked = f"{plain} ({mark(record, len(versions) == len(variants))})"
-            found[one] = plain if len(variants) == 1 else marked
-    return found
-
-
-def _facts(name: str, key: Hashable, records: list[CellRecord]) -> TaskFacts:
-    here = [record for record in records if _task_key(record) == key]
+def _facts(name: str, here: list[CellRecord]) -> TaskFacts:
     done = [record for record in here if record.status == "done"] or here
     return TaskFacts(
         name=name,
         group=max(record.group for record in here),
+        family=max(record.task_family for record in here),
         in_suite=all(record.in_suite for record in done),
         metric=done[0].metric,
         chance=done[0].chance,

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from fusionbench.catalog import Catalog, MethodCard, TaskCard
+from fusionbench.choices import one_of
 from fusionbench.errors import UserError, unknown
+from fusionbench.records import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry import Setting
 from fusionbench.settings import checked, label, split_inline
 
@@ -92,12 +94,19 @@ def _matches(kind: str, pattern: str, known: Iterable[str], everything: list[str
 def _choose(
     card: MethodCard, settings: Mapping[str, Mapping[str, object]], inline: Mapping[str, str]
 ) -> Chosen:
-    family = checked(card.family, card.settings, settings.get(card.family, {}))
+    defaults = {**card.settings, READER: card.reader, QUESTION: card.question}
+    family = checked(card.family, defaults, settings.get(card.family, {}))
     if card.name != card.family:
         family = {key: value for key, value in family.items() if key not in card.changes}
-    own = checked(card.name, card.settings, settings.get(card.name, {}))
-    complete = {**card.settings, **family, **own, **checked(card.name, card.settings, inline)}
-    return Chosen(label=label(card.name, card.settings, complete), card=card, settings=complete)
+    own = checked(card.name, defaults, settings.get(card.name, {}))
+    complete = {**defaults, **family, **own, **checked(card.name, defaults, inline)}
+    name = label(card.name, defaults, complete)
+    for key, allowed in ((READER, READERS), (QUESTION, QUESTIONS)):
+        if complete[key]:
+            one_of(f"{card.name}.{key}", str(complete[key]), allowed)
+        else:
+            del complete[key]
+    return Chosen(label=name, card=card, settings=complete)
 
 
 def _refuse_unused(

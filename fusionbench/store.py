@@ -111,7 +111,7 @@ class Store:
     def records(self) -> Iterator[CellRecord]:
         """Done and skipped cells, in the order of their ids."""
         for path in self.finished().values():
-            yield read_record(path)
+            yield CellRecord.from_checked(path.read_text(encoding="utf-8"))
 
     def failures(self) -> Iterator[CellRecord]:
         """The last failure of each cell that has no record."""

@@ -8,8 +8,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from fusionbench.contrasts import check_margins, read_contrasts
 from fusionbench.errors import UserError, did_you_mean, unknown
-from fusionbench.records import Budget
+from fusionbench.records import READERS, Budget
 from fusionbench.settings import inline, split_assignment, split_names
 from fusionbench.study import PRESETS, Study
 
@@ -21,7 +22,7 @@ _CHOICES = {
     "precision": ("fp32", "bf16"),
     "feature_dtype": ("float32", "float16"),
     "optimiser": ("adamw",),
-    "reader": ("attentive",),
+    "reader": READERS,
 }
 _POSITIVE = {
     "seeds",
@@ -57,6 +58,8 @@ def load_study(path: str | Path) -> Study:
     if not isinstance(budget, Mapping):
         raise UserError(f"{path}: budget must hold keys, got {budget!r}", "for example steps: 60")
     study = _changed(start, {"name": Path(path).stem} | values, f"{path}: ")
+    read_contrasts(study.contrasts, study.baseline)
+    check_margins(study.margins)
     return replace(study, budget=_changed(study.budget, budget, f"{path}: budget."))
 
 

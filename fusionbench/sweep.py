@@ -51,7 +51,7 @@ def run_study(
 
     Raises UserError for what a person can mend; Ctrl-C leaves a resumable state.
     """
-    _fetch(study.encoder)
+    bring_encoder(study, catalog)
     with Store.create(options.out) as store:
         plan = make_plan(study, catalog, store.finished())
         result = SweepResult(finished=plan.finished, unavailable=plan.unavailable)
@@ -60,9 +60,12 @@ def run_study(
     return result
 
 
-def _fetch(encoder: str) -> None:
+def bring_encoder(study: Study, catalog: Catalog) -> None:
+    """Fetch the study's encoder unless it is here or a plug-in's. Raises UserError if it fails."""
+    if study.encoder in catalog.encoders:
+        return
     try:
-        fetch(encoder)
+        fetch(study.encoder)
     except (ValueError, OSError) as error:
         hint = "`fusionbench list encoders` shows what is here"
         raise UserError(str(error), hint) from error

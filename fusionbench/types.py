@@ -16,6 +16,17 @@ class Unsupported(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReaderShape:
+    """The layers of a reader, as far as a method that reaches into them must know them."""
+
+    layers: int
+    width: int
+    heads: int
+    mlp: int
+    """Width inside the MLP of a layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackShape:
     """What a method may know before it sees data.
 
@@ -31,6 +42,19 @@ class StackShape:
     """Leading tokens that are not patches: CLS, registers."""
     query_dim: int = 0
     """Width of the question's vector; 0: no query available."""
+    reader: ReaderShape | None = None
+    """None: the reader has no layers, so that nothing can be injected into it."""
+
+    @property
+    def normed(self) -> int:
+        """Index of one more tap: `hs[layers]` behind the encoder's final norm."""
+        return self.layers + 1
+
+    def reader_layers(self) -> ReaderShape:
+        """The reader's layers; Unsupported if it has none."""
+        if self.reader is None:
+            raise Unsupported("reaches into the reader's layers, and this reader has none")
+        return self.reader
 
     @property
     def tokens(self) -> int:
@@ -69,20 +93,32 @@ class StackShape:
 class Injection:
     """Values added to the reader's hidden states at the image positions.
 
-    `layer` counts the reader's layers from 0; `before` adds to the layer's input.
+    `layer` counts the reader's layers from 0; `before` adds to the layer's input. Values are as
+    wide as the reader, or `through_projector` as wide as the fusion's tokens: then the reader's
+    own projector makes them.
     """
 
     layer: int
     when: Literal["before", "after"]
     values: Float[Tensor, "batch token dim"]
+    through_projector: bool = False
+
+
+ReaderLayer = Callable[..., Float[Tensor, "batch position width"]]
+"""A layer of a reader: hidden states, and by name the attention mask and what else the reader
+hands to its layers. Its parts are named as in Llama: `input_layernorm`, `self_attn`,
+`post_attention_layernorm`, `mlp`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderPatch:
-    """Replaces one layer of the reader: `wrap` takes the layer and gives the new one."""
+    """Runs in place of one layer of the reader.
+
+    `wrap` takes the layer, for its parts, and gives what runs instead.
+    """
 
     layer: int
-    wrap: Callable[[nn.Module], nn.Module]
+    wrap: Callable[[nn.Module], ReaderLayer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +126,18 @@ class Fused:
     """What a fusion method gives: tokens for the reader, and what else it has to say."""
 
     tokens: Float[Tensor, "batch token dim"]
+    after_projector: Callable[[Tensor], Tensor] | None = None
+    """What is done to the projected tokens; free of parameters."""
     injections: tuple[Injection, ...] = ()
+    patches: tuple[ReaderPatch, ...] = ()
     summary: Float[Tensor, "batch dim"] | None = None
     """Compared with the answer's embedding by the harness, times `summary_weight`."""
     losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     """Extra loss terms, already weighted."""
     trace: Mapping[str, Tensor] = field(default_factory=dict)
     """For the plots: layer weights, gate openings, memory norms; first axis the layer."""
+
+    @property
+    def reaches_inside(self) -> bool:
+        """Whether the reader must have layers."""
+        return bool(self.injections or self.patches)

@@ -1,4 +1,4 @@
-"""Mema's two modules; their parameters bear the official names."""
+"""Mema's two modules, with parameters under their official names, its start and its blocks."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fusionbench.api import StackShape, Unsupported, one_of
 
 
 class State(NamedTuple):
@@ -20,21 +22,16 @@ class State(NamedTuple):
 class DynamicSharingUnit(nn.Module):
     """The memory update; not `carried`, it sees no memory. Officially, each bias exists twice.
 
-    Without the `forget` gate the memory only grows, without the `write` gate every candidate is
-    added in full.
+    `gates`: "forget+input", one of them, or "none". Without the forget gate the memory only grows,
+    without the input gate every candidate is added in full.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        dim: int,
-        *,
-        reduction: int,
-        asked: int,
-        carried: bool,
-        forget: bool = True,
-        write: bool = True,
+    def __init__(
+        self, dim: int, *, reduction: int, asked: int, carried: bool, gates: str = "forget+input"
     ) -> None:
         super().__init__()
+        one_of("gates", gates, ("forget+input", "forget", "input", "none"))
+        forget, write = "forget" in gates, "input" in gates
         hidden = max(dim // reduction, 1)
         self.carried = carried
         self.W1 = nn.Linear(dim * (1 + carried) + asked, hidden)
@@ -89,3 +86,40 @@ class SpatialGate(nn.Module):
         cosine = F.cosine_similarity(feedback.detach(), tokens.detach(), dim=-1)
         looks = [opening.detach()[..., 0], feedback.detach().norm(dim=-1), cosine]
         return tokens + feedback, torch.stack(looks, dim=-1).mean(dim=1)
+
+
+def initialise(fusion: nn.Module, init: str) -> None:
+    """The values that training starts from, by the name of the start."""
+    for name, parameter in fusion.named_parameters():
+        if init == "effective" and parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
+        elif init == "effective":
+            nn.init.zeros_(parameter)
+        elif name == "dsu.bf":
+            nn.init.ones_(parameter)
+        elif name in ("spatial_gate.alpha_proj.bias", "spatial_gate.alpha"):
+            nn.init.constant_(parameter, -2.2)
+        elif name.startswith("spatial_gate") and not (init == "repaired" and "delta.0" in name):
+            nn.init.zeros_(parameter)
+
+
+def gated_blocks(shape: StackShape, every: int, where: str) -> tuple[int, ...]:
+    """The blocks after which the memory is written back; block L counts only where it is run."""
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    middle = (shape.layers - 1) // 2
+    halves = {"all": (1, shape.layers), "shallow": (1, middle), "deep": (middle + 1, shape.layers)}
+    first, last = halves[one_of("where", where, tuple(halves))]
+    found = tuple(block for block in range(first, last + 1) if block % every == 0)
+    if not any(block < shape.layers for block in found):
+        raise Unsupported(f"no block of {shape.layers - 1} is written with every={every}, {where}")
+    return found
+
+
+def looks_of(summary: str, shape: StackShape) -> tuple[str, ...]:
+    """What a layer is summarised by; without CLS in the encoder the others remain."""
+    looks = [one_of("summary", look, ("mean", "max", "cls")) for look in summary.split("+")]
+    found = tuple(look for look in looks if look != "cls" or shape.prefix)
+    if not found:
+        raise Unsupported("the summary reads CLS alone, and this encoder has none")
+    return found

@@ -19,14 +19,19 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "alf",
     version=1,
-    in_all=False,
     control="wide_projector",
     paper="arXiv:2601.09322",
     year=2026,
     parity="deviates: without BatchNorm and classifier, which the reader replaces",
+    parameters="8*D*D + 8*D",
+    switches={"heads": (1, 4, 16)},
 )
 class ALF(Fusion):
     """`heads` is reduced to its largest common divisor with the width."""
+
+    expected_failures = {
+        "influence": "norm_k.bias, which is official, shifts all scores alike: the softmax is blind"
+    }
 
     def __init__(self, shape: StackShape, *, heads: int = 8) -> None:
         super().__init__(shape)

@@ -29,18 +29,20 @@ class Orthogonal(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Rotate every token."""
-        lower = self.skew.tril(-1)
-        return F.linear(tokens, self.start @ torch.matrix_exp(lower - lower.mT))
+        lower = self.skew.float().tril(-1)
+        # The exponential is a long series, which bfloat16 turns into NaN.
+        turned = self.start.float() @ torch.matrix_exp(lower - lower.mT)
+        return F.linear(tokens, turned.to(tokens.dtype))
 
 
 @method(
     "come_vl",
     version=1,
-    in_all=False,
     control="uniform_mean",
     paper="arXiv:2604.03231",
     year=2026,
-    parity="deviates: one encoder instead of two; no recorded case",
+    parity="deviates: one encoder instead of two; not compared",
+    parameters="2*D*D + 2*D + L",
 )
 class CoMEVL(Fusion):
     """All blocks' outputs, mixed between two rotations."""

@@ -20,27 +20,28 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
 @method(
     "vip_llava",
     version=1,
-    in_all=False,
     variants={"": {"layers": "23,20,17,14,6", "norm": True}},
     control="repeat",
     paper="arXiv:2312.00784",
     year=2024,
-    parity="no recorded case",
+    parity="not compared: no recorded case",
+    parameters="4*D*H + 10*D",
+    switches={"norm": (False,)},
 )
 @method(
     "hf_list",
     version=1,
-    in_all=False,
     variants={"": {"layers": "4,8,16,27", "blocks": 27}},
     control="repeat",
     paper="Granite Vision, arXiv:2502.09927",
     year=2025,
-    parity="no recorded case",
+    parity="not compared: no recorded case",
+    parameters="3*D*H",
 )
 @method(
     "lsf_external_direct",
     version=1,
-    in_all=False,
+    in_all=("3_18_23",),
     variants={
         "18": {"layers": "18,23"},
         "3_18_23": {"layers": "3,18,23"},
@@ -52,16 +53,23 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
     paper="arXiv:2503.06063",
     year=2025,
     parity="exact",
+    parameters="D*H",
+    details={"3_18_23": {"parameters": "2*D*H"}, "all": {"parameters": "2*D*H"}},
+    switches={
+        "layers": ("23", "18,23", "3,18,23", "1..12,23", "13..24,23", "1..12,13..24,23"),
+        "norm": (True,),
+    },
 )
 @method(
     "mllama",
     version=1,
-    in_all=False,
     variants={"": {"layers": "32,3,7,15,23,30", "blocks": 32, "interleaved": True}},
     control="repeat",
     paper="arXiv:2407.21783",
     year=2024,
     parity="deviates: hs[L] stands for the output of the global encoder",
+    parameters="5*D*H",
+    switches={"interleaved": (False,)},
 )
 class Concat(Fusion):
     """`layers` of an encoder with `blocks` blocks ("a..b" is averaged), in this order.

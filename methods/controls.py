@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusionbench.api import Fused, Fusion, StackShape, method, stream
 
 
-@method("repeat", version=1, control="none: it is a control itself")
+@method("repeat", version=1, control="none: it is a control itself", parameters="(times - 1)*D*H")
 class Repeat(Fusion):
     """`hs[index]`, `times` times side by side."""
 
@@ -35,7 +35,7 @@ class Repeat(Fusion):
         return Fused(tokens=repeat(self.patches(hidden[0]), "b n d -> b n (k d)", k=self.times))
 
 
-@method("uniform_mean", version=1, control="none: it is a control itself")
+@method("uniform_mean", version=1, control="none: it is a control itself", parameters="0")
 class UniformMean(Fusion):
     """The mean of `hs[1..L]`."""
 
@@ -52,7 +52,7 @@ class UniformMean(Fusion):
         return Fused(tokens=self.patches(hidden[0]))
 
 
-@method("random_layers", version=1, in_all=False, control="repeat")
+@method("random_layers", version=1, control="repeat", parameters="(count - 1)*D*H")
 class RandomLayers(Fusion):
     """`count` different layers of `hs[1..L]` by lot number `draw`, side by side."""
 
@@ -73,7 +73,13 @@ class RandomLayers(Fusion):
         return Fused(tokens=rearrange(patches, "tap b n d -> b n (tap d)"))
 
 
-@method("wide_projector", version=1, in_all=False, control="none: it is a control itself")
+@method(
+    "wide_projector",
+    version=1,
+    control="none: it is a control itself",
+    parameters="5*D*D + 5*D//2 + 3*D",
+    identity=True,
+)
 class WideProjector(Fusion):
     """x + MLP(LN(x)) on `hs[index]`, with about `size` D^2 parameters; 5 is MMFuser's at CLIP-L.
 

@@ -4,12 +4,11 @@ Yao et al., NeurIPS 2024, arXiv:2405.13800. The final feature X stands first in 
     STI  tokens   [X ; pool_8(hs[7]) ; pool_8(hs[15])]
     SCI  channels [X ; hs[7] ; hs[15]]
     DCI  channels [X ; mean(hs[0..11]) ; mean(hs[12..23])]
-    efficient     DCI, shrunk bilinearly to half the height and width
+    efficient     DCI, shrunk bilinearly behind the projector to half the height and width
 The paper's "8,16,24" count the embedding as 1, so they are hs[7], hs[15], hs[23]; hs[0] is in the
 first group, and hs[24] is nowhere. For CLIP X = hs[23] also lies in the second group; for SigLIP
 (27 blocks, the last one deleted) the groups are hs[0..12] and hs[13..25], and X = hs[26] in none.
-The efficient form shrinks behind the projector in the paper, for which no code was released; here
-it shrinks in front of it, since the projector belongs to the reader.
+No code was released for the efficient form.
 """
 
 import torch
@@ -34,20 +33,21 @@ _POOL = 8
         "sti": {"form": "sti"},
         "sci": {"form": "sci"},
         "dci": {"form": "dci"},
-        "efficient": {"form": "efficient"},
     },
     control="repeat",
     paper="arXiv:2405.13800",
     year=2024,
-    parity="exact; efficient deviates: it shrinks before the projector",
+    parity="exact",
+    parameters="2*D*H",
+    details={"sti": {"parameters": "0"}},
+    switches={"form": ("sci", "sti", "dci")},
 )
 class DenseConnector(Fusion):
-    """`form`: one of the four; `convention`: whose layer numbers, "clip" or "siglip"."""
+    """`form`: one of the first three; `convention`: whose layer numbers, "clip" or "siglip"."""
 
     def __init__(self, shape: StackShape, *, form: str = "dci", convention: str = "clip") -> None:
         super().__init__(shape)
-        self.form = one_of("form", form, ("sti", "sci", "dci", "efficient"))
-        self.needs_grid = form == "efficient"
+        self.form = one_of("form", form, ("sti", "sci", "dci"))
         blocks = _BLOCKS[one_of("convention", convention, tuple(_BLOCKS))]
         layers = (_SPARSE if form in ("sti", "sci") else _DENSE)[convention]
         self.taps = paper_taps(shape, layers, blocks=blocks)
@@ -65,12 +65,37 @@ class DenseConnector(Fusion):
         patches = hidden[:, :, self.shape.prefix :]
         if self.form == "sti":
             return Fused(tokens=_append_pooled(patches))
-        joined = rearrange(patches, "tap b n d -> b n (tap d)")
-        return Fused(tokens=self._halved(joined) if self.form == "efficient" else joined)
+        return Fused(tokens=rearrange(patches, "tap b n d -> b n (tap d)"))
 
-    def _halved(
-        self, tokens: Float[Tensor, "batch patch dim"]
-    ) -> Float[Tensor, "batch quarter dim"]:
+
+@method(
+    "dense_connector-efficient",
+    version=2,
+    variants={"": {"form": "dci"}},
+    control="repeat",
+    paper="arXiv:2405.13800",
+    year=2024,
+    parity="no official code",
+    parameters="2*D*H",
+)
+class EfficientDenseConnector(DenseConnector):
+    """A form, and behind the projector a quarter of its tokens."""
+
+    needs_grid = True
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tap batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> Fused:
+        """Join as before; what is left to do is for the projected tokens."""
+        joined = super().forward(hidden, query).tokens
+        return Fused(tokens=joined, after_projector=self.halved)
+
+    def halved(
+        self, tokens: Float[Tensor, "batch patch width"]
+    ) -> Float[Tensor, "batch quarter width"]:
+        """Half the height and width, bilinearly."""
         height, width = self.shape.grid
         images = rearrange(tokens, "b (y x) d -> b d y x", y=height)
         size = (max(height // 2, 1), max(width // 2, 1))
@@ -84,3 +109,16 @@ def _append_pooled(
     whole = patches.shape[2] // _POOL * _POOL
     pooled = reduce(patches[1:, :, :whole], "tap b (n k) d -> b (tap n) d", "mean", k=_POOL)
     return torch.cat([patches[0], pooled], dim=1)
+
+
+def joined_frames(
+    frames: Float[Tensor, "frame token width"], *, pooled: bool
+) -> Float[Tensor, "token width"]:
+    """A video's projected frames one after the other, each halved by maxima over pairs of tokens.
+
+    For released checkpoints: no task here has videos.
+    """
+    if pooled:
+        whole = frames.shape[1] // 2 * 2
+        frames = reduce(frames[:, :whole], "t (n k) d -> t n d", "max", k=2)
+    return rearrange(frames, "t n d -> (t n) d")

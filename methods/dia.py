@@ -16,11 +16,12 @@ from fusionbench.methods._units import RecurrentUnit, UnitState
 @method(
     "dia_lstm",
     version=1,
-    in_all=False,
     control="none: the scaling exists only inside the encoder",
     paper="arXiv:1905.10671",
     year=2020,
-    parity="exact cell; our port to a transformer",
+    parity="deviates: the exact cell, ported to a transformer",
+    parameters="2*(5*D*D//reduction + D//reduction + 4*D)",
+    switches={"reduction": (1, 2, 8, 16)},
 )
 class DIALSTM(InEncoderFusion):
     """`reduction`: of the cell's bottlenecks."""

@@ -10,6 +10,8 @@ nothing; ours is the negative entropy of w itself. `frozen_average` is their pre
 every w is 1 / groups.
 """
 
+import math
+
 import torch
 from einops import einsum, reduce
 from jaxtyping import Float
@@ -60,23 +62,27 @@ class Aggregator(nn.Module):
 @method(
     "igva",
     version=1,
-    in_all=False,
     control="frozen_average",
     paper="arXiv:2501.08443",
     year=2026,
-    parity="exact; the balance loss is repaired",
+    parity="exact, with the balance loss repaired",
+    parameters="Q*D + D*D + 2*D + rounds*(6*D*D + 10*D) + 4*(D + 1) + D*H",
+    query_width=768,
+    switches={"average": (True,), "rounds": (1, 2), "heads": (1, 2, 8), "balance": (0.0,)},
 )
 @method(
     "frozen_average",
     version=1,
-    in_all=False,
     variants={"": {"average": True}},
+    parameters="D*H",
+    needs="",
     control="none: it is a control itself, of methods whose weights follow the input",
 )
 class IGVA(Fusion):
     """`groups`: layers of each group, of an encoder with `blocks` blocks; `base`: stands beside.
 
-    `width` 0: the encoder's; `rounds` of the question's transformer; `average`: equal weights.
+    `width` 0: the encoder's; `heads` as far as they divide it; `rounds` of the question's
+    transformer; `average`: equal weights.
 
     An encoder without CLS shows the mean of its patches.
     """
@@ -106,8 +112,9 @@ class IGVA(Fusion):
             return
         if not shape.query_dim:
             raise ValueError("igva needs a question's vector, but query_dim is 0; set average=True")
+        width = width or shape.dim
         self.vision_aggregator = Aggregator(
-            shape, groups=self.groups, width=width or shape.dim, heads=heads, rounds=rounds
+            shape, groups=self.groups, width=width, heads=math.gcd(heads, width), rounds=rounds
         )
 
     def forward(

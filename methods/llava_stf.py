@@ -17,11 +17,12 @@ _SIDE = 2
 @method(
     "llava_stf",
     version=1,
-    in_all=False,
     control="wide_projector",
     paper="arXiv:2506.07138",
     year=2025,
-    parity="deviates: the common projector instead of one of width 16D; no recorded case",
+    parity="deviates: the common projector instead of one of width 16D; not compared",
+    parameters="36*D*D + 5*D + 3*D*H",
+    published=151012352,
 )
 class LlavaSTF(Fusion):
     """`layers`: the ones that are squeezed, in this order."""

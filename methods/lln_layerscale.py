@@ -16,12 +16,15 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "lln_layerscale",
     version=1,
-    in_all=False,
+    in_all=("shared",),
     variants={"shared": {"shared": True}, "per_layer": {"shared": False}},
     control="wide_projector",
     paper="COMM, arXiv:2310.08825",
     year=2023,
     parity="no official code",
+    parameters="D*D + 3*D + L",
+    details={"per_layer": {"parameters": "L*(D*D + 3*D + 1)"}},
+    switches={"shared": (True, False)},
 )
 class LLNLayerscale(Fusion):
     """`shared`: one LN and Linear for all layers, or one each."""

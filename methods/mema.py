@@ -15,9 +15,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusionbench.api import Fused, InEncoderFusion, StackShape, Unsupported, method, one_of
-from fusionbench.methods._mema import DynamicSharingUnit, SpatialGate, State
+from fusionbench.methods._mema import (
+    DynamicSharingUnit,
+    SpatialGate,
+    State,
+    gated_blocks,
+    initialise,
+    looks_of,
+)
 
-_LOOKS = ("mean", "max", "cls")
 _TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
 
 
@@ -35,9 +41,43 @@ _TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
         "readout": {"feedback": "after"},
     },
     control="mema-readout",
+    switches={
+        "memory": ("none", "rebuilt"),
+        "feedback": ("after", "none"),
+        "query": (False,),
+        "gates": ("none", "forget", "input"),
+        "summary": ("mean", "max", "cls", "mean+max", "mean+cls", "max+cls"),
+        "reduction": (1, 2, 8),
+        "init": ("as_written", "repaired"),
+        "every": (2, 3),
+        "where": ("shallow", "deep"),
+        "opening": ("scalar",),
+        "alignment": (0.05, 0.1, 0.15, 0.3),
+    },
+    idle=(
+        # The question enters by the memory; the feedback shows it; "after" is a single write.
+        ({"memory": "none"}, ("query", "gates", "summary", "reduction", "alignment")),
+        ({"feedback": "after"}, ("every", "where")),
+        ({"feedback": "none"}, ("opening", "every", "where")),
+        ({"feedback": "none", "alignment": 0.0}, ("memory", "query", "gates")),
+        ({"feedback": "none", "alignment": 0.0}, ("summary", "reduction", "init")),
+    ),
     paper="arXiv:2603.00655",
     year=2026,
     parity="exact",
+    parameters="Q*D + 5*D*D + 6*D*D//reduction + D//reduction + 11*D + 1",
+    details={
+        "no_memory": {"parameters": "2*D*D + 3*D + 1", "needs": "encoder gradients"},
+        "stateless": {"parameters": "Q*D + 5*D*D + 4*D*D//reduction + D//reduction + 9*D + 1"},
+        "no_feedback": {"parameters": "0", "needs": "", "identity": True},
+        "no_query": {
+            "parameters": "5*D*D + 5*D*D//reduction + D//reduction + 10*D + 1",
+            "needs": "encoder gradients",
+        },
+        "as_written": {"identity": True},
+        "repaired": {"parity": "deviates: a start of ours that is alive", "identity": True},
+        "readout": {"parity": "deviates: its matched control, of ours", "needs": "query"},
+    },
 )
 class Mema(InEncoderFusion):
     """`memory`: "carried", "rebuilt" (nothing carried over), "none" (c = 0, so no query either).
@@ -50,12 +90,12 @@ class Mema(InEncoderFusion):
     identity, but alive. `reduction`: r. `alignment`: weight of 1 - cos(projector(c_L), answer).
 
     Parts to switch off: `gates` "forget+input", one of them, or "none"; `summary`, any of mean, max
-    and cls joined by "+" (without CLS in the encoder the others remain); `opening` of the feedback
-    by "token" or one learned "scalar"; it is written after every `every`-th block, in the "all",
-    "shallow" or "deep" half (`where`) of blocks 1..L-1.
+    and cls joined by "+"; `opening` of the feedback by "token" or one learned "scalar", written
+    after every `every`-th block, in the "all", "shallow" or "deep" half (`where`) of 1..L-1.
     """
 
     needs_query = True
+    silent_if = {"feedback": ("after", "none")}
 
     def __init__(  # noqa: PLR0913
         self,
@@ -80,20 +120,23 @@ class Mema(InEncoderFusion):
         self.writes = one_of("feedback", feedback, ("each_block", "after", "none")) == "each_block"
         # Block L could reach nothing but the final memory.
         self.depth = shape.layers if alignment else shape.layers - 1
-        self.gated = _gated(shape, every, where) if self.writes else (shape.layers - 1,)
+        self.gated = gated_blocks(shape, every, where) if self.writes else (shape.layers - 1,)
         self.summary_weight = alignment
         self.identity_at_init = feedback == "none" or init != "effective"
         self.live_after_steps = 2 if init == "repaired" else 1
         self.remembers = memory != "none" and (feedback != "none" or alignment > 0)
         self.needs_query = self.remembers and query
         token_wise = one_of("opening", opening, ("token", "scalar")) == "token"
-        gate = SpatialGate(shape.dim, token_wise=token_wise) if feedback != "none" else None
-        self.spatial_gate = gate
+        gated = feedback != "none"
+        self.spatial_gate = SpatialGate(shape.dim, token_wise=token_wise) if gated else None
         if self.remembers:
             self._build_memory(memory == "carried", reduction, gates, summary)
         elif alignment:
             raise ValueError("alignment compares the memory with the answer, but memory is 'none'")
-        self._initialise(one_of("init", init, ("effective", "as_written", "repaired")))
+        if init == "as_written":
+            why = "as written: behind two layers that are zero no gradient ever comes"
+            self.expected_failures = {"live": why}
+        initialise(self, one_of("init", init, ("effective", "as_written", "repaired")))
 
     def _build_memory(self, carried: bool, reduction: int, gates: str, summary: str) -> None:
         dim, asked = self.shape.dim, self.shape.dim if self.needs_query else 0
@@ -101,33 +144,11 @@ class Mema(InEncoderFusion):
             raise ValueError("mema needs a question's vector, but query_dim is 0; set query=False")
         if asked:
             self.text_global_proj = nn.Linear(self.shape.query_dim, dim)
-        looks = [one_of("summary", look, _LOOKS) for look in summary.split("+")]
-        self.looks = tuple(look for look in looks if look != "cls" or self.shape.prefix)
-        if not self.looks:
-            raise Unsupported("the summary reads CLS alone, and this encoder has none")
+        self.looks = looks_of(summary, self.shape)
         self.y_proj = nn.Linear(len(self.looks) * dim, dim)
-        one_of("gates", gates, ("forget+input", "forget", "input", "none"))
         self.dsu = DynamicSharingUnit(
-            dim,
-            reduction=reduction,
-            asked=asked,
-            carried=carried,
-            forget="forget" in gates,
-            write="input" in gates,
+            dim, reduction=reduction, asked=asked, carried=carried, gates=gates
         )
-
-    def _initialise(self, init: str) -> None:
-        for name, parameter in self.named_parameters():
-            if init == "effective" and parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
-            elif init == "effective":
-                nn.init.zeros_(parameter)
-            elif name == "dsu.bf":
-                nn.init.ones_(parameter)
-            elif name in ("spatial_gate.alpha_proj.bias", "spatial_gate.alpha"):
-                nn.init.constant_(parameter, -2.2)
-            elif name.startswith("spatial_gate") and not (init == "repaired" and "delta.0" in name):
-                nn.init.zeros_(parameter)
 
     def start(
         self, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch query_dim"]
@@ -167,16 +188,3 @@ class Mema(InEncoderFusion):
             summary=state.memory if self.summary_weight else None,
             trace=dict(zip(_TRACE, rows.unbind(dim=1), strict=True)),
         )
-
-
-def _gated(shape: StackShape, every: int, where: str) -> tuple[int, ...]:
-    """The blocks after which the memory is written back; block L counts only where it is run."""
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
-    middle = (shape.layers - 1) // 2
-    halves = {"all": (1, shape.layers), "shallow": (1, middle), "deep": (middle + 1, shape.layers)}
-    first, last = halves[one_of("where", where, tuple(halves))]
-    found = tuple(block for block in range(first, last + 1) if block % every == 0)
-    if not any(block < shape.layers for block in found):
-        raise Unsupported(f"no block of {shape.layers - 1} is written with every={every}, {where}")
-    return found

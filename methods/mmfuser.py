@@ -99,17 +99,19 @@ def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:
 @method(
     "mmfuser",
     version=1,
-    in_all=False,
     variants={"": {"layers": "3,8,13,18"}},
     control="wide_projector",
     paper="arXiv:2410.11829",
     year=2024,
     parity="exact",
+    parameters="4*D*D + 12*D + 3*heads*points*(D + 1)*(4 + 1)",
+    identity=True,
+    switches={"layers": ("23", "3,18", "1..12", "13..24"), "points": (1, 2, 8)},
 )
 @method(
     "lsf_external_modular",
     version=1,
-    in_all=False,
+    in_all=("3_18_23",),
     variants={
         "18": {"layers": "18"},
         "3_18_23": {"layers": "3,18"},
@@ -121,6 +123,14 @@ def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:
     paper="arXiv:2503.06063",
     year=2025,
     parity="exact",
+    parameters="4*D*D + 12*D + 3*heads*points*(D + 1)*(12 + 1)",
+    identity=True,
+    details={
+        "18": {"parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(1 + 1)"},
+        "3_18_23": {"parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(2 + 1)"},
+        "all": {"parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(24 + 1)"},
+    },
+    switches={"points": (1, 2, 8)},
 )
 class MMFuser(Fusion):
     """`layers`: keys and values, each a level, of an encoder with `blocks` blocks.

@@ -24,11 +24,19 @@ _TINY = 1e-8
 @method(
     "mol",
     version=1,
-    in_all=False,
+    in_all=("patch",),
     variants={"layer": {"form": "layer"}, "patch": {"form": "patch"}, "hybrid": {"form": "hybrid"}},
     control="frozen_average",
     year=2026,
     parity="no official code",
+    parameters="width*(Q + D) + 1",
+    details={"hybrid": {"parameters": "width*(Q + D) + 1 + Q + 2"}},
+    switches={
+        "form": ("layer", "patch", "hybrid"),
+        "balance": (0.0,),
+        "top": (1, 2, 8),
+        "width": (16, 256),
+    },
 )
 class MoL(Fusion):
     """`form`: "layer", "patch" or "hybrid"; `width`: d of the router; `balance`: its loss."""

@@ -71,12 +71,17 @@ class Base(nn.Module):
 @method(
     "mrla",
     version=1,
-    in_all=False,
+    in_all=("light",),
     variants={"light": {"form": "light"}, "base": {"form": "base"}},
     control="none: the layers are joined only inside the encoder",
     paper="arXiv:2302.03985",
     year=2023,
     parity="deviates: a zero gate, so that a pretrained encoder survives",
+    details={
+        "light": {"parameters": "(L - 1)*(14*D + 11)", "published": 344304},
+        "base": {"parameters": "(L - 1)*(11*D + 11) - 5*((L + 2)//4)", "published": 270576},
+    },
+    switches={"form": ("light", "base"), "head": (1, 64)},
 )
 class MRLA(InEncoderFusion):
     """`form`: "light" or "base"; `head`: channels of a head, as far as they divide the width."""

@@ -29,6 +29,12 @@ from fusionbench.api import Fused, Fusion, StackShape, method, one_of
     paper="ELMo, arXiv:1802.05365",
     year=2018,
     parity="no official code for vision encoders",
+    parameters="L + 1",
+    details={
+        "one_hot": {"parameters": "L", "identity": True},
+        "per_channel": {"parameters": "L*D"},
+    },
+    switches={"weights": ("one_hot", "per_channel"), "norm": (True,)},
 )
 class ScalarMix(Fusion):
     """`weights`: "softmax" (one each, and gamma), "one_hot" (free), "per_channel"."""

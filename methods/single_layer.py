@@ -1,5 +1,8 @@
 """One hidden state and nothing else: the baselines, and every layer on its own.
 
+`best_single` tries every layer and takes the best one on val, task by task, as the learning rate is
+chosen; a fusion that does not beat it has found no more than a layer.
+
 LLaVA-1.5 (Liu et al., CVPR 2024) reads the penultimate layer, `hs[L-1]`, without CLS and without
 any norm.
 """
@@ -15,6 +18,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     version=1,
     variants={"": {"index": -1}},
     control="none: it is a baseline itself",
+    parameters="0",
 )
 @method(
     "penultimate",
@@ -24,12 +28,33 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     paper="LLaVA-1.5, arXiv:2310.03744",
     year=2023,
     parity="exact",
+    parameters="0",
+    identity=True,
+)
+@method(
+    "penultimate-decoder",
+    version=1,
+    variants={"": {"index": -2}},
+    control="none: it is a baseline itself, of methods that run with the decoder",
+    reader="decoder",
+    parameters="0",
+    identity=True,
+)
+@method(
+    "best_single",
+    version=1,
+    control="none: it is a baseline itself",
+    tries="index",
+    parameters="0",
+    identity=True,
 )
 @method(
     "layer",
     version=1,
     control="none: it is a baseline itself",
     in_all=False,
+    parameters="0",
+    identity=True,
 )
 class SingleLayer(Fusion):
     """The patches of `hs[index]`; a negative index counts from the end, -1 is `hs[L]`."""
@@ -38,6 +63,28 @@ class SingleLayer(Fusion):
         super().__init__(shape)
         self.taps = ((shape.layer(index),),)
         self.identity_at_init = self.taps == ((shape.layer(-2),),)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tap batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> Fused:
+        """Drop the prefix of the one tap."""
+        return Fused(tokens=self.patches(hidden[0]))
+
+
+@method(
+    "last_norm",
+    version=1,
+    control="none: it is a baseline itself",
+    parameters="0",
+)
+class NormedLast(Fusion):
+    """The patches of `hs[L]` behind the encoder's final norm, as its own head would see them."""
+
+    def __init__(self, shape: StackShape) -> None:
+        super().__init__(shape)
+        self.taps = ((shape.normed,),)
 
     def forward(
         self,

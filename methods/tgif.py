@@ -28,11 +28,19 @@ class LayerSelector(nn.Module):
 @method(
     "tgif",
     version=1,
-    in_all=False,
     control="frozen_average",
     paper="arXiv:2601.03100",
     year=2026,
     parity="exact",
+    parameters="Q*width + width + width*L + L + 2*D",
+    switches={"alpha": (0.02,), "width": (64, 128, 256)},
+)
+@method(
+    "tgif-shuffled_query",
+    version=1,
+    control="none: it is a control itself, of what the question contributes",
+    question="shuffled",
+    parameters="Q*width + width + width*L + L + 2*D",
 )
 class TGIF(Fusion):
     """`width`: of the selector; `alpha`: weight of its loss."""
@@ -76,8 +84,10 @@ class TGIF(Fusion):
     paper="arXiv:2601.03100",
     year=2026,
     parity="exact, with the leak of the published training code",
+    parameters="Q*width + width + width*L + L + 2*D",
 )
 class LeakyTGIF(TGIF):
     """TGIF as published: in training the text includes the answer, at test it cannot."""
 
     reads_answers = True
+    expected_failures = {"answer_leak": "as published: in training the text includes the answer"}

@@ -28,16 +28,20 @@ from fusionbench.api import (
 @method(
     "token_packer",
     version=1,
-    in_all=False,
     control="wide_projector",
     paper="arXiv:2407.02392",
     year=2025,
-    parity="no recorded case",
+    parity="not compared: no recorded case",
+    parameters="15*D*D + 14*D",
+    switches={"layers": ("23", "12,16", "16,23"), "heads": (1, 4)},
 )
 class TokenPacker(Fusion):
     """`layers`: keys and values; `scale`: side of a region; `heads` as far as they divide."""
 
     needs_grid = True
+    expected_failures = {
+        "influence": "ln_k_1.bias, which is official, shifts all scores alike: the softmax is blind"
+    }
 
     def __init__(
         self, shape: StackShape, *, layers: str = "12,16,22,23", scale: int = 2, heads: int = 8

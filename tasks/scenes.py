@@ -5,6 +5,8 @@ relations, existence and orientation.
 and meaning come apart on purpose: `group` says which of the two a skill needs more.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from fusionbench.api import Split, Task, TaskData, stream, task
@@ -20,23 +22,32 @@ class _Scenes(Task):
 
     def load(self) -> TaskData:
         """One image for each example; each has its own stream, so pools may grow."""
-        answers = PAINTERS[self.skill].answers
-        images: list[np.ndarray] = []
-        splits = {}
-        for split, count in _SIZES.items():
-            wanted = _even_answers(self.skill, split, count, len(answers))
-            scenes = [
-                PAINTERS[self.skill].paint(stream("scene", self.skill, split, index), int(answer))
-                for index, answer in enumerate(wanted)
-            ]
-            splits[split] = Split(
-                items=tuple(f"{self.skill}/{split}/{index:05d}" for index in range(count)),
-                images=np.arange(count) + len(images),
-                questions=tuple(question for _, question in scenes),
-                answers=wanted,
-            )
-            images += [image for image, _ in scenes]
-        return TaskData(images=np.stack(images), answers=answers, **splits)
+        return _drawn(self.skill, _SIZES, series="scene")
+
+
+def extra_examples(name: str, sizes: Mapping[str, int]) -> TaskData:
+    """As many examples of a task as wanted, none of which it or pretraining uses: for probes."""
+    return _drawn(name, sizes, series="scene probe")
+
+
+def _drawn(skill: str, sizes: Mapping[str, int], *, series: str) -> TaskData:
+    painter = PAINTERS[skill]
+    images: list[np.ndarray] = []
+    splits = {}
+    for split, count in sizes.items():
+        wanted = _even_answers(f"{series} answers", skill, split, count)
+        scenes = [
+            painter.paint(stream(series, skill, split, index), int(answer))
+            for index, answer in enumerate(wanted)
+        ]
+        splits[split] = Split(
+            items=tuple(f"{skill}/{split}/{index:05d}" for index in range(count)),
+            images=np.arange(count) + len(images),
+            questions=tuple(question for _, question in scenes),
+            answers=wanted,
+        )
+        images += [image for image, _ in scenes]
+    return TaskData(images=np.stack(images), answers=painter.answers, **splits)
 
 
 def extra_images(count: int, *, seed: int) -> np.ndarray:
@@ -50,10 +61,11 @@ def extra_images(count: int, *, seed: int) -> np.ndarray:
     return np.stack(images)
 
 
-def _even_answers(skill: str, split: str, count: int, answers: int) -> np.ndarray:
+def _even_answers(series: str, skill: str, split: str, count: int) -> np.ndarray:
     """Each answer once in every run of as many examples: any prefix is balanced."""
+    answers = len(PAINTERS[skill].answers)
     blocks = -(-count // answers)
-    draws = stream("scene answers", skill, split).integers(0, 2**62, (blocks, answers))
+    draws = stream(series, skill, split).integers(0, 2**62, (blocks, answers))
     return np.argsort(draws, axis=1, kind="stable").reshape(-1)[:count]
 
 

@@ -3,7 +3,7 @@
 from parity_cases import Case, as_inputs, gradients, outputs, project, tapped, trainable
 from torch import Tensor
 
-from fusionbench.methods.dense_connector import DenseConnector
+from fusionbench.methods.dense_connector import DenseConnector, joined_frames
 from fusionbench.types import StackShape
 
 
@@ -25,3 +25,16 @@ def replay_connector(case: Case) -> dict[str, Tensor]:
     base = states[fusion.taps[0][0], :, shape.prefix :]
     found = outputs(final_feature=base, fused=tokens, projected=projected, loss=loss)
     return found | gradients(loss, projector | as_inputs(case.inputs))
+
+
+def replay_video(case: Case) -> dict[str, Tensor]:
+    given, projector = case.inputs, trainable(case.weights, "mm_projector")
+    projected = project(given["frames"], projector)
+    pooled = joined_frames(projected, pooled=True)
+    loss = (pooled**2).mean()
+    found = outputs(
+        video_tokens=joined_frames(projected, pooled=False)[None],
+        video_tokens_pooled=pooled[None],
+        loss=loss,
+    )
+    return found | gradients(loss, projector | as_inputs(given))

@@ -74,11 +74,12 @@ class RecordedClip(Encoder):
             query_dim=query_dim,
         )
         self.size, self.patch, self.heads = config["image"], config["patch"], config["heads"]
-        clip = case.facts["facts"]["clip_config"]
-        self.activation = ACTIVATIONS[clip["hidden_act"]]
-        self.eps = clip["layer_norm_eps"]
-        start = "vision_tower.vision_model."
-        self.named = {k[len(start) :]: v for k, v in case.weights.items() if k.startswith(start)}
+        # Where the case says nothing, CLIP's own.
+        clip = case.facts["facts"].get("clip_config", {})
+        self.activation = ACTIVATIONS[clip.get("hidden_act", "quick_gelu")]
+        self.eps = clip.get("layer_norm_eps", 1e-5)
+        parts = ((k.partition("vision_tower.vision_model.")[2], v) for k, v in case.weights.items())
+        self.named = {name: value for name, value in parts if name}
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.named[f"{name}.weight"], self.named[f"{name}.bias"])

@@ -4,8 +4,16 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from parity_cases import Case, Replay
-from parity_dense_connector import replay_connector
+from parity_dense_connector import replay_connector, replay_video
+from parity_end_to_end import replay_mema, replay_tgif_in_language_model
 from parity_guided import replay_igva, replay_tgif
+from parity_internal import (
+    replay_cross_layer,
+    replay_internal,
+    replay_qwen,
+    replay_sampling,
+    replay_stack,
+)
 from parity_layers import (
     replay_deformable,
     replay_deformable_start,
@@ -20,6 +28,14 @@ from parity_recurrent import replay_unit as replay_recurrent_unit
 T = TypeVar("T")
 
 REPLAYS: dict[tuple[str, str], Replay] = {
+    ("mema", "LlavaLlamaForCausalLM"): replay_mema,
+    ("tgif", "LlavaLlamaForCausalLM"): replay_tgif_in_language_model,
+    ("dense_connector", "LlavaMetaForCausalLM.temporal_aggregation"): replay_video,
+    ("layer_select_fuse", "I_"): replay_internal,
+    ("layer_select_fuse", "LlamaDecoderLayer"): replay_cross_layer,
+    ("deepstack", "process_plain_deepstack"): replay_sampling,
+    ("deepstack", "CustomLlamaModel"): replay_stack,
+    ("qwen3vl_deepstack", ""): replay_qwen,
     ("mema", "DynamicSharingUnit"): replay_unit,
     ("mema", "SpatialGate"): replay_gate,
     ("mema", "CLIPVisionTower.forward"): replay_loop,
@@ -36,18 +52,6 @@ REPLAYS: dict[tuple[str, str], Replay] = {
     ("mmfuser", "MSDeformAttn"): replay_deformable,
 }
 """By method and by how the official symbol starts."""
-
-PENDING = {
-    ("mema", "LlavaLlamaForCausalLM"): "needs a language model as the reader",
-    ("dense_connector", "LlavaMetaForCausalLM.temporal_aggregation"): "video, not images",
-    ("layer_select_fuse", "I_"): "needs a language model as the reader",
-    ("layer_select_fuse", "LlamaDecoderLayer"): "needs a language model as the reader",
-    ("deepstack", "process_plain_deepstack"): "samples high-resolution crops, not layers",
-    ("deepstack", ""): "needs a language model as the reader",
-    ("qwen3vl_deepstack", ""): "needs a language model as the reader",
-    ("tgif", "LlavaLlamaForCausalLM"): "needs a language model as the reader",
-}
-"""Kinds without a replay, and why."""
 
 
 def find(table: Mapping[tuple[str, str], T], case: Case) -> T | None:

@@ -24,10 +24,16 @@ FORBIDDEN = {
     "records": ("",),
     "task": ("harness", "encoders", "store", "report", "cli"),
     "stats": ("cli", "report", "store", "records", "harness", "encoders", "types", "fusion"),
-    "encoders": ("harness", "report", "store", "stats", "cli", "sweep", "launchers"),
+    "encoders": ("harness", "report", "store", "cli", "sweep", "launchers"),
     "harness": ("report", "stats", "store", "cli", "sweep", "launchers", "catalog", "plugins"),
+    "checks": ("report", "stats", "store", "cli", "sweep", "launchers"),
     "readers": ("harness", "report", "stats", "store", "cli", "sweep", "launchers"),
     "report": ("harness", "encoders", "fusion", "types", "cli", "sweep", "launchers", "features"),
+    "paired": ("harness", "encoders", "cli", "commands", "report"),
+    "claims": ("harness", "encoders", "cli", "commands"),
+    "power": ("harness", "encoders", "cli", "commands"),
+    "diff": ("harness", "encoders", "cli", "commands"),
+    "probes": ("harness", "encoders", "cli", "commands", "report"),
     "store": ("harness", "encoders", "fusion", "types", "cli", "report", "stats"),
     "scores": ("harness", "encoders", "fusion", "types", "cli", "report"),
     "sweep": ("report", "cli", "harness"),
@@ -120,7 +126,23 @@ def test_functions_and_files_stay_readable():
 
 @pytest.mark.parametrize(
     "module",
-    ["records", "store", "scores", "stats", "report", "plan", "sweep", "catalog", "cli"],
+    [
+        "records",
+        "store",
+        "scores",
+        "stats",
+        "report",
+        "plan",
+        "sweep",
+        "catalog",
+        "cli",
+        "probes",
+        "claims.text",
+        "power.text",
+        "diff.text",
+        "report.paper.pages",
+        "report.reported",
+    ],
 )
 def test_planning_and_analysis_are_free_of_torch(module):
     code = f"import sys, fusionbench.{module}; sys.exit('torch' in sys.modules)"

@@ -11,8 +11,11 @@ from plugin_files import BROKEN, GOOD
 import fusionbench
 from fusionbench.catalog import read_catalog
 from fusionbench.errors import UserError
+from fusionbench.harness.stepping import needs_encoder
 from fusionbench.plugins import load_method, load_task
+from fusionbench.readers.decoder import decoder_shape
 from fusionbench.registry import registered
+from fusionbench.types import StackShape
 
 CATALOG = read_catalog()
 ROOT = Path(fusionbench.__file__).parent.parent
@@ -32,13 +35,25 @@ def test_the_card_of_a_method_says_what_its_import_registers(name):
     found = registered("method", card.family)
     assert found.cls is cls
     assert (card.version, card.control) == (found.facts["version"], found.facts["control"])
-    assert card.in_all == found.facts["in_all"]
+    told = found.facts["in_all"]
+    assert card.in_all == (card.variant in told if isinstance(told, tuple) else told)
+    assert (card.reader, card.tries) == (found.facts["reader"], found.facts["tries"])
+    assert card.question == found.facts["question"]
     assert found.facts["variants"][card.variant] == card.changes
     assert card.needs_query == cls.needs_query
     defaults = cls.__init__.__kwdefaults__ or {}
-    assert card.settings == defaults | card.changes
-    assert card.in_encoder == any(base.__name__ == "InEncoderFusion" for base in cls.__mro__)
-    assert set(card.facts) == set(found.facts) - {"version", "control", "in_all", "variants"}
+    settings = defaults | card.changes
+    settings.pop(card.tries, None)
+    assert card.settings == settings
+    shape = StackShape(
+        layers=8, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=decoder_shape(16, 4)
+    )
+    assert card.in_encoder == needs_encoder(cls(shape, **settings))
+    assert card.switches == found.facts["switches"] and card.idle == found.facts["idle"]
+    axes = {"version", "control", "in_all", "variants", "switches", "idle", "details"}
+    axes |= {"reader", "question", "tries"}
+    told = set(found.facts) | set(found.facts["details"].get(card.variant, ()))
+    assert set(card.facts) == (told - axes) | {"needs", "identity"}
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG.tasks))
@@ -70,7 +85,8 @@ def test_a_plugin_file_is_read_with_inherited_settings_variants_and_stacked_name
     wide = catalog.methods["blend-wide"]
     assert wide.settings == {"width": 16, "kind": "soft", "layers": (1, 2)}
     assert (wide.version, wide.changes, wide.control) == (3, {"width": 16}, "last")
-    assert wide.facts == {"paper": "x", "year": 2024}
+    expected = {"paper": "x", "year": 2024, "needs": "query", "identity": False}
+    assert wide.facts == expected
     assert wide.needs_query and not wide.in_encoder
     assert wide.source == str(plugin)
     assert not catalog.methods["blend_twin"].in_all

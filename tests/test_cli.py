@@ -57,7 +57,9 @@ def plugin(tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["run", "--help"], ["list", "methods"], ["list", "tasks"], ["list", "encoders"],
-     ["list", "methods", "--json"], ["run", "--dry-run", "--tasks", "planted_layer"]],
+     ["list", "methods", "--json"], ["list", "methods", "--long"], ["ablate", "--help"],
+     ["doctor", "--help"], ["new-method", "--help"],
+     ["run", "--dry-run", "--tasks", "planted_layer"]],
 )  # fmt: skip
 def test_looking_and_planning_import_nothing_heavy(arguments, tmp_path):
     code = (

@@ -54,6 +54,9 @@ PUBLISHED = {
     "mema": 11_021_569,
     "dia_lstm": 2_630_144,
     "token_packer": 15_742_976,
+    "lsf_internal_direct": 62_939_136,
+    "lsf_internal_modular": 670_064_646,
+    "qwen3vl_deepstack": 15_750_144,
 }
 # Forward GFLOP per image over encoder and projector; Mema's and DIA's are for
 # 24 blocks, of which 23 are needed.
@@ -65,6 +68,8 @@ PUBLISHED_GFLOP = {
     "lln_layerscale-per_layer": 29.0,
     "mema": 58 * 23 / 24,
     "dia_lstm": 0.13 * 23 / 24,
+    "lsf_internal_direct": 72.5,
+    "qwen3vl_deepstack": 18.1,
 }
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,11 @@ SMALLEST = ["--preset", "smoke"]
 # A value that stands for much work, and one of the same kind that stands for little.
 SMALL_VALUE = {"--methods": "penultimate", "--tasks": "planted_layer"}
 BIG = ("all", "*")
+# The same for `check`: one method instead of all of them.
+ONE_METHOD = "penultimate"
 SMALL_STUDY = ["--preset", "smoke", "--methods", "penultimate", "--tasks", "planted_layer"]
 DROPPED = ("--preset", "--seeds", "--device")
+SWITCH = {"mema": "query", "token_gate": "gated"}
 
 
 def commands() -> list[tuple[str, str]]:
@@ -40,6 +44,8 @@ def commands() -> list[tuple[str, str]]:
 
 def smallest(arguments: list[str]) -> list[str]:
     """The same command, but with one seed, two steps, and no grid of everything."""
+    if arguments[0] == "check":
+        return [ONE_METHOD if word in BIG else word for word in arguments]
     kept, i = [], 0
     while i < len(arguments):
         word, value = arguments[i], arguments[i + 1] if i + 1 < len(arguments) else ""
@@ -51,6 +57,9 @@ def smallest(arguments: list[str]) -> list[str]:
             continue
         i += 2
     is_file = any(word.endswith(".yaml") for word in arguments)
+    if arguments[0] == "ablate":
+        few = [] if {"--only", "--factorial"} & set(kept) else ["--only", SWITCH.get(kept[1], "")]
+        return [*kept, *SMALLEST, *few, "--seeds", "1", "--tasks", "planted_layer"]
     return kept if arguments[0] != "run" or is_file else [*kept, *SMALLEST]
 
 
@@ -65,6 +74,8 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("docs")
     run(["run", *SMALL_STUDY, "--out", "results/local"], place, {})
     (place / "my_mix.py").write_text(example_method())
+    if (ROOT / "results" / "quick").exists():
+        shutil.copytree(ROOT / "results" / "quick", place / "results" / "quick")
     for name in ("README.md", "methods", "tasks", "docs", "tests"):
         if (ROOT / name).exists():
             (place / name).symlink_to(ROOT / name)
@@ -109,3 +120,10 @@ def test_the_example_study_in_the_text_is_the_one_on_disk():
     page = (ROOT / "docs" / "studies.md").read_text()
     block = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
     assert block == (ROOT / "docs" / "example-study.yaml").read_text()
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
+def test_the_example_claims_in_the_text_are_those_on_disk():
+    page = (ROOT / "docs" / "reporting.md").read_text()
+    block = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
+    assert block == (ROOT / "docs" / "example-claims.yaml").read_text()

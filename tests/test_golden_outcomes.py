@@ -13,10 +13,12 @@ from toy_cells import train_cell
 
 from fusionbench.catalog import read_catalog
 from fusionbench.plugins import load_method
+from fusionbench.selection import select_methods
 from fusionbench.types import Unsupported
 
 GOLDEN = Path(__file__).parent / "golden_outcomes.json"
-METHODS = {n: c for n, c in read_catalog().methods.items() if c.source == "built-in"}
+CATALOG = read_catalog()
+METHODS = {n: c for n, c in CATALOG.methods.items() if c.source == "built-in"}
 # Losses agree to this between processors and versions of torch; a wrong layer differs by 100x.
 TOLERANCE = 2e-3
 
@@ -26,9 +28,9 @@ def stored() -> dict[str, dict[str, object]]:
 
 
 def losses(name: str) -> list[float] | None:
-    card = METHODS[name]
+    (chosen,) = select_methods(CATALOG, [name])
     try:
-        record, _ = train_cell(load_method(card), steps=5, **card.settings)
+        record, _ = train_cell(load_method(chosen.card), steps=5, **chosen.settings)
     except Unsupported:
         return None
     return list(record.loss)

@@ -5,11 +5,13 @@ import torch
 from registered_methods import build, names, registrations
 
 from fusionbench.layers import paper_taps
+from fusionbench.methods._inside import first_of_each_layer, targets
 from fusionbench.methods.controls import RandomLayers
-from fusionbench.types import StackShape
+from fusionbench.types import ReaderShape, StackShape
 
-CLIP_L = StackShape(layers=24, dim=1024, grid=(24, 24), prefix=1, query_dim=4096)
 LLM = 4096
+VICUNA = ReaderShape(layers=32, width=LLM, heads=32, mlp=11008)
+CLIP_L = StackShape(layers=24, dim=1024, grid=(24, 24), prefix=1, query_dim=4096, reader=VICUNA)
 
 
 def singles(*layers):
@@ -43,6 +45,12 @@ TAPS = {
     "llava_stf": singles(23, 21, 18, 15, 12, 9, 6, 3),
     "token_packer": singles(12, 16, 22, 23),
     "uniform_mean": (span(1, 24),),
+    "last_norm": singles(25),
+    "lsf_internal_direct": singles(23, 3, 18),
+    "lsf_internal_modular": singles(23, 3, 18),
+    "cli_amp": singles(23, 3, 18),
+    "lsf_internal_direct-repeat": singles(23),
+    "dense_connector-efficient": ((23,), span(0, 11), span(12, 23)),
 }
 
 
@@ -122,6 +130,15 @@ PARAMETERS = {
     "repeat": 8_388_608,
     "random_layers": 8_388_608,
     "uniform_mean": 0,
+    "last_norm": 0,
+    "dense_connector-efficient": 8_388_608,
+    "lsf_internal_direct": 62_939_136,
+    "lsf_internal_direct-repeat": 62_939_136,
+    "lsf_internal_modular": 670_064_646,
+    "qwen3vl_deepstack": 15_750_144,
+    "cli_amp": 3 * 8 * (1024 + LLM),
+    "deepstack": 0,
+    "tgif-shuffled_query": 2_112_024,
 }
 
 
@@ -150,6 +167,39 @@ def test_a_quarter_of_the_tokens_or_some_more_of_them_are_given_where_the_papers
         method = build(name, shape)
         hidden = torch.zeros(len(method.taps), 2, shape.tokens, shape.dim)
         assert method(hidden, torch.zeros(2, 6)).tokens.shape[1] == count
+
+
+def test_layer_select_fuses_layers_enter_the_readers_layers_of_the_published_rule():
+    def places(strategy, layers):
+        return [(k, m) for _, k, m in targets(strategy, layers)]
+
+    assert places("3_18_23", 24) == [(3, 2), (18, 17), (23, 22)]
+    assert places("3_18_23", 32) == [(3, 3), (18, 23), (23, 29)]
+    assert places("former", 32) == [(k, k - 1) for k in span(1, 12)]
+    assert places("latter", 32) == [(k, k + 7) for k in span(13, 24)]
+    assert places("all", 24) == [(k, k - 1) for k in span(1, 24)]
+    # A shallow reader: three states meet in two layers, and only some of the halves find room.
+    assert places("3_18_23", 4) == [(3, 0), (18, 2), (23, 2)]
+    assert first_of_each_layer(targets("3_18_23", 4)) == ((0, 3, 0), (1, 18, 2))
+    assert places("former", 3) == [(1, 0), (2, 1), (3, 2)]
+    assert places("latter", 3) == [(22, 0), (23, 1), (24, 2)]
+
+
+def test_qwens_layers_are_counted_on_an_encoder_of_27_blocks():
+    shape = StackShape(layers=27, dim=8, grid=(4, 4), reader=VICUNA)
+    assert build("qwen3vl_deepstack-as_published", shape).taps == singles(27, 9, 17, 25)
+    assert build("qwen3vl_deepstack", shape).taps == singles(26, 9, 17, 25)
+
+
+def test_the_efficient_connector_shrinks_behind_the_projector():
+    shape = StackShape(layers=24, dim=8, grid=(4, 6), prefix=1)
+    method = build("dense_connector-efficient", shape)
+    fused = method(torch.randn(3, 2, shape.tokens, 8), torch.zeros(2, 0))
+    assert fused.tokens.shape == (2, 24, 24)
+    projected = torch.randn(2, 24, 5)
+    means = projected.unflatten(1, (2, 2, 3, 2)).mean(dim=(2, 4)).flatten(1, 2)
+    # Halving bilinearly, without aligned corners, is the mean of each 2 x 2 window.
+    torch.testing.assert_close(fused.after_projector(projected), means)
 
 
 def test_every_control_that_a_method_names_exists():

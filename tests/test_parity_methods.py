@@ -2,14 +2,11 @@
 
 import pytest
 from parity_cases import cases, mismatches
-from parity_replays import PENDING, REPLAYS, find
+from parity_replays import REPLAYS, find
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.id)
 def test_a_recorded_case_of_an_official_implementation_comes_out_equal(case):
-    reason = find(PENDING, case)
-    if reason is not None:
-        pytest.skip(f"{case.symbol}: {reason}")
     replay = find(REPLAYS, case)
     assert replay is not None, f"no replay knows {case.symbol} of {case.facts['method']}"
     assert mismatches(case, replay(case)) == []

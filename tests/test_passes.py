@@ -18,7 +18,7 @@ from fusionbench.sweep import _jobs
 
 STUDY = replace(
     SMOKE,
-    methods=("scalar_mix", "breaks", "refuses"),
+    methods=("scalar_mix", "breaks", "refuses", "best_single"),
     tasks=("planted_layer",),
     seeds=3,
     budget=replace(SMOKE.budget, seeds_per_pass=2, lrs=(1e-3, 3e-3), tuning_seeds=2),

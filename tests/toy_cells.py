@@ -11,7 +11,7 @@ from fusionbench.features import FeatureKey, encode
 from fusionbench.fusion import Method, Tap
 from fusionbench.harness.cell import Tuned, run_cell
 from fusionbench.harness.materials import Materials
-from fusionbench.harness.model import seeded_fusion
+from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
 from fusionbench.records import Budget, CellRecord, CellSpec
 from fusionbench.task import Split, Task, TaskData
@@ -89,7 +89,8 @@ def spec(method: str = "toy", seed: int = 0, **settings: bool | int | float | st
 def train_cell(
     method: type[Method], seed: int = 0, steps: int = 12, **settings: bool | int | float | str
 ) -> tuple[CellRecord, np.ndarray]:
-    fusion = seeded_fusion(method, settings, SHAPE, stream=("bright_half", seed))
+    shape = shape_of(SHAPE, settings, BUDGET)
+    fusion = seeded_fusion(method, settings, shape, stream=("bright_half", seed))
     shared = materials(list(taps_of(fusion)), replace(BUDGET, steps=steps))
     tuned = Tuned(lr=1e-2, scores={})
     return run_cell(spec("toy", seed, **settings), method, shared, tuned=tuned, eval_batch=16)

@@ -44,15 +44,15 @@ class ToyEncoder(Encoder):
         return self.blocks[index - 1](tokens)
 
     def norm(self, tokens: Tensor) -> Tensor:
-        return tokens
+        return F.layer_norm(tokens, tokens.shape[-1:])
 
     @torch.no_grad()
     def states_from(self, tokens: Tensor) -> list[Tensor]:
-        """hs[0..L]."""
+        """hs[0..L], and hs[L] after the final norm."""
         states = [tokens]
         for index in range(1, self.shape.layers + 1):
             states.append(self.block(index, states[-1]))
-        return states
+        return [*states, self.norm(states[-1])]
 
 
 def draw(shape: StackShape = SHAPE, *, batch: int = 3, seed: int = 1) -> tuple[Tensor, Tensor]:

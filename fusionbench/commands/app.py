@@ -16,7 +16,11 @@ app = typer.Typer(
 )
 
 Plugins = Annotated[
-    list[str], typer.Option("--plugin", help="A Python file or folder with methods or tasks.")
+    list[str],
+    typer.Option("--plugin", help="A Python file or folder with methods, tasks or encoders."),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict-plugins", help="A plug-in that cannot be used is an error.")
 ]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a setting.")

@@ -1,13 +1,13 @@
 """`fusionbench list`: methods, tasks and encoders."""
 
 import sys
-from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
-from fusionbench.commands.app import Plugins, app
+from fusionbench.catalog import Catalog
+from fusionbench.commands.app import Plugins, Strict, app
 from fusionbench.commands.shared import read
 
 
@@ -22,22 +22,29 @@ class Kind(StrEnum):
 @app.command("list")
 def command(
     kind: Annotated[Kind, typer.Argument()],
+    long: Annotated[
+        bool, typer.Option("--long", help="Of methods: paper, parity, parameters, needs.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     plugin: Plugins = [],  # noqa: B006
+    strict_plugins: Strict = False,
 ) -> None:
     """Show the methods, tasks or encoders that exist here, and how to get those that do not."""
-    show(kind.value, plugins=plugin, json=json, stream=sys.stdout)
+    catalog = read(plugin, strict=strict_plugins)
+    form = "json" if json else "long" if long else "short"
+    sys.stdout.write(shown(kind.value, catalog, form) + "\n")
 
 
-def show(kind: str, *, plugins: Sequence[str], json: bool, stream: TextIO) -> None:
-    """Write what there is of a kind."""
+def shown(kind: str, catalog: Catalog, form: str) -> str:
+    """What there is of a kind: `short`, `long` or `json`. Only methods have a long form."""
     from fusionbench import listing
 
-    catalog = read(plugins)
-    texts = {"methods": listing.methods_text, "tasks": listing.tasks_text}
-    if json:
-        stream.write(listing.as_json(kind, catalog) + "\n")
-    elif kind in texts:
-        stream.write(texts[kind](catalog) + "\n")
-    else:
-        stream.write(listing.encoders_text() + "\n")
+    texts = {
+        ("methods", "short"): listing.methods_text,
+        ("methods", "long"): listing.methods_long,
+        ("tasks", "short"): listing.tasks_text,
+        ("encoders", "short"): listing.encoders_text,
+    }
+    if form == "json":
+        return listing.as_json(kind, catalog)
+    return texts.get((kind, form), texts[kind, "short"])(catalog)

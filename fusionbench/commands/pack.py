@@ -7,8 +7,8 @@ from typing import Annotated, TextIO
 
 import typer
 
-from fusionbench.commands.app import OK, Plugins, app
-from fusionbench.commands.shared import check_encoder, read
+from fusionbench.commands.app import OK, Plugins, Strict, app
+from fusionbench.commands.shared import check_encoder, read, refuse_plugged
 from fusionbench.errors import disk_error
 
 
@@ -19,8 +19,11 @@ def command(
     encoder: Annotated[str, typer.Option(help="Whose weights to pack.")] = "nano",
     size: Annotated[int, typer.Option(min=0, help="Pixels; 0: the encoder's own.")] = 0,
     plugin: Plugins = [],  # noqa: B006
+    strict_plugins: Strict = False,
 ) -> None:
     """Write data and weights into one folder for a machine without a package index."""
+    if strict_plugins:
+        read(plugin, strict=True)
     stream = sys.stdout
     code = pack(out, tasks=tasks, encoder=encoder, size=size, plugins=plugin, stream=stream)
     raise typer.Exit(code)
@@ -37,7 +40,8 @@ def pack(
 ) -> int:
     """Pack tasks and weights into a folder and say how large it is."""
     catalog = read(plugins)
-    pixels = size or check_encoder(encoder, 0).size
+    refuse_plugged(catalog, encoder, "pack")
+    pixels = size or check_encoder(catalog, encoder, 0).size
     from fusionbench.packing import pack as write_pack
     from fusionbench.selection import select_tasks
     from fusionbench.settings import split_names

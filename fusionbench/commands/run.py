@@ -8,7 +8,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, app
+from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
 from fusionbench.commands.shared import check_encoder, found, read, say
 from fusionbench.errors import UserError
 from fusionbench.records import RunOptions
@@ -29,22 +29,18 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
     limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
-    compile: Annotated[bool | None, typer.Option(help="Frozen blocks; default: on CUDA.")] = None,
+    compile: Annotated[str, typer.Option(help="Frozen blocks: auto, on or off.")] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     plugin: Plugins = [],  # noqa: B006
+    strict_plugins: Strict = False,
 ) -> None:
     """Run what is missing of a study; a second run finds nothing to do."""
-    chosen = assemble(
-        study,
-        preset,
-        methods=methods,
-        tasks=tasks,
-        encoder=encoder,
-        seeds=seeds,
-        settings=settings,
-    )
+    flags = {"methods": methods, "tasks": tasks, "settings": settings}
+    chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **flags)
+    if strict_plugins:
+        read(plugin, strict=True)
     options = RunOptions(
         out=out,
         device=checked_device(device),
@@ -52,7 +48,7 @@ def command(
         plugins=tuple(plugin),
         cache_gib=limit_cache,
         quiet=quiet,
-        compile="auto" if compile is None else "on" if compile else "off",
+        compile=checked_compile(compile),
         checkpoint=checkpoint,
     )
     action = show_plan if dry_run else run
@@ -85,16 +81,26 @@ def checked_device(name: str) -> str:
     return name
 
 
+def checked_compile(text: str) -> str:
+    """As written. Raises UserError for anything but auto, on and off."""
+    if text not in ("auto", "on", "off"):
+        raise UserError(f"--compile {text!r} is no choice", "known: auto, on, off")
+    return text
+
+
 def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     """Run what is missing, report, and say what was left out."""
     catalog = read(options.plugins)
-    check_encoder(study.encoder, study.budget.image_size)
+    check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench import closing
+    from fusionbench.contrasts import check_known, read_contrasts
     from fusionbench.selection import select_methods, select_tasks
 
     # Names and settings are checked before a folder is made.
-    select_methods(catalog, study.methods, study.settings)
+    chosen = select_methods(catalog, study.methods, study.settings)
     select_tasks(catalog, study.tasks)
+    planned = read_contrasts(study.contrasts, study.baseline)
+    check_known(planned, {one.label for one in chosen} | set(catalog.methods))
     from fusionbench.progress import make_progress
     from fusionbench.store import Store
     from fusionbench.sweep import run_study
@@ -112,7 +118,7 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
 def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
     """Say what `run` would do; no result is written."""
     catalog = read(options.plugins)
-    check_encoder(study.encoder, study.budget.image_size)
+    check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench.forecast import forecast
     from fusionbench.plan import make_plan
     from fusionbench.store import Store

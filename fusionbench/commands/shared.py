@@ -2,39 +2,60 @@
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench.catalog import Catalog, read_catalog
-from fusionbench.errors import Problem, UserError
+from fusionbench.errors import Problem, UserError, disk_error
 
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
     from fusionbench.store import Store
 
 
-def read(plugins: Sequence[str]) -> Catalog:
-    """The catalog; what could not be used is said and stops nothing."""
-    packed: Collection[str] = ()
-    if os.environ.get("FUSIONBENCH_DATA"):
-        from fusionbench.packed import packed_tasks
+def read(plugins: Sequence[str], *, strict: bool = False) -> Catalog:
+    """The catalog; what could not be used is said and stops nothing, unless `strict` says so.
 
-        packed = packed_tasks()
-    catalog = read_catalog(plugins, packed=packed)
+    Strictly, every plug-in is imported too, in a process of its own. Raises UserError then.
+    """
+    catalog = read_catalog(plugins, packed=packed_here())
+    if strict:
+        from fusionbench.checkup import require_sound
+
+        require_sound(catalog)
     say(catalog.problems)
     return catalog
 
 
-def check_encoder(name: str, image_size: int) -> "EncoderCard":
+def packed_here() -> Collection[str]:
+    """Tasks of the packed folder, if there is one: they need none of their packages."""
+    if not os.environ.get("FUSIONBENCH_DATA"):
+        return ()
+    from fusionbench.packed import packed_tasks
+
+    return packed_tasks()
+
+
+def check_encoder(catalog: Catalog, name: str, image_size: int) -> "EncoderCard":
     """What is known of an encoder. Raises UserError for a name or size that cannot be."""
-    from fusionbench.encoders.catalog import describe
+    from fusionbench.encoder_cards import describe
 
     try:
-        return describe(name, image_size=image_size)
+        return describe(catalog, name, image_size=image_size)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(str(error), "`fusionbench list encoders` shows all") from error
+
+
+def refuse_plugged(catalog: Catalog, encoder: str, command: str) -> None:
+    """Raise UserError for an encoder of a plug-in, where a command knows only our own."""
+    if encoder in catalog.encoders:
+        raise UserError(
+            f"{command} does not take encoders of plug-ins, such as {encoder!r}",
+            "`fusionbench run` does",
+        )
 
 
 def found(store: "Store") -> Iterable[Problem]:
@@ -47,3 +68,15 @@ def say(problems: Iterable[Problem]) -> None:
     """One line each on stderr."""
     for problem in problems:
         sys.stderr.write(f"note: {problem}\n")
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """A table as CSV, whole or not at all. Raises UserError if the file cannot be written."""
+    from fusionbench.cache import write_atomic
+    from fusionbench.report.tables import comma_separated
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, comma_separated([dict(row) for row in rows]).encode())
+    except OSError as error:
+        raise disk_error(error, file) from error

@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 from fusionbench.costs import flops
-from fusionbench.costs.pipeline import Pipeline, training_step
+from fusionbench.costs.pipeline import LANGUAGE_MODEL, Pipeline, training_step
 from fusionbench.costs.records import Conditions, CostRecord
 from fusionbench.costs.timing import BLOCKS, interleaved, peak_bytes
 from fusionbench.provenance import hardware, software
 
-LANGUAGE_MODEL_WIDTH = 4096
-"""Where the projector is as wide as a 7B model, that model's prefill is counted as well."""
+_INSIDE = "its layers inside the language model count as parameters, not as operations or time"
 
 
 def counted(pipeline: Pipeline, conditions: Conditions, label: str) -> CostRecord:
@@ -30,6 +29,8 @@ def counted(pipeline: Pipeline, conditions: Conditions, label: str) -> CostRecor
         method, bare = flops.count(pipeline.fused), flops.count(pipeline.bare)
         tokens = pipeline.fused().shape[1]
     shape = pipeline.encoder.shape
+    ran = f"the bare encoder runs {pipeline.blocks} of {shape.layers} blocks too"
+    notes = (ran, _INSIDE) if pipeline.reaches_inside else (ran,)
     record = CostRecord(
         conditions=conditions,
         label=label,
@@ -44,9 +45,7 @@ def counted(pipeline: Pipeline, conditions: Conditions, label: str) -> CostRecor
         flops_language_model_over=_language_model(
             conditions.width, tokens, shape.tokens - shape.prefix
         ),
-        notes=(
-            f"the bare encoder runs {pipeline.blocks} of {shape.layers} blocks, as the method does",
-        ),
+        notes=notes,
     )
     if conditions.mode == "inference":
         return record
@@ -99,7 +98,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _language_model(width: int, tokens: int, usual: int) -> int | None:
-    if width != LANGUAGE_MODEL_WIDTH:
+    if width != LANGUAGE_MODEL.width:
         return None
     if tokens == usual:
         return 0

@@ -16,7 +16,13 @@ from fusionbench.fusion import Fusion, InEncoderFusion, Method, Tap
 from fusionbench.harness.model import build_fusion
 from fusionbench.harness.stepping import fuse, needs_encoder
 from fusionbench.readers.attentive import Projector
+from fusionbench.readers.build import reader_shape
+from fusionbench.readers.layers import project
 from fusionbench.records import Setting
+from fusionbench.types import ReaderShape
+
+LANGUAGE_MODEL = ReaderShape(layers=32, width=4096, heads=32, mlp=11008)
+"""Vicuna-7B, as in LLaVA-1.5-7B: what a method that reaches into the reader meets at that width."""
 
 
 @dataclass(kw_only=True)
@@ -30,6 +36,8 @@ class Pipeline:
     """Of one layer: what stands behind the bare encoder."""
     images: UInt8[Tensor, "batch height width 3"]
     query: Float[Tensor, "batch query_dim"]
+    reaches_inside: bool = False
+    """After a call: whether the method also acts in the language model's layers."""
 
     @property
     def blocks(self) -> int:
@@ -49,7 +57,14 @@ class Pipeline:
             return torch.stack([s[0] if len(s) == 1 else torch.stack(s).mean(0) for s in sets])
 
         found = fuse(self.fusion, states, self.query, self.encoder)
-        return self.projector(found.tokens)
+        self.reaches_inside = found.reaches_inside
+        tokens = project(found, self.projector)
+        for injection in found.injections:
+            values = injection.values
+            placed = self.projector(values) if injection.through_projector else values
+            # Each is added to a hidden state of the language model, at the image's positions.
+            tokens = tokens + placed if placed.shape == tokens.shape else tokens + placed.mean()
+        return tokens
 
     def bare(self) -> Float[Tensor, "batch token width"]:
         """Without it: the last of the same number of blocks, without CLS."""
@@ -87,7 +102,8 @@ def build_pipeline(
     """
     parameter = next((p for p in encoder.parameters()), torch.zeros(()))
     device, dtype = parameter.device, parameter.dtype
-    shape = replace(encoder.shape, query_dim=width)
+    reader = LANGUAGE_MODEL if width == LANGUAGE_MODEL.width else reader_shape("decoder", width)
+    shape = replace(encoder.shape, query_dim=width, reader=reader)
     with device:
         fusion = build_fusion(method, settings, shape).to(device=device, dtype=dtype)
         projector = Projector(fusion.out_dim, width).to(dtype)

@@ -39,6 +39,11 @@ class EncoderCard:
     prefix: int = 0
     size: int = 0
     """Side of the input in pixels."""
+    origin: str = "built-in"
+    """Who vouches for it: `built-in`, a distribution with its version, or a path."""
+    module: str = ""
+    """Of a plug-in: where its class stands."""
+    cls: str = ""
 
     @property
     def tokens(self) -> int:

@@ -30,18 +30,12 @@ def detail_told(
     tokens: Float[Tensor, "batch token dim"],
     told: Float[Tensor, "batch patch statistic"],
 ) -> Float[Tensor, ""]:
-    """Share of the variance of `told` that tokens explain linearly (R squared), 0 to 1.
-
-    Mean of two: patch by patch, and the picture's mean detail from CLS and the mean patch, as a
-    linear probe would.
-    """
+    """Share of the variance of `told` that tokens explain linearly (R squared), 0 to 1."""
     prefix = tokens.shape[1] - told.shape[1]
     normed = F.layer_norm(tokens, tokens.shape[-1:])
-    local = _explained(
+    return _explained(
         rearrange(normed[:, prefix:], "b n d -> (b n) d"), rearrange(told, "b n k -> (b n) k")
     )
-    pooled = torch.cat([normed[:, 0], normed[:, prefix:].mean(dim=1)], dim=-1)
-    return (local + _explained(pooled, told.mean(dim=1))) / 2
 
 
 def _moments(grey: Float[Tensor, "batch patch height width"]) -> Float[Tensor, "batch patch five"]:

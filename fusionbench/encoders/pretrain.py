@@ -54,7 +54,7 @@ class Recipe:
     common_weight: float = 0.5
     """Weight of what all patches of a layer have in common: readers normalise tokens, and a large
     constant part would leave little of them."""
-    detail_weight: float = 0.0
+    detail_weight: float = 0.12
     """Weight of the share of local detail (`detail.py`) that the last hidden state still tells
     linearly: large encoders give fine detail up on the way to meaning, one this small has to be
     told to."""

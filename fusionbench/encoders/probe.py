@@ -42,10 +42,17 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Mean score of one layer's probe."""
+    """What one layer's probe reached."""
 
     val: float
-    test: float
+    """Mean score."""
+    tests: Float[np.ndarray, " example"]
+    """Score of each test example."""
+
+    @property
+    def test(self) -> float:
+        """Mean score."""
+        return float(self.tests.mean())
 
 
 def probe_layers(encoder: Encoder, task: Task, data: TaskData, *, limits: Limits) -> list[Score]:
@@ -61,7 +68,10 @@ def probe_layers(encoder: Encoder, task: Task, data: TaskData, *, limits: Limits
     scores = []
     for layer in range(encoder.shape.layers + 1):
         tried = [_predict(train, [val, test], layer, penalty) for penalty in PENALTIES]
-        found = [Score(val=_score(task, a, val), test=_score(task, b, test)) for a, b in tried]
+        found = [
+            Score(val=float(_scores(task, a, val).mean()), tests=_scores(task, b, test))
+            for a, b in tried
+        ]
         scores.append(max(found, key=lambda score: score.val))
     return scores
 
@@ -142,5 +152,7 @@ def _asked(part: Part, question: str) -> Int[Tensor, " found"]:
     )
 
 
-def _score(task: Task, predicted: Int[Tensor, " example"], part: Part) -> float:
-    return float(task.score(predicted.numpy(), part.answers.numpy()).mean())
+def _scores(
+    task: Task, predicted: Int[Tensor, " example"], part: Part
+) -> Float[np.ndarray, " example"]:
+    return np.asarray(task.score(predicted.numpy(), part.answers.numpy()), dtype=np.float64)

@@ -6,11 +6,13 @@ random weights, on each local task (`probe.py`) and fills the card's text with t
 
 import argparse
 import logging
-import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tabulate import tabulate
 
@@ -25,9 +27,13 @@ from fusionbench.encoders.probe import Limits, Score, probe_layers
 from fusionbench.encoders.vit import ViT
 from fusionbench.plugins import load_task
 from fusionbench.seeding import seed_of
+from fusionbench.stats.families import holm
+from fusionbench.task import Task, TaskData
 
 log = logging.getLogger(__name__)
-LIMITS = Limits(train=2000, val=500, test=1000)
+LIMITS = Limits(train=16384, val=1024, test=4096)
+RENDERED = {"train": 16384, "val": 1024, "test": 4096}
+LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +48,41 @@ class Row:
     twin: list[Score]
 
     @property
-    def last(self) -> float:
+    def last(self) -> Score:
         """Nano's last layer."""
-        return self.nano[-1].test
+        return self.nano[-1]
 
     @property
-    def middle(self) -> float:
+    def middle(self) -> Score:
         """Nano's best layer between the first and the last, chosen on val."""
-        return max(self.nano[1:-1], key=lambda score: score.val).test
+        return max(self.nano[1:-1], key=lambda score: score.val)
 
     @property
-    def half_width(self) -> float:
-        """Half of the 95 % interval of an accuracy of one half: 1.96 / (2 sqrt n)."""
-        return 0.98 / math.sqrt(self.examples)
+    def beats_random(self) -> float:
+        """P-value of the last layer against the twin's last layer."""
+        return mcnemar(self.last, self.twin[-1])
+
+    @property
+    def middle_ahead(self) -> float:
+        """P-value of the best middle layer against the last."""
+        return mcnemar(self.middle, self.last)
+
+
+def mcnemar(ours: Score, other: Score) -> float:
+    """Exact McNemar test that `ours` is better on the same examples, one-sided (McNemar, 1947)."""
+    from scipy.stats import binomtest
+
+    won = int((ours.tests > other.tests).sum())
+    lost = int((ours.tests < other.tests).sum())
+    return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
+
+
+def clear(rows: Sequence[Row], p_values: Sequence[float]) -> list[str]:
+    """Tasks whose p-value stays below the level after Holm's correction over all rows."""
+    if not rows:
+        return []
+    adjusted = holm(np.array(p_values))
+    return [row.task for row, p in zip(rows, adjusted, strict=True) if p < LEVEL]
 
 
 def measure(nano: ViT, twin: ViT) -> list[Row]:
@@ -62,7 +90,7 @@ def measure(nano: ViT, twin: ViT) -> list[Row]:
     rows = []
     for card in local_tasks(()):
         task = load_task(card)
-        data = task.load()
+        data = examples_of(task, card.name)
         row = Row(
             task=card.name,
             group=card.group,
@@ -79,6 +107,12 @@ def measure(nano: ViT, twin: ViT) -> list[Row]:
         )
         rows.append(row)
     return rows
+
+
+def examples_of(task: Task, name: str) -> TaskData:
+    """A task's data; of a rendered one as many as a sharp probe needs, from seeds of no task."""
+    extra_examples = getattr(sys.modules[type(task).__module__], "extra_examples", None)
+    return task.load() if extra_examples is None else extra_examples(name, RENDERED)
 
 
 def random_twin(nano: ViT) -> ViT:
@@ -101,13 +135,15 @@ def tables(rows: list[Row]) -> str:
         [
             row.task,
             row.group,
-            *_percent([row.last, row.twin[-1].test, row.middle, max(_tests(row.twin))]),
-            f"{100 * row.half_width:.1f}",
+            *_percent([row.last.test, row.twin[-1].test, max(_tests(row.twin)), row.middle.test]),
+            f"{row.beats_random:.1g}",
+            f"{row.middle_ahead:.1g}",
             row.examples,
         ]
         for row in rows
     ]
-    head = ["task", "group", "last", "random last", "best middle", "random best", "+-", "n"]
+    head = ["task", "group", "last", "random last", "random best", "middle"]
+    head += ["p last > random", "p middle > last", "n"]
     return "\n\n".join(
         tabulate(body, names, tablefmt="github", disable_numparse=True)
         for body, names in (
@@ -122,8 +158,8 @@ def text(card: EncoderCard, training: dict[str, Any], rows: list[Row]) -> str:
     images = ", ".join(f"{count} {source}" for source, count in training["images"].items())
     recipe = ", ".join(f"{name} {value}" for name, value in training["recipe"].items())
     skip = f" --skip {' '.join(training['skip'])}" if training["skip"] else ""
-    clear = [r.task for r in rows if r.last - r.twin[-1].test > 2 * r.half_width]
-    middle = [r.task for r in rows if r.middle - r.last > r.half_width]
+    semantic = [row for row in rows if row.group == "semantic"]
+    fine = [row for row in rows if row.group == "fine"]
     return TEXT.format(
         weights=card.weights,
         layers=card.layers,
@@ -138,12 +174,17 @@ def text(card: EncoderCard, training: dict[str, Any], rows: list[Row]) -> str:
         recipe=recipe,
         limits=f"{LIMITS.train} training, {LIMITS.val} validation, {LIMITS.test} test examples",
         tables=tables(rows),
-        clear=", ".join(clear) or "none",
-        middle=", ".join(middle) or "none",
+        semantic=_verdict(semantic, [row.beats_random for row in semantic]),
+        fine=_verdict(fine, [row.middle_ahead for row in fine]),
     )
 
 
 _COMMAND = "python -m fusionbench.encoders.pretrain --out FOLDER"
+
+
+def _verdict(rows: Sequence[Row], p_values: Sequence[float]) -> str:
+    names = clear(rows, p_values)
+    return f"{len(names)} of {len(rows)}: {', '.join(names) or 'none'}"
 
 
 def _tests(scores: list[Score]) -> list[float]:

@@ -36,8 +36,12 @@ def run_pass(
     Models that cannot run together run one by one, and their records say why.
     """
     started = time.perf_counter()
-    first = members[0].spec
-    models = [build_model(method, first.settings, materials, each.spec.seed) for each in members]
+    models = [
+        build_model(
+            method, {**each.spec.settings, **each.tuned.settings}, materials, each.spec.seed
+        )
+        for each in members
+    ]
     runs = [Run(seed=each.spec.seed, lr=each.tuned.lr) for each in members]
     try:
         logs = train_together(models, materials, runs)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stepping import needs_encoder, taps_of
 from fusionbench.harness.train import TrainingLog, train
-from fusionbench.records import CellRecord, CellSpec
+from fusionbench.records import CellRecord, CellSpec, Setting
 
 Scores = Float[np.ndarray, " example"]
 
@@ -26,6 +26,14 @@ class Tuned:
     scores: Mapping[str, list[float]]
     """Learning rate -> val scores of the tuning seeds; empty if there was nothing to choose."""
     at_edge: bool = False
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    """What was chosen along with it."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """The mean val score of the learning rate that was chosen."""
+        return float(np.mean(self.scores[f"{self.lr:g}"]))
 
 
 def choose_lr(scores: Mapping[float, list[float]]) -> Tuned:
@@ -39,12 +47,25 @@ def choose_lr(scores: Mapping[float, list[float]]) -> Tuned:
     )
 
 
+def choose_layer(setting: str, found: Mapping[int, Tuned]) -> Tuned:
+    """The layer with the best mean val score at its own learning rate; ties go to the first."""
+    best = max(sorted(found), key=lambda layer: found[layer].mean)
+    scores = {
+        f"{setting}={layer}, {lr}": values
+        for layer, tuned in sorted(found.items())
+        for lr, values in tuned.scores.items()
+    }
+    runs = sum(map(len, scores.values()))
+    note = f"{setting}={best}: the best on val of {len(found)} layers tried in {runs} runs"
+    return replace(found[best], scores=scores, settings={setting: best}, notes=(note,))
+
+
 def run_cell(
     spec: CellSpec, method: type[Method], materials: Materials, *, tuned: Tuned, eval_batch: int
 ) -> tuple[CellRecord, Scores]:
     """Train and score one cell; a tuning cell is scored on val, an evaluation cell on test."""
     started = time.perf_counter()
-    model = build_model(method, spec.settings, materials, spec.seed)
+    model = build_model(method, {**spec.settings, **tuned.settings}, materials, spec.seed)
     log = train(model, materials, spec.seed, tuned.lr)
     record, scores = scored(spec, model, log, materials, tuned=tuned, eval_batch=eval_batch)
     return replace(record, seconds=round(time.perf_counter() - started, 3)), scores
@@ -75,6 +96,7 @@ def scored(  # noqa: PLR0913
         parameters=model.parameter_counts(),
         taps=taps_of(model.fusion),
         in_encoder=needs_encoder(model.fusion),
+        notes=tuned.notes,
         loss=log.losses,
         trace=trace,
         unmoved=log.unmoved,

@@ -16,6 +16,7 @@ from fusionbench.fusion import Tap
 from fusionbench.harness.stepping import States
 from fusionbench.readers.questions import QuestionTable
 from fusionbench.records import Budget
+from fusionbench.seeding import stream
 from fusionbench.task import Task
 from fusionbench.types import StackShape
 
@@ -60,6 +61,8 @@ class Materials:
     questions: QuestionTable = field(init=False)
     queries: Float[Tensor, "question query_dim"] = field(init=False)
     """What a fusion sees of each question."""
+    strangers: Int[Tensor, " image"] = field(init=False)
+    """For each image a question that was drawn from all training examples, whatever is asked."""
     answers: Float[Tensor, "answer width"] = field(init=False)
     """Frozen embeddings of the answers, in the reader's width."""
     _leak: QuestionTable = field(init=False)
@@ -71,6 +74,9 @@ class Materials:
         table = QuestionTable.build(self.bundle.questions, self.budget.query_dim)
         self.questions = table.to(self.device)
         self.queries = self.questions.mean()
+        asked = self.bundle.train.questions
+        drawn = stream(self.name, "strangers").integers(0, len(asked), size=self.bundle.count)
+        self.strangers = torch.from_numpy(asked[drawn]).to(self.device)
         answers = QuestionTable.build(self.bundle.answers, self.budget.reader_width)
         self.answers = answers.mean().to(self.device)
         self._leak = QuestionTable.build(self.bundle.answers, self.budget.query_dim).to(self.device)

@@ -1,6 +1,7 @@
 """Fusion and reader as one trainable module, initialised from streams that keep cells paired."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -10,8 +11,8 @@ from torch.nn import functional as F
 from fusionbench.fusion import Method
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.stepping import fuse
-from fusionbench.readers.attentive import AttentiveReader
-from fusionbench.records import Setting
+from fusionbench.readers.build import Reader, build_reader, reader_shape
+from fusionbench.records import QUESTION, READER, Budget, Setting, reader_of
 from fusionbench.seeding import seed_of
 from fusionbench.types import Fused, StackShape, Unsupported
 
@@ -19,8 +20,9 @@ from fusionbench.types import Fused, StackShape, Unsupported
 class Model(nn.Module):
     """What one cell trains."""
 
-    def __init__(self, fusion: Method, reader: AttentiveReader) -> None:
+    def __init__(self, fusion: Method, reader: Reader, *, shuffled: bool = False) -> None:
         super().__init__()
+        self.shuffled = shuffled
         self.fusion = fusion
         self.reader = reader
 
@@ -37,11 +39,9 @@ class Model(nn.Module):
         self, fused: Fused, batch: Batch, materials: Materials
     ) -> Float[Tensor, "batch answer"]:
         """Logits from what the fusion gave and the questions."""
-        if fused.injections:
-            raise Unsupported("injects into the reader's layers, and this reader has none")
         questions = materials.questions
         return self.reader(
-            fused.tokens, questions.tokens[batch.questions], questions.mask[batch.questions]
+            fused, questions.tokens[batch.questions], questions.mask[batch.questions]
         )
 
     def loss(self, batch: Batch, materials: Materials) -> Float[Tensor, ""]:
@@ -70,6 +70,8 @@ class Model(nn.Module):
         """What the fusion sees of the question, and in training of the answer if it reads it."""
         if self.training and self.fusion.reads_answers:
             return materials.leaky_queries(batch)
+        if self.shuffled:
+            return materials.queries[materials.strangers[batch.rows]]
         return materials.queries[batch.questions]
 
     def parameter_counts(self) -> dict[str, int]:
@@ -90,17 +92,26 @@ def build_model(
     The reader's stream knows task and seed; the fusion's also the method's class, never the name
     it is registered under: two names of one class start alike.
     """
-    fusion = seeded_fusion(method, settings, materials.shape, stream=(materials.name, seed))
+    shape = shape_of(materials.shape, settings, materials.budget)
+    fusion = seeded_fusion(method, settings, shape, stream=(materials.name, seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(materials.name, seed, "reader"))
-        reader = AttentiveReader(
+        reader = build_reader(
+            reader_of(settings, materials.budget),
             fusion.out_dim,
             width=materials.budget.reader_width,
             query_dim=materials.budget.query_dim,
             length=materials.questions.tokens.shape[1],
             answers=len(materials.bundle.answers),
         )
-    return Model(fusion, reader).to(materials.device)
+    shuffled = settings.get(QUESTION) == "shuffled"
+    return Model(fusion, reader, shuffled=shuffled).to(materials.device)
+
+
+def shape_of(shape: StackShape, settings: Mapping[str, Setting], budget: Budget) -> StackShape:
+    """The encoder's stack with the layers of the reader that this cell has."""
+    reader = reader_of(settings, budget)
+    return replace(shape, reader=reader_shape(reader, budget.reader_width))
 
 
 def seeded_fusion(
@@ -124,7 +135,8 @@ def build_fusion(
         raise Unsupported("needs the question, and this reader gives none")
     # The settings were checked against the constructor's own signature when they were chosen.
     constructor: type = method
-    return constructor(shape, **settings)
+    own = {key: value for key, value in settings.items() if key not in (READER, QUESTION)}
+    return constructor(shape, **own)
 
 
 def _count(module: nn.Module) -> int:

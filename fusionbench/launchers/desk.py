@@ -1,7 +1,7 @@
 """What a worker keeps between jobs (encoders, the materials of one task) and how it does a job."""
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,22 +10,21 @@ from jaxtyping import UInt8
 
 from fusionbench import features
 from fusionbench.data import Bundle, bundle_path, cut, read_bundle, write_bundle
-from fusionbench.encoders.build import build
 from fusionbench.encoders.contract import Encoder
 from fusionbench.errors import UserError
 from fusionbench.features import FeatureKey
 from fusionbench.fusion import Tap
 from fusionbench.harness.batched_cell import Member, Outcome, run_pass
-from fusionbench.harness.cell import Tuned, choose_lr, run_cell
+from fusionbench.harness.cell import Tuned, choose_layer, choose_lr, run_cell
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.materials import Materials
-from fusionbench.harness.model import seeded_fusion
+from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers import passes
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
-from fusionbench.plan import Cell, tuning_specs
-from fusionbench.plugins import load_method, load_task
-from fusionbench.provenance import code_state, hardware, software
+from fusionbench.plan import Cell, layer_cells, tuning_specs
+from fusionbench.plugins import load_encoder, load_method, load_task
+from fusionbench.provenance import code_state, hardware, plugin_files, software
 from fusionbench.records import CellRecord, CellSpec, RunOptions
 from fusionbench.store import Items, Store
 from fusionbench.task_source import load_data
@@ -77,7 +76,11 @@ class Desk:
                     yield self._failed(cell, error)
 
     def _run_pass(self, cells: Sequence[Cell]) -> Iterator[Event]:
-        tuned = self._tuned_together(cells[0])
+        tries = layer_cells(cells[0]).items()
+        if found := {n: self._tuned_together(one, always=True) for n, one in tries}:
+            tuned = choose_layer(cells[0].chosen.card.tries, found)
+        else:
+            tuned = self._tuned_together(cells[0])
         wanted = passes.members(cells, tuned)
         outcomes = self._outcomes(cells[0], wanted)
         for cell in cells:
@@ -88,8 +91,8 @@ class Desk:
             self._write(cell, *outcome, self._items(cell))
             yield Event(kind="done", cell=cell)
 
-    def _tuned_together(self, cell: Cell) -> Tuned:
-        grid = tuning_specs(cell.spec)
+    def _tuned_together(self, cell: Cell, *, always: bool = False) -> Tuned:
+        grid = tuning_specs(cell.spec, always=always)
         if not grid:
             return Tuned(lr=cell.spec.budget.lrs[0], scores={})
         runs = passes.tuning_members(grid)
@@ -120,16 +123,27 @@ class Desk:
     def _run_one(self, cell: Cell) -> Iterator[Event]:
         method = load_method(cell.chosen.card)
         materials = self._materials_of(cell)
-        scores: dict[float, list[float]] = {}
-        for lr, specs in tuning_specs(cell.spec).items():
-            scores[lr] = [self._tuning_score(cell, spec, materials) for spec in specs]
-            yield Event(kind="tuned", cell=cell, text=f"learning rate {lr:g}")
-        tuned = choose_lr(scores) if scores else Tuned(lr=cell.spec.budget.lrs[0], scores={})
+        found = {}
+        for layer, candidate in layer_cells(cell).items():
+            found[layer] = yield from self._tune(candidate, materials, always=True)
+        if found:
+            tuned = choose_layer(cell.chosen.card.tries, found)
+        else:
+            tuned = yield from self._tune(cell, materials)
         record, outcomes = run_cell(
             cell.spec, method, materials, tuned=tuned, eval_batch=self.options.eval_batch
         )
         self._write(cell, record, outcomes, self._items(cell))
         yield Event(kind="done", cell=cell)
+
+    def _tune(
+        self, cell: Cell, materials: Materials, *, always: bool = False
+    ) -> Generator[Event, None, Tuned]:
+        scores: dict[float, list[float]] = {}
+        for lr, specs in tuning_specs(cell.spec, always=always).items():
+            scores[lr] = [self._tuning_score(cell, spec, materials) for spec in specs]
+            yield Event(kind="tuned", cell=cell, text=f"learning rate {lr:g}")
+        return choose_lr(scores) if scores else Tuned(lr=cell.spec.budget.lrs[0], scores={})
 
     def _tuning_score(self, cell: Cell, spec: CellSpec, materials: Materials) -> float:
         known = self.store.find(spec.id)
@@ -161,9 +175,24 @@ class Desk:
             "hardware": hardware(str(self.device)),
             "method": cell.chosen.card.source,
             "task": cell.task.source,
+            "encoder": cell.encoder.origin,
+            "plugin_files": plugin_files(cell.chosen.card, cell.task, cell.encoder),
         }
-        record = replace(record, group=cell.task.group, in_suite=cell.task.in_suite)
-        return replace(record, label=cell.chosen.label, provenance=provenance)
+        card, task = cell.chosen.card, cell.task
+        if record.parameters:
+            frozen = sum(p.numel() for p in self._encoder(cell).parameters())
+            record = replace(record, parameters={**record.parameters, "encoder": frozen})
+        return replace(
+            record,
+            label=cell.chosen.label,
+            family=card.family,
+            control=card.control,
+            reads_answers=card.reads_answers,
+            group=task.group,
+            task_family=task.family,
+            in_suite=task.in_suite,
+            provenance=provenance,
+        )
 
     def _bundle(
         self, cell: Cell
@@ -178,7 +207,7 @@ class Desk:
     def _encoder(self, cell: Cell) -> Encoder:
         key = (cell.encoder.name, cell.spec.budget.image_size)
         if key not in self._encoders:
-            built = build(key[0], image_size=key[1], device=str(self.device))
+            built = load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
             wanted = self.options.compile
             if wanted == "on" or (wanted == "auto" and self.device.type == "cuda"):
                 compile_blocks(built)
@@ -232,7 +261,8 @@ def feature_key(spec: CellSpec, bundle: Bundle, size: int) -> FeatureKey:
 def _all_taps(cells: Sequence[Cell], encoder: Encoder, spec: CellSpec) -> set[Tap]:
     shape: StackShape = replace(encoder.shape, query_dim=spec.budget.query_dim)
     taps: set[Tap] = set()
-    for cell in cells:
+    candidates = (one for cell in cells for one in (cell, *layer_cells(cell).values()))
+    for cell in candidates:
         runs = [run for runs in tuning_specs(cell.spec).values() for run in runs]
         try:
             method = load_method(cell.chosen.card)
@@ -240,7 +270,8 @@ def _all_taps(cells: Sequence[Cell], encoder: Encoder, spec: CellSpec) -> set[Ta
             seeds = {run.seed for run in runs} | {*passes.seeds_of_pass(cell.spec.seed, size)}
             for seed in seeds:
                 stream = (spec.task, seed)
-                fusion = seeded_fusion(method, cell.chosen.settings, shape, stream=stream)
+                own = shape_of(shape, cell.chosen.settings, spec.budget)
+                fusion = seeded_fusion(method, cell.chosen.settings, own, stream=stream)
                 taps.update(taps_of(fusion))
         except Exception:  # its cells will fail or be skipped with the reason
             continue

@@ -10,6 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusionbench.readers.layers import project
+from fusionbench.types import Fused, Unsupported
+
 _HEADS = 4
 
 
@@ -69,13 +72,15 @@ class AttentiveReader(nn.Module):
 
     def forward(
         self,
-        tokens: Float[Tensor, "batch token in_dim"],
+        fused: Fused,
         question: Float[Tensor, "batch length query_dim"],
         mask: Bool[Tensor, "batch length"],
     ) -> Float[Tensor, "batch answer"]:
-        """Logits over the answers."""
+        """Logits over the answers; Unsupported for a fusion that wants layers to reach into."""
+        if fused.reaches_inside:
+            raise Unsupported("reaches into the reader's layers, and this reader has none")
         asked = _normed(self.question(question, mask))
-        seen = _normed(self.projector(tokens))
+        seen = _normed(project(fused, self.projector))
         pooled = self._pool(asked, seen)
         # The product lets a linear layer see question and image together; the mean is there from
         # the first step, when attention still looks everywhere and nowhere.

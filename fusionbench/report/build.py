@@ -1,26 +1,25 @@
 """Records in, tables, figures and one page out; the same bytes for the same records."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusionbench.cache import write_atomic
-from fusionbench.errors import UserError, disk_error
+from fusionbench.costs.records import read as read_profiles
+from fusionbench.errors import Problem, UserError, disk_error, unknown
+from fusionbench.paired.results import Results
+from fusionbench.report.analysis import analyse
 from fusionbench.report.coverage import reasons
+from fusionbench.report.figures.write import write_figures
 from fusionbench.report.freshness import mark
-from fusionbench.report.page import (
-    coverage_page,
-    figure_link,
-    joined,
-    main_section,
-    parameter_section,
-    summary_section,
-    title,
-)
-from fusionbench.report.plots import plot_scores
-from fusionbench.report.tables import Row, comma_separated, long_rows, summary_long_rows
-from fusionbench.scores import ScoreTable, score_tables
+from fusionbench.report.html.write import write_html
+from fusionbench.report.page import figure_section, joined, title
+from fusionbench.report.parts import SECTIONS
+from fusionbench.report.sections import Material, Page
+from fusionbench.report.tables import comma_separated
 from fusionbench.store import Store
+
+FORMATS = ("md", "tex", "csv", "html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,69 +29,117 @@ class ReportPaths:
     page: Path
     tables: Path
     figures: Path
+    written: tuple[Path, ...] = ()
+    """The files of tables, in order."""
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> ReportPaths:
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to write; by default everything."""
+
+    formats: Collection[str] = FORMATS
+    table: str = ""
+    """One table only."""
+    baseline: str | None = None
+    """Compare with this method instead of the study's baseline."""
+
+    @property
+    def everything(self) -> bool:
+        """Whether this is the whole report as it stands beside its records."""
+        return set(self.formats) == set(FORMATS) and not self.table and self.baseline is None
+
+
+def write_report(
+    folder: str | Path, out: str | Path | None = None, wanted: Wanted | None = None
+) -> ReportPaths:
     """Write the report of a folder of results, by default into its `report/`.
 
-    Raises UserError if the folder holds no record, or if `out` cannot be written.
+    Raises UserError if the folder holds no record, for an unknown table, format or baseline, and
+    if `out` cannot be written.
     """
+    wanted = wanted or Wanted()
+    _check(wanted)
     store = Store.open(folder)
     home = Path(out) if out is not None else Path(folder) / "report"
-    paths = ReportPaths(page=home / "report.md", tables=home / "tables", figures=home / "figures")
     try:
-        _write(store, paths)
-        mark(store, home)
+        paths = _write(store, home, wanted)
+        if wanted.everything:
+            mark(store, home)
     except OSError as error:
         raise disk_error(error, home) from error
     return paths
 
 
-def _write(store: Store, paths: ReportPaths) -> None:
-    records = [*store.records(), *store.failures()]
-    if not records:
+def collect(store: Store, baseline: str | None = None) -> Material:
+    """Read a folder and analyse it. Raises UserError if it holds no record."""
+    results = Results(store)
+    if not results.records:
         raise UserError(f"{store.folder} holds no records", "run a study into it first")
-    problems = [_relative(str(problem), store.folder) for problem in store.problems]
-    planned = next(reversed(store.history.runs()), None)
-    tables = score_tables(records)
-    suite = [table.pick(table.suite) for table in tables if table.suite.any()]
-    planted = [table.pick(~table.suite) for table in tables if not table.suite.all()]
-    sections = {
-        "Summary": _sections(suite, summary_section),
-        "Scores": _sections(suite, main_section),
-        "Planted ground truth": _sections(planted, main_section),
-        "Trainable parameters": _sections(suite, parameter_section),
-        "What ran": coverage_page(records, planned, problems),
-    }
-    files = ("summary", "main", "planted", "parameters", "coverage")
-    for name, text in zip(files, sections.values(), strict=True):
-        _text(paths.tables / f"{name}.md", text)
-    _text(paths.tables / "gaps.md", "".join(f"{line}\n" for line in reasons(records)))
-    _text(paths.tables / "summary.csv", comma_separated(_all(suite, summary_long_rows)))
-    _text(paths.tables / "main.csv", comma_separated(_all(suite, long_rows)))
-    _text(paths.tables / "planted.csv", comma_separated(_all(planted, long_rows)))
-    sections["Scores"] = "\n".join([*_figures(suite, paths, "scores"), sections["Scores"]])
-    planted_figures = _figures(planted, paths, "planted")
-    sections["Planted ground truth"] = "\n".join(
-        [*planted_figures, sections["Planted ground truth"]]
+    problems: list[Problem] = []
+    profiles = tuple(read_profiles(store.folder, problems))
+    runs = store.history.runs()
+    suite = [table.pick(table.suite) for table in results.tables if table.suite.any()]
+    return Material(
+        results=results,
+        planned=runs[-1] if runs else None,
+        analyses=tuple(analyse(results, table, runs, baseline) for table in suite),
+        planted=[table.pick(~table.suite) for table in results.tables if not table.suite.all()],
+        profiles=profiles,
+        problems=[_relative(str(one), store.folder) for one in (*store.problems, *problems)],
     )
-    _text(paths.page, joined(title(planned, tables), list(sections.items())))
 
 
-def _sections(tables: Sequence[ScoreTable], section: Callable[[ScoreTable], str]) -> str:
-    return "\n".join(section(table) for table in tables)
+def _check(wanted: Wanted) -> None:
+    names = [section.name for section in SECTIONS]
+    if wanted.table and wanted.table not in names:
+        raise unknown("table", wanted.table, names)
+    for name in wanted.formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
 
 
-def _all(tables: Sequence[ScoreTable], rows: Callable[[ScoreTable], list[Row]]) -> list[Row]:
-    return [row for table in tables for row in rows(table)]
+def _write(store: Store, home: Path, wanted: Wanted) -> ReportPaths:
+    material = collect(store, wanted.baseline)
+    tables, figures = home / "tables", home / "figures"
+    chosen = [one for one in SECTIONS if wanted.table in ("", one.name)]
+    pages = {section.name: section.write(material) for section in chosen}
+    written = [
+        file for name, page in pages.items() for file in _files(tables / name, page, wanted.formats)
+    ]
+    if not wanted.table:
+        lines = reasons(material.results.records)
+        _text(tables / "gaps.md", "".join(f"{line}\n" for line in lines))
+        _pages(material, pages, home, wanted.formats)
+    return ReportPaths(
+        page=home / "report.md", tables=tables, figures=figures, written=tuple(written)
+    )
 
 
-def _figures(tables: Sequence[ScoreTable], paths: ReportPaths, name: str) -> Iterator[str]:
-    paths.figures.mkdir(parents=True, exist_ok=True)
-    for number, table in enumerate(tables, start=1):
-        stem = paths.figures / (name if number == 1 else f"{name}-{number}")
-        plot_scores(table, stem)
-        yield figure_link(f"figures/{stem.name}.svg", f"scores: {table.condition.title}")
+def _files(stem: Path, page: Page, formats: Collection[str]) -> Iterator[Path]:
+    """Write the formats of one table; one that has nothing to show has no file."""
+    contents = {"md": page.markdown, "csv": comma_separated(page.rows), "tex": page.latex}
+    for ending, text in contents.items():
+        file = stem.with_suffix(f".{ending}")
+        if ending in formats and text:
+            _text(file, text)
+            yield file
+        elif ending in formats:
+            # What an earlier report had to say and this one has not.
+            file.unlink(missing_ok=True)
+
+
+def _pages(
+    material: Material, pages: Mapping[str, Page], home: Path, formats: Collection[str]
+) -> None:
+    """The figures, and the pages that show them."""
+    figures = write_figures(material, home / "figures") if {"md", "html"} & set(formats) else []
+    if "md" in formats:
+        sections = [(section.title, pages[section.name].markdown) for section in SECTIONS]
+        header = title(material.planned, material.results.tables)
+        _text(home / "report.md", joined(header, [*sections, ("Figures", figure_section(figures))]))
+    if "html" in formats:
+        rows = {section.name: pages[section.name].rows for section in SECTIONS}
+        write_html(home / "report.html", material, rows, figures)
 
 
 def _text(path: Path, text: str) -> None:

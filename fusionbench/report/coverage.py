@@ -1,11 +1,12 @@
 """What ran, what did not and why, and where the records come from."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from fusionbench.history import Run
 from fusionbench.records import CellRecord, Status
-from fusionbench.report.tables import Row
+from fusionbench.report.tables import Row, conditions
+from fusionbench.scores import ScoreTable
 
 _STATES: tuple[Status, ...] = ("done", "skipped", "failed")
 
@@ -23,6 +24,25 @@ def status_rows(records: Sequence[CellRecord], planned: Run | None) -> list[Row]
     ]
 
 
+def coverage_rows(table: ScoreTable, planned: Run | None) -> Iterator[Row]:
+    """One row for each method and task: how many cells came to what, and why not."""
+    missing = Counter((label, task) for label, task, _ in not_run(table.cells.values(), planned))
+    for method, name in enumerate(table.methods):
+        for column, task in enumerate(table.tasks):
+            here = table.runs(method, column)
+            counts = Counter(record.status for record in here)
+            why = sorted({last_line(one.reason) for one in here if one.status != "done"})
+            asked = (_label(table.row(method)[0]), task.name)
+            yield {
+                **conditions(table),
+                "method": name,
+                "task": task.name,
+                **{state: str(counts[state]) for state in _STATES},
+                "not_run": str(missing[asked]),
+                "reason": "; ".join(why),
+            }
+
+
 def not_run(records: Iterable[CellRecord], planned: Run | None) -> list[tuple[str, str, int]]:
     """(method, task, seed) of the last request's cells that left nothing behind."""
     if planned is None:
@@ -36,7 +56,7 @@ def not_run(records: Iterable[CellRecord], planned: Run | None) -> list[tuple[st
 def reasons(records: Iterable[CellRecord]) -> list[str]:
     """A line for each reason why cells were skipped or failed, with how many it concerns."""
     counts = Counter(
-        (record.status, _label(record), record.spec.task, _last_line(record.reason))
+        (record.status, _label(record), record.spec.task, last_line(record.reason))
         for record in records
         if record.status != "done"
     )
@@ -105,7 +125,8 @@ def _label(record: CellRecord) -> str:
     return record.label or record.spec.method
 
 
-def _last_line(reason: str) -> str:
+def last_line(reason: str) -> str:
+    """What went wrong, in one line."""
     # The lines above it are a traceback: they name files of the machine that ran the cell.
     return reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from fusionbench import __version__
 from fusionbench.cache import write_atomic
+from fusionbench.costs.records import FOLDER
+from fusionbench.designs import ABLATIONS
 from fusionbench.store import Store
 
 _NOTE = ".inputs"
@@ -25,8 +27,9 @@ def fingerprint(store: Store) -> str:
     """Hash over everything that a report shows."""
     failures = [path.name for path in (store.folder / "failures").glob("*.json")]
     names = sorted([*store.finished(), *failures])
-    asked = store.history.file
-    history = asked.read_bytes() if asked.exists() else b""
+    profiles = sorted((store.folder / FOLDER).glob("*.json"))
+    others = [store.history.file, store.folder / ABLATIONS, *profiles]
+    beside = b"".join(file.read_bytes() for file in others if file.exists())
     problems = [str(problem) for problem in store.problems]
     text = "\n".join([__version__, *names, *problems])
-    return hashlib.sha256(text.encode() + history).hexdigest()
+    return hashlib.sha256(text.encode() + beside).hexdigest()

@@ -7,16 +7,21 @@ import numpy as np
 from fusionbench.history import Run
 from fusionbench.records import CellRecord
 from fusionbench.report import coverage
+from fusionbench.report.figures.drawing import Drawn
 from fusionbench.report.summary import twins
-from fusionbench.report.tables import markdown, parameter_rows, score_rows, summary_rows
+from fusionbench.report.tables import markdown, score_rows, summary_rows
 from fusionbench.scores import ScoreTable
+from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 _READING = """\
 Scores are percentages of the test examples: the mean over runs (seeds) ± half of the 95 % t
 interval over runs. The interval says what other seeds would give on these test examples. It
-compares no two methods, and no test is printed here. ± 0.0 says that all runs scored alike, not
+compares no two methods{tests}. ± 0.0 says that all runs scored alike, not
 that the score is certain. A single run has no interval; a cell without a run is named, never
 counted as 0; a mean over tasks stands only where all of them ran."""
+_UNTESTED = ", and no test is printed here"
+_TESTED = """: that is done, pair by pair, under Contrasts. The table of scores
+has wider intervals, for new runs and new images"""
 _PLANTED = """\
 Synthetic encoders with a known right answer: they test the suite itself and enter no mean."""
 _FEW = "With {seeds} seeds per cell, differences of a few points are noise."
@@ -30,14 +35,15 @@ def title(planned: Run | None, tables: Sequence[ScoreTable]) -> str:
     seeds = max((len(table.seeds) for table in tables), default=0)
     lines = [f"# FusionBench: {name or 'results'}", ""]
     lines += [f"> {note[0].upper()}{note[1:]}.", ""] if note else []
-    lines += [_READING]
+    tested = seeds >= FEWEST_REPLICATES
+    lines += [_READING.format(tests=_TESTED if tested else _UNTESTED)]
     lines += [_FEW.format(seeds=seeds)] if 0 < seeds < _ENOUGH else []
     return "\n".join(lines) + "\n"
 
 
 def main_section(table: ScoreTable) -> str:
     """Tables of one condition, one for each group of tasks so that they fit a page."""
-    parts = [f"### {table.condition.title}", "", *_same(table)]
+    parts = [f"### {table.condition.title}", "", *same_function(table)]
     groups = sorted({task.group for task in table.tasks})
     for group in groups:
         keep = np.array([task.group == group for task in table.tasks], dtype=np.bool_)
@@ -50,20 +56,18 @@ def summary_section(table: ScoreTable) -> str:
     return f"### {table.condition.title}\n\n{markdown(summary_rows(table))}"
 
 
-def parameter_section(table: ScoreTable) -> str:
-    """Trainable parameters of one condition."""
-    return f"### {table.condition.title}\n\n{markdown(parameter_rows(table))}"
-
-
-def coverage_page(
-    records: Sequence[CellRecord], planned: Run | None, problems: Sequence[str]
+def coverage_text(
+    records: Sequence[CellRecord],
+    planned: Run | None,
+    problems: Sequence[str],
+    more: Sequence[str] = (),
 ) -> str:
     """What ran, what did not and why, warnings of the training, and the records' origins."""
     parts = [markdown(coverage.status_rows(records, planned))]
     for heading, lines in (
         ("Skipped and failed", coverage.reasons(records)),
         ("Tasks left out", coverage.left_out(planned)),
-        ("Worth knowing", coverage.warnings(records)),
+        ("Worth knowing", [*coverage.warnings(records), *more]),
         ("Files that were ignored", [f"- {problem}" for problem in problems]),
         ("Origins", coverage.origins(records)),
     ):
@@ -82,12 +86,19 @@ def joined(header: str, sections: Sequence[tuple[str, str]]) -> str:
     return "\n".join(parts)
 
 
-def figure_link(path: str, text: str) -> str:
-    """An image and its caption."""
-    return f"![{text}]({path})\n"
+def figure_section(figures: Sequence[Drawn]) -> str:
+    """Every figure with the sentence that says how to read it."""
+    several = len({figure.condition for figure in figures}) > 1
+    parts = []
+    for figure in figures:
+        heading = f"{figure.title}: {figure.condition}" if several else figure.title
+        link = f"![{heading}](figures/{figure.svg.name})"
+        parts.append(f"### {heading}\n\n{link}\n\n{figure.reading}\n")
+    return "\n".join(parts)
 
 
-def _same(table: ScoreTable) -> Iterator[str]:
+def same_function(table: ScoreTable) -> Iterator[str]:
+    """A sentence for each method that scored as another on every example."""
     for row, other in sorted(twins(table).items()):
         cells = sum(record.status == "done" for record in table.row(row))
         yield (

@@ -25,6 +25,8 @@ class Summary:
     seeds: int = 0
     """Runs that the other cells of the table have."""
     why: str = "not run"
+    images: bool = False
+    """Whether the interval speaks of new images too, not of new runs alone."""
 
     @property
     def text(self) -> str:
@@ -64,6 +66,8 @@ def cell(table: ScoreTable, method: int, task: int) -> Summary:
 
 def across(table: ScoreTable, method: int, keep: Bool[np.ndarray, " task"]) -> Summary:
     """The plain mean over some tasks, seed by seed; refused unless all of them ran alike."""
+    if method in table.leaky:
+        return Summary(why="reads the answers")
     scores = table.values[method, keep]
     if not len(scores):
         return Summary(why="no task")

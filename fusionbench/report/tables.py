@@ -56,14 +56,18 @@ def summary_rows(table: ScoreTable) -> list[Row]:
 
 def summary_long_rows(table: ScoreTable) -> list[Row]:
     """One row for each method and aggregate, all digits, for programs."""
-    return [
-        {"encoder": table.condition.encoder, "steps": str(table.condition.budget.steps)}
-        | {"method": name, "aggregate": title, "n_tasks": str(int(keep.sum()))}
-        | _interval(across(table, method, keep))
-        | {"text": across(table, method, keep).text, "fusion": sizes(table, method)["fusion"]}
-        for method, name in enumerate(names(table))
-        for title, keep in aggregates(table)
-    ]
+    rows = []
+    for method, name in enumerate(names(table)):
+        fusion = sizes(table, method)["fusion"]
+        for title, keep in aggregates(table):
+            found = across(table, method, keep)
+            rows.append(
+                {"encoder": table.condition.encoder, "steps": str(table.condition.budget.steps)}
+                | {"method": name, "aggregate": title, "n_tasks": str(int(keep.sum()))}
+                | _interval(found)
+                | {"text": found.text, "fusion": fusion}
+            )
+    return rows
 
 
 def aggregates(table: ScoreTable) -> list[tuple[str, Bool[np.ndarray, " task"]]]:
@@ -91,17 +95,9 @@ def score_rows(table: ScoreTable) -> list[Row]:
 def long_rows(table: ScoreTable) -> list[Row]:
     """One row for each method and task, all digits, for programs."""
     return [
-        _long_row(table, method, column)
+        long_row(table, method, column, cell(table, method, column))
         for method in range(len(table.methods))
         for column in range(len(table.tasks))
-    ]
-
-
-def parameter_rows(table: ScoreTable) -> list[Row]:
-    """Trainable parameters of each part, as a range where tasks differ."""
-    return [
-        {"method": name} | sizes(table, method) | {"runs": _where(table, method)}
-        for method, name in enumerate(table.methods)
     ]
 
 
@@ -116,21 +112,20 @@ def sizes(table: ScoreTable, method: int) -> dict[str, str]:
     return texts
 
 
-def _where(table: ScoreTable, method: int) -> str:
-    inside = any(record.in_encoder for record in table.row(method))
-    return "in the encoder" if inside else "on features"
+def conditions(table: ScoreTable) -> Row:
+    """What tells the rows of several conditions apart."""
+    condition = table.condition
+    steps = str(condition.budget.steps)
+    return {"track": condition.track, "encoder": condition.encoder, "steps": steps}
 
 
-def _long_row(table: ScoreTable, method: int, column: int) -> Row:
-    task, condition = table.tasks[column], table.condition
-    found = cell(table, method, column)
-    here = table.runs(method, column)
+def long_row(table: ScoreTable, method: int, column: int, found: Summary) -> Row:
+    """One method on one task; `found` is its mean and interval."""
+    task, here = table.tasks[column], table.runs(method, column)
     done = [record for record in here if record.status == "done"]
     parameters = done[0].parameters if done else {}
     return {
-        "track": condition.track,
-        "encoder": condition.encoder,
-        "steps": str(condition.budget.steps),
+        **conditions(table),
         "method": table.methods[method],
         "task": task.name,
         "group": task.group,

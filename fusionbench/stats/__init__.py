@@ -25,6 +25,7 @@ from fusionbench.stats.describe import (
 )
 from fusionbench.stats.estimate import Estimate, stack
 from fusionbench.stats.families import MOST_PLANNED, benjamini_hochberg, both_differ, holm
+from fusionbench.stats.fractional import AliasedEffect, fraction, fractional_effects
 from fusionbench.stats.groups import TaskScores, by_group
 from fusionbench.stats.power import (
     VarianceParts,
@@ -60,6 +61,7 @@ __all__ = [
     "MOST_PLANNED",
     "SUITE_MARGIN",
     "TASK_MARGIN",
+    "AliasedEffect",
     "CellInterval",
     "Components",
     "Effect",
@@ -81,6 +83,8 @@ __all__ = [
     "distinct_ids",
     "effect_differences",
     "factorial_effects",
+    "fraction",
+    "fractional_effects",
     "holm",
     "identical_runs",
     "iqm",

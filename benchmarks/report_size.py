@@ -1,0 +1,117 @@
+"""How long a report takes and how much memory it needs, on synthetic records.
+
+    python benchmarks/report_size.py --methods 50 --tasks 20 --seeds 20 --encoders 5
+
+Every record has its own outcomes (probit: methods, images and runs differ), so nothing in the
+report is trivial. Records are written without the store's fsync, which is not what is measured;
+their bytes are the store's. Time includes reading the folder for the first time.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fusionbench.cache import sha256_of
+from fusionbench.folder import make
+from fusionbench.history import History, Run
+from fusionbench.outcomes import Items, encode
+from fusionbench.records import CellRecord, CellSpec
+from fusionbench.study import PAPER, as_plain
+
+TRACE = {"layer_weights": [0.1] * 12}
+CODE = {"code": {"fusionbench": "0.1.0", "commit": "c0ffee0", "dirty": False}}
+
+
+def main() -> None:
+    """Write records, report on them in a process of its own, say what it took."""
+    sizes = _arguments()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        records = write_records(folder, **sizes)
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "fusionbench", "report", place, "--format", "md,tex,csv"]
+        root = Path(__file__).resolve().parent.parent
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=root)
+        wall = time.perf_counter() - began
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(
+            f"{records} records: {wall:.1f} s ({used.ru_utime + used.ru_stime:.1f} s of one core), "
+            f"{used.ru_maxrss / 2**20:.2f} GiB, {os.cpu_count()} cores"
+        )
+
+
+def write_records(  # noqa: PLR0913  (one argument for each axis)
+    folder: Path, *, methods: int, tasks: int, seeds: int, encoders: int, examples: int
+) -> int:
+    """A folder of results with every cell of the grid; how many there are."""
+    make(folder)
+    rng = np.random.default_rng(0)
+    labels = ["penultimate", "repeat", *(f"method_{i:02d}" for i in range(methods - 2))]
+    names = [f"task_{i:02d}" for i in range(tasks)]
+    for encoder in range(encoders):
+        for number, task in enumerate(names):
+            items = _items(folder, task, examples)
+            image = rng.standard_normal(examples)
+            for level, label in enumerate(labels):
+                own = image + 0.4 * rng.standard_normal(examples) + 0.01 * level
+                for seed in range(seeds):
+                    scores = own + rng.standard_normal(examples) + 0.1 * rng.standard_normal() > 0
+                    spec = _spec(label, task, seed, f"encoder-{encoder}")
+                    _write(folder, spec, scores.astype(np.float32), items, number)
+    study = replace(PAPER, seeds=seeds)
+    run = Run(study=as_plain(study), labels=tuple(labels), tasks=tuple(names))
+    History(folder / "study.json").add(run)
+    return methods * tasks * seeds * encoders
+
+
+def _items(folder: Path, task: str, examples: int) -> str:
+    items = Items(
+        names=tuple(f"{task}/test/{i:05d}" for i in range(examples)),
+        groups=tuple(f"{task}/image-{i}" for i in range(examples)),
+    )
+    (folder / "items" / f"{items.hash}.json").write_text(items.to_json())
+    return items.hash
+
+
+def _spec(label: str, task: str, seed: int, encoder: str) -> CellSpec:
+    return CellSpec(
+        encoder=encoder, weights="w", method=label, method_version=1, settings={"width": 16},
+        task=task, task_version=1, data="d" * 64, budget=PAPER.budget, seed=seed,
+    )  # fmt: skip
+
+
+def _write(folder: Path, spec: CellSpec, scores: np.ndarray, items: str, number: int) -> None:
+    control = (
+        "none: it is a control itself" if spec.method in ("penultimate", "repeat") else "repeat"
+    )
+    outcomes = folder / "outcomes" / f"{spec.id}.bin"
+    outcomes.write_bytes(encode(scores))
+    record = CellRecord(
+        spec=spec, status="done", label=spec.method, family=spec.method, control=control,
+        group=("fine", "semantic")[number % 2], task_family=spec.task, in_suite=True, chance=0.25,
+        score=float(scores.mean()), examples=len(scores), items=items,
+        outcomes=sha256_of(outcomes), lr=1e-3, taps=tuple((i,) for i in range(12)), trace=TRACE,
+        parameters={"fusion": 1000, "projector": 2000, "reader": 3000, "encoder": 10**7},
+        loss=tuple(np.linspace(2, 1, 21).tolist()), provenance=CODE,
+    )  # fmt: skip
+    (folder / "cells" / f"{spec.id}.json").write_text(record.to_json())
+
+
+def _arguments() -> dict[str, int]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    defaults = {"methods": 50, "tasks": 20, "seeds": 20, "encoders": 5, "examples": 256}
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    return vars(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

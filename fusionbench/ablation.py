@@ -1,0 +1,151 @@
+"""Which variants of a method an ablation runs: one change each, or combinations of switches.
+
+A method declares its switches beside itself (`@method(switches=...)`): for a setting, what to try
+in its place, "off" first. No torch here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+
+from fusionbench.catalog import Catalog, MethodCard
+from fusionbench.designs import Arm, Design
+from fusionbench.errors import UserError, unknown
+from fusionbench.records import READER
+from fusionbench.registry import Setting
+from fusionbench.selection import Chosen, select_methods
+from fusionbench.settings import checked, shown
+from fusionbench.stats.fractional import LARGEST, fraction
+
+
+def base_of(catalog: Catalog, name: str, settings: Mapping[str, Mapping[str, object]]) -> Chosen:
+    """The one method that is taken apart. Raises UserError for none, several, or no switches."""
+    found = select_methods(catalog, [name], settings)
+    if len(found) != 1:
+        raise UserError(f"{name!r} means {len(found)} methods", "ablate takes one apart at a time")
+    if not found[0].card.switches:
+        with_some = {card.family for card in catalog.methods.values() if card.switches}
+        raise UserError(
+            f"{found[0].card.family!r} declares no switches",
+            f"add switches={{...}} to its @method line; these have some: {_list(with_some)}",
+        )
+    return found[0]
+
+
+def one_factor_out(catalog: Catalog, base: Chosen, switches: Sequence[str] = ()) -> Design:
+    """The full method, and for each switch each of its other levels, one change at a time.
+
+    `switches` restricts it to some of them. Raises UserError for an unknown switch.
+    """
+    idle = _idle(base, base.settings)
+    chosen = [_known(base, name) for name in switches]
+    chosen = chosen or [name for name in base.card.switches if name not in idle]
+    arms = [Arm(label=_label(catalog, base, {}))]
+    for switch in chosen:
+        for level in _levels(base, switch):
+            label = _label(catalog, base, {switch: level})
+            arms.append(Arm(label=label, switch=switch, level=shown(level)))
+    return Design(kind="one_factor_out", method=base.label, arms=tuple(arms))
+
+
+def factorial(catalog: Catalog, base: Chosen, switches: Sequence[str]) -> Design:
+    """Combinations of 2 to 8 switches; above 4 the fraction of 16 that `stats` can take apart.
+
+    A switch is on as in the method itself, and off at its first other level, or at the one that is
+    named: `memory=none`. Where a switch can do nothing, only its cell that is off is run: a full
+    design has fewer cells then. Raises UserError.
+    """
+    off = dict(_off(base, text) for text in switches)
+    if not 2 <= len(off) <= LARGEST:
+        raise UserError(
+            f"a factorial needs 2 to {LARGEST} switches, got {len(off)}",
+            f"{base.card.family} has: {_list(base.card.switches)}",
+        )
+    full = len(off) <= 4
+    rows = list(product((True, False), repeat=len(off))) if full else fraction(len(off))
+    kept = [row for row in rows if not _is_void(base, off, row)]
+    for column, name in enumerate(off):
+        if len({row[column] for row in kept}) < 2:
+            raise UserError(
+                f"{name!r} can do nothing in any cell: {base.label} has switched it off",
+                "leave it out",
+            )
+    if not full and len(kept) < len(rows):
+        raise UserError(
+            f"in {len(rows) - len(kept)} of these cells a switch can do nothing, and a fraction "
+            "needs all of its cells",
+            "take at most 4 switches, or other levels, such as memory=rebuilt",
+        )
+    arms = tuple(Arm(label=_label(catalog, base, _changes(off, row)), on=row) for row in kept)
+    named = tuple(f"{name}={shown(level)}" for name, level in off.items())
+    void = len(rows) - len(kept)
+    return Design(kind="factorial", method=base.label, arms=arms, switches=named, void=void)
+
+
+def _changes(off: Mapping[str, Setting], on: Sequence[bool]) -> dict[str, Setting]:
+    return {name: level for (name, level), state in zip(off.items(), on, strict=True) if not state}
+
+
+def _off(base: Chosen, text: str) -> tuple[str, Setting]:
+    name, equals, value = text.partition("=")
+    switch = _known(base, name.strip())
+    if not equals:
+        return switch, _levels(base, switch)[0]
+    level = checked(base.card.name, base.card.settings, {switch: value.strip()})[switch]
+    if level == base.settings[switch]:
+        raise UserError(f"{switch}={shown(level)} is the method itself, so it cannot be off")
+    return switch, level
+
+
+def _known(base: Chosen, name: str) -> str:
+    if name not in base.card.switches:
+        raise unknown("switch", name, base.card.switches)
+    return name
+
+
+def _levels(base: Chosen, switch: str) -> tuple[Setting, ...]:
+    """The declared levels in the setting's type, without the one that the method has already."""
+    declared = base.card.switches[switch]
+    typed = (checked(base.label, base.card.settings, {switch: level})[switch] for level in declared)
+    return tuple(level for level in typed if level != base.settings[switch])
+
+
+def _is_void(base: Chosen, off: Mapping[str, Setting], on: Sequence[bool]) -> bool:
+    """Whether a switch that is on in this cell can do nothing in it."""
+    idle = _idle(base, {**base.settings, **_changes(off, on)})
+    return any(state and name in idle for name, state in zip(off, on, strict=True))
+
+
+def _idle(base: Chosen, settings: Mapping[str, Setting]) -> set[str]:
+    """The switches that can do nothing beside these settings."""
+    return {
+        switch
+        for given, switches in base.card.idle
+        if all(settings[name] == value for name, value in given.items())
+        for switch in switches
+    }
+
+
+def _label(catalog: Catalog, base: Chosen, changes: Mapping[str, Setting]) -> str:
+    """The shortest name for these settings, so that a registered variant's records are reused."""
+    # Without a reader of its own a method runs with the study's.
+    wanted = {READER: "", **base.settings, **changes}
+    for card in _family(catalog, base.card):
+        if {**card.settings, READER: card.reader} == wanted:
+            return card.name
+    card = base.card
+    usual = {**card.settings, READER: card.reader}
+    changed = ((name, value) for name, value in wanted.items() if value != usual[name])
+    inline = ",".join(f"{name}={shown(value)}" for name, value in sorted(changed))
+    return f"{card.name}[{inline}]" if inline else card.name
+
+
+def _family(catalog: Catalog, card: MethodCard) -> Iterator[MethodCard]:
+    """The method itself, then the other names of its class."""
+    yield card
+    for other in catalog.methods.values():
+        if (other.file, other.cls, other.family) == (card.file, card.cls, card.family):
+            yield other
+
+
+def _list(names: object) -> str:
+    return ", ".join(sorted(names)) or "none"  # type: ignore[call-overload]

@@ -1,0 +1,87 @@
+"""Training reaches every trainable parameter, soon enough."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fusionbench.checks.outcome import CheckFailed, CheckSkipped
+from fusionbench.checks.subject import SHAPE, Subject, outputs, run
+from fusionbench.checks.suite import check
+from fusionbench.checks.toy import draw
+from fusionbench.fusion import Method
+from fusionbench.types import Fused
+
+_RATE = 1e-2
+_NOTHING = 1e-12
+"""Of the largest gradient: what cancels in float64 leaves 1e-16, and no real one is so small."""
+
+
+@check
+def gradients(subject: Subject) -> None:
+    """Every trainable parameter is part of the loss's graph."""
+    method = subject.build()
+    trainable = _trainable(method)
+    loss_of(run(method, *draw(SHAPE))).backward()  # type: ignore[no-untyped-call]
+    cut_off = [name for name, parameter in trainable.items() if parameter.grad is None]
+    if cut_off:
+        raise CheckFailed(f"no gradient ever reaches {', '.join(cut_off)}")
+
+
+@check
+def live(subject: Subject) -> str:
+    """Every trainable parameter has moved after the declared number of steps."""
+    method = subject.build()
+    trainable = _trainable(method)
+    before = {name: parameter.detach().clone() for name, parameter in trainable.items()}
+    # No weight decay: it would move what no gradient reaches.
+    optimiser = torch.optim.Adam(trainable.values(), lr=_RATE)
+    for step in range(method.live_after_steps):
+        optimiser.zero_grad()
+        loss_of(run(method, *draw(SHAPE, seed=step + 1))).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    still = [name for name, values in before.items() if torch.equal(values, trainable[name])]
+    if still:
+        raise CheckFailed(f"after {method.live_after_steps} steps these stand still: {_few(still)}")
+    return f"{len(trainable)} parameters, live_after_steps={method.live_after_steps}"
+
+
+@check
+def influence(subject: Subject) -> None:
+    """No trainable parameter cancels out, such as a bias of keys under a softmax."""
+    method = subject.jittered().double()
+    trainable = _trainable(method)
+    tokens, query = (drawn.double() for drawn in draw(SHAPE, batch=6))
+    loss_of(run(method, tokens, query)).backward()  # type: ignore[no-untyped-call]
+    sizes = {name: float(p.grad.abs().max()) for name, p in trainable.items() if p.grad is not None}
+    limit = _NOTHING * max(sizes.values(), default=0.0)
+    # What has no gradient at all is the business of the checks before.
+    cancelled = [name for name, size in sizes.items() if size <= limit]
+    if cancelled:
+        raise CheckFailed(f"without any influence on the outputs: {_few(cancelled)}")
+
+
+def loss_of(fused: Fused) -> Float[Tensor, ""]:
+    """All outputs against random targets, and the method's own terms."""
+    rng = torch.Generator().manual_seed(3)
+    total = fused.tokens.new_zeros(())
+    for name, values in outputs(fused):
+        # What is injected counts by what it does to the answer.
+        if name.startswith("injection"):
+            continue
+        target = torch.randn(values.shape, generator=rng).to(values.dtype)
+        total = total + ((values - target) ** 2).mean()
+    for term in fused.losses.values():
+        total = total + term
+    return total
+
+
+def _trainable(method: Method) -> dict[str, torch.nn.Parameter]:
+    found = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    if not found:
+        raise CheckSkipped("has no trainable parameter")
+    return found
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

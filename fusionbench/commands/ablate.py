@@ -1,0 +1,167 @@
+"""`fusionbench ablate`: a method taken apart, one change at a time or in combinations."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
+from fusionbench.commands.run import checked_device
+from fusionbench.commands.shared import check_encoder, found, read, say
+from fusionbench.errors import UserError
+from fusionbench.records import RunOptions
+from fusionbench.study import QUICK, Study
+from fusionbench.studyfile import preset, with_overrides
+
+if TYPE_CHECKING:
+    from fusionbench.catalog import Catalog
+    from fusionbench.designs import Design, Planned
+
+# One task of each skill that `nano` reads, and the planted one that only feedback can solve.
+TASKS = ("scenes_tiny_color", "scenes_count", "planted_feedback")
+SEEDS = 4
+"""The fewest that a test is printed for; docs/ablations.md has what this costs."""
+
+
+@app.command("ablate")
+def command(
+    method: Annotated[str, typer.Argument(help="A method, or name[key=value].")],
+    factorial: Annotated[
+        str, typer.Option(metavar="SWITCHES", help="Combine these: memory,feedback,query=false.")
+    ] = "",
+    only: Annotated[str, typer.Option(metavar="SWITCHES", help="Change only these.")] = "",
+    tasks: Annotated[list[str], typer.Option(help="all, names, globs.")] = list(TASKS),  # noqa: B006
+    encoder: Annotated[str, typer.Option(help="See `fusionbench list encoders`.")] = "",
+    seeds: Annotated[int, typer.Option(help="How many runs of each cell.")] = SEEDS,
+    preset: Annotated[str, typer.Option(help="quick, paper or smoke.")] = QUICK.name,
+    settings: Settings = [],  # noqa: B006
+    out: Annotated[str, typer.Option(help="Default: results/ablate-METHOD.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    plugin: Plugins = [],  # noqa: B006
+    strict_plugins: Strict = False,
+) -> None:
+    """Switch the parts of a method off, and say what each is worth; a second run adds nothing."""
+    if factorial and only:
+        raise UserError("--factorial and --only exclude each other", "name the switches once")
+    catalog = read(plugin, strict=strict_plugins)
+    study = start(preset, tasks=tasks, encoder=encoder, seeds=seeds, settings=settings)
+    design = designed(catalog, method, study, factorial=factorial, only=only)
+    family = method.partition("[")[0]
+    options = RunOptions(
+        out=out or f"results/ablate-{family}",
+        device=checked_device(device),
+        workers=workers,
+        plugins=tuple(plugin),
+        quiet=quiet,
+    )
+    action = show_plan if dry_run else run
+    raise typer.Exit(action(study, design, options, catalog))
+
+
+def start(
+    preset_name: str,
+    *,
+    tasks: Sequence[str],
+    encoder: str,
+    seeds: int,
+    settings: Sequence[str],
+) -> Study:
+    """A preset with what the command line says instead; the methods come from the design."""
+    return with_overrides(
+        preset(preset_name), tasks=_split(tasks), encoder=encoder, seeds=seeds, settings=settings
+    )
+
+
+def designed(
+    catalog: "Catalog", method: str, study: Study, *, factorial: str, only: str
+) -> "Design":
+    """The arms: one change at a time, or the combinations of some switches."""
+    from fusionbench import ablation
+
+    base = ablation.base_of(catalog, method, study.settings)
+    if factorial:
+        return ablation.factorial(catalog, base, _split([factorial]))
+    return ablation.one_factor_out(catalog, base, _split([only]))
+
+
+def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog") -> int:
+    """Run what is missing, write the tables, and show them."""
+    study = of_design(study, design)
+    check_encoder(catalog, study.encoder, study.budget.image_size)
+    from fusionbench import closing
+    from fusionbench.designs import note_design
+    from fusionbench.progress import make_progress
+    from fusionbench.store import Store
+    from fusionbench.sweep import bring_encoder, run_study
+
+    # Before the run: what decides an id may change on disk while the cells train.
+    bring_encoder(study, catalog)
+    planned = plan_of(study, design, catalog)
+    result = run_study(study, options, catalog, make_progress(quiet=options.quiet))
+    closing.note_run(study, options, catalog)
+    note_design(Path(options.out), planned)
+    say(found(Store.open(options.out)))
+    _show(Path(options.out), sys.stdout)
+    sys.stdout.write(
+        f"{result.executed} cells run, {result.finished} were there, {result.failed} failed\n"
+    )
+    if result.interrupted:
+        sys.stdout.write("interrupted: the same command goes on where this one stopped\n")
+        return INTERRUPTED
+    return FAILED if result.failed else OK
+
+
+def show_plan(study: Study, design: "Design", options: RunOptions, catalog: "Catalog") -> int:
+    """Say what would run."""
+    from fusionbench.commands import run as whole
+
+    return whole.show_plan(of_design(study, design), options, sys.stdout)
+
+
+def of_design(study: Study, design: "Design") -> Study:
+    """The study whose methods are the arms; changed settings stand in their names already."""
+    kind = "factorial" if design.kind == "factorial" else "one change at a time"
+    return replace(
+        study,
+        name=f"ablation of {design.method}",
+        methods=tuple(arm.label for arm in design.arms),
+        settings={},
+        note=f"{kind}; the rest of this report shows the same cells as methods of their own",
+    )
+
+
+def plan_of(study: Study, design: "Design", catalog: "Catalog") -> "Planned":
+    """The design and the ids of its cells."""
+    from fusionbench.designs import Planned
+    from fusionbench.plan import make_plan
+
+    plan = make_plan(study, catalog, {})
+    cells: dict[str, dict[str, tuple[str, ...]]] = {}
+    for cell in plan.cells:
+        tasks = cells.setdefault(cell.chosen.label, {})
+        tasks[cell.task.name] = (*tasks.get(cell.task.name, ()), cell.spec.id)
+    budget = study.budget
+    words = f"{study.encoder}, {budget.steps} steps of {budget.batch}, {study.seeds} seeds"
+    return Planned(design=design, encoder=study.encoder, budget=words, cells=cells)
+
+
+def _show(folder: Path, stream: TextIO) -> None:
+    from fusionbench.closing import report_writer
+
+    paths = report_writer()(folder, None)
+    table = paths.tables / "ablation.md"
+    if table.exists():
+        stream.write(table.read_text(encoding="utf-8"))
+    stream.write(f"\ntables: {paths.tables}/ablation.{{md,csv,tex}}, report: {paths.page}\n")
+
+
+def _split(texts: Sequence[str]) -> list[str]:
+    from fusionbench.settings import split_names
+
+    return [name for text in texts for name in split_names(text)]

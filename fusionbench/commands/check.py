@@ -1,0 +1,72 @@
+"""`fusionbench check`: does a method keep the promises that a fair comparison rests on?"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from fusionbench.commands.app import FAILED, OK, Plugins, app
+from fusionbench.errors import disk_error
+
+
+@app.command("check")
+def command(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="TARGET...", help="Names, globs, files, folders, or all.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Also write a Markdown page.")] = None,
+    only: Annotated[list[str], typer.Option(help="This check only; may be repeated.")] = [],  # noqa: B006
+    compiler: Annotated[str, typer.Option(help="Backend of torch.compile.")] = "aot_eager",
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Run the conformance checks on methods; exit code 1 if any is unexpected."""
+    code = check(targets, out=out, only=only, compiler=compiler, plugins=plugin, stream=sys.stdout)
+    raise typer.Exit(code)
+
+
+def check(
+    targets: Sequence[str],
+    *,
+    out: Path | None,
+    only: Sequence[str],
+    compiler: str,
+    plugins: Sequence[str],
+    stream: TextIO,
+) -> int:
+    """Say of each method how many checks have which outcome; the page has the details."""
+    import torch
+
+    from fusionbench.checks.find import find
+    from fusionbench.checks.markdown import page
+    from fusionbench.checks.outcome import said, total
+    from fusionbench.checks.runner import run_checks
+
+    # One thread: the same sums in the same order on every machine.
+    torch.set_num_threads(1)
+    found = {
+        subject.name: replace(subject, compiler=compiler)
+        for target in targets
+        for subject in find(target, plugins=plugins)
+    }
+    reports = []
+    for subject in found.values():
+        reports.append(run_checks(subject, only=only))
+        stream.write(f"{reports[-1]}\n")
+        stream.flush()
+    seconds = sum(record.seconds for report in reports for record in report.records)
+    stream.write(f"{len(reports)} methods, {seconds:.0f} s of CPU: {said(total(reports))}\n")
+    if out is not None:
+        _write(out, page(reports))
+        stream.write(f"{out}\n")
+    return FAILED if any(report.unexpected for report in reports) else OK
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, out) from error

@@ -1,0 +1,57 @@
+"""An encoder by its name: a built-in one, or one that a plug-in brings. No torch here."""
+
+from pathlib import Path
+
+from fusionbench.cards import PluggedEncoder
+from fusionbench.catalog import Catalog
+from fusionbench.encoders import catalog as built_in
+from fusionbench.encoders.card import EncoderCard, fingerprint, patches
+from fusionbench.encoders.own import is_built_in
+from fusionbench.errors import did_you_mean
+
+
+def describe(catalog: Catalog, name: str, *, image_size: int = 0) -> EncoderCard:
+    """What an encoder is, without importing or fetching anything.
+
+    Raises ValueError for an unknown name (with the nearest one) or a size that it cannot take.
+    """
+    if name in catalog.encoders:
+        return _card(catalog.encoders[name], image_size)
+    near = did_you_mean(name, catalog.encoders)
+    if near and ":" not in name and not is_built_in(name):
+        raise ValueError(f"no encoder {name!r}{near}")
+    return built_in.describe(name, image_size=image_size)
+
+
+def plugged(catalog: Catalog) -> list[EncoderCard]:
+    """The cards of all encoders that plug-ins bring."""
+    return [_card(one, 0) for one in catalog.encoders.values()]
+
+
+def _card(declared: PluggedEncoder, image_size: int) -> EncoderCard:
+    size = image_size or declared.size
+    if size != declared.size and not declared.resizable:
+        raise ValueError(f"{declared.name} reads images of {declared.size} pixels only, got {size}")
+    files = [Path(declared.file).parent / name for name in declared.weights]
+    absent = [file.name for file in files if not file.is_file()]
+    architecture = {
+        "plugin": declared.name, "version": declared.version, "layers": declared.layers,
+        "dim": declared.dim, "patch": declared.patch, "prefix": declared.prefix,
+    }  # fmt: skip
+    lacking = [*declared.missing, *absent]
+    return EncoderCard(
+        name=declared.name,
+        source=declared.about,
+        available=not lacking,
+        get=(declared.get or f"needs {', '.join(lacking)}") if lacking else "",
+        path=declared.file,
+        weights="" if lacking else fingerprint(files, architecture=architecture),
+        layers=declared.layers,
+        dim=declared.dim,
+        grid=patches(size, patch=declared.patch, name=declared.name),
+        prefix=declared.prefix,
+        size=size,
+        origin=declared.source,
+        module=declared.module,
+        cls=declared.cls,
+    )

@@ -1,0 +1,1 @@
+"""Two methods, seed by seed and example by example: from a folder's records to one estimate."""

@@ -1,0 +1,1 @@
+"""How small a difference a study can find, and what more seeds would buy."""

@@ -1,0 +1,167 @@
+"""A small causal transformer decoder, trained from scratch like the attentive reader.
+
+    [projected image tokens ; question tokens ; answer]  ->  L layers  ->  logits at the last place
+Its layers are Llama's (RMSNorm, rotary positions, gated MLP), with the names of their parts, so
+that what a fusion does inside them can be done in the same way inside a language model.
+"""
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusionbench.readers.attentive import Projector
+from fusionbench.readers.layers import Inside, project
+from fusionbench.types import Fused, ReaderShape
+
+_HEADS = 4
+_THETA = 10000.0
+_EPS = 1e-6
+Rotation = tuple[Float[Tensor, "batch position channel"], Float[Tensor, "batch position channel"]]
+"""Cosines and sines of the positions' angles."""
+
+
+def decoder_shape(width: int, layers: int) -> ReaderShape:
+    """Heads and MLP of a decoder of this width; ValueError if it cannot be split into heads."""
+    if width % (2 * _HEADS):
+        raise ValueError(f"the decoder's width must be a multiple of {2 * _HEADS}, got {width}")
+    return ReaderShape(layers=layers, width=width, heads=_HEADS, mlp=2 * width)
+
+
+class DecoderReader(nn.Module):
+    """Fused tokens and a question to logits over the task's closed answer set."""
+
+    def __init__(
+        self, in_dim: int, shape: ReaderShape, *, query_dim: int, length: int, answers: int
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embed = nn.Linear(query_dim, shape.width)
+        self.answer = nn.Parameter(torch.randn(shape.width))
+        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(shape.width, eps=_EPS)
+        self.classify = nn.Linear(shape.width, answers)
+        # Last: methods whose tokens differ in width share all other initial values.
+        self.projector = Projector(in_dim, shape.width)
+
+    def forward(
+        self,
+        fused: Fused,
+        question: Float[Tensor, "batch length query_dim"],
+        mask: Bool[Tensor, "batch length"],
+    ) -> Float[Tensor, "batch answer"]:
+        """Logits over the answers."""
+        image = project(fused, self.projector)
+        answer = repeat(self.answer, "d -> b 1 d", b=len(image))
+        hidden = torch.cat([image, self.embed(question), answer], dim=1)
+        seen = F.pad(F.pad(mask, (image.shape[1], 0), value=True), (0, 1), value=True)
+        inside = Inside(
+            fused=fused,
+            layers=self.shape.layers,
+            place=lambda values: _in_front(values, hidden.shape[1]),
+            projector=self.projector,
+        )
+        look = causal(seen)
+        rotation = rotations(seen, self.shape.width // self.shape.heads)
+        for index, layer in enumerate(self.layers):
+            run = inside.around(index, layer)
+            hidden = run(hidden, attention_mask=look, position_embeddings=rotation)
+        return self.classify(self.norm(hidden[:, -1]))
+
+
+class DecoderLayer(nn.Module):
+    """One layer of Llama: h + SA(RMSNorm(h)), then h + MLP(RMSNorm(h))."""
+
+    def __init__(self, shape: ReaderShape) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.width, eps=_EPS)
+        self.self_attn = SelfAttention(shape.width, shape.heads)
+        self.post_attention_layernorm = nn.RMSNorm(shape.width, eps=_EPS)
+        self.mlp = GatedMLP(shape.width, shape.mlp)
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "batch position width"],
+        *,
+        attention_mask: Bool[Tensor, "batch 1 asking asked"],
+        position_embeddings: Rotation,
+    ) -> Float[Tensor, "batch position width"]:
+        """The layer's output."""
+        mixed, _ = self.self_attn(
+            self.input_layernorm(hidden_states),
+            attention_mask=attention_mask,
+            position_embeddings=position_embeddings,
+        )
+        hidden_states = hidden_states + mixed
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class SelfAttention(nn.Module):
+    """Attention with rotary positions, without biases."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(width, width, bias=False) for _ in range(4)
+        )
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "batch position width"],
+        *,
+        attention_mask: Bool[Tensor, "batch 1 asking asked"],
+        position_embeddings: Rotation,
+    ) -> tuple[Float[Tensor, "batch position width"], None]:
+        """The mixed values; no attention map is ever made (second, as in transformers)."""
+        query, key, value = (
+            rearrange(part(hidden_states), "b n (h d) -> b h n d", h=self.heads)
+            for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = (_rotated(part, position_embeddings) for part in (query, key))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)")), None
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) up(x)), without biases."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "batch position width"]) -> Tensor:
+        """Each position on its own."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def causal(seen: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch 1 asking asked"]:
+    """Who may look at whom: back, and never at padding."""
+    length = seen.shape[1]
+    back = torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
+    return back & seen[:, None, None]
+
+
+def rotations(seen: Bool[Tensor, "batch position"], channels: int) -> Rotation:
+    """Positions count what is seen, so that padding moves no answer."""
+    positions = seen.to(torch.float32).cumsum(dim=1) - 1
+    steps = torch.arange(0, channels, 2, device=seen.device, dtype=torch.float32) / channels
+    angles = positions[..., None] * _THETA**-steps
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def _rotated(
+    heads: Float[Tensor, "batch head position channel"], rotation: Rotation
+) -> Float[Tensor, "batch head position channel"]:
+    first, second = heads.chunk(2, dim=-1)
+    cosines, sines = (part[:, None].to(heads.dtype) for part in rotation)
+    return heads * cosines + torch.cat([-second, first], dim=-1) * sines
+
+
+def _in_front(
+    values: Float[Tensor, "batch token width"], length: int
+) -> Float[Tensor, "batch position width"]:
+    return F.pad(values, (0, 0, 0, length - values.shape[1]))

@@ -1,0 +1,149 @@
+"""What was planned: the contrasts a study declares, or the ones that stand in for them.
+
+A study that names none gets one contrast per family of methods, against its baseline and the
+family's matched control, in the order of the request and at most twelve: a rule that looks at
+names only, never at scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fusionbench.contrasts import MOST_PLANNED, SUITE, Contrast, read_contrasts
+from fusionbench.errors import unknown
+from fusionbench.history import Run
+from fusionbench.records import CellRecord
+from fusionbench.scores import ScoreTable
+from fusionbench.stats import SUITE_MARGIN, TASK_MARGIN
+
+BASELINE = "penultimate"
+_NO_CONTROL = "none"
+_REFERENCE = "none: it is a "
+"""How a card says that its method is a control or a baseline itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The comparisons of one condition and what they are judged by."""
+
+    baseline: str
+    contrasts: tuple[Contrast, ...] = ()
+    """`control` is a name of the table, or empty where none exists."""
+    suite_margin: float = SUITE_MARGIN
+    task_margin: float = TASK_MARGIN
+    notes: tuple[str, ...] = ()
+
+
+def make_plan(table: ScoreTable, runs: Sequence[Run], baseline: str | None = None) -> Plan:
+    """The plan of the last request. Raises UserError for a baseline that was never run.
+
+    With another baseline than the study's nothing is planned: it was chosen after the run.
+    """
+    study: Mapping[str, object] = runs[-1].study if runs else {}
+    declared = str(study.get("baseline", BASELINE))
+    if baseline is not None and baseline not in table.methods:
+        raise unknown("method", baseline, table.methods, "the baseline must be among the records")
+    suite_margin, task_margin = _margins(study)
+    contrasts: tuple[Contrast, ...] = ()
+    notes = _changes(runs)
+    if baseline not in (None, declared):
+        notes += (
+            f"The baseline {baseline} is not the study's ({declared}): nothing here is planned, "
+            "all comparisons are exploratory.",
+        )
+    else:
+        contrasts, more = _contrasts(table, runs, declared)
+        notes += more
+    return Plan(
+        baseline=baseline or declared,
+        contrasts=contrasts,
+        suite_margin=suite_margin,
+        task_margin=task_margin,
+        notes=notes,
+    )
+
+
+def control_of(table: ScoreTable, method: int) -> str:
+    """What the records say of a method's matched control; empty if they say nothing."""
+    return max((record.control for record in table.row(method)), default="")
+
+
+def _contrasts(
+    table: ScoreTable, runs: Sequence[Run], baseline: str
+) -> tuple[tuple[Contrast, ...], tuple[str, ...]]:
+    stated = runs[-1].study.get("contrasts", ()) if runs else ()
+    if stated:
+        return read_contrasts(stated, baseline), ()
+    order = runs[-1].labels if runs else ()
+    methods = _representatives(table, order, baseline)
+    kept = methods[:MOST_PLANNED]
+    notes = ["The study names no contrasts: one method of each family is compared."]
+    if len(methods) > len(kept):
+        left = ", ".join(methods[MOST_PLANNED:])
+        notes.append(f"Only {MOST_PLANNED} can be planned; exploratory instead: {left}.")
+    return tuple(Contrast(method=name, baseline=baseline) for name in kept), tuple(notes)
+
+
+def _representatives(table: ScoreTable, order: Sequence[str], baseline: str) -> list[str]:
+    """One method of each family: the one that bears its name, else the first of the request."""
+    place = {label: index for index, label in enumerate(order)}
+    found: dict[str, list[tuple[bool, int, str]]] = {}
+    for row, name in enumerate(table.methods):
+        first = table.row(row)[0]
+        if name == baseline or row in table.leaky or _is_reference(first):
+            continue
+        family = first.family or first.spec.method
+        rank = (first.label != family, place.get(first.label, len(place)), name)
+        found.setdefault(family, []).append(rank)
+    best = sorted(min(ranks)[1:] for ranks in found.values())
+    return [name for _, name in best]
+
+
+def _is_reference(record: CellRecord) -> bool:
+    return record.control.startswith(_REFERENCE)
+
+
+def resolved(table: ScoreTable, contrast: Contrast) -> tuple[Contrast, str]:
+    """The contrast with its control filled in, and why it cannot be decided (or nothing)."""
+    groups = {task.group for task in table.tasks}
+    if contrast.over != SUITE and contrast.over not in groups:
+        return contrast, f"no task of the group {contrast.over}"
+    for name in (contrast.method, contrast.baseline):
+        if name not in table.methods:
+            return contrast, _absent(table, name)
+    row = table.methods.index(contrast.method)
+    if row in table.leaky:
+        return contrast, f"{contrast.method} reads the answers in training"
+    control = contrast.control or control_of(table, row)
+    if control.startswith(_NO_CONTROL) or control == contrast.method:
+        return contrast, ""
+    found = Contrast(**vars(contrast) | {"control": control})
+    if not control:
+        return found, "the records name no matched control"
+    return found, "" if control in table.methods else f"control {_absent(table, control)}"
+
+
+def _absent(table: ScoreTable, name: str) -> str:
+    marked = [one for one in table.methods if one.startswith(f"{name} (")]
+    return f"{name} stands for {' and '.join(marked)}" if marked else f"{name} was not run"
+
+
+def _margins(study: Mapping[str, object]) -> tuple[float, float]:
+    """Margins of the suite and of a task as shares; a study states them in points."""
+    stated = study.get("margins")
+    margins = stated if isinstance(stated, Mapping) else {}
+    return (
+        float(margins.get("suite", 100 * SUITE_MARGIN)) / 100,
+        float(margins.get("task", 100 * TASK_MARGIN)) / 100,
+    )
+
+
+def _changes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """A plan that changed between two requests may have been changed by what the first showed."""
+    kinds = ("baseline", "contrasts", "margins")
+    changed = [key for key in kinds if len({repr(run.study.get(key)) for run in runs}) > 1]
+    if not changed:
+        return ()
+    return (
+        f"**Changed after the first run**: {' and '.join(changed)} of the study; what is called "
+        "planned here was not declared before all of its records.",
+    )

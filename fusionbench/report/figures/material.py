@@ -1,0 +1,52 @@
+"""All that figures are drawn from: the scores of one condition, and what lies beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jaxtyping import Bool
+
+from fusionbench.costs.records import CostRecord
+from fusionbench.paired.results import Results
+from fusionbench.probes import ProbeMap
+from fusionbench.report.tables import Row, names
+from fusionbench.scores import ScoreTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """One condition: its table and what was found for its encoder."""
+
+    table: ScoreTable
+    results: Results
+    baseline: str = ""
+    contrasts: Sequence[Row] = ()
+    planned: Sequence[str] = ()
+    """Methods of the planned contrasts."""
+    margins: tuple[float, float] = (1.0, 2.0)
+    """Differences that do not matter, in points: of the suite, of a task."""
+    profiles: Sequence[CostRecord] = ()
+    """Of the condition's encoder."""
+    probes: Sequence[ProbeMap] = ()
+    """Of the condition's weights."""
+    labels: Sequence[str] = field(init=False)
+    """Methods as a reader should see them, in the order of the table."""
+    in_encoder: Sequence[bool] = field(init=False)
+    """Whether the encoder ran in every step of a method."""
+
+    def __post_init__(self) -> None:
+        """What several figures ask for is found once."""
+        table = self.table
+        inside = [
+            any(run.in_encoder for run in table.row(row)) for row in range(len(table.methods))
+        ]
+        object.__setattr__(self, "labels", tuple(names(table)))
+        object.__setattr__(self, "in_encoder", tuple(inside))
+
+    def of(self, keep: Bool[np.ndarray, " task"]) -> "Material":
+        """The same for some of the tasks."""
+        return replace(self, table=self.table.pick(keep))
+
+    def row(self, method: str) -> int | None:
+        """The place of a method in the table."""
+        return self.table.methods.index(method) if method in self.table.methods else None

@@ -1,0 +1,123 @@
+"""All figures of a report into its folder, with a note on what drew them."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusionbench.cache import write_atomic
+from fusionbench.errors import Problem
+from fusionbench.probes import probe_maps
+from fusionbench.report.contrast_table import contrast_page
+from fusionbench.report.figures import (
+    cost,
+    forest,
+    heatmap,
+    instruments,
+    layers,
+    learning,
+    profile,
+    ranks,
+    scores,
+)
+from fusionbench.report.figures.drawing import Drawing, Drawn, save
+from fusionbench.report.figures.material import Material
+from fusionbench.report.sections import Material as Report
+from fusionbench.report.style import house_style
+
+_DRAWERS: Sequence[Callable[[Material], Drawing | None]] = (
+    heatmap.draw,
+    forest.draw_suite,
+    forest.draw_tasks,
+    cost.draw,
+    scores.draw,
+    profile.draw,
+    ranks.draw,
+    layers.draw,
+    instruments.draw,
+    learning.draw,
+)
+_NOTE = "figures.json"
+
+
+def write_figures(report: Report, folder: Path) -> list[Drawn]:
+    """Draw everything that the records allow and give what was drawn, condition by condition.
+
+    What an earlier report drew into `folder` and this one does not is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    before = set(_noted(folder))
+    drawn: list[Drawn] = []
+    with house_style():
+        for condition, drawing in drawings(report):
+            stem = folder / _free(drawing.name, {one.stem.name for one in drawn})
+            save(drawing, stem)
+            reading = " ".join(drawing.reading.split())
+            drawn.append(
+                Drawn(stem=stem, title=drawing.title, reading=reading, condition=condition)
+            )
+    for name in sorted(before - {one.stem.name for one in drawn}):
+        for ending in (".svg", ".png", ".csv"):
+            (folder / name).with_suffix(ending).unlink(missing_ok=True)
+    _note(folder, drawn)
+    return drawn
+
+
+def drawings(report: Report) -> Iterator[tuple[str, Drawing]]:
+    """(condition, figure): those of the suite, then the planted tasks, which enter no other."""
+    for material in materials(report):
+        for draw in _DRAWERS:
+            drawing = draw(material)
+            if drawing is not None:
+                yield material.table.condition.title, drawing
+    for table in report.planted:
+        drawing = scores.draw(Material(table=table, results=report.results), "planted")
+        if drawing is not None:
+            yield table.condition.title, drawing
+
+
+def materials(report: Report) -> Iterator[Material]:
+    """What the figures of each condition of the suite are drawn from."""
+    problems: list[Problem] = []
+    probes = list(probe_maps(report.results.store.folder, problems))
+    for analysis in report.analyses:
+        plan, condition = analysis.plan, analysis.table.condition
+        yield Material(
+            table=analysis.table,
+            results=report.results,
+            baseline=plan.baseline,
+            planned=[contrast.method for contrast in plan.contrasts],
+            margins=(100 * plan.suite_margin, 100 * plan.task_margin),
+            contrasts=contrast_page((analysis,)).rows,
+            profiles=[
+                one for one in report.profiles if one.conditions.encoder == condition.encoder
+            ],
+            probes=[one for one in probes if one.weights == condition.weights],
+        )
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """`name`, or for the second table `name-2`."""
+    numbered = (name if i == 1 else f"{name}-{i}" for i in range(1, len(taken) + 2))
+    return next(one for one in numbered if one not in taken)
+
+
+def _noted(folder: Path) -> Mapping[str, Any]:
+    try:
+        return dict(json.loads((folder / _NOTE).read_text(encoding="utf-8"))["figures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _note(folder: Path, drawn: Sequence[Drawn]) -> None:
+    """What was drawn, and by which versions: only the same ones give the same bytes."""
+    import matplotlib
+    from matplotlib import ft2font
+
+    versions = {"matplotlib": matplotlib.__version__, "freetype": ft2font.__freetype_version__}
+    figures = {
+        one.stem.name: {"title": one.title, "reading": one.reading, "condition": one.condition}
+        for one in drawn
+    }
+    text = json.dumps({"versions": versions, "figures": figures}, indent=1)
+    write_atomic(folder / _NOTE, f"{text}\n".encode())

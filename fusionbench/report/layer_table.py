@@ -1,0 +1,108 @@
+"""`tables/layers`: what methods learnt of the layers, from their traces on the test images.
+
+Weights, gate openings, memory and feedback sizes, one number for each layer, as the method itself
+reports them: a picture of what it uses, no evidence of what it needs.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from fusionbench.records import CellRecord
+from fusionbench.report.analysis import Analysis
+from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
+from fusionbench.report.sections import Page
+from fusionbench.report.tables import Row, conditions
+from fusionbench.scores import ScoreTable
+
+Places = tuple[str, ...]
+Trace = Float[np.ndarray, "run layer"]
+_NOTE = (
+    "Median over tasks and runs [smallest to largest]. `tap` columns are the hidden states that "
+    "the method reads, `block` columns the encoder's blocks; layers.csv has every task."
+)
+
+
+def layer_page(analyses: Sequence[Analysis]) -> Page:
+    """Methods that leave a trace, instrument by instrument."""
+    texts, latex, rows = [], [], list[Row]()
+    for analysis in analyses:
+        table = analysis.table
+        grids = _grids(table)
+        if not grids:
+            continue
+        parts = [f"### {table.condition.title}", "", _NOTE, ""]
+        texts.append("\n".join([*parts, *(markdown_grid(grid) for grid in grids)]))
+        for number, grid in enumerate(grids, 1):
+            label = f"layers-{table.condition.encoder}-{number}"
+            latex.append(latex_grid(grid, f"Layers; {table.condition.title}", label))
+        rows += _long(table)
+    return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
+
+
+def _grids(table: ScoreTable) -> list[list[GridRow]]:
+    """One table for each set of columns: traces of different length do not share one."""
+    grids: dict[Places, list[GridRow]] = defaultdict(list)
+    for method, name in enumerate(table.methods):
+        for (instrument, places), runs in _traces(table.row(method)).items():
+            row = {"method": name, "instrument": instrument.replace("_", " ")}
+            grids[places].append(row | dict(zip(places, _texts(runs), strict=True)))
+    return [grids[places] for places in sorted(grids)]
+
+
+def _long(table: ScoreTable) -> Iterator[Row]:
+    for method, name in enumerate(table.methods):
+        for task, facts in enumerate(table.tasks):
+            for (instrument, places), runs in _traces(table.runs(method, task)).items():
+                numbers = zip(
+                    np.median(runs, axis=0), runs.min(axis=0), runs.max(axis=0), strict=True
+                )
+                for index, (place, ends) in enumerate(zip(places, numbers, strict=True)):
+                    middle, low, high = ends
+                    yield {
+                        **conditions(table),
+                        "method": name,
+                        "task": facts.name,
+                        "trace": instrument,
+                        "layer": place,
+                        "position": str(index),
+                        "median": f"{middle:.6f}",
+                        "low": f"{low:.6f}",
+                        "high": f"{high:.6f}",
+                        "n_seeds": str(len(runs)),
+                    }
+
+
+def _traces(records: Sequence[CellRecord]) -> dict[tuple[str, Places], Trace]:
+    """Runs by instrument and by what its numbers belong to; methods may draw taps anew."""
+    found: dict[tuple[str, Places], list[list[float]]] = defaultdict(list)
+    for record in records:
+        for name, values in sorted(record.trace.items()):
+            if values:
+                found[name, _places(record, len(values))].append(values)
+    return {key: np.array(runs, dtype=np.float64) for key, runs in found.items()}
+
+
+def _places(record: CellRecord, count: int) -> Places:
+    """What each number belongs to: the method's taps, or the blocks that it steps with."""
+    if len(record.taps) == count and not record.in_encoder:
+        return tuple("tap " + _tap(tap) for tap in record.taps)
+    return tuple(f"block {index}" for index in range(1, count + 1))
+
+
+def _tap(tap: Sequence[int]) -> str:
+    """`7`, or `1-8` for a mean over neighbours."""
+    if len(tap) == 1:
+        return str(tap[0])
+    span = list(range(min(tap), max(tap) + 1))
+    return f"{span[0]}-{span[-1]}" if list(tap) == span else "+".join(map(str, tap))
+
+
+def _texts(values: Trace) -> list[str]:
+    middle, low, high = np.median(values, axis=0), values.min(axis=0), values.max(axis=0)
+    return [
+        f"{centre:.2f} [{least:.2f} to {most:.2f}]"
+        for centre, least, most in zip(middle, low, high, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""A paper's tables in their shape, filled from our records, with its own numbers beside them."""

@@ -1,0 +1,197 @@
+"""Which variants an ablation runs: declared beside the method, one change each or combined."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from toy_encoder import SHAPE as TOY
+from toy_encoder import draw
+from toy_encoder import run as fuse_toy
+
+from fusionbench.ablation import base_of, factorial, one_factor_out
+from fusionbench.catalog import read_catalog
+from fusionbench.designs import Design, Planned, note_design, read_designs
+from fusionbench.errors import UserError
+from fusionbench.plugins import load_method
+from fusionbench.records import READER
+from fusionbench.selection import select_methods
+from fusionbench.types import ReaderShape, StackShape
+
+CATALOG = read_catalog()
+LAYERS = ReaderShape(layers=4, width=16, heads=4, mlp=24)
+SHAPE = StackShape(layers=8, dim=32, grid=(4, 4), prefix=1, query_dim=8, reader=LAYERS)
+WITH_SWITCHES = sorted(name for name, card in CATALOG.methods.items() if card.switches)
+
+
+def base(name="mema"):
+    return base_of(CATALOG, name, {})
+
+
+def settings_of(label: str) -> dict:
+    return dict(select_methods(CATALOG, [label])[0].settings)
+
+
+@pytest.mark.parametrize("name", WITH_SWITCHES)
+def test_each_arm_of_a_method_differs_from_it_in_the_one_setting_it_names(name):
+    design = one_factor_out(CATALOG, base(name))
+    full = settings_of(name)
+    assert design.arms[0].label == name and settings_of(name) == full
+    for arm in design.arms[1:]:
+        changed = {key for key, value in settings_of(arm.label).items() if value != full[key]}
+        assert changed == {arm.switch}
+    assert len({arm.label for arm in design.arms}) == len(design.arms) > 1
+
+
+@pytest.mark.parametrize("name", WITH_SWITCHES)
+def test_every_arm_can_be_built(name):
+    for arm in one_factor_out(CATALOG, base(name)).arms:
+        chosen = select_methods(CATALOG, [arm.label])[0]
+        settings = {k: v for k, v in chosen.settings.items() if k != READER}
+        load_method(chosen.card)(SHAPE, **settings)
+
+
+def test_mema_is_taken_apart_in_all_its_parts():
+    found: dict[str, set[str]] = {}
+    for arm in one_factor_out(CATALOG, base()).arms[1:]:
+        found.setdefault(arm.switch, set()).add(arm.level)
+    assert found == {
+        "memory": {"none", "rebuilt"},
+        "feedback": {"after", "none"},
+        "query": {"false"},
+        "gates": {"none", "forget", "input"},
+        "summary": {"mean", "max", "cls", "mean+max", "mean+cls", "max+cls"},
+        "reduction": {"1", "2", "8"},
+        "init": {"as_written", "repaired"},
+        "every": {"2", "3"},
+        "where": {"shallow", "deep"},
+        "opening": {"scalar"},
+        "alignment": {"0.05", "0.1", "0.15", "0.3"},
+    }
+
+
+def test_registered_variants_keep_their_names_so_that_their_records_are_used():
+    labels = {arm.label for arm in one_factor_out(CATALOG, base()).arms}
+    assert {"mema-no_query", "mema-no_memory", "mema-readout", "mema-repaired"} <= labels
+    assert "mema[gates=none]" in labels
+
+
+def test_the_base_may_be_a_variant_or_carry_settings():
+    design = one_factor_out(CATALOG, base("mema[init=repaired]"), ["query"])
+    assert [arm.label for arm in design.arms] == [
+        "mema-repaired",
+        "mema[init=repaired,query=false]",
+    ]
+    from_variant = one_factor_out(CATALOG, base("mema-repaired"), ["init"])
+    assert {arm.level for arm in from_variant.arms[1:]} == {"as_written"}
+
+
+def test_a_full_factorial_has_every_combination_once_the_full_method_first():
+    design = factorial(CATALOG, base(), ["memory=rebuilt", "feedback", "query"])
+    assert design.switches == ("memory=rebuilt", "feedback=after", "query=false")
+    assert [arm.on for arm in design.arms] == list(product((True, False), repeat=3))
+    assert design.arms[0].label == "mema" and design.void == 0
+    for arm in design.arms:
+        settings = settings_of(arm.label)
+        assert (settings["memory"] == "carried") == arm.on[0]
+        assert (settings["feedback"] == "each_block") == arm.on[1]
+        assert settings["query"] == arm.on[2]
+
+
+def test_combinations_in_which_a_switch_can_do_nothing_are_no_cells():
+    design = factorial(CATALOG, base(), ["memory=none", "query"])
+    assert [arm.on for arm in design.arms] == [(True, True), (True, False), (False, False)]
+    assert design.void == 1
+
+
+IDLE = [
+    (dict(given), switch, level)
+    for given, switches in CATALOG.methods["mema"].idle
+    for switch in switches
+    for level in CATALOG.methods["mema"].switches[switch]
+]
+
+
+@pytest.mark.parametrize(("given", "switch", "level"), IDLE, ids=str)
+def test_a_switch_that_is_called_idle_changes_no_token_whatever_the_weights(given, switch, level):
+    if given.get("memory") == "none" and switch == "alignment":
+        return  # refused by the method: there is nothing to align
+    method = load_method(CATALOG.methods["mema"])
+    found = []
+    for settings in (given, given | {switch: level}):
+        torch.manual_seed(0)
+        fusion = method(TOY, **settings)
+        for number, (_, parameter) in enumerate(sorted(fusion.named_parameters())):
+            rng = torch.Generator().manual_seed(number)
+            torch.nn.init.normal_(parameter, std=0.3, generator=rng)
+        found.append(fuse_toy(fusion, *draw()).tokens)
+    assert torch.equal(*found)
+
+
+def test_without_feedback_one_cell_stands_for_all_that_the_memory_could_be():
+    design = factorial(CATALOG, base(), ["memory=rebuilt", "feedback=none", "query"])
+    assert [arm.on for arm in design.arms if not arm.on[1]] == [(False, False, False)]
+    assert design.void == 3
+
+
+def test_five_switches_run_as_sixteen_cells():
+    design = factorial(
+        CATALOG, base(), ["memory=rebuilt", "query", "gates=forget", "summary", "init=repaired"]
+    )
+    assert len(design.arms) == 16 and design.arms[0].label == "mema"
+
+
+@pytest.mark.parametrize(
+    ("switches", "told"),
+    [
+        (["memory"], "2 to 8"),
+        (["memori", "query"], "did you mean 'memory'"),
+        (["query=true", "memory"], "is the method itself"),
+        (["memory=carreid2", "query"], ""),
+        (["memory=none", "query", "init", "summary", "reduction"], "fraction"),
+    ],
+)
+def test_a_factorial_that_cannot_be_is_refused(switches, told):
+    if not told:
+        # A wrong word is found by the method itself when its cell runs.
+        assert factorial(CATALOG, base(), switches).arms
+        return
+    with pytest.raises(UserError, match=told):
+        factorial(CATALOG, base(), switches)
+
+
+def test_a_method_without_switches_is_refused_with_those_that_have_some():
+    with pytest.raises(UserError, match="declares no switches") as refused:
+        base("last")
+    assert "mema" in refused.value.hint
+    with pytest.raises(UserError, match="means"):
+        base("mema*")
+
+
+def test_designs_come_back_from_disk_and_replace_their_earlier_selves(tmp_path):
+    design = factorial(CATALOG, base(), ["memory=none", "query"])
+    cells = {arm.label: {"digits": ("a", "b")} for arm in design.arms}
+    planned = Planned(design=design, encoder="nano", budget="60 steps", cells=cells)
+    note_design(tmp_path, planned)
+    note_design(tmp_path, replace(planned, budget="90 steps"))
+    other = one_factor_out(CATALOG, base(), ["query"])
+    more = Planned(
+        design=other, encoder="nano", budget="60 steps",
+        cells={arm.label: {"digits": ("c",)} for arm in other.arms},
+    )  # fmt: skip
+    note_design(tmp_path, more)
+    assert read_designs(tmp_path) == [replace(planned, budget="90 steps"), more]
+    (tmp_path / "ablations.json").write_text("{}")
+    assert read_designs(tmp_path) == []
+    assert isinstance(design, Design)
+
+
+def test_a_switch_of_an_unknown_setting_is_a_problem_of_that_method(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from fusionbench.api import Fusion, method\n"
+        "@method('a', version=1, switches={'wdith': (1,)})\n"
+        "class A(Fusion):\n    def __init__(self, shape, *, width: int = 2): ...\n"
+    )
+    problems = read_catalog([str(file)]).problems
+    assert "switches changes unknown setting 'wdith'" in str(problems[0])

@@ -1,0 +1,228 @@
+"""The ablation tables, from records on disk: right effects, honest intervals, nothing filled in."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from toy_records import ITEMS, record, spec
+
+from fusionbench.designs import Arm, Design, Planned, note_design
+from fusionbench.report.ablation import ablation_page
+from fusionbench.report.build import write_report
+from fusionbench.report.effects import contrasts, effects, read_cells
+from fusionbench.report.freshness import up_to_date
+from fusionbench.stats import compare, crossed_t, fraction
+from fusionbench.store import Store
+
+ARMS = (
+    Arm(label="mema", on=(True, True)),
+    Arm(label="mema-no_query", switch="query", level="false", on=(True, False)),
+    Arm(label="mema[reduction=2]", switch="reduction", level="2", on=(False, True)),
+    Arm(label="mema[query=false,reduction=2]", on=(False, False)),
+)
+ONE = Design(kind="one_factor_out", method="mema", arms=ARMS[:3])
+BOTH = Design(kind="factorial", method="mema", arms=ARMS, switches=("reduction=2", "query=false"))
+TASKS = {"digits": 0.1, "textile": 0.5}
+
+
+def scores(arm: int, task: str, seed: int) -> np.ndarray:
+    """Shares of 0.8, 0.6, 0.7, 0.4 right on 40 examples, shuffled alike in every arm."""
+    share = (0.8, 0.6, 0.7, 0.4)[arm]
+    order = np.random.default_rng([len(task), seed]).permutation(len(ITEMS.names))
+    right = np.zeros(len(ITEMS.names), dtype=np.float32)
+    right[order[: round(share * len(order))]] = 1
+    return right
+
+
+def fill(folder, design, *, seeds=4, without=(), suite=True):
+    """Records of every arm on two tasks, and the design beside them."""
+    cells: dict[str, dict[str, tuple[str, ...]]] = {arm.label: {} for arm in design.arms}
+    with Store.create(folder) as store:
+        for row, arm in enumerate(design.arms):
+            for task, chance in TASKS.items():
+                ids = []
+                for seed in range(seeds):
+                    cell = spec(arm.label, task, seed)
+                    ids.append(cell.id)
+                    if (row, task, seed) in without:
+                        continue
+                    values = scores(row, task, seed)
+                    parameters = {"fusion": 100 - 30 * row, "projector": 1, "reader": 1}
+                    done = record(cell, values, chance=chance, in_suite=suite)
+                    store.write(replace(done, parameters=parameters), values, ITEMS)
+                cells[arm.label][task] = tuple(ids)
+        planned = Planned(design=design, encoder="nano", budget="nano, 60 steps", cells=cells)
+        note_design(folder, planned)
+    return Store.open(folder), planned
+
+
+def rows(store):
+    return {row["effect"] + "/" + row["task"]: row for row in ablation_page(store).rows}
+
+
+def test_a_changed_part_is_scored_against_the_full_method_on_the_same_seeds_and_images(tmp_path):
+    store, _ = fill(tmp_path, ONE)
+    found = rows(store)
+    assert found["query=false/digits"]["kind"] == "simple effect"
+    assert float(found["query=false/digits"]["value"]) == pytest.approx(-0.2)
+    assert float(found["reduction=2/textile"]["value"]) == pytest.approx(-0.1)
+    # From chance to perfect: -0.2 / 0.9 and -0.2 / 0.5, half of each.
+    assert float(found["query=false/overall"]["value"]) == pytest.approx((-0.2 / 0.9 - 0.4) / 2)
+
+
+def test_an_interval_is_the_crossed_t_of_the_differences_and_nothing_else(tmp_path):
+    store, _ = fill(tmp_path, ONE)
+    table = np.array([scores(1, "digits", seed) - scores(0, "digits", seed) for seed in range(4)])
+    low, high = crossed_t(compare(table, np.array(ITEMS.groups))).interval()
+    found = rows(store)["query=false/digits"]
+    assert float(found["ci_low"]) == pytest.approx(float(low), abs=1e-6)
+    assert float(found["ci_high"]) == pytest.approx(float(high), abs=1e-6)
+
+
+def test_main_effects_and_the_interaction_are_those_of_the_four_cells(tmp_path):
+    store, _ = fill(tmp_path, BOTH)
+    found = rows(store)
+    main = {name: found[f"{name}/digits"] for name in ("query", "reduction")}
+    # 0.8, 0.6, 0.7, 0.4: on minus off, averaged over the other switch.
+    assert float(main["query"]["value"]) == pytest.approx((0.2 + 0.3) / 2)
+    assert float(main["reduction"]["value"]) == pytest.approx((0.1 + 0.2) / 2)
+    assert main["query"]["kind"] == "main effect" and main["query"]["contexts"] == "2"
+    both = found["reduction x query/digits"]
+    assert both["kind"] == "two-way interaction"
+    assert float(both["value"]) == pytest.approx((0.2 - 0.3) / 2)
+
+
+def test_holm_is_taken_among_main_effects_and_apart_among_interactions(tmp_path):
+    store, planned = fill(tmp_path, BOTH)
+    found = effects(planned, read_cells(store, planned))
+    main = sorted((one.p, one.p_holm) for one in found if one.contrast.kind == "main effect")
+    assert main[0][1] == pytest.approx(min(1, 2 * main[0][0]))
+    two_way = [one for one in found if one.contrast.kind == "two-way interaction"]
+    assert two_way[0].p_holm == two_way[0].p
+
+
+def test_the_order_of_the_arms_changes_no_number(tmp_path):
+    _, planned = fill(tmp_path / "a", BOTH)
+    turned = replace(BOTH, arms=(ARMS[0], ARMS[3], ARMS[2], ARMS[1]))
+    note_design(tmp_path / "a", replace(planned, design=turned))
+    again = rows(Store.open(tmp_path / "a"))
+    fresh, _ = fill(tmp_path / "b", BOTH)
+    before = rows(fresh)
+    for name, row in before.items():
+        assert {k: v for k, v in again[name].items() if k != "budget"} == {
+            k: v for k, v in row.items() if k != "budget"
+        }
+
+
+def test_with_three_seeds_there_are_intervals_and_no_p(tmp_path):
+    store, _ = fill(tmp_path, ONE, seeds=3)
+    found = rows(store)["query=false/overall"]
+    assert found["ci_low"] and not found["p"] and not found["p_holm"]
+    store, _ = fill(tmp_path / "one", ONE, seeds=1)
+    found = rows(store)["query=false/digits"]
+    assert found["value"] and not found["ci_low"]
+    assert "(1 run)" in ablation_page(store).markdown
+
+
+def test_a_missing_run_drops_its_pair_and_is_said(tmp_path):
+    store, _ = fill(tmp_path, ONE, seeds=5, without={(1, "digits", 2)})
+    page = ablation_page(store)
+    found = rows(store)
+    assert found["query=false/digits"]["n_seeds"] == "4"
+    assert found["query=false/overall"]["n_seeds"] == "4"
+    assert found["reduction=2/digits"]["n_seeds"] == "5"
+    assert "(4 of 5 runs)" in page.markdown and "1 of 30 cells are missing" in page.markdown
+
+
+def test_a_task_that_did_not_run_is_never_left_out_of_a_mean(tmp_path):
+    gone = {(row, "textile", seed) for row in range(3) for seed in range(4)}
+    store, _ = fill(tmp_path, ONE, without=gone)
+    found = rows(store)
+    assert found["query=false/digits"]["value"]
+    assert not found["query=false/overall"]["value"]
+    assert "| not run" in ablation_page(store).markdown
+
+
+def test_examples_that_are_not_the_same_are_not_paired(tmp_path):
+    store, planned = fill(tmp_path, ONE)
+    cells = read_cells(store, planned)
+    assert len(cells[0].records) == 12
+    other = replace(ITEMS, names=tuple(reversed(ITEMS.names)))
+    with Store.create(tmp_path) as again:
+        cell = spec("mema[reduction=2]", "digits", 9)
+        values = scores(2, "digits", 9)
+        again.write(record(cell, values), values, other)
+    ids = {**planned.cells["mema[reduction=2]"], "digits": (cell.id,) * 4}
+    mixed = replace(planned, cells={**planned.cells, "mema[reduction=2]": ids})
+    assert len(read_cells(store, mixed)[0].records) == 8
+
+
+def test_a_part_that_changes_no_example_is_said_to_and_has_no_empty_interval(tmp_path):
+    same = replace(ONE, arms=(ARMS[0], replace(ARMS[1], label="mema-twin")))
+    cells = {}
+    with Store.create(tmp_path) as store:
+        for arm in same.arms:
+            ids = []
+            for seed in range(4):
+                values = scores(0, "digits", seed)
+                ids.append(store.write(record(spec(arm.label, "digits", seed), values), values,
+                                       ITEMS).id)  # fmt: skip
+            cells[arm.label] = {"digits": tuple(ids)}
+        note_design(tmp_path, Planned(design=same, encoder="nano", budget="b", cells=cells))
+    page = ablation_page(Store.open(tmp_path))
+    assert "no example differs" in page.markdown
+    on_task = next(row for row in page.rows if row["task"] == "digits")
+    assert float(on_task["ci_high"]) > 0 > float(on_task["ci_low"])
+
+
+def test_tasks_with_planted_truth_alone_are_averaged_and_beside_others_are_not(tmp_path):
+    store, _ = fill(tmp_path, ONE, suite=False)
+    assert rows(store)["query=false/overall"]["value"]
+
+
+def test_a_large_change_of_the_parameters_is_shown_with_the_change(tmp_path):
+    store, _ = fill(tmp_path, ONE)
+    text = ablation_page(store).markdown
+    assert "70 (-30 %)" in text and "40 (-60 %)" in text
+
+
+def test_five_switches_give_five_main_effects_and_ten_interactions():
+    arms = tuple(Arm(label=str(row), on=on) for row, on in enumerate(fraction(5)))
+    design = Design(
+        kind="factorial", method="m", arms=arms, switches=tuple(f"{n}=0" for n in "abcde")
+    )
+    kinds = [one.kind for one in contrasts(design)]
+    assert (kinds.count("main effect"), kinds.count("two-way interaction")) == (5, 10)
+    arms = tuple(Arm(label=str(row), on=on) for row, on in enumerate(fraction(6)))
+    design = replace(design, arms=arms, switches=tuple(f"{n}=0" for n in "abcdef"))
+    assert any(" + " in one.name for one in contrasts(design))
+
+
+def test_the_report_has_the_section_and_the_three_files_and_the_same_bytes_twice(tmp_path):
+    store, _ = fill(tmp_path, ONE)
+    paths = write_report(tmp_path)
+    assert "mema: one change at a time" in paths.page.read_text()
+    files = {s: (paths.tables / f"ablation.{s}").read_bytes() for s in ("md", "csv", "tex")}
+    assert b"simple effects" in files["md"] and rb"\toprule" in files["tex"]
+    table = list(csv.DictReader(files["csv"].decode().splitlines()))
+    assert len(table) == 2 * (1 + len(TASKS))
+    write_report(tmp_path)
+    assert all((paths.tables / f"ablation.{s}").read_bytes() == b for s, b in files.items())
+
+
+def test_a_new_design_makes_the_report_old(tmp_path):
+    store, planned = fill(tmp_path, ONE)
+    write_report(tmp_path)
+    assert up_to_date(store, tmp_path / "report")
+    note_design(tmp_path, replace(planned, budget="another"))
+    assert not up_to_date(Store.open(tmp_path), tmp_path / "report")
+
+
+def test_a_folder_without_an_ablation_has_no_section_and_no_files(tmp_path):
+    with Store.create(tmp_path / "r") as store:
+        values = scores(0, "digits", 0)
+        store.write(record(spec(), values), values, ITEMS)
+    paths = write_report(tmp_path / "r")
+    assert "Ablations" not in paths.page.read_text()
+    assert not list(paths.tables.glob("ablation.*"))

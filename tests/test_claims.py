@@ -1,0 +1,272 @@
+"""Claims of papers: holds, fails or undecided, and every slip of the pen in one line."""
+
+import csv
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from paired_studies import study
+from toy_records import record, spec
+
+from fusionbench.catalog import read_catalog
+from fusionbench.claims.answers import Verdict, answers
+from fusionbench.claims.naming import checked
+from fusionbench.claims.reading import PUBLISHED, load_claims, parse_claims
+from fusionbench.claims.text import long_rows, page
+from fusionbench.commands.check_claims import check
+from fusionbench.errors import UserError
+from fusionbench.paired.results import Results
+from fusionbench.selection import select_methods
+from fusionbench.stats import compare, crossed_t
+from fusionbench.store import Store
+
+GAINS = {
+    "penultimate": 0.0,
+    "mema": 0.12,
+    "mmfuser": 0.0,
+    "last": {"digits": 0.15, "textile": 0.15},
+}
+CATALOG = read_catalog()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return study(tmp_path_factory.mktemp("study") / "results", GAINS)
+
+
+def claim(**changes):
+    start = {"id": "one", "sentence": "A sentence.", "method": "mema", "relation": "better",
+             "than": "penultimate", "tasks": "suite"}  # fmt: skip
+    lines = [f"    {key}: {value!r}" for key, value in (start | changes).items()]
+    return "  -\n" + "\n".join(lines) + "\n"
+
+
+def asked(folder, *texts):
+    claims = parse_claims("claims:\n" + "".join(texts), "test")
+    return answers(claims, Results.open(folder), CATALOG)
+
+
+def verdict(folder, **changes):
+    (answer,) = asked(folder, claim(**changes))
+    return answer.verdict
+
+
+def test_a_planted_gain_holds_and_its_opposite_fails(folder):
+    assert verdict(folder) is Verdict.HOLDS
+    assert verdict(folder, relation="worse") is Verdict.FAILS
+    assert verdict(folder, method="penultimate", than="mema") is Verdict.FAILS
+    assert verdict(folder, by_at_least=3.0) is Verdict.HOLDS
+    assert verdict(folder, by_at_least=60.0) is Verdict.FAILS
+    assert verdict(folder, relation="not worse", within=1.0) is Verdict.HOLDS
+
+
+def test_no_difference_is_equivalence_where_the_margin_allows_and_undecided_else(folder):
+    same = {"method": "mmfuser"}
+    assert verdict(folder, **same) is Verdict.UNDECIDED
+    assert verdict(folder, **same, relation="equivalent", within=15.0) is Verdict.HOLDS
+    assert verdict(folder, **same, relation="equivalent", within=0.1) is Verdict.UNDECIDED
+    assert verdict(folder, relation="equivalent", within=2.0) is Verdict.FAILS
+    assert verdict(folder, **same, relation="not worse", within=15.0) is Verdict.HOLDS
+
+
+def test_a_gain_on_one_skill_alone_is_more_there_than_on_the_other(folder):
+    assert verdict(folder, method="last", tasks="fine", more_than_on="semantic") is Verdict.HOLDS
+    assert verdict(folder, method="last", tasks="semantic", more_than_on="fine") is Verdict.FAILS
+    nowhere = verdict(folder, method="mmfuser", tasks="fine", more_than_on="semantic")
+    assert nowhere is Verdict.UNDECIDED
+
+
+def test_the_interval_of_one_task_is_the_crossed_t_of_the_paired_outcomes(folder):
+    (answer,) = asked(folder, claim(tasks="digits"))
+    store = Store.open(folder)
+    rows = {}
+    for one in store.records():
+        if one.spec.task == "digits" and one.label in ("mema", "penultimate"):
+            rows[one.label, one.spec.seed] = store.outcomes(one), store.items(one).groups
+    table = np.stack([rows["mema", s][0] - rows["penultimate", s][0] for s in range(6)])
+    expected = crossed_t(compare(table.astype(float), np.array(rows["mema", 0][1])))
+    low, high = (100 * float(end) for end in expected.interval(0.05))
+    assert (answer.value, answer.low, answer.high) == pytest.approx(
+        (100 * float(expected.value), low, high), abs=1e-10
+    )
+    assert answer.mde == pytest.approx(100 * float(expected.mde(0.05)))
+
+
+def test_swapping_method_and_reference_negates_the_difference_and_keeps_its_width(folder):
+    one, two = asked(
+        folder, claim(), claim(id="two", method="penultimate", than="mema", relation="worse")
+    )
+    assert (one.value, one.low, one.high) == pytest.approx((-two.value, -two.high, -two.low))
+    assert one.verdict is two.verdict is Verdict.HOLDS
+
+
+def test_intervals_widen_with_every_claim_that_can_be_tested_and_with_no_other(folder):
+    (alone,) = asked(folder, claim())
+    with_untested = asked(folder, claim(), claim(id="two", method="tgif"))[0]
+    with_tested = asked(folder, claim(), claim(id="two", method="mmfuser"))[0]
+    assert alone.high - alone.low == with_untested.high - with_untested.low
+    assert alone.high - alone.low < with_tested.high - with_tested.low
+    assert alone.mde < with_tested.mde
+
+
+def test_with_fewer_than_four_seeds_nothing_is_decided_and_the_reason_says_so(tmp_path):
+    few = study(tmp_path / "few", GAINS, seeds=3)
+    (answer,) = asked(few, claim(by_at_least=60.0))
+    assert answer.verdict is Verdict.UNDECIDED and "3 seeds" in answer.reason
+    assert np.isfinite([answer.value, answer.low, answer.high, answer.mde]).all()
+    single = study(tmp_path / "single", GAINS, seeds=1)
+    (answer,) = asked(single, claim())
+    assert "1 common seed" in answer.reason and answer.found is None
+
+
+def test_a_missing_cell_is_named_and_never_averaged_away(tmp_path):
+    folder = study(tmp_path / "gap", GAINS)
+    for file in (folder / "cells").glob("*.json"):
+        one = Store.open(folder).find(file.stem)
+        if one and (one.label, one.spec.task) == ("mema", "textile"):
+            file.unlink()
+    (answer,) = asked(folder, claim())
+    assert answer.verdict is Verdict.UNDECIDED
+    assert answer.reason == "mema on textile was not run"
+    assert verdict(folder, tasks=["digits", "easy_vqa"]) is Verdict.HOLDS
+
+
+def test_seeds_that_one_cell_lacks_are_left_out_everywhere_and_said(tmp_path):
+    folder = study(tmp_path / "gap", GAINS, seeds=6)
+    one = next(r for r in Store.open(folder).records()
+               if (r.label, r.spec.task, r.spec.seed) == ("mema", "textile", 5))  # fmt: skip
+    (folder / "cells" / f"{one.id}.json").unlink()
+    (answer,) = asked(folder, claim())
+    assert answer.found.seeds == (0, 1, 2, 3, 4) and answer.found.unpaired == (5,)
+    assert "not every cell has them: seeds 5" in page([answer], "results")
+
+
+def test_a_failed_cell_gives_its_reason_and_a_leak_is_never_part_of_a_claim(tmp_path):
+    folder = study(tmp_path / "failed", {"penultimate": 0.0})
+    with Store.create(folder) as store:
+        failed = record(spec("mema", "digits", 0), status="failed", reason="x\nit diverged")
+        store.write_failure(failed)
+    (answer,) = asked(folder, claim(tasks="digits"))
+    assert answer.reason == "mema on digits failed: it diverged"
+    study(folder, {"tgif-leaky": 0.2}, facts={"reads_answers": True})
+    (answer,) = asked(folder, claim(method="tgif-leaky"))
+    assert answer.reason == "tgif-leaky reads the answers in training"
+
+
+def test_each_condition_of_a_folder_answers_for_itself(folder, tmp_path):
+    both = study(tmp_path / "both", {"penultimate": 0.0, "mema": 0.12})
+    study(both, {"penultimate": 0.0, "mema": -0.12}, weights="other", draw=1)
+    found = asked(both, claim())
+    assert [answer.verdict for answer in found] in (
+        [Verdict.HOLDS, Verdict.FAILS], [Verdict.FAILS, Verdict.HOLDS],
+    )  # fmt: skip
+
+
+def test_two_versions_of_a_method_are_told_apart(tmp_path):
+    folder = study(tmp_path / "two", {"penultimate": 0.0, "mema": 0.1})
+    study(folder, {"mema": 0.1}, method_version=2)
+    (answer,) = asked(folder, claim())
+    assert "mema (version 1) and mema (version 2)" in answer.reason
+    (answer,) = asked(folder, claim(method="mema (version 2)"))
+    assert answer.verdict is Verdict.HOLDS
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("claims: [", "is not YAML"),
+        ("a list", "holds no claims"),
+        ("claims: []", "holds no claims"),
+        ("claim:\n" + claim(), "holds no claims"),
+        ("notes: x\nclaims:\n" + claim(), "unknown key 'notes'; did you mean 'note'?"),
+        ("claims:\n" + claim(sentense="x"), "unknown key 'sentense'; did you mean 'sentence'?"),
+        ("claims:\n  - id: one\n", "sentence is missing"),
+        ("claims: [3]", "must hold keys, got 3"),
+        ("claims:\n" + claim(relation="beter"), "no relation 'beter'; did you mean 'better'?"),
+        ("claims:\n" + claim(within=1), "within does not go with better"),
+        ("claims:\n" + claim(relation="equivalent", within=0), "within must be positive"),
+        ("claims:\n" + claim(by_at_least=-1), "by_at_least must be positive"),
+        ("claims:\n" + claim(by_at_least="much"), "by_at_least must be a number"),
+        ("claims:\n" + claim(tasks=3), "tasks must name tasks, got 3"),
+        ("claims:\n" + claim(method=3), "method must be text, got 3"),
+        ("claims:\n" + claim() + claim(), "the id 'one' comes twice"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_in_one_line(text, said):
+    with pytest.raises(UserError) as caught:
+        parse_claims(text, "mine.yaml")
+    assert said in caught.value.message and "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "memma"}, "claim one: no method 'memma'; did you mean 'mema'?"),
+        ({"than": "penultimat"}, "no method 'penultimat'; did you mean 'penultimate'?"),
+        ({"method": "mema[reductoin=2]"}, "'mema.reductoin'; did you mean 'mema.reduction'?"),
+        ({"tasks": "digit"}, "claim one: no task or skill 'digit'; did you mean 'digits'?"),
+        ({"tasks": "fien"}, "no task or skill 'fien'; did you mean 'fine'?"),
+        ({"more_than_on": "scene_*"}, "no task or skill 'scene_*'"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(folder, changes, said):
+    with pytest.raises(UserError) as caught:
+        asked(folder, claim(**changes))
+    assert said in caught.value.message and caught.value.hint
+
+
+def test_a_known_method_that_was_not_run_is_undecided_and_no_mistake(folder):
+    (answer,) = asked(folder, claim(method="mema[reduction=2]"))
+    assert answer.reason == "mema[reduction=2] was not run"
+    (answer,) = asked(folder, claim(tasks="digits", than="scalar_mix"))
+    assert answer.reason == "scalar_mix was not run"
+    (answer,) = asked(folder, claim(tasks="scenes_text"))
+    assert answer.reason == "none of its tasks was run: scenes_text"
+
+
+def test_the_command_fails_on_a_failed_claim_and_only_then(folder, tmp_path):
+    file = tmp_path / "claims.yaml"
+    for relation, code in (("better", 0), ("worse", 1)):
+        file.write_text("claims:\n" + claim(relation=relation))
+        out, stream = tmp_path / f"{relation}.csv", io.StringIO()
+        assert check(folder, str(file), out=out, plugins=[], stream=stream) == code
+        (row,) = csv.DictReader(out.read_text().splitlines())
+        assert row["verdict"] == ("fails" if code else "holds")
+        assert float(row["low"]) < float(row["difference"]) < float(row["high"])
+        assert '"A sentence."' in stream.getvalue()
+
+
+def test_the_command_needs_no_torch(folder, tmp_path):
+    file = tmp_path / "claims.yaml"
+    file.write_text("claims:\n" + claim(relation="worse"))
+    code = (
+        "import sys\nfrom fusionbench.cli import main\n"
+        f"sys.argv = ['fusionbench', 'check-claims', {str(folder)!r}, {str(file)!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n"
+        "    sys.exit(7 if 'torch' in sys.modules else end.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 1, done.stderr.decode()
+
+
+def test_the_shipped_claims_name_what_exists_and_where_they_were_read():
+    claims = load_claims(PUBLISHED)
+    papers = ("arXiv:2405.13800", "arXiv:2503.06063", "arXiv:2410.11829", "arXiv:2603.00655")
+    assert all(any(one.source.startswith(paper) for one in claims) for paper in papers)
+    assert all(one.evidence for one in claims) and len(claims) >= 20
+    assert all(one.reported for one in claims if one.evidence == "first-hand")
+    for one in claims:
+        # As the tables spell them: a setting that is the default would never be found there.
+        assert checked(one, CATALOG, []) == one
+        for name in (one.method, one.than):
+            assert select_methods(CATALOG, [name])[0].label == name
+
+
+def test_the_table_for_programs_has_all_claims_also_without_a_number(folder):
+    rows = long_rows(answers(load_claims(PUBLISHED), Results.open(folder), CATALOG))
+    assert len(rows) == len(load_claims(PUBLISHED))
+    empty = [row for row in rows if not row["difference"]]
+    assert empty and all(row["reason"] and row["verdict"] == "undecided" for row in empty)

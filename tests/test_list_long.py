@@ -1,0 +1,185 @@
+"""`list methods --long`: every fact against the code, every number against the papers' setting."""
+
+import json
+
+import pytest
+import torch
+from plugin_files import GOOD
+
+from fusionbench.catalog import read_catalog
+from fusionbench.harness.stepping import needs_encoder
+from fusionbench.listing import UNTOLD, as_json, methods_long, parameter_count, told
+from fusionbench.parameters import CLIP_L, Sizes, count
+from fusionbench.plugins import load_method
+from fusionbench.types import ReaderShape, StackShape
+
+CATALOG = read_catalog()
+METHODS = {name: card for name, card in CATALOG.methods.items() if card.source == "built-in"}
+# Facts that somebody still has to look up, by method; `-` is what a control has for a paper.
+PENDING: dict[str, set[str]] = {}
+PARITY = ("exact", "deviates: ", "no official code", "not compared: ")
+
+# Trainable parameters beside LLaVA's projector of 20,979,712, as counted in the official code at
+# CLIP-L/14-336 and an LLM 4096 wide; the projector's further columns included.
+REFERENCE = {
+    "penultimate": 0,
+    "dense_connector-sti": 0,
+    "dense_connector-sci": 8_388_608,
+    "dense_connector-dci": 8_388_608,
+    "dense_connector-efficient": 8_388_608,
+    "mmfuser": 5_190_592,
+    "lsf_external_direct-3_18_23": 8_388_608,
+    "scalar_mix": 25,
+    "scalar_mix-per_channel": 24_576,
+    "lln_layerscale-per_layer": 25_239_576,
+    "lln_layerscale-shared": 1_051_672,
+    "vip_llava": 16_787_456,
+    "hf_list": 3 * 1024 * 4096,
+    "igva": 27_047_940 + 4_194_304,
+    "tgif": 2_112_024,
+    "llava_stf": 151_012_352,
+    "token_packer": 15_742_976,
+    "mema": 11_021_569,
+    "dia_lstm": 2_630_144,
+    "lsf_internal_direct": 62_939_136,
+    "lsf_internal_modular": 670_064_646,
+    "qwen3vl_deepstack": 15_750_144,
+    "mrla-light": 344_304,
+    "mrla-base": 270_576,
+}
+# 4.60, 4.80, 6.76, 9.13 million for 1, 2, 12, 24 levels.
+ROUNDED = {"18": 4.60, "3_18_23": 4.80, "former": 6.76, "latter": 6.76, "all": 9.13}
+
+
+def at(name: str, sizes: Sizes, query_width: int):
+    card = METHODS[name]
+    side = round(sizes.patches**0.5)
+    shape = StackShape(
+        layers=sizes.layers,
+        dim=sizes.width,
+        grid=(side, side),
+        prefix=1,
+        query_dim=query_width,
+        reader=ReaderShape(layers=32, width=sizes.llm, heads=4, mlp=sizes.mlp),
+    )
+    with torch.device("meta"):
+        return load_method(card)(shape, **card.settings)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [CLIP_L, Sizes(width=64, layers=24, patches=16, llm=96, mlp=40)],
+    ids=["clip-l", "small"],
+)
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_formula_counts_what_the_method_and_its_share_of_the_projector_train(name, sizes):
+    card = METHODS[name]
+    if not card.facts.get("parameters"):
+        pytest.skip("its formula is pending")
+    width = int(card.facts.get("query_width", 0))
+    built = at(name, sizes, width or sizes.llm)
+    trained = sum(p.numel() for p in built.parameters())
+    beside = (built.out_dim - sizes.width) * sizes.llm
+    formula = str(card.facts["parameters"])
+    if sizes is not CLIP_L and name.startswith(("mrla", "dla")):
+        pytest.skip("its convolution's kernel depends on the width")
+    assert count(formula, card.settings, sizes, query_width=width) == trained + beside
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE))
+def test_the_number_is_that_of_the_official_code(name):
+    facts = METHODS[name].facts
+    assert facts.get("published", parameter_count(METHODS[name])) == REFERENCE[name]
+    differs = parameter_count(METHODS[name]) != REFERENCE[name]
+    assert not differs or str(facts["parity"]).startswith("deviates")
+
+
+def test_mrla_leaves_out_the_last_block_and_adds_a_gate_to_each_of_the_others():
+    """The published count has 24 blocks; only hs[23] is read here, so there are 23."""
+    found = {form: parameter_count(METHODS[f"mrla-{form}"]) for form in ("light", "base")}
+    assert found["light"] == REFERENCE["mrla-light"] // 24 * 23 + 23
+    # The first block after a reset has one key: its query kernel of 5 could never learn.
+    assert found["base"] == REFERENCE["mrla-base"] // 24 * 23 + 23 - 6 * 5
+
+
+@pytest.mark.parametrize("suffix", ROUNDED)
+def test_lsf_external_modular_has_the_millions_of_its_levels(suffix):
+    millions = parameter_count(METHODS[f"lsf_external_modular-{suffix}"]) / 1e6
+    assert round(millions, 2) == pytest.approx(ROUNDED[suffix], abs=0.011)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_needs_and_start_are_those_of_the_method_when_it_is_built(name):
+    card = METHODS[name]
+    # 24 blocks: on a short encoder two of a paper's layers may become one.
+    reader = ReaderShape(layers=4, width=16, heads=4, mlp=32)
+    shape = StackShape(layers=24, dim=32, grid=(4, 4), prefix=1, query_dim=8, reader=reader)
+    built = load_method(card)(shape, **card.settings)
+    wants = {"query": built.needs_query, "grid": built.needs_grid}
+    wants |= {"encoder gradients": needs_encoder(built)}
+    assert card.facts["needs"] == ", ".join(name for name, wanted in wants.items() if wanted)
+    assert card.facts["identity"] == built.identity_at_init
+
+
+def missing(card) -> set[str]:
+    facts = {"parameters"} | (
+        {"paper", "year", "parity"} if "itself" not in card.control else set()
+    )
+    if card.name in ("random_layers",):
+        facts -= {"paper", "year", "parity"}
+    if card.family == "mol":  # a project page, no paper yet
+        facts -= {"paper"}
+    return {fact for fact in facts if not card.facts.get(fact)}
+
+
+def test_no_method_lacks_a_fact_unless_it_is_on_the_list():
+    lacking = {name: missing(card) for name, card in METHODS.items() if missing(card)}
+    assert lacking == PENDING
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_parity_begins_with_one_of_four_words(name):
+    parity = str(METHODS[name].facts.get("parity", "exact"))
+    assert parity.startswith(PARITY)
+
+
+def test_the_text_shows_formula_and_number_and_a_dash_for_what_was_not_said(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD)
+    catalog = read_catalog([str(file)])
+    text = methods_long(catalog)
+    mema = text[text.index("\nmema\n") :].split("\n\n")[0]
+    assert "arXiv:2603.00655, 2026" in mema and "= 11,021,569" in mema
+    assert "query, encoder gradients" in mema
+    facts = told(catalog.methods["stepper"])
+    assert facts["paper"] == facts["parity"] == facts["parameters"] == UNTOLD
+    assert f"stepper  from {file}" in text
+
+
+def test_programs_get_the_number_as_well():
+    cards = {card["name"]: card for card in json.loads(as_json("methods", CATALOG))}
+    assert cards["tgif"]["parameters_at_clip_l"] == 2_112_024
+
+
+@pytest.mark.parametrize(
+    ("formula", "told_what"),
+    [
+        ("__import__('os')", "cannot read"),
+        ("D**D", "power"),
+        ("2*X", "'X'"),
+        ("D/2", "cannot read"),
+        ("2*", "no formula"),
+        ("1+" * 200 + "1", "no formula"),
+    ],
+)
+def test_a_formula_is_arithmetic_and_nothing_else(formula, told_what):
+    with pytest.raises(ValueError, match=told_what):
+        count(formula, {})
+
+
+def test_a_wrong_formula_of_a_plugin_stops_no_list(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD.replace('"stepper", version=1', '"stepper", version=1, parameters="2*X"'))
+    catalog = read_catalog([str(file)])
+    assert "'X'" in told(catalog.methods["stepper"])["parameters"]
+    assert "stepper" in as_json("methods", catalog)

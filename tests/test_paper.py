@@ -1,0 +1,134 @@
+"""A paper's tables in their shape: its rows, our scores, its numbers apart and marked."""
+
+import csv
+import io
+import re
+
+import pytest
+from paired_studies import study
+
+from fusionbench.catalog import read_catalog
+from fusionbench.commands.paper import NAMES, write
+from fusionbench.errors import UserError
+from fusionbench.paired.difference import difference
+from fusionbench.paired.results import Results
+from fusionbench.report.paper.shapes import paper, papers
+from fusionbench.report.reported import reported
+from fusionbench.selection import select_methods
+
+GAINS = {"penultimate": 0.0, "dense_connector-dci": 0.08, "mema": 0.05, "mema-no_query": 0.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return study(tmp_path_factory.mktemp("study") / "results", GAINS, seeds=5)
+
+
+@pytest.fixture(scope="module")
+def home(folder, tmp_path_factory):
+    home = tmp_path_factory.mktemp("paper")
+    for name in papers():
+        write(name, folder, home, io.StringIO())
+    return home
+
+
+def rows_of(home, name):
+    return list(csv.DictReader((home / f"{name}.csv").read_text().splitlines()))
+
+
+def test_the_command_offers_exactly_the_papers_there_are():
+    assert set(NAMES.replace(" or ", ", ").split(", ")) == set(papers())
+    with pytest.raises(UserError, match="no paper 'mmfusr'; did you mean 'mmfuser'"):
+        paper("mmfusr")
+
+
+def test_every_row_names_a_method_that_can_be_run_or_says_why_not():
+    catalog = read_catalog()
+    for one in papers().values():
+        for name in one.methods:
+            assert select_methods(catalog, [name])[0].label == name
+        for table in one.tables:
+            assert table.against in one.methods
+            assert all(bool(line.ours) != bool(line.why) for line in table.rows)
+
+
+def test_every_published_column_and_every_row_that_claims_one_has_a_number():
+    for one in papers().values():
+        for table in one.tables:
+            found = [table.published(line) for line in table.rows]
+            assert set().union(*found) == set(table.benchmarks), (one.name, table.name)
+            for line, numbers in zip(table.rows, found, strict=True):
+                assert bool(numbers) == bool(line.reported), (one.name, line)
+
+
+def test_the_published_numbers_are_those_of_the_file_and_second_hand_ones_are_marked(home):
+    rows = [row for row in rows_of(home, "dense_connector-ablation") if row["kind"] == "published"]
+    known = {(one.benchmark, one.value, one.evidence, one.source) for one in reported()}
+    assert {(r["column"], r["published"], r["evidence"], r["source"]) for r in rows} <= known
+    page = (home / "dense_connector.md").read_text()
+    (line, *_) = [line for line in page.splitlines() if line.startswith("| SCI 8,16,24")]
+    assert "63.7†" in line
+    (line, *_) = [line for line in page.splitlines() if line.startswith("| Dense Connector ")]
+    assert " 63.8 " in line
+
+
+def test_our_scores_and_gains_are_those_of_the_records(folder, home):
+    results = Results.open(folder)
+    (table,) = results.tables
+    rows = {(r["row"], r["column"]): r for r in rows_of(home, "mema-components")
+            if r["kind"] == "ours"}  # fmt: skip
+    names = [task.name for task in table.tasks]
+    mine, full = table.methods.index("mema-no_query"), table.methods.index("mema")
+    digits = names.index("digits")
+    cell = rows["without the question", "digits"]
+    assert float(cell["mean"]) == pytest.approx(table.values[mine, digits].mean(), abs=1e-6)
+    for column, tasks in (("suite", [0, 1, 2]), ("digits", [digits])):
+        estimate = difference(results, table, (mine, full), tasks).estimate
+        cell = rows["without the question", column]
+        assert float(cell["gain"]) == pytest.approx(float(estimate.value), abs=1e-6)
+        low, high = estimate.interval()
+        assert float(cell["gain_low"]) == pytest.approx(float(low), abs=1e-6)
+        assert float(cell["gain_high"]) == pytest.approx(float(high), abs=1e-6)
+    assert not rows["Mema", "suite"]["gain"] and rows["Mema", "suite"]["mean"]
+
+
+def test_what_was_not_run_is_named_in_its_row_and_the_page_says_how_to_run_it(home):
+    page = (home / "mema.md").read_text()
+    (line, *_) = [line for line in page.splitlines() if line.startswith("| r = 8")]
+    assert line.count("not run") == 3
+    (hint,) = re.findall(r"`--methods '([^']*)'`", page)
+    assert "mema[reduction=8]" in hint and "dense_connector-dci" not in hint
+    rows = [row for row in rows_of(home, "lsf-triple") if row["row"] == "internal direct"]
+    assert rows[-1]["why_not"] == "needs the layers of a language model"
+
+
+def test_the_page_opens_with_what_differs_before_any_number(home):
+    for name in papers():
+        page = (home / f"{name}.md").read_text()
+        start = page.index("**The two are not comparable.**")
+        assert start < page.index("\n|") and "The paper's regime:" in " ".join(page.split())
+
+
+def test_the_same_records_give_the_same_bytes(folder, home, tmp_path):
+    for name in papers():
+        write(name, folder, tmp_path, io.StringIO())
+    first = {file.name: file.read_bytes() for file in home.iterdir()}
+    assert first == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    kinds = {name.rsplit(".", 1)[1] for name in first}
+    assert kinds == {"md", "csv", "tex"}
+
+
+def test_every_latex_row_has_all_columns_and_no_open_brace(home):
+    for file in home.glob("*.tex"):
+        text = file.read_text()
+        assert text.isascii() and text.count("{") == text.count("}")
+        for body in re.findall(r"\\toprule\n(.*?)\\bottomrule", text, re.DOTALL):
+            counts = {len(re.findall(r"(?<!\\)&", line)) for line in body.splitlines()
+                      if line.endswith(r"\\")}  # fmt: skip
+            assert len(counts) == 1
+
+
+def test_the_default_place_is_the_folders_report(folder):
+    stream = io.StringIO()
+    write("lsf", folder, None, stream)
+    assert stream.getvalue().strip() == str(folder / "report" / "paper" / "lsf.md")

@@ -1,0 +1,84 @@
+"""Probe maps: what each layer knows, bound to what made it, written once."""
+
+import io
+import json
+
+import pytest
+
+from fusionbench.commands.probe_layers import probe
+from fusionbench.errors import UserError
+from fusionbench.probes import probe_file, probe_maps, read_probe
+
+SMALL = (120, 60, 60)
+
+
+def run(out, *, tasks=("planted_layer",), limits=SMALL, encoder="nano", size=0):
+    stream = io.StringIO()
+    code = probe(out, encoder=encoder, tasks=tasks, size=size, limits=limits, plugins=(),
+                 stream=stream)  # fmt: skip
+    assert code == 0
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("probes")
+    run(out)
+    return out
+
+
+def test_the_one_layer_that_knows_stands_out_of_the_map(folder):
+    found = read_probe(probe_file(folder, "planted_layer"))
+    best = max(range(len(found.layers)), key=found.layers.__getitem__)
+    assert found.layers[best] > 0.95 and found.val[best] > 0.95
+    others = [score for layer, score in enumerate(found.layers) if layer != best]
+    assert max(others) < 0.8 and len(found.layers) == len(found.val)
+    assert (found.n_train, found.n_val, found.n) == SMALL
+    assert found.encoder == "planted" and found.chance == 0.5
+
+
+def test_what_is_there_is_kept_and_not_made_again(folder):
+    file = probe_file(folder, "planted_layer")
+    before = file.read_bytes(), file.stat().st_mtime_ns
+    assert "there already" in run(folder)
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == before
+
+
+def test_a_map_of_other_sizes_data_or_weights_is_never_overwritten(folder, tmp_path):
+    with pytest.raises(UserError, match="made with another n: 60, now 61"):
+        run(folder, limits=(120, 60, 61))
+    text = probe_file(folder, "planted_layer").read_text()
+    for key, value in (("data", "e" * 64), ("weights", "f" * 32)):
+        values = json.loads(text) | {key: value}
+        file = probe_file(tmp_path, "planted_layer")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(values))
+        with pytest.raises(UserError, match=f"made with another {key}"):
+            run(tmp_path)
+        assert json.loads(file.read_text()) == values
+
+
+def test_a_damaged_map_stops_the_command_and_is_only_noted_by_a_reader(folder, tmp_path):
+    good = probe_file(folder, "planted_layer").read_text()
+    (tmp_path / "probes").mkdir()
+    (tmp_path / "probes" / "good.json").write_text(good)
+    (tmp_path / "probes" / "planted_layer.json").write_text(good[:100])
+    with pytest.raises(UserError, match="is no map of probes"):
+        run(tmp_path)
+    problems = []
+    assert [one.task for one in probe_maps(tmp_path, problems)] == ["planted_layer"]
+    assert len(problems) == 1 and "planted_layer.json" in problems[0].source
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"encoder": "nono"}, "did you mean 'nano'"),
+        ({"tasks": ("planted_laier",)}, "did you mean 'planted_layer'"),
+        ({"size": 7}, "7"),
+    ],
+)
+def test_wrong_names_and_sizes_are_refused(tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, **changes)
+    assert not (tmp_path / "probes").exists()
