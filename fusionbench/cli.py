@@ -18,6 +18,7 @@ from fusionbench.commands import (
     paper,
     power,
     probe_layers,
+    profile,
     report,
     run,
 )
@@ -25,7 +26,7 @@ from fusionbench.commands.app import app
 from fusionbench.errors import UserError
 
 COMMANDS = (
-    *(run, report, power, check_claims, diff, paper, ablate, probe_layers),
+    *(run, report, power, check_claims, diff, paper, ablate, probe_layers, profile),
     *(list_, check, pack, new, doctor),
 )
 """In the order of `--help`: a module adds its command when it is imported."""

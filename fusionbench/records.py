@@ -183,6 +183,10 @@ class RunOptions:
     cache_gib: float = 20.0
     eval_batch: int = 256
     quiet: bool = False
+    compile: str = "auto"
+    """Of frozen blocks: `on`, `off`, or `auto`, on CUDA only."""
+    checkpoint: bool = False
+    """Recompute frozen blocks on the way back instead of keeping their activations."""
 
 
 _STUDY_IDENTITY = {"track", "encoder", "methods", "tasks", "seeds", "settings", "budget"}
@@ -194,15 +198,10 @@ IDENTITY = frozenset(
 """Fields that decide an outcome."""
 NOT_IDENTITY = frozenset(
     {f"RunOptions.{name}" for name in ("out", "device", "workers", "plugins", "cache_gib")}
-    | {"RunOptions.eval_batch", "RunOptions.quiet"}
+    | {"RunOptions.eval_batch", "RunOptions.quiet", "RunOptions.compile", "RunOptions.checkpoint"}
     | {f"Study.{name}" for name in ("name", "baseline", "contrasts", "margins", "note")}
 )
 """Fields that do not; every configuration field is in exactly one of the two sets (a test)."""
-
-
-def constructors(settings: Mapping[str, Setting]) -> dict[str, Setting]:
-    """The settings that a method's constructor takes: all but those that every method has."""
-    return {key: value for key, value in settings.items() if key not in (READER, QUESTION)}
 
 
 def reader_of(settings: Mapping[str, Setting], budget: Budget) -> str:

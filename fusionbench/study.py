@@ -51,6 +51,7 @@ PAPER = Study(
         precision="bf16",
         feature_dtype="float16",
         image_size=112,
+        seeds_per_pass=10,
     ),
 )
 # For the examples of the documentation: every part moves, nothing is learnt.

@@ -24,7 +24,15 @@ _CHOICES = {
     "optimiser": ("adamw",),
     "reader": READERS,
 }
-_POSITIVE = {"seeds", "steps", "batch", "tuning_seeds", "reader_width", "query_dim"}
+_POSITIVE = {
+    "seeds",
+    "steps",
+    "batch",
+    "tuning_seeds",
+    "reader_width",
+    "query_dim",
+    "seeds_per_pass",
+}
 _KINDS = {int: "an integer", float: "a number", str: "text", Mapping: "keys and values"}
 _FOR_EXAMPLE = {int: "3", float: "0.003", str: "nano", Mapping: "{reduction: 2}"}
 

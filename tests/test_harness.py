@@ -178,11 +178,11 @@ def test_answers_never_reach_a_method_that_does_not_ask_for_them():
     shared = materials(EVERY_TAP)
     model = build_model(MiddleLayer, {}, shared, 0).train()
     batch = shared.splits["train"].pick(torch.arange(8))
-    assert torch.equal(model._query(batch, shared), shared.queries[batch.questions])
+    assert torch.equal(model.query(batch, shared), shared.queries[batch.questions])
     model.fusion.reads_answers = True
-    assert not torch.allclose(model._query(batch, shared), shared.queries[batch.questions])
+    assert not torch.allclose(model.query(batch, shared), shared.queries[batch.questions])
     model.eval()
-    assert torch.equal(model._query(batch, shared), shared.queries[batch.questions])
+    assert torch.equal(model.query(batch, shared), shared.queries[batch.questions])
 
 
 def test_a_diverging_run_raises_instead_of_scoring():

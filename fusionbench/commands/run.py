@@ -29,21 +29,16 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
     limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
+    compile: Annotated[str, typer.Option(help="Frozen blocks: auto, on or off.")] = "auto",
+    checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
     """Run what is missing of a study; a second run finds nothing to do."""
-    chosen = assemble(
-        study,
-        preset,
-        methods=methods,
-        tasks=tasks,
-        encoder=encoder,
-        seeds=seeds,
-        settings=settings,
-    )
+    flags = {"methods": methods, "tasks": tasks, "settings": settings}
+    chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **flags)
     if strict_plugins:
         read(plugin, strict=True)
     options = RunOptions(
@@ -53,6 +48,8 @@ def command(
         plugins=tuple(plugin),
         cache_gib=limit_cache,
         quiet=quiet,
+        compile=checked_compile(compile),
+        checkpoint=checkpoint,
     )
     action = show_plan if dry_run else run
     raise typer.Exit(action(chosen, options, sys.stdout))
@@ -82,6 +79,13 @@ def checked_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"no device {name!r}", "known: auto, cpu, cuda, cuda:N")
     return name
+
+
+def checked_compile(text: str) -> str:
+    """As written. Raises UserError for anything but auto, on and off."""
+    if text not in ("auto", "on", "off"):
+        raise UserError(f"--compile {text!r} is no choice", "known: auto, on, off")
+    return text
 
 
 def run(study: Study, options: RunOptions, stream: TextIO) -> int:

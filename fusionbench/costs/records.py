@@ -10,15 +10,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fusionbench.cache import write_atomic
+from fusionbench.costs.asked import Mode
 from fusionbench.errors import Problem
 from fusionbench.records import Setting, canonical, checksum, json_object
 
 SCHEMA = 1
 FOLDER = "profiles"
-Mode = Literal["train", "inference"]
 
 
 @dataclass(frozen=True, kw_only=True)

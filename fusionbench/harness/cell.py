@@ -10,9 +10,9 @@ from jaxtyping import Float
 from fusionbench.fusion import Method
 from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.materials import Materials
-from fusionbench.harness.model import build_model
+from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stepping import needs_encoder, taps_of
-from fusionbench.harness.train import train
+from fusionbench.harness.train import TrainingLog, train
 from fusionbench.records import CellRecord, CellSpec, Setting
 
 Scores = Float[np.ndarray, " example"]
@@ -67,6 +67,20 @@ def run_cell(
     started = time.perf_counter()
     model = build_model(method, {**spec.settings, **tuned.settings}, materials, spec.seed)
     log = train(model, materials, spec.seed, tuned.lr)
+    record, scores = scored(spec, model, log, materials, tuned=tuned, eval_batch=eval_batch)
+    return replace(record, seconds=round(time.perf_counter() - started, 3)), scores
+
+
+def scored(  # noqa: PLR0913
+    spec: CellSpec,
+    model: Model,
+    log: TrainingLog,
+    materials: Materials,
+    *,
+    tuned: Tuned,
+    eval_batch: int,
+) -> tuple[CellRecord, Scores]:
+    """Score a trained model and write down what it is; the record has no time yet."""
     split = "val" if spec.stage == "tune" else "test"
     scores, trace = evaluate(model, materials, split, eval_batch)
     record = CellRecord(
@@ -87,4 +101,4 @@ def run_cell(
         trace=trace,
         unmoved=log.unmoved,
     )
-    return replace(record, seconds=round(time.perf_counter() - started, 3)), scores
+    return record, scores

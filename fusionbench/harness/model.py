@@ -12,7 +12,7 @@ from fusionbench.fusion import Method
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.stepping import fuse
 from fusionbench.readers.build import Reader, build_reader, reader_shape
-from fusionbench.records import QUESTION, Budget, Setting, constructors, reader_of
+from fusionbench.records import QUESTION, READER, Budget, Setting, reader_of
 from fusionbench.seeding import seed_of
 from fusionbench.types import Fused, StackShape, Unsupported
 
@@ -30,18 +30,33 @@ class Model(nn.Module):
         self, batch: Batch, materials: Materials
     ) -> tuple[Float[Tensor, "batch answer"], Fused]:
         """Logits over the answers, and all the fusion gave."""
-        query = self._query(batch, materials)
+        query = self.query(batch, materials)
         states = materials.states(batch.rows)
         fused = fuse(self.fusion, states, query, materials.encoder)
+        return self.read(fused, batch, materials), fused
+
+    def read(
+        self, fused: Fused, batch: Batch, materials: Materials
+    ) -> Float[Tensor, "batch answer"]:
+        """Logits from what the fusion gave and the questions."""
         questions = materials.questions
-        logits = self.reader(
+        return self.reader(
             fused, questions.tokens[batch.questions], questions.mask[batch.questions]
         )
-        return logits, fused
 
     def loss(self, batch: Batch, materials: Materials) -> Float[Tensor, ""]:
         """Cross-entropy, the fusion's own terms, and its alignment with the answer."""
         logits, fused = self(batch, materials)
+        return self.loss_of(logits, fused, batch, materials)
+
+    def loss_of(
+        self,
+        logits: Float[Tensor, "batch answer"],
+        fused: Fused,
+        batch: Batch,
+        materials: Materials,
+    ) -> Float[Tensor, ""]:
+        """The loss, once fusion and reader have run."""
         total = F.cross_entropy(logits.float(), batch.answers)
         for term in fused.losses.values():
             total = total + term
@@ -51,7 +66,8 @@ class Model(nn.Module):
             total = total + self.fusion.summary_weight * (1 - alike).mean()
         return total
 
-    def _query(self, batch: Batch, materials: Materials) -> Float[Tensor, "batch query_dim"]:
+    def query(self, batch: Batch, materials: Materials) -> Float[Tensor, "batch query_dim"]:
+        """What the fusion sees of the question, and in training of the answer if it reads it."""
         if self.training and self.fusion.reads_answers:
             return materials.leaky_queries(batch)
         if self.shuffled:
@@ -119,7 +135,12 @@ def build_fusion(
         raise Unsupported("needs the question, and this reader gives none")
     # The settings were checked against the constructor's own signature when they were chosen.
     constructor: type = method
-    return constructor(shape, **constructors(settings))
+    return constructor(shape, **own_settings(settings))
+
+
+def own_settings(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """What a method's constructor gets: all but what the engine does around it."""
+    return {key: value for key, value in settings.items() if key not in (READER, QUESTION)}
 
 
 def _count(module: nn.Module) -> int:

@@ -4,12 +4,12 @@ The same for every method and control; no early stopping.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fusionbench.harness.materials import Materials
@@ -47,14 +47,19 @@ def train(model: Model, materials: Materials, seed: int, lr: float) -> TrainingL
         nn.utils.clip_grad_norm_(model.parameters(), budget.clip)
         optimiser.step()
         losses.append(loss.detach())
-    history = torch.stack(losses).float().cpu()
-    if not bool(torch.isfinite(history).all()):
-        raise FloatingPointError(f"the loss became {history[-1]:g} at learning rate {lr:g}")
-    spaced = np.unique(np.linspace(0, len(losses) - 1, _LOSS_POINTS).round().astype(int))
     return TrainingLog(
-        losses=tuple(round(float(history[step]), 6) for step in spaced),
+        losses=spaced(torch.stack(losses), lr),
         unmoved=_without_gradient(model.fusion, optimiser),
     )
+
+
+def spaced(losses: Float[Tensor, " step"], lr: float) -> tuple[float, ...]:
+    """The loss at evenly spaced steps. Raises FloatingPointError for a run that diverged."""
+    history = losses.float().cpu()
+    if not bool(torch.isfinite(history).all()):
+        raise FloatingPointError(f"the loss became {history[-1]:g} at learning rate {lr:g}")
+    points = np.unique(np.linspace(0, len(history) - 1, _LOSS_POINTS).round().astype(int))
+    return tuple(round(float(history[step]), 6) for step in points)
 
 
 def schedule(step: int, budget: Budget) -> float:
@@ -97,11 +102,19 @@ def _without_gradient(fusion: nn.Module, optimiser: torch.optim.Optimizer) -> tu
     )
 
 
-def _optimiser(model: Model, budget: Budget, lr: float) -> torch.optim.AdamW:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    # Biases, norms, gates and mixing weights are not decayed: decay would pull them to a value.
+def adamw(
+    decayed: Sequence[Tensor], free: Sequence[Tensor], budget: Budget, lr: float
+) -> torch.optim.AdamW:
+    """The optimiser of every run; `free` are not decayed: decay would pull them to a value."""
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": budget.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": list(decayed), "weight_decay": budget.weight_decay},
+        {"params": list(free), "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+
+
+def _optimiser(model: Model, budget: Budget, lr: float) -> torch.optim.AdamW:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    # Free: biases, norms, gates and mixing weights.
+    decayed, free = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    return adamw(decayed, free, budget, lr)

@@ -14,10 +14,13 @@ from fusionbench.encoders.contract import Encoder
 from fusionbench.errors import UserError
 from fusionbench.features import FeatureKey
 from fusionbench.fusion import Tap
+from fusionbench.harness.batched_cell import Member, Outcome, run_pass
 from fusionbench.harness.cell import Tuned, choose_layer, choose_lr, run_cell
+from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
+from fusionbench.launchers import passes
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
 from fusionbench.plan import Cell, layer_cells, tuning_specs
 from fusionbench.plugins import load_encoder, load_method, load_task
@@ -56,18 +59,66 @@ class Desk:
 
     def run(self, job: CellJob) -> Iterator[Event]:
         """Train and record each cell; a cell that fails does not stop the others."""
-        for cell in job.cells:
-            yield Event(kind="begun", cell=cell)
+        for cells in passes.blocks(job.cells):
+            yield from (Event(kind="begun", cell=cell) for cell in cells)
+            alone = cells[0].spec.budget.seeds_per_pass == 1
             try:
-                yield from self._run_one(cell)
+                yield from self._run_one(cells[0]) if alone else self._run_pass(cells)
             except Unsupported as reason:
-                self._write(cell, CellRecord(spec=cell.spec, status="skipped", reason=str(reason)))
-                yield Event(kind="skipped", cell=cell, text=str(reason))
+                for cell in cells:
+                    skipped = CellRecord(spec=cell.spec, status="skipped", reason=str(reason))
+                    self._write(cell, skipped)
+                    yield Event(kind="skipped", cell=cell, text=str(reason))
             except UserError:
                 raise
             except Exception as error:  # a method may raise anything
-                self.store.write_failure(self._signed(cell, _failure(cell.spec)))
-                yield Event(kind="failed", cell=cell, text=f"{type(error).__name__}: {error}")
+                for cell in cells:
+                    yield self._failed(cell, error)
+
+    def _run_pass(self, cells: Sequence[Cell]) -> Iterator[Event]:
+        tries = layer_cells(cells[0]).items()
+        if found := {n: self._tuned_together(one, always=True) for n, one in tries}:
+            tuned = choose_layer(cells[0].chosen.card.tries, found)
+        else:
+            tuned = self._tuned_together(cells[0])
+        wanted = passes.members(cells, tuned)
+        outcomes = self._outcomes(cells[0], wanted)
+        for cell in cells:
+            outcome = outcomes[cell.spec.id]
+            if isinstance(outcome, FloatingPointError):
+                yield self._failed(cell, outcome)
+                continue
+            self._write(cell, *outcome, self._items(cell))
+            yield Event(kind="done", cell=cell)
+
+    def _tuned_together(self, cell: Cell, *, always: bool = False) -> Tuned:
+        grid = tuning_specs(cell.spec, always=always)
+        if not grid:
+            return Tuned(lr=cell.spec.budget.lrs[0], scores={})
+        runs = passes.tuning_members(grid)
+        if not all(self.store.find(run.spec.id) for run in runs):
+            outcomes = self._outcomes(cell, runs)
+            for run in runs:
+                self._write(cell, passes.tuning_record(run, outcomes[run.spec.id]))
+        found = {
+            lr: [_score(self.store.find(s.id), s) for s in specs] for lr, specs in grid.items()
+        }
+        return choose_lr(found)
+
+    def _outcomes(self, cell: Cell, members: Sequence[Member]) -> dict[str, Outcome]:
+        method, materials = load_method(cell.chosen.card), self._materials_of(cell)
+        found = run_pass(method, materials, members, eval_batch=self.options.eval_batch)
+        return {
+            each.spec.id: one for each, one in zip(members, found, strict=True) if one is not None
+        }
+
+    def _failed(self, cell: Cell, error: Exception) -> Event:
+        self.store.write_failure(self._signed(cell, _failure(cell.spec, error)))
+        return Event(kind="failed", cell=cell, text=f"{type(error).__name__}: {error}")
+
+    def _items(self, cell: Cell) -> Items:
+        examples = self._materials_of(cell).bundle.test
+        return Items(names=examples.items, groups=examples.groups)
 
     def _run_one(self, cell: Cell) -> Iterator[Event]:
         method = load_method(cell.chosen.card)
@@ -82,9 +133,7 @@ class Desk:
         record, outcomes = run_cell(
             cell.spec, method, materials, tuned=tuned, eval_batch=self.options.eval_batch
         )
-        examples = materials.bundle.test
-        items = Items(names=examples.items, groups=examples.groups)
-        self._write(cell, record, outcomes, items)
+        self._write(cell, record, outcomes, self._items(cell))
         yield Event(kind="done", cell=cell)
 
     def _tune(
@@ -108,9 +157,7 @@ class Desk:
             except FloatingPointError as error:
                 known = CellRecord(spec=spec, status="done", score=0.0, notes=(str(error),))
             self._write(cell, known)
-        if known.score is None:
-            raise ValueError(f"tuning record {spec.id} has no score")
-        return known.score
+        return _score(known, spec)
 
     def _write(
         self,
@@ -161,7 +208,10 @@ class Desk:
         key = (cell.encoder.name, cell.spec.budget.image_size)
         if key not in self._encoders:
             built = load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
-            self._encoders[key] = built
+            wanted = self.options.compile
+            if wanted == "on" or (wanted == "auto" and self.device.type == "cuda"):
+                compile_blocks(built)
+            self._encoders[key] = Checkpointed(built) if self.options.checkpoint else built
         return self._encoders[key]
 
     def _materials_of(self, cell: Cell) -> Materials:
@@ -216,7 +266,9 @@ def _all_taps(cells: Sequence[Cell], encoder: Encoder, spec: CellSpec) -> set[Ta
         runs = [run for runs in tuning_specs(cell.spec).values() for run in runs]
         try:
             method = load_method(cell.chosen.card)
-            for seed in {run.seed for run in (cell.spec, *runs)}:
+            size = cell.spec.budget.seeds_per_pass
+            seeds = {run.seed for run in runs} | {*passes.seeds_of_pass(cell.spec.seed, size)}
+            for seed in seeds:
                 stream = (spec.task, seed)
                 own = shape_of(shape, cell.chosen.settings, spec.budget)
                 fusion = seeded_fusion(method, cell.chosen.settings, own, stream=stream)
@@ -226,6 +278,13 @@ def _all_taps(cells: Sequence[Cell], encoder: Encoder, spec: CellSpec) -> set[Ta
     return taps
 
 
-def _failure(spec: CellSpec) -> CellRecord:
-    lines = traceback.format_exc().strip().splitlines()[-_ERROR_LINES:]
+def _score(record: CellRecord | None, spec: CellSpec) -> float:
+    if record is None or record.score is None:
+        raise ValueError(f"tuning record {spec.id} has no score")
+    return record.score
+
+
+def _failure(spec: CellSpec, error: Exception) -> CellRecord:
+    text = "".join(traceback.format_exception(error))
+    lines = text.strip().splitlines()[-_ERROR_LINES:]
     return CellRecord(spec=spec, status="failed", reason="\n".join(lines))

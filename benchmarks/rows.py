@@ -1,0 +1,68 @@
+"""What a benchmark found: printed as a small table, kept as JSON under the device's name."""
+
+import datetime
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from fusionbench.provenance import code_state, hardware, software
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One piece of work, done the plain way and our way in the same run."""
+
+    target: str
+    """The id of a target in `targets.py`, or a point of a scaling curve: `seeds=8`."""
+    plain: float
+    ours: float
+    unit: str
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Ours over plain."""
+        return self.ours / self.plain
+
+
+def finish(script: str, rows: Sequence[Row], device: torch.device) -> None:
+    """Print the rows and write them down."""
+    name = device_name(device)
+    print(f"{script} on {name}")
+    for row in rows:
+        print(
+            f"  {row.target:34s} plain {row.plain:12.4g}  ours {row.ours:12.4g} {row.unit:12s}"
+            f" ours/plain {row.ratio:6.3f}  {row.note}"
+        )
+    values = {
+        "script": script,
+        "device": name,
+        "hardware": dict(hardware(str(device))),
+        "software": dict(software()),
+        "code": dict(code_state()),
+        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "rows": [asdict(row) for row in rows],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    path = RESULTS / f"{script}-{slug}.json"
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    print(f"  {path}")
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it."""
+    found = hardware(str(device))
+    return found.get("gpu") or found["cpu"]
+
+
+def chosen_device(text: str) -> torch.device:
+    """`auto` is the GPU if there is one."""
+    here = torch.cuda.is_available()
+    return torch.device(("cuda" if here else "cpu") if text == "auto" else text)

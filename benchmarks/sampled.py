@@ -1,0 +1,67 @@
+"""Cells of a study run in this process, in a folder of their own: what `launchers` does, alone."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from fusionbench.catalog import read_catalog
+from fusionbench.launchers.desk import Desk
+from fusionbench.launchers.jobs import CellJob, EncodeJob
+from fusionbench.plan import Cell, make_plan
+from fusionbench.records import RunOptions
+from fusionbench.store import Store
+from fusionbench.study import Study
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """No hidden state is there at the start."""
+    before = os.environ.get("FUSIONBENCH_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["FUSIONBENCH_CACHE"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["FUSIONBENCH_CACHE"]
+            if before is not None:
+                os.environ["FUSIONBENCH_CACHE"] = before
+
+
+def jobs(study: Study) -> list[tuple[Cell, ...]]:
+    """Seeds of one method on one task, job by job."""
+    return list(make_plan(study, read_catalog(), ()).jobs())
+
+
+def encode(cells: Sequence[Cell], device: str) -> float:
+    """Seconds to write the hidden states that these cells need, in one pass of the encoder."""
+    with tempfile.TemporaryDirectory() as folder:
+        with Store.create(folder):
+            pass
+        started = time.perf_counter()
+        Desk(RunOptions(out=folder, device=device)).prepare(EncodeJob(cells=tuple(cells)))
+        return time.perf_counter() - started
+
+
+def run(cells: Iterable[Sequence[Cell]], device: str) -> tuple[float, float]:
+    """Encode what is missing and run these jobs: seconds of encoding and of cells.
+
+    Raises RuntimeError for a cell that fails: its time would mean nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with Store.create(folder):
+            pass
+        desk = Desk(RunOptions(out=folder, device=device))
+        encoding = training = 0.0
+        for job in cells:
+            started = time.perf_counter()
+            desk.prepare(EncodeJob(cells=tuple(job)))
+            desk._materials_of(job[0])
+            middle = time.perf_counter()
+            for event in desk.run(CellJob(cells=tuple(job))):
+                if event.kind == "failed":
+                    raise RuntimeError(event.text)
+            encoding += middle - started
+            training += time.perf_counter() - middle
+    return encoding, training

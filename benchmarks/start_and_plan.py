@@ -1,0 +1,64 @@
+"""What a person waits for before any work: `--help`, `list`, and the plan of a huge study.
+
+python benchmarks/start_and_plan.py
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from rows import Row, finish
+
+from fusionbench.catalog import read_catalog
+from fusionbench.plan import make_plan
+from fusionbench.study import QUICK
+
+TURNS = 7
+CELLS, DONE = 100_000, 0.9
+
+
+def start(arguments: Sequence[str]) -> float:
+    """Seconds of a command, the median of several turns after a first."""
+    found = []
+    for _ in range(TURNS + 1):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+        found.append(time.perf_counter() - started)
+    return statistics.median(found[1:])
+
+
+def plan_rows() -> list[Row]:
+    """A study of 100,000 cells of which nine in ten have a record."""
+    catalog = read_catalog()
+    one = make_plan(replace(QUICK, seeds=1), catalog, ())
+    study = replace(QUICK, seeds=CELLS // len(one.cells) + 1)
+    started = time.perf_counter()
+    cells = make_plan(study, catalog, ()).cells
+    fresh = time.perf_counter() - started
+    done = {cell.spec.id for cell in cells[: round(DONE * len(cells))]}
+    started = time.perf_counter()
+    plan = make_plan(study, catalog, done)
+    jobs = sum(1 for _ in plan.jobs())
+    again = time.perf_counter() - started
+    note = f"{len(plan.cells)} cells, {plan.finished} done, {jobs} jobs left"
+    return [Row(target="plan", plain=fresh, ours=again, unit="s", note=note)]
+
+
+def main() -> None:
+    """Print and write the rows."""
+    bare = start(["-c", "pass"])
+    commands = (["--help"], ["list", "methods"], ["list", "tasks"])
+    rows = [
+        Row(target="start", plain=bare, ours=start(["-m", "fusionbench", *words]), unit="s",
+            note=f"fusionbench {' '.join(words)}")
+        for words in commands
+    ]  # fmt: skip
+    finish("start_and_plan", [*rows, *plan_rows()], torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    main()

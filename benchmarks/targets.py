@@ -1,0 +1,144 @@
+"""Every target with its script, and `RESULTS.md` from what was measured: run this file to write it.
+
+A target without a measurement says so, and how to measure it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One line of the table."""
+
+    id: str
+    work: str
+    plain: str
+    wanted: str
+    command: str
+
+
+GPU = "python benchmarks/{} --device cuda"
+TARGETS = (
+    Target(
+        id="mema-train-clip",
+        work="Mema training step, CLIP-L/14-336, batch 32, bf16, adapters only",
+        plain="as published: eager attention with its maps, block by block",
+        wanted=">= 550 img/s and <= 10 GiB on one H100",
+        command=GPU.format("mema_clip.py"),
+    ),
+    Target(
+        id="mema-memory-clip",
+        work="the same step: peak memory above the start",
+        plain="as published",
+        wanted="<= 10 GiB",
+        command=GPU.format("mema_clip.py"),
+    ),
+    Target(
+        id="mema-inference-clip",
+        work="Mema inference over the bare encoder, CLIP-L/14-336, batch 32, bf16",
+        plain="the bare encoder, compiled",
+        wanted="<= 1.20 of the bare compiled encoder's time",
+        command=GPU.format("mema_clip.py"),
+    ),
+    Target(
+        id="mema-seeds",
+        work="Mema training, DINOv2-S/14 at 112 px, batch 128 a seed, reader included",
+        plain="one seed after the other",
+        wanted=">= 25,000 samples/s over all seeds on one H100",
+        command=GPU.format("seeds_in_encoder.py"),
+    ),
+    Target(
+        id="ten-seeds",
+        work="ten seeds of a post-encoder method",
+        plain="one seed",
+        wanted="<= 2 times the time of one",
+        command=GPU.format("seeds_on_features.py"),
+    ),
+    Target(
+        id="whole-study",
+        work="every method x every local task x ten seeds, DINOv2-S/14 at 112 px",
+        plain="a loop over cells, extrapolated from a sample of the same run",
+        wanted=">= 10 times fewer GPU seconds, <= 30 GPU minutes on one H100",
+        command=GPU.format("whole_study.py"),
+    ),
+    Target(
+        id="quick-study",
+        work="the quick study on a CPU",
+        plain="a loop over cells that encodes for each cell",
+        wanted=">= 2 times faster",
+        command="python benchmarks/quick_study.py",
+    ),
+    Target(
+        id="seed-loop-cpu",
+        work="three seeds of a post-encoder method in one pass, one CPU thread",
+        plain="a loop over seeds on cached features",
+        wanted="reported, no target",
+        command="python benchmarks/seeds_on_features.py --device cpu --seeds 3",
+    ),
+    Target(
+        id="start",
+        work="fusionbench --help and fusionbench list methods",
+        plain="python -c pass",
+        wanted="< 0.5 s",
+        command="python benchmarks/start_and_plan.py",
+    ),
+    Target(
+        id="plan",
+        work="planning 100,000 cells of which 90,000 are done",
+        plain="planning them with none done",
+        wanted="< 10 s",
+        command="python benchmarks/start_and_plan.py",
+    ),
+)
+
+
+def main() -> None:
+    """Write `RESULTS.md`."""
+    found: dict[str, list[str]] = {}
+    curves: list[str] = []
+    for path in sorted((HERE / "results").glob("*.json")):
+        values = json.loads(path.read_text())
+        for row in values["rows"]:
+            text = f"{row['plain']:.4g} -> {row['ours']:.4g} {row['unit']}"
+            note = f" ({row['note']})" if row["note"] else ""
+            if "=" in row["target"]:
+                curves.append(
+                    f"| {values['script']} | {row['target']} | {row['plain']:.4g} | "
+                    f"{row['ours']:.4g} | {row['unit']} | {values['device']} |"
+                )
+            else:
+                found.setdefault(row["target"], []).append(f"{text}, {values['device']}{note}")
+    (HERE / "RESULTS.md").write_text(_page(found, curves))
+
+
+def _page(found: dict[str, list[str]], curves: list[str]) -> str:
+    lines = [
+        "# Benchmarks",
+        "",
+        "Each script measures our way and the plain way in one run, in turn. This page is written",
+        "by `python benchmarks/targets.py` from `results/*.json`; a figure belongs to its device.",
+        "",
+        "| work | plain way | target | measured: plain -> ours | command |",
+        "|---|---|---|---|---|",
+    ]
+    for target in TARGETS:
+        measured = "<br>".join(found.get(target.id, ["not yet measured"]))
+        lines.append(
+            f"| {target.work} | {target.plain} | {target.wanted} | {measured} | "
+            f"`{target.command}` |"
+        )
+    lines += ["", "## Scaling", ""]
+    if curves:
+        lines += ["| script | point | plain | ours | unit | device |", "|---|---|---|---|---|---|"]
+        lines += curves
+    else:
+        lines.append("not yet measured: the scripts above and `python benchmarks/scaling.py`")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`fusionbench profile`: what methods cost over the bare encoder."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from fusionbench.commands.app import FAILED, OK, Plugins, Settings, app
+from fusionbench.commands.run import checked_device
+from fusionbench.commands.shared import read
+from fusionbench.costs.asked import Asked
+from fusionbench.errors import UserError
+
+if TYPE_CHECKING:
+    from fusionbench.costs.records import CostRecord
+    from fusionbench.selection import Chosen
+
+DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
+
+
+class Mode(StrEnum):
+    """What is timed."""
+
+    INFERENCE = "inference"
+    TRAIN = "train"
+
+
+@app.command("profile")
+def command(
+    methods: Annotated[list[str], typer.Argument(help="all, names, globs.")] = ["all"],  # noqa: B006
+    encoder: Annotated[str, typer.Option(help="A name, or shape:clip-vit-l-14-336.")] = "nano",
+    out: Annotated[Path, typer.Option(help="A folder of results.")] = Path("results/local"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or meta: count only.")] = "auto",
+    mode: Annotated[Mode, typer.Option()] = Mode.INFERENCE,
+    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 32,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    width: Annotated[int, typer.Option(min=1, help="Of the projector: 4096 for a 7B.")] = 4096,
+    size: Annotated[int, typer.Option(min=0, help="Pixels; 0: the encoder's own.")] = 0,
+    compile: Annotated[str, typer.Option(help="off, default, reduce-overhead.")] = "off",
+    blocks: Annotated[int, typer.Option(min=2, help="Timed blocks.")] = 30,
+    settings: Settings = [],  # noqa: B006
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Measure parameters, operations, time and memory over the bare encoder."""
+    asked = Asked(
+        encoder=encoder,
+        image_size=size,
+        width=width,
+        batch=batch,
+        dtype=_one_of("dtype", dtype, tuple(DTYPES)),
+        device=device if device == "meta" else checked_device(device),
+        mode="train" if mode is Mode.TRAIN else "inference",
+        compile=_one_of("compile", compile, ("off", "default", "reduce-overhead")),
+        blocks=blocks,
+    )
+    chosen = _choose(methods, settings, plugin)
+    raise typer.Exit(profile(chosen, asked, out, sys.stdout))
+
+
+def profile(chosen: "tuple[Chosen, ...]", asked: Asked, out: Path, stream: TextIO) -> int:
+    """Profile each method, write its record, and say it in a line; what cannot run is named."""
+    from fusionbench.costs.bench import Bench
+    from fusionbench.costs.records import write
+    from fusionbench.types import Unsupported
+
+    bench = Bench(asked)
+    failed = False
+    for one in chosen:
+        try:
+            record = bench.profile(one)
+        except Unsupported as reason:
+            stream.write(f"{one.label}: skipped: {reason}\n")
+            continue
+        except (RuntimeError, ValueError, TypeError) as error:
+            failed = True
+            stream.write(f"{one.label}: failed: {type(error).__name__}: {error}\n")
+            continue
+        write(out, record)
+        stream.write(f"{line(record)}\n")
+    stream.write(f"profiles: {out / 'profiles'}\n")
+    return FAILED if failed else OK
+
+
+def line(record: "CostRecord") -> str:
+    """One method in words; what was not measured is not there."""
+    parts = [f"{record.parameters['over_projector']:+,} parameters"]
+    if record.flops_over_encoder is not None:
+        parts.append(f"{record.flops_over_encoder / 1e9:+.2f} GFLOP")
+    if record.latency_over_encoder_ms is not None:
+        over = record.latency_over_encoder_ms
+        parts.append(f"{over.median:+.2f} ms a batch ({over.q1:+.2f} to {over.q3:+.2f})")
+    if record.throughput is not None:
+        parts.append(f"{record.throughput:.0f} images/s")
+    if record.peak_memory_over_encoder_bytes is not None:
+        parts.append(f"{record.peak_memory_over_encoder_bytes / 2**20:+.0f} MiB")
+    return f"{record.label}: {', '.join(parts)}"
+
+
+def _choose(methods: list[str], settings: list[str], plugins: list[str]) -> "tuple[Chosen, ...]":
+    from fusionbench.selection import select_methods
+    from fusionbench.settings import split_names
+    from fusionbench.study import QUICK
+    from fusionbench.studyfile import with_overrides
+
+    catalog = read(plugins)
+    names = [name for text in methods for name in split_names(text)]
+    study = with_overrides(QUICK, methods=names, settings=settings)
+    return select_methods(catalog, study.methods, study.settings)
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise UserError(f"no {what} {value!r}", f"known: {', '.join(known)}")
+    return value

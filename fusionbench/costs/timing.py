@@ -1,0 +1,93 @@
+"""Time and memory of two things that are measured in turn.
+
+Clocks drift and neighbours come and go: so block follows block, the method's and the bare
+encoder's, and what a method costs is the median of the differences of neighbouring blocks.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.benchmark import Timer
+
+from fusionbench.costs.records import Spread
+
+BLOCKS = 30
+_BLOCK_SECONDS = 0.2
+"""Long enough for a clock's own error not to count."""
+_WARM_UP = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Milliseconds a call."""
+
+    method: Spread
+    bare: Spread
+    difference: Spread
+
+
+def interleaved(
+    method: Callable[[], object],
+    bare: Callable[[], object],
+    *,
+    device: torch.device,
+    blocks: int = BLOCKS,
+    threads: int = 1,
+) -> Times:
+    """Time both in turn; calls a block are as many as fill a fifth of a second."""
+    for _ in range(_WARM_UP):
+        method()
+        bare()
+    calls = [_calls(run, device, threads) for run in (method, bare)]
+    found: list[tuple[float, float]] = []
+    for block in range(blocks):
+        # Alternating which goes first, so that neither always follows the warmer chip.
+        order = (0, 1) if block % 2 == 0 else (1, 0)
+        pair = {which: _block((method, bare)[which], calls[which], device, threads)
+                for which in order}  # fmt: skip
+        found.append((pair[0], pair[1]))
+    return Times(
+        method=spread([one for one, _ in found]),
+        bare=spread([other for _, other in found]),
+        difference=spread([one - other for one, other in found]),
+    )
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles."""
+    if len(values) < 2:
+        raise ValueError(f"quartiles need at least two blocks, got {len(values)}")
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median=median, q1=q1, q3=q3, blocks=len(values))
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
+    """The most that was allocated during a call above what was before; None without CUDA."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    start = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - start
+
+
+def _calls(run: Callable[[], object], device: torch.device, threads: int) -> int:
+    return max(1, round(_BLOCK_SECONDS * 1000 / _block(run, 1, device, threads)))
+
+
+def _block(run: Callable[[], object], calls: int, device: torch.device, threads: int) -> float:
+    """Milliseconds a call, over one block."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / calls
+    timer = Timer("run()", globals={"run": run}, num_threads=threads)
+    return float(timer.timeit(calls).mean) * 1000

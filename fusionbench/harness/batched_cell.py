@@ -1,0 +1,85 @@
+"""Cells of one method on one task that differ in seed and learning rate, trained in one pass."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from fusionbench.fusion import Method
+from fusionbench.harness.batched import NotAlike, Run, train_together
+from fusionbench.harness.cell import Scores, Tuned, run_cell, scored
+from fusionbench.harness.materials import Materials
+from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.train import TrainingLog
+from fusionbench.records import CellRecord, CellSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One cell of a pass, and the learning rate it is trained with."""
+
+    spec: CellSpec
+    tuned: Tuned
+    wanted: bool = True
+    """False for a run that only completes the pass: it is trained and not scored."""
+
+
+Outcome = tuple[CellRecord, Scores] | FloatingPointError
+
+
+def run_pass(
+    method: type[Method], materials: Materials, members: Sequence[Member], *, eval_batch: int
+) -> list[Outcome | None]:
+    """The outcome of each wanted member, in order; the error of a run that diverged.
+
+    Models that cannot run together run one by one, and their records say why.
+    """
+    started = time.perf_counter()
+    models = [
+        build_model(
+            method, {**each.spec.settings, **each.tuned.settings}, materials, each.spec.seed
+        )
+        for each in members
+    ]
+    runs = [Run(seed=each.spec.seed, lr=each.tuned.lr) for each in members]
+    try:
+        logs = train_together(models, materials, runs)
+    except (NotAlike, torch.OutOfMemoryError) as reason:
+        note = f"trained alone, not in a pass of {len(members)}: {reason}"
+        return [_alone(method, materials, each, note, eval_batch) for each in members]
+    outcomes = [
+        _outcome(each, model, log, materials, eval_batch)
+        for each, model, log in zip(members, models, logs, strict=True)
+    ]
+    seconds = round((time.perf_counter() - started) / len(members), 3)
+    return [
+        (replace(one[0], seconds=seconds), one[1]) if isinstance(one, tuple) else one
+        for one in outcomes
+    ]
+
+
+def _outcome(
+    member: Member,
+    model: Model,
+    log: TrainingLog | FloatingPointError,
+    materials: Materials,
+    eval_batch: int,
+) -> Outcome | None:
+    if not member.wanted or isinstance(log, FloatingPointError):
+        return log if member.wanted else None  # type: ignore[return-value]
+    return scored(member.spec, model, log, materials, tuned=member.tuned, eval_batch=eval_batch)
+
+
+def _alone(
+    method: type[Method], materials: Materials, member: Member, note: str, eval_batch: int
+) -> Outcome | None:
+    if not member.wanted:
+        return None
+    try:
+        record, scores = run_cell(
+            member.spec, method, materials, tuned=member.tuned, eval_batch=eval_batch
+        )
+    except FloatingPointError as error:
+        return error
+    return replace(record, notes=(*record.notes, note)), scores

@@ -1,0 +1,173 @@
+"""What methods cost: the numbers of the papers, counted; times in turn; one record a method."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fusionbench.catalog import read_catalog
+from fusionbench.costs import flops
+from fusionbench.costs.asked import Asked
+from fusionbench.costs.bench import Bench
+from fusionbench.costs.records import read
+from fusionbench.costs.shapes import SHAPES, subject
+from fusionbench.costs.timing import interleaved, spread
+from fusionbench.errors import UserError
+from fusionbench.plugins import load_method
+from fusionbench.selection import select_methods
+from fusionbench.types import StackShape
+
+CLIP = "shape:clip-vit-l-14-336"
+META = torch.device("meta")
+
+
+@pytest.fixture(scope="module")
+def at_scale():
+    """Every method that a test asks for, at CLIP ViT-L/14-336 in front of a 7B model."""
+    bench, known = Bench(Asked(encoder=CLIP, device="meta")), {}
+
+    def profile(name):
+        if name not in known:
+            (chosen,) = select_methods(read_catalog(), (name,), {})
+            known[name] = bench.profile(chosen)
+        return known[name]
+
+    return profile
+
+
+# Trainable parameters over LLaVA's projector at D = 1024, H = 4096, from the official code.
+PUBLISHED = {
+    "penultimate": 0,
+    "dense_connector-sti": 0,
+    "dense_connector-sci": 8_388_608,
+    "dense_connector-dci": 8_388_608,
+    "dense_connector-efficient": 8_388_608,
+    "mmfuser": 5_190_592,
+    "lsf_external_direct-3_18_23": 8_388_608,
+    "scalar_mix": 25,
+    "scalar_mix-per_channel": 24_576,
+    "lln_layerscale-per_layer": 25_239_576,
+    "lln_layerscale-shared": 1_051_672,
+    "vip_llava": 16_787_456,
+    "tgif": 2_112_024,
+    "mema": 11_021_569,
+    "dia_lstm": 2_630_144,
+    "token_packer": 15_742_976,
+    "lsf_internal_direct": 62_939_136,
+    "lsf_internal_modular": 670_064_646,
+    "qwen3vl_deepstack": 15_750_144,
+}
+# Forward GFLOP per image over encoder and projector; Mema's and DIA's are for
+# 24 blocks, of which 23 are needed.
+PUBLISHED_GFLOP = {
+    "dense_connector-sti": 6.0,
+    "dense_connector-sci": 9.66,
+    "mmfuser": 9.6,
+    "vip_llava": 19.3,
+    "lln_layerscale-per_layer": 29.0,
+    "mema": 58 * 23 / 24,
+    "dia_lstm": 0.13 * 23 / 24,
+    "lsf_internal_direct": 72.5,
+    "qwen3vl_deepstack": 18.1,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_at_real_scale_are_the_published_ones(name, at_scale):
+    assert at_scale(name).parameters["over_projector"] == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED_GFLOP)
+def test_operations_at_real_scale_are_those_worked_out_by_hand(name, at_scale):
+    found = at_scale(name).flops_over_encoder / 1e9
+    assert found == pytest.approx(PUBLISHED_GFLOP[name], rel=0.06)
+
+
+def test_igva_counts_as_published_with_a_question_of_clip_text_width():
+    card = read_catalog().methods["igva"]
+    shape = StackShape(layers=24, dim=1024, grid=(24, 24), prefix=1, query_dim=768)
+    built = load_method(card)(shape, **card.settings)
+    assert sum(p.numel() for p in built.parameters()) == 27_047_940
+
+
+def test_the_count_of_clip_is_the_known_one_and_the_count_by_hand():
+    encoder, weights = subject(CLIP, image_size=0, device=META, dtype=torch.float32)
+    images = torch.zeros(1, 336, 336, 3, dtype=torch.uint8, device=META)
+    found = flops.count(lambda: encoder.hidden_states(images))
+    assert weights == "random"
+    assert found == pytest.approx(381e9, rel=0.01)
+    assert found == pytest.approx(flops.analytic(encoder, blocks=24), rel=flops.LARGEST_ERROR)
+
+
+def test_fused_attention_on_the_cpu_is_counted_forward_and_back():
+    parts = [torch.randn(2, 3, 16, 8, requires_grad=True) for _ in range(3)]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    forward = flops.count(lambda: attend(*parts))
+    both = flops.count(lambda: attend(*parts).sum().backward())
+    assert forward == 2 * 2 * 2 * 3 * 16 * 16 * 8
+    # Three products back for each forward, or two and a half where the scores are not kept.
+    assert both in (forward + 2 * forward, forward + forward * 5 // 2)
+
+
+def test_a_counter_that_is_off_is_refused(monkeypatch):
+    monkeypatch.setattr(flops, "_attention", lambda *args, **kwargs: 0)
+    with pytest.raises(ValueError, match="off by"):
+        flops.check(torch.device("cpu"))
+
+
+def test_more_visual_tokens_cost_in_the_language_model(at_scale):
+    assert at_scale("mema").flops_language_model_over == 0
+    # 144 tokens more at about 13.5 GFLOP a token.
+    over = at_scale("dense_connector-sti").flops_language_model_over
+    assert over == pytest.approx(144 * 13.5e9, rel=0.05)
+
+
+def test_training_through_the_encoder_costs_its_backward_pass():
+    bench = Bench(Asked(encoder="shape:vit-b-16-224", device="meta", mode="train", width=64))
+    found = {
+        name: bench.profile(select_methods(read_catalog(), (name,), {})[0])
+        for name in ("mema", "scalar_mix")
+    }
+    whole = found["mema"].flops_encoder
+    assert found["mema"].flops_backward_over_encoder > 0.9 * whole
+    assert found["scalar_mix"].flops_backward_over_encoder < 0.05 * whole
+
+
+def test_a_difference_is_taken_between_neighbours_in_time():
+    slow, quick = (lambda: [i**2 for i in range(20000)]), (lambda: [i for i in range(200)])
+    times = interleaved(slow, quick, device=torch.device("cpu"), blocks=2)
+    assert times.method.median > times.bare.median > 0
+    assert times.difference.median > 0 and times.difference.blocks == 2
+
+
+def test_quartiles_are_those_of_the_blocks():
+    found = spread([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (found.q1, found.median, found.q3, found.blocks) == (2.0, 3.0, 4.0, 5)
+    with pytest.raises(ValueError, match="two blocks"):
+        spread([1.0])
+
+
+def test_the_command_measures_writes_and_says_what_does_not_fit(tmp_path, capsys):
+    from fusionbench.commands.profile import profile
+
+    asked = Asked(encoder="nano", device="cpu", width=64, batch=2, blocks=2, mode="train")
+    chosen = select_methods(read_catalog(), ("scalar_mix", "mema"), {})
+    assert profile(chosen, asked, tmp_path, sys.stdout) == 0
+    records = {record.label: record for record in read(tmp_path)}
+    assert set(records) == {"scalar_mix", "mema"}
+    for record in records.values():
+        assert record.latency_ms.median > 0 and record.throughput > 0
+        assert record.peak_memory_bytes is None and record.measured["hardware"]["cpu"]
+        assert record.conditions.device == record.measured["hardware"]["cpu"]
+    assert records["mema"].in_encoder and not records["scalar_mix"].in_encoder
+    assert "images/s" in capsys.readouterr().out
+    again = replace(asked, device="meta")
+    assert profile(chosen, again, tmp_path, sys.stdout) == 0
+    assert len(list(read(tmp_path))) == 4
+
+
+def test_an_unknown_shape_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="clip-vit-l-14-336"):
+        subject("shape:clip-vit-l-14", image_size=0, device=META, dtype=torch.float32)
+    assert CLIP in SHAPES
