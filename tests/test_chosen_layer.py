@@ -92,14 +92,14 @@ def test_a_shuffled_query_says_nothing_about_what_is_asked(name):
     for ours, theirs in zip(plain.parameters(), control.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     batch = shared.splits["test"]
-    asked, told = plain._query(batch, shared), control._query(batch, shared)
+    asked, told = plain.query(batch, shared), control.query(batch, shared)
     # Two questions about one image: the fusion sees them apart, its control cannot.
     same_image = batch.rows[:, None] == batch.rows[None]
     assert torch.cdist(asked, asked)[same_image].any()
     assert not torch.cdist(told, told)[same_image].any()
     # It is a question all the same, and not always the same one; in training as at test.
     assert len(told.unique(dim=0)) == len(asked.unique(dim=0)) == 2
-    assert torch.equal(control.train()._query(batch, shared), told)
+    assert torch.equal(control.train().query(batch, shared), told)
 
 
 def test_one_shuffled_query_has_a_name():
