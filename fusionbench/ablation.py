@@ -10,7 +10,6 @@ from itertools import product
 from fusionbench.catalog import Catalog, MethodCard
 from fusionbench.designs import Arm, Design
 from fusionbench.errors import UserError, unknown
-from fusionbench.records import READER
 from fusionbench.registry import Setting
 from fusionbench.selection import Chosen, select_methods
 from fusionbench.settings import checked, shown
@@ -127,14 +126,12 @@ def _idle(base: Chosen, settings: Mapping[str, Setting]) -> set[str]:
 
 def _label(catalog: Catalog, base: Chosen, changes: Mapping[str, Setting]) -> str:
     """The shortest name for these settings, so that a registered variant's records are reused."""
-    # Without a reader of its own a method runs with the study's.
-    wanted = {READER: "", **base.settings, **changes}
+    wanted = {**base.settings, **changes}
     for card in _family(catalog, base.card):
-        if {**card.settings, READER: card.reader} == wanted:
+        if card.as_run == wanted:
             return card.name
     card = base.card
-    usual = {**card.settings, READER: card.reader}
-    changed = ((name, value) for name, value in wanted.items() if value != usual[name])
+    changed = ((name, value) for name, value in wanted.items() if value != card.as_run.get(name))
     inline = ",".join(f"{name}={shown(value)}" for name, value in sorted(changed))
     return f"{card.name}[{inline}]" if inline else card.name
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fusionbench.records import QUESTION, READER
 from fusionbench.registry import Setting
 
 
@@ -42,6 +43,12 @@ class MethodCard:
     file: str
     source: str
     """`built-in`, the plug-in's distribution and version, or its path."""
+
+    @property
+    def as_run(self) -> Mapping[str, Setting]:
+        """The settings of its cells: with the reader and the question that are its own."""
+        own = {READER: self.reader, QUESTION: self.question}
+        return {**self.settings, **{key: value for key, value in own.items() if value}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,11 +71,10 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     trained beside LLaVA's projector (see `fusionbench.parameters`); `needs` and `identity`, where
     the class attributes do not say it. `details` maps a variant's suffix to the facts it changes.
     """
-    named: dict[str, Any] = {"version": version, "control": control, "in_all": in_all}
-    named |= {"reader": reader, "question": question, "tries": tries}
-    named |= {"variants": dict(variants or {"": {}})}
-    axes = {"switches": dict(switches or {}), "idle": tuple(idle), "details": dict(details or {})}
-    return _register("method", family, facts | named | axes)
+    told: dict[str, Any] = {"version": version, "control": control, "in_all": in_all}
+    told |= {"reader": reader, "question": question, "tries": tries, "idle": tuple(idle)}
+    axes = {"variants": variants or {"": {}}, "switches": switches or {}, "details": details or {}}
+    return _register("method", family, facts | told | {k: dict(v) for k, v in axes.items()})
 
 
 def task(  # noqa: PLR0913  (each argument is a fact about the task)

@@ -13,8 +13,8 @@ from fusionbench.ablation import base_of, factorial, one_factor_out
 from fusionbench.catalog import read_catalog
 from fusionbench.designs import Design, Planned, note_design, read_designs
 from fusionbench.errors import UserError
+from fusionbench.harness.model import build_fusion
 from fusionbench.plugins import load_method
-from fusionbench.records import READER
 from fusionbench.selection import select_methods
 from fusionbench.types import ReaderShape, StackShape
 
@@ -47,8 +47,7 @@ def test_each_arm_of_a_method_differs_from_it_in_the_one_setting_it_names(name):
 def test_every_arm_can_be_built(name):
     for arm in one_factor_out(CATALOG, base(name)).arms:
         chosen = select_methods(CATALOG, [arm.label])[0]
-        settings = {k: v for k, v in chosen.settings.items() if k != READER}
-        load_method(chosen.card)(SHAPE, **settings)
+        build_fusion(load_method(chosen.card), chosen.settings, SHAPE)
 
 
 def test_mema_is_taken_apart_in_all_its_parts():

@@ -59,11 +59,11 @@ def test_what_differs_in_identity_is_named_with_the_number_of_cells(folder, tmp_
     sides, _ = compared(folder, other)
     found = {one.what: (one.a, one.b, count) for one, count in identity_changes(sides.namesakes())}
     assert found == {
-        "budget.steps": ("60", "61", 36),
+        "budget.steps": (str(QUICK.budget.steps), "61", 36),
         "data of the task": ("d" * 32, "e" * 32, 36),
         "version of the method": ("1", "2", 36),
     }
-    assert "60 steps of 32" in sides.title and "61 steps of 32" in sides.title
+    assert f"{QUICK.budget.steps} steps of 32" in sides.title and "61 steps of 32" in sides.title
 
 
 def test_code_packages_and_machines_that_differ_are_named(folder, tmp_path):

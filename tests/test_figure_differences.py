@@ -65,9 +65,8 @@ def test_with_fewer_than_four_seeds_points_are_drawn_and_no_test(tmp_path):
     assert "no test is printed" in drawing.reading
     assert all(row["low"] == row["testset_low"] == row["p_adjusted"] == "" for row in drawing.data)
     lines = panels(drawing)["all tasks of the suite"].lines
-    np.testing.assert_allclose(
-        next(line.get_xdata() for line in lines if len(line.get_xdata()) == 3), [20, 21.5, 23]
-    )
+    points = [list(line.get_xdata()) for line in lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(sum(points, []), [20, 21.5, 23])
     labels = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
     assert any("no test" in label for label in labels) and "this test set" not in labels
 
@@ -76,14 +75,26 @@ def test_both_intervals_are_drawn_from_the_rows_in_points(tmp_path):
     rows = [made("new", "suite", 0.03, p_adjusted="0.01", verdict="better", kind="planned"),
             made("other", "suite", -0.01)]  # fmt: skip
     drawing = forest.draw_suite(material(tmp_path, seeds=10, contrasts=rows))
-    lines = panels(drawing)["all tasks of the suite"].lines
-    spans = {tuple(np.round(line.get_xdata(), 6)): line for line in lines}
-    assert spans[1.0, 5.0].get_linewidth() < spans[2.0, 4.0].get_linewidth()
-    assert (-3.0, 1.0) in spans and (-2.0, 0.0) in spans
-    decided, open_ = spans[3.0,], spans[-1.0,]
+    panel = panels(drawing)["all tasks of the suite"]
+    widths = {
+        tuple(np.round(segment[:, 0], 6)): collection.get_linewidth()[0]
+        for collection in panel.collections
+        for segment in collection.get_segments()
+    }
+    assert widths[1.0, 5.0] < widths[2.0, 4.0] and widths[-3.0, 1.0] < widths[-2.0, 0.0]
+    marks = {line.get_xdata()[0]: line for line in panel.lines if len(line.get_xdata()) == 1}
+    decided, open_ = marks[3.0], marks[-1.0]
     assert decided.get_markerfacecolor() == decided.get_color()
     assert open_.get_markerfacecolor() == "white"
     assert decided.get_color() != open_.get_color()
+
+
+def test_a_comparison_that_could_not_be_made_is_named(tmp_path):
+    empty = dict.fromkeys(("delta", "low", "high", "testset_low", "testset_high", "p"), "")
+    rows = [made("new", "suite", 0.03), made("gone", "suite", 0.0) | empty | {"n_seeds": "0"}]
+    drawing = forest.draw_suite(material(tmp_path, seeds=10, contrasts=rows))
+    texts = [text.get_text() for text in panels(drawing)["all tasks of the suite"].texts]
+    assert texts == ["not run"]
 
 
 def test_planned_contrasts_come_first_whatever_their_size(tmp_path):

@@ -179,5 +179,7 @@ def test_two_conditions_in_one_folder_are_two_tables(results, tmp_path):
     budget = replace(QUICK.budget, steps=61)
     put(Store.open(folder), spec("mema", "digits", 0, budget=budget), 0.9)
     page = write_report(folder).page.read_text()
-    assert "### nano, 60 steps of 32" in page and "### nano, 61 steps of 32" in page
+    assert (
+        f"### nano, {QUICK.budget.steps} steps of 32" in page and "### nano, 61 steps of 32" in page
+    )
     assert "figures/scores-2.svg" in page

@@ -7,6 +7,7 @@ from fusionbench.checks.outcome import CheckFailed
 from fusionbench.checks.subject import SHAPE, Subject, told
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import draw
+from fusionbench.harness.model import own_settings
 
 
 @check
@@ -32,7 +33,7 @@ def seeds(subject: Subject) -> None:
         after = []
         for seed in (1, 2):
             torch.manual_seed(seed)
-            constructor(SHAPE, **subject.given)
+            constructor(SHAPE, **own_settings(subject.settings))
             after.append(torch.rand(4))
     if torch.equal(*after):
         raise CheckFailed("its constructor sets torch's global seed: all seeds would start alike")

@@ -1,5 +1,7 @@
 """A fixed small decoder: what injections and patches come to can only be seen in its answer."""
 
+from functools import cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,4 +36,9 @@ class FixedReader(DecoderReader):
 
 def reader_for(fused: Fused) -> FixedReader:
     """A reader that fits, in the precision of the tokens."""
-    return FixedReader(fused.tokens.shape[-1]).to(fused.tokens.dtype)
+    return _reader(fused.tokens.shape[-1], fused.tokens.dtype)
+
+
+@cache
+def _reader(in_dim: int, dtype: torch.dtype) -> FixedReader:
+    return FixedReader(in_dim).to(dtype)

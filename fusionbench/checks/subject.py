@@ -11,8 +11,8 @@ from fusionbench.checks.reading import READER, FixedReader, reader_for
 from fusionbench.checks.toy import ToyEncoder, draw
 from fusionbench.encoders.contract import Encoder
 from fusionbench.fusion import Method
+from fusionbench.harness.model import own_settings
 from fusionbench.harness.stepping import fuse
-from fusionbench.records import READER as READER_SETTING
 from fusionbench.records import Setting
 from fusionbench.types import Fused, StackShape
 
@@ -46,12 +46,7 @@ class Subject:
         constructor: type = self.cls
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return constructor(shape, **self.given)
-
-    @property
-    def given(self) -> Mapping[str, Setting]:
-        """What the constructor gets: all settings but the choice of the reader."""
-        return {name: value for name, value in self.settings.items() if name != READER_SETTING}
+            return constructor(shape, **own_settings(self.settings))
 
     def jittered(self, shape: StackShape = SHAPE, *, seed: int = 0) -> Method:
         """One whose weights have all moved: a gate that starts at zero hides what lies behind."""

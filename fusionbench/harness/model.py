@@ -135,8 +135,12 @@ def build_fusion(
         raise Unsupported("needs the question, and this reader gives none")
     # The settings were checked against the constructor's own signature when they were chosen.
     constructor: type = method
-    own = {key: value for key, value in settings.items() if key not in (READER, QUESTION)}
-    return constructor(shape, **own)
+    return constructor(shape, **own_settings(settings))
+
+
+def own_settings(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """What a method's constructor gets: all but what the engine does around it."""
+    return {key: value for key, value in settings.items() if key not in (READER, QUESTION)}
 
 
 def _count(module: nn.Module) -> int:

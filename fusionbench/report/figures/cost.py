@@ -1,8 +1,6 @@
 """Score against cost: who gives the most for what, with the Pareto front."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +10,7 @@ from fusionbench.report.figures.drawing import Drawing
 from fusionbench.report.figures.labels import LINE_INCHES, label_column
 from fusionbench.report.figures.legend import legend, where_handles
 from fusionbench.report.figures.material import Material
-from fusionbench.report.figures.profiles import alike
+from fusionbench.report.figures.measures import Axis, Costs, measures
 from fusionbench.report.style import GRID, GUIDE, IN_ENCODER, INK, ON_FEATURES
 from fusionbench.report.summary import Summary, across
 from fusionbench.report.tables import Row
@@ -26,26 +24,8 @@ Up is better, left is cheaper. The stepped line is the Pareto front: no method o
 beaten by one that is at least as good and as cheap. It runs through means: the grey bar is the
 median 95 % interval over runs, and a method that lies less than that below the front may belong to
 it as well. Names stand in the order of the score, each led to its height."""
-_MEASURED = (
-    ("flops_over_encoder", "FLOPs over the encoder"),
-    ("latency_ms", "latency of a batch, ms"),
-)
 _DECADES = 1.0
 """From here on an axis is logarithmic."""
-
-
-Costs = Float[np.ndarray, " method"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """One measure of cost: a value per method with its spread, NaN where it was not measured."""
-
-    key: str
-    title: str
-    value: Float[np.ndarray, " method"]
-    low: Float[np.ndarray, " method"]
-    high: Float[np.ndarray, " method"]
 
 
 def pareto(
@@ -68,7 +48,7 @@ def draw(material: Material) -> Drawing | None:
         return None
     left = len(found) - len(ran)
     note = f" Left out, for tasks that did not run: {left} of {len(found)}." if left else ""
-    axes = _axes(material, ran)
+    axes = measures(material, ran)
     return Drawing(
         name="cost",
         title="Score against cost",
@@ -76,50 +56,6 @@ def draw(material: Material) -> Drawing | None:
         figure=_figure(material, [found[row] for row in ran], ran, axes),
         data=_rows(material, [found[row] for row in ran], ran, axes),
     )
-
-
-def _axes(material: Material, rows: Sequence[int]) -> list[Axis]:
-    """Parameters from the records; FLOPs and latency where somebody measured them."""
-    fusion = _parameters(material, rows, ("fusion",))
-    trained = _parameters(material, rows, ("fusion", "projector"))
-    axes = [
-        Axis(key="parameters_fusion", title="parameters of the fusion", value=fusion,
-             low=fusion, high=fusion),
-        Axis(key="parameters_fusion_projector", title="fusion and projector", value=trained,
-             low=trained, high=trained),
-    ]  # fmt: skip
-    axes += [_measured(material, rows, key, title) for key, title in _MEASURED]
-    return [axis for axis in axes if not np.isnan(axis.value).all()]
-
-
-def _parameters(
-    material: Material, rows: Sequence[int], parts: Sequence[str]
-) -> Float[np.ndarray, " method"]:
-    """The median over tasks: the projector's width may follow the task's encoder."""
-    counts = [
-        [sum(record.parameters.get(part, 0) for part in parts)
-         for record in material.table.row(row) if record.status == "done"]
-        for row in rows
-    ]  # fmt: skip
-    return np.array([float(np.median(count)) for count in counts])
-
-
-def _measured(material: Material, rows: Sequence[int], key: str, title: str) -> Axis:
-    """FLOPs are one number; a time is a median between quartiles."""
-    profiles = alike(material.profiles, attrgetter(key))
-    methods = [material.table.methods[row] for row in rows]
-    found = [getattr(profiles.by_method.get(method), key, None) for method in methods]
-    title = f"{title}\n({profiles.conditions})" if profiles.conditions else title
-    median, low, high = (
-        np.array([_end(one, end) for one in found]) for end in ("median", "q1", "q3")
-    )
-    return Axis(key=key, title=title, value=median, low=low, high=high)
-
-
-def _end(value: object, end: str) -> float:
-    """The median or a quartile; a number that was counted is its own median and has no spread."""
-    found = getattr(value, end, value if end == "median" else None)
-    return float(found) if isinstance(found, int | float) else float("nan")
 
 
 def _figure(
@@ -189,10 +125,15 @@ def _places(panel: "Axes", cost: Costs) -> Callable[[Costs], Costs]:
 
     What spans less than a power of ten, or is negative somewhere, keeps a plain axis.
     """
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     known = cost[~np.isnan(cost)]
     positive = known[known > 0]
     if not len(positive) or known.min() < 0 or _decades(known) < _DECADES:
         panel.margins(x=0.12)
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        if len(known) and np.abs(known).max() >= 1000:
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         return lambda values: values
     powers = np.log10(positive)
     first, last = float(np.floor(powers.min())), float(powers.max())

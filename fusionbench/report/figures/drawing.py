@@ -50,7 +50,9 @@ def save(drawing: Drawing, stem: Path) -> None:
     figure = drawing.figure
     bitmap = FigureCanvasAgg(figure)
     # Panels are laid out once, not once per file, and at the resolution of the bitmap.
-    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
     figure.set_layout_engine("none")
     _settle(figure)
     # Figure.savefig would draw everything twice for each file.

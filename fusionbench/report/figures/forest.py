@@ -125,36 +125,51 @@ def _panel(
     panel.hlines(range(len(methods)), 0, 1, colors=GRID, linewidth=0.5,
                  transform=panel.get_yaxis_transform(), zorder=0)  # fmt: skip
     rows = {name: row for row, name in enumerate(methods)}
-    for one in found:
-        (_interval if one.tested else _points)(panel, one, rows[one.label])
-    missing = sorted(set(methods) - {one.label for one in found})
-    for name in missing:
-        panel.annotate("not run", (0.98, rows[name]), xycoords=("axes fraction", "data"),
+    placed = [(rows[one.label], one) for one in found if np.isfinite(one.value)]
+    for planned in (False, True):
+        here = [(row, one) for row, one in placed if one.planned == planned]
+        _intervals(panel, [(row, one) for row, one in here if one.tested], planned)
+        _points(panel, [(row, one) for row, one in here if not one.tested], planned)
+    for row in sorted(set(rows.values()) - {row for row, _ in placed}):
+        panel.annotate("not run", (0.98, row), xycoords=("axes fraction", "data"),
                        color=GUIDE, ha="right", va="center", fontsize=SMALL)  # fmt: skip
     task = found[0].scope[0] == "task"
     panel.set_xlabel("difference, points" if task else "difference, points above chance")
 
 
-def _interval(panel: "Axes", one: Difference, row: int) -> None:
-    color = VERMILLION if one.planned else BLUE
-    panel.plot(one.interval, [row, row], color=color, linewidth=0.9)
-    if np.isfinite(one.testset).all():
-        panel.plot(one.testset, [row, row], color=color, linewidth=3.2, alpha=0.35,
-                   solid_capstyle="butt")  # fmt: skip
-    panel.plot([one.value], [row], "D" if one.planned else "o", markersize=4, color=color,
-               markerfacecolor=color if one.decided else "white")  # fmt: skip
+Placed = Sequence[tuple[int, Difference]]
+"""Differences with the row where each is drawn."""
 
 
-def _points(panel: "Axes", one: Difference, row: int) -> None:
-    color = VERMILLION if one.planned else BLUE
-    runs = one.runs
-    if len(runs) > _MOST_POINTS:
-        ends = [runs.min(), runs.max()]
-        panel.plot(ends, [row, row], color=color, linewidth=3.2, alpha=0.35)
-    else:
-        heights = np.full(len(runs), row)
-        panel.plot(runs, heights, "o", markersize=3.2, color=color, alpha=0.5, markeredgewidth=0)
-    panel.plot([one.value], [row], "|", markersize=8, markeredgewidth=1.6, color=color)
+def _intervals(panel: "Axes", placed: Placed, planned: bool) -> None:
+    """Both intervals and the mark, few artists however many rows."""
+    color, marker = (VERMILLION, "D") if planned else (BLUE, "o")
+    ends = np.array([one.interval for _, one in placed]).reshape(-1, 2)
+    panel.hlines([row for row, _ in placed], ends[:, 0], ends[:, 1], colors=color, linewidth=0.9)
+    known = [(row, one.testset) for row, one in placed if np.isfinite(one.testset).all()]
+    ends = np.array([testset for _, testset in known]).reshape(-1, 2)
+    panel.hlines(
+        [row for row, _ in known], ends[:, 0], ends[:, 1], colors=color, linewidth=3.2, alpha=0.35
+    )
+    for decided in (False, True):
+        here = [(row, one.value) for row, one in placed if one.decided == decided]
+        panel.plot([value for _, value in here], [row for row, _ in here], marker, markersize=4,
+                   color=color, markerfacecolor=color if decided else "white")  # fmt: skip
+
+
+def _points(panel: "Axes", placed: Placed, planned: bool) -> None:
+    """The paired runs one by one, or their range where there are many, and the mean."""
+    color = VERMILLION if planned else BLUE
+    many = [(row, one.runs) for row, one in placed if len(one.runs) > _MOST_POINTS]
+    ends = np.array([(runs.min(), runs.max()) for _, runs in many]).reshape(-1, 2)
+    panel.hlines(
+        [row for row, _ in many], ends[:, 0], ends[:, 1], colors=color, linewidth=3.2, alpha=0.35
+    )
+    few = [(row, x) for row, one in placed if len(one.runs) <= _MOST_POINTS for x in one.runs]
+    panel.plot([x for _, x in few], [row for row, _ in few], "o", markersize=3.2, color=color,
+               alpha=0.5, markeredgewidth=0)  # fmt: skip
+    panel.plot([one.value for _, one in placed], [row for row, _ in placed], "|", markersize=8,
+               markeredgewidth=1.6, color=color)  # fmt: skip
 
 
 def _handles(found: Sequence[Difference]) -> list["Line2D"]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 4
 _FEWEST_LAYERS = 4
+_MOST_PANELS = 28
 _READING = """\
 Blue: what a method learned about each layer, the median over seeds of the mean over tasks with
 its band (range for up to five seeds, else 10 to 90 %), thin lines single tasks. Orange: what
@@ -44,11 +45,15 @@ def draw(material: Material) -> Drawing | None:
     return Drawing(
         name="layers",
         title="Layer attribution",
-        reading=_READING,
-        figure=_figure(maps, learned),
+        reading=_READING + _rest(len(learned) - _MOST_PANELS),
+        figure=_figure(maps, learned[:_MOST_PANELS]),
         data=[*(row for trace in learned for row in trace.rows()),
               *(row for one in maps for row in one.rows())],
     )  # fmt: skip
+
+
+def _rest(left: int) -> str:
+    return f" {left} more curves stand in the data of this figure only." if left > 0 else ""
 
 
 def rank_correlation(first: Mapping[float, float], second: Mapping[float, float]) -> float:
@@ -64,9 +69,10 @@ def rank_correlation(first: Mapping[float, float], second: Mapping[float, float]
 
 def _learned(material: Material) -> list[Trace]:
     """Weights and gates of all methods; of in-encoder families only the representative."""
-    shown = set(representatives(material))
+    shown = representatives(material)
     found: list[Trace] = []
-    for row in range(len(material.table.methods)):
+    # One method of each family first: where there are too many panels, these are drawn.
+    for row in sorted(range(len(material.table.methods)), key=lambda row: (row not in shown, row)):
         for key, trace in traces(material, row).items():
             if key not in COLUMNS or (row in shown and not key.startswith("feedback")):
                 found.append(trace)
