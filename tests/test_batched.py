@@ -16,28 +16,31 @@ from fusionbench.harness.batched_cell import Member, run_pass
 from fusionbench.harness.batched_model import Stack
 from fusionbench.harness.cell import Tuned, run_cell
 from fusionbench.harness.evaluate import evaluate
-from fusionbench.harness.model import build_model, seeded_fusion
+from fusionbench.harness.model import build_model, seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
 from fusionbench.harness.train import autocast, train
 from fusionbench.plugins import load_method
 from fusionbench.readers.questions import QuestionTable
+from fusionbench.selection import select_methods
 from fusionbench.types import Fused
 
 KINDS = (
     "penultimate", "scalar_mix", "dense_connector-sti", "vip_llava", "mmfuser", "alf", "tgif-leaky",
-    "come_vl", "mema", "mema-readout", "mema-repaired", "dla", "mrla-base",
+    "come_vl", "mema", "mema-readout", "mema-repaired", "dla", "mrla-base", "lsf_internal_modular",
+    "qwen3vl_deepstack", "mema[question=shuffled]",
 )  # fmt: skip
 RUNS = [Run(seed=seed, lr=lr) for lr in (3e-3, 1e-2) for seed in (0, 1)]
 
 
 def shared_by(method, settings, budget=BUDGET):
-    fusion = seeded_fusion(method, settings, SHAPE, stream=("bright_half", 0))
+    shape = shape_of(SHAPE, settings, budget)
+    fusion = seeded_fusion(method, settings, shape, stream=("bright_half", 0))
     return materials(list(taps_of(fusion)), budget)
 
 
 def named(name):
-    card = read_catalog().methods[name]
-    return load_method(card), dict(card.settings)
+    (chosen,) = select_methods(read_catalog(), (name,), {})
+    return load_method(chosen.card), dict(chosen.settings)
 
 
 def both_ways(name, budget=BUDGET, runs=RUNS):

@@ -16,6 +16,8 @@ from fusionbench.store import Store
 from fusionbench.study import SMOKE
 from fusionbench.sweep import _jobs
 
+LAYERS = 8
+"""Of the planted encoder."""
 STUDY = replace(
     SMOKE,
     methods=("scalar_mix", "breaks", "refuses", "best_single"),
@@ -55,14 +57,27 @@ def test_every_cell_of_every_pass_is_accounted_for(finished):
     assert heard["breaks"].count("failed") == 3 and heard["refuses"].count("skipped") == 3
     done = [r for r in Store.open(folder).records() if r.status == "done"]
     assert {record.spec.seed for record in done} == {0, 1, 2}
-    assert all(len(record.tuning) == 2 and not record.notes for record in done)
-    assert len(list((folder / "tuning").iterdir())) == 2 * 2
+    mixes = [record for record in done if record.spec.method == "scalar_mix"]
+    assert all(len(record.tuning) == 2 and not record.notes for record in mixes)
+    assert len(list((folder / "tuning").iterdir())) == (1 + LAYERS) * 2 * 2
+
+
+def test_the_best_single_layer_is_chosen_from_passes_of_candidates(finished):
+    folder, _ = finished
+    found = [r for r in Store.open(folder).records() if r.spec.method == "best_single"]
+    assert len(found) == 3
+    for record in found:
+        assert len(record.tuning) == LAYERS * 2 and f"of {LAYERS} layers" in record.notes[0]
 
 
 def test_a_missing_cell_is_trained_in_its_whole_pass_and_written_alone(finished):
     folder, _ = finished
     cells, outcomes = contents(folder, "cells"), contents(folder, "outcomes")
-    lost = next(r for r in Store.open(folder).records() if r.status == "done" and r.spec.seed == 1)
+    lost = next(
+        r
+        for r in Store.open(folder).records()
+        if r.spec.method == "scalar_mix" and r.spec.seed == 1
+    )
     (folder / "cells" / f"{lost.id}.json").unlink()
     assert work(folder)["scalar_mix"] == ["begun", "done"]
     found = Store.open(folder).find(lost.id)
