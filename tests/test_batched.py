@@ -24,10 +24,10 @@ from fusionbench.readers.questions import QuestionTable
 from fusionbench.selection import select_methods
 from fusionbench.types import Fused
 
-KINDS = (
-    "penultimate", "scalar_mix", "dense_connector-sti", "vip_llava", "mmfuser", "alf", "tgif-leaky",
-    "come_vl", "mema", "mema-readout", "mema-repaired", "dla", "mrla-base", "lsf_internal_modular",
-    "qwen3vl_deepstack", "mema[question=shuffled]",
+KINDS = ("scalar_mix", "dense_connector-sti", "alf", "mema", "mema-readout", "lsf_internal_modular")
+MORE = (
+    "penultimate", "vip_llava", "mmfuser", "tgif-leaky", "come_vl", "mema-repaired", "dla",
+    "mrla-base", "qwen3vl_deepstack", "mema[question=shuffled]",
 )  # fmt: skip
 RUNS = [Run(seed=seed, lr=lr) for lr in (3e-3, 1e-2) for seed in (0, 1)]
 
@@ -58,7 +58,9 @@ def both_ways(name, budget=BUDGET, runs=RUNS):
     return expected, found, np.concatenate(same).mean()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [*KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 def test_a_pass_equals_the_loop(name):
     expected, found, same = both_ways(name)
     for one, other in zip(expected, found, strict=True):
