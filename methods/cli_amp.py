@@ -62,7 +62,7 @@ class CLIProjection(Fusion):
         found = targets(strategy, reader.layers)
         self.targets = tuple(m for _, _, m in found)
         states = tuple(_BASE if repeat else k for _, k, _ in found)
-        self.taps, self.rows = joined(*taps_of(shape, (_BASE,)), taps_of(shape, states))
+        self.taps, self.rows = joined(taps_of(shape, (_BASE,))[0], taps_of(shape, states))
         self.terms = nn.ModuleList(LowRank(shape.dim, reader.width, rank) for _ in found)
 
     def forward(

@@ -92,7 +92,7 @@ class LSFInternal(Fusion):
             found = first_of_each_layer(found)
         self.targets = tuple((str(j), str(m)) for j, _, m in found)
         states = tuple(_BASE if repeat else k for _, k, _ in found)
-        self.taps, self.rows = joined(*taps_of(shape, (_BASE,)), taps_of(shape, states))
+        self.taps, self.rows = joined(taps_of(shape, (_BASE,))[0], taps_of(shape, states))
         self.mm_projectors = nn.ModuleDict(
             {j: layer_projector(shape.dim, reader.width) for j, _ in self.targets}
         )
