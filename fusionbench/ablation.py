@@ -4,7 +4,7 @@ A method declares its switches beside itself (`@method(switches=...)`): for a se
 in its place, "off" first. No torch here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
 from fusionbench.catalog import Catalog, MethodCard
@@ -144,5 +144,5 @@ def _family(catalog: Catalog, card: MethodCard) -> Iterator[MethodCard]:
             yield other
 
 
-def _list(names: object) -> str:
-    return ", ".join(sorted(names)) or "none"  # type: ignore[call-overload]
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -5,6 +5,7 @@ A setting's default decides its type; text is read as that type, and what does n
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from fusionbench.errors import UserError, unknown
 from fusionbench.registry import Setting
@@ -86,12 +87,12 @@ def coerce(what: str, value: object, kind: type) -> Setting:
     return found
 
 
-def _plain(value: object) -> Setting:
+def _plain(value: Any) -> Setting:
     """YAML's lists are tuples here."""
-    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _read(value: object, kind: type) -> Setting | None:
+def _read(value: Any, kind: type) -> Setting | None:
     """None for a value of the wrong type, ValueError for text that does not parse."""
     if kind is tuple:
         return _integers(value)
@@ -103,7 +104,8 @@ def _read(value: object, kind: type) -> Setting | None:
         return None
     if kind is float and isinstance(value, int):
         return float(value)
-    return value if isinstance(value, kind) else None  # type: ignore[return-value]
+    fits = isinstance(value, kind)
+    return value if fits else None
 
 
 def _integers(value: object) -> tuple[int, ...] | None:

@@ -50,16 +50,12 @@ class TaskData:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
-class Task(ABC):
-    """One task; the registered name, version and needs stand in its `@task(...)` line."""
+class Scoring:
+    """How answers are judged: all that a cell needs of a task once its data is cut."""
 
     metric: str = "accuracy"
     chance: float
     """Expected score of a guesser who knows the answers' frequencies but not the image."""
-
-    @abstractmethod
-    def load(self) -> TaskData:
-        """Read or render the data: the same bytes on every machine."""
 
     def score(
         self,
@@ -68,6 +64,14 @@ class Task(ABC):
     ) -> Float[np.ndarray, " example"]:
         """Score of each example, 0 to 1; by default 1 for the right answer."""
         return (predicted == answers).astype(np.float32)
+
+
+class Task(Scoring, ABC):
+    """One task; the registered name, version and needs stand in its `@task(...)` line."""
+
+    @abstractmethod
+    def load(self) -> TaskData:
+        """Read or render the data: the same bytes on every machine."""
 
 
 def data_hash(data: TaskData) -> str:

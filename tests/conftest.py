@@ -1,6 +1,7 @@
 """One thread, and one cache folder for the whole test run: never the user's."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -35,3 +36,19 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command in this process: exit code, standard output, standard error."""
+
+    from fusionbench import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fusionbench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    return run

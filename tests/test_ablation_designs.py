@@ -47,7 +47,8 @@ def test_each_arm_of_a_method_differs_from_it_in_the_one_setting_it_names(name):
 def test_every_arm_can_be_built(name):
     for arm in one_factor_out(CATALOG, base(name)).arms:
         chosen = select_methods(CATALOG, [arm.label])[0]
-        build_fusion(load_method(chosen.card), chosen.settings, SHAPE)
+        built = build_fusion(load_method(chosen.card), chosen.settings, SHAPE)
+        assert isinstance(built, load_method(chosen.card)) and built.out_dim > 0
 
 
 def test_mema_is_taken_apart_in_all_its_parts():

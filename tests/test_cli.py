@@ -12,24 +12,9 @@ import pytest
 from plugin_files import GOOD
 
 import fusionbench
-from fusionbench.cli import main
 
 ROOT = Path(fusionbench.__file__).parent.parent
 HEAVY = ("torch", "timm", "transformers", "pandas", "scipy", "matplotlib", "sklearn")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command in this process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fusionbench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

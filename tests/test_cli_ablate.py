@@ -1,25 +1,10 @@
 """`fusionbench ablate` from the first cell to the tables; a second run has nothing to do."""
 
 import csv
-import sys
 
 import pytest
 
-from fusionbench.cli import main
-
 FEW = ["--preset", "smoke", "--tasks", "planted_layer", "--seeds", "2", "--workers", "1", "--quiet"]
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fusionbench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
 
 
 def test_an_ablation_runs_resumes_and_adds_a_factorial_to_the_same_records(call, tmp_path):

@@ -7,7 +7,6 @@ import pytest
 
 from fusionbench.catalog import read_catalog
 from fusionbench.checkup import check_plugins, require_sound
-from fusionbench.cli import main
 from fusionbench.errors import UserError
 
 # Tasks, since a task's import needs no torch: the children are quick.
@@ -45,18 +44,6 @@ def install(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(str(folder))
 
     return put
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fusionbench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return run
 
 
 @pytest.mark.parametrize("kind", BROKEN)

@@ -100,9 +100,12 @@ def test_a_second_run_on_the_same_folder_is_refused_and_the_first_goes_on(store)
 
 
 def test_the_lock_ends_with_the_run(tmp_path):
-    for _ in range(2):
-        with Store.create(tmp_path / "out"):
-            pass
+    with Store.create(tmp_path / "out") as first:
+        put(first, spec(), 0.5)
+        with pytest.raises(UserError, match="another run is writing to"):
+            Store.create(tmp_path / "out")
+    with Store.create(tmp_path / "out") as second:
+        assert list(second.finished()) == [spec().id]
 
 
 def _write_many(folder, seeds):

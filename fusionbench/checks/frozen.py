@@ -20,7 +20,7 @@ def frozen(subject: Subject) -> None:
     weights = {name: values.clone() for name, values in encoder.state_dict().items()}
     loss = loss_of(run_on(method, states, query, encoder))
     if loss.requires_grad:
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
     if not (torch.equal(states, given[0]) and torch.equal(query, given[1])):
         raise CheckFailed("writes into the hidden states or the query: others share them")
     for name, parameter in encoder.named_parameters():

@@ -21,7 +21,7 @@ def gradients(subject: Subject) -> None:
     """Every trainable parameter is part of the loss's graph."""
     method = subject.build()
     trainable = _trainable(method)
-    loss_of(run(method, *draw(SHAPE))).backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss_of(run(method, *draw(SHAPE))))
     cut_off = [name for name, parameter in trainable.items() if parameter.grad is None]
     if cut_off:
         raise CheckFailed(f"no gradient ever reaches {', '.join(cut_off)}")
@@ -37,7 +37,7 @@ def live(subject: Subject) -> str:
     optimiser = torch.optim.Adam(trainable.values(), lr=_RATE)
     for step in range(method.live_after_steps):
         optimiser.zero_grad()
-        loss_of(run(method, *draw(SHAPE, seed=step + 1))).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss_of(run(method, *draw(SHAPE, seed=step + 1))))
         optimiser.step()
     still = [name for name, values in before.items() if torch.equal(values, trainable[name])]
     if still:
@@ -51,7 +51,7 @@ def influence(subject: Subject) -> None:
     method = subject.jittered().double()
     trainable = _trainable(method)
     tokens, query = (drawn.double() for drawn in draw(SHAPE, batch=6))
-    loss_of(run(method, tokens, query)).backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss_of(run(method, tokens, query)))
     sizes = {name: float(p.grad.abs().max()) for name, p in trainable.items() if p.grad is not None}
     limit = _NOTHING * max(sizes.values(), default=0.0)
     # What has no gradient at all is the business of the checks before.

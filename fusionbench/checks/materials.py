@@ -18,7 +18,7 @@ from fusionbench.harness.materials import Materials
 from fusionbench.harness.stepping import States
 from fusionbench.records import Budget
 from fusionbench.seeding import stream
-from fusionbench.task import Task, TaskData
+from fusionbench.task import Scoring
 
 BUDGET = Budget(
     steps=30,
@@ -34,14 +34,10 @@ _QUESTIONS = ("is it there?", "do you see it?")
 _SIGNAL = 1.5
 
 
-class Planted(Task):
-    """Yes or no, each as often."""
+class YesOrNo(Scoring):
+    """Two answers, each as often."""
 
     chance = 0.5
-
-    def load(self) -> TaskData:
-        """Refuse: there are no images. Raises NotImplementedError."""
-        raise NotImplementedError("hidden states are drawn, not encoded")
 
 
 @dataclass(kw_only=True)
@@ -82,7 +78,7 @@ def materials(
     given = 1 - answers if flipped else answers
     return ToyMaterials(
         name=f"check_{labels}",
-        task=Planted(),
+        task=YesOrNo(),
         bundle=_bundle(given, train, words, draws.integers(0, len(_QUESTIONS), train + test)),
         budget=budget,
         shape=SHAPE,

@@ -48,7 +48,7 @@ def autocast(subject: Subject) -> None:
     expect_equal(exact, rounded, "autocast and float32", tolerance=_ROUNDING)
     total = sum(values.float().sum() for values in rounded.values())
     if isinstance(total, Tensor) and total.requires_grad:
-        total.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(total)
 
 
 @check

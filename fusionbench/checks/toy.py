@@ -1,6 +1,7 @@
 """A small random transformer behind the encoder contract, and batches for it: no weights needed."""
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +11,7 @@ from fusionbench.types import StackShape
 
 
 class ToyEncoder(Encoder):
-    """Pre-norm blocks of one head and an MLP. Starts from `hs[0]`; there are no images.
+    """Pre-norm blocks of one head and an MLP; checks start it from `hs[0]`, images do as well.
 
     The weights are the same for every caller; those of all blocks lie in one tensor of each kind,
     since checks build hundreds of these.
@@ -18,7 +19,7 @@ class ToyEncoder(Encoder):
 
     def __init__(self, shape: StackShape) -> None:
         super().__init__()
-        self.shape, self.size = shape, 0
+        self.shape, self.size = shape, max(shape.grid)
         rng = torch.Generator().manual_seed(0)
 
         def drawn(rows: int, columns: int) -> nn.Parameter:
@@ -33,8 +34,11 @@ class ToyEncoder(Encoder):
     def embed(
         self, images: UInt8[Tensor, "batch height width 3"]
     ) -> Float[Tensor, "batch token dim"]:
-        """Refuse: raises NotImplementedError."""
-        raise NotImplementedError("the toy starts from hs[0]")
+        """Mean colour of each patch, repeated over the channels; prefix tokens are zero."""
+        pixels = rearrange(images.float() / 255, "b h w c -> b c h w")
+        colours = F.adaptive_avg_pool2d(pixels, self.shape.grid)
+        patches = repeat(colours, "b c y x -> b (y x) (k c)", k=-(-self.shape.dim // 3))
+        return F.pad(patches[..., : self.shape.dim], (0, 0, self.shape.prefix, 0))
 
     def block(
         self, index: int, tokens: Float[Tensor, "batch token dim"]

@@ -18,6 +18,9 @@ from fusionbench.encoders.vit import ViT, ViTConfig
 LARGEST_ERROR = 0.01
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# torch leaves these two without types.
+_COUNT: Callable[..., int] = sdpa_flop_count
+_COUNT_BACKWARD: Callable[..., int] = sdpa_backward_flop_count
 _REFERENCE = ViTConfig(layers=2, dim=128, heads=4, patch=16, grid=8, size=128, mlp=512)
 
 
@@ -65,11 +68,11 @@ def check(device: torch.device) -> float:
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+    return _COUNT(query, key, value)
 
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kw: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
+    return _COUNT_BACKWARD(grad, query, key, value)
 
 
 def language_model(visual_tokens: int, *, text_tokens: int = 64) -> int:

@@ -130,7 +130,7 @@ def training_step(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> 
     optimiser = torch.optim.AdamW(parameters, lr=1e-6, fused=on_device) if parameters else None
 
     def step() -> None:
-        run().float().square().mean().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(run().float().square().mean())
         if optimiser is not None:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)

@@ -5,7 +5,7 @@ multinomial logistic regression for each question (the query is thereby known ex
 penalty is chosen on val. Suffixes: E example, F feature, C class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +106,9 @@ def fit(
         torch.autograd.backward(value)
         return value
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    # torch leaves it without types.
+    step: Callable[..., object] = optimiser.step
+    step(loss)
     return weights.detach()
 
 

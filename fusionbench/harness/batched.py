@@ -55,7 +55,7 @@ def train_together(
     for step, picked in enumerate(rows):
         with autocast(materials):
             each = stack.losses(_pick(materials, picked))
-        each.sum().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(each.sum())
         optimisers.step(schedule(step, materials.budget))
         losses.append(each.detach())
     stack.write_back(models)
@@ -125,13 +125,13 @@ def _require_alike(
         stack = Stack(together, materials)
         with autocast(materials):
             found = stack.losses(_pick(materials, rows))
-        found.sum().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(found.sum())
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise NotAlike(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
     for run, model in enumerate(alone):
         with autocast(materials):
             loss = model.loss(materials.splits["train"].pick(rows[run]), materials)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         if difference := _difference(stack, found[run], model, loss, run, materials):
             raise NotAlike(difference)
 

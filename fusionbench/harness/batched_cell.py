@@ -66,8 +66,10 @@ def _outcome(
     materials: Materials,
     eval_batch: int,
 ) -> Outcome | None:
-    if not member.wanted or isinstance(log, FloatingPointError):
-        return log if member.wanted else None  # type: ignore[return-value]
+    if not member.wanted:
+        return None
+    if isinstance(log, FloatingPointError):
+        return log
     return scored(member.spec, model, log, materials, tuned=member.tuned, eval_batch=eval_batch)
 
 

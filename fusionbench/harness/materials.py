@@ -17,7 +17,7 @@ from fusionbench.harness.stepping import States
 from fusionbench.readers.questions import QuestionTable
 from fusionbench.records import Budget
 from fusionbench.seeding import stream
-from fusionbench.task import Task
+from fusionbench.task import Scoring
 from fusionbench.types import StackShape
 
 # Features may take this share of a GPU's free memory; the rest stays mapped from disk.
@@ -48,7 +48,7 @@ class Materials:
     """One task, one encoder, one budget."""
 
     name: str
-    task: Task
+    task: Scoring
     bundle: Bundle
     budget: Budget
     shape: StackShape

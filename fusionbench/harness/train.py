@@ -43,7 +43,7 @@ def train(model: Model, materials: Materials, seed: int, lr: float) -> TrainingL
         with autocast(materials):
             loss = model.loss(pool.pick(picked.to(materials.device)), materials)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), budget.clip)
         optimiser.step()
         losses.append(loss.detach())

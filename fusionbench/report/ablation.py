@@ -1,6 +1,7 @@
 """Ablation tables: Markdown and LaTeX for people, CSV for programs, and the report's section."""
 
 from collections.abc import Sequence
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -192,5 +193,5 @@ def _count(task: TaskCells, arm: int) -> tuple[int] | None:
     return None if record is None else (int(record.parameters.get("fusion", 0)),)
 
 
-def _digits(value: object) -> str:
-    return "" if value is None else f"{float(value):.6f}"  # type: ignore[arg-type]
+def _digits(value: SupportsFloat | None) -> str:
+    return "" if value is None else f"{float(value):.6f}"

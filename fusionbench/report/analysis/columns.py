@@ -5,7 +5,7 @@ one that lacks a run, or that reads the answers, is not compared and is neither 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from fusionbench.stats import (
     task_pairs,
     tied_set,
 )
-from fusionbench.stats.estimate import FEWEST_REPLICATES
+from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
 
 Runs = frozenset[tuple[int, str]]
 """Seeds and the file of examples that each was scored on."""
@@ -83,7 +83,9 @@ def _wanted(table: ScoreTable, keys: dict[int, Runs], baseline: str) -> Runs:
     return ranked[0] if ranked else frozenset()
 
 
-def _pairs(table: ScoreTable, rows: Sequence[int], scope: Scope):  # type: ignore[no-untyped-def]
+def _pairs(
+    table: ScoreTable, rows: Sequence[int], scope: Scope
+) -> Callable[[Sequence[TaskScores]], Estimate]:
     if len(scope.tasks) == 1:
         return lambda tasks: task_pairs(tasks[0])
     cells = (run for task in scope.tasks for row in rows for run in table.runs(row, task))

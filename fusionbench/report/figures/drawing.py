@@ -1,6 +1,6 @@
 """A figure with its data and the sentence that says how to read it; the same bytes every time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,9 +57,11 @@ def save(drawing: Drawing, stem: Path) -> None:
     _settle(figure)
     # Figure.savefig would draw everything twice for each file.
     png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
-    bitmap.print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
-    vector = FigureCanvasSVG(figure)
-    vector.print_svg(svg, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
+    # matplotlib leaves the printers without types.
+    print_png: Callable[..., None] = bitmap.print_png
+    print_png(png, metadata={"Software": None})
+    print_svg: Callable[..., None] = FigureCanvasSVG(figure).print_svg
+    print_svg(svg, metadata={"Date": None, "Creator": None})
     write_atomic(stem.with_suffix(".csv"), comma_separated(drawing.data).encode())
 
 
