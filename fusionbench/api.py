@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fusionbench.fusion import Fusion, InEncoderFusion, Tap
     from fusionbench.layers import anchored, paper_taps
     from fusionbench.official import matched
-    from fusionbench.readers.decoder import GatedMLP
+    from fusionbench.readers.decoder import GatedMLP, Heads
     from fusionbench.registry import encoder, method, task
     from fusionbench.seeding import stream
     from fusionbench.task import Split, Task, TaskData
@@ -26,6 +26,7 @@ _HOME = {
     "Fusion": "fusion",
     "InEncoderFusion": "fusion",
     "GatedMLP": "readers.decoder",
+    "Heads": "readers.decoder",
     "Injection": "types",
     "ReaderPatch": "types",
     "Split": "task",
@@ -51,6 +52,7 @@ __all__ = [
     "Fusion",
     "InEncoderFusion",
     "GatedMLP",
+    "Heads",
     "Injection",
     "ReaderPatch",
     "Split",

@@ -5,23 +5,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import GatedMLP
+from fusionbench.api import GatedMLP, Heads
 
 
-class ImageAttention(nn.Module):
-    """Cross-attention without biases and without positions."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(width, width, bias=False) for _ in range(4)
-        )
+class ImageAttention(Heads):
+    """Cross-attention without positions."""
 
     def forward(
         self,
@@ -31,9 +23,8 @@ class ImageAttention(nn.Module):
     ) -> Float[Tensor, "batch position width"]:
         """Attend from the sequence to the image."""
         given = ((self.q_proj, asking), (self.k_proj, image), (self.v_proj, image))
-        heads = [rearrange(p(x), "b n (h d) -> b h n d", h=self.heads) for p, x in given]
-        mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], mask)
-        return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)"))
+        query, key, value = (self.split(part(values)) for part, values in given)
+        return self.joined(F.scaled_dot_product_attention(query, key, value, mask))
 
 
 class Gate(nn.Module):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from plugin_files import GOOD
+from published_sizes import REFERENCE
 
 from fusionbench.catalog import read_catalog
 from fusionbench.harness.stepping import needs_encoder
@@ -19,34 +20,6 @@ METHODS = {name: card for name, card in CATALOG.methods.items() if card.source =
 PENDING: dict[str, set[str]] = {}
 PARITY = ("exact", "deviates: ", "no official code", "not compared: ")
 
-# Trainable parameters beside LLaVA's projector of 20,979,712, as counted in the official code at
-# CLIP-L/14-336 and an LLM 4096 wide; the projector's further columns included.
-REFERENCE = {
-    "penultimate": 0,
-    "dense_connector-sti": 0,
-    "dense_connector-sci": 8_388_608,
-    "dense_connector-dci": 8_388_608,
-    "dense_connector-efficient": 8_388_608,
-    "mmfuser": 5_190_592,
-    "lsf_external_direct-3_18_23": 8_388_608,
-    "scalar_mix": 25,
-    "scalar_mix-per_channel": 24_576,
-    "lln_layerscale-per_layer": 25_239_576,
-    "lln_layerscale-shared": 1_051_672,
-    "vip_llava": 16_787_456,
-    "hf_list": 3 * 1024 * 4096,
-    "igva": 27_047_940 + 4_194_304,
-    "tgif": 2_112_024,
-    "llava_stf": 151_012_352,
-    "token_packer": 15_742_976,
-    "mema": 11_021_569,
-    "dia_lstm": 2_630_144,
-    "lsf_internal_direct": 62_939_136,
-    "lsf_internal_modular": 670_064_646,
-    "qwen3vl_deepstack": 15_750_144,
-    "mrla-light": 344_304,
-    "mrla-base": 270_576,
-}
 # 4.60, 4.80, 6.76, 9.13 million for 1, 2, 12, 24 levels.
 ROUNDED = {"18": 4.60, "3_18_23": 4.80, "former": 6.76, "latter": 6.76, "all": 9.13}
 

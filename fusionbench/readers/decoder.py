@@ -97,8 +97,8 @@ class DecoderLayer(nn.Module):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-class SelfAttention(nn.Module):
-    """Attention with rotary positions, without biases."""
+class Heads(nn.Module):
+    """The projections of an attention without biases, named as in Llama."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -106,6 +106,18 @@ class SelfAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
             nn.Linear(width, width, bias=False) for _ in range(4)
         )
+
+    def split(self, values: Float[Tensor, "batch position width"]) -> Tensor:
+        """One slice of the width to each head: [batch head position part]."""
+        return rearrange(values, "b n (h d) -> b h n d", h=self.heads)
+
+    def joined(self, mixed: Float[Tensor, "batch head position part"]) -> Tensor:
+        """The heads side by side, through the output projection."""
+        return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+class SelfAttention(Heads):
+    """Attention with rotary positions."""
 
     def forward(
         self,
@@ -116,12 +128,11 @@ class SelfAttention(nn.Module):
     ) -> tuple[Float[Tensor, "batch position width"], None]:
         """The mixed values; no attention map is ever made (second, as in transformers)."""
         query, key, value = (
-            rearrange(part(hidden_states), "b n (h d) -> b h n d", h=self.heads)
-            for part in (self.q_proj, self.k_proj, self.v_proj)
+            self.split(part(hidden_states)) for part in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = (_rotated(part, position_embeddings) for part in (query, key))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)")), None
+        return self.joined(mixed), None
 
 
 class GatedMLP(nn.Module):
