@@ -48,7 +48,12 @@ def close(folder: Path, result: "SweepResult", stream: TextIO) -> None:
         stream.write(f"- left out: {one.card.name}: {one.reason}\n")
     counts = f"{result.executed} cells run, {result.finished} were there"
     failed = f", {result.failed} failed (see {folder / 'failures'})" if result.failed else ""
-    stream.write(f"{counts}{failed}\nreport: {home / 'report.md'}\n")
+    stream.write(f"{counts}{failed}\n")
+    # A run that was interrupted early leaves nothing to report.
+    for page in (home / "report.html", home / "report.md"):
+        if page.exists():
+            stream.write(f"report: {page}\n")
+            break
 
 
 def table_text(file: Path) -> str:
