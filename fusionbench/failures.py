@@ -1,6 +1,6 @@
 """Failures of cells: each is kept, none counts as a record, so that its cell is tried again."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,12 +19,19 @@ def write_failure(folder: Path, record: CellRecord) -> None:
         raise disk_error(error, folder) from error
 
 
-def latest_failures(folder: Path, finished: Container[str]) -> Iterator[CellRecord]:
-    """The last failure of each cell that did not get a record later, in the order of ids."""
+def latest_failures(
+    folder: Path, finished: Callable[[], Container[str]]
+) -> Iterator[CellRecord]:
+    """The last failure of each cell that did not get a record later, in the order of ids.
+
+    `finished` is asked only where there are failures: it looks at every file of the results.
+    """
     latest: dict[str, tuple[int, Path]] = {}
-    for path in folder.glob("*.json"):
+    files = list(folder.glob("*.json"))
+    there = finished() if files else ()
+    for path in files:
         cell, _, number = path.stem.partition(".")
-        if number.isdigit() and cell not in finished:
+        if number.isdigit() and cell not in there:
             latest[cell] = max(latest.get(cell, (0, path)), (int(number), path))
     for _, (_, path) in sorted(latest.items()):
         with suppress(ValueError, OSError):

@@ -4,10 +4,11 @@ Two records may share a cell of a table only if they differ in the seed alone. A
 method, other settings or other data give a row or column of their own, marked as such.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
+from operator import itemgetter
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -86,10 +87,17 @@ class ScoreTable:
             cells={(m, new[t], s): r for (m, t, s), r in self.cells.items() if t in new},
         )
 
+    @cached_property
+    def _runs(self) -> Mapping[tuple[int, int], Sequence[CellRecord]]:
+        """Sorted once: a report asks for the runs of every cell dozens of times."""
+        found: dict[tuple[int, int], list[CellRecord]] = {}
+        for (method, task, _), record in sorted(self.cells.items(), key=itemgetter(0)):
+            found.setdefault((method, task), []).append(record)
+        return found
+
     def runs(self, method: int, task: int) -> list[CellRecord]:
         """The records of one method on one task, seed by seed."""
-        keys = ((method, task, seed) for seed in range(len(self.seeds)))
-        return [self.cells[key] for key in keys if key in self.cells]
+        return list(self._runs.get((method, task), ()))
 
     def row(self, method: int) -> list[CellRecord]:
         """A method's records, task by task and seed by seed."""

@@ -45,6 +45,8 @@ class Store:
         """Files that were found and cannot be used; they stay where they are."""
         self.history = History(folder / "study.json")
         self._ledger = Ledger(folder / ".checked")
+        self._scored: dict[str, str] = {}
+        """Hash of a file of outcomes -> a cell that has it."""
         self._lock = held
 
     @staticmethod
@@ -110,16 +112,19 @@ class Store:
 
     def records(self) -> Iterator[CellRecord]:
         """Done and skipped cells, in the order of their ids."""
-        for path in self.finished().values():
-            yield CellRecord.from_checked(path.read_text(encoding="utf-8"))
+        for cell, path in self.finished().items():
+            record = CellRecord.from_checked(path.read_text(encoding="utf-8"))
+            # Equal hashes are equal files: an id is a hash over all fields, and slow to make.
+            self._scored[record.outcomes] = cell
+            yield record
 
     def failures(self) -> Iterator[CellRecord]:
         """The last failure of each cell that has no record."""
-        return latest_failures(self.folder / "failures", self.finished())
+        return latest_failures(self.folder / "failures", self.finished)
 
     def outcomes(self, record: CellRecord) -> Float[np.ndarray, " example"]:
         """A score for each example of `items(record)`. Raises UserError if damaged."""
-        path = self._outcomes(record.id)
+        path = self._outcomes(self._scored.get(record.outcomes) or record.id)
         try:
             return decode(path.read_bytes())
         except (OSError, ValueError) as error:

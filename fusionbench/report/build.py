@@ -11,7 +11,7 @@ from fusionbench.paired.results import Results
 from fusionbench.report.analysis import analyse
 from fusionbench.report.coverage import reasons
 from fusionbench.report.figures.write import write_figures
-from fusionbench.report.freshness import mark
+from fusionbench.report.freshness import fingerprint, mark
 from fusionbench.report.html.write import write_html
 from fusionbench.report.page import figure_section, joined, title
 from fusionbench.report.parts import SECTIONS
@@ -61,10 +61,11 @@ def write_report(
     _check(wanted)
     store = Store.open(folder)
     home = Path(out) if out is not None else Path(folder) / "report"
+    inputs = fingerprint(store) if wanted.everything else ""
     try:
         paths = _write(store, home, wanted)
-        if wanted.everything:
-            mark(store, home)
+        if inputs:
+            mark(home, inputs)
     except OSError as error:
         raise disk_error(error, home) from error
     return paths

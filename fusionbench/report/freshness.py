@@ -18,9 +18,13 @@ def up_to_date(store: Store, home: Path) -> bool:
     return note.exists() and note.read_text(encoding="utf-8") == fingerprint(store)
 
 
-def mark(store: Store, home: Path) -> None:
-    """Note what the report was made from; written last, so that a torn report is made again."""
-    write_atomic(home / _NOTE, fingerprint(store).encode())
+def mark(home: Path, inputs: str) -> None:
+    """Note the fingerprint of what the report was made from.
+
+    It is taken before anything is read, so that a record which appears meanwhile is not passed
+    over, and written last, so that a torn report is made again.
+    """
+    write_atomic(home / _NOTE, inputs.encode())
 
 
 def fingerprint(store: Store) -> str:

@@ -50,6 +50,8 @@ RC: Mapping[Any, Any] = {
     "axes.titlesize": 8,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    # Where it would come to stand anyhow; looking for it means measuring all ticks again.
+    "axes.titley": 1.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,

@@ -51,6 +51,7 @@ def save(drawing: Drawing, stem: Path) -> None:
     bitmap = FigureCanvasAgg(figure)
     # Panels are laid out once, not once per file, and at the resolution of the bitmap.
     layout = figure.get_layout_engine()
+    _leave(figure)
     if layout is not None:
         layout.execute(figure)
     figure.set_layout_engine("none")
@@ -63,6 +64,14 @@ def save(drawing: Drawing, stem: Path) -> None:
     print_svg: Callable[..., None] = FigureCanvasSVG(figure).print_svg
     print_svg(svg, metadata={"Date": None, "Creator": None})
     write_atomic(stem.with_suffix(".csv"), comma_separated(drawing.data).encode())
+
+
+def _leave(figure: "Figure") -> None:
+    """Look for no place for names of axes that have none: each would measure all ticks again."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if not axis.get_label_text():
+                axis.set_label_coords(0.5, 0.5)
 
 
 def _settle(figure: "Figure") -> None:

@@ -95,7 +95,8 @@ def without_maps(material: Material) -> Iterator[Map]:
 def _lost(material: Material, row: int, other: int) -> Iterator[tuple[str, float, float]]:
     """(task, layer, points) wherever `other` is the same method without one layer."""
     table = material.table
-    for column, task in enumerate(table.tasks):
+    names = {table.row(one)[0].spec.method for one in (row, other)}
+    for column, task in enumerate(table.tasks if len(names) == 1 else ()):
         full, less = table.runs(row, column)[:1], table.runs(other, column)[:1]
         if not full or not less or not _same_but_layers(full[0], less[0]):
             continue

@@ -1,6 +1,7 @@
 """What the methods' instruments say layer by layer, over seeds and tasks."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from fusionbench.report.tables import Row
 from fusionbench.scores import ScoreTable
 
 _FEW_SEEDS = 6
+
+Placed = tuple[CellRecord, tuple[int, int]]
+"""A run and its task and seed in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +49,25 @@ def traces(material: Material, row: int) -> dict[str, Trace]:
     The median and the band are over seeds, each seed the mean over tasks: the range for up to
     five seeds, the 10 to 90 % quantiles for more.
     """
-    done = [run for run in material.table.row(row) if run.status == "done" and run.trace]
-    keys = sorted({key for run in done for key in run.trace})
+    done = _done(material.table, row)
+    keys = sorted({key for run, _ in done for key in run.trace})
     found = {key: _trace(material, row, key, done) for key in keys}
     return {key: trace for key, trace in found.items() if trace is not None}
 
 
-def _trace(material: Material, row: int, key: str, done: list[CellRecord]) -> Trace | None:
-    kinds = Counter((run.taps, len(run.trace[key])) for run in done if run.trace.get(key))
+def _done(table: ScoreTable, row: int) -> list[Placed]:
+    """The finished runs of a method that left a trace."""
+    seeds = {seed: place for place, seed in enumerate(table.seeds)}
+    return [
+        (run, (task, seeds[run.spec.seed]))
+        for task in range(len(table.tasks))
+        for run in table.runs(row, task)
+        if run.status == "done" and run.trace
+    ]
+
+
+def _trace(material: Material, row: int, key: str, done: Sequence[Placed]) -> Trace | None:
+    kinds = Counter((run.taps, len(run.trace[key])) for run, _ in done if run.trace.get(key))
     if not kinds:
         return None
     taps, length = min(kinds, key=lambda kind: (-kinds[kind], kind))
@@ -77,15 +92,13 @@ def _trace(material: Material, row: int, key: str, done: list[CellRecord]) -> Tr
 
 
 def _values(
-    table: ScoreTable, done: list[CellRecord], key: str, length: int
+    table: ScoreTable, done: Sequence[Placed], key: str, length: int
 ) -> Float[np.ndarray, "task seed layer"]:
-    places = {id(run): place for place, run in table.cells.items()}
     values = np.full((len(table.tasks), len(table.seeds), length), np.nan)
-    for run in done:
+    for run, place in done:
         trace = run.trace.get(key, [])
         if len(trace) == length:
-            _, task, seed = places[id(run)]
-            values[task, seed] = trace
+            values[place] = trace
     return values
 
 

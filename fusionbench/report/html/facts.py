@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 
 from fusionbench.history import Run
 from fusionbench.records import CellRecord
@@ -18,7 +19,7 @@ def method_rows(records: Sequence[CellRecord]) -> list[Row]:
             "settings": _settings(record),
             "from": str(record.provenance.get("method", "")),
         }
-        for record in sorted(records, key=lambda record: (record.in_encoder, record.id))
+        for record in sorted(records, key=attrgetter("in_encoder"))
     }
     return [row for _, row in sorted(found.items())]
 
@@ -41,7 +42,7 @@ def task_rows(records: Sequence[CellRecord]) -> list[Row]:
             "test examples": str(record.examples),
             "data": record.spec.data[:12],
         }
-        for record in sorted(records, key=lambda record: (record.status == "done", record.id))
+        for record in sorted(records, key=lambda record: record.status == "done")
     }
     return [row for _, row in sorted(found.items())]
 
