@@ -37,7 +37,7 @@ def main() -> None:
         folder = Path(place)
         records = write_records(folder, **sizes)
         began = time.perf_counter()
-        command = [sys.executable, "-m", "fusionbench", "report", place, "--format", "md,tex,csv"]
+        command = [sys.executable, "-m", "fusionbench", "report", place]
         root = Path(__file__).resolve().parent.parent
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=root)
         wall = time.perf_counter() - began

@@ -12,6 +12,7 @@ from fusionbench.report.analysis import analyse
 from fusionbench.report.coverage import reasons
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.freshness import fingerprint, mark
+from fusionbench.report.garbage import kept, released
 from fusionbench.report.html.write import write_html
 from fusionbench.report.page import figure_section, joined, title
 from fusionbench.report.parts import SECTIONS
@@ -63,7 +64,8 @@ def write_report(
     home = Path(out) if out is not None else Path(folder) / "report"
     inputs = fingerprint(store) if wanted.everything else ""
     try:
-        paths = _write(store, home, wanted)
+        with released():
+            paths = _write(store, home, wanted)
         if inputs:
             mark(home, inputs)
     except OSError as error:
@@ -100,7 +102,8 @@ def _check(wanted: Wanted) -> None:
 
 
 def _write(store: Store, home: Path, wanted: Wanted) -> ReportPaths:
-    material = collect(store, wanted.baseline)
+    with kept():
+        material = collect(store, wanted.baseline)
     tables, figures = home / "tables", home / "figures"
     chosen = [one for one in SECTIONS if wanted.table in ("", one.name)]
     pages = {section.name: section.write(material) for section in chosen}

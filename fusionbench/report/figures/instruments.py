@@ -12,6 +12,7 @@ import numpy as np
 
 from fusionbench.report.figures.drawing import Drawing
 from fusionbench.report.figures.labels import wrapped
+from fusionbench.report.figures.lines import thin
 from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.traces import Trace, traces
 from fusionbench.report.style import BLUE, GRID, GUIDE, SMALL, VERMILLION
@@ -119,8 +120,7 @@ def _name(panel: "Axes", label: str) -> None:
 
 def curve(panel: "Axes", trace: Trace) -> None:
     """A line per task, the band over seeds, and the median."""
-    for values in trace.tasks:
-        panel.plot(trace.layers, values, color=GUIDE, linewidth=0.4, alpha=0.4)
+    thin(panel, ((trace.layers, values) for values in trace.tasks), width=0.4, alpha=0.4)
     panel.fill_between(trace.layers, trace.low, trace.high, color=BLUE, alpha=0.25, linewidth=0)
     panel.plot(trace.layers, trace.median, color=BLUE, linewidth=1.2, marker="o", markersize=2.5)
     panel.grid(visible=True, axis="y", color=GRID)

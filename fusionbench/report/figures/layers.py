@@ -14,11 +14,12 @@ from scipy.stats import rankdata
 from fusionbench.report.figures.drawing import Drawing
 from fusionbench.report.figures.instruments import COLUMNS, curve, whole_numbers
 from fusionbench.report.figures.labels import wrapped
+from fusionbench.report.figures.lines import thin
 from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.representatives import representatives
 from fusionbench.report.figures.singles import Map, probe_map, single_map, without_maps
 from fusionbench.report.figures.traces import Trace, traces
-from fusionbench.report.style import GRID, GUIDE, ORANGE
+from fusionbench.report.style import GRID, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,9 +113,8 @@ def _beside(trace: Trace, maps: Sequence[Map]) -> str:
 
 
 def _map(panel: "Axes", one: Map) -> None:
-    for values in one.tasks.values():
-        layers = sorted(values)
-        panel.plot(layers, [values[at] for at in layers], color=GUIDE, linewidth=0.4, alpha=0.5)
+    tasks = (np.array(sorted(values.items())).T for values in one.tasks.values())
+    thin(panel, ((layers, scores) for layers, scores in tasks), width=0.4, alpha=0.5)
     layers = sorted(one.means)
     panel.plot(layers, [one.means[at] for at in layers], color=ORANGE, linewidth=1.4, marker="s",
                markersize=3)  # fmt: skip

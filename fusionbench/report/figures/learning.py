@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from fusionbench.report.figures.drawing import Drawing
 from fusionbench.report.figures.labels import wrapped
 from fusionbench.report.figures.legend import legend, series_handles
+from fusionbench.report.figures.lines import thin
 from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.representatives import representatives
-from fusionbench.report.style import GRID, GUIDE, series
+from fusionbench.report.style import GRID, series
 from fusionbench.report.tables import Row
 
 if TYPE_CHECKING:
@@ -84,9 +85,8 @@ def _figure(material: Material, curves: Mapping[tuple[int, int], Curve]) -> "Fig
 
 
 def _panel(panel: "Axes", curves: Mapping[int, Curve], shown: list[int], steps: int) -> None:
-    for row, curve in curves.items():
-        if row not in shown:
-            panel.plot(steps_of(len(curve), steps), curve, color=GUIDE, linewidth=0.5, alpha=0.4)
+    others = (curve for row, curve in curves.items() if row not in shown)
+    thin(panel, ((steps_of(len(one), steps), one) for one in others), width=0.5, alpha=0.4)
     for position, row in enumerate(shown):
         if row in curves:
             look, curve = series(position), curves[row]
