@@ -19,7 +19,7 @@ KNOWN = {
 }  # fmt: skip
 ENGINE = next(filter(None, map(shutil.which, ("tectonic", "pdflatex", "lualatex", "xelatex"))), "")
 DOCUMENT = r"""\documentclass{article}
-\usepackage{booktabs}\usepackage[table]{xcolor}\usepackage[paperwidth=200cm,paperheight=300cm]{geometry}
+\usepackage{booktabs}\usepackage[table]{xcolor}
 \begin{document}
 %s
 \end{document}
@@ -118,9 +118,15 @@ def test_markdown_marks_the_best_and_the_tied():
 
 @pytest.mark.skipif(not ENGINE, reason="no TeX engine on this machine")
 def test_every_table_compiles(tables, tmp_path):
-    (tmp_path / "all.tex").write_text(DOCUMENT % "\n\\clearpage\n".join(tables.values()))
-    options = [] if "tectonic" in ENGINE else ["-interaction=nonstopmode", "-halt-on-error"]
-    done = subprocess.run(
-        [ENGINE, *options, "all.tex"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    if compiled("nothing but the packages", tmp_path).returncode:
+        pytest.skip("this machine's TeX has not the packages that the tables name")
+    done = compiled("\n\\clearpage\n".join(tables.values()), tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
+    assert compiled(next(iter(tables.values())).replace(r"\toprule", r"\toprul"), tmp_path).returncode
+
+
+def compiled(body, folder):
+    (folder / "all.tex").write_text(DOCUMENT % body)
+    options = [] if "tectonic" in ENGINE else ["-interaction=nonstopmode", "-halt-on-error"]
+    command = [ENGINE, *options, "all.tex"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
