@@ -19,9 +19,7 @@ def write_failure(folder: Path, record: CellRecord) -> None:
         raise disk_error(error, folder) from error
 
 
-def latest_failures(
-    folder: Path, finished: Callable[[], Container[str]]
-) -> Iterator[CellRecord]:
+def latest_failures(folder: Path, finished: Callable[[], Container[str]]) -> Iterator[CellRecord]:
     """The last failure of each cell that did not get a record later, in the order of ids.
 
     `finished` is asked only where there are failures: it looks at every file of the results.

@@ -295,3 +295,17 @@ def test_many_runs_are_drawn_as_a_range_not_one_by_one(material):
     points = sum(len(line.get_xdata()) for panel in drawing.figure.axes for line in panel.lines)
     assert table.values.size == 6250 and points < 200
     assert len(drawing.data) == 6250
+
+
+def test_with_many_conditions_details_are_drawn_for_the_first_and_the_others_say_so(tmp_path):
+    with Store.create(tmp_path) as store:
+        for encoder in ("a", "b", "c", "d"):
+            for method in ("penultimate", "mema"):
+                for seed in range(2):
+                    put(store, spec(method, "digits", seed, encoder=encoder), 0.5, loss=(2.0, 1.0))
+    found = write_figures(read(tmp_path), tmp_path / "figures")
+    names = [one.stem.name for one in found]
+    assert "scores" in names and "learning" in names and "heatmap-4" in names
+    assert not {"scores-2", "learning-2"} & set(names)
+    maps = [one.reading for one in found if one.stem.name.startswith("heatmap")]
+    assert ["left to the records" in one for one in maps] == [False, True, True, True]

@@ -1,5 +1,6 @@
 """Records on disk: whole or absent, never overwritten, found again quickly."""
 
+import gc
 import multiprocessing
 import os
 import time
@@ -148,6 +149,7 @@ def test_what_is_known_to_be_whole_is_not_read_again_and_any_change_is(store, mo
 def test_planning_over_many_finished_cells_is_fast(store):
     for seed in range(200):
         put(store, spec(seed=seed), 0.5)
+    gc.collect()
     start = time.process_time()
     assert len(again(store).finished()) == 200
     per_cell = (time.process_time() - start) / 200

@@ -15,7 +15,7 @@ from fusionbench.report.figures.labels import wrapped
 from fusionbench.report.figures.lines import thin
 from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.traces import Trace, traces
-from fusionbench.report.style import BLUE, GRID, GUIDE, SMALL, VERMILLION
+from fusionbench.report.style import BLUE, GRID, SMALL, VERMILLION
 from fusionbench.report.tables import Row
 
 if TYPE_CHECKING:

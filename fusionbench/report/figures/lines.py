@@ -21,6 +21,4 @@ def thin(panel: "Axes", lines: Iterable[Line], *, width: float, alpha: float) ->
 
     segments = [np.column_stack(line) for line in lines]
     if segments:
-        panel.add_collection(
-            LineCollection(segments, colors=GUIDE, linewidths=width, alpha=alpha)
-        )
+        panel.add_collection(LineCollection(segments, colors=GUIDE, linewidths=width, alpha=alpha))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ _DRAWERS: Sequence[Callable[[Material], Drawing | None]] = (
     instruments.draw,
     learning.draw,
 )
+_DETAILS = (scores.draw, learning.draw)
+MOST_IN_FULL = 3
+"""Conditions of one folder that have all figures."""
+_LEFT_OUT = f"""\
+ The folder holds more than {MOST_IN_FULL} conditions: scores run by run and learning curves are
+drawn for the first only, and for all others left to the records."""
 _NOTE = "figures.json"
 
 
@@ -65,11 +72,15 @@ def write_figures(report: Report, folder: Path) -> list[Drawn]:
 
 def drawings(report: Report) -> Iterator[tuple[str, Drawing]]:
     """(condition, figure): those of the suite, then the planted tasks, which enter no other."""
-    for material in materials(report):
+    many = len(report.analyses) > MOST_IN_FULL
+    for number, material in enumerate(materials(report)):
         for draw in _DRAWERS:
-            drawing = draw(material)
+            brief = many and number > 0
+            drawing = None if brief and draw in _DETAILS else draw(material)
             if drawing is not None:
-                yield material.table.condition.title, drawing
+                left_out = _LEFT_OUT if brief and draw is heatmap.draw else ""
+                full = replace(drawing, reading=drawing.reading + left_out)
+                yield material.table.condition.title, full
     for table in report.planted:
         drawing = scores.draw(Material(table=table, results=report.results), "planted")
         if drawing is not None:
