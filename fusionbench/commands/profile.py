@@ -39,6 +39,9 @@ def command(
     width: Annotated[int, typer.Option(min=1, help="Of the projector: 4096 for a 7B.")] = 4096,
     size: Annotated[int, typer.Option(min=0, help="Pixels; 0: the encoder's own.")] = 0,
     compile: Annotated[str, typer.Option(help="off, default, reduce-overhead.")] = "off",
+    language_model: Annotated[
+        bool, typer.Option("--language-model", help="Time a 7B one behind it, random weights.")
+    ] = False,
     blocks: Annotated[int, typer.Option(min=2, help="Timed blocks.")] = 30,
     settings: Settings = [],  # noqa: B006
     plugin: Plugins = [],  # noqa: B006
@@ -53,6 +56,7 @@ def command(
         device=device if device == "meta" else checked_device(device),
         mode="train" if mode is Mode.TRAIN else "inference",
         compile=_one_of("compile", compile, ("off", "default", "reduce-overhead")),
+        language_model=language_model,
         blocks=blocks,
     )
     chosen = _choose(methods, settings, plugin)

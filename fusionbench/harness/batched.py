@@ -49,7 +49,7 @@ def train_together(
     for model in models:
         model.train()
     _require_alike(models, materials, rows[0])
-    stack = Stack(models, materials)
+    stack = Stack(models, materials, fast=bool(materials.compiled))
     optimisers = _Optimisers(stack, materials, runs)
     losses = []
     for step, picked in enumerate(rows):
@@ -57,7 +57,8 @@ def train_together(
             each = stack.losses(_pick(materials, picked))
         torch.autograd.backward(each.sum())
         optimisers.step(schedule(step, materials.budget))
-        losses.append(each.detach())
+        # A captured graph writes its next losses where these lie.
+        losses.append(each.detach().clone())
     stack.write_back(models)
     history = torch.stack(losses)
     return [

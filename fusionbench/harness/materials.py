@@ -57,6 +57,8 @@ class Materials:
     device: torch.device
     encoder: Encoder | None = None
     """Only where a method of this task writes into the encoder."""
+    compiled: str = ""
+    """Mode of `torch.compile` for whole steps of a pass; empty: they run as they are."""
     splits: Mapping[str, Batch] = field(init=False)
     questions: QuestionTable = field(init=False)
     queries: Float[Tensor, "question query_dim"] = field(init=False)

@@ -39,5 +39,5 @@ def _conditions(profile: CostRecord) -> tuple[str, ...]:
     """All but the method."""
     facts = profile.conditions
     values = (facts.mode, facts.device, facts.batch, facts.dtype, facts.image_size, facts.width,
-              facts.compile, facts.threads, facts.weights)  # fmt: skip
+              facts.compile, facts.threads, facts.language_model, facts.weights)  # fmt: skip
     return tuple(str(value) for value in values)
