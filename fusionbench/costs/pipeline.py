@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fusionbench.costs import language
 from fusionbench.encoders.contract import Encoder
 from fusionbench.fusion import Fusion, InEncoderFusion, Method, Tap
+from fusionbench.harness.frozen import next_step
 from fusionbench.harness.model import build_fusion
 from fusionbench.harness.stepping import fuse, needs_encoder
 from fusionbench.readers.attentive import Projector
@@ -144,7 +145,7 @@ def training_step(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> 
     optimiser = torch.optim.AdamW(parameters, lr=1e-6, fused=True) if parameters else None
 
     def step() -> None:
-        _next_step()
+        next_step()
         torch.autograd.backward(run().float().square().mean())
         if optimiser is not None:
             optimiser.step()
@@ -158,13 +159,7 @@ def compiled(run: Callable[[], Tensor], *, mode: str = "default") -> Callable[[]
     fast: Callable[[], Tensor] = torch.compile(run, mode=mode, dynamic=False)
 
     def call() -> Tensor:
-        _next_step()
+        next_step()
         return fast()
 
     return call
-
-
-def _next_step() -> None:
-    """Graphs of `reduce-overhead` may reuse their memory from here on: no gradient is left."""
-    mark: Callable[[], None] = torch.compiler.cudagraph_mark_step_begin
-    mark()
