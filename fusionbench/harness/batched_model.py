@@ -41,9 +41,16 @@ class Stack:
         self._call = _Call(models[0])
         self._steps = self._eager if not fast else compiled(self._eager, materials.compiled)
 
-    def losses(self, batch: Batch) -> Float[Tensor, " run"]:
-        """The loss of each run on its own examples; `batch` holds [run example] everywhere."""
-        hidden, query = self._inputs(batch)
+    def losses(
+        self, batch: Batch, hidden: Float[Tensor, "tap example token dim"] | None = None
+    ) -> Float[Tensor, " run"]:
+        """The loss of each run on its own examples; `batch` holds [run example] everywhere.
+
+        `hidden`: the states of all runs' examples, one run after the other; read here if not given.
+        """
+        if hidden is None:
+            hidden = self.materials.states(batch.rows.flatten())(self.taps)
+        hidden, query = self._inputs(batch, hidden)
         with _vmappable_attention(self.materials.device):
             return self._steps(batch.rows, batch.questions, batch.answers, hidden, query)
 
@@ -88,14 +95,13 @@ class Stack:
         return self._over(_finish, *examples, tokens, state)
 
     def _inputs(
-        self, batch: Batch
+        self, batch: Batch, hidden: Float[Tensor, "tap example token dim"]
     ) -> tuple[Float[Tensor, "run tap batch token dim"], Float[Tensor, "run batch query_dim"]]:
         flat = Batch(
             rows=batch.rows.flatten(),
             questions=batch.questions.flatten(),
             answers=batch.answers.flatten(),
         )
-        hidden = self.materials.states(flat.rows)(self.taps)
         query = self._call.model.query(flat, self.materials)
         return (
             rearrange(hidden, "tap (s b) n d -> s tap b n d", s=self.runs),
