@@ -38,8 +38,20 @@ class Bench:
 
     def profile(self, chosen: Chosen) -> CostRecord:
         """Count on no device, then measure on this one. Raises Unsupported."""
+        pipeline = self._pipeline(chosen, meta=True)
+        conditions = self.conditions(chosen)
+        record = counted(pipeline, conditions, chosen.label, self._bare_of(pipeline))
+        if self.device.type == "meta":
+            return record
+        there = self._pipeline(chosen, meta=False)
+        # A graph is kept for each method otherwise, and with it the method's memory.
+        torch.compiler.reset()
+        return timed(there, record, self.model, blocks=self.asked.blocks)
+
+    def conditions(self, chosen: Chosen) -> Conditions:
+        """What a profile of this method is stored under."""
         asked = self.asked
-        conditions = Conditions(
+        return Conditions(
             method=chosen.card.name,
             method_version=chosen.card.version,
             settings=chosen.settings,
@@ -55,14 +67,6 @@ class Bench:
             language_model=asked.language_model,
             threads=torch.get_num_threads() if self.device.type == "cpu" else 1,
         )
-        pipeline = self._pipeline(chosen, meta=True)
-        record = counted(pipeline, conditions, chosen.label, self._bare_of(pipeline))
-        if self.device.type == "meta":
-            return record
-        there = self._pipeline(chosen, meta=False)
-        # A graph is kept for each method otherwise, and with it the method's memory.
-        torch.compiler.reset()
-        return timed(there, record, self.model, blocks=asked.blocks)
 
     def _bare_of(self, pipeline: Pipeline) -> flops.Counted:
         """Counted once for each number of blocks; all methods are compared with it."""
