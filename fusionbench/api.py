@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fusionbench.registry import encoder, method, task
     from fusionbench.seeding import stream
     from fusionbench.task import Split, Task, TaskData
+    from fusionbench.trained import trained_parameters
     from fusionbench.types import Fused, Injection, ReaderPatch, StackShape, Unsupported
 
 _HOME = {
@@ -43,6 +44,7 @@ _HOME = {
     "paper_taps": "layers",
     "stream": "seeding",
     "task": "registry",
+    "trained_parameters": "trained",
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "paper_taps",
     "stream",
     "task",
+    "trained_parameters",
 ]
 
 

@@ -9,6 +9,7 @@ from fusionbench.api import StackShape, Tap, one_of
 _SINGLE = {"18": (18,), "3_18": (3, 18), "3_18_23": (3, 18, 23)}
 STRATEGIES = (*_SINGLE, "former", "latter", "all")
 _HALF = 12
+_BASE = 23
 
 Target = tuple[int, int, int]
 """Number of the projector, hidden state in the paper's encoder, layer of the reader."""
@@ -42,6 +43,15 @@ def joined(base: Tap, others: tuple[Tap, ...]) -> tuple[tuple[Tap, ...], tuple[i
     return taps, tuple(taps.index(tap) for tap in others)
 
 
+def entering(
+    shape: StackShape, found: tuple[Target, ...], *, repeat: bool
+) -> tuple[tuple[Tap, ...], tuple[int, ...]]:
+    """The taps, hs[23] in front, and each target's row among them; `repeat`: hs[23] for all."""
+    states = tuple(_BASE if repeat else k for _, k, _ in found)
+    base, *others = ((shape.paper_layer(state),) for state in (_BASE, *states))
+    return joined(base, tuple(others))
+
+
 def layer_projector(dim: int, width: int) -> nn.Sequential:
     """LLaVA's `mlp2x_gelu`."""
     return nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
@@ -50,8 +60,3 @@ def layer_projector(dim: int, width: int) -> nn.Sequential:
 def normed(tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
     """What the common projector does to its input, so that one learning rate serves all layers."""
     return F.layer_norm(tokens, tokens.shape[-1:])
-
-
-def taps_of(shape: StackShape, states: tuple[int, ...], *, blocks: int = 24) -> tuple[Tap, ...]:
-    """A paper's hidden states in this encoder, one tap each, duplicates kept."""
-    return tuple((shape.paper_layer(state, blocks=blocks),) for state in states)

@@ -12,9 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusionbench.api import Fused, Fusion, Injection, StackShape, method
-from fusionbench.methods._inside import joined, normed, taps_of, targets
-
-_BASE = 23
+from fusionbench.methods._inside import entering, normed, targets
 
 
 class LowRank(nn.Module):
@@ -61,8 +59,7 @@ class CLIProjection(Fusion):
         reader = shape.reader_layers()
         found = targets(strategy, reader.layers)
         self.targets = tuple(m for _, _, m in found)
-        states = tuple(_BASE if repeat else k for _, k, _ in found)
-        self.taps, self.rows = joined(taps_of(shape, (_BASE,))[0], taps_of(shape, states))
+        self.taps, self.rows = entering(shape, found, repeat=repeat)
         self.terms = nn.ModuleList(LowRank(shape.dim, reader.width, rank) for _ in found)
 
     def forward(

@@ -44,6 +44,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
     in_all=("3_18_23",),
     variants={
         "18": {"layers": "18,23"},
+        "3_18": {"layers": "3,18,23"},
         "3_18_23": {"layers": "3,18,23"},
         "former": {"layers": "1..12,23"},
         "latter": {"layers": "13..24,23"},
@@ -54,7 +55,14 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
     year=2025,
     parity="exact",
     parameters="D*H",
-    details={"3_18_23": {"parameters": "2*D*H"}, "all": {"parameters": "2*D*H"}},
+    details={
+        "3_18": {
+            "parameters": "2*D*H",
+            "parity": "not compared: the official code cannot build it apart from 3-18-23",
+        },
+        "3_18_23": {"parameters": "2*D*H"},
+        "all": {"parameters": "2*D*H"},
+    },
     switches={
         "layers": ("23", "18,23", "3,18,23", "1..12,23", "13..24,23", "1..12,13..24,23"),
         "norm": (True,),

@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, method, stream
+from fusionbench.api import Fused, Fusion, StackShape, method, stream, trained_parameters
 
 
 @method("repeat", version=1, control="none: it is a control itself", parameters="(times - 1)*D*H")
@@ -107,3 +107,24 @@ class WideProjector(Fusion):
         patches = self.patches(hidden[0])
         widened = nn.functional.gelu(self.inner(self.norm(patches)))
         return Fused(tokens=patches + self.outer(widened))
+
+
+@method(
+    "matched_projector",
+    version=1,
+    in_all=False,
+    control="none: it is a control itself",
+    parameters="(4*D*D + 10*D + 960*(D + 1))//(2*D + 1)*(2*D + 1) + 3*D",
+    identity=True,
+)
+class MatchedProjector(WideProjector):
+    """A wide projector with as many parameters as the method `like`, whatever the encoder.
+
+    5 D^2 is MMFuser's size at CLIP-L only: on narrow encoders its offsets weigh more. What `like`
+    widens in the common projector is not counted.
+    """
+
+    def __init__(self, shape: StackShape, *, index: int = -2, like: str = "mmfuser") -> None:
+        beside = trained_parameters(like, shape) - 3 * shape.dim
+        width = max(round(beside / (2 * shape.dim + 1)), 1)
+        super().__init__(shape, index=index, size=2 * width / shape.dim)

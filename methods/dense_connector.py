@@ -40,7 +40,7 @@ _POOL = 8
     parity="exact",
     parameters="2*D*H",
     details={"sti": {"parameters": "0"}},
-    switches={"form": ("sci", "sti", "dci")},
+    switches={"form": ("sci", "sti", "dci"), "convention": ("siglip",)},
 )
 class DenseConnector(Fusion):
     """`form`: one of the first three; `convention`: whose layer numbers, "clip" or "siglip"."""

@@ -20,15 +20,12 @@ from torch import Tensor, nn
 from fusionbench.api import Fused, Fusion, Injection, ReaderPatch, StackShape, method, one_of
 from fusionbench.methods._cross_layer import CrossLayer, replacing
 from fusionbench.methods._inside import (
+    entering,
     first_of_each_layer,
-    joined,
     layer_projector,
     normed,
-    taps_of,
     targets,
 )
-
-_BASE = 23
 
 
 @method(
@@ -91,8 +88,7 @@ class LSFInternal(Fusion):
         if as_published or form == "modular":
             found = first_of_each_layer(found)
         self.targets = tuple((str(j), str(m)) for j, _, m in found)
-        states = tuple(_BASE if repeat else k for _, k, _ in found)
-        self.taps, self.rows = joined(taps_of(shape, (_BASE,))[0], taps_of(shape, states))
+        self.taps, self.rows = entering(shape, found, repeat=repeat)
         self.mm_projectors = nn.ModuleDict(
             {j: layer_projector(shape.dim, reader.width) for j, _ in self.targets}
         )

@@ -182,6 +182,59 @@ class NoEpsilon(Sound):
         return torch.cat([late / late.std(dim=-1, keepdim=True), early], dim=-1)
 
 
+class Unscaled(Sound):
+    """Divides by a length that only zero does not have."""
+
+    caught_by = ("extreme_inputs",)
+
+    def joined(self, hidden, query):
+        late, early = super().joined(hidden, query).chunk(2, dim=-1)
+        return torch.cat([late / late.norm(dim=-1, keepdim=True), early], dim=-1)
+
+
+class Overflowing(Sound):
+    """An exponential that real encoders' large activations overflow."""
+
+    caught_by = ("extreme_inputs",)
+
+    def joined(self, hidden, query):
+        late, early = super().joined(hidden, query).chunk(2, dim=-1)
+        return torch.cat([late + 1e-3 * late.exp(), early], dim=-1)
+
+
+class SteepAtZero(Sound):
+    """A root whose outputs are finite everywhere, and whose gradient is not."""
+
+    caught_by = ("extreme_inputs",)
+
+    def joined(self, hidden, query):
+        late, early = super().joined(hidden, query).chunk(2, dim=-1)
+        plain = early - self.map.bias
+        return torch.cat([late, early + plain.square().sum(dim=-1, keepdim=True).sqrt()], dim=-1)
+
+
+class EditsTheQuestion(Sound):
+    """Writes into the question's vector, which the next method gets as well."""
+
+    caught_by = ("frozen",)
+
+    def forward(self, hidden, query):
+        query.add_(1)
+        return super().forward(hidden, query)
+
+
+class MakesPartsLater(Sound):
+    """Makes a map when the first batch comes, after the optimiser was told of all parameters."""
+
+    caught_by = ("parameters", "influence", "needs_grid", *STORED, "deepcopy", "pickled", "vmapped")
+
+    def joined(self, hidden, query):
+        if not hasattr(self, "late_map"):
+            self.late_map = nn.Linear(self.shape.dim, self.shape.dim)
+        late, early = super().joined(hidden, query).chunk(2, dim=-1)
+        return torch.cat([late, self.late_map(early)], dim=-1)
+
+
 class Ranked(Sound):
     """An image's place in its batch is added to it."""
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-FOLDER = Path(os.environ.get("FUSIONBENCH_PARITY_DIR", Path(__file__).parent / "parity"))
+SHIPPED = Path(__file__).parent / "parity"
+FOLDER = Path(os.environ.get("FUSIONBENCH_PARITY_DIR", SHIPPED))
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Case:
     """One entry of the manifest and its tensors."""
 
     facts: Mapping[str, Any]
+    folder: Path = FOLDER
 
     @property
     def id(self) -> str:
@@ -42,7 +44,7 @@ class Case:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        return load_file(FOLDER / self.facts["file"])
+        return load_file(self.folder / self.facts["file"])
 
     def under(self, group: str) -> dict[str, Tensor]:
         """Tensors whose name starts with `group.`, without that."""
@@ -64,16 +66,17 @@ Replay = Callable[[Case], Mapping[str, Tensor]]
 """Gives every `output.*` and `grad*.*` of a case."""
 
 
-def cases() -> list[Case]:
-    manifest = json.loads((FOLDER / "manifest.json").read_text())
-    return [Case(facts) for facts in manifest["cases"]]
+def cases(folder: Path = FOLDER) -> list[Case]:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return [Case(facts, folder) for facts in manifest["cases"]]
 
 
 def mismatches(case: Case, replayed: Mapping[str, Tensor]) -> list[str]:
     """What differs by more than the case's tolerance, or is missing; empty if all is equal."""
     recorded = {k: v for k, v in case.tensors.items() if k.startswith(("output.", "grad"))}
     missing = [f"{name} was not replayed" for name in recorded if name not in replayed]
-    told = [_difference(case, name, recorded[name], replayed[name]) for name in replayed]
+    both = [name for name in recorded if name in replayed]
+    told = [_difference(case, name, recorded[name], replayed[name]) for name in both]
     return missing + [text for text in told if text]
 
 

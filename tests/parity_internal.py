@@ -44,11 +44,12 @@ def replay_internal(case: Case) -> dict[str, Tensor]:
     final = trainable(case.weights, "mm_projector_f")
     tokens = project(fused.tokens, final)
     embeds, spots = _spliced(given["text_embeds"], tokens, config["image_start"])
-    run = Run(model, embeds, given["attention_mask"], _rows(fused, config["image_start"]), spots)
+    shown = _rows(fused, config["image_start"])
+    run = Run(model, embeds, given["attention_mask"], shown, spots)
     loss = (run.last**2).mean()
     found = outputs(
         image_features=torch.stack([*_features(case, fusion, hidden), tokens]),
-        image_token_mask=at_positions(torch.ones_like(tokens), spots, embeds)[..., 0].long(),
+        image_token_mask=_places(spots, embeds, count=patches),
         inputs_embeds=embeds,
         last_hidden_state=run.last,
         layer_inputs=run.layer_inputs,
@@ -58,6 +59,12 @@ def replay_internal(case: Case) -> dict[str, Tensor]:
     sources |= dict(fusion.named_parameters())
     sources |= {f"model.{name}": value for name, value in model.named_parameters()}
     return found | only_recorded(case, gradients(loss, sources))
+
+
+def _places(spots: list[tuple[int, int]], embeds: Tensor, *, count: int) -> Tensor:
+    """1 where a row has an image token."""
+    ones = embeds.new_ones(len(spots), count, embeds.shape[-1])
+    return at_positions(ones, spots, embeds)[..., 0].long()
 
 
 def _rows(fused: Fused, starts: list[int | None]) -> Fused:

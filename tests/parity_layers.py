@@ -74,12 +74,12 @@ def replay_external_modular(case: Case) -> dict[str, Tensor]:
 
 def replay_mmfuser(case: Case) -> dict[str, Tensor]:
     config, states = case.config, case.inputs["hidden_states"]
-    *chosen, asking = [index % config["states"] for index in config["select_layer"]]
+    selected = [index % config["states"] for index in config["select_layer"]]
     fusion = MMFuser(
         clip_shape(case),
-        layers=",".join(str(index) for index in chosen[: config["n_levels"]]),
+        layers=",".join(str(index) for index in selected[: config["n_levels"]]),
         blocks=config["states"] - 1,
-        asking=asking,
+        asking=selected[-1],
         heads=config["n_heads"],
         points=config["n_points"],
     )
@@ -90,7 +90,7 @@ def replay_mmfuser(case: Case) -> dict[str, Tensor]:
     loss = (projected**2).mean()
     sources = projector | {f"0.{k}": v for k, v in fusion.named_parameters()}
     found = outputs(
-        selected=states[[*chosen, asking], :, 1:],
+        selected=states[selected, :, 1:],
         fused=tokens,
         projected=projected,
         loss=loss,

@@ -20,6 +20,7 @@ REFERENCE = {
     "tgif": 2_112_024,
     "llava_stf": 151_012_352,
     "token_packer": 15_742_976,
+    "deepstack": 0,
     "mema": 11_021_569,
     "dia_lstm": 2_630_144,
     "lsf_internal_direct": 62_939_136,
@@ -28,3 +29,6 @@ REFERENCE = {
     "mrla-light": 344_304,
     "mrla-base": 270_576,
 }
+
+# DLA's recurrent unit with a reduction of 4; its attention is MRLA-light's.
+PUBLISHED_UNIT = 2_103_808

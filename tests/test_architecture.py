@@ -1,6 +1,8 @@
 """Rules worth having are tests: who imports whom, what is shipped, how long a function may be."""
 
 import ast
+import copy
+import itertools
 import subprocess
 import sys
 import tomllib
@@ -17,6 +19,9 @@ ROOT = PACKAGE.parent
 IN_CHECKOUT = (ROOT / "pyproject.toml").exists() and (ROOT / "methods").is_dir()
 LONGEST_FUNCTION = 40
 LONGEST_FILE = 300
+LONGEST_METHOD_FILE = 200
+# Nodes of the syntax tree, names left aside: three to five statements that say something.
+LONGEST_TWIN = 50
 
 # What must never be imported by whom (prefixes of modules below fusionbench).
 FORBIDDEN = {
@@ -122,6 +127,69 @@ def test_functions_and_files_stay_readable():
                 if size > LONGEST_FUNCTION:
                     long.append(f"{path.name}:{node.name}: {size} lines")
     assert not long
+
+
+def blocks(path: Path) -> dict[str, int]:
+    """Runs of two and more statements in one body, with other names taken for the same."""
+    found = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        body = getattr(node, "body", None)
+        if isinstance(node, (ast.Module, ast.ClassDef)) or not isinstance(body, list):
+            continue
+        dumps = [ast.dump(nameless(each)) for each in body]
+        for first, last in itertools.combinations(range(len(body) + 1), 2):
+            if last - first > 1:
+                found["\n".join(dumps[first:last])] = body[first].lineno
+    return found
+
+
+def nameless(node: ast.AST) -> ast.AST:
+    """A copy without local names, and without docstrings and what they are replaced by."""
+    copied = copy.deepcopy(node)
+    for part in ast.walk(copied):
+        if isinstance(part, ast.Name):
+            part.id = "_"
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            part.value = ""
+    return copied
+
+
+def size(block: str) -> int:
+    """Nodes of a dump."""
+    return block.count("(")
+
+
+def test_no_two_method_files_repeat_a_block_of_code():
+    seen: dict[str, str] = {}
+    twins = []
+    for path in (path for path in plugin_files() if path.parent.name == "methods"):
+        found = {block: f"{path.name}:{line}" for block, line in blocks(path).items()}
+        twins += [
+            f"{seen[block]} and {where}"
+            for block, where in found.items()
+            if block in seen and size(block) >= LONGEST_TWIN
+        ]
+        seen |= found
+    assert not twins
+
+
+def test_a_repeated_block_is_found_whatever_its_names(tmp_path):
+    body = """
+def {f}({a}, {b}):
+    {c} = tuple({a} if {b} else k for _, k, _ in {b})
+    {a}.taps, {a}.rows = joined(taps_of({b}, ({a},))[0], taps_of({b}, {c}))
+    return {c}
+"""
+    names = [dict(zip("fabc", names, strict=True)) for names in ("fabc", "pqrs")]
+    for each in names:
+        (tmp_path / f"{each['f']}.py").write_text(body.format(**each))
+    found = [blocks(path) for path in sorted(tmp_path.glob("*.py"))]
+    assert max(size(block) for block in found[0].keys() & found[1].keys()) >= LONGEST_TWIN
+
+
+def test_a_method_stays_on_two_hundred_lines():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in plugin_files()}
+    assert not {name: n for name, n in lengths.items() if n > LONGEST_METHOD_FILE}
 
 
 @pytest.mark.parametrize(

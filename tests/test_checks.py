@@ -10,6 +10,8 @@ from registered_methods import names
 from fusionbench.checks import check_method, checks, each_check
 from fusionbench.checks.find import find
 from fusionbench.checks.markdown import page
+from fusionbench.checks.runner import run_checks
+from fusionbench.checks.subject import Subject
 from fusionbench.commands.check import check
 from fusionbench.errors import UserError
 from fusionbench.types import Unsupported
@@ -78,6 +80,17 @@ def test_every_check_has_a_broken_method_that_it_must_notice():
 
 def test_every_check_says_what_it_holds_a_method_to():
     assert all(each.promise.endswith(".") for each in checks().values())
+
+
+def test_a_formula_that_is_one_parameter_off_is_noticed():
+    def outcome(formula):
+        subject = Subject(name="sound", cls=Sound, facts={"parameters": formula})
+        (record,) = run_checks(subject, only=["parameters"]).records
+        return record.outcome, record.reason
+
+    assert outcome("D*D + D + D*H")[0] == "passed"
+    assert outcome("D*D + D + D*H + 1")[0] == "failed"
+    assert "trains 5243904, its formula D*D + D*H says 5242880" in outcome("D*D + D*H")[1]
 
 
 def test_an_expected_failure_keeps_the_methods_reason_and_what_was_found():

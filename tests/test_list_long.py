@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from plugin_files import GOOD
-from published_sizes import REFERENCE
+from published_sizes import PUBLISHED_UNIT, REFERENCE
 
 from fusionbench.catalog import read_catalog
 from fusionbench.harness.stepping import needs_encoder
 from fusionbench.listing import UNTOLD, as_json, methods_long, parameter_count, told
+from fusionbench.methods._units import RecurrentUnit
 from fusionbench.parameters import CLIP_L, Sizes, count
 from fusionbench.plugins import load_method
 from fusionbench.types import ReaderShape, StackShape
@@ -73,6 +74,19 @@ def test_mrla_leaves_out_the_last_block_and_adds_a_gate_to_each_of_the_others():
     assert found["light"] == REFERENCE["mrla-light"] // 24 * 23 + 23
     # The first block after a reset has one key: its query kernel of 5 could never learn.
     assert found["base"] == REFERENCE["mrla-base"] // 24 * 23 + 23 - 6 * 5
+
+
+def test_dla_is_the_published_unit_and_a_block_of_layer_attention_after_each_block():
+    """The published sum, for 24 blocks, leaves out the convolution that refreshes a block's input.
+
+    The port has that, one norm where MRLA's form has two, and a gate, after blocks 1 to 23.
+    """
+    with torch.device("meta"):
+        unit = RecurrentUnit(1024, gates=3, reduction=4)
+    assert sum(p.numel() for p in unit.parameters()) == PUBLISHED_UNIT
+    each = REFERENCE["mrla-light"] // 24 + 9 * 1024 - 2 * 1024 + 1
+    for name in ("dla", "dla_as_published"):
+        assert parameter_count(METHODS[name]) == PUBLISHED_UNIT + 23 * each
 
 
 @pytest.mark.parametrize("suffix", ROUNDED)

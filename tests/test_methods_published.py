@@ -4,9 +4,10 @@ import pytest
 import torch
 from registered_methods import build, names, registrations
 
+from fusionbench.errors import UserError
 from fusionbench.layers import paper_taps
 from fusionbench.methods._inside import first_of_each_layer, targets
-from fusionbench.methods.controls import RandomLayers
+from fusionbench.methods.controls import MatchedProjector, RandomLayers
 from fusionbench.types import ReaderShape, StackShape
 
 LLM = 4096
@@ -94,6 +95,7 @@ PARAMETERS = {
     "dense_connector-dci": 8_388_608,
     "mmfuser": 5_190_592,
     "lsf_external_direct-18": 4_194_304,
+    "lsf_external_direct-3_18": 8_388_608,
     "lsf_external_direct-3_18_23": 8_388_608,
     "lsf_external_direct-all": 8_388_608,
     "lsf_external_modular-18": 4_600_192,
@@ -158,6 +160,22 @@ def test_the_wide_projector_is_as_large_as_mmfuser_to_a_percent():
             for name in ("wide_projector", "mmfuser")
         ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
+
+
+@pytest.mark.parametrize("dim", [64, 96, 1024])
+@pytest.mark.parametrize("like", ["mmfuser", "token_packer", "lsf_external_modular-18", "tgif"])
+def test_the_matched_projector_is_as_large_as_the_method_it_names_on_every_encoder(like, dim):
+    shape = StackShape(layers=12, dim=dim, grid=(8, 8), prefix=1, query_dim=64)
+    with torch.device("meta"):
+        matched, named = MatchedProjector(shape, like=like), build(like, shape)
+    sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in (matched, named)]
+    # A hidden unit more or less is 2 D + 1 parameters.
+    assert abs(sizes[0] - sizes[1]) <= dim + 1
+
+
+def test_a_projector_like_a_method_that_does_not_exist_is_a_users_error():
+    with pytest.raises(UserError, match="mmfuser"):
+        MatchedProjector(CLIP_L, like="mmfusr")
 
 
 def test_a_quarter_of_the_tokens_or_some_more_of_them_are_given_where_the_papers_say_so():

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from parity_cases import cases, mismatches
+from parity_cases import SHIPPED, cases, mismatches
 from parity_replays import REPLAYS, find
 from torch import nn
 from torch.nn import functional as F
@@ -35,7 +35,7 @@ def replayed(kind: str) -> list[str]:
     """Mismatches of all recorded cases of this kind that start with random weights."""
     method, symbol = KINDS[kind]
     found, seen = [], 0
-    for case in cases():
+    for case in cases(SHIPPED):
         random = case.config.get("weights", "random") == "random"
         if case.facts["method"] == method and case.symbol.startswith(symbol) and random:
             seen += 1
@@ -75,7 +75,7 @@ def test_the_second_of_two_states_for_one_layer_must_not_arrive(monkeypatch):
     monkeypatch.setattr(lsf_internal, "first_of_each_layer", lambda found: found)
     collide = [
         case
-        for case in cases()
+        for case in cases(SHIPPED)
         if case.symbol.startswith("I_D")
         and len(case.facts["facts"]["decoder_layers_used"]) < case.config["strategy"].count("-") + 1
     ]
@@ -269,7 +269,9 @@ def test_tgif_that_does_not_read_the_answer_is_not_the_published_one(monkeypatch
     import parity_end_to_end
 
     right = parity_end_to_end._mean_of
-    seen = [case for case in cases() if find(REPLAYS, case).__name__.startswith("replay_tgif_in")]
+    seen = [
+        case for case in cases(SHIPPED) if find(REPLAYS, case).__name__.startswith("replay_tgif_in")
+    ]
     for case in seen:
         unlabelled = case.inputs["labels"] == -100
         monkeypatch.setattr(
