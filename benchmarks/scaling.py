@@ -101,7 +101,7 @@ def cells_rows(asked: argparse.Namespace) -> list[Row]:
     return [
         replace(row, target=f"cells={count}")
         for count in asked.points or CELLS
-        for row in plan_rows(count)
+        for row in plan_rows(count, asked.tasks)
     ]
 
 
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--points", nargs="+", type=int, help="Of one axis, in place of all.")
     parser.add_argument("--methods", nargs="+", default=["scalar_mix", "mema"])
+    parser.add_argument("--tasks", nargs="+", default=QUICK.tasks, help="Of the axis `cells`.")
     parser.add_argument("--batch", type=int, default=0)
     asked = parser.parse_args()
     device = chosen_device(asked.device)

@@ -32,11 +32,11 @@ def start(arguments: Sequence[str], turns: int) -> float:
     return statistics.median(found[1:] or found)
 
 
-def plan_rows(wanted: int = CELLS) -> list[Row]:
+def plan_rows(wanted: int = CELLS, tasks: Sequence[str] = QUICK.tasks) -> list[Row]:
     """A study of so many cells of which nine in ten have a record."""
     catalog = read_catalog()
-    one = make_plan(replace(QUICK, seeds=1), catalog, ())
-    study = replace(QUICK, seeds=wanted // len(one.cells) + 1)
+    one = make_plan(replace(QUICK, seeds=1, tasks=tuple(tasks)), catalog, ())
+    study = replace(QUICK, tasks=tuple(tasks), seeds=wanted // len(one.cells) + 1)
     started = time.perf_counter()
     cells = make_plan(study, catalog, ()).cells
     fresh = time.perf_counter() - started
@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--cells", type=int, default=CELLS)
+    parser.add_argument("--tasks", nargs="+", default=QUICK.tasks)
     asked = parser.parse_args()
     bare = start(["-c", "pass"], asked.turns)
     commands = (["--help"], ["list", "methods"], ["list", "tasks"])
@@ -62,7 +63,7 @@ def main() -> None:
             ours=start(["-m", "fusionbench", *words], asked.turns))
         for words in commands
     ]  # fmt: skip
-    finish("start_and_plan", [*rows, *plan_rows(asked.cells)], torch.device("cpu"))
+    finish("start_and_plan", [*rows, *plan_rows(asked.cells, asked.tasks)], torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ RUNS = {
          "fp32", "--methods", "scalar_mix"),
         {"method=scalar_mix", "profile-twice"},
     ),
-    "start_and_plan.py": (("--turns", "0", "--cells", "1000"), {"start", "plan"}),
+    "start_and_plan.py": (
+        ("--turns", "0", "--cells", "1000", "--tasks", "digits"), {"start", "plan"},
+    ),
     "quick_study.py": (("--task", "digits", "--sample", "1"), {"quick-study"}),
     "whole_study.py": (
         (*CPU, "--encoder", "nano", "--methods", "scalar_mix", "--tasks", "digits", "--steps", "2",
@@ -96,7 +98,7 @@ def test_a_benchmark_measures_both_ways(script, run):
 def test_an_axis_of_scaling_has_its_points(axis, run):
     point, target = AXES[axis]
     found = run("scaling.py", *CPU, "--axes", axis, "--points", point, "--methods", "scalar_mix",
-                "--batch", "1")  # fmt: skip
+                "--batch", "1", "--tasks", "digits")  # fmt: skip
     assert [row["target"] for row in found] == [target]
 
 

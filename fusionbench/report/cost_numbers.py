@@ -42,6 +42,8 @@ def measured_as(profile: CostRecord | None) -> str:
     if profile is None:
         return NOT_MEASURED
     how = profile.conditions
+    if how.device == COUNTED:
+        return "counted"
     return f"{how.mode}, {how.device}, {how.dtype}, batch {how.batch}"
 
 

@@ -75,7 +75,7 @@ def _shown(one: CostRecord, counts: Sequence[CostRecord]) -> GridRow:
         "forward": large(one.flops_over_encoder),
         "backward": large(back),
         "language model": large(one.flops_language_model_over),
-        "measured as": measured_as(one) if one.conditions.device != COUNTED else "counted",
+        "measured as": measured_as(one),
         "latency, ms": spread(one.latency_ms),
         "images/s": plain(one.throughput),
         "peak memory": mebibytes(one.peak_memory_bytes),
