@@ -35,8 +35,10 @@ def tasks(device: str) -> Mapping[str, tuple[float, list[str]]]:
         return [*PROFILE, "--device", device, *more]
 
     found = {
-        "mema_clip-train": (8, script("mema_clip", "--parts", "train")),
+        "mema_clip-default": (5, script("mema_clip", "--parts", "train", "--ways", "default")),
         "mema_clip-inference": (5, script("mema_clip", "--parts", "inference")),
+        "mema_clip-half": (8, script("mema_clip", "--parts", "train", "--ways", "half")),
+        "mema_clip-graphs": (6, script("mema_clip", "--parts", "train", "--ways", "graphs")),
         "seeds_on_features": (5, script("seeds_on_features", "--curve")),
         "seeds_in_encoder": (9, script("seeds_in_encoder", "--seeds", "1", "10", "16")),
         "seeds_in_encoder-blocks": (8, script("seeds_in_encoder", "--ways", "blocks")),

@@ -90,7 +90,8 @@ def main() -> None:
         rows += train_rows(plain, ours, device, asked.blocks, asked.ways)
     if "inference" in asked.parts:
         rows += inference_rows(ours, device, asked.blocks)
-    name = "-".join(["mema_clip", *(asked.parts if len(asked.parts) == 1 else [])])
+    one_way = asked.ways if len(asked.ways) == 1 else []
+    name = "-".join(["mema_clip", *(asked.parts if len(asked.parts) == 1 else []), *one_way])
     finish(f"{name}-shrunk" if asked.shrink else name, rows, device)
 
 

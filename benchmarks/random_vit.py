@@ -5,7 +5,7 @@ Time depends on the shape alone; scores mean nothing, and no benchmark reports o
 
 import torch
 
-from fusionbench.api import encoder
+from fusionbench.api import Encoder, encoder
 from fusionbench.costs.shapes import SHAPES
 from fusionbench.encoders.vit import ViT
 
@@ -14,7 +14,7 @@ from fusionbench.encoders.vit import ViT
     "random-dinov2-s", version=1, layers=12, dim=384, patch=14, size=112, prefix=1,
     source="random weights in the shape of DINOv2 ViT-S/14",
 )  # fmt: skip
-class RandomDinoV2S(ViT):
+class RandomDinoV2S(ViT, Encoder):
     """Drawn once and for all: every process has the same."""
 
     def __init__(self, *, image_size: int = 0) -> None:

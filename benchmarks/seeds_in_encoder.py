@@ -51,7 +51,7 @@ class StepClock:
 
 
 def speeds(method: str, counts: list[int], budget: Budget, device: torch.device, way: str):
-    """Samples per second for each number of seeds."""
+    """Samples per second for each number of seeds; None from where the memory does not suffice."""
     torch.compiler.reset()
     cls, settings = find(method)
     encoder, _ = subject("shape:dinov2-s-14", image_size=112, device=device, dtype=torch.float32)
@@ -64,13 +64,22 @@ def speeds(method: str, counts: list[int], budget: Budget, device: torch.device,
         one.schedule = several.schedule = clock.schedule
         runs = [Run(seed=seed, lr=1e-3) for seed in range(count)]
         models = [build_model(cls, settings, shared, run.seed) for run in runs]
-        if way != "loop":
-            several.train_together(models, shared, runs)
-            clock.stop()
-        for model, run in zip(models, runs, strict=True) if way == "loop" else ():
-            one.train(model, shared, run.seed, run.lr)
-            clock.stop()
+        try:
+            _train(models, shared, runs, clock, together=way != "loop")
+        except torch.OutOfMemoryError:
+            yield None
+            continue
         yield count * (budget.steps - WARM) * budget.batch / clock.total
+
+
+def _train(models, shared, runs, clock: StepClock, *, together: bool) -> None:
+    if together:
+        several.train_together(models, shared, runs)
+        clock.stop()
+        return
+    for model, run in zip(models, runs, strict=True):
+        one.train(model, shared, run.seed, run.lr)
+        clock.stop()
 
 
 def main() -> None:
@@ -94,6 +103,7 @@ def main() -> None:
             unit="samples/s", note=f"{asked.method}, {way}")
         for way in asked.ways
         for at, count in enumerate(asked.seeds)
+        if found[way][at] and found["loop"][at]
     ]  # fmt: skip
     best = max(rows, key=lambda row: row.ours)
     note = f"{best.note}, {best.target}"

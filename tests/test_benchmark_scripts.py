@@ -3,10 +3,14 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+from fusionbench.plugins import load_encoder
+from fusionbench.study import PAPER
 
 HERE = Path(__file__).resolve().parent.parent / "benchmarks"
 pytestmark = [
@@ -118,6 +122,21 @@ def test_a_study_that_stops_goes_on_with_what_is_left(run, tmp_path):
     state.write_text(json.dumps(values))
     (row,) = run("whole_study.py", *arguments)
     assert (row["plain"], row["ours"]) == (300.0, 100.0) and not list(tmp_path.glob("*.partial"))
+
+
+def test_the_encoder_without_weights_has_the_shape_of_the_one_that_is_fetched(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import sampled
+
+    named = {"methods": ("scalar_mix",), "tasks": ("digits",), "seeds": 1}
+    study = replace(PAPER, encoder="random-dinov2-s", **named)
+    (job,) = sampled.jobs(study)
+    encoder = load_encoder(job[0].encoder, image_size=112, device="cpu")
+    states = encoder.hidden_states(torch.zeros(1, 112, 112, 3, dtype=torch.uint8))
+    assert (len(states), tuple(states[-1].shape)) == (13, (1, 65, 384))
+    assert job[0].spec.encoder == "random-dinov2-s" and not any(
+        p.requires_grad for p in encoder.parameters()
+    )
 
 
 def all_gpu(monkeypatch, work):
