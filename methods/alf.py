@@ -19,7 +19,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "alf",
     version=1,
-    control="wide_projector",
+    control="wide_projector-alf",
     paper="arXiv:2601.09322",
     year=2026,
     parity="deviates: without BatchNorm and classifier, which the reader replaces",

@@ -75,24 +75,43 @@ class RandomLayers(Fusion):
 
 @method(
     "wide_projector",
-    version=1,
+    version=2,
+    variants={
+        "": {"like": "mmfuser"},
+        "alf": {"like": "alf"},
+        "llava_stf": {"like": "llava_stf"},
+        "lln_layerscale": {"like": "lln_layerscale-shared"},
+        "lsf_external_modular": {"like": "lsf_external_modular-3_18_23"},
+        "token_packer": {"like": "token_packer"},
+    },
     control="none: it is a control itself",
-    parameters="5*D*D + 5*D//2 + 3*D",
+    parameters="(4*D*D + 10*D + 960*(D + 1))//(2*D + 1)*(2*D + 1) + 3*D",
     identity=True,
+    details={
+        "alf": {"parameters": "(8*D*D + 6*D)//(2*D + 1)*(2*D + 1) + 3*D"},
+        "llava_stf": {"parameters": "(36*D*D + 3*D)//(2*D + 1)*(2*D + 1) + 3*D"},
+        "lln_layerscale": {"parameters": "(D*D + D + L)//(2*D + 1)*(2*D + 1) + 3*D"},
+        "lsf_external_modular": {
+            "parameters": "(4*D*D + 10*D + 576*(D + 1))//(2*D + 1)*(2*D + 1) + 3*D"
+        },
+        "token_packer": {"parameters": "(15*D*D + 12*D)//(2*D + 1)*(2*D + 1) + 3*D"},
+    },
 )
 class WideProjector(Fusion):
-    """x + MLP(LN(x)) on `hs[index]`, with about `size` D^2 parameters; 5 is MMFuser's at CLIP-L.
+    """x + MLP(LN(x)) on `hs[index]`, with as many parameters as the method `like`, on any encoder.
 
-    The MLP's last Linear starts at zero, so that training starts from the layer itself.
+    To half a hidden unit, which is 2 D + 1 parameters. What `like` widens in the common projector
+    is not counted. The MLP's last Linear starts at zero: training starts from the layer itself.
     """
 
     live_after_steps = 2
 
-    def __init__(self, shape: StackShape, *, index: int = -2, size: float = 5.0) -> None:
+    def __init__(self, shape: StackShape, *, index: int = -2, like: str = "mmfuser") -> None:
         super().__init__(shape)
         self.taps = ((shape.layer(index),),)
         self.identity_at_init = self.taps == ((shape.layer(-2),),)
-        width = max(round(size * shape.dim / 2), 1)
+        beside = trained_parameters(like, shape) - 3 * shape.dim
+        width = max(round(beside / (2 * shape.dim + 1)), 1)
         self.norm = nn.LayerNorm(shape.dim)
         self.inner, self.outer = nn.Linear(shape.dim, width), nn.Linear(width, shape.dim)
         nn.init.zeros_(self.outer.weight)
@@ -107,24 +126,3 @@ class WideProjector(Fusion):
         patches = self.patches(hidden[0])
         widened = nn.functional.gelu(self.inner(self.norm(patches)))
         return Fused(tokens=patches + self.outer(widened))
-
-
-@method(
-    "matched_projector",
-    version=1,
-    in_all=False,
-    control="none: it is a control itself",
-    parameters="(4*D*D + 10*D + 960*(D + 1))//(2*D + 1)*(2*D + 1) + 3*D",
-    identity=True,
-)
-class MatchedProjector(WideProjector):
-    """A wide projector with as many parameters as the method `like`, whatever the encoder.
-
-    5 D^2 is MMFuser's size at CLIP-L only: on narrow encoders its offsets weigh more. What `like`
-    widens in the common projector is not counted.
-    """
-
-    def __init__(self, shape: StackShape, *, index: int = -2, like: str = "mmfuser") -> None:
-        beside = trained_parameters(like, shape) - 3 * shape.dim
-        width = max(round(beside / (2 * shape.dim + 1)), 1)
-        super().__init__(shape, index=index, size=2 * width / shape.dim)

@@ -17,7 +17,7 @@ _SIDE = 2
 @method(
     "llava_stf",
     version=1,
-    control="wide_projector",
+    control="wide_projector-llava_stf",
     paper="arXiv:2506.07138",
     year=2025,
     parity="deviates: the common projector instead of one of width 16D; not compared",

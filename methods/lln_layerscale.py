@@ -18,7 +18,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     version=1,
     in_all=("shared",),
     variants={"shared": {"shared": True}, "per_layer": {"shared": False}},
-    control="wide_projector",
+    control="wide_projector-lln_layerscale",
     paper="COMM, arXiv:2310.08825",
     year=2023,
     parity="no official code",

@@ -119,7 +119,7 @@ def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:
         "latter": {"layers": "13,14,15,16,17,18,19,20,21,22,23,24"},
         "all": {"layers": "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24"},
     },
-    control="wide_projector",
+    control="wide_projector-lsf_external_modular",
     paper="arXiv:2503.06063",
     year=2025,
     parity="exact",

@@ -28,7 +28,7 @@ from fusionbench.api import (
 @method(
     "token_packer",
     version=1,
-    control="wide_projector",
+    control="wide_projector-token_packer",
     paper="arXiv:2407.02392",
     year=2025,
     parity="not compared: no recorded case",
