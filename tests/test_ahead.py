@@ -47,6 +47,12 @@ def test_it_is_read_by_a_thread_and_not_beyond_a_few_batches(mapped, monkeypatch
     assert not reading()
 
 
+def test_some_taps_may_lie_on_the_device_and_others_not(mapped, monkeypatch):
+    monkeypatch.setattr(mapped, "resident", lambda taps: taps == (TAPS[0],))
+    for picked, hidden in zip(ROWS, ahead(mapped, TAPS, ROWS), strict=True):
+        assert torch.equal(hidden, mapped.states(picked)(TAPS))
+
+
 def test_what_lies_on_the_device_starts_no_thread():
     shared = materials(list(TAPS), BUDGET)
     assert shared.resident(TAPS)

@@ -24,10 +24,24 @@ def ahead(
     materials: Materials, taps: Sequence[Tap], rows: Sequence[Int[Tensor, " example"]]
 ) -> Iterator[Hidden]:
     """The hidden states of each step's images, in order, on the device in float32."""
-    if materials.resident(taps):
+    # Taps are placed one by one: some may have found room on the device.
+    far = [tap for tap in taps if not materials.resident((tap,))]
+    if not far:
         for picked in rows:
             yield materials.states(picked)(tuple(taps))
         return
+    for picked, found in zip(rows, _read(materials, far, rows), strict=True):
+        here = dict(zip(far, found, strict=True))
+        near = [tap for tap in taps if tap not in here]
+        states = materials.states(picked)(tuple(near)) if near else ()
+        here |= dict(zip(near, states, strict=True))
+        yield torch.stack([here[tap] for tap in taps])
+
+
+def _read(
+    materials: Materials, taps: Sequence[Tap], rows: Sequence[Int[Tensor, " example"]]
+) -> Iterator[Hidden]:
+    """What is mapped from disk, a few batches ahead of what is asked for."""
     pin = materials.device.type == "cuda"
 
     def gather(picked: Int[Tensor, " example"]) -> Hidden:
@@ -36,7 +50,7 @@ def ahead(
 
     waiting: deque[Future[Hidden]] = deque()
     # On the host at once: a thread that waits for the device would wait for the step before.
-    left = iter([picked.cpu() for picked in rows])
+    left = [picked.cpu() for picked in rows]
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="features") as reader:
         for picked in left:
             waiting.append(reader.submit(gather, picked))
