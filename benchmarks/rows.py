@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ import torch
 
 from fusionbench.provenance import code_state, hardware, software
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,21 @@ def finish(script: str, rows: Sequence[Row], device: torch.device) -> None:
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "rows": [asdict(row) for row in rows],
     }
-    RESULTS.mkdir(exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    path = RESULTS / f"{script}-{slug}.json"
+    path = results_file(script, device)
     path.write_text(json.dumps(values, indent=1) + "\n")
     print(f"  {path}")
+
+
+def results_file(script: str, device: torch.device) -> Path:
+    """Where a script's rows lie for this device."""
+    RESULTS.mkdir(exist_ok=True, parents=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return RESULTS / f"{script}-{slug}.json"
+
+
+def partial_results(script: str, device: torch.device) -> Path:
+    """What a script has measured so far and has no row for yet."""
+    return results_file(script, device).with_suffix(".partial")
 
 
 def device_name(device: torch.device) -> str:

@@ -1,57 +1,126 @@
-"""Time against tokens and blocks: a training step of Mema and of a mix, over the bare encoder.
+"""Time against tokens, blocks, seeds, methods and cells.
 
-python benchmarks/scaling.py --device cuda
+    python benchmarks/scaling.py --device cuda
+
+`tokens`, `blocks`: a training step of Mema and of a mix, over that of the bare encoder. `seeds`: a
+loop on cached features against one pass. `methods`: encoding for each method against once for all
+of them. `cells`: planning with nothing done against nine in ten done.
 """
 
 import argparse
+from dataclasses import replace
 
 import torch
 from rows import Row, chosen_device, finish
+from sampled import empty_cache, encode, jobs
+from seeds_on_features import compare
+from start_and_plan import plan_rows
 from workload import find
 
 from fusionbench.costs.pipeline import build_pipeline, training_step
 from fusionbench.costs.timing import interleaved
 from fusionbench.encoders.vit import ViT, ViTConfig
+from fusionbench.study import PAPER, QUICK
 
 TOKENS = (64, 144, 256, 576, 1024)
 BLOCKS = (6, 12, 24, 48)
+SEEDS = (1, 2, 4, 8, 16, 32)
+METHODS = (1, 2, 4, 8, 16)
+CELLS = (1_000, 10_000, 100_000)
+AXES = ("tokens", "blocks", "seeds", "methods", "cells")
 _PATCH = 14
 
 
-def measure(name: str, *, grid: int, layers: int, batch: int, device: torch.device) -> Row:
+def step(name: str, *, grid: int, layers: int, asked: argparse.Namespace) -> Row:
     """One point: a step of the bare encoder against one with the method."""
-    config = ViTConfig(layers=layers, dim=384, heads=6, patch=_PATCH, grid=grid,
-                       size=_PATCH * grid, mlp=1536)  # fmt: skip
+    device = chosen_device(asked.device)
+    real = device.type == "cuda"
+    dim = 384 if real else 96
+    config = ViTConfig(layers=layers, dim=dim, heads=dim // 64 or 1, patch=_PATCH, grid=grid,
+                       size=_PATCH * grid, mlp=4 * dim)  # fmt: skip
     encoder = ViT(config)
     encoder.freeze()
-    encoder.to(device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+    encoder.to(device=device, dtype=torch.bfloat16 if real else torch.float32)
     method, settings = find(name)
+    batch = asked.batch or (32 if real else 2)
     pipeline = build_pipeline(method, dict(settings), encoder, width=64, batch=batch)
     steps = [
         training_step(pipeline.fused, pipeline.trained()),
         training_step(pipeline.bare, pipeline.trained(bare=True)),
     ]
-    times = interleaved(*steps, device=device, blocks=10)
+    times = interleaved(*steps, device=device, blocks=10 if real else 3)
     point = f"tokens={grid * grid} blocks={layers}"
     return Row(
         target=point, plain=times.bare.median, ours=times.method.median, unit="ms", note=name
     )
 
 
+def tokens_rows(asked: argparse.Namespace) -> list[Row]:
+    """At 12 blocks."""
+    sides = [round(n**0.5) for n in asked.points or TOKENS]
+    return [step(name, grid=n, layers=12, asked=asked) for name in asked.methods for n in sides]
+
+
+def blocks_rows(asked: argparse.Namespace) -> list[Row]:
+    """At 64 tokens."""
+    found = asked.points or BLOCKS
+    return [step(name, grid=8, layers=n, asked=asked) for name in asked.methods for n in found]
+
+
+def seeds_rows(asked: argparse.Namespace) -> list[Row]:
+    """Of a mix, on cached features."""
+    device = chosen_device(asked.device)
+    base = PAPER.budget if device.type == "cuda" else QUICK.budget
+    budget = replace(base, steps=20, lrs=(3e-3,))
+    rows = []
+    for seeds in asked.points or SEEDS:
+        loop, together = compare("scalar_mix", budget, seeds, device)
+        rows.append(
+            Row(target=f"seeds={seeds}", plain=loop, ours=together, unit="s", note="scalar_mix")
+        )
+    return rows
+
+
+def methods_rows(asked: argparse.Namespace) -> list[Row]:
+    """Seconds of encoding a task; the encoder is `nano`."""
+    rows = []
+    found = [cell for job in jobs(replace(QUICK, seeds=1, tasks=("scenes_count",))) for cell in job]
+    for count in asked.points or METHODS:
+        alone = 0.0
+        for cell in found[:count]:
+            with empty_cache():
+                alone += encode([cell], asked.device)
+        with empty_cache():
+            once = encode(found[:count], asked.device)
+        rows.append(Row(target=f"methods={count}", plain=alone, ours=once, unit="s"))
+    return rows
+
+
+def cells_rows(asked: argparse.Namespace) -> list[Row]:
+    """Seconds of planning."""
+    return [
+        replace(row, target=f"cells={count}")
+        for count in asked.points or CELLS
+        for row in plan_rows(count, asked.tasks)
+    ]
+
+
 def main() -> None:
-    """Print and write the curves."""
+    """Print and write the curves, an axis a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--points", nargs="+", type=int, help="Of one axis, in place of all.")
     parser.add_argument("--methods", nargs="+", default=["scalar_mix", "mema"])
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--tasks", nargs="+", default=QUICK.tasks, help="Of the axis `cells`.")
+    parser.add_argument("--batch", type=int, default=0)
     asked = parser.parse_args()
     device = chosen_device(asked.device)
-    rows = []
-    for name in asked.methods:
-        at = {"batch": asked.batch, "device": device}
-        rows += [measure(name, grid=round(n**0.5), layers=12, **at) for n in TOKENS]
-        rows += [measure(name, grid=8, layers=layers, **at) for layers in BLOCKS]
-    finish("scaling", rows, device)
+    asked.device = str(device)
+    ways = (tokens_rows, blocks_rows, seeds_rows, methods_rows, cells_rows)
+    for axis, rows_of in zip(AXES, ways, strict=True):
+        if axis in asked.axes:
+            finish(f"scaling-{axis}", rows_of(asked), device)
 
 
 if __name__ == "__main__":

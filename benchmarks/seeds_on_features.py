@@ -65,12 +65,13 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", default=["scalar_mix", "dense_connector-dci", "mmfuser"]
     )
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--curve", action="store_true")
     asked = parser.parse_args()
     device = chosen_device(asked.device)
     torch.set_num_threads(1)
     base = PAPER.budget if device.type == "cuda" else QUICK.budget
-    budget = replace(base, steps=60, lrs=(3e-3,))
+    budget = replace(base, steps=asked.steps, lrs=(3e-3,))
     rows = []
     for name in asked.methods:
         one, _ = compare(name, budget, 1, device)

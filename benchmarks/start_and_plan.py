@@ -3,6 +3,7 @@
 python benchmarks/start_and_plan.py
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -21,21 +22,21 @@ TURNS = 7
 CELLS, DONE = 100_000, 0.9
 
 
-def start(arguments: Sequence[str]) -> float:
+def start(arguments: Sequence[str], turns: int) -> float:
     """Seconds of a command, the median of several turns after a first."""
     found = []
-    for _ in range(TURNS + 1):
+    for _ in range(turns + 1):
         started = time.perf_counter()
         subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
         found.append(time.perf_counter() - started)
-    return statistics.median(found[1:])
+    return statistics.median(found[1:] or found)
 
 
-def plan_rows() -> list[Row]:
-    """A study of 100,000 cells of which nine in ten have a record."""
+def plan_rows(wanted: int = CELLS, tasks: Sequence[str] = QUICK.tasks) -> list[Row]:
+    """A study of so many cells of which nine in ten have a record."""
     catalog = read_catalog()
-    one = make_plan(replace(QUICK, seeds=1), catalog, ())
-    study = replace(QUICK, seeds=CELLS // len(one.cells) + 1)
+    one = make_plan(replace(QUICK, seeds=1, tasks=tuple(tasks)), catalog, ())
+    study = replace(QUICK, tasks=tuple(tasks), seeds=wanted // len(one.cells) + 1)
     started = time.perf_counter()
     cells = make_plan(study, catalog, ()).cells
     fresh = time.perf_counter() - started
@@ -50,14 +51,19 @@ def plan_rows() -> list[Row]:
 
 def main() -> None:
     """Print and write the rows."""
-    bare = start(["-c", "pass"])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--cells", type=int, default=CELLS)
+    parser.add_argument("--tasks", nargs="+", default=QUICK.tasks)
+    asked = parser.parse_args()
+    bare = start(["-c", "pass"], asked.turns)
     commands = (["--help"], ["list", "methods"], ["list", "tasks"])
     rows = [
-        Row(target="start", plain=bare, ours=start(["-m", "fusionbench", *words]), unit="s",
-            note=f"fusionbench {' '.join(words)}")
+        Row(target="start", plain=bare, unit="s", note=f"fusionbench {' '.join(words)}",
+            ours=start(["-m", "fusionbench", *words], asked.turns))
         for words in commands
     ]  # fmt: skip
-    finish("start_and_plan", [*rows, *plan_rows()], torch.device("cpu"))
+    finish("start_and_plan", [*rows, *plan_rows(asked.cells, asked.tasks)], torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,20 @@ TARGETS = (
         command="python benchmarks/seeds_on_features.py --device cpu --seeds 3",
     ),
     Target(
+        id="feature-loading",
+        work="hidden states mapped from disk, ten seeds of a post-encoder method",
+        plain="each step reads its own",
+        wanted="as fast as with all of them on the device",
+        command=GPU.format("feature_loading.py"),
+    ),
+    Target(
+        id="profile-twice",
+        work="a profile of a method at CLIP-L/14-336, twice in a row",
+        plain="the first",
+        wanted="< 5 % apart on an idle GPU",
+        command=GPU.format("profile_twice.py"),
+    ),
+    Target(
         id="start",
         work="fusionbench --help and fusionbench list methods",
         plain="python -c pass",
@@ -136,7 +150,7 @@ def _page(found: dict[str, list[str]], curves: list[str]) -> str:
         lines += ["| script | point | plain | ours | unit | device |", "|---|---|---|---|---|---|"]
         lines += curves
     else:
-        lines.append("not yet measured: the scripts above and `python benchmarks/scaling.py`")
+        lines.append("not yet measured: `python benchmarks/scaling.py` and the scripts above")
     return "\n".join(lines) + "\n"
 
 

@@ -184,7 +184,8 @@ class RunOptions:
     eval_batch: int = 256
     quiet: bool = False
     compile: str = "auto"
-    """Of frozen blocks: `on`, `off`, or `auto`, on CUDA only."""
+    """`on`: frozen blocks; `auto`: those, on CUDA only; `off`; `steps`: whole training steps of a
+    pass too, the method's gates with the blocks; `graphs`: the same as CUDA graphs."""
     checkpoint: bool = False
     """Recompute frozen blocks on the way back instead of keeping their activations."""
 

@@ -1,5 +1,6 @@
 """What methods cost: the numbers of the papers, counted; times in turn; one record a method."""
 
+import io
 import sys
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 from published_sizes import REFERENCE
 
 from fusionbench.catalog import read_catalog
-from fusionbench.costs import flops
+from fusionbench.costs import bench, flops, language
 from fusionbench.costs.asked import Asked
 from fusionbench.costs.bench import Bench
 from fusionbench.costs.records import read
@@ -17,7 +18,7 @@ from fusionbench.costs.timing import interleaved, spread
 from fusionbench.errors import UserError
 from fusionbench.plugins import load_method
 from fusionbench.selection import select_methods
-from fusionbench.types import StackShape
+from fusionbench.types import ReaderShape, StackShape
 
 CLIP = "shape:clip-vit-l-14-336"
 META = torch.device("meta")
@@ -103,6 +104,68 @@ def test_more_visual_tokens_cost_in_the_language_model(at_scale):
     # 144 tokens more at about 13.5 GFLOP a token.
     over = at_scale("dense_connector-sti").flops_language_model_over
     assert over == pytest.approx(144 * 13.5e9, rel=0.05)
+
+
+def test_what_a_method_does_in_the_language_models_layers_is_counted_there(at_scale):
+    # Added to a hidden state: no product. Cross-attention in four layers: products.
+    assert at_scale("qwen3vl_deepstack").flops_language_model_over == 0
+    found = at_scale("lsf_internal_modular")
+    assert found.flops_language_model_over > 0.01 * language.operations(576)
+    assert found.parameters["fusion"] > 100e6
+
+
+def test_the_prefill_of_a_7b_model_is_two_operations_a_weight_and_token():
+    weights = sum(p.numel() for p in language.nowhere().model.layers.parameters())
+    tokens = 576 + language.TEXT_TOKENS
+    attention = 4 * 32 * tokens**2 * 4096
+    assert weights == pytest.approx(6.48e9, rel=0.01)
+    assert language.operations(576) == pytest.approx(2 * weights * tokens + attention, rel=0.001)
+
+
+def test_the_final_norm_adds_no_product(at_scale):
+    found = at_scale("last_norm")
+    assert (found.flops_over_encoder, found.parameters["over_projector"]) == (0, 0)
+    assert "24 of 24 blocks" in found.notes[0]
+
+
+def test_the_frozen_encoder_is_in_the_total(at_scale):
+    # CLIP ViT-L/14-336 has 303.5 million, without its projection and its norm in front.
+    assert at_scale("mema").parameters["encoder"] == pytest.approx(303.5e6, rel=0.005)
+
+
+def test_a_profile_that_is_there_is_not_measured_again(tmp_path):
+    from fusionbench.commands.profile import profile
+
+    asked = Asked(encoder="nano", device="meta", width=64)
+    one, both = (select_methods(read_catalog(), names, {}) for names in
+                 (("scalar_mix",), ("scalar_mix", "last")))  # fmt: skip
+    said = io.StringIO()
+    profile(one, asked, tmp_path, said, missing=True)
+    profile(both, asked, tmp_path, said, missing=True)
+    assert said.getvalue().count("scalar_mix:") == 1 and said.getvalue().count("last:") == 1
+
+
+def test_a_language_model_behind_the_encoder_is_timed_with_the_method(monkeypatch, tmp_path):
+    small = ReaderShape(layers=4, width=64, heads=4, mlp=96)
+    built = language.LanguageModel
+    monkeypatch.setattr(language, "SHAPE", small)
+    monkeypatch.setattr(bench, "SHAPE", small)
+    monkeypatch.setattr(bench, "LanguageModel", lambda *given: built(*given, shape=small))
+    nowhere = built(META, torch.float32, shape=small)
+    monkeypatch.setattr(language, "nowhere", lambda dtype: nowhere)
+    monkeypatch.setattr(language, "operations", lambda tokens: 0)
+    asked = Asked(encoder="nano", device="cpu", width=64, batch=2, blocks=2, language_model=True)
+    here = Bench(asked)
+    (chosen,) = select_methods(read_catalog(), ("qwen3vl_deepstack",), {})
+    record = here.profile(chosen)
+    assert record.conditions.language_model and record.latency_ms.median > 0
+    # The method changes what the language model says, with the very tokens of the bare encoder.
+    pipeline = here._pipeline(chosen, meta=False)
+    with torch.no_grad():
+        plain = here.model(pipeline.fused())
+        assert not torch.allclose(pipeline.prefilled(here.model), plain, atol=1e-4)
+    with pytest.raises(UserError, match="in inference only"):
+        Bench(replace(asked, mode="train"))
 
 
 def test_training_through_the_encoder_costs_its_backward_pass():

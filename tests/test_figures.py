@@ -184,6 +184,10 @@ def test_a_profile_adds_a_panel_and_its_spread(material):
     assert by_method["last"] == ("2.5", "3", "3.5")
     assert by_method["scalar_mix"] == ("nan", "nan", "nan")
     assert {row["method"] for row in measured if row["on_front"] == "true"} <= set(METHODS[:5])
+    # The same methods on an encoder that is not this table's.
+    far = [replace(one, conditions=replace(one.conditions, encoder="far")) for one in profiles]
+    elsewhere = cost.draw(replace(material, profiles=far))
+    assert not [row for row in elsewhere.data if row["cost"] == "latency_ms"]
 
 
 def test_rank_correlation_is_spearmans_over_common_layers_and_asks_for_four():

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,33 @@ def test_a_run_far_from_the_others_is_flagged_and_all_runs_are_shown(folder, tmp
     assert "concat on digits: seed 6 lies more than 5 MAD from the median; all runs:" in page
     flagged = [row for row in read(tmp_path / "o", "main") if row["outlying_seeds"]]
     assert page.count("5 MAD") == len(flagged) < 4
+
+
+def test_cost_of_an_encoder_that_no_cell_used_has_a_table_of_its_own(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "r")
+    big = replace(profile("mema").conditions, encoder="shape:large", device="meta", mode="train")
+    sizes = {"fusion": 7_000, "projector": 500, "over_projector": 7_100, "encoder": 300_000}
+    counted = replace(
+        profile("mema"), conditions=big, parameters=sizes, flops_over_encoder=55_900_000_000,
+        flops_backward_over_encoder=496_000_000_000, flops_language_model_over=0,
+        latency_ms=None, throughput=None, peak_memory_bytes=None, in_encoder=True,
+    )  # fmt: skip
+    write(copy, counted)
+    write_report(copy, tmp_path / "o", Wanted(formats=TABLES))
+    page = (tmp_path / "o" / "tables" / "cost.md").read_text()
+    (line,) = [line for line in page.splitlines() if "55.9 G" in line]
+    for text in ("7,500", "7,100", "307,500", "496 G", "counted", "in the encoder"):
+        assert text in line
+    row = the(read(tmp_path / "o", "cost"), encoder="shape:large")
+    assert (row["total_max"], row["flops_backward_over_encoder"]) == ("307500", "496000000000")
+    ran = replace(big, device="a card", mode="inference")
+    write(copy, replace(counted, conditions=ran, flops_backward_over_encoder=None,
+                        latency_ms=Spread(median=9.5, q1=9.0, q3=10.0, blocks=30)))  # fmt: skip
+    write_report(copy, tmp_path / "p", Wanted(formats=TABLES))
+    page = (tmp_path / "p" / "tables" / "cost.md").read_text()
+    # What was measured takes the count's place, and keeps what only the count knows.
+    (line,) = [line for line in page.splitlines() if "55.9 G" in line]
+    assert "9.5 [9, 10]" in line and "496 G" in line
 
 
 def test_a_score_that_is_no_number_stops_the_report(folder, tmp_path):

@@ -39,6 +39,10 @@ def command(
     width: Annotated[int, typer.Option(min=1, help="Of the projector: 4096 for a 7B.")] = 4096,
     size: Annotated[int, typer.Option(min=0, help="Pixels; 0: the encoder's own.")] = 0,
     compile: Annotated[str, typer.Option(help="off, default, reduce-overhead.")] = "off",
+    language_model: Annotated[
+        bool, typer.Option("--language-model", help="Time a 7B one behind it, random weights.")
+    ] = False,
+    missing: Annotated[bool, typer.Option(help="Leave out what --out holds already.")] = False,
     blocks: Annotated[int, typer.Option(min=2, help="Timed blocks.")] = 30,
     settings: Settings = [],  # noqa: B006
     plugin: Plugins = [],  # noqa: B006
@@ -53,21 +57,30 @@ def command(
         device=device if device == "meta" else checked_device(device),
         mode="train" if mode is Mode.TRAIN else "inference",
         compile=_one_of("compile", compile, ("off", "default", "reduce-overhead")),
+        language_model=language_model,
         blocks=blocks,
     )
     chosen = _choose(methods, settings, plugin)
-    raise typer.Exit(profile(chosen, asked, out, sys.stdout))
+    raise typer.Exit(profile(chosen, asked, out, sys.stdout, missing=missing))
 
 
-def profile(chosen: "tuple[Chosen, ...]", asked: Asked, out: Path, stream: TextIO) -> int:
-    """Profile each method, write its record, and say it in a line; what cannot run is named."""
+def profile(
+    chosen: "tuple[Chosen, ...]", asked: Asked, out: Path, stream: TextIO, *, missing: bool = False
+) -> int:
+    """Profile each method, write its record, and say it in a line; what cannot run is named.
+
+    With `missing`, one that was profiled under these conditions before is left as it is.
+    """
     from fusionbench.costs.bench import Bench
-    from fusionbench.costs.records import write
+    from fusionbench.costs.records import read, write
     from fusionbench.types import Unsupported
 
     bench = Bench(asked)
     failed = False
+    known = {record.id for record in read(out)} if missing else set()
     for one in chosen:
+        if known and bench.conditions(one).id in known:
+            continue
         try:
             record = bench.profile(one)
         except Unsupported as reason:

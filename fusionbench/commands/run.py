@@ -29,7 +29,9 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
     limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
-    compile: Annotated[str, typer.Option(help="Frozen blocks: auto, on or off.")] = "auto",
+    compile: Annotated[
+        str, typer.Option(help="auto, off, on: frozen blocks; steps; graphs.")
+    ] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -81,10 +83,13 @@ def checked_device(name: str) -> str:
     return name
 
 
+COMPILE = ("auto", "on", "off", "steps", "graphs")
+
+
 def checked_compile(text: str) -> str:
-    """As written. Raises UserError for anything but auto, on and off."""
-    if text not in ("auto", "on", "off"):
-        raise UserError(f"--compile {text!r} is no choice", "known: auto, on, off")
+    """As written. Raises UserError for anything but auto, on, off, steps and graphs."""
+    if text not in COMPILE:
+        raise UserError(f"--compile {text!r} is no choice", f"known: {', '.join(COMPILE)}")
     return text
 
 

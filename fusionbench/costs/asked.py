@@ -20,5 +20,7 @@ class Asked:
     device: str = "auto"
     mode: Mode = "inference"
     compile: str = "off"
+    language_model: bool = False
+    """A 7B language model with random weights behind encoder and projector."""
     blocks: int = 30
     """Timed blocks."""

@@ -6,9 +6,12 @@ profile starts with it.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -24,12 +27,37 @@ _COUNT_BACKWARD: Callable[..., int] = sdpa_backward_flop_count
 _REFERENCE = ViTConfig(layers=2, dim=128, heads=4, patch=16, grid=8, size=128, mlp=512)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Operations of one call, and of the way back from the mean square of its output."""
+
+    forward: int
+    backward: int | None
+    tokens: int
+    """Along the output's second axis."""
+
+
 def count(run: Callable[[], object]) -> int:
     """Operations of everything that `run` dispatches, backward passes included."""
-    mapping = {_ATTENTION: _attention, _ATTENTION_BACKWARD: _attention_backward}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    with _counter() as counter:
         run()
     return int(counter.get_total_flops())
+
+
+def step(run: Callable[[], Float[Tensor, "batch token width"]], *, back: bool) -> Counted:
+    """Both ways in one go: on no device, dispatching takes most of the time.
+
+    The optimiser is left out: it has no product.
+    """
+    with _counter() as counter:
+        with nullcontext() if back else torch.no_grad():
+            output = run()
+        forward = int(counter.get_total_flops())
+        if back:
+            torch.autograd.backward(output.float().square().mean())
+        total = int(counter.get_total_flops())
+    backward = total - forward if back else None
+    return Counted(forward=forward, backward=backward, tokens=output.shape[1])
 
 
 def analytic(encoder: Encoder, *, blocks: int) -> int:
@@ -67,25 +95,14 @@ def check(device: torch.device) -> float:
     return error
 
 
+def _counter() -> FlopCounterMode:
+    mapping = {_ATTENTION: _attention, _ATTENTION_BACKWARD: _attention_backward}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
     return _COUNT(query, key, value)
 
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kw: Any) -> int:
     return _COUNT_BACKWARD(grad, query, key, value)
-
-
-def language_model(visual_tokens: int, *, text_tokens: int = 64) -> int:
-    """Prefill of a LLaVA-1.5-7B-shaped language model (Vicuna), counted on no device at all."""
-    from transformers import LlamaConfig, LlamaModel
-
-    # LlamaConfig's defaults are the 7B model's.
-    with torch.device("meta"), torch.no_grad():
-        config = LlamaConfig()
-        config._attn_implementation = "sdpa"
-        model = LlamaModel(config)
-        length = visual_tokens + text_tokens
-        tokens: Tensor = torch.zeros(1, length, model.config.hidden_size)
-        # A mask that is there already: building one looks at values, and there are none.
-        mask = torch.zeros(1, 1, length, length)
-        return count(lambda: model(inputs_embeds=tokens, attention_mask=mask, use_cache=False))

@@ -7,30 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fusionbench.costs import flops
-from fusionbench.costs.pipeline import LANGUAGE_MODEL, Pipeline, training_step
+from fusionbench.costs import flops, language
+from fusionbench.costs.pipeline import Pipeline, compiled, training_step
 from fusionbench.costs.records import Conditions, CostRecord
 from fusionbench.costs.timing import BLOCKS, interleaved, peak_bytes
 from fusionbench.provenance import hardware, software
 
-_INSIDE = "its layers inside the language model count as parameters, not as operations or time"
 
-
-def counted(pipeline: Pipeline, conditions: Conditions, label: str) -> CostRecord:
-    """Parameters and operations; the pipeline may lie on `meta`."""
-    parts = (pipeline.fusion, pipeline.projector, pipeline.alone)
-    fusion, projector, alone = (_size(part) for part in parts)
-    counts = {"fusion": fusion, "projector": projector}
-    counts["over_projector"] = fusion + projector - alone
-    images = len(pipeline.images)
-    with torch.no_grad():
-        method, bare = flops.count(pipeline.fused), flops.count(pipeline.bare)
-        tokens = pipeline.fused().shape[1]
-    shape = pipeline.encoder.shape
-    ran = f"the bare encoder runs {pipeline.blocks} of {shape.layers} blocks too"
-    notes = (ran, _INSIDE) if pipeline.reaches_inside else (ran,)
+def counted(
+    pipeline: Pipeline, conditions: Conditions, label: str, bare: flops.Counted
+) -> CostRecord:
+    """Parameters and operations; the pipeline may lie on `meta`. `bare`: `Pipeline.bare`'s."""
+    images, shape = len(pipeline.images), pipeline.encoder.shape
+    found = flops.step(pipeline.fused, back=conditions.mode == "train")
     record = CostRecord(
         conditions=conditions,
         label=label,
@@ -38,33 +29,33 @@ def counted(pipeline: Pipeline, conditions: Conditions, label: str) -> CostRecor
         dim=shape.dim,
         tokens=shape.tokens,
         in_encoder=pipeline.in_encoder(),
-        parameters=counts,
-        tokens_out=tokens,
-        flops_encoder=bare // images,
-        flops_over_encoder=(method - bare) // images,
-        flops_language_model_over=_language_model(
-            conditions.width, tokens, shape.tokens - shape.prefix
-        ),
-        notes=notes,
+        parameters=_parameters(pipeline),
+        tokens_out=found.tokens,
+        flops_encoder=bare.forward // images,
+        flops_over_encoder=(found.forward - bare.forward) // images,
+        flops_language_model_over=_language_model(pipeline, found),
+        notes=(f"the bare encoder runs {pipeline.blocks} of {shape.layers} blocks too",),
     )
-    if conditions.mode == "inference":
+    if found.backward is None or bare.backward is None:
         return record
-    steps = [flops.count(step) for step in _steps(pipeline)]
-    return replace(
-        record,
-        flops_backward_over_encoder=(steps[0] - method - (steps[1] - bare)) // images,
-    )
+    return replace(record, flops_backward_over_encoder=(found.backward - bare.backward) // images)
 
 
-def timed(pipeline: Pipeline, record: CostRecord, *, blocks: int = BLOCKS) -> CostRecord:
-    """The record with latency, throughput and memory, measured where the pipeline lies."""
+def timed(
+    pipeline: Pipeline,
+    record: CostRecord,
+    model: language.LanguageModel | None = None,
+    *,
+    blocks: int = BLOCKS,
+) -> CostRecord:
+    """The record with latency, throughput and memory, measured where the pipeline lies.
+
+    With `model` a language model stands behind both.
+    """
     device = pipeline.images.device
     conditions = record.conditions
-    train = conditions.mode == "train"
-    with nullcontext() if train else torch.no_grad():
-        method, bare = _steps(pipeline) if train else (pipeline.fused, pipeline.bare)
-        if conditions.compile != "off":
-            method, bare = (_compiled(run, conditions.compile) for run in (method, bare))
+    with nullcontext() if conditions.mode == "train" else torch.no_grad():
+        method, bare = _calls(pipeline, conditions, model)
         times = interleaved(method, bare, device=device, blocks=blocks, threads=conditions.threads)
         memory = [peak_bytes(run, device) for run in (method, bare)]
     images = len(pipeline.images)
@@ -82,27 +73,53 @@ def timed(pipeline: Pipeline, record: CostRecord, *, blocks: int = BLOCKS) -> Co
     )
 
 
-def _steps(pipeline: Pipeline) -> tuple[Callable[[], None], Callable[[], None]]:
-    return (
-        training_step(pipeline.fused, pipeline.trained()),
-        training_step(pipeline.bare, pipeline.trained(bare=True)),
-    )
+def _calls(
+    pipeline: Pipeline, conditions: Conditions, model: language.LanguageModel | None
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """What is timed. Only what runs forward is compiled: the way back is compiled with it."""
+    fused, bare = (_compiled(run, conditions.compile) for run in (pipeline.fused, pipeline.bare))
+    if conditions.mode == "train":
+        return (
+            training_step(fused, pipeline.trained()),
+            training_step(bare, pipeline.trained(bare=True)),
+        )
+    if model is None:
+        return fused, bare
+    return (lambda: pipeline.prefilled(model)), (lambda: pipeline.bare_prefilled(model))
 
 
-def _compiled(run: Callable[[], Any], mode: str) -> Callable[[], Any]:
-    return torch.compile(run, mode=None if mode == "default" else mode)
+def _compiled(run: Callable[[], Tensor], mode: str) -> Callable[[], Tensor]:
+    return run if mode == "off" else compiled(run, mode=mode)
+
+
+def _parameters(pipeline: Pipeline) -> dict[str, int]:
+    parts = (pipeline.fusion, pipeline.projector, pipeline.alone)
+    fusion, projector, alone = (_size(part) for part in parts)
+    return {
+        "fusion": fusion,
+        "projector": projector,
+        "over_projector": fusion + projector - alone,
+        "encoder": sum(p.numel() for p in pipeline.encoder.parameters()),
+    }
 
 
 def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def _language_model(width: int, tokens: int, usual: int) -> int | None:
-    if width != LANGUAGE_MODEL.width:
+def _language_model(pipeline: Pipeline, found: flops.Counted) -> int | None:
+    """Of one image: what other tokens, and layers that run otherwise, cost a 7B model's prefill."""
+    shape = pipeline.encoder.shape
+    if pipeline.query.shape[1] != language.SHAPE.width:
         return None
-    if tokens == usual:
-        return 0
-    return flops.language_model(tokens) - flops.language_model(usual)
+    usual = language.operations(shape.tokens - shape.prefix)
+    if not pipeline.reaches_inside:
+        return language.operations(found.tokens) - usual
+    model = language.nowhere(pipeline.query.dtype)
+    with torch.no_grad():
+        whole = flops.count(lambda: pipeline.prefilled(model))
+    # What an injection costs the projector is in both.
+    return (whole - found.forward) // len(pipeline.images) - usual
 
 
 def _circumstances(device: torch.device) -> dict[str, Any]:

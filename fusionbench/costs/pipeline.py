@@ -11,18 +11,17 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from fusionbench.costs import language
 from fusionbench.encoders.contract import Encoder
 from fusionbench.fusion import Fusion, InEncoderFusion, Method, Tap
+from fusionbench.harness.frozen import next_step
 from fusionbench.harness.model import build_fusion
 from fusionbench.harness.stepping import fuse, needs_encoder
 from fusionbench.readers.attentive import Projector
 from fusionbench.readers.build import reader_shape
 from fusionbench.readers.layers import project
 from fusionbench.records import Setting
-from fusionbench.types import ReaderShape
-
-LANGUAGE_MODEL = ReaderShape(layers=32, width=4096, heads=32, mlp=11008)
-"""Vicuna-7B, as in LLaVA-1.5-7B: what a method that reaches into the reader meets at that width."""
+from fusionbench.types import Fused
 
 
 @dataclass(kw_only=True)
@@ -45,18 +44,13 @@ class Pipeline:
         if isinstance(self.fusion, InEncoderFusion):
             return self.fusion.depth
         taps = self.fusion.taps if isinstance(self.fusion, Fusion) else ()
-        return max((index for tap in taps for index in tap), default=0)
+        # Behind the last block stands one more tap, the final norm.
+        last = max((index for tap in taps for index in tap), default=0)
+        return min(last, self.encoder.shape.layers)
 
     def fused(self) -> Float[Tensor, "batch token width"]:
         """With the method. Gradients pass through the encoder only where the method writes."""
-
-        def states(taps: tuple[Tap, ...]) -> Float[Tensor, "tap batch token dim"]:
-            last = max(index for tap in taps for index in tap)
-            found = self._states(last)
-            sets = [[found[index] for index in tap] for tap in taps]
-            return torch.stack([s[0] if len(s) == 1 else torch.stack(s).mean(0) for s in sets])
-
-        found = fuse(self.fusion, states, self.query, self.encoder)
+        found = self._fuse()
         self.reaches_inside = found.reaches_inside
         tokens = project(found, self.projector)
         for injection in found.injections:
@@ -66,16 +60,38 @@ class Pipeline:
             tokens = tokens + placed if placed.shape == tokens.shape else tokens + placed.mean()
         return tokens
 
+    def prefilled(self, model: language.LanguageModel) -> Float[Tensor, "batch position width"]:
+        """With the method, and on through a language model, in whose layers it may act."""
+        found = self._fuse()
+        return model(project(found, self.projector), found, self.projector)
+
+    def bare_prefilled(
+        self, model: language.LanguageModel
+    ) -> Float[Tensor, "batch position width"]:
+        """Without it, and on through the same language model."""
+        return model(self.bare())
+
     def bare(self) -> Float[Tensor, "batch token width"]:
         """Without it: the last of the same number of blocks, without CLS."""
         tokens = self._states(self.blocks)[-1]
         return self.alone(tokens[:, self.encoder.shape.prefix :])
 
+    def _fuse(self) -> Fused:
+        def states(taps: tuple[Tap, ...]) -> Float[Tensor, "tap batch token dim"]:
+            last = max(index for tap in taps for index in tap)
+            found = self._states(last)
+            sets = [[found[index] for index in tap] for tap in taps]
+            return torch.stack([s[0] if len(s) == 1 else torch.stack(s).mean(0) for s in sets])
+
+        return fuse(self.fusion, states, self.query, self.encoder)
+
     @torch.no_grad()
     def _states(self, last: int) -> list[Float[Tensor, "batch token dim"]]:
         found = [self.encoder.embed(self.images)]
-        for index in range(1, last + 1):
+        for index in range(1, min(last, self.encoder.shape.layers) + 1):
             found.append(self.encoder.block(index, found[-1]))
+        if last == self.encoder.shape.normed:
+            found.append(self.encoder.norm(found[-1]))
         return found
 
     def trained(self, *, bare: bool = False) -> list[nn.Parameter]:
@@ -102,7 +118,7 @@ def build_pipeline(
     """
     parameter = next((p for p in encoder.parameters()), torch.zeros(()))
     device, dtype = parameter.device, parameter.dtype
-    reader = LANGUAGE_MODEL if width == LANGUAGE_MODEL.width else reader_shape("decoder", width)
+    reader = language.SHAPE if width == language.SHAPE.width else reader_shape("decoder", width)
     shape = replace(encoder.shape, query_dim=width, reader=reader)
     with device:
         fusion = build_fusion(method, settings, shape).to(device=device, dtype=dtype)
@@ -126,13 +142,24 @@ def build_pipeline(
 
 def training_step(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Callable[[], None]:
     """Forward, backward and AdamW; the loss is the tokens' mean square, the cheapest there is."""
-    on_device = bool(parameters) and parameters[0].device.type != "meta"
-    optimiser = torch.optim.AdamW(parameters, lr=1e-6, fused=on_device) if parameters else None
+    optimiser = torch.optim.AdamW(parameters, lr=1e-6, fused=True) if parameters else None
 
     def step() -> None:
+        next_step()
         torch.autograd.backward(run().float().square().mean())
         if optimiser is not None:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
 
     return step
+
+
+def compiled(run: Callable[[], Tensor], *, mode: str = "default") -> Callable[[], Tensor]:
+    """A call without arguments under `torch.compile`: encoder, method and projector, one graph."""
+    fast: Callable[[], Tensor] = torch.compile(run, mode=mode, dynamic=False)
+
+    def call() -> Tensor:
+        next_step()
+        return fast()
+
+    return call

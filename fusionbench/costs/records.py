@@ -44,6 +44,8 @@ class Conditions:
     """The device's name as its maker gives it, or `meta`: counted, not run."""
     compile: str = "off"
     """`off`, or the mode of `torch.compile`."""
+    language_model: bool = False
+    """True: what is timed goes on through a 7B language model with random weights."""
     threads: int = 1
     """Of the processor; 1 on a GPU."""
 
@@ -78,7 +80,7 @@ class CostRecord:
     in_encoder: bool
     parameters: Mapping[str, int]
     """Trainable: `fusion`, `projector`, and `over_projector`: fusion and projector together minus
-    the projector of one layer, the number that papers give."""
+    the projector of one layer, the number that papers give. Frozen: `encoder`."""
     tokens_out: int
     """Visual tokens that reach the language model."""
     flops_encoder: int | None = None
@@ -89,7 +91,8 @@ class CostRecord:
     flops_backward_over_encoder: int | None = None
     """Of one image in training; of the encoder itself where gradients pass through it."""
     flops_language_model_over: int | None = None
-    """Of one image: what more (or fewer) visual tokens cost in a 7B language model's prefill."""
+    """Of one image: what other visual tokens, and what the method does in its layers, cost in a
+    7B language model's prefill."""
     latency_ms: Spread | None = None
     """A batch with the method."""
     latency_encoder_ms: Spread | None = None

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fusionbench.harness.ahead import ahead
 from fusionbench.harness.batched_model import Stack
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.model import Model
@@ -49,15 +50,18 @@ def train_together(
     for model in models:
         model.train()
     _require_alike(models, materials, rows[0])
-    stack = Stack(models, materials)
+    stack = Stack(models, materials, fast=bool(materials.compiled))
     optimisers = _Optimisers(stack, materials, runs)
     losses = []
-    for step, picked in enumerate(rows):
+    steps = [_pick(materials, picked) for picked in rows]
+    states = ahead(materials, stack.taps, [batch.rows.flatten() for batch in steps])
+    for step, (batch, hidden) in enumerate(zip(steps, states, strict=True)):
         with autocast(materials):
-            each = stack.losses(_pick(materials, picked))
+            each = stack.losses(batch, hidden)
         torch.autograd.backward(each.sum())
         optimisers.step(schedule(step, materials.budget))
-        losses.append(each.detach())
+        # A captured graph writes its next losses where these lie.
+        losses.append(each.detach().clone())
     stack.write_back(models)
     history = torch.stack(losses)
     return [

@@ -6,7 +6,7 @@ small ones, and fused attention as it is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusionbench.fusion import InEncoderFusion
+from fusionbench.harness.frozen import compiled
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.model import Model
 from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
@@ -28,7 +29,9 @@ Weights = dict[str, Tensor]
 class Stack:
     """Models of one method, settings and task that differ in their weights alone."""
 
-    def __init__(self, models: Sequence[Model], materials: Materials) -> None:
+    def __init__(
+        self, models: Sequence[Model], materials: Materials, *, fast: bool = False
+    ) -> None:
         self.materials = materials
         self.runs = len(models)
         self.taps = taps_of(models[0].fusion)
@@ -36,14 +39,33 @@ class Stack:
             raise ValueError("the runs read different layers")
         self.parameters, self.buffers = torch.func.stack_module_state(list(models))
         self._call = _Call(models[0])
+        self._steps = self._eager if not fast else compiled(self._eager, materials.compiled)
 
-    def losses(self, batch: Batch) -> Float[Tensor, " run"]:
-        """The loss of each run on its own examples; `batch` holds [run example] everywhere."""
-        hidden, query = self._inputs(batch)
+    def losses(
+        self, batch: Batch, hidden: Float[Tensor, "tap example token dim"] | None = None
+    ) -> Float[Tensor, " run"]:
+        """The loss of each run on its own examples; `batch` holds [run example] everywhere.
+
+        `hidden`: the states of all runs' examples, one run after the other; read here if not given.
+        """
+        if hidden is None:
+            hidden = self.materials.states(batch.rows.flatten())(self.taps)
+        hidden, query = self._inputs(batch, hidden)
         with _vmappable_attention(self.materials.device):
-            if needs_encoder(self._call.model.fusion):
-                return self._stepped(batch, hidden, query)
-            return self._over(_loss_of, batch.rows, batch.questions, batch.answers, hidden, query)
+            return self._steps(batch.rows, batch.questions, batch.answers, hidden, query)
+
+    def _eager(
+        self,
+        rows: Int[Tensor, "run batch"],
+        questions: Int[Tensor, "run batch"],
+        answers: Int[Tensor, "run batch"],
+        hidden: Float[Tensor, "run tap batch token dim"],
+        query: Float[Tensor, "run batch query_dim"],
+    ) -> Float[Tensor, " run"]:
+        """From hidden states that lie ready: nothing here reads a file or looks at a value."""
+        if needs_encoder(self._call.model.fusion):
+            return self._stepped((rows, questions, answers), hidden, query)
+        return self._over(_loss_of, rows, questions, answers, hidden, query)
 
     def write_back(self, models: Sequence[Model]) -> None:
         """Give each model the weights of its run."""
@@ -54,7 +76,7 @@ class Stack:
 
     def _stepped(
         self,
-        batch: Batch,
+        examples: tuple[Tensor, Tensor, Tensor],
         hidden: Float[Tensor, "run tap batch token dim"],
         query: Float[Tensor, "run batch query_dim"],
     ) -> Float[Tensor, " run"]:
@@ -66,21 +88,20 @@ class Stack:
         tokens, state = self._over(_after(1), hidden[:, 1], state)
         for index in range(2, fusion.depth + 1):
             folded = rearrange(tokens, "s b n d -> (s b) n d")
-            with _any_attention():
+            with _any_attention() if self.materials.device.type == "cpu" else nullcontext():
                 folded = encoder.block(index, folded)
             tokens = rearrange(folded, "(s b) n d -> s b n d", s=self.runs)
             tokens, state = self._over(_after(index), tokens, state)
-        return self._over(_finish, batch.rows, batch.questions, batch.answers, tokens, state)
+        return self._over(_finish, *examples, tokens, state)
 
     def _inputs(
-        self, batch: Batch
+        self, batch: Batch, hidden: Float[Tensor, "tap example token dim"]
     ) -> tuple[Float[Tensor, "run tap batch token dim"], Float[Tensor, "run batch query_dim"]]:
         flat = Batch(
             rows=batch.rows.flatten(),
             questions=batch.questions.flatten(),
             answers=batch.answers.flatten(),
         )
-        hidden = self.materials.states(flat.rows)(self.taps)
         query = self._call.model.query(flat, self.materials)
         return (
             rearrange(hidden, "tap (s b) n d -> s tap b n d", s=self.runs),
@@ -163,15 +184,7 @@ def _vmappable_attention(device: torch.device) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _any_attention() -> Iterator[None]:
+def _any_attention() -> AbstractContextManager[None]:
     """Frozen blocks run outside vmap: their attention stays fused, and no map is ever stored."""
-    with sdpa_kernel(
-        [
-            SDPBackend.FLASH_ATTENTION,
-            SDPBackend.CUDNN_ATTENTION,
-            SDPBackend.EFFICIENT_ATTENTION,
-            SDPBackend.MATH,
-        ]
-    ):
-        yield
+    kinds = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+    return sdpa_kernel([*kinds, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

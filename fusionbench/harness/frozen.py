@@ -6,14 +6,20 @@ encoder share one code object and one graph, which takes seconds once per worker
 the whole encoder takes minutes per method.
 """
 
+import warnings
 from collections.abc import Callable
+from typing import Any, ParamSpec
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.checkpoint import checkpoint
 
 from fusionbench.encoders.contract import Encoder
+
+P = ParamSpec("P")
+_GRAPHS = 64
 
 
 def compile_blocks(encoder: Encoder, *, backend: str | Callable[..., object] = "inductor") -> bool:
@@ -22,6 +28,43 @@ def compile_blocks(encoder: Encoder, *, backend: str | Callable[..., object] = "
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
     return bool(blocks)
+
+
+def compiled(run: Callable[P, Tensor], mode: str) -> Callable[P, Tensor]:
+    """One graph of a whole step, a method's gates fused with the blocks around them.
+
+    `mode` is `default`, `reduce-overhead` (the same, captured in CUDA graphs), or the name of a
+    backend. What cannot be compiled runs as it is.
+    """
+    if mode == "reduce-overhead":
+        # Graphs of the pass before this one keep its memory.
+        torch.compiler.reset()
+    # One more for each method, task and number of seeds; beyond it nothing is compiled any more.
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, _GRAPHS)
+    known = mode in ("default", "reduce-overhead")
+    options: dict[str, Any] = {"mode": mode} if known else {"backend": mode}
+    fast: Callable[P, Tensor] = torch.compile(run, dynamic=False, **options)
+    broken = False
+
+    def call(*given: P.args, **named: P.kwargs) -> Tensor:
+        nonlocal broken
+        if not broken:
+            try:
+                next_step()
+                return fast(*given, **named)
+            except TorchDynamoException as error:
+                broken = True
+                warnings.warn(f"not compiled: {str(error).splitlines()[0]}", stacklevel=2)
+        return run(*given, **named)
+
+    return call
+
+
+def next_step() -> None:
+    """Graphs of `reduce-overhead` may reuse their memory from here on: no gradient is left."""
+    mark: Callable[[], None] = torch.compiler.cudagraph_mark_step_begin
+    mark()
 
 
 class Checkpointed(Encoder):

@@ -1,6 +1,6 @@
 """What the cells of one task share: examples, questions and hidden states, on the device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +57,8 @@ class Materials:
     device: torch.device
     encoder: Encoder | None = None
     """Only where a method of this task writes into the encoder."""
+    compiled: str = ""
+    """Mode of `torch.compile` for whole steps of a pass; empty: they run as they are."""
     splits: Mapping[str, Batch] = field(init=False)
     questions: QuestionTable = field(init=False)
     queries: Float[Tensor, "question query_dim"] = field(init=False)
@@ -96,11 +98,25 @@ class Materials:
 
         return gather
 
+    def resident(self, taps: Sequence[Tap]) -> bool:
+        """Whether these hidden states lie on the device; others are mapped from disk."""
+        return all(self._stored(tap).device.type == self.device.type for tap in taps)
+
+    def mapped(
+        self, taps: Sequence[Tap], rows: Int[Tensor, " example"]
+    ) -> Float[Tensor, "tap batch token dim"]:
+        """Hidden states as they are stored, where they are stored: nothing reaches the device."""
+        return torch.stack([self._stored(tap)[rows] for tap in taps])
+
     def _rows(self, tap: Tap, rows: Int[Tensor, " example"]) -> Float[Tensor, "batch token dim"]:
+        stored = self._stored(tap)
+        # In the type they are stored in: half the bytes for float16.
+        return stored[rows.to(stored.device)].to(self.device).to(torch.float32)
+
+    def _stored(self, tap: Tap) -> Float[Tensor, "image token dim"]:
         if tap not in self._taps:
             self._taps[tap] = self._place(features.read(self.key, tap))
-        stored = self._taps[tap]
-        return stored[rows.to(stored.device)].to(self.device, torch.float32)
+        return self._taps[tap]
 
     def _place(self, stored: Float[Tensor, "image token dim"]) -> Float[Tensor, "image token dim"]:
         if self.device.type != "cuda":

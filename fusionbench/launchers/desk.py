@@ -31,6 +31,8 @@ from fusionbench.task_source import load_data
 from fusionbench.types import StackShape, Unsupported
 
 _ERROR_LINES = 12
+# What `--compile` asks for beyond blocks, as modes of torch.compile.
+_WHOLE_STEPS = {"steps": "default", "graphs": "reduce-overhead"}
 
 
 class Desk:
@@ -209,7 +211,7 @@ class Desk:
         if key not in self._encoders:
             built = load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
             wanted = self.options.compile
-            if wanted == "on" or (wanted == "auto" and self.device.type == "cuda"):
+            if wanted in ("on", *_WHOLE_STEPS) or (wanted == "auto" and self.device.type == "cuda"):
                 compile_blocks(built)
             self._encoders[key] = Checkpointed(built) if self.options.checkpoint else built
         return self._encoders[key]
@@ -228,6 +230,7 @@ class Desk:
                 key=feature_key(cell.spec, bundle, encoder.size),
                 device=self.device,
                 encoder=encoder,
+                compiled=_WHOLE_STEPS.get(self.options.compile, ""),
             )
             self._materials = (cell.spec.task, materials)
         return self._materials[1]

@@ -5,14 +5,24 @@ What was not measured says so; nothing is estimated from something else.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from fusionbench.costs.records import CostRecord, Spread
+from fusionbench.costs.records import CostRecord
 from fusionbench.report.analysis import Analysis
+from fusionbench.report.cost_numbers import (
+    COUNTED,
+    NOT_MEASURED,
+    columns,
+    large,
+    measured_as,
+    mebibytes,
+    plain,
+    spread,
+)
+from fusionbench.report.cost_scale import at_scale
 from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
 from fusionbench.report.sections import Page
 from fusionbench.report.tables import Row, conditions
 from fusionbench.scores import ScoreTable
 
-NOT_MEASURED = "not measured"
 _NOTE = """\
 `trainable` is fusion, projector and reader; `added` is fusion and projector beyond those of
 {baseline}; `total` includes the frozen encoder. A range says that tasks differ. FLOPs are those of
@@ -32,7 +42,14 @@ def cost_page(analyses: Sequence[Analysis], profiles: Sequence[CostRecord]) -> P
         texts.append(f"### {condition.title}\n\n{note}\n\n{markdown_grid(grid)}")
         latex.append(latex_grid(grid, f"Cost; {condition.title}", f"cost-{condition.encoder}"))
         rows += [row for method in methods for row in _long(analysis, method, here)]
-    return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
+    seen = {analysis.table.condition.encoder for analysis in analyses}
+    beside = at_scale([one for one in profiles if one.conditions.encoder not in seen])
+    texts.append(beside.markdown)
+    latex.append(beside.latex)
+    rows += beside.rows
+    return Page(
+        markdown="\n".join(filter(None, texts)), rows=rows, latex="\n".join(filter(None, latex))
+    )
 
 
 def _shown(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> Iterator[GridRow]:
@@ -42,11 +59,11 @@ def _shown(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> I
         yield {
             "method": table.methods[method],
             **{key: counts[key] for key in ("trainable", "added", "total")},
-            "measured as": _measured_as(profile),
-            "FLOPs": _large(profile.flops_over_encoder if profile else None),
-            "latency, ms": _spread(profile.latency_ms if profile else None),
-            "images/s": _plain(profile.throughput if profile else None),
-            "peak memory": _bytes(profile.peak_memory_bytes if profile else None),
+            "measured as": measured_as(profile),
+            "FLOPs": large(profile.flops_over_encoder if profile else None),
+            "latency, ms": spread(profile.latency_ms if profile else None),
+            "images/s": plain(profile.throughput if profile else None),
+            "peak memory": mebibytes(profile.peak_memory_bytes if profile else None),
             "training": "in the encoder" if _inside(table, method) else "cacheable",
         }
 
@@ -64,33 +81,8 @@ def _long(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> It
                 for end, count in zip(("min", "max"), ends, strict=True)
             },
             "cacheable": str(not _inside(table, method)).lower(),
-            **_profile(profile),
+            **columns(profile),
         }
-
-
-def _profile(profile: CostRecord | None) -> Row:
-    """The numbers of one profile; empty fields where there is none."""
-    how = profile.conditions if profile else None
-    latency = profile.latency_ms if profile else None
-    over = profile.latency_over_encoder_ms if profile else None
-    return {
-        "device": how.device if how else "",
-        "dtype": how.dtype if how else "",
-        "batch": str(how.batch) if how else "",
-        "mode": how.mode if how else "",
-        "compile": how.compile if how else "",
-        "flops_over_encoder": _number(profile.flops_over_encoder if profile else None),
-        "flops_encoder": _number(profile.flops_encoder if profile else None),
-        "latency_ms": _number(latency.median if latency else None),
-        "latency_q1_ms": _number(latency.q1 if latency else None),
-        "latency_q3_ms": _number(latency.q3 if latency else None),
-        "latency_over_encoder_ms": _number(over.median if over else None),
-        "throughput": _number(profile.throughput if profile else None),
-        "peak_memory_bytes": _number(profile.peak_memory_bytes if profile else None),
-        "peak_memory_over_encoder_bytes": _number(
-            profile.peak_memory_over_encoder_bytes if profile else None
-        ),
-    }
 
 
 def _counts(analysis: Analysis, method: int) -> Mapping[str, list[int]]:
@@ -129,19 +121,13 @@ def _of(
     table: ScoreTable, method: int, profiles: Sequence[CostRecord]
 ) -> Sequence[CostRecord | None]:
     label = table.row(method)[0].label or table.row(method)[0].spec.method
-    here = [one for one in profiles if one.label == label]
+    mine = [one for one in profiles if one.label == label]
+    here = [one for one in mine if one.conditions.device != COUNTED] or mine
     return sorted(here, key=lambda one: (*_key(one), one.id))
 
 
 def _key(one: CostRecord) -> tuple[str, str, str, int]:
     return one.conditions.mode, one.conditions.device, one.conditions.dtype, one.conditions.batch
-
-
-def _measured_as(profile: CostRecord | None) -> str:
-    if profile is None:
-        return NOT_MEASURED
-    how = profile.conditions
-    return f"{how.mode}, {how.device}, {how.dtype}, batch {how.batch}"
 
 
 def _range(values: Sequence[int]) -> str:
@@ -153,30 +139,3 @@ def _range(values: Sequence[int]) -> str:
 
 def _ends(values: Sequence[int]) -> tuple[str, str]:
     return (str(min(values)), str(max(values))) if values else ("", "")
-
-
-def _large(value: float | None) -> str:
-    if value is None:
-        return NOT_MEASURED
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
-
-
-def _spread(value: Spread | None) -> str:
-    if value is None:
-        return NOT_MEASURED
-    return f"{value.median:.3g} [{value.q1:.3g}, {value.q3:.3g}]"
-
-
-def _bytes(value: int | None) -> str:
-    return NOT_MEASURED if value is None else f"{value / 2**20:,.0f} MiB"
-
-
-def _plain(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:,.0f}"
-
-
-def _number(value: float | int | None) -> str:
-    return "" if value is None else f"{value:.8g}" if isinstance(value, float) else str(value)

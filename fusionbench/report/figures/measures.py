@@ -57,7 +57,9 @@ def _parameters(
 
 def _measured(material: Material, rows: Sequence[int], key: str, title: str) -> Axis:
     """FLOPs are one number; a time is a median between quartiles."""
-    profiles = alike(material.profiles, attrgetter(key))
+    encoder = material.table.condition.encoder
+    here = [one for one in material.profiles if one.conditions.encoder == encoder]
+    profiles = alike(here, attrgetter(key))
     methods = [material.table.methods[row] for row in rows]
     found = [getattr(profiles.by_method.get(method), key, None) for method in methods]
     title = f"{title}\n({profiles.conditions})" if profiles.conditions else title

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusionbench.costs.records import CostRecord
+from fusionbench.report.cost_numbers import COUNTED
 
 Measure = Callable[[CostRecord], object]
 
@@ -31,7 +32,7 @@ def alike(profiles: Sequence[CostRecord], measure: Measure) -> Profiles:
         return Profiles(conditions="", by_method={})
     best = min(groups, key=lambda one: (one[0] == "train", -len(groups[one]), one))
     mode, device, batch, *_ = best
-    text = f"{mode}, {device}, batch {batch}"
+    text = "counted" if device == COUNTED else f"{mode}, {device}, batch {batch}"
     return Profiles(conditions=text, by_method=groups[best])
 
 
@@ -39,5 +40,5 @@ def _conditions(profile: CostRecord) -> tuple[str, ...]:
     """All but the method."""
     facts = profile.conditions
     values = (facts.mode, facts.device, facts.batch, facts.dtype, facts.image_size, facts.width,
-              facts.compile, facts.threads, facts.weights)  # fmt: skip
+              facts.compile, facts.threads, facts.language_model, facts.weights)  # fmt: skip
     return tuple(str(value) for value in values)

@@ -1,0 +1,96 @@
+"""Hidden states mapped from disk: read in each step, or ahead by a thread; beside what is resident.
+
+    python benchmarks/feature_loading.py --device cuda
+
+A training pass of one method on files of hidden states. Plain: each step gathers its rows and
+waits. Ours: `harness/ahead.py`. The note says what a pass takes whose hidden states all lie on the
+device: what is left above it is what loading costs.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rows import Row, chosen_device, finish
+from seeds_on_features import seconds
+from workload import find, materials
+
+from fusionbench.costs.shapes import subject
+from fusionbench.harness import batched
+from fusionbench.harness.batched import Run, train_together
+from fusionbench.harness.materials import Materials
+from fusionbench.harness.model import build_model
+from fusionbench.study import PAPER, QUICK
+
+Once = Callable[[Materials], None]
+
+
+def on_disk(shared: Materials, folder: Path) -> Materials:
+    """The same hidden states in float16 files; the pages are in memory, as after a first epoch."""
+    for number, (tap, values) in enumerate(list(shared._taps.items())):
+        path = folder / f"{number}.npy"
+        np.save(path, values.cpu().numpy().astype(np.float16))
+        shared._taps[tap] = torch.from_numpy(np.load(path, mmap_mode="c"))
+    return shared
+
+
+def direct(shared: Materials, taps, rows):
+    """The plain way: read in the step, copied in the step."""
+    for picked in rows:
+        yield shared.states(picked)(tuple(taps))
+
+
+def measure(make: Callable[[], Materials], once: Once, device: torch.device) -> list[float]:
+    """Seconds with everything resident, read in the step, and read ahead."""
+
+    def best(shared: Materials) -> float:
+        once(shared)
+        return min(seconds(lambda: once(shared), device) for _ in range(3))
+
+    resident = best(make())
+    if device.type == "cpu":
+        # A CPU has no other place: what is mapped counts as resident, and no thread would start.
+        Materials.resident = lambda self, taps: False
+    with tempfile.TemporaryDirectory() as folder:
+        mapped, usual = on_disk(make(), Path(folder)), batched.ahead
+        ahead = best(mapped)
+        batched.ahead = direct
+        plain = best(mapped)
+        batched.ahead = usual
+    return [resident, plain, ahead]
+
+
+def main() -> None:
+    """Print and write the row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--method", default="dense_connector-dci")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--pool", type=int, default=4096)
+    asked = parser.parse_args()
+    device = chosen_device(asked.device)
+    real = device.type == "cuda"
+    budget = replace(PAPER.budget if real else QUICK.budget, steps=asked.steps, lrs=(1e-3,))
+    name, size = ("shape:dinov2-s-14", 112) if real else ("nano", 0)
+    encoder, _ = subject(name, image_size=size, device=device, dtype=torch.float32)
+    method, settings = find(asked.method)
+    runs = [Run(seed=seed, lr=1e-3) for seed in range(asked.seeds)]
+    make = partial(materials, encoder, method, settings, budget, device=device, pool=asked.pool)
+
+    def once(shared: Materials) -> None:
+        train_together([build_model(method, settings, shared, r.seed) for r in runs], shared, runs)
+
+    resident, plain, ahead = measure(make, once, device)
+    note = f"{asked.method}, {asked.seeds} seeds; resident on the device: {resident:.3g} s"
+    row = Row(target="feature-loading", plain=plain, ours=ahead, unit="s", note=note)
+    finish("feature_loading", [row], device)
+
+
+if __name__ == "__main__":
+    main()

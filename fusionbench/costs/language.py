@@ -1,0 +1,102 @@
+"""A language model of LLaVA-1.5-7B's shape (Vicuna) with random weights, or none: its prefill.
+
+Liu et al. 2024 (arXiv 2310.03744). The image's tokens stand in front of the question's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusionbench.costs import flops
+from fusionbench.readers.layers import Inside, Projector, wrapped
+from fusionbench.types import Fused, ReaderShape
+
+SHAPE = ReaderShape(layers=32, width=4096, heads=32, mlp=11008)
+"""What a method that reaches into the reader meets at that width."""
+TEXT_TOKENS = 64
+
+
+class LanguageModel(nn.Module):
+    """Frozen; on `meta` it is counted and takes no memory, in bfloat16 it takes 13 GiB."""
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, *, shape: ReaderShape = SHAPE
+    ) -> None:
+        super().__init__()
+        from transformers import LlamaConfig, LlamaModel
+
+        # Its keywords are read from a dictionary: no checker knows them.
+        make: Any = LlamaConfig
+        build: Any = LlamaModel
+        config = make(
+            hidden_size=shape.width,
+            intermediate_size=shape.mlp,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            attn_implementation="sdpa",
+        )
+        with device, _default(dtype):
+            self.model = build(config)
+        self.model.eval().requires_grad_(requires_grad=False)
+        self.text: Tensor
+        text = torch.zeros(1, TEXT_TOKENS, shape.width, device=device, dtype=dtype)
+        self.register_buffer("text", text)
+
+    def forward(
+        self,
+        image: Float[Tensor, "batch token width"],
+        fused: Fused | None = None,
+        projector: Projector | None = None,
+    ) -> Float[Tensor, "batch position width"]:
+        """Last hidden states; `fused` acts in the layers it names."""
+        sequence = torch.cat([image, self.text.expand(len(image), -1, -1)], dim=1)
+        length = sequence.shape[1]
+        # On meta a mask that is there already: building one looks at values.
+        on_meta = sequence.is_meta
+        mask = sequence.new_zeros(1, 1, length, length) if on_meta else None
+        named = {"inputs_embeds": sequence, "attention_mask": mask, "use_cache": False}
+        if fused is None or projector is None or not fused.reaches_inside:
+            return self._last(named)
+        inside = Inside(
+            fused=fused,
+            layers=len(self.model.layers),
+            place=lambda values: F.pad(values, (0, 0, 0, length - values.shape[1])),
+            projector=projector,
+        )
+        with wrapped(self.model.layers, inside):
+            return self._last(named)
+
+    def _last(self, named: dict[str, Any]) -> Float[Tensor, "batch position width"]:
+        output: Tensor = self.model(**named).last_hidden_state
+        return output
+
+
+@cache
+def nowhere(dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Built once a process; its weights take no memory."""
+    return LanguageModel(torch.device("meta"), dtype)
+
+
+@cache
+def operations(tokens: int) -> int:
+    """Of the prefill of one image of so many tokens, with no method in the layers."""
+    with torch.no_grad():
+        image = torch.zeros(1, tokens, SHAPE.width, device="meta")
+        return flops.count(lambda: nowhere()(image))
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    """New parameters have this type at once: a copy in float32 would take 26 GiB."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

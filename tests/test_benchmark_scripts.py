@@ -1,0 +1,186 @@
+"""Every benchmark runs, in a tiny size on a CPU; no time that is measured here means anything."""
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusionbench.plugins import load_encoder
+from fusionbench.study import PAPER
+
+HERE = Path(__file__).resolve().parent.parent / "benchmarks"
+pytestmark = [
+    pytest.mark.skipif(not HERE.exists(), reason="an installed wheel has no benchmarks"),
+    pytest.mark.filterwarnings("ignore"),
+]
+CPU = ("--device", "cpu")
+# Script, its arguments, and the targets of the rows that must be there.
+RUNS = {
+    "mema_clip.py": (
+        (*CPU, "--shrink", "--batch", "2", "--blocks", "2", "--ways", "default", "half"),
+        {"way=default", "way=half", "mema-train-clip", "mema-inference-clip"},
+    ),
+    "seeds_on_features.py": (
+        (*CPU, "--seeds", "2", "--steps", "2", "--methods", "scalar_mix"), {"seed-loop-cpu"},
+    ),
+    "seeds_in_encoder.py": (
+        (*CPU, "--seeds", "2", "--steps", "11", "--batch", "1", "--ways", "steps",
+         "--method", "dia_lstm"),
+        {"seeds=2", "mema-seeds"},
+    ),
+    "feature_loading.py": (
+        (*CPU, "--seeds", "2", "--steps", "2", "--pool", "64"), {"feature-loading"},
+    ),
+    "profile_twice.py": (
+        (*CPU, "--encoder", "nano", "--width", "32", "--batch", "2", "--blocks", "2", "--dtype",
+         "fp32", "--methods", "scalar_mix"),
+        {"method=scalar_mix", "profile-twice"},
+    ),
+    "start_and_plan.py": (
+        ("--turns", "0", "--cells", "1000", "--tasks", "digits"), {"start", "plan"},
+    ),
+    "quick_study.py": (("--task", "digits", "--sample", "1"), {"quick-study"}),
+    "whole_study.py": (
+        (*CPU, "--encoder", "nano", "--methods", "scalar_mix", "--tasks", "digits", "--steps", "2",
+         "--seeds", "2"),
+        {"whole-study"},
+    ),
+}  # fmt: skip
+AXES = {
+    "tokens": ("16", "tokens=16 blocks=12"),
+    "blocks": ("2", "tokens=64 blocks=2"),
+    "seeds": ("2", "seeds=2"),
+    "methods": ("2", "methods=2"),
+    "cells": ("1000", "cells=1000"),
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """A script in this process; compiling is left out, the fast paths have tests of their own."""
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setattr(torch, "compile", lambda run, **_: run)
+    import rows
+
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    threads = torch.get_num_threads()
+
+    def call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(HERE / script), run_name="__main__")
+        files = sorted(tmp_path.glob("*.json"))
+        return [row for file in files for row in json.loads(file.read_text())["rows"]]
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    """What benchmarks exchange in the engine is put back."""
+    from fusionbench.harness import batched, train
+    from fusionbench.harness.materials import Materials
+
+    monkeypatch.setattr(batched, "schedule", batched.schedule)
+    monkeypatch.setattr(train, "schedule", train.schedule)
+    monkeypatch.setattr(Materials, "resident", Materials.resident)
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_a_benchmark_measures_both_ways(script, run):
+    arguments, targets = RUNS[script]
+    rows = run(script, *arguments)
+    assert {row["target"] for row in rows} == targets
+    assert all(row["plain"] > 0 and row["ours"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_an_axis_of_scaling_has_its_points(axis, run):
+    point, target = AXES[axis]
+    found = run("scaling.py", *CPU, "--axes", axis, "--points", point, "--methods", "scalar_mix",
+                "--batch", "1", "--tasks", "digits")  # fmt: skip
+    assert [row["target"] for row in found] == [target]
+
+
+def test_every_script_that_measures_is_run_here():
+    helpers = {"rows.py", "sampled.py", "workload.py", "targets.py", "random_vit.py"}
+    others = {"all_gpu.py", "scaling.py", "report_size.py"}
+    scripts = {path.name for path in HERE.glob("*.py")}
+    assert scripts == set(RUNS) | helpers | others
+
+
+def test_a_study_that_stops_goes_on_with_what_is_left(run, tmp_path):
+    arguments, _ = RUNS["whole_study.py"]
+    assert run("whole_study.py", *arguments, "--minutes", "0") == []
+    (state,) = tmp_path.glob("*.partial")
+    values = json.loads(state.read_text())
+    values["found"]["scalar_mix"] = [300.0, 100.0]
+    state.write_text(json.dumps(values))
+    (row,) = run("whole_study.py", *arguments)
+    assert (row["plain"], row["ours"]) == (300.0, 100.0) and not list(tmp_path.glob("*.partial"))
+
+
+def test_the_encoder_without_weights_has_the_shape_of_the_one_that_is_fetched(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import sampled
+
+    named = {"methods": ("scalar_mix",), "tasks": ("digits",), "seeds": 1}
+    study = replace(PAPER, encoder="random-dinov2-s", **named)
+    (job,) = sampled.jobs(study)
+    encoder = load_encoder(job[0].encoder, image_size=112, device="cpu")
+    states = encoder.hidden_states(torch.zeros(1, 112, 112, 3, dtype=torch.uint8))
+    assert (len(states), tuple(states[-1].shape)) == (13, (1, 65, 384))
+    assert job[0].spec.encoder == "random-dinov2-s" and not any(
+        p.requires_grad for p in encoder.parameters()
+    )
+
+
+def all_gpu(monkeypatch, work):
+    monkeypatch.syspath_prepend(str(HERE))
+    import all_gpu as module
+
+    monkeypatch.setattr(module, "tasks", lambda device: work)
+    return module
+
+
+def test_all_rows_are_packed_and_a_second_call_does_what_the_first_left(
+    monkeypatch, tmp_path, capsys
+):
+    script = tmp_path / "writes.py"
+    script.write_text(
+        "import os, sys, pathlib\n"
+        "home = pathlib.Path(os.environ['BENCHMARK_RESULTS'])\n"
+        "home.mkdir(exist_ok=True)\n"
+        "again = (home / f'{sys.argv[1]}-card.json').exists()\n"
+        "(home / f'{sys.argv[1]}-card.json').write_text('twice' if again else 'once')\n"
+        "sys.exit(sys.argv[1] == 'bad')\n"
+    )
+    work = {name: (0.1, [str(script), name]) for name in ("good", "bad", "late")}
+    work["late"] = (60.0, work["late"][1])
+    module = all_gpu(monkeypatch, work)
+    packed = tmp_path / "gpu.json"
+    for minutes in ("2", "9"):
+        monkeypatch.setattr(sys, "argv", ["x", "--packed", str(packed), "--minutes", minutes])
+        module.main()
+        found = json.loads(packed.read_text())
+        assert found["done"] == (["good"] if minutes == "2" else ["good", "late"])
+    assert found["results"] == {
+        "good-card.json": "once", "bad-card.json": "twice", "late-card.json": "once"
+    }  # fmt: skip
+    assert "failed: bad" in capsys.readouterr().out
+    module.unpack(found, tmp_path / "there", tmp_path / "quick")
+    assert (tmp_path / "there" / "good-card.json").read_text() == "once"
+
+
+def test_every_row_of_a_gpu_has_its_place_in_the_list(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import all_gpu
+    import targets
+
+    called = {Path(a[0]).name for _, a in all_gpu.tasks("cuda").values() if a[0] != "-m"}
+    wanted = {t.command.split()[1].split("/")[1] for t in targets.TARGETS if "cuda" in t.command}
+    assert wanted <= called
