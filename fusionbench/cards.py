@@ -25,6 +25,8 @@ class MethodCard:
     reads_answers: bool
     control: str
     in_all: bool
+    representative: bool
+    """It stands for its family where there is room for one of each."""
     reader: str
     """The reader it runs with; empty: the study's."""
     question: str

@@ -141,6 +141,7 @@ def _method(
         reads_answers=bool(declaration.attributes.get("reads_answers", False)),
         control=given["control"],
         in_all=_in_all(given["in_all"], variant),
+        representative=variant == _representative(given),
         tries=tries,
         reader=one_of(READER, given[READER], ("", *READERS)),
         question=one_of(QUESTION, given[QUESTION], ("", *QUESTIONS)),
@@ -191,6 +192,14 @@ def _writes(declaration: Declaration, settings: Mapping[str, Setting]) -> bool:
 
 def _in_all(told: object, variant: str) -> bool:
     return variant in told if isinstance(told, tuple) else bool(told)
+
+
+def _representative(given: Mapping[str, Any]) -> str:
+    """The variant that is declared, else the plain one, else the first that `all` means."""
+    variants = tuple(given["variants"] or {"": {}})
+    if told := str(given["representative"]):
+        return one_of("representative", told, variants)
+    return min(variants, key=lambda name: (name != "", not _in_all(given["in_all"], name)))
 
 
 def _encoder(declaration: Declaration, where: dict[str, str]) -> PluggedEncoder:

@@ -102,6 +102,8 @@ class CellRecord:
     """The method's family; its variants are no evidence of their own."""
     control: str = ""
     """The method's matched control, or a sentence on why none exists."""
+    representative: bool = False
+    """True for the method that stands for its family; from its card, as it is without settings."""
     reads_answers: bool = False
     """True for a method that sees the answers in training; it enters no aggregate."""
     group: str = ""

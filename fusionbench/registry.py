@@ -44,6 +44,7 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     variants: Mapping[str, Mapping[str, Setting]] | None = None,
     control: str = "",
     in_all: bool | tuple[str, ...] = True,
+    representative: str = "",
     reader: str = "",
     question: str = "",
     tries: str = "",
@@ -58,23 +59,24 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     registers `family` and `family-no_query`; without it only `family`. `version` is bumped when
     results change. `control` names the matched control (same budget, no new information), or
     says in a sentence why none exists. `in_all`: whether `--methods all` means it; or which of the
-    variants it means. `reader` names the reader it runs with whatever the study's is; a method that
-    reaches into the reader's layers needs one. `question` "shuffled" is a control: the fusion sees
-    the question of another image. `tries` names a setting that nobody sets: it is
-    chosen on val among the layers 1..L, by the tuning seeds, together with the learning rate.
+    variants it means. `representative` stands for the family where there is room for one of each:
+    the plain variant, else the first that `all` means, unless said here. `reader` names the reader
+    it runs with whatever the study's is; a method that reaches into the reader's layers needs one.
+    `question` "shuffled" is a control: the fusion sees the question of another image. `tries` names
+    a setting that nobody sets: it is chosen on val among layers 1..L, along with the learning rate.
 
-    `switches` maps a setting to what `ablate` tries in its place, "off" first; `idle`
-    lists settings and the switches that can do nothing beside them, so that a combination that is
-    another one in disguise is no cell: (({"memory": "none"}, ("query",)),).
+    `switches` maps a setting to what `ablate` tries in its place, "off" first; `idle` lists
+    settings and the switches that do nothing beside them: (({"memory": "none"}, ("query",)),).
 
     Further facts, for `list --long`: paper, year, parity; `parameters`, a formula of what is
     trained beside LLaVA's projector (see `fusionbench.parameters`); `needs` and `identity`, where
     the class attributes do not say it. `details` maps a variant's suffix to the facts it changes.
     """
-    told: dict[str, Any] = {"version": version, "control": control, "in_all": in_all}
-    told |= {"reader": reader, "question": question, "tries": tries, "idle": tuple(idle)}
+    told = {"version": version, "control": control, "in_all": in_all, "idle": tuple(idle)}
+    told |= {"representative": representative, "reader": reader, "question": question}
     axes = {"variants": variants or {"": {}}, "switches": switches or {}, "details": details or {}}
-    return _register("method", family, facts | told | {k: dict(v) for k, v in axes.items()})
+    told |= {"tries": tries} | {name: dict(values) for name, values in axes.items()}
+    return _register("method", family, facts | told)
 
 
 def task(  # noqa: PLR0913  (each argument is a fact about the task)

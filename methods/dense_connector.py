@@ -35,6 +35,7 @@ _POOL = 8
         "dci": {"form": "dci"},
     },
     control="repeat",
+    representative="dci",
     paper="arXiv:2405.13800",
     year=2024,
     parity="exact",

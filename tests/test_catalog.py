@@ -51,7 +51,7 @@ def test_the_card_of_a_method_says_what_its_import_registers(name):
     assert card.in_encoder == needs_encoder(cls(shape, **settings))
     assert card.switches == found.facts["switches"] and card.idle == found.facts["idle"]
     axes = {"version", "control", "in_all", "variants", "switches", "idle", "details"}
-    axes |= {"reader", "question", "tries"}
+    axes |= {"reader", "question", "tries", "representative"}
     told = set(found.facts) | set(found.facts["details"].get(card.variant, ()))
     assert set(card.facts) == (told - axes) | {"needs", "identity"}
 
@@ -64,6 +64,18 @@ def test_the_card_of_a_task_says_what_its_import_registers(name):
     assert found.cls is type(loaded)
     for fact in ("version", "family", "group", "needs", "get", "encoder", "in_suite"):
         assert getattr(card, fact) == found.facts[fact]
+
+
+def test_each_family_has_one_method_that_stands_for_it():
+    chosen: dict[str, list[str]] = {}
+    for name, card in CATALOG.methods.items():
+        chosen.setdefault(card.family, []).extend([name] if card.representative else [])
+    assert all(len(names) == 1 for names in chosen.values())
+    assert chosen["mema"] == ["mema"]
+    # Declared, since the alphabet or the order of the file would take another.
+    assert chosen["dense_connector"] == ["dense_connector-dci"]
+    # There is no plain one, and `all` means only this.
+    assert chosen["lsf_external_direct"] == ["lsf_external_direct-3_18_23"]
 
 
 def test_the_built_ins_have_no_problem():

@@ -44,7 +44,8 @@ def cell(method, task, seed, scores, **facts):
     """A finished cell; its own identity unless `facts` says otherwise."""
     start = CellRecord(
         spec=replace(spec(method, task, seed), settings={}), status="done", label=method,
-        family=method.partition("-")[0], control=CONTROLS.get(method, "repeat"), group="fine",
+        family=method.partition("-")[0], representative="-" not in method,
+        control=CONTROLS.get(method, "repeat"), group="fine",
         task_family=task, in_suite=True, chance=CHANCE, score=float(np.mean(scores)),
         examples=len(scores), parameters={"fusion": 10, "projector": 20, "reader": 30},
         provenance={"code": CODE, "method": "built-in", "task": "built-in"},

@@ -189,6 +189,7 @@ class Desk:
             label=cell.chosen.label,
             family=card.family,
             control=card.control,
+            representative=card.representative and cell.chosen.label == card.name,
             reads_answers=card.reads_answers,
             group=task.group,
             task_family=task.family,

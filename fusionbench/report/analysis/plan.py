@@ -84,7 +84,7 @@ def _contrasts(
 
 
 def _representatives(table: ScoreTable, order: Sequence[str], baseline: str) -> list[str]:
-    """One method of each family: the one that bears its name, else the first of the request."""
+    """One method of each family: the declared one, else the first of the request."""
     place = {label: index for index, label in enumerate(order)}
     found: dict[str, list[tuple[bool, int, str]]] = {}
     for row, name in enumerate(table.methods):
@@ -92,7 +92,7 @@ def _representatives(table: ScoreTable, order: Sequence[str], baseline: str) -> 
         if name == baseline or row in table.leaky or _is_reference(first):
             continue
         family = first.family or first.spec.method
-        rank = (first.label != family, place.get(first.label, len(place)), name)
+        rank = (not first.representative, place.get(first.label, len(place)), name)
         found.setdefault(family, []).append(rank)
     best = sorted(min(ranks)[1:] for ranks in found.values())
     return [name for _, name in best]

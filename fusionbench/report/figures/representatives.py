@@ -1,7 +1,7 @@
 """Who stands for a family where all methods at once would be a tangle.
 
-Chosen by name, never by score: methods of the planned contrasts and the baseline, then of each
-family left the plain one, then the variant that the alphabet puts first.
+Never chosen by score: the baseline and the methods of the planned contrasts, then of each family
+left the one that its card declares, and where that did not run the first by name.
 """
 
 from fusionbench.report.figures.material import Material
@@ -17,22 +17,24 @@ def representatives(material: Material, *, complete: bool = False) -> list[int]:
     methods = material.table.methods
     allowed = [row for row in range(len(methods)) if not complete or _ran(material, row)]
     chosen: dict[str, int] = {}
-    for row in sorted(allowed, key=lambda row: (_order(material, methods[row]), methods[row])):
+    for row in sorted(allowed, key=lambda row: (_order(material, row), methods[row])):
         chosen.setdefault(family(material, row), row)
     return sorted(list(chosen.values())[:MOST])
 
 
 def family(material: Material, row: int) -> str:
-    """The registered name up to its variant: `mema` of `mema-no_query[reduction=2]`."""
-    return material.table.row(row)[0].spec.method.partition("-")[0]
+    """`mema` of `mema-no_query[reduction=2]`: what the records say, else the name's first part."""
+    first = material.table.row(row)[0]
+    return first.family or first.spec.method.partition("-")[0]
 
 
-def _order(material: Material, method: str) -> int:
+def _order(material: Material, row: int) -> int:
+    method = material.table.methods[row]
     if method == material.baseline:
         return 0
     if method in material.planned:
         return 1
-    return 3 if "-" in method or "[" in method else 2
+    return 2 if material.table.row(row)[0].representative else 3
 
 
 def _ran(material: Material, row: int) -> bool:
