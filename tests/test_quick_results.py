@@ -74,7 +74,7 @@ def test_some_method_is_above_chance_on_at_least_8_tasks(right):
 
 @pytest.fixture(scope="module")
 def averaged() -> dict[str, dict[str, np.ndarray]]:
-    """{task: {method: score of each example, mean over the runs, less chance}}, suite tasks only."""
+    """{task: {method: mean over the runs of each example, less chance}}, suite tasks only."""
     store = Store.open(RESULTS)
     scores = defaultdict(list)
     for record in store.records():
