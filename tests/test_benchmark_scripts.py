@@ -18,6 +18,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 CPU = ("--device", "cpu")
+LONG = ("mema_clip.py", "seeds_in_encoder.py", "whole_study.py")
+"""Five seconds or more."""
 # Script, its arguments, and the targets of the rows that must be there.
 RUNS = {
     "mema_clip.py": (
@@ -90,7 +92,9 @@ def restored(monkeypatch):
     monkeypatch.setattr(Materials, "resident", Materials.resident)
 
 
-@pytest.mark.parametrize("script", RUNS)
+@pytest.mark.parametrize(
+    "script", [pytest.param(one, marks=pytest.mark.slow if one in LONG else ()) for one in RUNS]
+)
 def test_a_benchmark_measures_both_ways(script, run):
     arguments, targets = RUNS[script]
     rows = run(script, *arguments)

@@ -252,14 +252,14 @@ def test_a_part_that_is_switched_off_changes_the_tokens_and_leaves_the_rest_aliv
     ids=str,
 )
 def test_the_memory_is_written_back_after_the_blocks_that_are_named(settings, opened):
-    openings = run(with_random_weights(**settings), *draw()).trace["gate_opening"]
+    openings = run(with_random_weights(**settings).eval(), *draw()).trace["gate_opening"]
     assert tuple((openings.nonzero().flatten() + 1).tolist()) == opened
 
 
 def test_a_scalar_opening_is_one_number_for_all_tokens():
     fusion = seeded(init="repaired", opening="scalar")
     assert fusion.spatial_gate.alpha.item() == pytest.approx(-2.2)
-    openings = run(fusion, *draw()).trace["gate_opening"]
+    openings = run(fusion.eval(), *draw()).trace["gate_opening"]
     assert torch.equal(openings, torch.full_like(openings, torch.tensor(-2.2).sigmoid().item()))
 
 
