@@ -116,7 +116,7 @@ def test_the_alignment_changes_no_token():
 def test_the_readout_writes_nothing_and_gates_once():
     fusion = with_random_weights(feedback="after")
     assert not fusion.writes
-    opened = run(fusion, *draw()).trace["gate_opening"]
+    opened = run(fusion.eval(), *draw()).trace["gate_opening"]
     assert opened.count_nonzero() == 1 and opened[-1] > 0
 
 
