@@ -18,7 +18,7 @@ from wide_study import write_study
 from fusionbench.costs.records import Conditions, CostRecord, Spread
 from fusionbench.probes import ProbeMap
 from fusionbench.report.build import collect
-from fusionbench.report.figures import cost, instruments, layers, learning, scores
+from fusionbench.report.figures import cost, instruments, layers, learning, ranks, scores
 from fusionbench.report.figures.drawing import Drawing, save
 from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.profiles import alike
@@ -282,6 +282,18 @@ def test_representatives_are_one_per_family_at_most_ten_and_chosen_by_name(mater
     many = [record(spec(f"m{i}"), np.ones(4)) for i in range(14)]
     (table,) = score_tables(many)
     assert len(representatives(Material(table=table, results=material.results))) == 10
+
+
+def test_ranks_of_a_single_run_have_no_band(tmp_path):
+    with Store.create(tmp_path) as store:
+        for number, method in enumerate(("last", "penultimate", "scalar_mix")):
+            for task in ("digits", "scenes_count"):
+                put(store, spec(method, task), 0.3 + number / 10, label=method)
+    store = Store.open(tmp_path)
+    (table,) = score_tables(list(store.records()))
+    drawn = ranks.draw(Material(table=table, results=store))
+    assert drawn is not None
+    assert "nan" not in str(drawn.data).lower()
 
 
 def test_the_steps_of_a_curve_are_those_at_which_training_noted_its_loss():

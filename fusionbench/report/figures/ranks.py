@@ -78,7 +78,9 @@ def _friedman(material: Material, table: RankTable) -> str:
 
 
 def _ends(material: Material, rows: Sequence[int]) -> Ends | None:
-    """The band of each rank, or None where outcomes are missing or differ in their examples."""
+    """The band of each rank, or None with one run, or where examples are missing or differ."""
+    if len(material.table.seeds) < 2:
+        return None
     scopes = {record.seed_scope for row in rows for record in material.table.row(row)}
     try:
         tasks = [_outcomes(material, rows, task) for task in range(len(material.table.tasks))]
