@@ -121,8 +121,9 @@ def main() -> None:
             note = f" ({row['note']})" if row["note"] else ""
             if "=" in row["target"]:
                 curves.append(
-                    f"| {values['script']} | {row['target']} | {row['plain']:.4g} | "
-                    f"{row['ours']:.4g} | {row['unit']} | {values['device']} |"
+                    f"| {values['script']} | {row['note'] or '–'} | {row['target']} | "
+                    f"{row['plain']:.4g} | {row['ours']:.4g} | {row['unit']} | "
+                    f"{values['device']} |"
                 )
             else:
                 found.setdefault(row["target"], []).append(f"{text}, {values['device']}{note}")
@@ -147,8 +148,8 @@ def _page(found: dict[str, list[str]], curves: list[str]) -> str:
         )
     lines += ["", "## Scaling", ""]
     if curves:
-        lines += ["| script | point | plain | ours | unit | device |", "|---|---|---|---|---|---|"]
-        lines += curves
+        columns = ("script", "method, or what was done", "point", "plain", "ours", "unit", "device")
+        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *curves]
     else:
         lines.append("not yet measured: `python benchmarks/scaling.py` and the scripts above")
     return "\n".join(lines) + "\n"

@@ -8,7 +8,9 @@ import torch
 
 from fusionbench.fusion import Method
 from fusionbench.harness.batched import NotAlike, Run, train_together
-from fusionbench.harness.cell import Scores, Tuned, run_cell, scored
+from fusionbench.harness.batched_evaluate import evaluate_all
+from fusionbench.harness.cell import Scores, Tuned, described, run_cell, split_of
+from fusionbench.harness.evaluate import Evaluation
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.train import TrainingLog
@@ -22,7 +24,7 @@ class Member:
     spec: CellSpec
     tuned: Tuned
     wanted: bool = True
-    """False for a run that only completes the pass: it is trained and not scored."""
+    """False for a run that only completes the pass: nobody asked for its scores."""
 
 
 Outcome = tuple[CellRecord, Scores] | FloatingPointError
@@ -43,18 +45,26 @@ def run_pass(
         for each in members
     ]
     runs = [Run(seed=each.spec.seed, lr=each.tuned.lr) for each in members]
+    note = ""
     try:
         logs = train_together(models, materials, runs)
     except (NotAlike, torch.OutOfMemoryError) as reason:
         note = f"trained alone, not in a pass of {len(members)}: {reason}"
+    # Behind the handler: while it runs, the error keeps the memory of what it stopped.
+    if note:
         return [_alone(method, materials, each, note, eval_batch) for each in members]
+    # All of them, wanted or not: what is missing changes no layout, and so no rounding.
+    found, note = evaluate_all(models, materials, split_of(members[0].spec), eval_batch)
+    notes = (note,) if note else ()
     outcomes = [
-        _outcome(each, model, log, materials, eval_batch)
-        for each, model, log in zip(members, models, logs, strict=True)
+        _outcome(each, model, log, materials, one)
+        for each, model, log, one in zip(members, models, logs, found, strict=True)
     ]
     seconds = round((time.perf_counter() - started) / len(members), 3)
     return [
-        (replace(one[0], seconds=seconds), one[1]) if isinstance(one, tuple) else one
+        (replace(one[0], seconds=seconds, notes=(*one[0].notes, *notes)), one[1])
+        if isinstance(one, tuple)
+        else one
         for one in outcomes
     ]
 
@@ -64,13 +74,13 @@ def _outcome(
     model: Model,
     log: TrainingLog | FloatingPointError,
     materials: Materials,
-    eval_batch: int,
+    found: Evaluation,
 ) -> Outcome | None:
     if not member.wanted:
         return None
     if isinstance(log, FloatingPointError):
         return log
-    return scored(member.spec, model, log, materials, tuned=member.tuned, eval_batch=eval_batch)
+    return described(member.spec, model, log, materials, tuned=member.tuned, found=found)
 
 
 def _alone(

@@ -13,13 +13,14 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fusionbench.fusion import InEncoderFusion
+from fusionbench.harness import batched_steps as steps
 from fusionbench.harness.frozen import compiled
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.model import Model
-from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
+from fusionbench.harness.stepping import needs_encoder, taps_of
 
 R = TypeVar("R")
 Weights = dict[str, Tensor]
@@ -65,7 +66,7 @@ class Stack:
         """From hidden states that lie ready: nothing here reads a file or looks at a value."""
         if needs_encoder(self._call.model.fusion):
             return self._stepped((rows, questions, answers), hidden, query)
-        return self._over(_loss_of, rows, questions, answers, hidden, query)
+        return self._over(steps.loss_of, rows, questions, answers, hidden, query)
 
     def write_back(self, models: Sequence[Model]) -> None:
         """Give each model the weights of its run."""
@@ -74,6 +75,23 @@ class Stack:
                 for name, own in (*model.named_parameters(), *model.named_buffers()):
                     own.copy_(self._weights()[name][run])
 
+    def outputs(
+        self, batch: Batch, hidden: Float[Tensor, "tap batch token dim"], *, room: int = 0
+    ) -> steps.Said:
+        """What each run says of the same examples: [run batch answer], and traces by [run].
+
+        The hidden states are there once for all runs. `room`: examples a run that the frozen
+        blocks always get, the last batch filled up, so that one compiled graph serves them all.
+        """
+        query = self._call.model.query(batch, self.materials)
+        with _vmappable_attention(self.materials.device):
+            if not needs_encoder(self._call.model.fusion):
+                return self._over(steps.said_of, batch=batch, hidden=hidden, query=query)
+            state = self._over(steps.start, tokens=hidden[0], query=query)
+            tokens, state = self._over(steps.after(1), state, tokens=hidden[1])
+            tokens, state = self._walked(tokens, state, room)
+            return self._over(steps.said_behind, tokens, state, batch=batch)
+
     def _stepped(
         self,
         examples: tuple[Tensor, Tensor, Tensor],
@@ -81,18 +99,34 @@ class Stack:
         query: Float[Tensor, "run batch query_dim"],
     ) -> Float[Tensor, " run"]:
         """As `stepping.fuse` does it for one run."""
+        state = self._over(steps.start, hidden[:, 0], query)
+        tokens, state = self._over(steps.after(1), state, hidden[:, 1])
+        return self._over(steps.finish, *examples, *self._walked(tokens, state))
+
+    def _walked(
+        self, tokens: Float[Tensor, "run batch token dim"], state: Any, room: int = 0
+    ) -> tuple[Float[Tensor, "run batch token dim"], Any]:
+        """From behind block 1 to behind the last that the method needs."""
+        fusion = self._call.model.fusion
+        for index in range(2, getattr(fusion, "depth", 1) + 1):
+            tokens = self._frozen(index, tokens, room)
+            tokens, state = self._over(steps.after(index), state, tokens)
+        return tokens, state
+
+    def _frozen(
+        self, index: int, tokens: Float[Tensor, "run batch token dim"], room: int
+    ) -> Float[Tensor, "run batch token dim"]:
+        """A block of the encoder on all runs at once."""
         encoder, fusion = self.materials.encoder, self._call.model.fusion
-        if encoder is None or not isinstance(fusion, InEncoderFusion):
+        if encoder is None:
             raise TypeError(f"{type(fusion).__name__} writes into the encoder, but none was given")
-        state = self._over(_start, hidden[:, 0], query)
-        tokens, state = self._over(_after(1), hidden[:, 1], state)
-        for index in range(2, fusion.depth + 1):
-            folded = rearrange(tokens, "s b n d -> (s b) n d")
-            with _any_attention() if self.materials.device.type == "cpu" else nullcontext():
-                folded = encoder.block(index, folded)
-            tokens = rearrange(folded, "(s b) n d -> s b n d", s=self.runs)
-            tokens, state = self._over(_after(index), tokens, state)
-        return self._over(_finish, *examples, tokens, state)
+        folded = rearrange(tokens, "s b n d -> (s b) n d")
+        rows = len(folded)
+        if (missing := self.runs * room - rows) > 0:
+            folded = F.pad(folded, (0, 0, 0, 0, 0, missing))
+        with _any_attention() if self.materials.device.type == "cpu" else nullcontext():
+            folded = encoder.block(index, folded)
+        return rearrange(folded[:rows], "(s b) n d -> s b n d", s=self.runs)
 
     def _inputs(
         self, batch: Batch, hidden: Float[Tensor, "tap example token dim"]
@@ -108,12 +142,13 @@ class Stack:
             rearrange(query, "(s b) d -> s b d", s=self.runs),
         )
 
-    def _over(self, step: Callable[..., R], *given: Any) -> R:
-        """One step of all runs; every tensor has the runs along its first axis."""
+    def _over(self, step: Callable[..., R], *given: Any, **shared: Any) -> R:
+        """One step of all runs. `given` has the runs along each first axis; `shared` is theirs."""
 
         def alone(weights: Weights, *inputs: Any) -> R:
             named = {f"model.{name}": value for name, value in weights.items()}
-            return torch.func.functional_call(self._call, named, (step, self.materials, *inputs))
+            arguments = (step, self.materials, *inputs)
+            return torch.func.functional_call(self._call, named, arguments, shared)
 
         return torch.vmap(alone)(self._weights(), *given)
 
@@ -128,53 +163,10 @@ class _Call(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, step: Callable[..., R], materials: Materials, *inputs: Any) -> R:
-        return step(self.model, materials, *inputs)
-
-
-def _loss_of(  # noqa: PLR0913
-    model: Model,
-    materials: Materials,
-    rows: Int[Tensor, " batch"],
-    questions: Int[Tensor, " batch"],
-    answers: Int[Tensor, " batch"],
-    hidden: Float[Tensor, "tap batch token dim"],
-    query: Float[Tensor, "batch query_dim"],
-) -> Float[Tensor, ""]:
-    batch = Batch(rows=rows, questions=questions, answers=answers)
-    fused = fuse(model.fusion, lambda _: hidden, query)
-    return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
-
-
-def _start(model: Model, materials: Materials, tokens: Tensor, query: Tensor) -> Any:
-    return _stepping(model).start(tokens, query)
-
-
-def _after(block: int) -> Callable[..., tuple[Tensor, Any]]:
-    def step(model: Model, materials: Materials, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return _stepping(model).after_block(block, tokens, state)
-
-    return step
-
-
-def _finish(  # noqa: PLR0913
-    model: Model,
-    materials: Materials,
-    rows: Int[Tensor, " batch"],
-    questions: Int[Tensor, " batch"],
-    answers: Int[Tensor, " batch"],
-    tokens: Float[Tensor, "batch token dim"],
-    state: Any,
-) -> Float[Tensor, ""]:
-    batch = Batch(rows=rows, questions=questions, answers=answers)
-    fused = _stepping(model).finish(tokens, state)
-    return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
-
-
-def _stepping(model: Model) -> InEncoderFusion:
-    if not isinstance(model.fusion, InEncoderFusion):
-        raise TypeError(f"{type(model.fusion).__name__} does not step with the encoder")
-    return model.fusion
+    def forward(
+        self, step: Callable[..., R], materials: Materials, *inputs: Any, **shared: Any
+    ) -> R:
+        return step(self.model, materials, *inputs, **shared)
 
 
 @contextmanager

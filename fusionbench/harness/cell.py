@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.fusion import Method
-from fusionbench.harness.evaluate import evaluate
+from fusionbench.harness.evaluate import Evaluation, evaluate
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stepping import needs_encoder, taps_of
@@ -81,8 +81,26 @@ def scored(  # noqa: PLR0913
     eval_batch: int,
 ) -> tuple[CellRecord, Scores]:
     """Score a trained model and write down what it is; the record has no time yet."""
-    split = "val" if spec.stage == "tune" else "test"
-    scores, trace = evaluate(model, materials, split, eval_batch)
+    found = evaluate(model, materials, split_of(spec), eval_batch)
+    return described(spec, model, log, materials, tuned=tuned, found=found)
+
+
+def split_of(spec: CellSpec) -> str:
+    """The examples that a cell is scored on."""
+    return "val" if spec.stage == "tune" else "test"
+
+
+def described(  # noqa: PLR0913
+    spec: CellSpec,
+    model: Model,
+    log: TrainingLog,
+    materials: Materials,
+    *,
+    tuned: Tuned,
+    found: Evaluation,
+) -> tuple[CellRecord, Scores]:
+    """The record of a trained model whose scores are there, and these."""
+    scores, trace = found
     record = CellRecord(
         spec=spec,
         status="done",

@@ -1,6 +1,6 @@
 """Scores per example, and the method's instruments averaged over the examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from fusionbench.harness.model import Model
 from fusionbench.harness.train import autocast
 
 Trace = Mapping[str, list[float]]
+Evaluation = tuple[Float[np.ndarray, " example"], Trace]
+"""Score of each example of a split, in its order, and the mean trace."""
 
 
 @torch.no_grad()
-def evaluate(
-    model: Model, materials: Materials, split: str, batch_size: int
-) -> tuple[Float[np.ndarray, " example"], Trace]:
-    """Score of each example of a split, in its order, and the mean trace."""
+def evaluate(model: Model, materials: Materials, split: str, batch_size: int) -> Evaluation:
+    """Score one model on a split, in batches of at most `batch_size` examples."""
     model.eval()
     examples = materials.splits[split]
     scores: list[Float[np.ndarray, " part"]] = []
@@ -31,10 +31,11 @@ def evaluate(
         predicted = logits.argmax(dim=-1).cpu().numpy()
         scores.append(materials.task.score(predicted, batch.answers.cpu().numpy()))
         traces.append((len(batch), fused.trace))
-    return np.concatenate(scores), _mean_trace(traces)
+    return np.concatenate(scores), mean_trace(traces)
 
 
-def _mean_trace(traces: list[tuple[int, Mapping[str, Tensor]]]) -> Trace:
+def mean_trace(traces: Sequence[tuple[int, Mapping[str, Tensor]]]) -> Trace:
+    """The mean over all examples from each batch's size and its means."""
     total = sum(count for count, _ in traces)
     means: dict[str, list[float]] = {}
     for name in sorted(traces[0][1]):
