@@ -8,8 +8,9 @@ import pytest
 import torch
 from published_sizes import REFERENCE
 
+from fusionbench import provenance
 from fusionbench.catalog import read_catalog
-from fusionbench.costs import bench, flops, language
+from fusionbench.costs import bench, flops, language, timing
 from fusionbench.costs.asked import Asked
 from fusionbench.costs.bench import Bench
 from fusionbench.costs.records import read
@@ -210,6 +211,37 @@ def test_the_command_measures_writes_and_says_what_does_not_fit(tmp_path, capsys
     again = replace(asked, device="meta")
     assert profile(chosen, again, tmp_path, sys.stdout) == 0
     assert len(list(read(tmp_path))) == 4
+
+
+def test_a_profile_says_under_what_it_was_measured(monkeypatch):
+    asked = Asked(
+        encoder="nano", device="meta", width=64, batch=8, dtype="bf16", compile="default",
+        mode="train",
+    )  # fmt: skip
+    (chosen,) = select_methods(read_catalog(), ("scalar_mix",), {})
+    found = Bench(asked).conditions(chosen)
+    assert (found.dtype, found.batch, found.compile, found.mode) == (
+        "bfloat16", 8, "default", "train"
+    )  # fmt: skip
+    assert asked.blocks == timing.BLOCKS >= 30
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(provenance, "_command", lambda *words: " ".join(words))
+    there = provenance.hardware.__wrapped__("cuda:0")
+    assert there["gpu"] == "a card" and "driver_version" in there["driver"]
+
+
+def test_the_peak_is_above_what_was_there_at_the_start(monkeypatch):
+    calls, used = [], {"now": 100, "most": 900}
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append("wait"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: used["most"])
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: used.update(most=used["now"])
+    )
+    run = lambda: (calls.append("run"), used.update(most=250))  # noqa: E731
+    assert timing.peak_bytes(run, torch.device("cuda")) == 150
+    assert calls == ["wait", "run", "wait"]
+    assert timing.peak_bytes(run, torch.device("cpu")) is None
 
 
 def test_an_unknown_shape_is_refused_with_the_nearest():

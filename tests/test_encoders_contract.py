@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from attention_maps import Maps
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
@@ -250,6 +252,19 @@ def test_weights_are_frozen_and_gradients_reach_the_tokens(encoder, images):
     assert all(p.grad is None for p in encoder.parameters())
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_no_block_makes_an_attention_map_on_the_way_there_or_back(encoder, images):
+    tokens = encoder.embed(images).detach().requires_grad_()
+
+    def maps() -> list[tuple[int, ...]]:
+        with Maps(encoder.shape.tokens) as watched:
+            encoder.block(2, encoder.block(1, tokens)).square().mean().backward()
+        return watched.found
+
+    assert not maps()
+    with sdpa_kernel(SDPBackend.MATH):
+        assert maps()  # the plain way has them, and they would be seen
 
 
 def test_an_image_gives_the_same_tokens_alone_and_in_company_and_twice(encoder):
