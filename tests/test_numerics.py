@@ -1,8 +1,8 @@
 """Every fast path beside the plain one: alike in float32, and in bfloat16 near double precision.
 
 The tolerances stated here are the project's: 1e-5 of a value in float32; in bfloat16, whose
-numbers have 8 bits, 0.02 of a loss and 2 % of the norm of what comes out or back. Passes of runs and
-whole compiled steps are held to the same in `test_batched*.py` and `test_fast_passes.py`.
+numbers have 8 bits, 0.02 of a loss and 2 % of the norm of what comes out or back. Passes of
+several runs and whole compiled steps: `test_batched*.py` and `test_fast_passes.py`.
 """
 
 from dataclasses import replace
