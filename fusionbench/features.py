@@ -23,6 +23,7 @@ from fusionbench.cache import cache_dir
 from fusionbench.encoders.contract import Encoder
 from fusionbench.errors import UserError
 from fusionbench.fusion import Tap
+from fusionbench.harness.products import by_onednn
 from fusionbench.records import canonical
 
 # Fixed: with another batch size the matrix products round differently.
@@ -75,7 +76,7 @@ def encode(
         return
     shape = (len(images), encoder.shape.tokens, encoder.shape.dim)
     _refuse_overflow(shape, key.dtype, len(wanted), limit_gib)
-    with _pending(key, wanted, shape) as files:
+    with _pending(key, wanted, shape) as files, by_onednn(encoder):
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(images[start : start + _BATCH]).to(device)
             states = _hidden_states(encoder, batch, key.precision)

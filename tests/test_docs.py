@@ -61,7 +61,10 @@ def smallest(arguments: list[str]) -> list[str]:
     if arguments[0] == "ablate":
         few = [] if {"--only", "--factorial"} & set(kept) else ["--only", SWITCH.get(kept[1], "")]
         return [*kept, *SMALLEST, *few, "--seeds", "1", "--tasks", "planted_layer"]
-    return kept if arguments[0] != "run" or is_file else [*kept, *SMALLEST]
+    if arguments[0] != "run" or is_file:
+        return kept
+    few = [] if "--tasks" in kept else ["--tasks", SMALL_VALUE["--tasks"]]
+    return [*kept, *few, *SMALLEST]
 
 
 def example_method() -> str:

@@ -66,10 +66,14 @@ def test_the_shipped_report_comes_from_the_shipped_records(home):
     assert [name for name in sorted(kept) if shipped[name] != again[name]] == []
 
 
-def test_some_method_is_above_chance_on_at_least_7_tasks(right):
+def test_some_method_is_above_chance_on_at_least_8_tasks(right):
     # The best of many methods: Bonferroni over methods, then Holm over tasks.
     best = [min(1.0, len(row) * min(map(p_value, row.values()))) for row in right.values()]
-    assert (np.array(holm(np.array(best))) < 0.05).sum() >= 7
+    assert (np.array(holm(np.array(best))) < 0.05).sum() >= 8
+
+
+def test_the_penultimate_layer_beats_chance_on_8_tasks_in_one_run(right):
+    assert sum(p_value(row["penultimate"]) < 0.05 for row in right.values()) >= 8
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ def above_zero(examples: np.ndarray) -> bool:
     return bool(ttest_1samp(examples, 0, alternative="greater").pvalue < 0.05)
 
 
-def test_the_penultimate_layer_beats_chance_on_8_tasks(averaged):
+def test_the_penultimate_layer_beats_chance_on_8_tasks_over_its_runs(averaged):
     assert sum(above_zero(row["penultimate"]) for row in averaged.values()) >= 8
 
 

@@ -11,6 +11,7 @@ from fusionbench.fusion import Method
 from fusionbench.harness.evaluate import Evaluation, evaluate
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.products import by_onednn
 from fusionbench.harness.stepping import needs_encoder, taps_of
 from fusionbench.harness.train import TrainingLog, train
 from fusionbench.records import CellRecord, CellSpec, Setting
@@ -66,8 +67,9 @@ def run_cell(
     """Train and score one cell; a tuning cell is scored on val, an evaluation cell on test."""
     started = time.perf_counter()
     model = build_model(method, {**spec.settings, **tuned.settings}, materials, spec.seed)
-    log = train(model, materials, spec.seed, tuned.lr)
-    record, scores = scored(spec, model, log, materials, tuned=tuned, eval_batch=eval_batch)
+    with by_onednn(model, materials.encoder):
+        log = train(model, materials, spec.seed, tuned.lr)
+        record, scores = scored(spec, model, log, materials, tuned=tuned, eval_batch=eval_batch)
     return replace(record, seconds=round(time.perf_counter() - started, 3)), scores
 
 
