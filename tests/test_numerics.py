@@ -108,6 +108,8 @@ def test_a_step_through_the_encoder_in_bfloat16_stays_near_double_precision(chan
 def test_no_step_of_a_pass_makes_an_attention_map_of_the_encoder():
     method, settings = named("mema")
     shared = shared_by(method, settings)
+    shared.encoder = ViT(replace(SMALL, layers=SHAPE.layers, dim=SHAPE.dim))
+    shared.encoder.freeze()
     stack = Stack([build_model(method, settings, shared, seed) for seed in (0, 1)], shared)
     with Maps(SHAPE.tokens) as watched:
         batch = shared.splits["train"].pick(torch.arange(8).reshape(2, 4))

@@ -4,6 +4,7 @@ The tower is stepped block by block through its own modules. Its `output_hidden_
 used: transformers 5 may leave entries out or put the normed output in the last place.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ class HfEncoder(Encoder):
             prefix=snapshots.FAMILIES[family] + registers,
         )
         self.blocks = _blocks(tower)
+        # Older releases give some families' blocks no mask; those of others demand one.
+        takes = inspect.signature(self.blocks[0].forward).parameters
+        self.unmasked = {"attention_mask": None} if "attention_mask" in takes else {}
         self.final = _first(tower, "post_layernorm", "layernorm")
 
     def embed(
@@ -73,7 +77,7 @@ class HfEncoder(Encoder):
         self, index: int, tokens: Float[Tensor, "batch token dim"]
     ) -> Float[Tensor, "batch token dim"]:
         """Output of block `index`, counted from 1, without a mask."""
-        return self.blocks[index - 1](tokens, None)
+        return self.blocks[index - 1](tokens, **self.unmasked)
 
     def norm(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """The final norm; CLIP's own forward applies it to the CLS token only."""
