@@ -22,6 +22,7 @@ from torch import Tensor
 from fusionbench.cache import cache_dir
 from fusionbench.encoders.contract import Encoder
 from fusionbench.errors import UserError
+from fusionbench.feature_writer import written
 from fusionbench.fusion import Tap
 from fusionbench.harness.products import by_onednn
 from fusionbench.records import canonical
@@ -76,12 +77,11 @@ def encode(
         return
     shape = (len(images), encoder.shape.tokens, encoder.shape.dim)
     _refuse_overflow(shape, key.dtype, len(wanted), limit_gib)
-    with _pending(key, wanted, shape) as files, by_onednn(encoder):
+    with _pending(key, wanted, shape) as files, by_onednn(encoder), written(files) as write:
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(images[start : start + _BATCH]).to(device)
             states = _hidden_states(encoder, batch, key.precision)
-            for tap, file in files.items():
-                file[start : start + len(batch)] = _averaged(states, tap, key.dtype)
+            write(start, {tap: _averaged(states, tap, key.dtype) for tap in files})
 
 
 def read(key: FeatureKey, tap: Tap) -> Float[Tensor, "image token dim"]:
@@ -101,16 +101,11 @@ def _hidden_states(
 
 def _averaged(
     states: Sequence[Float[Tensor, "batch token dim"]], tap: Tap, dtype: str
-) -> Float[np.ndarray, "batch token dim"]:
+) -> Float[Tensor, "batch token dim"]:
+    """On the encoder's device, in the type that is stored."""
     mean = torch.stack([states[index].float() for index in tap]).mean(dim=0)
-    with np.errstate(over="ignore"):
-        stored: Float[np.ndarray, "batch token dim"] = mean.cpu().numpy().astype(dtype)
-    if not np.isfinite(stored).all():
-        raise UserError(
-            f"hidden states {list(tap)} do not fit into {dtype}",
-            hint="set budget.feature_dtype to float32",
-        )
-    return stored
+    stored: torch.dtype = getattr(torch, dtype)
+    return mean.to(stored)
 
 
 @contextmanager

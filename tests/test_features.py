@@ -1,5 +1,6 @@
 """Hidden states on disk: written once, whole, and never beyond the limit."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from toy_cells import BUDGET, BrightHalf, PixelToyEncoder
 
-from fusionbench import features
+from fusionbench import feature_writer, features
 from fusionbench.data import bundle_path, cut, read_bundle, write_bundle
 from fusionbench.errors import UserError
 from fusionbench.features import FeatureKey
@@ -78,6 +79,33 @@ def test_states_beyond_float16_are_refused_in_words(key, images):
     with pytest.raises(UserError, match="float16"):
         small = replace(key, dtype="float16")
         features.encode(Loud(), images, small, [(2,)], limit_gib=1)
+
+
+def test_states_are_written_by_a_thread_that_ends_with_the_pass(key, images, monkeypatch):
+    seen, store = [], feature_writer._store
+
+    def watched(*given):
+        seen.append(threading.current_thread() is threading.main_thread())
+        store(*given)
+
+    monkeypatch.setattr(feature_writer, "_store", watched)
+    monkeypatch.setattr(features, "_BATCH", 16)
+    features.encode(PixelToyEncoder(), images, key, [(1,), (2, 3)], limit_gib=1)
+    assert len(seen) == -(-len(images) // 16) > 2 and not any(seen)
+    assert not [one for one in threading.enumerate() if one.name.startswith("features")]
+    whole = PixelToyEncoder().hidden_states(torch.from_numpy(images))
+    torch.testing.assert_close(features.read(key, (2, 3)), (whole[2] + whole[3]) / 2)
+
+
+def test_half_precision_is_rounded_by_torch_as_by_numpy():
+    # Files that numpy rounded are still read: what is rounded on a GPU must not differ.
+    rng = np.random.default_rng(0)
+    exact = (rng.normal(size=4096) * 10.0 ** rng.integers(-9, 5, 4096)).astype(np.float32)
+    halves = np.arange(2048, 4096, dtype=np.float32) + 0.5  # ties
+    values = np.concatenate([exact, halves, halves * 2.0**-30])
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16)
+    assert torch.from_numpy(values).to(torch.float16).numpy().tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("name", ["weights", "size", "images", "count", "precision", "dtype"])
