@@ -67,6 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--curve", action="store_true")
+    parser.add_argument("--points", nargs="+", type=int, default=CURVE, help="Of the curve.")
     asked = parser.parse_args()
     device = chosen_device(asked.device)
     torch.set_num_threads(1)
@@ -82,7 +83,7 @@ def main() -> None:
         else:
             rows.append(Row(target="seed-loop-cpu", plain=loop, ours=together, unit="s",
                             note=f"{name}, {asked.seeds} seeds"))  # fmt: skip
-    for seeds in CURVE if asked.curve else ():
+    for seeds in asked.points if asked.curve else ():
         loop, together = compare(asked.methods[0], budget, seeds, device)
         rows.append(Row(target=f"seeds={seeds}", plain=loop, ours=together, unit="s",
                         note=asked.methods[0]))  # fmt: skip

@@ -3,6 +3,7 @@
 A target without a measurement says so, and how to measure it.
 """
 
+import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,13 @@ TARGETS = (
         command=GPU.format("feature_loading.py"),
     ),
     Target(
+        id="encoding",
+        work="images to files of hidden states, every layer, DINOv2-S/14 at 112 px",
+        plain="the encoder alone, nothing kept",
+        wanted="at the encoder's own speed, where the disk keeps up",
+        command=GPU.format("encoding.py"),
+    ),
+    Target(
         id="profile-twice",
         work="a profile of a method at CLIP-L/14-336, twice in a row",
         plain="the first",
@@ -118,10 +126,19 @@ TARGETS = (
 
 
 def main() -> None:
-    """Write `RESULTS.md`."""
+    """Write the page of one folder of results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--page", type=Path, default=HERE / "RESULTS.md")
+    asked = parser.parse_args()
+    write(asked.results, asked.page)
+
+
+def write(results: Path, page: Path) -> None:
+    """Every target with what the files in `results` say of it."""
     found: dict[str, list[str]] = {}
     curves: list[str] = []
-    for path in sorted((HERE / "results").glob("*.json")):
+    for path in sorted(results.glob("*.json")):
         values = json.loads(path.read_text())
         for row in values["rows"]:
             text = f"{row['plain']:.4g} -> {row['ours']:.4g} {row['unit']}"
@@ -134,7 +151,7 @@ def main() -> None:
                 )
             else:
                 found.setdefault(row["target"], []).append(f"{text}, {values['device']}{note}")
-    (HERE / "RESULTS.md").write_text(_page(found, curves))
+    page.write_text(_page(found, curves))
 
 
 def _page(found: dict[str, list[str]], curves: list[str]) -> str:

@@ -2,9 +2,11 @@
 
     python benchmarks/whole_study.py --device cuda
 
-Both ways run in one process on the same cached hidden states. The sample is one job of each kind
-of method (drawn by lot within the kind); each kind's time is multiplied by its number of jobs. The
-encoder has random weights where none is named: time does not depend on them.
+Both ways run in one process on the same cached hidden states. The sample is one job of each method
+(its task drawn by lot), trained for a few steps, for a few again, and for more: the first pays for
+what is loaded and compiled once, and the line through the other two leads to the study's steps. A
+method's time is multiplied by its number of jobs. The encoder has random weights where none is
+named: time does not depend on them.
 """
 
 import argparse
@@ -12,8 +14,9 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rows import Row, chosen_device, finish, partial_results
 from sampled import jobs, run
@@ -33,49 +36,81 @@ def kinds(study: Study) -> Jobs:
     return found
 
 
-def measure(ways: Sequence[Jobs], label: str, seeds: int, device: str) -> list[float]:
+def extrapolated(few: float, more: float, sampled: Sequence[int], steps: int) -> float:
+    """Seconds of `steps` steps, from the seconds of the two trainings that were sampled."""
+    rate = (more - few) / (sampled[1] - sampled[0])
+    return few + max(rate, 0.0) * (steps - sampled[0])
+
+
+def measure(
+    ways: Mapping[int, Sequence[Jobs]], label: str, asked: argparse.Namespace
+) -> list[float]:
     """Seconds of all jobs of a method, as a loop and in passes, from one job each."""
-    which = random.Random(label).randrange(len(ways[0][label]))
     found = []
-    for jobs_of, some in zip(ways, (1, seeds), strict=True):
-        # One seed of the loop stands for all of them.
-        _, training = run([jobs_of[label][which][:some]], device)
-        found.append(training * seeds / some * len(jobs_of[label]))
+    # One seed of the loop stands for all of them.
+    for way, some in enumerate((1, asked.seeds)):
+        count = len(ways[asked.sampled[0]][way][label])
+        which = random.Random(label).randrange(count)
+
+        def seconds(steps: int, way: int = way, which: int = which, some: int = some) -> float:
+            return run([ways[steps][way][label][which][:some]], asked.device)[1]
+
+        seconds(asked.sampled[0])
+        few, more = (seconds(steps) for steps in asked.sampled)
+        one = extrapolated(few, more, asked.sampled, asked.steps)
+        found.append(one * asked.seeds / some * count)
     return found
+
+
+def both_ways(asked: argparse.Namespace, steps: int) -> list[Jobs]:
+    """The study's jobs as a loop over cells and in passes, with this many steps."""
+    budget = replace(PAPER.budget, steps=steps, lrs=(1e-3,))
+    budget = replace(budget, image_size=0) if asked.encoder == "nano" else budget
+    names = {"methods": tuple(asked.methods), "tasks": tuple(asked.tasks)}
+    study = replace(PAPER, encoder=asked.encoder, seeds=asked.seeds, **names)
+    return [
+        kinds(replace(study, budget=replace(budget, seeds_per_pass=together)))
+        for together in (1, asked.seeds)
+    ]
 
 
 def main() -> None:
     """Print and write the row, once every method has been measured."""
     asked = _arguments()
     device = chosen_device(asked.device)
-    budget = replace(PAPER.budget, steps=asked.steps, lrs=(1e-3,))
-    budget = replace(budget, image_size=0) if asked.encoder == "nano" else budget
-    names = {"methods": tuple(asked.methods), "tasks": tuple(asked.tasks)}
-    loop = replace(PAPER, encoder=asked.encoder, seeds=asked.seeds, budget=budget, **names)
-    together = replace(loop, budget=replace(budget, seeds_per_pass=asked.seeds))
-    ways = [kinds(loop), kinds(together)]
+    asked.device = str(device)
+    ways = {steps: both_ways(asked, steps) for steps in asked.sampled}
+    jobs_of = ways[asked.sampled[0]][0]
     state = partial_results("whole_study", device)
-    asked_for = [asked.encoder, asked.steps, asked.seeds, sorted(ways[0])]
+    asked_for = [asked.encoder, asked.steps, asked.sampled, asked.seeds, sorted(jobs_of)]
     before = json.loads(state.read_text()) if state.exists() else {}
     found = before.get("found", {}) if before.get("asked") == asked_for else {}
-    state.write_text(json.dumps({"asked": asked_for, "found": found}))
+    _keep(state, asked_for, found)
     started = time.monotonic()
-    run([next(iter(ways[0].values()))[0][:1]], str(device))  # the first pays for what it loads
-    for label in ways[0]:
+    for label in jobs_of:
         if time.monotonic() - started > 60 * asked.minutes:
             break
         if label not in found:
-            found[label] = measure(ways, label, asked.seeds, str(device))
-            state.write_text(json.dumps({"asked": asked_for, "found": found}))
-    if missing := set(ways[0]) - set(found):
+            found[label] = measure(ways, label, asked)
+            _keep(state, asked_for, found)
+    if missing := set(jobs_of) - set(found):
         print(f"{len(found)} methods measured, {len(missing)} left: run again")
         return
-    cells = sum(len(job) for jobs_of in ways[0].values() for job in jobs_of)
+    cells = sum(len(job) for jobs in jobs_of.values() for job in jobs)
     plain, ours = (sum(times) for times in zip(*found.values(), strict=True))
-    note = f"{cells} cells extrapolated from {len(found)} jobs, {asked.steps} steps"
+    few, more = asked.sampled
+    sample = f"{len(found)} jobs, {few} and {more} of {asked.steps} steps"
+    note = f"{cells} cells extrapolated from {sample}"
     row = Row(target="whole-study", plain=plain, ours=ours, unit="s", note=note)
     finish("whole_study", [row], device)
     state.unlink()
+
+
+def _keep(state: Path, asked_for: list, found: dict[str, list[float]]) -> None:
+    """Whole or not at all: the process may be stopped at any moment."""
+    whole = state.with_suffix(".tmp")
+    whole.write_text(json.dumps({"asked": asked_for, "found": found}))
+    whole.replace(state)
 
 
 def _arguments() -> argparse.Namespace:
@@ -84,6 +119,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=["*"])
     parser.add_argument("--tasks", nargs="+", default=["all"])
     parser.add_argument("--steps", type=int, default=PAPER.budget.steps)
+    parser.add_argument("--sampled", type=int, nargs=2, default=[20, 80], help="Steps measured.")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--encoder", default="random-dinov2-s", help="Or dinov2-small, nano.")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Hidden states written to their files by a thread, while the encoder is at work on the next ones."""
+"""Hidden states are written to their files by a thread, while the encoder makes the next ones."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ RUNS = {
     "feature_loading.py": (
         (*CPU, "--seeds", "2", "--steps", "2", "--pool", "64"), {"feature-loading"},
     ),
+    "encoding.py": ((*CPU, "--images", "64"), {"encoding"}),
     "profile_twice.py": (
         (*CPU, "--encoder", "nano", "--width", "32", "--batch", "2", "--blocks", "2", "--dtype",
          "fp32", "--methods", "scalar_mix"),
@@ -50,8 +52,8 @@ RUNS = {
     ),
     "quick_study.py": (("--task", "digits", "--sample", "1"), {"quick-study"}),
     "whole_study.py": (
-        (*CPU, "--encoder", "nano", "--methods", "scalar_mix", "--tasks", "digits", "--steps", "2",
-         "--seeds", "2"),
+        (*CPU, "--encoder", "nano", "--methods", "scalar_mix", "--tasks", "digits",
+         "--sampled", "2", "3", "--seeds", "2"),
         {"whole-study"},
     ),
 }  # fmt: skip
@@ -114,7 +116,7 @@ def test_an_axis_of_scaling_has_its_points(axis, run):
 
 
 def test_every_script_that_measures_is_run_here():
-    helpers = {"rows.py", "sampled.py", "workload.py", "targets.py", "random_vit.py"}
+    helpers = {"gpu_work.py", "rows.py", "sampled.py", "workload.py", "targets.py", "random_vit.py"}
     others = {"all_gpu.py", "scaling.py", "report_size.py"}
     scripts = {path.name for path in HERE.glob("*.py")}
     assert scripts == set(RUNS) | helpers | others
@@ -150,7 +152,7 @@ def all_gpu(monkeypatch, work):
     monkeypatch.syspath_prepend(str(HERE))
     import all_gpu as module
 
-    monkeypatch.setattr(module, "tasks", lambda device: work)
+    monkeypatch.setattr(module, "tasks", lambda device, **_: work)
     return module
 
 
@@ -179,15 +181,61 @@ def test_all_rows_are_packed_and_a_second_call_does_what_the_first_left(
         "good-card.json": "once", "bad-card.json": "twice", "late-card.json": "once"
     }  # fmt: skip
     assert "failed: bad" in capsys.readouterr().out
+    module.main()  # what failed twice is left alone, and still named
+    said = capsys.readouterr().out
+    assert "bad ..." not in said and "left: bad" in said and "failed: bad" in said
     module.unpack(found, tmp_path / "there", tmp_path / "quick")
     assert (tmp_path / "there" / "good-card.json").read_text() == "once"
 
 
-def test_every_row_of_a_gpu_has_its_place_in_the_list(monkeypatch):
+def test_a_rehearsal_is_kept_apart_from_what_was_measured(monkeypatch, tmp_path):
+    module = all_gpu(monkeypatch, {})
+    packed = tmp_path / "gpu.json"
+    packed.write_text(json.dumps(module._nothing(tiny=True)))
+    for words in (["--unpack"], []):
+        monkeypatch.setattr(sys, "argv", ["x", "--packed", str(packed), *words])
+        with pytest.raises(SystemExit, match="--tiny"):
+            module.main()
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_can_be_rehearsed_and_becomes_pages(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))
+    packed, results = tmp_path / "gpu.json", tmp_path / "results"
+
+    def call(script, *words):
+        return subprocess.run([sys.executable, str(HERE / script), *map(str, words)],
+                              capture_output=True, text=True, check=True).stdout  # fmt: skip
+
+    chain = ("all_gpu.py", "--device", "cpu", "--tiny", "--packed", packed)
+    said = call(*chain, "--minutes", "0.5")
+    assert "left:" in said and "failed:" not in said  # a call ends, and the next goes on
+    assert call(*chain, "--minutes", "9").endswith("all is done\n")
+    call("all_gpu.py", "--unpack", "--packed", packed, "--results", results, "--profiles", tmp_path)
+    call("targets.py", "--results", results, "--page", tmp_path / "RESULTS.md")
+    page = (tmp_path / "RESULTS.md").read_text()
+    left = [line for line in page.splitlines() if "not yet measured" in line]
+    # On a CPU one row has another name, and the others ask for no GPU.
+    assert not [line for line in left if "cuda" in line and "ten seeds" not in line]
+    assert len(list((tmp_path / "profiles").glob("*.json"))) > 60
+
+
+def test_extrapolation_goes_along_the_line_of_two_trainings(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    from whole_study import extrapolated
+
+    assert extrapolated(3.0, 9.0, (20, 80), 1000) == pytest.approx(1.0 + 0.1 * 1000)
+    assert extrapolated(3.0, 2.9, (20, 80), 1000) == 3.0  # noise is not turned into a gain
+
+
+def test_every_piece_has_its_rehearsal_and_every_row_of_a_gpu_its_place_in_the_list(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
     import all_gpu
+    import gpu_work
     import targets
 
     called = {Path(a[0]).name for _, a in all_gpu.tasks("cuda").values() if a[0] != "-m"}
+    assert set(all_gpu.tasks("cuda")) == set(gpu_work.TINY)
     wanted = {t.command.split()[1].split("/")[1] for t in targets.TARGETS if "cuda" in t.command}
     assert wanted <= called
