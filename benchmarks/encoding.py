@@ -7,16 +7,13 @@ The same batches on the same device. Plain: the encoder's blocks, nothing writte
 much was written; a disk or memory that takes less a second is then the limit, not the encoder.
 """
 
-import argparse
-
 import numpy as np
 import torch
-from rows import Row, chosen_device, finish
+from rows import Row, chosen_device, finish, parser_of
 from sampled import empty_cache
-from seeds_on_features import seconds
+from workload import seconds, small_encoder
 
 from fusionbench import features
-from fusionbench.costs.shapes import subject
 from fusionbench.encoders.contract import Encoder
 from fusionbench.features import FeatureKey
 from fusionbench.study import PAPER
@@ -43,14 +40,11 @@ def written(encoder: Encoder, images: np.ndarray, device: torch.device, turn: in
 
 def main() -> None:
     """Print and write the row: the best of three turns each, in turn."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=4096)
     asked = parser.parse_args()
     device = chosen_device(asked.device)
-    real = device.type == "cuda"
-    name, size = ("shape:dinov2-s-14", 112) if real else ("nano", 0)
-    encoder, _ = subject(name, image_size=size, device=device, dtype=torch.float32)
+    encoder = small_encoder(device)
     side = encoder.size
     images = np.random.default_rng(0).integers(0, 256, (asked.images, side, side, 3), np.uint8)
     alone(encoder, images[:_BATCH], device)

@@ -7,25 +7,20 @@ waits. Ours: `harness/ahead.py`. The note says what a pass takes whose hidden st
 device: what is left above it is what loading costs.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from rows import Row, chosen_device, finish
-from seeds_on_features import seconds
-from workload import find, materials
+from rows import Row, chosen_device, finish, parser_of
+from workload import find, materials, seconds, small_budget, small_encoder
 
-from fusionbench.costs.shapes import subject
 from fusionbench.harness import batched
 from fusionbench.harness.batched import Run, train_together
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import build_model
-from fusionbench.study import PAPER, QUICK
 
 Once = Callable[[Materials], None]
 
@@ -67,18 +62,15 @@ def measure(make: Callable[[], Materials], once: Once, device: torch.device) -> 
 
 def main() -> None:
     """Print and write the row."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--method", default="dense_connector-dci")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--pool", type=int, default=4096)
     asked = parser.parse_args()
     device = chosen_device(asked.device)
-    real = device.type == "cuda"
-    budget = replace(PAPER.budget if real else QUICK.budget, steps=asked.steps, lrs=(1e-3,))
-    name, size = ("shape:dinov2-s-14", 112) if real else ("nano", 0)
-    encoder, _ = subject(name, image_size=size, device=device, dtype=torch.float32)
+    budget = small_budget(device, asked.steps, 1e-3)
+    encoder = small_encoder(device)
     method, settings = find(asked.method)
     runs = [Run(seed=seed, lr=1e-3) for seed in range(asked.seeds)]
     make = partial(materials, encoder, method, settings, budget, device=device, pool=asked.pool)

@@ -11,12 +11,11 @@ way within 10 GiB, or the fastest where none is. `--shrink` makes both small eno
 see that the script runs, not to be reported.
 """
 
-import argparse
 from contextlib import nullcontext
 
 import torch
 import torch._functorch.config as partitioner
-from rows import Row, chosen_device, finish
+from rows import Row, chosen_device, finish, parser_of
 from workload import find
 
 from fusionbench.costs.pipeline import build_pipeline, compiled, training_step
@@ -65,8 +64,7 @@ def clean(config: ViTConfig, device: torch.device, dtype: torch.dtype) -> Encode
 
 def main() -> None:
     """Print and write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))

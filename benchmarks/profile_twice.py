@@ -3,9 +3,7 @@
 python benchmarks/profile_twice.py --device cuda
 """
 
-import argparse
-
-from rows import Row, chosen_device, finish
+from rows import Row, chosen_device, finish, parser_of
 
 from fusionbench.catalog import read_catalog
 from fusionbench.costs.asked import Asked
@@ -15,8 +13,7 @@ from fusionbench.selection import select_methods
 
 def main() -> None:
     """Print and write a row for each method, and the one that is furthest apart."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--encoder", default="shape:clip-vit-l-14-336")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=30)

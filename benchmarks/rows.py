@@ -1,5 +1,6 @@
 """What a benchmark found: printed as a small table, kept as JSON under the device's name."""
 
+import argparse
 import datetime
 import json
 import os
@@ -71,6 +72,14 @@ def device_name(device: torch.device) -> str:
     """As its maker calls it."""
     found = hardware(str(device))
     return found.get("gpu") or found["cpu"]
+
+
+def parser_of(text: str) -> argparse.ArgumentParser:
+    """What every script understands: where to measure. `text` is the script's own account."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=text, formatter_class=raw)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda.")
+    return parser
 
 
 def chosen_device(text: str) -> torch.device:

@@ -11,16 +11,16 @@ import argparse
 from dataclasses import replace
 
 import torch
-from rows import Row, chosen_device, finish
+from rows import Row, chosen_device, finish, parser_of
 from sampled import empty_cache, encode, jobs
 from seeds_on_features import compare
 from start_and_plan import plan_rows
-from workload import find
+from workload import find, small_budget
 
 from fusionbench.costs.pipeline import build_pipeline, training_step
 from fusionbench.costs.timing import interleaved
 from fusionbench.encoders.vit import ViT, ViTConfig
-from fusionbench.study import PAPER, QUICK
+from fusionbench.study import QUICK
 
 TOKENS = (64, 144, 256, 576, 1024)
 BLOCKS = (6, 12, 24, 48)
@@ -70,8 +70,7 @@ def blocks_rows(asked: argparse.Namespace) -> list[Row]:
 def seeds_rows(asked: argparse.Namespace) -> list[Row]:
     """Of a mix, on cached features."""
     device = chosen_device(asked.device)
-    base = PAPER.budget if device.type == "cuda" else QUICK.budget
-    budget = replace(base, steps=20, lrs=(3e-3,))
+    budget = small_budget(device, 20, 3e-3)
     rows = []
     for seeds in asked.points or SEEDS:
         loop, together = compare("scalar_mix", budget, seeds, device)
@@ -107,8 +106,7 @@ def cells_rows(asked: argparse.Namespace) -> list[Row]:
 
 def main() -> None:
     """Print and write the curves, an axis a file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--points", nargs="+", type=int, help="Of one axis, in place of all.")
     parser.add_argument("--methods", nargs="+", default=["scalar_mix", "mema"])

@@ -3,12 +3,11 @@
 python benchmarks/seeds_in_encoder.py --device cuda
 """
 
-import argparse
 import time
 from dataclasses import replace
 
 import torch
-from rows import Row, chosen_device, finish
+from rows import Row, chosen_device, finish, parser_of
 from workload import find, materials
 
 from fusionbench.costs.shapes import subject
@@ -84,8 +83,7 @@ def _train(models, shared, runs, clock: StepClock, *, together: bool) -> None:
 
 def main() -> None:
     """An eager loop over seeds, and one pass, in one run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--method", default="mema")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 5, 10, 16, 32])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS)[1:], default=["blocks", "steps"])

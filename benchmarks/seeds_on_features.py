@@ -3,44 +3,24 @@
 python benchmarks/seeds_on_features.py --device cuda
 """
 
-import argparse
-import time
-from collections.abc import Callable
-from dataclasses import replace
-
 import torch
-from rows import Row, chosen_device, finish
-from workload import find, materials
+from rows import Row, chosen_device, finish, parser_of
+from workload import find, materials, seconds, small_budget, small_encoder
 
-from fusionbench.costs.shapes import subject
 from fusionbench.harness.batched import Run, train_together
+from fusionbench.harness.batched_evaluate import evaluate_together
+from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import train
-from fusionbench.records import Budget
-from fusionbench.study import PAPER, QUICK
+from fusionbench.records import Budget, RunOptions
 
 CURVE = (1, 2, 3, 5, 8, 10, 16, 32)
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Time of one call; processor time on a CPU, where others may be at work."""
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = clock()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - started
-
-
 def compare(name: str, budget: Budget, seeds: int, device: torch.device) -> tuple[float, float]:
     """Seconds of a loop over seeds and of one pass, the better of two turns each."""
-    encoder_name = "shape:dinov2-s-14" if device.type == "cuda" else "nano"
-    size = 112 if device.type == "cuda" else 0
-    encoder, _ = subject(encoder_name, image_size=size, device=device, dtype=torch.float32)
     method, settings = find(name)
-    shared = materials(encoder, method, settings, budget, device=device)
+    shared = materials(small_encoder(device), method, settings, budget, device=device)
     runs = [Run(seed=seed, lr=budget.lrs[0]) for seed in range(seeds)]
 
     def models() -> list:
@@ -57,10 +37,29 @@ def compare(name: str, budget: Budget, seeds: int, device: torch.device) -> tupl
     return min(turn[0] for turn in turns), min(turn[1] for turn in turns)
 
 
+def compare_scoring(
+    name: str, budget: Budget, seeds: int, device: torch.device
+) -> tuple[float, float]:
+    """Seconds to score these seeds one by one and in one pass, the better of two turns each."""
+    method, settings = find(name)
+    shared = materials(small_encoder(device), method, settings, budget, device=device)
+    models = [build_model(method, settings, shared, seed) for seed in range(seeds)]
+    batch = RunOptions(out="").eval_batch
+
+    def loop() -> None:
+        for model in models:
+            evaluate(model, shared, "test", batch)
+
+    def together() -> None:
+        evaluate_together(models, shared, "test", batch)
+
+    turns = [(seconds(loop, device), seconds(together, device)) for _ in range(3)][1:]
+    return min(turn[0] for turn in turns), min(turn[1] for turn in turns)
+
+
 def main() -> None:
     """Print and write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument(
         "--methods", nargs="+", default=["scalar_mix", "dense_connector-dci", "mmfuser"]
@@ -71,8 +70,7 @@ def main() -> None:
     asked = parser.parse_args()
     device = chosen_device(asked.device)
     torch.set_num_threads(1)
-    base = PAPER.budget if device.type == "cuda" else QUICK.budget
-    budget = replace(base, steps=asked.steps, lrs=(3e-3,))
+    budget = small_budget(device, asked.steps, 3e-3)
     rows = []
     for name in asked.methods:
         one, _ = compare(name, budget, 1, device)
@@ -83,6 +81,9 @@ def main() -> None:
         else:
             rows.append(Row(target="seed-loop-cpu", plain=loop, ours=together, unit="s",
                             note=f"{name}, {asked.seeds} seeds"))  # fmt: skip
+        loop, together = compare_scoring(name, budget, asked.seeds, device)
+        rows.append(Row(target="scoring-seeds", plain=loop, ours=together, unit="s",
+                        note=f"{name}, {asked.seeds} seeds"))  # fmt: skip
     for seeds in asked.points if asked.curve else ():
         loop, together = compare(asked.methods[0], budget, seeds, device)
         rows.append(Row(target=f"seeds={seeds}", plain=loop, ours=together, unit="s",

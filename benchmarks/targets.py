@@ -60,6 +60,13 @@ TARGETS = (
         command=GPU.format("seeds_on_features.py"),
     ),
     Target(
+        id="scoring-seeds",
+        work="scoring ten seeds of a post-encoder method on 512 examples",
+        plain="one seed after the other",
+        wanted="reported, no target",
+        command=GPU.format("seeds_on_features.py"),
+    ),
+    Target(
         id="whole-study",
         work="every method x every local task x ten seeds, DINOv2-S/14 at 112 px",
         plain="a loop over cells, extrapolated from a sample of the same run",

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rows import Row, chosen_device, finish, partial_results
+from rows import Row, chosen_device, finish, parser_of, partial_results
 from sampled import jobs, run
 
 from fusionbench.plan import Cell
@@ -114,8 +114,7 @@ def _keep(state: Path, asked_for: list, found: dict[str, list[float]]) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--methods", nargs="+", default=["*"])
     parser.add_argument("--tasks", nargs="+", default=["all"])
     parser.add_argument("--steps", type=int, default=PAPER.budget.steps)

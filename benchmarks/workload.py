@@ -1,12 +1,14 @@
 """A task of random features at a real shape: time does not depend on what they mean."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from fusionbench.catalog import read_catalog
+from fusionbench.costs.shapes import subject
 from fusionbench.data import Bundle, Examples
 from fusionbench.encoders.contract import Encoder
 from fusionbench.features import FeatureKey
@@ -16,6 +18,7 @@ from fusionbench.harness.model import seeded_fusion
 from fusionbench.harness.stepping import taps_of
 from fusionbench.plugins import load_method
 from fusionbench.records import Budget, Setting
+from fusionbench.study import PAPER, QUICK
 from fusionbench.task import Task, TaskData
 
 
@@ -33,6 +36,30 @@ def find(name: str) -> tuple[type[Method], Mapping[str, Setting]]:
     """A built-in method and its settings."""
     card = read_catalog().methods[name]
     return load_method(card), card.settings
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Time of one call; processor time on a CPU, where others may be at work."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = clock()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - started
+
+
+def small_encoder(device: torch.device) -> Encoder:
+    """DINOv2 ViT-S/14 at 112 px with random weights on a GPU, `nano` on a CPU."""
+    name, size = ("shape:dinov2-s-14", 112) if device.type == "cuda" else ("nano", 0)
+    return subject(name, image_size=size, device=device, dtype=torch.float32)[0]
+
+
+def small_budget(device: torch.device, steps: int, lr: float) -> Budget:
+    """Of the preset `paper` on a GPU and of `quick` on a CPU, with one learning rate."""
+    base = PAPER.budget if device.type == "cuda" else QUICK.budget
+    return replace(base, steps=steps, lrs=(lr,))
 
 
 def materials(
