@@ -44,7 +44,7 @@ def compare_scoring(
     method, settings = find(name)
     shared = materials(small_encoder(device), method, settings, budget, device=device)
     models = [build_model(method, settings, shared, seed) for seed in range(seeds)]
-    batch = RunOptions(out="").eval_batch
+    batch = RunOptions().eval_batch
 
     def loop() -> None:
         for model in models:
