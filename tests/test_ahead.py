@@ -58,3 +58,15 @@ def test_what_lies_on_the_device_starts_no_thread():
     assert shared.resident(TAPS)
     states = ahead(shared, TAPS, ROWS)
     assert torch.equal(next(states), shared.states(ROWS[0])(TAPS)) and not reading()
+
+
+def test_a_gpu_holds_what_fits_into_half_of_its_free_memory_and_the_rest_stays_mapped(monkeypatch):
+    shared, moved = materials(list(TAPS), BUDGET), []
+    stored = torch.zeros(10, 4)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(device) or self)
+    shared.device = torch.device("cuda")
+    for free in (2 * stored.nbytes, 2 * stored.nbytes + 2):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        assert shared._place(stored) is stored
+        assert len(moved) == (free > 2 * stored.nbytes)
+    assert moved == [torch.device("cuda")]

@@ -1,0 +1,47 @@
+"""What lies on disk is what methods declare: single layers and means over groups, once each."""
+
+from dataclasses import replace
+
+from fusionbench.catalog import read_catalog
+from fusionbench.harness.stepping import taps_of
+from fusionbench.launchers.desk import Desk
+from fusionbench.launchers.jobs import EncodeJob
+from fusionbench.plan import make_plan
+from fusionbench.plugins import load_method
+from fusionbench.records import RunOptions
+from fusionbench.store import Store
+from fusionbench.study import SMOKE
+from fusionbench.types import StackShape
+
+# Of the planted encoder with 8 blocks: the mean of four layers is one file.
+DECLARED = {
+    "penultimate": {(7,)},
+    "dense_connector-dci": {(7,), (0, 1, 2, 3), (4, 5, 6, 7)},
+    "mema": {(0,), (1,)},
+}
+
+
+def stored(monkeypatch, folder, methods):
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(folder / "cache"))
+    with Store.create(folder / "results"):
+        pass
+    study = replace(SMOKE, methods=methods, tasks=("planted_layer",))
+    cells = make_plan(study, read_catalog(()), ()).cells
+    desk = Desk(RunOptions(out=str(folder / "results"), device="cpu"))
+    desk.prepare(EncodeJob(cells=tuple(cells)))
+    return {path.name for path in (folder / "cache" / "features").iterdir()}
+
+
+def test_only_declared_taps_are_stored_and_methods_share_them(monkeypatch, tmp_path):
+    found = {name: stored(monkeypatch, tmp_path / name, (name,)) for name in DECLARED}
+    cards = read_catalog(()).methods
+    shape = StackShape(layers=8, dim=64, grid=(4, 4), prefix=1, query_dim=8)
+    for name, taps in DECLARED.items():
+        method = load_method(cards[name])(shape, **cards[name].settings)
+        assert set(taps_of(method)) == taps
+    assert {name: len(files) for name, files in found.items()} == {
+        name: len(taps) for name, taps in DECLARED.items()
+    }
+    together = stored(monkeypatch, tmp_path / "all", tuple(DECLARED))
+    assert together == set.union(*found.values())
+    assert len(together) == len(set.union(*DECLARED.values()))
