@@ -59,13 +59,13 @@ def tasks(device: str, *, tiny: bool = False) -> Mapping[str, tuple[float, list[
         "feature_loading": (4, script("feature_loading")),
         "encoding": (3, script("encoding")),
         "mema_clip-graphs": (6, script("mema_clip", "--parts", "train", "--ways", "graphs")),
-        "profile-all": (9, profile("all", "--blocks", "30", "--missing")),
+        "profile-all": (9, profile("all", "--missing")),
         "scaling-steps": (5, script("scaling", "--axes", "tokens", "blocks")),
         "scaling-rest": (5, script("scaling", "--axes", "seeds", "methods")),
         "seeds_in_encoder-blocks": (8, script("seeds_in_encoder", "--ways", "blocks")),
         "seeds_in_encoder-graphs": (
             8, script("seeds_in_encoder", "--ways", "graphs", "--seeds", "10")),
-        "profile-compiled": (9, profile(FEW, "--compile", "default", "--blocks", "15")),
+        "profile-compiled": (9, profile(FEW, "--compile", "default")),
         "profile-train": (8, profile(FEW, "--mode", "train")),
         "profile-language": (8, profile(FEW, "--language-model", "--batch", "8")),
     }  # fmt: skip

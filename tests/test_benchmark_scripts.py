@@ -134,6 +134,25 @@ def test_a_study_that_stops_goes_on_with_what_is_left(run, tmp_path):
     assert (row["plain"], row["ours"]) == (300.0, 100.0) and not list(tmp_path.glob("*.partial"))
 
 
+def test_a_method_that_fails_is_named_in_the_row_of_the_whole_study(run, monkeypatch, tmp_path):
+    arguments, _ = RUNS["whole_study.py"]
+    words = list(arguments)
+    words.insert(words.index("scalar_mix"), "last")
+    assert run("whole_study.py", *words, "--minutes", "0") == []
+    (state,) = tmp_path.glob("*.partial")
+    values = json.loads(state.read_text())
+    values["found"]["last"] = [300.0, 100.0]
+    state.write_text(json.dumps(values))
+    import sampled
+
+    def fails(cells, device, **_):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(sampled, "run", fails)
+    (row,) = run("whole_study.py", *words)
+    assert (row["plain"], row["ours"]) == (300.0, 100.0) and "without scalar_mix" in row["note"]
+
+
 def test_the_encoder_without_weights_has_the_shape_of_the_one_that_is_fetched(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
     import sampled
