@@ -90,9 +90,8 @@ class Store:
         scores = sizes(self.folder / "outcomes", ".bin")
         found: dict[str, Path] = {}
         fresh: list[tuple[str, State]] = []
-        cells = self.folder / "cells"
-        for name, size in sorted(sizes(cells, "").items()):
-            path = cells / name
+        for name, size in sorted(sizes(self.folder / "cells", "").items()):
+            path = self.folder / "cells" / name
             cell = name.removesuffix(".json")
             state = (*size, *scores.get(cell, (0, 0)))
             if not self._ledger.knows(cell, state):

@@ -1,8 +1,7 @@
 """A figure with its data and the sentence that says how to read it; the same bytes every time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,19 +42,8 @@ class Drawn:
         return self.stem.with_suffix(".svg")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rendered:
-    """A drawing without its figure: what will be on disk, file by file."""
-
-    name: str
-    title: str
-    reading: str
-    files: Mapping[str, bytes]
-    """Ending -> contents."""
-
-
-def render(drawing: Drawing) -> Rendered:
-    """The three files of a drawing; call it in the house style."""
+def save(drawing: Drawing, stem: Path) -> None:
+    """Write the three files of a drawing; call it in the house style."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -69,25 +57,13 @@ def render(drawing: Drawing) -> Rendered:
     figure.set_layout_engine("none")
     _settle(figure)
     # Figure.savefig would draw everything twice for each file.
-    png, svg = BytesIO(), BytesIO()
+    png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
     # matplotlib leaves the printers without types.
     print_png: Callable[..., None] = bitmap.print_png
     print_png(png, metadata={"Software": None})
     print_svg: Callable[..., None] = FigureCanvasSVG(figure).print_svg
     print_svg(svg, metadata={"Date": None, "Creator": None})
-    table = comma_separated(drawing.data).encode()
-    return Rendered(
-        name=drawing.name,
-        title=drawing.title,
-        reading=" ".join(drawing.reading.split()),
-        files={".png": png.getvalue(), ".svg": svg.getvalue(), ".csv": table},
-    )
-
-
-def save(rendered: Rendered, stem: Path) -> None:
-    """Write the three files of a drawing."""
-    for ending, content in rendered.files.items():
-        write_atomic(stem.with_suffix(ending), content)
+    write_atomic(stem.with_suffix(".csv"), comma_separated(drawing.data).encode())
 
 
 def _leave(figure: "Figure") -> None:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from fusionbench.report.figures import (
     ranks,
     scores,
 )
-from fusionbench.report.figures.drawing import Drawing, Drawn, Rendered, render, save
+from fusionbench.report.figures.drawing import Drawing, Drawn, save
 from fusionbench.report.figures.material import Material
-from fusionbench.report.forks import spread
 from fusionbench.report.sections import Material as Report
 from fusionbench.report.style import house_style
 
@@ -57,10 +55,14 @@ def write_figures(report: Report, folder: Path) -> list[Drawn]:
     folder.mkdir(parents=True, exist_ok=True)
     before = set(_noted(folder))
     drawn: list[Drawn] = []
-    for condition, one in _rendered(report):
-        stem = folder / _free(one.name, {other.stem.name for other in drawn})
-        save(one, stem)
-        drawn.append(Drawn(stem=stem, title=one.title, reading=one.reading, condition=condition))
+    with house_style():
+        for condition, drawing in drawings(report):
+            stem = folder / _free(drawing.name, {one.stem.name for one in drawn})
+            save(drawing, stem)
+            reading = " ".join(drawing.reading.split())
+            drawn.append(
+                Drawn(stem=stem, title=drawing.title, reading=reading, condition=condition)
+            )
     for name in sorted(before - {one.stem.name for one in drawn}):
         for ending in (".svg", ".png", ".csv"):
             (folder / name).with_suffix(ending).unlink(missing_ok=True)
@@ -68,47 +70,21 @@ def write_figures(report: Report, folder: Path) -> list[Drawn]:
     return drawn
 
 
-def _rendered(report: Report) -> Iterator[tuple[str, Rendered]]:
-    """(condition, figure) of all that there is to draw."""
-    tasks = list(_tasks(report))
-    with house_style():
-        results = spread([partial(_render, draw) for _, draw in tasks])
-    for (condition, _), one in zip(tasks, results, strict=True):
-        if one is not None:
-            yield condition, one
-
-
-def _render(draw: Callable[[], Drawing | None]) -> Rendered | None:
-    drawing = draw()
-    return None if drawing is None else render(drawing)
-
-
 def drawings(report: Report) -> Iterator[tuple[str, Drawing]]:
     """(condition, figure): those of the suite, then the planted tasks, which enter no other."""
-    for condition, draw in _tasks(report):
-        drawing = draw()
-        if drawing is not None:
-            yield condition, drawing
-
-
-def _tasks(report: Report) -> Iterator[tuple[str, Callable[[], Drawing | None]]]:
     many = len(report.analyses) > MOST_IN_FULL
     for number, material in enumerate(materials(report)):
-        brief = many and number > 0
         for draw in _DRAWERS:
-            if not (brief and draw in _DETAILS):
+            brief = many and number > 0
+            drawing = None if brief and draw in _DETAILS else draw(material)
+            if drawing is not None:
                 left_out = _LEFT_OUT if brief and draw is heatmap.draw else ""
-                yield material.table.condition.title, partial(_drawn, draw, material, left_out)
+                full = replace(drawing, reading=drawing.reading + left_out)
+                yield material.table.condition.title, full
     for table in report.planted:
-        alone = Material(table=table, results=report.results)
-        yield table.condition.title, partial(scores.draw, alone, "planted")
-
-
-def _drawn(
-    draw: Callable[[Material], Drawing | None], material: Material, left_out: str
-) -> Drawing | None:
-    drawing = draw(material)
-    return None if drawing is None else replace(drawing, reading=drawing.reading + left_out)
+        drawing = scores.draw(Material(table=table, results=report.results), "planted")
+        if drawing is not None:
+            yield table.condition.title, drawing
 
 
 def materials(report: Report) -> Iterator[Material]:
