@@ -103,6 +103,24 @@ class ScoreTable:
         """A method's records, task by task and seed by seed."""
         return [run for task in range(len(self.tasks)) for run in self.runs(method, task)]
 
+    @cached_property
+    def twins(self) -> Mapping[int, int]:
+        """Methods that scored alike on every example of every cell: row -> row, shortest name."""
+        alike: dict[tuple[tuple[str, int, str], ...], list[int]] = {}
+        for method in range(len(self.methods)):
+            done = tuple(
+                (record.spec.task, record.spec.seed, record.outcomes)
+                for record in self.row(method)
+                if record.status == "done"
+            )
+            if done and all(outcomes for _, _, outcomes in done):
+                alike.setdefault(done, []).append(method)
+        found: dict[int, int] = {}
+        for rows in alike.values():
+            first = min(rows, key=lambda row: (len(self.methods[row]), row))
+            found |= {row: first for row in rows if row != first}
+        return found
+
 
 def score_tables(records: Iterable[CellRecord]) -> list[ScoreTable]:
     """One table per condition, in a fixed order; tuning runs are left out.
@@ -110,9 +128,14 @@ def score_tables(records: Iterable[CellRecord]) -> list[ScoreTable]:
     Failed and skipped cells have a place and no score.
     """
     grouped: dict[str, list[CellRecord]] = {}
+    keys: dict[Hashable, str] = {}
     for record in records:
-        if record.spec.stage == "evaluate":
-            grouped.setdefault(_condition_key(record), []).append(record)
+        spec = record.spec
+        if spec.stage == "evaluate":
+            # Records share their budget, and the JSON of it is slow to make 100,000 times.
+            same = (spec.encoder, spec.track, spec.weights, id(spec.budget))
+            key = keys.get(same) or keys.setdefault(same, _condition_key(record))
+            grouped.setdefault(key, []).append(record)
     return [_table(cells) for _, cells in sorted(grouped.items())]
 
 

@@ -8,7 +8,7 @@ study.json           what was asked for, run by run
 A record appears under its name whole or not at all, and after its outcomes. No torch here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -25,7 +25,8 @@ from fusionbench.ledger import Ledger, State, size_of, sizes
 from fusionbench.newfile import write_new
 from fusionbench.outcomes import Items, decode, encode
 from fusionbench.records import CellRecord
-from fusionbench.whole import examine, read_record
+from fusionbench.sharing import Shared
+from fusionbench.whole import content, problems, read_record
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -86,21 +87,23 @@ class Store:
         What was checked before and has not changed since is not read again. Files that are
         foreign, truncated or edited do not count and are named in `problems`.
         """
-        self.problems = []
         scores = sizes(self.folder / "outcomes", ".bin")
+        cells = self.folder / "cells"
         found: dict[str, Path] = {}
-        fresh: list[tuple[str, State]] = []
-        for name, size in sorted(sizes(self.folder / "cells", "").items()):
-            path = self.folder / "cells" / name
-            cell = name.removesuffix(".json")
+        fresh: dict[Path, tuple[str, State]] = {}
+        for name, size in sorted(sizes(cells, "").items()):
+            path, cell = cells / name, name.removesuffix(".json")
             state = (*size, *scores.get(cell, (0, 0)))
-            if not self._ledger.knows(cell, state):
-                if not self._sound(path):
-                    continue
-                fresh.append((cell, state))
-            found[cell] = path
-        self._ledger.add(fresh)
-        return found
+            if self._ledger.knows(cell, state):
+                found[cell] = path
+            else:
+                fresh[path] = (cell, state)
+        self.problems = list(problems(list(fresh)))
+        wrong = {Path(problem.source) for problem in self.problems}
+        sound = {path: checked for path, checked in fresh.items() if path not in wrong}
+        self._ledger.add(sound.values())
+        found |= {cell: path for path, (cell, _) in sound.items()}
+        return dict(sorted(found.items()))
 
     def find(self, cell: str) -> CellRecord | None:
         """The record of a finished cell or tuning run, or None; a damaged one is none."""
@@ -110,23 +113,25 @@ class Store:
                 return read_record(path)
         return None
 
-    def records(self) -> Iterator[CellRecord]:
-        """Done and skipped cells, in the order of their ids."""
-        for cell, path in self.finished().items():
-            record = CellRecord.from_checked(path.read_text(encoding="utf-8"))
+    def records(self, finished: Mapping[str, Path] | None = None) -> Iterator[CellRecord]:
+        """Done and skipped cells, in the order of their ids; `finished` is what was found so."""
+        shared = Shared()
+        for cell, path in (self.finished() if finished is None else finished).items():
+            record = CellRecord.from_checked(content(path).decode(), shared)
             # Equal hashes are equal files: an id is a hash over all fields, and slow to make.
             self._scored[record.outcomes] = cell
             yield record
 
-    def failures(self) -> Iterator[CellRecord]:
+    def failures(self, finished: Mapping[str, Path] | None = None) -> Iterator[CellRecord]:
         """The last failure of each cell that has no record."""
-        return latest_failures(self.folder / "failures", self.finished)
+        there = self.finished if finished is None else lambda: finished
+        return latest_failures(self.folder / "failures", there)
 
     def outcomes(self, record: CellRecord) -> Float[np.ndarray, " example"]:
         """A score for each example of `items(record)`. Raises UserError if damaged."""
         path = self._outcomes(self._scored.get(record.outcomes) or record.id)
         try:
-            return decode(path.read_bytes())
+            return decode(content(path))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}", _AGAIN) from error
 
@@ -197,9 +202,6 @@ class Store:
 
     def _sound(self, path: Path) -> bool:
         """Whether a record and its outcomes are whole; notes in `problems` what is wrong."""
-        try:
-            examine(path, self._outcomes(path.stem))
-        except (OSError, ValueError) as error:
-            self.problems.append(Problem(source=str(path), message=f"ignored: {error}"))
-            return False
-        return True
+        found = list(problems([path]))
+        self.problems += found
+        return not found

@@ -288,12 +288,11 @@ def test_ranks_of_a_single_run_have_no_band(tmp_path):
     with Store.create(tmp_path) as store:
         for number, method in enumerate(("last", "penultimate", "scalar_mix")):
             for task in ("digits", "scenes_count"):
-                put(store, spec(method, task), 0.3 + number / 10, label=method)
-    store = Store.open(tmp_path)
-    (table,) = score_tables(list(store.records()))
-    drawn = ranks.draw(Material(table=table, results=store))
-    assert drawn is not None
-    assert "nan" not in str(drawn.data).lower()
+                put(store, spec(method, task), 0.3 + number / 10, draw=number)
+    (material,) = materials(read(tmp_path))
+    drawn = ranks.draw(material)
+    assert [row["method"] for row in drawn.data] == ["scalar_mix", "penultimate", "last"]
+    assert all(row["low"] == row["high"] == "" for row in drawn.data)
 
 
 def test_the_steps_of_a_curve_are_those_at_which_training_noted_its_loss():

@@ -133,7 +133,7 @@ def test_workers_write_beside_each_other_and_the_same_cell_once(store):
 def test_what_is_known_to_be_whole_is_not_read_again_and_any_change_is(store, monkeypatch):
     put(store, spec(), 0.5)
     reads = []
-    import fusionbench.store as module
+    import fusionbench.whole as module
 
     examine = module.examine
     monkeypatch.setattr(module, "examine", lambda *paths: reads.append(paths) or examine(*paths))
@@ -144,6 +144,20 @@ def test_what_is_known_to_be_whole_is_not_read_again_and_any_change_is(store, mo
     assert again(store).finished() and len(reads) == 2
     (store.folder / ".checked").write_text("torn line\n" + "x" * 40)
     assert again(store).finished() and len(reads) == 3
+
+
+def test_records_have_equal_parts_in_common_and_no_others(store):
+    written = [put(store, spec(seed=seed), 0.5, taps=((7,), (8,))) for seed in range(2)]
+    other = put(store, spec(seed=2), 0.5, provenance={"code": {"dirty": 0}})
+    same = put(store, spec(seed=3), 0.5, provenance={"code": {"dirty": False}})
+    found = {one.spec.seed: one for one in again(store).records()}
+    assert [found[seed] for seed in range(4)] == [*written, other, same]
+    first, second = found[0], found[1]
+    for part in ("provenance", "parameters", "taps", "label"):
+        assert getattr(first, part) is getattr(second, part), part
+    assert first.spec.budget is second.spec.budget and first.spec.data is second.spec.data
+    # Equal for Python, but not the same text in a report.
+    assert repr(found[2].provenance) != repr(found[3].provenance)
 
 
 def test_planning_over_many_finished_cells_is_fast(store):

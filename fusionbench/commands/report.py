@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from fusionbench.commands.app import OK, app
-from fusionbench.commands.shared import found, say
+from fusionbench.commands.shared import say
 
 if TYPE_CHECKING:
     from fusionbench.report.build import Wanted
@@ -44,10 +44,8 @@ def command(
 def report(folder: Path, out: Path | None, stream: TextIO, wanted: "Wanted | None" = None) -> int:
     """Write the report of a folder of results and name its page, or the files of one table."""
     from fusionbench.closing import report_writer
-    from fusionbench.store import Store
 
-    say(found(Store.open(folder)))
-    paths = report_writer()(folder, out, wanted)
+    paths = report_writer()(folder, out, wanted, hear=say)
     files = paths.written if wanted and wanted.table else (paths.page,)
     stream.write("".join(f"{file}\n" for file in files))
     return OK

@@ -4,8 +4,10 @@ The pair is the unit of every comparison: two cells of one table that share task
 on the same examples. What cannot be paired is a `Gap` with its reason, never a number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -54,9 +56,10 @@ class Pair:
 class Results:
     """The tables of a folder, with outcomes and items read when they are asked for."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, finished: Mapping[str, Path] | None = None) -> None:
+        cells = store.finished() if finished is None else finished
         self.store = store
-        self.records: list[CellRecord] = [*store.records(), *store.failures()]
+        self.records: list[CellRecord] = [*store.records(cells), *store.failures(cells)]
         self.tables: list[ScoreTable] = score_tables(self.records)
         self._outcomes: dict[str, Shaped[np.ndarray, " item"]] = {}
         self._items: dict[str, Items] = {}
@@ -94,11 +97,36 @@ class Results:
 
     def images(self, record: CellRecord) -> Int[np.ndarray, " item"]:
         """A number for the image of each example; the same image has it in every task."""
+        if not self._images:
+            self.number_images()
         if record.items not in self._images:
-            groups = self.items(record).groups
-            numbers = [self._numbers.setdefault(name, len(self._numbers)) for name in groups]
-            self._images[record.items] = np.array(numbers, dtype=np.int64)
+            self._images[record.items] = self._numbered(record)
         return self._images[record.items]
+
+    def number_images(self) -> None:
+        """All at once, condition by condition and task by task.
+
+        The order of numbers decides in which order sums are taken, so it must not depend on which
+        condition a process looks at first.
+        """
+        for record in self._scored_on():
+            # A file that cannot be read is an error only for who asks for it.
+            with suppress(UserError):
+                self._images[record.items] = self._numbered(record)
+
+    def _numbered(self, record: CellRecord) -> Int[np.ndarray, " item"]:
+        known = self._numbers
+        groups = self.items(record).groups
+        return np.array([known.setdefault(name, len(known)) for name in groups], dtype=np.int64)
+
+    def _scored_on(self) -> Iterable[CellRecord]:
+        """A record for each file of examples."""
+        found: dict[str, CellRecord] = {}
+        for table in self.tables:
+            for _, record in sorted(table.cells.items(), key=lambda cell: (cell[0][1], cell[0])):
+                if record.items:
+                    found.setdefault(record.items, record)
+        return found.values()
 
     def pair(self, table: ScoreTable, method: int, reference: int, task: int) -> Pair:
         """Differences of two rows of a table on one of its tasks. Raises Gap."""

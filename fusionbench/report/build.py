@@ -1,6 +1,6 @@
 """Records in, tables, figures and one page out; the same bytes for the same records."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from fusionbench.cache import write_atomic
 from fusionbench.costs.records import read as read_profiles
 from fusionbench.errors import Problem, UserError, disk_error, unknown
 from fusionbench.paired.results import Results
-from fusionbench.report.analysis import analyse
+from fusionbench.report.analysis import analyse_all
 from fusionbench.report.coverage import reasons
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.freshness import fingerprint, mark
@@ -21,6 +21,8 @@ from fusionbench.report.tables import comma_separated
 from fusionbench.store import Store
 
 FORMATS = ("md", "tex", "csv", "html")
+Cells = Mapping[str, Path]
+"""What `Store.finished` found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +53,29 @@ class Wanted:
 
 
 def write_report(
-    folder: str | Path, out: str | Path | None = None, wanted: Wanted | None = None
+    folder: str | Path,
+    out: str | Path | None = None,
+    wanted: Wanted | None = None,
+    *,
+    hear: Callable[[Sequence[Problem]], None] | None = None,
 ) -> ReportPaths:
     """Write the report of a folder of results, by default into its `report/`.
 
-    Raises UserError if the folder holds no record, for an unknown table, format or baseline, and
-    if `out` cannot be written.
+    `hear` gets the records that are passed over before anything else can go wrong. Raises UserError
+    if the folder holds no record, for an unknown table, format or baseline, and if `out` cannot be
+    written.
     """
     wanted = wanted or Wanted()
     _check(wanted)
     store = Store.open(folder)
     home = Path(out) if out is not None else Path(folder) / "report"
-    inputs = fingerprint(store) if wanted.everything else ""
+    finished = store.finished()
+    if hear is not None:
+        hear(store.problems)
+    inputs = fingerprint(store, finished) if wanted.everything else ""
     try:
         with released():
-            paths = _write(store, home, wanted)
+            paths = _write(store, finished, home, wanted)
         if inputs:
             mark(home, inputs)
     except OSError as error:
@@ -73,9 +83,9 @@ def write_report(
     return paths
 
 
-def collect(store: Store, baseline: str | None = None) -> Material:
+def collect(store: Store, baseline: str | None = None, finished: Cells | None = None) -> Material:
     """Read a folder and analyse it. Raises UserError if it holds no record."""
-    results = Results(store)
+    results = Results(store, finished)
     if not results.records:
         raise UserError(f"{store.folder} holds no records", "run a study into it first")
     problems: list[Problem] = []
@@ -85,7 +95,7 @@ def collect(store: Store, baseline: str | None = None) -> Material:
     return Material(
         results=results,
         planned=runs[-1] if runs else None,
-        analyses=tuple(analyse(results, table, runs, baseline) for table in suite),
+        analyses=analyse_all(results, suite, runs, baseline),
         planted=[table.pick(~table.suite) for table in results.tables if not table.suite.all()],
         profiles=profiles,
         problems=[_relative(str(one), store.folder) for one in (*store.problems, *problems)],
@@ -101,9 +111,9 @@ def _check(wanted: Wanted) -> None:
             raise unknown("format", name, FORMATS)
 
 
-def _write(store: Store, home: Path, wanted: Wanted) -> ReportPaths:
+def _write(store: Store, finished: Cells, home: Path, wanted: Wanted) -> ReportPaths:
     with kept():
-        material = collect(store, wanted.baseline)
+        material = collect(store, wanted.baseline, finished)
     tables, figures = home / "tables", home / "figures"
     chosen = [one for one in SECTIONS if wanted.table in ("", one.name)]
     pages = {section.name: section.write(material) for section in chosen}

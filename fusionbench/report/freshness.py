@@ -1,6 +1,7 @@
 """Whether a report shows what its folder holds, told from names alone: records never change."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from fusionbench import __version__
@@ -15,7 +16,9 @@ _NOTE = ".inputs"
 def up_to_date(store: Store, home: Path) -> bool:
     """Whether the report in `home` was made from exactly these records."""
     note = home / _NOTE
-    return note.exists() and note.read_text(encoding="utf-8") == fingerprint(store)
+    if not note.exists():
+        return False
+    return note.read_text(encoding="utf-8") == fingerprint(store, store.finished())
 
 
 def mark(home: Path, inputs: str) -> None:
@@ -27,10 +30,10 @@ def mark(home: Path, inputs: str) -> None:
     write_atomic(home / _NOTE, inputs.encode())
 
 
-def fingerprint(store: Store) -> str:
-    """Hash over everything that a report shows."""
+def fingerprint(store: Store, finished: Iterable[str]) -> str:
+    """Hash over everything that a report shows; `finished` are the ids of the store's cells."""
     failures = [path.name for path in (store.folder / "failures").glob("*.json")]
-    names = sorted([*store.finished(), *failures])
+    names = sorted([*finished, *failures])
     profiles = sorted((store.folder / FOLDER).glob("*.json"))
     others = [store.history.file, store.folder / ABLATIONS, *profiles]
     beside = b"".join(file.read_bytes() for file in others if file.exists())

@@ -8,7 +8,6 @@ from fusionbench.history import Run
 from fusionbench.records import CellRecord
 from fusionbench.report import coverage
 from fusionbench.report.figures.drawing import Drawn
-from fusionbench.report.summary import twins
 from fusionbench.report.tables import markdown, score_rows, summary_rows
 from fusionbench.scores import ScoreTable
 from fusionbench.stats.estimate import FEWEST_REPLICATES
@@ -99,7 +98,7 @@ def figure_section(figures: Sequence[Drawn]) -> str:
 
 def same_function(table: ScoreTable) -> Iterator[str]:
     """A sentence for each method that scored as another on every example."""
-    for row, other in sorted(twins(table).items()):
+    for row, other in sorted(table.twins.items()):
         cells = sum(record.status == "done" for record in table.row(row))
         yield (
             f"`{table.methods[row]}` scored as `{table.methods[other]}` on every single example of "

@@ -77,24 +77,6 @@ def across(table: ScoreTable, method: int, keep: Bool[np.ndarray, " task"]) -> S
     return over_seeds(scores.mean(axis=0))
 
 
-def twins(table: ScoreTable) -> dict[int, int]:
-    """Methods that scored alike on every example of every cell: row -> row of the shortest name."""
-    alike: dict[tuple[tuple[str, int, str], ...], list[int]] = {}
-    for method in range(len(table.methods)):
-        done = tuple(
-            (record.spec.task, record.spec.seed, record.outcomes)
-            for record in table.row(method)
-            if record.status == "done"
-        )
-        if done and all(outcomes for _, _, outcomes in done):
-            alike.setdefault(done, []).append(method)
-    found: dict[int, int] = {}
-    for rows in alike.values():
-        first = min(rows, key=lambda row: (len(table.methods[row]), row))
-        found |= {row: first for row in rows if row != first}
-    return found
-
-
 def _why(table: ScoreTable, method: int, task: int) -> str:
     statuses = {record.status for record in table.runs(method, task)}
     return "failed" if "failed" in statuses else "skipped" if "skipped" in statuses else "not run"

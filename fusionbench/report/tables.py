@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 from tabulate import tabulate
 
-from fusionbench.report.summary import Summary, across, cell, twins
+from fusionbench.report.summary import Summary, across, cell
 from fusionbench.scores import ScoreTable
 
 Row = dict[str, str]
@@ -36,7 +36,7 @@ def comma_separated(rows: Sequence[Row]) -> str:
 
 def names(table: ScoreTable) -> list[str]:
     """Methods as a reader should see them: `mema-no_feedback (= penultimate)`."""
-    same = twins(table)
+    same = table.twins
     return [
         f"{name} (= {table.methods[same[row]]})" if row in same else name
         for row, name in enumerate(table.methods)

@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Real
 from scipy.special import chdtrc
-from scipy.stats import rankdata, studentized_range
 
 from fusionbench.stats.groups import TaskScores, by_group, refuse_unequal_seeds
 from fusionbench.stats.refusals import finite
@@ -57,6 +56,9 @@ def rank_table(scores: Real[np.ndarray, "method task"], *, alpha: float = 0.05) 
 
 def average_ranks(scores: Real[np.ndarray, "*batch method task"]) -> Float[np.ndarray, "..."]:
     """Mean rank of each method over tasks; equal scores share their ranks."""
+    # scipy.stats takes longer to load than everything else that reads records, and is rarely asked.
+    from scipy.stats import rankdata
+
     return np.asarray(rankdata(-finite("scores", scores), axis=-2).mean(axis=-1))
 
 
@@ -65,6 +67,8 @@ def friedman(scores: Real[np.ndarray, "method task"]) -> tuple[float, float]:
     methods, tasks = np.shape(scores)
     if methods < 3 or tasks < 2:
         raise ValueError(f"Friedman needs 3 methods and 2 tasks, got {methods} and {tasks}")
+    from scipy.stats import rankdata
+
     ranks_MT = rankdata(finite("scores", scores), axis=0)
     middle = (methods + 1) / 2
     within = ((ranks_MT - middle) ** 2).sum()
@@ -77,6 +81,8 @@ def friedman(scores: Real[np.ndarray, "method task"]) -> tuple[float, float]:
 
 def critical_difference(methods: int, tasks: int, *, alpha: float = 0.05) -> float:
     """Nemenyi: how far two average ranks must lie apart, all pairs at once."""
+    from scipy.stats import studentized_range
+
     quantile = float(studentized_range.ppf(1 - alpha, methods, np.inf)) / np.sqrt(2)
     return float(quantile * np.sqrt(methods * (methods + 1) / (6 * tasks)))
 

@@ -91,6 +91,9 @@ def pair_components(block: Sequence[TaskScores]) -> Components:
 def discordant_pairs(task: TaskScores) -> Int[np.ndarray, "method method"]:
     """How many images each two methods answer differently in any seed."""
     values_MSI = np.asarray(task.values)
+    if values_MSI.dtype == np.bool_:
+        # Eight seeds in a byte: two methods differ on an item where any of its bytes does.
+        values_MSI = np.packbits(values_MSI, axis=1)
     rows = [discordant_groups(values_MSI != one_SI, task.groups) for one_SI in values_MSI]
     return np.stack(rows)
 

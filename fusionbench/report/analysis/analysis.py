@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
+from fusionbench.forks import in_order
 from fusionbench.history import Run
 from fusionbench.paired.results import Results
 from fusionbench.report.analysis.cells import cell_interval, outliers, suite_interval
@@ -15,6 +17,9 @@ from fusionbench.report.summary import Summary
 from fusionbench.report.tables import names
 from fusionbench.scores import ScoreTable
 from fusionbench.stats.estimate import FEWEST_REPLICATES
+
+_WORTH_A_PROCESS = 10_000
+"""Cells; fewer are analysed in a second or two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,30 @@ class Analysis:
             for row in self.rows
             if row.contrast.baseline == self.plan.baseline
         }
+
+
+def analyse_all(
+    results: Results,
+    tables: Sequence[ScoreTable],
+    runs: Sequence[Run],
+    baseline: str | None = None,
+) -> tuple[Analysis, ...]:
+    """Analyse conditions, each in a process of its own where there is much to do."""
+    if sum(len(table.cells) for table in tables) < _WORTH_A_PROCESS:
+        return tuple(analyse(results, table, runs, baseline) for table in tables)
+    # Here, since whoever looks at a record makes a copy of its memory.
+    results.number_images()
+    jobs = [partial(_findings, results, table, runs, baseline) for table in tables]
+    found = zip(tables, in_order(jobs), strict=True)
+    return tuple(Analysis(table=table, **findings) for table, findings in found)
+
+
+def _findings(
+    results: Results, table: ScoreTable, runs: Sequence[Run], baseline: str | None
+) -> dict[str, Any]:
+    """The fields of an analysis but the table: its records are where this process came from."""
+    fields = vars(analyse(results, table, runs, baseline))
+    return {name: value for name, value in fields.items() if name != "table"}
 
 
 def analyse(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,12 @@ class Drawn:
 
 def save(drawing: Drawing, stem: Path) -> None:
     """Write the three files of a drawing; call it in the house style."""
+    for ending, content in files(drawing).items():
+        write_atomic(stem.with_suffix(ending), content)
+
+
+def files(drawing: Drawing) -> dict[str, bytes]:
+    """The drawing as `.png`, as `.svg` and its data as `.csv`; call it in the house style."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -57,13 +64,14 @@ def save(drawing: Drawing, stem: Path) -> None:
     figure.set_layout_engine("none")
     _settle(figure)
     # Figure.savefig would draw everything twice for each file.
-    png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
+    png, svg = BytesIO(), BytesIO()
     # matplotlib leaves the printers without types.
     print_png: Callable[..., None] = bitmap.print_png
     print_png(png, metadata={"Software": None})
     print_svg: Callable[..., None] = FigureCanvasSVG(figure).print_svg
     print_svg(svg, metadata={"Date": None, "Creator": None})
-    write_atomic(stem.with_suffix(".csv"), comma_separated(drawing.data).encode())
+    data = comma_separated(drawing.data).encode()
+    return {".png": png.getvalue(), ".svg": svg.getvalue(), ".csv": data}
 
 
 def _leave(figure: "Figure") -> None:

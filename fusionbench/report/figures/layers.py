@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import rankdata
 
 from fusionbench.report.figures.drawing import Drawing
 from fusionbench.report.figures.instruments import COLUMNS, curve, whole_numbers
@@ -62,6 +61,8 @@ def rank_correlation(first: Mapping[float, float], second: Mapping[float, float]
     common = sorted(first.keys() & second.keys())
     if len(common) < _FEWEST_LAYERS:
         return float("nan")
+    from scipy.stats import rankdata
+
     ranks = [rankdata([values[layer] for layer in common]) for values in (first, second)]
     if min(np.ptp(rank) for rank in ranks) == 0:
         return float("nan")

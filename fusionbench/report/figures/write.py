@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fusionbench.cache import write_atomic
 from fusionbench.errors import Problem
+from fusionbench.forks import in_order
 from fusionbench.probes import probe_maps
 from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.figures import (
@@ -21,12 +23,13 @@ from fusionbench.report.figures import (
     ranks,
     scores,
 )
-from fusionbench.report.figures.drawing import Drawing, Drawn, save
+from fusionbench.report.figures.drawing import Drawing, Drawn, files
 from fusionbench.report.figures.material import Material
 from fusionbench.report.sections import Material as Report
 from fusionbench.report.style import house_style
 
-_DRAWERS: Sequence[Callable[[Material], Drawing | None]] = (
+Drawer = Callable[[Material], Drawing | None]
+_DRAWERS: Sequence[Drawer] = (
     heatmap.draw,
     forest.draw_suite,
     forest.draw_tasks,
@@ -47,6 +50,15 @@ drawn for the first only, and for all others left to the records."""
 _NOTE = "figures.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Rendered:
+    """A drawing as it goes to the disk: figures are drawn in several processes, written by one."""
+
+    drawn: Drawn
+    """With the stem that the figure asks for."""
+    files: Mapping[str, bytes]
+
+
 def write_figures(report: Report, folder: Path) -> list[Drawn]:
     """Draw everything that the records allow and give what was drawn, condition by condition.
 
@@ -55,14 +67,14 @@ def write_figures(report: Report, folder: Path) -> list[Drawn]:
     folder.mkdir(parents=True, exist_ok=True)
     before = set(_noted(folder))
     drawn: list[Drawn] = []
-    with house_style():
-        for condition, drawing in drawings(report):
-            stem = folder / _free(drawing.name, {one.stem.name for one in drawn})
-            save(drawing, stem)
-            reading = " ".join(drawing.reading.split())
-            drawn.append(
-                Drawn(stem=stem, title=drawing.title, reading=reading, condition=condition)
-            )
+    _warm()
+    for rendered in in_order([partial(_rendered, *one) for one in _planned(report)]):
+        if rendered is None:
+            continue
+        stem = folder / _free(rendered.drawn.stem.name, {one.stem.name for one in drawn})
+        for ending, content in rendered.files.items():
+            write_atomic(stem.with_suffix(ending), content)
+        drawn.append(replace(rendered.drawn, stem=stem))
     for name in sorted(before - {one.stem.name for one in drawn}):
         for ending in (".svg", ".png", ".csv"):
             (folder / name).with_suffix(ending).unlink(missing_ok=True)
@@ -72,19 +84,47 @@ def write_figures(report: Report, folder: Path) -> list[Drawn]:
 
 def drawings(report: Report) -> Iterator[tuple[str, Drawing]]:
     """(condition, figure): those of the suite, then the planted tasks, which enter no other."""
+    for condition, draw in _planned(report):
+        drawing = draw()
+        if drawing is not None:
+            yield condition, drawing
+
+
+def _planned(report: Report) -> Iterator[tuple[str, Callable[[], Drawing | None]]]:
+    """The condition of each figure, and what draws it if the records allow."""
     many = len(report.analyses) > MOST_IN_FULL
     for number, material in enumerate(materials(report)):
-        for draw in _DRAWERS:
-            brief = many and number > 0
-            drawing = None if brief and draw in _DETAILS else draw(material)
-            if drawing is not None:
-                left_out = _LEFT_OUT if brief and draw is heatmap.draw else ""
-                full = replace(drawing, reading=drawing.reading + left_out)
-                yield material.table.condition.title, full
+        brief = many and number > 0
+        for draw in [one for one in _DRAWERS if not (brief and one in _DETAILS)]:
+            left_out = _LEFT_OUT if brief and draw is heatmap.draw else ""
+            yield material.table.condition.title, partial(_drawing, draw, material, left_out)
     for table in report.planted:
-        drawing = scores.draw(Material(table=table, results=report.results), "planted")
-        if drawing is not None:
-            yield table.condition.title, drawing
+        material = Material(table=table, results=report.results)
+        yield table.condition.title, partial(scores.draw, material, "planted")
+
+
+def _drawing(draw: Drawer, material: Material, left_out: str) -> Drawing | None:
+    found = draw(material)
+    return found and replace(found, reading=found.reading + left_out)
+
+
+def _rendered(condition: str, draw: Callable[[], Drawing | None]) -> _Rendered | None:
+    with house_style():
+        drawing = draw()
+        if drawing is None:
+            return None
+        drawn = Drawn(
+            stem=Path(drawing.name), title=drawing.title,
+            reading=" ".join(drawing.reading.split()), condition=condition,
+        )  # fmt: skip
+        return _Rendered(drawn=drawn, files=files(drawing))
+
+
+def _warm() -> None:
+    """Load what all figures need before processes are copied."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
 
 
 def materials(report: Report) -> Iterator[Material]:

@@ -1,0 +1,128 @@
+"""Work shared by processes: as if one had done all of it, in order."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from functools import partial
+
+import pytest
+from toy_records import put, spec
+
+from fusionbench import forks, whole
+from fusionbench.errors import UserError
+from fusionbench.forks import in_order
+from fusionbench.report.analysis import analysis
+from fusionbench.report.build import write_report
+from fusionbench.store import Store
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked here")
+
+
+@pytest.fixture
+def forking(monkeypatch):
+    """Two processes, whatever machine this is and whatever threads the test runner has."""
+    monkeypatch.setattr(forks, "processes", lambda: 2)
+
+
+def square(number):
+    return number * number, os.getpid()
+
+
+def test_results_come_in_order_and_from_other_processes(forking):
+    found = list(in_order([partial(square, number) for number in range(9)]))
+    assert [value for value, _ in found] == [number**2 for number in range(9)]
+    assert os.getpid() not in {process for _, process in found}
+
+
+def test_a_job_uses_what_is_here_and_cannot_be_sent(forking):
+    here = {"lock": threading.Lock(), "records": list(range(1000))}
+    assert list(in_order([lambda: sum(here["records"])] * 3)) == [499500] * 3
+
+
+def test_an_error_arrives_with_its_hint_after_what_came_before(forking):
+    def wrong():
+        raise UserError("a score is no number", "remove its file")
+
+    results = in_order([partial(square, 2), wrong, partial(square, 3)])
+    assert next(results)[0] == 4
+    with pytest.raises(UserError, match="a score is no number") as caught:
+        next(results)
+    assert caught.value.hint == "remove its file"
+
+
+def test_what_a_killed_process_had_to_do_is_done_here(forking):
+    here = os.getpid()
+
+    def deadly():
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "done", here
+
+    found = list(in_order([partial(square, 2), deadly, partial(square, 3), deadly]))
+    assert [value for value, _ in found] == [4, "done", 9, "done"]
+
+
+def test_no_thread_and_no_process_stays_behind(forking):
+    threads = threading.active_count()
+    list(in_order([partial(square, number) for number in range(4)]))
+    next(in_order([partial(square, number) for number in range(4)]))
+    assert threading.active_count() == threads
+    assert not multiprocessing.active_children()
+
+
+def test_a_program_with_threads_or_a_single_core_does_all_of_it_itself(monkeypatch):
+    monkeypatch.setattr(forks, "cores", lambda: 8)
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    assert forks.processes() == forks.MOST
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    assert forks.processes() == 1
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    monkeypatch.setattr(forks, "cores", lambda: 1)
+    assert list(in_order([partial(square, 3)] * 2)) == [(9, os.getpid())] * 2
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two conditions of three methods on two tasks, five runs each; one record is cut off."""
+    with Store.create(tmp_path / "results") as store:
+        for encoder in ("nano", "other"):
+            for number, method in enumerate(("penultimate", "last", "mema")):
+                for task in ("digits", "scenes_count"):
+                    for seed in range(5):
+                        cell = spec(method, task, seed, encoder=encoder)
+                        last = put(store, cell, 0.3 + 0.1 * number, draw=10 * seed + number)
+    file = tmp_path / "results" / "cells" / f"{last.id}.json"
+    file.write_text(file.read_text()[:100])
+    return tmp_path / "results"
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_report_has_the_same_bytes_whatever_the_number_of_processes(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(forks, "processes", lambda: 1)
+    write_report(folder, tmp_path / "one")
+    (folder / ".checked").unlink()
+    monkeypatch.setattr(forks, "processes", lambda: 2)
+    monkeypatch.setattr(whole, "_SHARE", 10)
+    monkeypatch.setattr(analysis, "_WORTH_A_PROCESS", 0)
+    heard = []
+    write_report(folder, tmp_path / "two", hear=heard.extend)
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert [name for name in one | two if one.get(name) != two.get(name)] == []
+    assert len(heard) == 1 and "truncated" in str(heard[0])
+
+
+def test_what_is_wrong_with_a_score_is_said_as_by_one_process(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(forks, "processes", lambda: 2)
+    monkeypatch.setattr(analysis, "_WORTH_A_PROCESS", 0)
+    (items,) = (folder / "items").glob("*.json")
+    items.write_text("{}")
+    with pytest.raises(UserError, match="not a list of items") as caught:
+        write_report(folder, tmp_path / "out")
+    assert "run the study again" in caught.value.hint
