@@ -16,6 +16,19 @@ os.environ.pop("FUSIONBENCH_DATA", None)
 os.environ.pop("FUSIONBENCH_PLUGINS", None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what a module makes go to one worker, so that it is made once."""
+    for item in items:
+        if _shares(item) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
+def _shares(item: pytest.Item) -> bool:
+    found = getattr(item, "_fixtureinfo", None)
+    fixtures = found.name2fixturedefs.values() if found else ()
+    return any(one.scope == "module" for several in fixtures for one in several)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """The last to leave (the controller, or the only process) clears the cache."""
     if not hasattr(session.config, "workerinput"):
