@@ -21,7 +21,9 @@ from fusionbench.harness.train import autocast
 from fusionbench.types import Fused
 
 RUNS = [Run(seed=seed, lr=1e-2) for seed in (0, 1, 2)]
-SIZES = ("mol-hybrid", "tgif-leaky", "mema[question=shuffled]")
+MORE = ("mol-hybrid", "tgif-leaky", "mema[question=shuffled]")
+ALWAYS = ("scalar_mix", "mema", "lsf_internal_modular", "mol-hybrid")
+"""One of each way through the code; the others with `-m slow`."""
 # The test split has 60 examples: three batches of 16, and one of 12.
 BATCH = 16
 
@@ -39,7 +41,13 @@ def members(seeds=(0, 1), wanted=(0, 1), lr=1e-2):
     return [Member(spec=spec("toy", seed), tuned=tuned, wanted=seed in wanted) for seed in seeds]
 
 
-@pytest.mark.parametrize("name", [*KINDS, *SIZES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow)
+        for name in (*KINDS, *MORE)
+    ],
+)
 def test_scores_and_traces_are_those_of_each_model_alone(name):
     shared, models = trained(name)
     found, note = evaluate_all(models, shared, "test", BATCH)
