@@ -15,7 +15,7 @@ _META = ["--device", "meta", "--encoder", "nano"]
 _FEW_STEPS = ["--steps", "11", "--batch", "1", "--method", "dia_lstm", "--seeds", "2"]
 TINY = {
     "mema_clip-default": _SHRINK,
-    "mema_clip-half": _SHRINK,
+    "mema_clip-gates": _SHRINK,
     "mema_clip-inference": _SHRINK,
     "seeds_on_features": ["--steps", "2", "--methods", "scalar_mix", "--points", "2"],
     "seeds_in_encoder": _FEW_STEPS,
@@ -49,12 +49,12 @@ def tasks(device: str, *, tiny: bool = False) -> Mapping[str, tuple[float, list[
 
     # The rows of the targets come first, should the machine be lent for less than all.
     found = {
-        "mema_clip-default": (5, script("mema_clip", "--parts", "train", "--ways", "default")),
-        "mema_clip-half": (8, script("mema_clip", "--parts", "train", "--ways", "half")),
-        "mema_clip-inference": (5, script("mema_clip", "--parts", "inference")),
-        "seeds_on_features": (5, script("seeds_on_features", "--curve")),
-        "seeds_in_encoder": (9, script("seeds_in_encoder", "--seeds", "1", "10", "16")),
-        "whole_study": (9, script("whole_study", "--minutes", "8")),
+        "mema_clip-default": (3, script("mema_clip", "--parts", "train", "--ways", "default")),
+        "mema_clip-gates": (3, script("mema_clip", "--parts", "train", "--ways", "gates")),
+        "seeds_in_encoder": (4, script("seeds_in_encoder", "--seeds", "10", "20")),
+        "mema_clip-inference": (3, script("mema_clip", "--parts", "inference")),
+        "seeds_on_features": (3, script("seeds_on_features", "--curve")),
+        "whole_study": (9, script("whole_study", "--minutes", "8", "--sampled", "10", "40")),
         "profile_twice": (4, script("profile_twice")),
         "feature_loading": (4, script("feature_loading")),
         "encoding": (3, script("encoding")),

@@ -17,7 +17,7 @@ from fusionbench.selection import Unavailable
 from fusionbench.store import Store
 from fusionbench.study import Study
 
-_CPU_WORKERS, _GPU_WORKERS = 8, 4
+_CPU_WORKERS, _GPU_WORKERS, _GPU_WORKERS_OF_PASSES = 8, 12, 4
 
 
 class Progress(Protocol):
@@ -71,22 +71,26 @@ def bring_encoder(study: Study, catalog: Catalog) -> None:
         raise UserError(str(error), hint) from error
 
 
-def worker_count(options: RunOptions) -> int:
-    """As asked for; else one per core, at most 8, and at most 4 where they share a GPU.
+def worker_count(options: RunOptions, *, seeds_per_pass: int = 1) -> int:
+    """As asked for; else one per core, at most 8, and 12 or 4 where they share a GPU.
 
-    The cells of a study are small: a few processes fill a GPU better than one.
+    Small cells are bound by the processor that launches their kernels, so many of them share a GPU
+    well; a pass of seeds fills it, and much of its memory, with a few.
     """
     if options.workers:
         return options.workers
     # The parent does not load torch, so it looks for the driver's device instead.
     gpu = options.device.startswith("cuda") or Path("/dev/nvidiactl").exists()
-    most = _GPU_WORKERS if gpu and options.device != "cpu" else _CPU_WORKERS
+    most = _CPU_WORKERS
+    if gpu and options.device != "cpu":
+        most = _GPU_WORKERS if seeds_per_pass == 1 else _GPU_WORKERS_OF_PASSES
     return max(1, min(most, len(os.sched_getaffinity(0))))
 
 
 def _work(plan: Plan, options: RunOptions, result: SweepResult, progress: Progress) -> None:
     jobs = _jobs(plan)
-    count = min(worker_count(options), len(jobs))
+    size = plan.pending[0].spec.budget.seeds_per_pass
+    count = min(worker_count(options, seeds_per_pass=size), len(jobs))
     progress.start(len(plan.cells), plan.finished)
     try:
         with local_pool(count, WorkerSetup(options=options)) as pool:

@@ -32,10 +32,10 @@ MORE = (
 RUNS = [Run(seed=seed, lr=lr) for lr in (3e-3, 1e-2) for seed in (0, 1)]
 
 
-def shared_by(method, settings, budget=BUDGET):
+def shared_by(method, settings, budget=BUDGET, device="cpu"):
     shape = shape_of(SHAPE, settings, budget)
     fusion = seeded_fusion(method, settings, shape, stream=("bright_half", 0))
-    return materials(list(taps_of(fusion)), budget)
+    return materials(list(taps_of(fusion)), budget, device=device)
 
 
 def named(name):
@@ -43,9 +43,9 @@ def named(name):
     return load_method(chosen.card), dict(chosen.settings)
 
 
-def both_ways(name, budget=BUDGET, runs=RUNS):
+def both_ways(name, budget=BUDGET, runs=RUNS, device="cpu"):
     method, settings = named(name)
-    shared = shared_by(method, settings, budget)
+    shared = shared_by(method, settings, budget, device)
     alone, together = (
         [build_model(method, settings, shared, run.seed) for run in runs] for _ in range(2)
     )

@@ -61,7 +61,9 @@ def _split(left: np.ndarray, rows: range) -> Split:
     )
 
 
-def materials(taps: list[Tap], budget: Budget = BUDGET, *, name: str = "bright_half") -> Materials:
+def materials(
+    taps: list[Tap], budget: Budget = BUDGET, *, name: str = "bright_half", device: str = "cpu"
+) -> Materials:
     encoder = PixelToyEncoder()
     bundle, images = cut("bright_half", BrightHalf().load(), budget)
     key = FeatureKey(
@@ -71,8 +73,8 @@ def materials(taps: list[Tap], budget: Budget = BUDGET, *, name: str = "bright_h
     encode(encoder, images, key, taps, limit_gib=1)
     return Materials(
         name=name, task=BrightHalf(), bundle=bundle, budget=budget, key=key,
-        shape=replace(encoder.shape, query_dim=budget.query_dim), device=torch.device("cpu"),
-        encoder=encoder,
+        shape=replace(encoder.shape, query_dim=budget.query_dim), device=torch.device(device),
+        encoder=encoder.to(device),
     )  # fmt: skip
 
 

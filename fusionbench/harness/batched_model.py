@@ -5,8 +5,8 @@ weights of a run, so it sees all runs folded into its batch: one large product i
 small ones, and fused attention as it is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -52,7 +52,7 @@ class Stack:
         if hidden is None:
             hidden = self.materials.states(batch.rows.flatten())(self.taps)
         hidden, query = self._inputs(batch, hidden)
-        with _vmappable_attention(self.materials.device):
+        with _vmappable_attention():
             return self._steps(batch.rows, batch.questions, batch.answers, hidden, query)
 
     def _eager(
@@ -84,7 +84,7 @@ class Stack:
         blocks always get, the last batch filled up, so that one compiled graph serves them all.
         """
         query = self._call.model.query(batch, self.materials)
-        with _vmappable_attention(self.materials.device):
+        with _vmappable_attention():
             if not needs_encoder(self._call.model.fusion):
                 return self._over(steps.said_of, batch=batch, hidden=hidden, query=query)
             state = self._over(steps.start, tokens=hidden[0], query=query)
@@ -124,7 +124,7 @@ class Stack:
         rows = len(folded)
         if (missing := self.runs * room - rows) > 0:
             folded = F.pad(folded, (0, 0, 0, 0, 0, missing))
-        with _any_attention() if self.materials.device.type == "cpu" else nullcontext():
+        with _any_attention():
             folded = encoder.block(index, folded)
         return rearrange(folded[:rows], "(s b) n d -> s b n d", s=self.runs)
 
@@ -169,11 +169,14 @@ class _Call(nn.Module):
         return step(self.model, materials, *inputs, **shared)
 
 
-@contextmanager
-def _vmappable_attention(device: torch.device) -> Iterator[None]:
-    """On the CPU, fused attention has no vmap rule: vmap would take the runs one by one."""
-    with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-        yield
+def _vmappable_attention() -> AbstractContextManager[None]:
+    """What a method and the reader attend with: a composite, which vmap takes apart.
+
+    Fused attention has no vmap rule on the CPU; on a GPU the memory-efficient kernel refuses the
+    way back ("LSE is not correctly aligned", torch 2.11). Here the questions are a few, or the
+    tokens few: the frozen blocks, whose maps would be large, see `_any_attention`.
+    """
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def _any_attention() -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ workers changes no result.
 
 import signal
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -54,6 +55,8 @@ def _start(setup: WorkerSetup) -> Callable[[Job], Iterator[Event]]:
 
     keep_freed_memory()
     torch.set_num_threads(1)
+    # A GPU's compiler advises it in every worker; float32 is kept whole so that numbers agree.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     desk = Desk(setup.options)
 
     def work(job: Job) -> Iterator[Event]:
