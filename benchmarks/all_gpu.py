@@ -55,7 +55,9 @@ def main() -> None:
             # What goes on where it ended may use whatever is left; the rest needs its time.
             if left < (min(minutes, 1.5) if name in RESUMED else min(minutes, 4)):
                 continue
-            _run(name, arguments, home, 60 * left, packed)
+            # One that takes half as long again as it may would take the time of all behind it.
+            most = left if name in RESUMED else min(left, 1.5 * max(minutes, 1))
+            _run(name, arguments, home, 60 * most, packed)
             pack(packed, home, asked.packed)
     missing = [name for name in work if name not in packed["done"]]
     print(f"left: {', '.join(missing)}" if missing else "all is done")

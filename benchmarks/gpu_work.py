@@ -18,7 +18,7 @@ TINY = {
     "mema_clip-gates": _SHRINK,
     "mema_clip-inference": _SHRINK,
     "seeds_on_features": ["--steps", "2", "--methods", "scalar_mix", "--points", "2"],
-    "seeds_in_encoder": _FEW_STEPS,
+    "seeds_in_encoder-steps": _FEW_STEPS,
     "whole_study": [
         "--encoder", "nano", "--methods", "scalar_mix", "last", "--tasks", "digits",
         "--seeds", "2", "--sampled", "2", "4"],
@@ -51,9 +51,10 @@ def tasks(device: str, *, tiny: bool = False) -> Mapping[str, tuple[float, list[
     found = {
         "mema_clip-default": (3, script("mema_clip", "--parts", "train", "--ways", "default")),
         "mema_clip-gates": (3, script("mema_clip", "--parts", "train", "--ways", "gates")),
-        "seeds_in_encoder": (4, script("seeds_in_encoder", "--seeds", "10", "20")),
+        "seeds_in_encoder-steps": (
+            2, script("seeds_in_encoder", "--ways", "steps", "--seeds", "10")),
         "mema_clip-inference": (3, script("mema_clip", "--parts", "inference")),
-        "seeds_on_features": (3, script("seeds_on_features", "--curve")),
+        "seeds_on_features": (3, script("seeds_on_features", "--steps", "200")),
         "whole_study": (9, script("whole_study", "--minutes", "8", "--sampled", "10", "40")),
         "profile_twice": (4, script("profile_twice")),
         "feature_loading": (4, script("feature_loading")),
@@ -62,7 +63,8 @@ def tasks(device: str, *, tiny: bool = False) -> Mapping[str, tuple[float, list[
         "profile-all": (9, profile("all", "--missing")),
         "scaling-steps": (5, script("scaling", "--axes", "tokens", "blocks")),
         "scaling-rest": (5, script("scaling", "--axes", "seeds", "methods")),
-        "seeds_in_encoder-blocks": (8, script("seeds_in_encoder", "--ways", "blocks")),
+        "seeds_in_encoder-blocks": (
+            2, script("seeds_in_encoder", "--ways", "blocks", "--seeds", "10")),
         "seeds_in_encoder-graphs": (
             8, script("seeds_in_encoder", "--ways", "graphs", "--seeds", "10")),
         "profile-compiled": (9, profile(FEW, "--compile", "default")),

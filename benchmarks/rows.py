@@ -5,7 +5,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,9 +33,12 @@ class Row:
         return self.ours / self.plain
 
 
-def finish(script: str, rows: Sequence[Row], device: torch.device) -> None:
-    """Print the rows and write them down."""
-    name = device_name(device)
+def finish(
+    script: str, rows: Sequence[Row], device: torch.device, *, on: Mapping[str, str] | None = None
+) -> None:
+    """Print the rows and write them down. `on`: the machine of records that were read."""
+    machine = dict(on or hardware(str(device)))
+    name = _maker(machine)
     print(f"{script} on {name}")
     for row in rows:
         print(
@@ -45,21 +48,25 @@ def finish(script: str, rows: Sequence[Row], device: torch.device) -> None:
     values = {
         "script": script,
         "device": name,
-        "hardware": dict(hardware(str(device))),
+        "hardware": machine,
         "software": dict(software()),
         "code": dict(code_state()),
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "rows": [asdict(row) for row in rows],
     }
-    path = results_file(script, device)
+    path = _file(script, name)
     path.write_text(json.dumps(values, indent=1) + "\n")
     print(f"  {path}")
 
 
 def results_file(script: str, device: torch.device) -> Path:
     """Where a script's rows lie for this device."""
+    return _file(script, device_name(device))
+
+
+def _file(script: str, name: str) -> Path:
     RESULTS.mkdir(exist_ok=True, parents=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return RESULTS / f"{script}-{slug}.json"
 
 
@@ -70,8 +77,11 @@ def partial_results(script: str, device: torch.device) -> Path:
 
 def device_name(device: torch.device) -> str:
     """As its maker calls it."""
-    found = hardware(str(device))
-    return found.get("gpu") or found["cpu"]
+    return _maker(hardware(str(device)))
+
+
+def _maker(machine: Mapping[str, str]) -> str:
+    return machine.get("gpu") or machine["cpu"]
 
 
 def parser_of(text: str) -> argparse.ArgumentParser:

@@ -81,6 +81,13 @@ TARGETS = (
         command="python benchmarks/quick_study.py",
     ),
     Target(
+        id="two-devices",
+        work="the quick study on a GPU, example by example",
+        plain="on a CPU",
+        wanted="the same answers, rounding apart",
+        command="python benchmarks/two_devices.py results/quick results/local",
+    ),
+    Target(
         id="linear-layers-cpu",
         work="training of one cell of the quick study, one CPU thread: linear layers by oneDNN",
         plain="by MKL, as PyTorch does",

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusionbench.attention import CrossAttention
+    from fusionbench.attention import CrossAttention, sdpa
     from fusionbench.choices import one_of
     from fusionbench.encoders.contract import Encoder
     from fusionbench.fusion import Fusion, InEncoderFusion, Tap
@@ -42,6 +42,7 @@ _HOME = {
     "method": "registry",
     "one_of": "choices",
     "paper_taps": "layers",
+    "sdpa": "attention",
     "stream": "seeding",
     "task": "registry",
     "trained_parameters": "trained",
@@ -69,6 +70,7 @@ __all__ = [
     "method",
     "one_of",
     "paper_taps",
+    "sdpa",
     "stream",
     "task",
     "trained_parameters",

@@ -1,14 +1,50 @@
-"""Multi-head cross-attention with the parameter names of `torch.nn.MultiheadAttention`."""
+"""Attention that runs under vmap on every device, and cross-attention made of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_composed = False
+
+
+def sdpa(
+    query: Float[Tensor, "*batch asked dim"],
+    key: Float[Tensor, "*batch seen dim"],
+    value: Float[Tensor, "*batch seen dim"],
+    mask: Bool[Tensor, "*batch asked seen"] | None = None,
+) -> Float[Tensor, "*batch asked dim"]:
+    """Scaled dot-product attention; by hand within `composed`. `mask`: True where one may look."""
+    if not _composed:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.float().softmax(dim=-1).to(value.dtype) @ value
+
+
+@contextmanager
+def composed() -> Iterator[None]:
+    """Within it `sdpa` is made of products and a softmax, which vmap takes apart.
+
+    On a GPU none of PyTorch's own ways goes through vmap and back (torch 2.11): the
+    memory-efficient kernel refuses its log-sum-exp, and the composite, which is left by autocast
+    half-way, the type of a gradient.
+    """
+    global _composed  # noqa: PLW0603
+    before, _composed = _composed, True
+    try:
+        yield
+    finally:
+        _composed = before
+
 
 class CrossAttention(nn.Module):
-    """Packed q, k, v projections with biases, as there; runs under vmap."""
+    """Packed q, k, v projections with biases, named as in `torch.nn.MultiheadAttention`."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

@@ -1,11 +1,13 @@
-"""Hidden states are written to their files by a thread, while the encoder makes the next ones."""
+"""Hidden states are written to their files by threads, while the encoder makes the next ones."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,38 +16,72 @@ from fusionbench.fusion import Tap
 
 Write = Callable[[int, Mapping[Tap, Float[Tensor, "batch token dim"]]], None]
 """Takes the first image's row, and the batch's states by tap in the type of their files."""
-_WAITING = 2
+_WAITING = 4
 """Batches that may wait for the disk; beyond them the encoder waits too."""
+_THREADS = 8
+"""Beside a GPU: each copies memory to memory, and one alone is slower than a small encoder."""
 
 
 @contextmanager
-def written(files: Mapping[Tap, np.memmap]) -> Iterator[Write]:
-    """Within the block batches are written in the order given; at its end all are.
+def written(files: Mapping[Tap, np.memmap], device: torch.device) -> Iterator[Write]:
+    """Within the block batches are written in any order; at its end all are.
 
     Raises UserError, in a later call or at the end, for states that their file's type cannot hold.
     """
-    waiting: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="features") as thread:
+    waiting: deque[list[Future[None]]] = deque()
+    count = min(_THREADS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 1
+    with ThreadPoolExecutor(max_workers=count, thread_name_prefix="features") as threads:
 
         def write(start: int, states: Mapping[Tap, Float[Tensor, "batch token dim"]]) -> None:
             if len(waiting) == _WAITING:
-                waiting.popleft().result()
-            waiting.append(thread.submit(_store, files, start, states))
+                _finish(waiting.popleft())
+            there = {tap: _towards_host(values) for tap, values in states.items()}
+            arrived = _mark() if device.type == "cuda" else None
+            waiting.append(
+                [
+                    threads.submit(_store, files[tap], tap, start, values, arrived)
+                    for tap, values in there.items()
+                ]
+            )
 
         yield write
         while waiting:
-            waiting.popleft().result()
+            _finish(waiting.popleft())
+
+
+def _towards_host(values: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+    """On its way into pinned memory, for which the encoder need not wait."""
+    if values.device.type != "cuda":
+        return values
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)
+
+
+def _mark() -> torch.cuda.Event:
+    """Passed once all that was asked of the device until now is done."""
+    event: Callable[[], torch.cuda.Event] = torch.cuda.Event
+    mark = event()
+    mark.record()
+    return mark
 
 
 def _store(
-    files: Mapping[Tap, np.memmap], start: int, states: Mapping[Tap, Float[Tensor, "b token dim"]]
+    file: np.memmap,
+    tap: Tap,
+    start: int,
+    values: Float[Tensor, "batch token dim"],
+    arrived: torch.cuda.Event | None,
 ) -> None:
-    for tap, values in states.items():
-        # On a GPU this waits for the copy: in this thread, nobody else does.
-        stored = values.cpu().numpy()
-        if not np.isfinite(stored).all():
-            raise UserError(
-                f"hidden states {list(tap)} do not fit into {stored.dtype}",
-                hint="set budget.feature_dtype to float32",
-            )
-        files[tap][start : start + len(stored)] = stored
+    if arrived is not None:
+        arrived.synchronize()
+    if not bool(torch.isfinite(values).all()):
+        raise UserError(
+            f"hidden states {list(tap)} do not fit into {str(values.dtype).split('.')[1]}",
+            hint="set budget.feature_dtype to float32",
+        )
+    file[start : start + len(values)] = values.numpy()
+
+
+def _finish(batch: list[Future[None]]) -> None:
+    for each in batch:
+        each.result()

@@ -77,7 +77,7 @@ def encode(
         return
     shape = (len(images), encoder.shape.tokens, encoder.shape.dim)
     _refuse_overflow(shape, key.dtype, len(wanted), limit_gib)
-    with _pending(key, wanted, shape) as files, by_onednn(encoder), written(files) as write:
+    with _pending(key, wanted, shape) as files, by_onednn(encoder), written(files, device) as write:
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(images[start : start + _BATCH]).to(device)
             states = _hidden_states(encoder, batch, key.precision)

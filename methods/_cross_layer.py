@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fusionbench.api import GatedMLP, Heads
+from fusionbench.api import GatedMLP, Heads, sdpa
 
 
 class ImageAttention(Heads):
@@ -24,7 +23,7 @@ class ImageAttention(Heads):
         """Attend from the sequence to the image."""
         given = ((self.q_proj, asking), (self.k_proj, image), (self.v_proj, image))
         query, key, value = (self.split(part(values)) for part, values in given)
-        return self.joined(F.scaled_dot_product_attention(query, key, value, mask))
+        return self.joined(sdpa(query, key, value, mask))
 
 
 class Gate(nn.Module):

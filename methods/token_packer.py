@@ -61,7 +61,9 @@ class TokenPacker(Fusion):
         self.ln_q_1, self.ln_k_1, self.ln_v_1 = (nn.LayerNorm(dim, eps=1e-6) for _ in range(3))
         self.clip_attn = CrossAttention(dim, math.gcd(heads, dim))
         for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
+            # Officially `trunc_normal_`, cut at +-2, a hundred deviations away: the same law, but
+            # how PyTorch draws it has changed between versions (2.11 and 2.14 differ).
+            nn.init.normal_(linear.weight, std=0.02)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 

@@ -9,6 +9,7 @@ import torch
 from toy_cells import BUDGET, materials, spec
 from toy_encoder import SHAPE
 
+from fusionbench.attention import composed, sdpa
 from fusionbench.catalog import read_catalog
 from fusionbench.fusion import Fusion
 from fusionbench.harness.batched import NotAlike, Run, clip_each, train_together
@@ -98,6 +99,15 @@ def in_double(shared):
     tokens = shared.questions.tokens.double()
     shared.questions = QuestionTable(tokens=tokens, mask=shared.questions.mask)
     return shared
+
+
+def test_attention_made_of_products_is_attention():
+    query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    for looking in (None, mask):
+        fused = sdpa(query, key, value, looking)
+        with composed():
+            torch.testing.assert_close(sdpa(query, key, value, looking), fused)
 
 
 def test_each_run_is_clipped_by_its_own_norm():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paired_studies import study
 
 from fusionbench.plugins import load_encoder
 from fusionbench.study import PAPER
@@ -118,9 +119,25 @@ def test_an_axis_of_scaling_has_its_points(axis, run):
 
 def test_every_script_that_measures_is_run_here():
     helpers = {"gpu_work.py", "rows.py", "sampled.py", "workload.py", "targets.py", "random_vit.py"}
-    others = {"all_gpu.py", "scaling.py", "report_size.py"}
+    others = {"all_gpu.py", "scaling.py", "report_size.py", "two_devices.py"}
     scripts = {path.name for path in HERE.glob("*.py")}
     assert scripts == set(RUNS) | helpers | others
+
+
+def test_two_folders_of_one_study_are_compared_example_by_example(run, tmp_path):
+    gpu = {"hardware": {"gpu": "a card", "cpu": "a processor"}}
+    rows = {}
+    for draw, name in enumerate(("first", "again", "other")):
+        gains = {"last": 0.1, "moved": 0.1}
+        there = study(tmp_path / name, gains, seeds=2, count=20, facts={"provenance": gpu},
+                      draw=max(draw - 1, 0))  # fmt: skip
+        (rows[name],) = run("two_devices.py", str(tmp_path / "first"), str(there), "--without",
+                            "moved")  # fmt: skip
+    assert rows["again"]["plain"] == rows["again"]["ours"]
+    assert "6 cells, 6 alike in every example; 100.0000% of 120" in rows["again"]["note"]
+    assert "0.00 points apart; without moved" in rows["again"]["note"]
+    assert "100.0000%" not in rows["other"]["note"]
+    assert json.loads((tmp_path / "two_devices-a-card.json").read_text())["device"] == "a card"
 
 
 def test_a_study_that_stops_goes_on_with_what_is_left(run, tmp_path):

@@ -30,6 +30,14 @@ def test_a_pass_equals_the_loop_on_a_gpu(name):
     assert same >= 0.999
 
 
+@pytest.mark.parametrize("name", [*KINDS, *MORE])
+def test_a_pass_trains_in_bfloat16_on_a_gpu(name):
+    expected, found, same = both_ways(name, replace(BUDGET, precision="bf16"), device="cuda")
+    for one, other in zip(expected, found, strict=True):
+        assert np.abs(np.array(one.losses) - other.losses).max() <= 0.05
+    assert same >= 0.95
+
+
 @pytest.mark.parametrize("name", ["scalar_mix", "mema", "alf"])
 def test_bfloat16_on_a_gpu_stays_near_a_reference_in_double_precision(name):
     method, settings = named(name)

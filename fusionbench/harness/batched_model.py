@@ -5,8 +5,8 @@ weights of a run, so it sees all runs folded into its batch: one large product i
 small ones, and fused attention as it is.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fusionbench.attention import composed
 from fusionbench.harness import batched_steps as steps
 from fusionbench.harness.frozen import compiled
 from fusionbench.harness.materials import Batch, Materials
@@ -52,7 +53,7 @@ class Stack:
         if hidden is None:
             hidden = self.materials.states(batch.rows.flatten())(self.taps)
         hidden, query = self._inputs(batch, hidden)
-        with _vmappable_attention():
+        with _vmappable_attention(self.materials.device):
             return self._steps(batch.rows, batch.questions, batch.answers, hidden, query)
 
     def _eager(
@@ -84,7 +85,7 @@ class Stack:
         blocks always get, the last batch filled up, so that one compiled graph serves them all.
         """
         query = self._call.model.query(batch, self.materials)
-        with _vmappable_attention():
+        with _vmappable_attention(self.materials.device):
             if not needs_encoder(self._call.model.fusion):
                 return self._over(steps.said_of, batch=batch, hidden=hidden, query=query)
             state = self._over(steps.start, tokens=hidden[0], query=query)
@@ -169,14 +170,15 @@ class _Call(nn.Module):
         return step(self.model, materials, *inputs, **shared)
 
 
-def _vmappable_attention() -> AbstractContextManager[None]:
-    """What a method and the reader attend with: a composite, which vmap takes apart.
+@contextmanager
+def _vmappable_attention(device: torch.device) -> Iterator[None]:
+    """What a method and the reader attend with. Fused attention has no vmap rule that always holds.
 
-    Fused attention has no vmap rule on the CPU; on a GPU the memory-efficient kernel refuses the
-    way back ("LSE is not correctly aligned", torch 2.11). Here the questions are a few, or the
-    tokens few: the frozen blocks, whose maps would be large, see `_any_attention`.
+    On the CPU vmap would take the runs one by one; for a GPU see `attention.composed`. The maps
+    are those of a question or of few tokens: frozen blocks run outside, see `_any_attention`.
     """
-    return sdpa_kernel(SDPBackend.MATH)
+    with sdpa_kernel(SDPBackend.MATH), composed() if device.type == "cuda" else nullcontext():
+        yield
 
 
 def _any_attention() -> AbstractContextManager[None]:

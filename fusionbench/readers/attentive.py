@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusionbench.attention import sdpa
 from fusionbench.readers.layers import project
 from fusionbench.types import Fused, Unsupported
 
@@ -94,7 +95,7 @@ class AttentiveReader(nn.Module):
         queries = rearrange(self.ask(asked), "b (h d) -> b h 1 d", h=_HEADS)
         keys = rearrange(self.keys(seen), "b n (h d) -> b h n d", h=_HEADS)
         values = rearrange(self.values(seen), "b n (h d) -> b h n d", h=_HEADS)
-        pooled = F.scaled_dot_product_attention(queries, keys, values)
+        pooled = sdpa(queries, keys, values)
         return rearrange(pooled, "b h 1 d -> b (h d)")
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusionbench.attention import sdpa
 from fusionbench.readers.attentive import Projector
 from fusionbench.readers.layers import Inside, project
 from fusionbench.types import Fused, ReaderShape
@@ -131,7 +132,7 @@ class SelfAttention(Heads):
             self.split(part(hidden_states)) for part in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = (_rotated(part, position_embeddings) for part in (query, key))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        mixed = sdpa(query, key, value, attention_mask)
         return self.joined(mixed), None
 
 
