@@ -58,7 +58,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        # A frozen layer asks for no gradient of its weight: then nothing keeps its input.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _multiply(x, weight, bias)
 
     @staticmethod
