@@ -5,6 +5,7 @@ bundles and hidden states only; images are touched once, when they are encoded.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,32 @@ def bundle_path(task: str, data_hash: str, budget: Budget) -> Path:
     limits = [budget.train_items, budget.val_items, budget.test_items]
     key = hashlib.sha256(canonical([_FORMAT, task, data_hash, limits]).encode()).hexdigest()[:20]
     return cache_dir("bundles", f"{task}-{key}.json")
+
+
+def keep(task: str, data_hash: str, data: TaskData, budget: Budget) -> None:
+    """Leave the cut in the cache: the bundle, and the images until they are encoded."""
+    bundle, pixels = cut(task, data, budget)
+    file = io.BytesIO()
+    np.save(file, pixels)
+    write_atomic(_kept(bundle), file.getvalue())
+    write_bundle(bundle, bundle_path(task, data_hash, budget))
+
+
+def kept_images(bundle: Bundle) -> UInt8[np.ndarray, "image height width 3"] | None:
+    """What `keep` has left of this bundle's images, or None."""
+    try:
+        return np.asarray(np.load(_kept(bundle)))
+    except (OSError, ValueError):
+        return None
+
+
+def drop_images(bundle: Bundle) -> None:
+    """They are encoded: whoever needs another layer of them reads the task again."""
+    _kept(bundle).unlink(missing_ok=True)
+
+
+def _kept(bundle: Bundle) -> Path:
+    return cache_dir("images", f"{bundle.images[:24]}.npy")
 
 
 def write_bundle(bundle: Bundle, path: Path) -> None:

@@ -11,7 +11,7 @@ from fusionbench.errors import UserError
 from fusionbench.records import TUNING_SEED, CellSpec, Setting
 from fusionbench.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study import Study
-from fusionbench.task_source import task_hash
+from fusionbench.task_source import look_ahead, task_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,16 @@ class Plan:
             yield tuple(group)
 
 
-def make_plan(study: Study, catalog: Catalog, finished: Container[str]) -> Plan:
-    """Resolve names, hashes and settings; `finished` holds the ids of cells with a record."""
+def make_plan(
+    study: Study, catalog: Catalog, finished: Container[str], *, keep: bool = False
+) -> Plan:
+    """Resolve names, hashes and settings; `finished` holds the ids of cells with a record.
+
+    `keep`: images that are rendered or read for a hash stay in the cache until they are encoded.
+    """
     methods = select_methods(catalog, study.methods, study.settings)
     tasks, unavailable = select_tasks(catalog, study.tasks)
+    look_ahead(tasks, study.budget if keep else None)
     cells = tuple(cell for task in tasks for cell in _task_cells(study, task, methods, catalog))
     pending = tuple(cell for cell in cells if cell.spec.id not in finished)
     return Plan(study=study, cells=cells, pending=pending, unavailable=unavailable)

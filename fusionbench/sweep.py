@@ -53,7 +53,7 @@ def run_study(
     """
     bring_encoder(study, catalog)
     with Store.create(options.out) as store:
-        plan = make_plan(study, catalog, store.finished())
+        plan = make_plan(study, catalog, store.finished(), keep=True)
         result = SweepResult(finished=plan.finished, unavailable=plan.unavailable)
         if plan.pending:
             _work(plan, options, result, progress)

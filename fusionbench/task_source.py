@@ -1,16 +1,19 @@
 """Where a task's data comes from: its own loader, or a packed folder. No torch here."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 from fusionbench.cache import cache_dir, write_atomic
 from fusionbench.catalog import TaskCard
+from fusionbench.data import keep
+from fusionbench.forks import in_order
 from fusionbench.packed import packed_data, packed_tasks
 from fusionbench.plugins import load_task
-from fusionbench.records import canonical
+from fusionbench.records import Budget, canonical
 from fusionbench.task import TaskData, data_hash, validate
 
 
@@ -25,17 +28,40 @@ def load_data(card: TaskCard) -> TaskData:
 
 def task_hash(card: TaskCard) -> str:
     """Hash of a task's data, remembered for as long as its source files stay the same."""
+    return _known(card) or _look(card, None)
+
+
+def look_ahead(cards: Sequence[TaskCard], budget: Budget | None = None) -> None:
+    """Find the hashes of these tasks, several at a time, where they are not known yet.
+
+    What was rendered or read for it is thrown away; with a budget its cut is kept for the encoder.
+    """
+    unknown = [card for card in cards if not _known(card)]
+    for _ in in_order([partial(_look, card, budget) for card in unknown]):
+        pass
+
+
+def _known(card: TaskCard) -> str:
     if card.name in (packed := packed_tasks()):
         return packed[card.name]
-    stamp = canonical([card.name, card.version, sorted(_stamps(card))])
-    note = cache_dir("data", hashlib.sha256(stamp.encode()).hexdigest()[:24])
-    if note.is_file() and (known := note.read_text().strip()):
-        return known
-    found = data_hash(load_data(card))
+    note = _note(card)
+    return note.read_text().strip() if note.is_file() else ""
+
+
+def _look(card: TaskCard, budget: Budget | None) -> str:
+    data = load_data(card)
+    found = data_hash(data)
     # Without a writable cache folder the data is read each time: slower, never wrong.
     with suppress(OSError):
-        write_atomic(note, found.encode())
+        write_atomic(_note(card), found.encode())
+        if budget is not None:
+            keep(card.name, found, data, budget)
     return found
+
+
+def _note(card: TaskCard) -> Path:
+    stamp = canonical([card.name, card.version, sorted(_stamps(card))])
+    return cache_dir("data", hashlib.sha256(stamp.encode()).hexdigest()[:24])
 
 
 def _stamps(card: TaskCard) -> Iterator[list[str | int]]:

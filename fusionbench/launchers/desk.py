@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from fusionbench import features
-from fusionbench.data import Bundle, bundle_path, cut, read_bundle, write_bundle
+from fusionbench import data, features
+from fusionbench.data import Bundle
 from fusionbench.encoders.contract import Encoder
 from fusionbench.errors import UserError
 from fusionbench.features import FeatureKey
@@ -53,11 +53,13 @@ class Desk:
         key = feature_key(cell.spec, bundle, encoder.size)
         wanted = features.missing_taps(key, _all_taps(job.cells, encoder, cell.spec))
         if not wanted:
+            data.drop_images(bundle)
             return
-        if images is None:
-            _, images = cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
+        if images is None and (images := data.kept_images(bundle)) is None:
+            _, images = data.cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
         limit = self.options.cache_gib
         features.encode(encoder, images, key, wanted, limit_gib=limit, device=self.device)
+        data.drop_images(bundle)
 
     def run(self, job: CellJob) -> Iterator[Event]:
         """Train and record each cell; a cell that fails does not stop the others."""
@@ -200,11 +202,11 @@ class Desk:
     def _bundle(
         self, cell: Cell
     ) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
-        path = bundle_path(cell.spec.task, cell.spec.data, cell.spec.budget)
+        path = data.bundle_path(cell.spec.task, cell.spec.data, cell.spec.budget)
         if path.exists():
-            return read_bundle(path), None
-        bundle, images = cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
-        write_bundle(bundle, path)
+            return data.read_bundle(path), None
+        bundle, images = data.cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
+        data.write_bundle(bundle, path)
         return bundle, images
 
     def _encoder(self, cell: Cell) -> Encoder:
