@@ -4,6 +4,7 @@ What a person got wrong ends in one line, a hint and exit code 2, a failed cell 
 Ctrl-C in 130.
 """
 
+import os
 import sys
 
 from fusionbench.commands import (
@@ -34,6 +35,9 @@ COMMANDS = (
 
 def main() -> None:
     """Run the command line; the installed script and `python -m fusionbench` come here."""
+    # NumPy's threads wait for each other by spinning: a product of 1 ms takes 100 where other
+    # processes keep the cores, as workers and the report's own copies do. NumPy reads it once.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app()
     except UserError as error:

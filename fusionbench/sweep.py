@@ -90,7 +90,10 @@ def worker_count(options: RunOptions, *, seeds_per_pass: int = 1) -> int:
 def _work(plan: Plan, options: RunOptions, result: SweepResult, progress: Progress) -> None:
     jobs = _jobs(plan)
     size = plan.pending[0].spec.budget.seeds_per_pass
-    count = min(worker_count(options, seeds_per_pass=size), len(jobs))
+    encoding = sum(isinstance(job, EncodeJob) for job in jobs)
+    # A task's cells wait for its encoding: no more can be at work than there are of either.
+    most = max(encoding, len(jobs) - encoding)
+    count = min(worker_count(options, seeds_per_pass=size), most)
     progress.start(len(plan.cells), plan.finished)
     try:
         with local_pool(count, WorkerSetup(options=options)) as pool:
