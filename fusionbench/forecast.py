@@ -73,7 +73,7 @@ def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> 
         measured = measured and kind in rates
         per_example = rates.get(kind) or _operations(cell) / _rate(options)
         total += per_example * _examples(cell)
-    return total / _workers(options), measured
+    return total / _workers(plan, options), measured
 
 
 def _examples(cell: Cell) -> int:
@@ -120,7 +120,8 @@ def _rate(options: RunOptions) -> float:
     return _GPU_RATE if options.device.startswith("cuda") else _CPU_RATE
 
 
-def _workers(options: RunOptions) -> int:
+def _workers(plan: Plan, options: RunOptions) -> int:
     from fusionbench.sweep import worker_count
 
-    return worker_count(options)
+    together = max((cell.spec.budget.seeds_per_pass for cell in plan.pending), default=1)
+    return worker_count(options, seeds_per_pass=together)
