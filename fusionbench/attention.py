@@ -21,10 +21,17 @@ def sdpa(
     """Scaled dot-product attention; by hand within `composed`. `mask`: True where one may look."""
     if not _composed:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return _by_hand(query, key, value, mask)
+
+
+def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The same from products and a softmax."""
     scores = query @ key.mT / query.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.float().softmax(dim=-1).to(value.dtype) @ value
+    # In float32 at least, whatever autocast has made of the scores.
+    shares = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(dim=-1)
+    return shares.to(value.dtype) @ value
 
 
 @contextmanager
@@ -71,6 +78,5 @@ class CrossAttention(nn.Module):
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         ]
         # By hand: PyTorch's fused attention has no vmap rule on the CPU, and these are small.
-        scores = parts[0] @ parts[1].mT / parts[0].shape[-1] ** 0.5
-        mixed = scores.softmax(dim=-1) @ parts[2]
+        mixed = _by_hand(*parts)
         return self.out_proj(rearrange(mixed, "b h n d -> b n (h d)"))

@@ -11,7 +11,7 @@ from fusionbench.errors import UserError
 from fusionbench.records import TUNING_SEED, CellSpec, Setting
 from fusionbench.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study import Study
-from fusionbench.task_source import look_ahead, task_hash
+from fusionbench.task_source import task_hashes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,12 @@ def make_plan(
     """
     methods = select_methods(catalog, study.methods, study.settings)
     tasks, unavailable = select_tasks(catalog, study.tasks)
-    look_ahead(tasks, study.budget if keep else None)
-    cells = tuple(cell for task in tasks for cell in _task_cells(study, task, methods, catalog))
+    hashes = task_hashes(tasks, study.budget if keep else None)
+    cells = tuple(
+        cell
+        for task in tasks
+        for cell in _task_cells(study, task, hashes[task.name], methods, catalog)
+    )
     pending = tuple(cell for cell in cells if cell.spec.id not in finished)
     return Plan(study=study, cells=cells, pending=pending, unavailable=unavailable)
 
@@ -103,13 +107,12 @@ def _with(cell: Cell, settings: Mapping[str, Setting]) -> Cell:
 
 
 def _task_cells(
-    study: Study, task: TaskCard, methods: tuple[Chosen, ...], catalog: Catalog
+    study: Study, task: TaskCard, data: str, methods: tuple[Chosen, ...], catalog: Catalog
 ) -> Iterator[Cell]:
     own = bool(task.encoder)
     # A task that brings its own encoder brings its own image size.
     budget = replace(study.budget, image_size=0) if own else study.budget
     encoder = _encoder(catalog, task.encoder or study.encoder, budget.image_size)
-    data = task_hash(task)
     for chosen in methods:
         for seed in range(study.seeds):
             spec = CellSpec(

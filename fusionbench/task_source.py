@@ -1,7 +1,7 @@
 """Where a task's data comes from: its own loader, or a packed folder. No torch here."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
@@ -28,17 +28,18 @@ def load_data(card: TaskCard) -> TaskData:
 
 def task_hash(card: TaskCard) -> str:
     """Hash of a task's data, remembered for as long as its source files stay the same."""
-    return _known(card) or _look(card, None)
+    return task_hashes([card])[card.name]
 
 
-def look_ahead(cards: Sequence[TaskCard], budget: Budget | None = None) -> None:
-    """Find the hashes of these tasks, several at a time, where they are not known yet.
+def task_hashes(cards: Sequence[TaskCard], keep_for: Budget | None = None) -> Mapping[str, str]:
+    """`task_hash` by name; what is not known yet is looked at several at a time.
 
     What was rendered or read for it is thrown away; with a budget its cut is kept for the encoder.
     """
-    unknown = [card for card in cards if not _known(card)]
-    for _ in in_order([partial(_look, card, budget) for card in unknown]):
-        pass
+    found = {card.name: _known(card) for card in cards}
+    unknown = [card for card in cards if not found[card.name]]
+    looks = in_order([partial(_look, card, keep_for) for card in unknown])
+    return found | {card.name: seen for card, seen in zip(unknown, looks, strict=True)}
 
 
 def _known(card: TaskCard) -> str:

@@ -9,7 +9,7 @@ from fusionbench import task_source
 from fusionbench.catalog import read_catalog
 from fusionbench.data import bundle_path, cut, drop_images, kept_images, read_bundle
 from fusionbench.study import SMOKE
-from fusionbench.task_source import load_data, look_ahead, task_hash
+from fusionbench.task_source import load_data, task_hash, task_hashes
 
 NAMES = ("digits", "planted_layer")
 BUDGET = SMOKE.budget
@@ -27,14 +27,14 @@ def test_every_hash_is_found_once_whoever_looks(cards, monkeypatch):
     alone = [task_source._look(card, None) for card in cards]
     for file in task_source.cache_dir("data").iterdir():
         file.unlink()
-    look_ahead(cards)
+    assert list(task_hashes(cards).values()) == alone
     monkeypatch.setattr(task_source, "load_data", None)  # nobody reads the data again
     assert [task_hash(card) for card in cards] == alone
-    look_ahead(cards)
+    task_hashes(cards)
 
 
 def test_the_images_of_a_cut_are_kept_until_they_are_encoded(cards):
-    look_ahead(cards, BUDGET)
+    task_hashes(cards, BUDGET)
     for card in cards:
         bundle = read_bundle(bundle_path(card.name, task_hash(card), BUDGET))
         expected, pixels = cut(card.name, load_data(card), BUDGET)
@@ -46,14 +46,14 @@ def test_the_images_of_a_cut_are_kept_until_they_are_encoded(cards):
 
 
 def test_another_budget_keeps_nothing_that_was_seen_before(cards, tmp_path):
-    look_ahead(cards)
+    task_hashes(cards)
     assert not (tmp_path / "images").exists()
-    look_ahead(cards, replace(BUDGET, train_items=8))
+    task_hashes(cards, replace(BUDGET, train_items=8))
     assert not (tmp_path / "images").exists()
 
 
 def test_a_damaged_file_of_images_counts_as_none(cards):
-    look_ahead(cards[:1], BUDGET)
+    task_hashes(cards[:1], BUDGET)
     bundle = read_bundle(bundle_path(cards[0].name, task_hash(cards[0]), BUDGET))
     (file,) = task_source.cache_dir("images").iterdir()
     file.write_bytes(file.read_bytes()[:100])
