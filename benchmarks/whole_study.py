@@ -53,7 +53,8 @@ def measure(
         which = random.Random(label).randrange(count)
 
         def seconds(steps: int, way: int = way, which: int = which, some: int = some) -> float:
-            return run([ways[steps][way][label][which][:some]], asked.device)[1]
+            job = ways[steps][way][label][which][:some]
+            return run([job], asked.device, compile=asked.compile if way else "auto")[1]
 
         seconds(asked.sampled[0])
         few, more = (seconds(steps) for steps in asked.sampled)
@@ -83,6 +84,7 @@ def main() -> None:
     jobs_of = ways[asked.sampled[0]][0]
     state = partial_results("whole_study", device)
     asked_for = [asked.encoder, asked.steps, asked.sampled, asked.seeds, sorted(jobs_of)]
+    asked_for.append(asked.compile)
     before = json.loads(state.read_text()) if state.exists() else {}
     found = before.get("found", {}) if before.get("asked") == asked_for else {}
     _keep(state, asked_for, found)
@@ -111,6 +113,7 @@ def _row(jobs_of: Jobs, found: Mapping[str, list[float]], asked: argparse.Namesp
     plain, ours = (sum(times) for times in zip(*measured.values(), strict=True))
     few, more = asked.sampled
     sample = f"{len(measured)} jobs, {few} and {more} of {asked.steps} steps"
+    sample += "" if asked.compile == "auto" else f", passes with --compile {asked.compile}"
     failed = ", ".join(label for label in found if label not in measured)
     note = f"{cells} cells extrapolated from {sample}" + (f"; without {failed}" if failed else "")
     return Row(target="whole-study", plain=plain, ours=ours, unit="s", note=note)
@@ -131,6 +134,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sampled", type=int, nargs=2, default=[20, 80], help="Steps measured.")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--encoder", default="random-dinov2-s", help="Or dinov2-small, nano.")
+    parser.add_argument("--compile", default="auto", help="Of the passes, as `run` takes it.")
     parser.add_argument(
         "--minutes", type=float, default=1e9, help="Stop here; go on when run again."
     )

@@ -1,5 +1,7 @@
 """What runs otherwise on a GPU: passes of seeds, compiled steps, hidden states on the device."""
 
+import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from test_batched import BUDGET, KINDS, MORE, RUNS, both_ways, in_double, named, shared_by
 
+from fusionbench.fusion import Fusion
 from fusionbench.harness.batched import train_together
 from fusionbench.harness.batched_evaluate import evaluate_together
 from fusionbench.harness.batched_model import Stack
@@ -14,6 +17,7 @@ from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import autocast, train
+from fusionbench.types import Fused
 
 pytestmark = [
     pytest.mark.gpu,
@@ -77,6 +81,46 @@ def test_compiled_steps_equal_plain_ones(mode):
         models = [build_model(method, settings, shared, run.seed) for run in RUNS]
         losses.append([log.losses for log in train_together(models, shared, RUNS)])
     assert np.abs(np.array(losses[1]) - losses[0]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", [*KINDS, *MORE])
+def test_a_recorded_pass_equals_the_plain_one(name, precision):
+    method, settings = named(name)
+    losses = []
+    for replayed in (False, True):
+        shared = shared_by(method, settings, replace(BUDGET, precision=precision), "cuda")
+        shared.replayed = replayed
+        models = [build_model(method, settings, shared, run.seed) for run in RUNS]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            losses.append([log.losses for log in train_together(models, shared, RUNS)])
+    assert np.abs(np.array(losses[1]) - losses[0]).max() <= {"fp32": 1e-5, "bf16": 0.02}[precision]
+
+
+class Waits(Fusion):
+    """Waits for the device, which nothing may that is recorded."""
+
+    taps = ((1,),)
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.scale = torch.nn.Parameter(torch.ones(shape.dim))
+
+    def forward(self, hidden, query):
+        torch.cuda.synchronize()
+        return Fused(tokens=self.patches(hidden[0]) * self.scale)
+
+
+def test_a_pass_that_cannot_be_recorded_trains_as_it_is():
+    losses = []
+    for replayed in (False, True):
+        shared = shared_by(Waits, {}, device="cuda")
+        shared.replayed = replayed
+        models = [build_model(Waits, {}, shared, run.seed) for run in RUNS]
+        with pytest.warns(UserWarning, match="not recorded") if replayed else nullcontext():
+            losses.append([log.losses for log in train_together(models, shared, RUNS)])
+    assert losses[0] == losses[1]
 
 
 def test_a_pass_scores_on_a_gpu_as_one_after_the_other_does():

@@ -30,7 +30,7 @@ def command(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
     limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
     compile: Annotated[
-        str, typer.Option(help="auto, off, on: frozen blocks; steps; graphs.")
+        str, typer.Option(help="auto, off, on: frozen blocks; replay; steps; graphs.")
     ] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
@@ -83,7 +83,7 @@ def checked_device(name: str) -> str:
     return name
 
 
-COMPILE = ("auto", "on", "off", "steps", "graphs")
+COMPILE = ("auto", "on", "off", "replay", "steps", "graphs")
 
 
 def checked_compile(text: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import set_torch_threads, timer
 
 from fusionbench.costs.records import Spread
 
@@ -91,5 +91,9 @@ def _block(run: Callable[[], object], calls: int, device: torch.device, threads:
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / calls
-    timer = Timer("run()", globals={"run": run}, num_threads=threads)
-    return float(timer.timeit(calls).mean) * 1000
+    # Not `Timer.timeit`, which runs twice before each block: here all is warm already.
+    with set_torch_threads(threads):
+        started = timer()
+        for _ in range(calls):
+            run()
+        return 1000 * (timer() - started) / calls

@@ -17,6 +17,7 @@ from fusionbench.harness.ahead import ahead
 from fusionbench.harness.batched_model import Stack
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.model import Model
+from fusionbench.harness.replay import CudaGraphs, Replayed, Step
 from fusionbench.harness.train import TrainingLog, adamw, autocast, batches, schedule, spaced
 
 # At the start all runs differ from the loop by rounding alone; a method that keeps more than
@@ -52,21 +53,40 @@ def train_together(
     _require_alike(models, materials, rows[0])
     stack = Stack(models, materials, fast=bool(materials.compiled))
     optimisers = _Optimisers(stack, materials, runs)
+    step = _step(stack, optimisers, materials)
     losses = []
     steps = [_pick(materials, picked) for picked in rows]
     states = ahead(materials, stack.taps, [batch.rows.flatten() for batch in steps])
-    for step, (batch, hidden) in enumerate(zip(steps, states, strict=True)):
-        with autocast(materials):
-            each = stack.losses(batch, hidden)
-        torch.autograd.backward(each.sum())
-        optimisers.step(schedule(step, materials.budget))
+    for at, (batch, hidden) in enumerate(zip(steps, states, strict=True)):
+        share = schedule(at, materials.budget)
+        found = step(batch.rows, batch.questions, batch.answers, hidden, share)
         # A captured graph writes its next losses where these lie.
-        losses.append(each.detach().clone())
+        losses.append(found.clone())
     stack.write_back(models)
     history = torch.stack(losses)
     return [
         _log(history[:, run], each.lr, optimisers.unmoved(run)) for run, each in enumerate(runs)
     ]
+
+
+def _step(stack: Stack, optimisers: "_Optimisers", materials: Materials) -> Step:
+    """What a pass does in each step, from the examples and the learning rate's share."""
+
+    def step(  # noqa: PLR0913
+        rows: Int[Tensor, "run batch"],
+        questions: Int[Tensor, "run batch"],
+        answers: Int[Tensor, "run batch"],
+        hidden: Float[Tensor, "tap example token dim"],
+        share: float | Float[Tensor, ""],
+    ) -> Float[Tensor, " run"]:
+        optimisers.forget()
+        with autocast(materials):
+            each = stack.losses(Batch(rows=rows, questions=questions, answers=answers), hidden)
+        torch.autograd.backward(each.sum())
+        optimisers.step(share)
+        return each.detach()
+
+    return Replayed(step, CudaGraphs(materials.device)) if materials.replayed else step
 
 
 def clip_each(gradients: Sequence[Float[Tensor, "run ..."]], limit: float) -> None:
@@ -95,8 +115,13 @@ class _Optimisers:
             free = [view for view in views.values() if view.ndim <= 2]
             self.parts.append((part, lr, views, adamw(decayed, free, materials.budget, lr)))
 
-    def step(self, share: float) -> None:
-        """Clip, move, and forget the gradients; `share` of the peak learning rate."""
+    def forget(self) -> None:
+        """Drop the gradients of the step before, or of one that ended half-way."""
+        for name in self.names:
+            self.parameters[name].grad = None
+
+    def step(self, share: float | Float[Tensor, ""]) -> None:
+        """Clip and move; `share` of the peak learning rate."""
         clip_each([g for n in self.names if (g := self.parameters[n].grad) is not None], self.clip)
         for part, lr, views, optimiser in self.parts:
             for name, view in views.items():
@@ -105,8 +130,6 @@ class _Optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = lr * share
             optimiser.step()
-        for name in self.names:
-            self.parameters[name].grad = None
 
     def unmoved(self, run: int) -> tuple[str, ...]:
         """Parameters of the run's fusion that no gradient ever reached."""

@@ -110,7 +110,11 @@ def adamw(
         {"params": list(decayed), "weight_decay": budget.weight_decay},
         {"params": list(free), "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+    # On a GPU a recorded step may move them; the arithmetic is the same.
+    capturable = all(tensor.is_cuda for tensor in (*decayed, *free))
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=lr, fused=True, capturable=capturable
+    )
 
 
 def _optimiser(model: Model, budget: Budget, lr: float) -> torch.optim.AdamW:

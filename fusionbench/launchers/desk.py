@@ -214,7 +214,8 @@ class Desk:
         if key not in self._encoders:
             built = load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
             wanted = self.options.compile
-            if wanted in ("on", *_WHOLE_STEPS) or (wanted == "auto" and self.device.type == "cuda"):
+            on_gpu = wanted in ("auto", "replay") and self.device.type == "cuda"
+            if on_gpu or wanted in ("on", *_WHOLE_STEPS):
                 compile_blocks(built)
             self._encoders[key] = Checkpointed(built) if self.options.checkpoint else built
         return self._encoders[key]
@@ -234,6 +235,7 @@ class Desk:
                 device=self.device,
                 encoder=encoder,
                 compiled=_WHOLE_STEPS.get(self.options.compile, ""),
+                replayed=self.options.compile == "replay" and self.device.type == "cuda",
             )
             self._materials = (cell.spec.task, materials)
         return self._materials[1]
