@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fusionbench.errors import UserError
 from fusionbench.fusion import Tap
+from fusionbench.row_file import RowFile
 
 Write = Callable[[int, Mapping[Tap, Float[Tensor, "batch token dim"]]], None]
 """Takes the first image's row, and the batch's states by tap in the type of their files."""
@@ -23,23 +23,25 @@ _THREADS = 8
 
 
 @contextmanager
-def written(files: Mapping[Tap, np.memmap], device: torch.device) -> Iterator[Write]:
+def written(files: Mapping[Tap, RowFile], device: torch.device) -> Iterator[Write]:
     """Within the block batches are written in any order; at its end all are.
 
     Raises UserError, in a later call or at the end, for states that their file's type cannot hold.
     """
     waiting: deque[list[Future[None]]] = deque()
-    count = min(_THREADS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 1
+    on_gpu = device.type == "cuda"
+    count = min(_THREADS, len(os.sched_getaffinity(0))) if on_gpu else 1
     with ThreadPoolExecutor(max_workers=count, thread_name_prefix="features") as threads:
 
         def write(start: int, states: Mapping[Tap, Float[Tensor, "batch token dim"]]) -> None:
             if len(waiting) == _WAITING:
                 _finish(waiting.popleft())
-            there = {tap: _towards_host(values) for tap, values in states.items()}
-            arrived = _mark() if device.type == "cuda" else None
+            there = {tap: _sent(values) for tap, values in states.items()}
+            fit = {tap: _sent(_fits(values)) for tap, values in states.items()} if on_gpu else {}
+            arrived = _mark() if on_gpu else None
             waiting.append(
                 [
-                    threads.submit(_store, files[tap], tap, start, values, arrived)
+                    threads.submit(_store, files[tap], tap, start, values, fit.get(tap), arrived)
                     for tap, values in there.items()
                 ]
             )
@@ -49,12 +51,16 @@ def written(files: Mapping[Tap, np.memmap], device: torch.device) -> Iterator[Wr
             _finish(waiting.popleft())
 
 
-def _towards_host(values: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+def _sent(values: Tensor) -> Tensor:
     """On its way into pinned memory, for which the encoder need not wait."""
     if values.device.type != "cuda":
         return values
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     return host.copy_(values, non_blocking=True)
+
+
+def _fits(values: Float[Tensor, "batch token dim"]) -> Bool[Tensor, ""]:
+    return torch.isfinite(values).all()
 
 
 def _mark() -> torch.cuda.Event:
@@ -65,21 +71,23 @@ def _mark() -> torch.cuda.Event:
     return mark
 
 
-def _store(
-    file: np.memmap,
+def _store(  # noqa: PLR0913
+    file: RowFile,
     tap: Tap,
     start: int,
     values: Float[Tensor, "batch token dim"],
+    fits: Bool[Tensor, ""] | None,
     arrived: torch.cuda.Event | None,
 ) -> None:
+    """`fits`: seen on a GPU, which takes no time for it; else it is seen here."""
     if arrived is not None:
         arrived.synchronize()
-    if not bool(torch.isfinite(values).all()):
+    if not bool(_fits(values) if fits is None else fits):
         raise UserError(
             f"hidden states {list(tap)} do not fit into {str(values.dtype).split('.')[1]}",
             hint="set budget.feature_dtype to float32",
         )
-    file[start : start + len(values)] = values.numpy()
+    file.write(start, values.numpy())
 
 
 def _finish(batch: list[Future[None]]) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from fusionbench.cache import cache_dir
@@ -26,6 +25,7 @@ from fusionbench.feature_writer import written
 from fusionbench.fusion import Tap
 from fusionbench.harness.products import by_onednn
 from fusionbench.records import canonical
+from fusionbench.row_file import RowFile
 
 # Fixed: with another batch size the matrix products round differently.
 _BATCH = 64
@@ -103,31 +103,33 @@ def _averaged(
     states: Sequence[Float[Tensor, "batch token dim"]], tap: Tap, dtype: str
 ) -> Float[Tensor, "batch token dim"]:
     """On the encoder's device, in the type that is stored."""
-    mean = torch.stack([states[index].float() for index in tap]).mean(dim=0)
     stored: torch.dtype = getattr(torch, dtype)
-    return mean.to(stored)
+    if len(tap) == 1:
+        return states[tap[0]].to(stored)
+    return torch.stack([states[index].float() for index in tap]).mean(dim=0).to(stored)
 
 
 @contextmanager
 def _pending(
     key: FeatureKey, taps: Sequence[Tap], shape: tuple[int, int, int]
-) -> Iterator[dict[Tap, np.memmap]]:
+) -> Iterator[dict[Tap, RowFile]]:
     """Write under temporary names; only a complete pass gives the files their names."""
     folder = key.path(taps[0]).parent
     folder.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     # Named after the process: two runs that share the cache may encode the same images at once.
     partial = {tap: key.path(tap).with_suffix(f".{os.getpid()}.partial") for tap in taps}
+    files: dict[Tap, RowFile] = {}
     try:
-        files = {
-            tap: open_memmap(path, mode="w+", dtype=key.dtype, shape=shape)
-            for tap, path in partial.items()
-        }
+        for tap, path in partial.items():
+            files[tap] = RowFile(path, dtype=key.dtype, shape=shape)
         yield files
         for tap, file in files.items():
-            file.flush()
+            file.finish()
             partial[tap].replace(key.path(tap))
     finally:
+        for file in files.values():
+            file.close()
         for path in partial.values():
             path.unlink(missing_ok=True)
 
