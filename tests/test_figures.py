@@ -161,15 +161,16 @@ def profile(method, mode="inference", batch=8, ms=1.0):
     return CostRecord(
         conditions=conditions, label=method, layers=12, dim=8, tokens=5, in_encoder=False,
         parameters={"fusion": 0}, tokens_out=4,
-        latency_ms=Spread(median=ms, q1=ms - 0.5, q3=ms + 0.5, blocks=9),
+        latency_ms=Spread(median=90 + ms, q1=90.0, q3=99.0, blocks=9),
+        latency_over_encoder_ms=Spread(median=ms, q1=ms - 0.5, q3=ms + 0.5, blocks=9),
     )  # fmt: skip
 
 
 def test_cost_reads_measured_profiles_of_equal_conditions_only():
     found = [*(profile(name, "train", ms=9) for name in "abc"), profile("a", ms=1),
              profile("b", ms=2), profile("c", batch=32, ms=3)]  # fmt: skip
-    chosen = alike(found, lambda one: one.latency_ms)
-    assert {name: one.latency_ms.median for name, one in chosen.by_method.items()} == {
+    chosen = alike(found, lambda one: one.latency_over_encoder_ms)
+    assert {name: one.latency_over_encoder_ms.median for name, one in chosen.by_method.items()} == {
         "a": 1, "b": 2
     }  # fmt: skip
     assert chosen.conditions == "inference, cpu, batch 8"
@@ -179,7 +180,7 @@ def test_cost_reads_measured_profiles_of_equal_conditions_only():
 def test_a_profile_adds_a_panel_and_its_spread(material):
     profiles = [profile(name, ms=2.0 + i) for i, name in enumerate(METHODS[:5])]
     drawing = cost.draw(replace(material, profiles=profiles))
-    measured = [row for row in drawing.data if row["cost"] == "latency_ms"]
+    measured = [row for row in drawing.data if row["cost"] == "latency_over_encoder_ms"]
     by_method = {row["method"]: (row["q1"], row["value"], row["q3"]) for row in measured}
     assert by_method["last"] == ("2.5", "3", "3.5")
     assert by_method["scalar_mix"] == ("nan", "nan", "nan")
@@ -187,7 +188,15 @@ def test_a_profile_adds_a_panel_and_its_spread(material):
     # The same methods on an encoder that is not this table's.
     far = [replace(one, conditions=replace(one.conditions, encoder="far")) for one in profiles]
     elsewhere = cost.draw(replace(material, profiles=far))
-    assert not [row for row in elsewhere.data if row["cost"] == "latency_ms"]
+    assert not [row for row in elsewhere.data if row["cost"] == "latency_over_encoder_ms"]
+
+
+def test_a_spread_that_reaches_below_zero_runs_off_a_logarithmic_axis():
+    from matplotlib.figure import Figure
+
+    panel = Figure().subplots()
+    place = cost._places(panel, np.array([0.1, 10.0]))(np.array([-0.3, 0.1, np.nan]))
+    assert place[0] < panel.get_xlim()[0] < place[1] == -1 and np.isnan(place[2])
 
 
 def test_rank_correlation_is_spearmans_over_common_layers_and_asks_for_four():

@@ -165,9 +165,12 @@ def test_cost_counts_what_is_added_and_says_what_was_not_measured(folder, tmp_pa
     assert (mema["flops_over_encoder"], mema["cacheable"]) == ("2000000", "true")
     page = (tmp_path / "o" / "tables" / "cost.md").read_text()
     (line,) = [line for line in page.splitlines() if line.startswith("| wide")]
-    assert line.count("not measured") == 5 and "in the encoder" in line
+    assert line.count("not measured") == 6 and "in the encoder" in line
     (line,) = [line for line in page.splitlines() if line.startswith("| mema ")]
     assert "train, card, bf16, batch 32" in line and "12.5 [12, 13]" in line and "2 M" in line
+    assert "1.5 [-0.25, 2]" in line
+    ends = (mema["latency_over_encoder_q1_ms"], mema["latency_over_encoder_q3_ms"])
+    assert (mema["latency_over_encoder_ms"], *ends) == ("1.5", "-0.25", "2")
 
 
 def profile(label):
@@ -179,6 +182,7 @@ def profile(label):
         conditions=how, label=label, layers=8, dim=96, tokens=17, in_encoder=False,
         parameters={"fusion": 1}, tokens_out=16, flops_over_encoder=2_000_000,
         latency_ms=Spread(median=12.5, q1=12.0, q3=13.0, blocks=30), throughput=2560.0,
+        latency_over_encoder_ms=Spread(median=1.5, q1=-0.25, q3=2.0, blocks=30),
     )  # fmt: skip
 
 

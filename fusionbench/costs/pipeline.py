@@ -4,7 +4,7 @@ Nothing is cached here: the encoder runs in every call, as it does when a model 
 encoder runs as many blocks as the method needs, so that a difference is the method's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,25 +73,26 @@ class Pipeline:
 
     def bare(self) -> Float[Tensor, "batch token width"]:
         """Without it: the last of the same number of blocks, without CLS."""
-        tokens = self._states(self.blocks)[-1]
+        tokens = self._states({self.blocks})[self.blocks]
         return self.alone(tokens[:, self.encoder.shape.prefix :])
 
     def _fuse(self) -> Fused:
         def states(taps: tuple[Tap, ...]) -> Float[Tensor, "tap batch token dim"]:
-            last = max(index for tap in taps for index in tap)
-            found = self._states(last)
+            found = self._states({index for tap in taps for index in tap})
             sets = [[found[index] for index in tap] for tap in taps]
             return torch.stack([s[0] if len(s) == 1 else torch.stack(s).mean(0) for s in sets])
 
         return fuse(self.fusion, states, self.query, self.encoder)
 
     @torch.no_grad()
-    def _states(self, last: int) -> list[Float[Tensor, "batch token dim"]]:
-        found = [self.encoder.embed(self.images)]
-        for index in range(1, min(last, self.encoder.shape.layers) + 1):
-            found.append(self.encoder.block(index, found[-1]))
-        if last == self.encoder.shape.normed:
-            found.append(self.encoder.norm(found[-1]))
+    def _states(self, wanted: Set[int]) -> dict[int, Float[Tensor, "batch token dim"]]:
+        """These hidden states; no other is kept, as none would be where a model is used."""
+        found, tokens, layers = {}, self.encoder.embed(self.images), self.encoder.shape.layers
+        for index in range(max(wanted) + 1):
+            if 0 < index <= layers:
+                tokens = self.encoder.block(index, tokens)
+            if index in wanted:
+                found[index] = tokens if index <= layers else self.encoder.norm(tokens)
         return found
 
     def trained(self, *, bare: bool = False) -> list[nn.Parameter]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.benchmark import set_torch_threads, timer
 
+from fusionbench.costs.held import most_held
 from fusionbench.costs.records import Spread
 
 BLOCKS = 30
@@ -64,9 +65,12 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """The most that was allocated during a call above what was before; None without CUDA."""
+    """The most that was allocated during a call above what was before.
+
+    On a CPU what tensors hold of it (`held.py`), for a call that is not compiled.
+    """
     if device.type != "cuda":
-        return None
+        return most_held(run)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     start = torch.cuda.memory_allocated(device)

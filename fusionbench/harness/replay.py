@@ -76,7 +76,8 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        stream: Callable[..., torch.cuda.Stream] = torch.cuda.Stream
+        self._stream = stream(device)
 
     def number(self, value: float) -> Tensor:
         """In float32, as the optimiser's kernel reads a learning rate."""

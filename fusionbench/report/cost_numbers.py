@@ -29,6 +29,8 @@ def columns(profile: CostRecord | None) -> Row:
         "latency_q1_ms": number(latency.q1 if latency else None),
         "latency_q3_ms": number(latency.q3 if latency else None),
         "latency_over_encoder_ms": number(over.median if over else None),
+        "latency_over_encoder_q1_ms": number(over.q1 if over else None),
+        "latency_over_encoder_q3_ms": number(over.q3 if over else None),
         "throughput": number(profile.throughput if profile else None),
         "peak_memory_bytes": number(profile.peak_memory_bytes if profile else None),
         "peak_memory_over_encoder_bytes": number(

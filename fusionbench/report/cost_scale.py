@@ -27,7 +27,8 @@ Counted for {weights} weights of this shape, {size} px, projector {width} wide; 
 includes the frozen encoder. FLOPs are those of one image, 2 per multiply-add: `forward` beyond the
 bare encoder with the projector of one layer; `backward` beyond theirs, in training; `language
 model`: beyond the prefill of a 7B one, for more or fewer visual tokens and for what the method does
-in its layers. Latency is the median of a batch [quartiles]."""
+in its layers. Latency is the median of a batch [quartiles], over the encoder that of the
+differences to the bare encoder's batches, timed in turn."""
 
 
 def at_scale(profiles: Sequence[CostRecord]) -> Page:
@@ -77,6 +78,7 @@ def _shown(one: CostRecord, counts: Sequence[CostRecord]) -> GridRow:
         "language model": large(one.flops_language_model_over),
         "measured as": measured_as(one),
         "latency, ms": spread(one.latency_ms),
+        "over the encoder, ms": spread(one.latency_over_encoder_ms),
         "images/s": plain(one.throughput),
         "peak memory": mebibytes(one.peak_memory_bytes),
         "training": "in the encoder" if one.in_encoder else "cacheable",

@@ -27,8 +27,9 @@ _NOTE = """\
 `trainable` is fusion, projector and reader; `added` is fusion and projector beyond those of
 {baseline}; `total` includes the frozen encoder. A range says that tasks differ. FLOPs are those of
 one image beyond the bare encoder with the projector of one layer, 2 per multiply-add; latency is
-the median of a batch [quartiles]. In-encoder methods run the encoder in every training step;
-the others train on cached features."""
+the median of a batch [quartiles], over the encoder that of the differences to the bare encoder's
+batches, timed in turn. In-encoder methods run the encoder in every training step; the others
+train on cached features."""
 
 
 def cost_page(analyses: Sequence[Analysis], profiles: Sequence[CostRecord]) -> Page:
@@ -62,6 +63,7 @@ def _shown(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> I
             "measured as": measured_as(profile),
             "FLOPs": large(profile.flops_over_encoder if profile else None),
             "latency, ms": spread(profile.latency_ms if profile else None),
+            "over the encoder, ms": spread(profile.latency_over_encoder_ms if profile else None),
             "images/s": plain(profile.throughput if profile else None),
             "peak memory": mebibytes(profile.peak_memory_bytes if profile else None),
             "training": "in the encoder" if _inside(table, method) else "cacheable",

@@ -146,9 +146,13 @@ def _places(panel: "Axes", cost: Costs) -> Callable[[Costs], Costs]:
     panel.set_xticks(ticks[::step], texts[::step])
     left = first - 1 if (known == 0).any() else float(powers.min())
     panel.set_xlim(min(left, last - 1) - 0.4, last + 0.4)
-    return lambda values: np.where(
-        values == 0, first - 1, np.log10(np.where(values > 0, values, np.nan))
-    )
+
+    def place(values: Costs) -> Costs:
+        powers = np.log10(np.where(values > 0, values, np.nan))
+        # The end of a spread may be negative where no value is: its line runs off the edge.
+        return np.where(values > 0, powers, np.where(values == 0, first - 1, first - 9))
+
+    return lambda values: np.where(np.isnan(values), np.nan, place(values))
 
 
 def _decades(known: Costs) -> float:
