@@ -43,17 +43,16 @@ class Replayed:
 
     def __init__(self, step: Step, recorder: Recorder) -> None:
         self._step, self._recorder = step, recorder
-        self._left: int | None = AS_IT_IS
+        self._calls = 0
         self._inputs: tuple[Tensor, ...] = ()
         self._replay: Callable[[], Tensor] | None = None
 
     def __call__(self, *given: Given) -> Tensor:
         """One step."""
-        if self._left == 0:
-            self._left = None
+        if self._calls == AS_IT_IS:
             self._record(given)
+        self._calls += 1
         if self._replay is None:
-            self._left = self._left and self._left - 1
             return self._recorder.run(self._step, given)
         for mine, value in zip(self._inputs, given, strict=True):
             mine.copy_(value) if isinstance(value, Tensor) else mine.fill_(value)
