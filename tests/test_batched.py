@@ -12,7 +12,8 @@ from toy_encoder import SHAPE
 from fusionbench.attention import composed, sdpa
 from fusionbench.catalog import read_catalog
 from fusionbench.fusion import Fusion
-from fusionbench.harness.batched import NotAlike, Run, clip_each, train_together
+from fusionbench.harness.alike import NotAlike
+from fusionbench.harness.batched import Run, clip_each, train_together
 from fusionbench.harness.batched_cell import Member, run_pass
 from fusionbench.harness.batched_model import Stack
 from fusionbench.harness.cell import Tuned, run_cell

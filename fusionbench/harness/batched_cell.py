@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from fusionbench.fusion import Method
-from fusionbench.harness.batched import NotAlike, Run, train_together
+from fusionbench.harness.alike import NotAlike
+from fusionbench.harness.batched import Run, train_together
 from fusionbench.harness.batched_evaluate import evaluate_all
 from fusionbench.harness.cell import Scores, Tuned, described, run_cell, split_of
 from fusionbench.harness.evaluate import Evaluation

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fusionbench.harness.ahead import ahead
-from fusionbench.harness.batched import NotAlike
+from fusionbench.harness.alike import NotAlike
 from fusionbench.harness.batched_model import Stack
 from fusionbench.harness.batched_steps import Said
 from fusionbench.harness.evaluate import Evaluation, Trace, evaluate, mean_trace
