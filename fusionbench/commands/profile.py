@@ -100,14 +100,14 @@ def line(record: "CostRecord") -> str:
     """One method in words; what was not measured is not there."""
     parts = [f"{record.parameters['over_projector']:+,} parameters"]
     if record.flops_over_encoder is not None:
-        parts.append(f"{record.flops_over_encoder / 1e9:+.2f} GFLOP")
+        parts.append(f"{record.flops_over_encoder / 1e9:+.3g} GFLOP")
     if record.latency_over_encoder_ms is not None:
         over = record.latency_over_encoder_ms
         parts.append(f"{over.median:+.2f} ms a batch ({over.q1:+.2f} to {over.q3:+.2f})")
     if record.throughput is not None:
-        parts.append(f"{record.throughput:.0f} images/s")
+        parts.append(f"{record.throughput:.4g} images/s")
     if record.peak_memory_over_encoder_bytes is not None:
-        parts.append(f"{record.peak_memory_over_encoder_bytes / 2**20:+.0f} MiB")
+        parts.append(f"{record.peak_memory_over_encoder_bytes / 2**20:+.3g} MiB")
     return f"{record.label}: {', '.join(parts)}"
 
 

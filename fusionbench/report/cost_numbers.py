@@ -72,8 +72,10 @@ def mebibytes(value: int | None) -> str:
 
 
 def plain(value: float | None) -> str:
-    """Whole units."""
-    return NOT_MEASURED if value is None else f"{value:,.0f}"
+    """Whole units, or three digits of less than a hundred."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def number(value: float | int | None) -> str:
