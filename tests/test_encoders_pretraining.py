@@ -136,7 +136,6 @@ def scores(encoder: ViT, name: str) -> list[float]:
 
 
 def test_nanos_last_layer_knows_more_of_meaning_than_random_weights():
-    pytest.importorskip("animal_mnist")
     nano = build("nano")
     assert scores(nano, "animal_mnist")[-1] > scores(random_twin(nano), "animal_mnist")[-1] + 0.05
 
