@@ -16,17 +16,23 @@ os.environ.pop("FUSIONBENCH_DATA", None)
 os.environ.pop("FUSIONBENCH_PLUGINS", None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what a module makes go to one worker, so that it is made once."""
-    for item in items:
-        if _shares(item) and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Send each file whose tests share what the file makes to one worker, so that it is made once.
 
+    Not by `xdist_group`: pytest 9.2 no longer reads where pytest-xdist 3.8 writes a group's name.
+    """
+    from xdist.scheduler import LoadScopeScheduling
 
-def _shares(item: pytest.Item) -> bool:
-    found = getattr(item, "_fixtureinfo", None)
-    fixtures = found.name2fixturedefs.values() if found else ()
-    return any(one.scope == "module" for several in fixtures for one in several)
+    here = Path(__file__).parent
+    shared = {path.name for path in here.glob("test_*.py") if 'scope="module"' in path.read_text()}
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return file if file.rsplit("/")[-1] in shared else nodeid
+
+    return ByFile(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -14,9 +14,6 @@ import pytest
 
 from fusionbench.records import CellRecord
 
-# One worker for all: they share the finished study.
-pytestmark = pytest.mark.xdist_group("sweep")
-
 PLUGIN = str(Path(__file__).parent / "sweep_plugin.py")
 STUDY = (
     "run", "--preset", "smoke", "--seeds", "2", "--tasks", "planted_layer,planted_random",

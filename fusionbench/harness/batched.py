@@ -102,7 +102,8 @@ class _Optimisers:
             # The runs' axis comes on top of a parameter's own.
             decayed = [view for view in views.values() if view.ndim > 2]
             free = [view for view in views.values() if view.ndim <= 2]
-            self.parts.append((part, lr, views, adamw(decayed, free, materials.budget, lr)))
+            optimiser = adamw(decayed, free, materials.budget, lr, recorded=materials.replayed)
+            self.parts.append((part, lr, views, optimiser))
 
     def forget(self) -> None:
         """Drop the gradients of the step before, or of one that ended half-way."""

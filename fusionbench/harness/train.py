@@ -103,17 +103,23 @@ def _without_gradient(fusion: nn.Module, optimiser: torch.optim.Optimizer) -> tu
 
 
 def adamw(
-    decayed: Sequence[Tensor], free: Sequence[Tensor], budget: Budget, lr: float
+    decayed: Sequence[Tensor],
+    free: Sequence[Tensor],
+    budget: Budget,
+    lr: float,
+    *,
+    recorded: bool = False,
 ) -> torch.optim.AdamW:
-    """The optimiser of every run; `free` are not decayed: decay would pull them to a value."""
+    """The optimiser of every run; `free` are not decayed: decay would pull them to a value.
+
+    `recorded`: its steps may be part of a CUDA graph.
+    """
     groups = [
         {"params": list(decayed), "weight_decay": budget.weight_decay},
         {"params": list(free), "weight_decay": 0.0},
     ]
-    # On a GPU a recorded step may move them; the arithmetic is the same.
-    capturable = all(tensor.is_cuda for tensor in (*decayed, *free))
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=lr, fused=True, capturable=capturable
+        [group for group in groups if group["params"]], lr=lr, fused=True, capturable=recorded
     )
 
 
