@@ -1,8 +1,8 @@
 """A training step recorded once as a CUDA graph, and replayed in every step that follows.
 
 A step of small models may take a GPU less time than Python takes to launch it. A graph is
-launched whole, and with it the way back, the clipping and the optimiser. What is recorded must look at no
-value and find its inputs at the same place each time.
+launched whole, and with it the way back, the clipping and the optimiser. What is recorded must
+look at no value and find its inputs at the same place each time.
 """
 
 import warnings
