@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from fusionbench.encoders import pretrain
 from fusionbench.encoders.build import build, load_vit
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.lessons import NANO, TEACHER_MIDDLE, Lessons, teach
-from fusionbench.encoders.pool import PoolPlan, image_hash, local_tasks, sources, without
-from fusionbench.encoders.pretrain import Recipe, common_part
 from fusionbench.encoders.probe import Limits, fit, probe_layers
-from fusionbench.encoders.probe_card import random_twin
-from fusionbench.encoders.procedural import render
 from fusionbench.encoders.vit import ViT
 from fusionbench.plugins import load_task
+from nano import train as pretrain
+from nano.card import random_twin
+from nano.images import render
+from nano.lessons import NANO, TEACHER_MIDDLE, Lessons, teach
+from nano.pool import PoolPlan, image_hash, local_tasks, sources, without
+from nano.train import Recipe, common_part
 
 
 def look(image: np.ndarray) -> bytes:
@@ -126,7 +126,7 @@ def test_nanos_card_belongs_to_these_weights_and_tells_the_command():
     card = describe("nano")
     text = Path(card.path).with_name("NANO.md").read_text()
     assert card.weights in text
-    assert "python -m fusionbench.encoders.pretrain" in text
+    assert "python -m nano.train" in text
 
 
 def scores(encoder: ViT, name: str) -> list[float]:

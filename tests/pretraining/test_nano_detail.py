@@ -2,7 +2,7 @@
 
 import torch
 
-from fusionbench.encoders.detail import detail, detail_told
+from nano.detail import detail, detail_told
 
 
 def stripes(*, down: bool) -> torch.Tensor:

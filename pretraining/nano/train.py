@@ -1,6 +1,6 @@
 """How `nano` was made: a small ViT distilled from DINOv2-S.
 
-`python -m fusionbench.encoders.pretrain --out FOLDER --minutes 15`. Linear heads,
+`PYTHONPATH=pretraining python -m nano.train --out FOLDER --minutes 15`. Linear heads,
 thrown away afterwards, make three hidden states tell different things, from fine to coarse: an
 early one the pixels of its patch; a middle one what the teacher's middle layer says of each part
 of the patch; the last, after the final norm, the teacher's last layer, averaged over the patch.
@@ -27,12 +27,12 @@ from fusionbench.cache import write_atomic
 from fusionbench.encoders import own
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.detail import detail, detail_told
 from fusionbench.encoders.images import prepare
-from fusionbench.encoders.lessons import NANO, TEACHER_SIZE, Lessons, lessons
-from fusionbench.encoders.pool import PoolPlan
 from fusionbench.encoders.vit import ViT
 from fusionbench.seeding import seed_of
+from nano.detail import detail, detail_told
+from nano.lessons import NANO, TEACHER_SIZE, Lessons, lessons
+from nano.pool import PoolPlan
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m fusionbench.encoders.pretrain")
+    parser = argparse.ArgumentParser(prog="python -m nano.train")
     parser.add_argument("--out", type=Path, required=True, help="folder for nano.safetensors")
     parser.add_argument("--skip", nargs="*", default=[], help="tasks whose images are not used")
     length = parser.add_mutually_exclusive_group(required=True)

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fusionbench.catalog import TaskCard, read_catalog
-from fusionbench.encoders.procedural import render
 from fusionbench.plugins import load_task
 from fusionbench.task import TaskData
+from nano.images import render
 
 Images = UInt8[np.ndarray, "image height width 3"]
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from fusionbench.encoders import own
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.contract import Encoder
 from fusionbench.encoders.images import resize
-from fusionbench.encoders.pool import PoolPlan, pool
 from fusionbench.encoders.vit import ViTConfig
+from nano.pool import PoolPlan, pool
 
 log = logging.getLogger(__name__)
 NANO = ViTConfig(layers=8, dim=96, heads=4, patch=16, grid=4, size=64, mlp=384)

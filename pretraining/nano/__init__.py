@@ -1,0 +1,1 @@
+"""How the embedded encoder `nano` was trained and measured; not part of the wheel."""
