@@ -14,7 +14,7 @@ from sampled import empty_cache
 from workload import seconds, small_encoder
 
 from fusionbench import features
-from fusionbench.encoders.contract import Encoder
+from fusionbench.api.encoder import Encoder
 from fusionbench.features import FeatureKey
 from fusionbench.study import PAPER
 

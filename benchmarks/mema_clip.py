@@ -20,9 +20,9 @@ from rows import Row, chosen_device, finish, parser_of
 from torch.utils.checkpoint import checkpoint
 from workload import find
 
+from fusionbench.api.encoder import Encoder
 from fusionbench.costs.pipeline import build_pipeline, compiled, training_step
 from fusionbench.costs.timing import interleaved, peak_bytes
-from fusionbench.encoders.contract import Encoder
 from fusionbench.encoders.hf import HfEncoder
 from fusionbench.encoders.vit import ViT, ViTConfig
 

@@ -7,19 +7,19 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.fusion import Method
+from fusionbench.api.task import Task, TaskData
 from fusionbench.catalog import read_catalog
 from fusionbench.costs.shapes import subject
 from fusionbench.data import Bundle, Examples
-from fusionbench.encoders.contract import Encoder
 from fusionbench.features import FeatureKey
-from fusionbench.fusion import Method
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion
 from fusionbench.harness.stepping import taps_of
 from fusionbench.plugins import load_method
 from fusionbench.records import Budget, Setting
 from fusionbench.study import PAPER, QUICK
-from fusionbench.task import Task, TaskData
 
 
 class Nothing(Task):

@@ -7,10 +7,10 @@ in its place, "off" first. No torch here.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
+from fusionbench.api.errors import UserError, unknown
+from fusionbench.api.register import Setting
 from fusionbench.catalog import Catalog, MethodCard
 from fusionbench.designs import Arm, Design
-from fusionbench.errors import UserError, unknown
-from fusionbench.registry import Setting
 from fusionbench.selection import Chosen, select_methods
 from fusionbench.settings import checked, shown
 from fusionbench.stats.fractional import LARGEST, fraction

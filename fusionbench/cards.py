@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fusionbench.api.register import Setting
 from fusionbench.records import QUESTION, READER
-from fusionbench.registry import Setting
 
 
 @dataclass(frozen=True, kw_only=True)

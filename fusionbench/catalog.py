@@ -8,14 +8,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusionbench.api.errors import Problem, one_of
+from fusionbench.api.register import Kind, Setting
 from fusionbench.cards import Card, MethodCard, PluggedEncoder, TaskCard
-from fusionbench.choices import one_of
 from fusionbench.declarations import Declaration, read_source
 from fusionbench.discovery import BUILT_IN, Door, Place, doors, importable
 from fusionbench.encoders.own import is_built_in
-from fusionbench.errors import Problem
 from fusionbench.records import QUESTION, QUESTIONS, READER, READERS
-from fusionbench.registry import Kind, Setting
 
 __all__ = ["Card", "Catalog", "MethodCard", "PluggedEncoder", "TaskCard", "read_catalog"]
 

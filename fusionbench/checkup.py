@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
+from fusionbench.api.errors import UserError
 from fusionbench.cards import Card
 from fusionbench.catalog import Catalog
 from fusionbench.discovery import BUILT_IN, Place
-from fusionbench.errors import UserError
 
 _PATIENCE = 120.0
 """Seconds an import may take; torch alone may need ten from a cold disk."""

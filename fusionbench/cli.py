@@ -7,6 +7,7 @@ Ctrl-C in 130.
 import os
 import sys
 
+from fusionbench.api.errors import UserError
 from fusionbench.commands import (
     ablate,
     check,
@@ -24,7 +25,6 @@ from fusionbench.commands import (
     run,
 )
 from fusionbench.commands.app import app
-from fusionbench.errors import UserError
 
 COMMANDS = (
     *(run, report, power, check_claims, diff, paper, ablate, probe_layers, profile),

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from fusionbench import __version__
+from fusionbench.api.errors import UserError
 from fusionbench.catalog import Catalog
-from fusionbench.errors import UserError
 from fusionbench.history import Run
 from fusionbench.listing import Row, columns
 from fusionbench.records import RunOptions

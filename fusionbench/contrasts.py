@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fusionbench.errors import UserError, did_you_mean, unknown
+from fusionbench.api.errors import UserError, did_you_mean, unknown
 
 MOST_PLANNED = 12
 """A family corrected for more than this finds nothing (a test keeps it equal to `stats`')."""

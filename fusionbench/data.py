@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from fusionbench.api.task import SPLITS, Split, SplitName, TaskData
 from fusionbench.cache import cache_dir, write_atomic
 from fusionbench.records import Budget, canonical
-from fusionbench.task import SPLITS, Split, SplitName, TaskData
 
 _FORMAT = 1
 

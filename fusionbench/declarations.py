@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionbench import registry
+from fusionbench.api import register as registry
 
 ROOTS = {"Fusion": "method", "InEncoderFusion": "method", "Task": "task", "Encoder": "encoder"}
 """The classes of `fusionbench.api` that make a class a method, a task or an encoder."""

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fusionbench.api.errors import disk_error
 from fusionbench.cache import write_atomic
-from fusionbench.errors import disk_error
 
 ABLATIONS = "ablations.json"
 

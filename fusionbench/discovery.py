@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import fusionbench
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 
 GROUP = "fusionbench.plugins"
 VARIABLE = "FUSIONBENCH_PLUGINS"

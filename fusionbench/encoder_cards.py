@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from fusionbench.api.errors import did_you_mean
 from fusionbench.cards import PluggedEncoder
 from fusionbench.catalog import Catalog
 from fusionbench.encoders import catalog as built_in
 from fusionbench.encoders.card import EncoderCard, fingerprint, patches
 from fusionbench.encoders.own import is_built_in
-from fusionbench.errors import did_you_mean
 
 
 def describe(catalog: Catalog, name: str, *, image_size: int = 0) -> EncoderCard:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from fusionbench.errors import disk_error
+from fusionbench.api.errors import disk_error
 from fusionbench.newfile import free_name, write_new
 from fusionbench.records import CellRecord
 

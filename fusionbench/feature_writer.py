@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fusionbench.errors import UserError
-from fusionbench.fusion import Tap
+from fusionbench.api.errors import UserError
+from fusionbench.api.fusion import Tap
 from fusionbench.row_file import RowFile
 
 Write = Callable[[int, Mapping[Tap, Float[Tensor, "batch token dim"]]], None]

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.errors import UserError
+from fusionbench.api.fusion import Tap
 from fusionbench.cache import cache_dir
-from fusionbench.encoders.contract import Encoder
-from fusionbench.errors import UserError
 from fusionbench.feature_writer import written
-from fusionbench.fusion import Tap
 from fusionbench.harness.products import by_onednn
 from fusionbench.records import canonical
 from fusionbench.row_file import RowFile

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench.errors import UserError, disk_error
+from fusionbench.api.errors import UserError, disk_error
 from fusionbench.newfile import free_name
 
 if TYPE_CHECKING:

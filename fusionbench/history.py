@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fusionbench.api.errors import disk_error
 from fusionbench.cache import write_atomic
-from fusionbench.errors import disk_error
 
 
 @dataclass(frozen=True, kw_only=True)

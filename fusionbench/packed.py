@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusionbench.task import SPLITS, Split, TaskData
+from fusionbench.api.task import SPLITS, Split, TaskData
 
 MANIFEST = "manifest.json"
 

@@ -4,10 +4,10 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from fusionbench.api.errors import UserError
 from fusionbench.catalog import Catalog, TaskCard
 from fusionbench.encoder_cards import describe
 from fusionbench.encoders.card import EncoderCard
-from fusionbench.errors import UserError
 from fusionbench.records import TUNING_SEED, CellSpec, Setting
 from fusionbench.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study import Study

@@ -12,14 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fusionbench.api.errors import UserError
+from fusionbench.api.task import Task
 from fusionbench.catalog import MethodCard, TaskCard
 from fusionbench.encoders.card import EncoderCard
-from fusionbench.errors import UserError
-from fusionbench.task import Task
 
 if TYPE_CHECKING:
-    from fusionbench.encoders.contract import Encoder
-    from fusionbench.fusion import Method
+    from fusionbench.api.encoder import Encoder
+    from fusionbench.api.fusion import Method
 
 
 def load_method(card: MethodCard) -> "type[Method]":
@@ -51,10 +51,10 @@ def _contract(kind: str) -> tuple[type, ...]:
     if kind == "task":
         return (Task,)
     if kind == "encoder":
-        from fusionbench.encoders.contract import Encoder
+        from fusionbench.api.encoder import Encoder
 
         return (Encoder,)
-    from fusionbench.fusion import Fusion, InEncoderFusion
+    from fusionbench.api.fusion import Fusion, InEncoderFusion
 
     return (Fusion, InEncoderFusion)
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fusionbench.api.errors import Problem, UserError
 from fusionbench.cache import write_atomic
-from fusionbench.errors import Problem, UserError
 from fusionbench.records import json_object
 
 FOLDER = "probes"

@@ -6,9 +6,9 @@ from pathlib import Path
 from string import Template
 from typing import Literal
 
+from fusionbench.api.errors import UserError, disk_error
 from fusionbench.catalog import Catalog
 from fusionbench.discovery import importable
-from fusionbench.errors import UserError, disk_error
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")

@@ -13,7 +13,7 @@ from operator import itemgetter
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.marks import method_mark, task_mark, unique_names
 from fusionbench.records import Budget, CellRecord, canonical
 

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from fusionbench.api.errors import UserError, one_of, unknown
+from fusionbench.api.register import Setting
 from fusionbench.catalog import Catalog, MethodCard, TaskCard
-from fusionbench.choices import one_of
-from fusionbench.errors import UserError, unknown
 from fusionbench.records import QUESTION, QUESTIONS, READER, READERS
-from fusionbench.registry import Setting
 from fusionbench.settings import checked, label, split_inline
 
 _GLOB = set("*?")

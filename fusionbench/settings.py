@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fusionbench.errors import UserError, unknown
-from fusionbench.registry import Setting
+from fusionbench.api.errors import UserError, unknown
+from fusionbench.api.register import Setting
 
 _INLINE = re.compile(r"([^\[\]]+)\[(.*)\]")
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench import folder as results
+from fusionbench.api.errors import Problem, UserError, disk_error
 from fusionbench.cache import sha256_of, write_atomic
-from fusionbench.errors import Problem, UserError, disk_error
 from fusionbench.failures import latest_failures, write_failure
 from fusionbench.history import History
 from fusionbench.ledger import Ledger, State, size_of, sizes

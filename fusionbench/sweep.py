@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from fusionbench.api.errors import UserError
 from fusionbench.catalog import Catalog
 from fusionbench.encoders.fetch import fetch
-from fusionbench.errors import UserError
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event, Job, WorkerSetup
 from fusionbench.launchers.local import local_pool
 from fusionbench.plan import Cell, Plan, make_plan

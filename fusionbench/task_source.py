@@ -7,6 +7,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
+from fusionbench.api.task import TaskData, data_hash, validate
 from fusionbench.cache import cache_dir, write_atomic
 from fusionbench.catalog import TaskCard
 from fusionbench.data import keep
@@ -14,7 +15,6 @@ from fusionbench.forks import in_order
 from fusionbench.packed import packed_data, packed_tasks
 from fusionbench.plugins import load_task
 from fusionbench.records import Budget, canonical
-from fusionbench.task import TaskData, data_hash, validate
 
 
 def load_data(card: TaskCard) -> TaskData:

@@ -4,10 +4,10 @@ from functools import cache
 
 import torch
 
+from fusionbench.api.errors import unknown
+from fusionbench.api.types import StackShape
 from fusionbench.catalog import MethodCard, read_catalog
-from fusionbench.errors import unknown
 from fusionbench.plugins import load_method
-from fusionbench.types import StackShape
 
 
 def trained_parameters(name: str, shape: StackShape) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from fusionbench.errors import Problem
+from fusionbench.api.errors import Problem
 from fusionbench.forks import in_order
 from fusionbench.records import SCHEMA, CellRecord, checksum, json_object
 

@@ -11,9 +11,9 @@ import sys
 import torch
 from torch import nn
 
+from fusionbench.api.fusion import Fusion, InEncoderFusion
+from fusionbench.api.types import Fused, Injection
 from fusionbench.checks.toy import ToyEncoder
-from fusionbench.fusion import Fusion, InEncoderFusion
-from fusionbench.types import Fused, Injection
 
 TRAINED = ("answer_leak", "learns_signal", "random_labels")
 STORED = ("state_dict", "safetensors")

@@ -6,9 +6,9 @@ from typing import Any
 from parity_cases import Case, as_inputs, gradients, outputs, project, tapped, trainable
 from torch import Tensor
 
-from fusionbench.fusion import Tap
+from fusionbench.api.fusion import Tap
+from fusionbench.api.types import StackShape
 from fusionbench.methods.dense_connector import DenseConnector, joined_frames
-from fusionbench.types import StackShape
 
 
 def replay_connector(case: Case) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ from parity_mema import RecordedClip
 from torch import Tensor
 from torch.nn import functional as F
 
+from fusionbench.api.types import Fused
 from fusionbench.methods.mema import Mema
 from fusionbench.methods.tgif import TGIF
-from fusionbench.types import Fused
 
 IMAGE = -200
 """The token in whose place the image's stand."""

@@ -4,9 +4,9 @@ from parity_cases import Case, as_inputs, gradients, outputs, project, tapped, t
 from parity_layers import clip_shape, fused_tokens
 from torch import Tensor
 
+from fusionbench.api.types import StackShape
 from fusionbench.methods.igva import IGVA
 from fusionbench.methods.tgif import TGIF
-from fusionbench.types import StackShape
 
 
 def replay_igva(case: Case) -> dict[str, Tensor]:

@@ -8,12 +8,12 @@ from torch.nn import functional as F
 from transformers import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
+from fusionbench.api.types import Fused, Injection, StackShape
 from fusionbench.methods._cross_layer import CrossLayer
 from fusionbench.methods.deepstack import stacked
 from fusionbench.methods.lsf_internal import LSFInternal
 from fusionbench.methods.qwen3vl_deepstack import Qwen3VLDeepStack
 from fusionbench.readers.layers import at_positions
-from fusionbench.types import Fused, Injection, StackShape
 
 FORMS = {"I_D": "direct", "I_M": "modular"}
 

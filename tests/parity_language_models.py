@@ -8,8 +8,8 @@ from parity_cases import Case
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
+from fusionbench.api.types import Fused, ReaderShape
 from fusionbench.readers.layers import Inside, at_positions, wrapped
-from fusionbench.types import Fused, ReaderShape
 
 IGNORED = -100
 

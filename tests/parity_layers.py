@@ -14,11 +14,11 @@ from parity_cases import (
 )
 from torch import Tensor
 
-from fusionbench.fusion import Fusion
+from fusionbench.api.fusion import Fusion
+from fusionbench.api.register import registered
+from fusionbench.api.types import StackShape
 from fusionbench.methods.concat import Concat
 from fusionbench.methods.mmfuser import MMFuser, MSDeformAttn, centres
-from fusionbench.registry import registered
-from fusionbench.types import StackShape
 
 
 def clip_shape(case: Case, *, query_dim: int = 0) -> StackShape:

@@ -6,9 +6,9 @@ from parity_cases import Case, as_inputs, gradients, outputs, project, trainable
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionbench.encoders.contract import Encoder
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.types import StackShape
 from fusionbench.methods.mema import DynamicSharingUnit, Mema, SpatialGate
-from fusionbench.types import StackShape
 
 
 def replay_unit(case: Case) -> dict[str, Tensor]:

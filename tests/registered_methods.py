@@ -5,9 +5,10 @@ from importlib import import_module
 
 import torch
 
-from fusionbench import methods, registry
-from fusionbench.fusion import Method
-from fusionbench.types import StackShape
+from fusionbench import methods
+from fusionbench.api import register as registry
+from fusionbench.api.fusion import Method
+from fusionbench.api.types import StackShape
 
 
 def names() -> list[str]:

@@ -11,9 +11,9 @@ import pytest
 from toy_cells import train_cell
 
 import fusionbench
+from fusionbench.api.errors import UserError
 from fusionbench.catalog import read_catalog
 from fusionbench.encoder_cards import describe
-from fusionbench.errors import UserError
 from fusionbench.plugins import load_encoder, load_method
 from fusionbench.scaffold import new_package
 

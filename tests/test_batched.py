@@ -9,9 +9,10 @@ import torch
 from toy_cells import BUDGET, materials, spec
 from toy_encoder import SHAPE
 
-from fusionbench.attention import composed, sdpa
+from fusionbench.api.fusion import Fusion
+from fusionbench.api.modules import composed, sdpa
+from fusionbench.api.types import Fused
 from fusionbench.catalog import read_catalog
-from fusionbench.fusion import Fusion
 from fusionbench.harness.alike import NotAlike
 from fusionbench.harness.batched import Run, clip_each, train_together
 from fusionbench.harness.batched_cell import Member, run_pass
@@ -24,7 +25,6 @@ from fusionbench.harness.train import autocast, train
 from fusionbench.plugins import load_method
 from fusionbench.readers.questions import QuestionTable
 from fusionbench.selection import select_methods
-from fusionbench.types import Fused
 
 KINDS = ("scalar_mix", "dense_connector-sti", "alf", "mema", "mema-readout", "lsf_internal_modular")
 MORE = (

@@ -9,13 +9,13 @@ import pytest
 from plugin_files import BROKEN, GOOD
 
 import fusionbench
+from fusionbench.api.errors import UserError
+from fusionbench.api.register import registered
+from fusionbench.api.types import StackShape
 from fusionbench.catalog import read_catalog
-from fusionbench.errors import UserError
 from fusionbench.harness.stepping import needs_encoder
 from fusionbench.plugins import load_method, load_task
 from fusionbench.readers.decoder import decoder_shape
-from fusionbench.registry import registered
-from fusionbench.types import StackShape
 
 CATALOG = read_catalog()
 ROOT = Path(fusionbench.__file__).parent.parent

@@ -7,14 +7,14 @@ import pytest
 from broken_methods import BetterThanItSays, DeadStart, Sound, SoundStepper, broken
 from registered_methods import names
 
+from fusionbench.api.errors import UserError
+from fusionbench.api.types import Unsupported
 from fusionbench.checks import check_method, checks, each_check
 from fusionbench.checks.find import find
 from fusionbench.checks.markdown import page
 from fusionbench.checks.runner import run_checks
 from fusionbench.checks.subject import Subject
 from fusionbench.commands.check import check
-from fusionbench.errors import UserError
-from fusionbench.types import Unsupported
 
 # Four fifths of the time; the others run for every method and every mutant.
 SLOW = ("compiled", "learns_signal", "random_labels")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from toy_cells import EVERY_TAP, materials
 
+from fusionbench.api.errors import UserError
 from fusionbench.catalog import read_catalog
-from fusionbench.errors import UserError
 from fusionbench.harness.cell import Tuned, choose_layer
 from fusionbench.harness.model import build_model
 from fusionbench.plugins import load_method

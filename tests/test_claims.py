@@ -10,16 +10,16 @@ import pytest
 from paired_studies import study
 from toy_records import record, spec
 
+from fusionbench.api.errors import UserError
 from fusionbench.catalog import read_catalog
 from fusionbench.claims.answers import Verdict, answers
 from fusionbench.claims.naming import checked
 from fusionbench.claims.reading import PUBLISHED, load_claims, parse_claims
 from fusionbench.claims.text import long_rows, page
 from fusionbench.commands.check_claims import check
-from fusionbench.errors import UserError
 from fusionbench.paired.results import Results
 from fusionbench.selection import select_methods
-from fusionbench.stats import compare, crossed_t
+from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.store import Store
 
 GAINS = {

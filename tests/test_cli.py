@@ -202,7 +202,7 @@ def test_the_installed_module_runs_from_any_folder(tmp_path):
 
 def test_a_machine_without_the_report_s_packages_is_told_so_and_keeps_its_records(monkeypatch):
     from fusionbench import closing
-    from fusionbench.errors import UserError
+    from fusionbench.api.errors import UserError
 
     monkeypatch.setitem(sys.modules, "tabulate", None)
     for name in [name for name in sys.modules if name.startswith("fusionbench.report.")]:

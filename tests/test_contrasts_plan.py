@@ -3,9 +3,9 @@
 import pytest
 
 from fusionbench import contrasts
+from fusionbench.api.errors import UserError
 from fusionbench.contrasts import Contrast, check_known, check_margins, read_contrasts
-from fusionbench.errors import UserError
-from fusionbench.stats import MOST_PLANNED
+from fusionbench.stats.families import MOST_PLANNED
 from fusionbench.studyfile import load_study
 
 

@@ -9,6 +9,8 @@ import torch
 from published_sizes import REFERENCE
 
 from fusionbench import provenance
+from fusionbench.api.errors import UserError
+from fusionbench.api.types import ReaderShape, StackShape
 from fusionbench.catalog import read_catalog
 from fusionbench.costs import bench, flops, language, timing
 from fusionbench.costs.asked import Asked
@@ -17,10 +19,8 @@ from fusionbench.costs.held import most_held
 from fusionbench.costs.records import read
 from fusionbench.costs.shapes import SHAPES, subject
 from fusionbench.costs.timing import interleaved, spread
-from fusionbench.errors import UserError
 from fusionbench.plugins import load_method
 from fusionbench.selection import select_methods
-from fusionbench.types import ReaderShape, StackShape
 
 CLIP = "shape:clip-vit-l-14-336"
 META = torch.device("meta")

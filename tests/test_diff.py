@@ -9,12 +9,12 @@ import pytest
 from paired_studies import items, outcomes, study
 from toy_records import record, spec
 
+from fusionbench.api.errors import UserError
 from fusionbench.commands.diff import diff
 from fusionbench.diff.facts import changes, identity_changes, origin_changes
 from fusionbench.diff.matching import matched
 from fusionbench.diff.scores import shifts
 from fusionbench.diff.text import Folder, page
-from fusionbench.errors import UserError
 from fusionbench.history import Run
 from fusionbench.paired.results import Results
 from fusionbench.store import Store

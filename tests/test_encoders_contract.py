@@ -11,9 +11,9 @@ from attention_maps import Maps
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fusionbench.api.encoder import Encoder
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.contract import Encoder
 
 LAYERS, DIM, PATCH, SIZE = 3, 32, 8, 32
 

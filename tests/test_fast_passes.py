@@ -7,12 +7,12 @@ import pytest
 import torch
 from test_batched import BUDGET, KINDS, in_double, named, shared_by
 
-from fusionbench.fusion import InEncoderFusion
+from fusionbench.api.fusion import InEncoderFusion
+from fusionbench.api.types import Fused
 from fusionbench.harness.batched import Run, train_together
 from fusionbench.harness.batched_model import Stack
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import autocast, train
-from fusionbench.types import Fused
 
 RUNS = [Run(seed=seed, lr=3e-3) for seed in (0, 1)]
 

@@ -9,8 +9,8 @@ import torch
 from toy_cells import BUDGET, BrightHalf, PixelToyEncoder
 
 from fusionbench import feature_writer, features
+from fusionbench.api.errors import UserError
 from fusionbench.data import bundle_path, cut, read_bundle, write_bundle
-from fusionbench.errors import UserError
 from fusionbench.features import FeatureKey
 
 

@@ -11,7 +11,7 @@ import pytest
 from toy_records import put, spec
 
 from fusionbench import forks, whole
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.forks import in_order
 from fusionbench.report.analysis import analysis
 from fusionbench.report.build import write_report

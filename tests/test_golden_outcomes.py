@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from toy_cells import train_cell
 
+from fusionbench.api.types import Unsupported
 from fusionbench.catalog import read_catalog
 from fusionbench.plugins import load_method
 from fusionbench.selection import select_methods
-from fusionbench.types import Unsupported
 
 GOLDEN = Path(__file__).parent / "golden_outcomes.json"
 CATALOG = read_catalog()

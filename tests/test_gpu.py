@@ -9,7 +9,8 @@ import pytest
 import torch
 from test_batched import BUDGET, KINDS, MORE, RUNS, both_ways, in_double, named, shared_by
 
-from fusionbench.fusion import Fusion
+from fusionbench.api.fusion import Fusion
+from fusionbench.api.types import Fused
 from fusionbench.harness.batched import train_together
 from fusionbench.harness.batched_evaluate import evaluate_together
 from fusionbench.harness.batched_model import Stack
@@ -17,7 +18,6 @@ from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import autocast, train
-from fusionbench.types import Fused
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,10 +10,10 @@ import pytest
 import torch
 from toy_encoder import SHAPE, draw, run
 
+from fusionbench.api.register import registered
+from fusionbench.api.types import StackShape
 from fusionbench.methods.mema import Mema
 from fusionbench.methods.single_layer import SingleLayer
-from fusionbench.registry import registered
-from fusionbench.types import StackShape
 
 CLIP_L = StackShape(layers=24, dim=1024, grid=(24, 24), prefix=1, query_dim=4096)
 RECORDED = Path(__file__).parent / "parity" / "mema_effective_init.json"

@@ -4,11 +4,11 @@ import pytest
 import torch
 from registered_methods import build, names, registrations
 
-from fusionbench.errors import UserError
-from fusionbench.layers import paper_taps
+from fusionbench.api.errors import UserError
+from fusionbench.api.fusion import paper_taps
+from fusionbench.api.types import ReaderShape, StackShape
 from fusionbench.methods._inside import first_of_each_layer, targets
 from fusionbench.methods.controls import RandomLayers, WideProjector
-from fusionbench.types import ReaderShape, StackShape
 
 LLM = 4096
 VICUNA = ReaderShape(layers=32, width=LLM, heads=32, mlp=11008)

@@ -7,9 +7,9 @@ import re
 import pytest
 from paired_studies import study
 
+from fusionbench.api.errors import UserError
 from fusionbench.catalog import read_catalog
 from fusionbench.commands.paper import NAMES, write
-from fusionbench.errors import UserError
 from fusionbench.paired.difference import difference
 from fusionbench.paired.results import Results
 from fusionbench.report.paper.shapes import paper, papers

@@ -17,6 +17,7 @@ from parity_cases import SHIPPED, Replay, cases, mismatches
 from parity_replays import REPLAYS, find
 from torch.nn import functional as F
 
+from fusionbench.api.types import StackShape
 from fusionbench.methods import _mema, mmfuser
 from fusionbench.methods._cross_layer import CrossLayer
 from fusionbench.methods._units import LayerAttention, RecurrentUnit
@@ -24,7 +25,6 @@ from fusionbench.methods.mema import Mema, SpatialGate
 from fusionbench.methods.mmfuser import MSDeformAttn
 from fusionbench.methods.tgif import TGIF
 from fusionbench.readers.layers import Inside
-from fusionbench.types import StackShape
 
 Patch = pytest.MonkeyPatch
 

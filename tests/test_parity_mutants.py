@@ -9,6 +9,7 @@ from parity_replays import REPLAYS, find
 from torch import nn
 from torch.nn import functional as F
 
+from fusionbench.api.types import StackShape
 from fusionbench.methods import _mema, dense_connector, mmfuser
 from fusionbench.methods._units import LayerAttention, RecurrentUnit
 from fusionbench.methods.concat import Concat
@@ -16,7 +17,6 @@ from fusionbench.methods.igva import QueryTransformer
 from fusionbench.methods.mema import DynamicSharingUnit, Mema, SpatialGate
 from fusionbench.methods.mmfuser import MMFuser, MSDeformAttn
 from fusionbench.methods.tgif import TGIF
-from fusionbench.types import StackShape
 
 
 def replayed(method: str, symbol: str, **config):

@@ -8,6 +8,7 @@ from parity_replays import REPLAYS, find
 from torch import nn
 from torch.nn import functional as F
 
+from fusionbench.api.types import StackShape
 from fusionbench.methods import _cross_layer, deepstack, lsf_internal
 from fusionbench.methods._cross_layer import CrossLayer, Gate, ImageAttention
 from fusionbench.methods.lsf_internal import LSFInternal
@@ -16,7 +17,6 @@ from fusionbench.methods.qwen3vl_deepstack import Merger, Qwen3VLDeepStack
 from fusionbench.methods.tgif import TGIF
 from fusionbench.readers import layers
 from fusionbench.readers.layers import Inside
-from fusionbench.types import StackShape
 
 KINDS = {
     "direct": ("layer_select_fuse", "I_D"),

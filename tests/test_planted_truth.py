@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from fusionbench.api.task import Split, TaskData
+from fusionbench.api.types import StackShape
 from fusionbench.catalog import read_catalog
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
@@ -24,8 +26,6 @@ from fusionbench.encoders.planted import (
     planted,
 )
 from fusionbench.plugins import load_task
-from fusionbench.task import Split, TaskData
-from fusionbench.types import StackShape
 
 # Four standard errors of a guesser on 1,024 examples.
 CHANCE = 0.5 + 4 * 0.5 / 32

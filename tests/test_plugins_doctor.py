@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from fusionbench.api.errors import UserError
 from fusionbench.catalog import read_catalog
 from fusionbench.checkup import check_plugins, require_sound
-from fusionbench.errors import UserError
 
 # Tasks, since a task's import needs no torch: the children are quick.
 TASK = """

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from fusionbench.api.errors import UserError
 from fusionbench.catalog import read_catalog
 from fusionbench.encoder_cards import describe
-from fusionbench.errors import UserError
 from fusionbench.listing import as_json, encoders_text
 from fusionbench.plugins import load_encoder
 

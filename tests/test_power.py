@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from paired_studies import study
 
+from fusionbench.api.errors import UserError
 from fusionbench.commands.power import power
-from fusionbench.errors import UserError
 from fusionbench.history import Run
 from fusionbench.paired.difference import difference
 from fusionbench.paired.results import Results

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from fusionbench.api.errors import UserError
 from fusionbench.commands.probe_layers import probe
-from fusionbench.errors import UserError
 from fusionbench.probes import probe_file, probe_maps, read_probe
 
 SMALL = (120, 60, 60)

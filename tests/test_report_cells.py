@@ -14,9 +14,11 @@ from toy_cells import BUDGET, BrightHalf, PixelToyEncoder
 from toy_encoder import SHAPE
 from toy_suite import quick_disk, rows
 
+from fusionbench.api.fusion import Fusion
+from fusionbench.api.task import Split
+from fusionbench.api.types import Fused
 from fusionbench.data import cut
 from fusionbench.features import FeatureKey, encode
-from fusionbench.fusion import Fusion
 from fusionbench.harness.cell import Tuned, choose_lr, run_cell
 from fusionbench.harness.materials import Materials
 from fusionbench.history import Run
@@ -24,8 +26,6 @@ from fusionbench.outcomes import Items
 from fusionbench.records import CellSpec
 from fusionbench.store import Store
 from fusionbench.study import QUICK, as_plain
-from fusionbench.task import Split
-from fusionbench.types import Fused
 
 SEEDS = 5
 TRAINED = replace(BUDGET, steps=30)

@@ -8,10 +8,14 @@ import pytest
 from toy_records import CODE
 from toy_suite import correlated, numbers, put_task, quick_disk, read, rows, the, write_suite
 
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.history import Run
 from fusionbench.report.build import Wanted, write_report
-from fusionbench.stats import TaskScores, compare, crossed_t, holm, sum_over_tasks, t_over_seeds
+from fusionbench.stats.crossed import compare, crossed_t
+from fusionbench.stats.families import holm
+from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.suite import sum_over_tasks
+from fusionbench.stats.testset import t_over_seeds
 from fusionbench.store import Store
 
 TASKS = ("digits", "textile", "scenes_count", "scenes_text", "easy_vqa")

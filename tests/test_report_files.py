@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from toy_records import put, record, spec
 
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.history import Run
 from fusionbench.report.build import write_report
 from fusionbench.report.freshness import up_to_date

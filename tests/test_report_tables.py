@@ -14,11 +14,13 @@ from toy_records import CODE
 from toy_suite import cell, correlated, put_task, quick_disk, read, rows, the, write_suite
 
 import fusionbench
+from fusionbench.api.errors import UserError
 from fusionbench.costs.records import Conditions, CostRecord, Spread, write
-from fusionbench.errors import UserError
 from fusionbench.report.build import FORMATS, SECTIONS, Wanted, write_report
 from fusionbench.report.freshness import up_to_date
-from fusionbench.stats import TaskScores, share_correct, task_pairs, tied_set
+from fusionbench.stats.cells import share_correct
+from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.tied import task_pairs, tied_set
 from fusionbench.store import Store
 
 TASKS = ("digits", "textile")

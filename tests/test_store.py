@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toy_records import ITEMS, outcomes, put, record, spec
 
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.history import Run
 from fusionbench.outcomes import decode, encode
 from fusionbench.store import Store

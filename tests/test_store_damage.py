@@ -12,7 +12,7 @@ import pytest
 from toy_records import ITEMS, outcomes, put, record, spec
 
 import fusionbench
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.store import Store
 
 ROOT = Path(fusionbench.__file__).parent.parent

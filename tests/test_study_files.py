@@ -2,7 +2,7 @@
 
 import pytest
 
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.study import PAPER, PRESETS, QUICK
 from fusionbench.studyfile import load_study, preset, with_overrides
 

@@ -3,8 +3,8 @@
 import pytest
 from plugin_files import GOOD
 
+from fusionbench.api.errors import UserError
 from fusionbench.catalog import read_catalog
-from fusionbench.errors import UserError
 from fusionbench.selection import select_methods, select_tasks
 
 

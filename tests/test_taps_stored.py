@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from fusionbench.api.types import StackShape
 from fusionbench.catalog import read_catalog
 from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers.desk import Desk
@@ -11,7 +12,6 @@ from fusionbench.plugins import load_method
 from fusionbench.records import RunOptions
 from fusionbench.store import Store
 from fusionbench.study import SMOKE
-from fusionbench.types import StackShape
 
 # Of the planted encoder with 8 blocks: the mean of four layers is one file.
 DECLARED = {

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fusionbench.task import Split, TaskData, data_hash, validate
+from fusionbench.api.task import Split, TaskData, data_hash, validate
 
 
 def split(name: str, rows: list[int], **changes: object) -> Split:

@@ -6,9 +6,9 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
+from fusionbench.api.task import TaskData
 from fusionbench.catalog import read_catalog
 from fusionbench.plugins import load_task
-from fusionbench.task import TaskData
 
 # Colours and tasks are looked up by name: tests reach tasks through the registry alone.
 HUES = {

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from toy_encoder import SHAPE, ToyEncoder
 
+from fusionbench.api.fusion import Method, Tap
+from fusionbench.api.task import Split, Task, TaskData
 from fusionbench.data import cut
 from fusionbench.features import FeatureKey, encode
-from fusionbench.fusion import Method, Tap
 from fusionbench.harness.cell import Tuned, run_cell
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
 from fusionbench.records import Budget, CellRecord, CellSpec
-from fusionbench.task import Split, Task, TaskData
 
 BUDGET = Budget(steps=12, batch=16, lrs=(3e-3,), reader_width=16, query_dim=SHAPE.query_dim)
 

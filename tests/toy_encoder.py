@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.encoders.contract import Encoder
-from fusionbench.fusion import Method
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.fusion import Method
+from fusionbench.api.types import Fused, StackShape
 from fusionbench.harness.stepping import fuse
-from fusionbench.types import Fused, StackShape
 
 SHAPE = StackShape(layers=5, dim=16, grid=(3, 4), prefix=1, query_dim=6)
 

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusionbench.api.fusion import Method
 from fusionbench.checks.compare import differ, expect_close
 from fusionbench.checks.subject import SHAPE, Outputs, Subject, told
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import draw
-from fusionbench.fusion import Method
 
 Runner = Callable[
     [Method, Float[Tensor, "batch token dim"], Float[Tensor, "batch query_dim"]],

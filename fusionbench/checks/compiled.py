@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fusionbench.api.fusion import Method
 from fusionbench.checks.compare import expect_close
 from fusionbench.checks.outcome import CheckFailed, CheckSkipped
 from fusionbench.checks.reading import FixedReader
 from fusionbench.checks.subject import SHAPE, Subject, outputs, run_on
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import ToyEncoder, draw
-from fusionbench.fusion import Method
 
 _SHAPE = replace(SHAPE, layers=3)
 """Tracing time follows depth; every kind of step is there with three blocks."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fusionbench.api.types import Fused, ReaderShape, StackShape, Unsupported
 from fusionbench.checks.compare import ROUNDING, differ, distance
 from fusionbench.checks.gradients import loss_of
 from fusionbench.checks.outcome import CheckFailed, CheckSkipped
@@ -15,7 +16,6 @@ from fusionbench.checks.suite import check, checks
 from fusionbench.checks.toy import ToyEncoder, draw
 from fusionbench.harness.model import build_fusion
 from fusionbench.parameters import CLIP_L, count
-from fusionbench.types import Fused, ReaderShape, StackShape, Unsupported
 
 _CLIP_L = StackShape(
     layers=24,

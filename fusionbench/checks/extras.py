@@ -2,12 +2,12 @@
 
 import torch
 
+from fusionbench.api.fusion import Method
+from fusionbench.api.types import Fused
 from fusionbench.checks.outcome import CheckFailed
 from fusionbench.checks.reading import READER
 from fusionbench.checks.subject import Subject, run_drawn
 from fusionbench.checks.suite import check
-from fusionbench.fusion import Method
-from fusionbench.types import Fused
 
 _BATCH = 3
 

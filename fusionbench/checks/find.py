@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fusionbench.api.errors import UserError
+from fusionbench.api.fusion import Method
 from fusionbench.catalog import Catalog, MethodCard, read_catalog
 from fusionbench.checks.subject import Subject
-from fusionbench.errors import UserError
-from fusionbench.fusion import Method
 from fusionbench.plugins import load_method
 from fusionbench.selection import Chosen, select_methods
 

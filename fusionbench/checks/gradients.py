@@ -4,12 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusionbench.api.fusion import Method
+from fusionbench.api.types import Fused
 from fusionbench.checks.outcome import CheckFailed, CheckSkipped
 from fusionbench.checks.subject import SHAPE, Subject, outputs, run
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import draw
-from fusionbench.fusion import Method
-from fusionbench.types import Fused
 
 _RATE = 1e-2
 _NOTHING = 1e-12

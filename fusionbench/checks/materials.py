@@ -8,17 +8,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fusionbench.api.fusion import Tap
+from fusionbench.api.seeding import stream
+from fusionbench.api.task import Scoring
 from fusionbench.checks.reading import READER
 from fusionbench.checks.subject import SHAPE
 from fusionbench.checks.toy import ToyEncoder
 from fusionbench.data import Bundle, Examples
 from fusionbench.features import FeatureKey
-from fusionbench.fusion import Tap
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.stepping import States
 from fusionbench.records import Budget
-from fusionbench.seeding import stream
-from fusionbench.task import Scoring
 
 BUDGET = Budget(
     steps=30,

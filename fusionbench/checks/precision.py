@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusionbench.api.fusion import Method
 from fusionbench.checks.compare import expect_equal
 from fusionbench.checks.outcome import CheckFailed
 from fusionbench.checks.subject import SHAPE, Subject, outputs, run_on, told
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import ToyEncoder, draw
-from fusionbench.fusion import Method
 
 _ROUNDING = 0.1
 """Relative to the largest value: bf16 keeps 8 bits, and a network of blocks adds up its errors."""

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusionbench.api.types import Fused
 from fusionbench.readers.decoder import DecoderReader, decoder_shape
-from fusionbench.types import Fused
 
 READER = decoder_shape(32, 4)
 _ANSWERS = 7

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
+from fusionbench.api.errors import UserError, unknown
+from fusionbench.api.types import Unsupported
 from fusionbench.checks.find import Target, find
 from fusionbench.checks.outcome import (
     CheckFailed,
@@ -14,9 +16,7 @@ from fusionbench.checks.outcome import (
 )
 from fusionbench.checks.subject import TRACER, Subject
 from fusionbench.checks.suite import Check, checks
-from fusionbench.errors import UserError, unknown
 from fusionbench.records import Setting
-from fusionbench.types import Unsupported
 
 
 def check_method(

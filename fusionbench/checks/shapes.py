@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
+from fusionbench.api.fusion import Method
+from fusionbench.api.types import Fused, StackShape, Unsupported
 from fusionbench.checks.outcome import CheckFailed, CheckSkipped
 from fusionbench.checks.subject import SHAPE, Subject, run_drawn
 from fusionbench.checks.suite import check
-from fusionbench.fusion import Method
-from fusionbench.types import Fused, StackShape, Unsupported
 
 
 @check

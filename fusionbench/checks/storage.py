@@ -5,12 +5,12 @@ import pickle
 
 import torch
 
+from fusionbench.api.fusion import Method
 from fusionbench.checks.compare import ROUNDING, expect_equal
 from fusionbench.checks.outcome import CheckFailed
 from fusionbench.checks.subject import SHAPE, Subject, told
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import draw
-from fusionbench.fusion import Method
 
 
 @check

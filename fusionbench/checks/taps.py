@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusionbench.api.fusion import Fusion, InEncoderFusion, Method, Tap
+from fusionbench.api.types import StackShape
 from fusionbench.checks.compare import differ
 from fusionbench.checks.outcome import CheckFailed, CheckSkipped
 from fusionbench.checks.subject import SHAPE, Subject, outputs, run_on
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import ToyEncoder, draw
-from fusionbench.fusion import Fusion, InEncoderFusion, Method, Tap
 from fusionbench.harness.stepping import fuse, taps_of
-from fusionbench.types import StackShape
 
 
 @check

@@ -6,8 +6,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.encoders.contract import Encoder
-from fusionbench.types import StackShape
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.types import StackShape
 
 
 class ToyEncoder(Encoder):

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusionbench.api.fusion import Fusion, InEncoderFusion, Method
+from fusionbench.api.types import Fused
 from fusionbench.checks.compare import expect_close
 from fusionbench.checks.reading import FixedReader
 from fusionbench.checks.subject import SHAPE, Subject, outputs, told
 from fusionbench.checks.suite import check
 from fusionbench.checks.toy import ToyEncoder, draw
-from fusionbench.fusion import Fusion, InEncoderFusion, Method
-from fusionbench.types import Fused
 
 _SEEDS = (0, 1)
 

@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from fusionbench.api.errors import UserError, unknown
 from fusionbench.catalog import Catalog
 from fusionbench.claims.claim import Claim
-from fusionbench.errors import UserError, unknown
 from fusionbench.paired.results import Gap
 from fusionbench.scores import ScoreTable
 from fusionbench.selection import select_methods

@@ -6,8 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fusionbench.api.errors import UserError, did_you_mean, unknown
 from fusionbench.claims.claim import Claim, Relation
-from fusionbench.errors import UserError, did_you_mean, unknown
 from fusionbench.settings import split_names
 from fusionbench.study import QUICK
 

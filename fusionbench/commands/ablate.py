@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from fusionbench.api.errors import UserError
 from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
 from fusionbench.commands.run import checked_device
 from fusionbench.commands.shared import check_encoder, found, read, say
-from fusionbench.errors import UserError
 from fusionbench.records import RunOptions
 from fusionbench.study import QUICK, Study
 from fusionbench.studyfile import preset, with_overrides

@@ -8,8 +8,8 @@ from typing import Annotated, TextIO
 
 import typer
 
+from fusionbench.api.errors import disk_error
 from fusionbench.commands.app import FAILED, OK, Plugins, app
-from fusionbench.errors import disk_error
 
 
 @app.command("check")

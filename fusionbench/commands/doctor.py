@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from fusionbench.api.errors import UserError
 from fusionbench.commands.app import OK, Plugins, Strict, app
 from fusionbench.commands.shared import packed_here
-from fusionbench.errors import UserError
 
 
 @app.command("doctor")

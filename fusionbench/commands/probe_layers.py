@@ -7,9 +7,9 @@ from typing import Annotated, TextIO
 
 import typer
 
+from fusionbench.api.errors import disk_error
 from fusionbench.commands.app import OK, Plugins, app
 from fusionbench.commands.shared import check_encoder, read, refuse_plugged
-from fusionbench.errors import disk_error
 
 
 @app.command("probe-layers")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from fusionbench.api.errors import UserError
 from fusionbench.commands.app import FAILED, OK, Plugins, Settings, app
 from fusionbench.commands.run import checked_device
 from fusionbench.commands.shared import read
 from fusionbench.costs.asked import Asked
-from fusionbench.errors import UserError
 
 if TYPE_CHECKING:
     from fusionbench.costs.records import CostRecord
@@ -71,9 +71,9 @@ def profile(
 
     With `missing`, one that was profiled under these conditions before is left as it is.
     """
+    from fusionbench.api.types import Unsupported
     from fusionbench.costs.bench import Bench
     from fusionbench.costs.records import read, write
-    from fusionbench.types import Unsupported
 
     bench = Bench(asked)
     failed = False

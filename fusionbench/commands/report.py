@@ -28,8 +28,8 @@ def command(
     ] = FORMATS,
 ) -> None:
     """Write tables, a plot and a page from a folder of results."""
+    from fusionbench.api.errors import UserError
     from fusionbench.closing import report_writer
-    from fusionbench.errors import UserError
 
     report_writer()
     from fusionbench.report.build import Wanted

@@ -8,9 +8,9 @@ from typing import Annotated, TextIO
 
 import typer
 
+from fusionbench.api.errors import UserError
 from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
 from fusionbench.commands.shared import check_encoder, found, read, say
-from fusionbench.errors import UserError
 from fusionbench.records import RunOptions
 from fusionbench.study import QUICK, Study
 from fusionbench.studyfile import load_study, preset, with_overrides

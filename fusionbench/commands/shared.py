@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusionbench.api.errors import Problem, UserError, disk_error
 from fusionbench.catalog import Catalog, read_catalog
-from fusionbench.errors import Problem, UserError, disk_error
 
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard

@@ -2,6 +2,8 @@
 
 import torch
 
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.errors import UserError
 from fusionbench.costs import flops
 from fusionbench.costs.asked import Asked
 from fusionbench.costs.language import SHAPE, LanguageModel
@@ -9,8 +11,6 @@ from fusionbench.costs.measure import counted, timed
 from fusionbench.costs.pipeline import Pipeline, build_pipeline
 from fusionbench.costs.records import Conditions, CostRecord
 from fusionbench.costs.shapes import subject
-from fusionbench.encoders.contract import Encoder
-from fusionbench.errors import UserError
 from fusionbench.plugins import load_method
 from fusionbench.provenance import hardware
 from fusionbench.selection import Chosen

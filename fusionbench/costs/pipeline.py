@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.fusion import Fusion, InEncoderFusion, Method, Tap
+from fusionbench.api.types import Fused
 from fusionbench.costs import language
-from fusionbench.encoders.contract import Encoder
-from fusionbench.fusion import Fusion, InEncoderFusion, Method, Tap
 from fusionbench.harness.frozen import next_step
 from fusionbench.harness.model import build_fusion
 from fusionbench.harness.stepping import fuse, needs_encoder
@@ -21,7 +22,6 @@ from fusionbench.readers.attentive import Projector
 from fusionbench.readers.build import reader_shape
 from fusionbench.readers.layers import project
 from fusionbench.records import Setting
-from fusionbench.types import Fused
 
 
 @dataclass(kw_only=True)

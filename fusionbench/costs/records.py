@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fusionbench.api.errors import Problem
 from fusionbench.cache import write_atomic
 from fusionbench.costs.asked import Mode
-from fusionbench.errors import Problem
 from fusionbench.records import Setting, canonical, checksum, json_object
 
 SCHEMA = 1

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 import torch
 
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.errors import UserError, did_you_mean
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.contract import Encoder
 from fusionbench.encoders.vit import ViT, ViTConfig
-from fusionbench.errors import UserError, did_you_mean
 
 PREFIX = "shape:"
 SHAPES: Mapping[str, ViTConfig] = {

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from fusionbench.api.encoder import Encoder
 from fusionbench.encoders import own
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.contract import Encoder
 from fusionbench.encoders.fetch import fetch
 from fusionbench.encoders.vit import ViT, ViTConfig
 

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.types import StackShape
 from fusionbench.encoders import snapshots
 from fusionbench.encoders.card import patches
-from fusionbench.encoders.contract import Encoder
 from fusionbench.encoders.images import Triple, prepare
-from fusionbench.types import StackShape
 
 _CLASSES = {
     "clip": "CLIPVisionModel",

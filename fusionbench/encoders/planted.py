@@ -22,9 +22,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fusionbench.encoders.contract import Encoder
-from fusionbench.seeding import stream
-from fusionbench.types import StackShape
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.seeding import stream
+from fusionbench.api.types import StackShape
 
 ENCODERS = {
     "planted": {"version": 1, "layers": 8, "dim": 64, "grid": (4, 4), "prefix": 1, "size": 12}

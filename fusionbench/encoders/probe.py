@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionbench.encoders.contract import Encoder
-from fusionbench.task import Split, Task, TaskData
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.task import Split, Task, TaskData
 
 PENALTIES = (1e-3, 1e-2, 1e-1)
 _FEW = 10

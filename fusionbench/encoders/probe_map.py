@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.errors import UserError
+from fusionbench.api.task import Task, TaskData, data_hash
 from fusionbench.catalog import TaskCard
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.contract import Encoder
 from fusionbench.encoders.probe import Limits, probe_layers
-from fusionbench.errors import UserError
 from fusionbench.plugins import load_task
 from fusionbench.probes import ProbeMap, probe_file, read_probe, write_probe
 from fusionbench.provenance import code_state, hardware, software
-from fusionbench.task import Task, TaskData, data_hash
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.types import StackShape
 from fusionbench.encoders.card import read_json
-from fusionbench.encoders.contract import Encoder
 from fusionbench.encoders.images import prepare
-from fusionbench.types import StackShape
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

@@ -16,9 +16,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.encoders.contract import Encoder
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.types import StackShape
 from fusionbench.encoders.images import prepare
-from fusionbench.types import StackShape
 
 Triple = tuple[float, float, float]
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fusionbench.fusion import Tap
+from fusionbench.api.fusion import Tap
 from fusionbench.harness.materials import Materials
 
 _AHEAD = 3

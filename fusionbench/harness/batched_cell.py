@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fusionbench.fusion import Method
+from fusionbench.api.fusion import Method
 from fusionbench.harness.alike import NotAlike
 from fusionbench.harness.batched import Run, train_together
 from fusionbench.harness.batched_evaluate import evaluate_all

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fusionbench.attention import composed
+from fusionbench.api.modules import composed
 from fusionbench.harness import batched_steps as steps
 from fusionbench.harness.frozen import compiled
 from fusionbench.harness.materials import Batch, Materials

@@ -9,11 +9,11 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fusionbench.fusion import InEncoderFusion
+from fusionbench.api.fusion import InEncoderFusion
+from fusionbench.api.types import Fused
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.model import Model
 from fusionbench.harness.stepping import fuse
-from fusionbench.types import Fused
 
 Said = tuple[Float[Tensor, "batch answer"], dict[str, Tensor]]
 """Logits over the answers, and the method's trace."""

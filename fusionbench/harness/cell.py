@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.fusion import Method
+from fusionbench.api.fusion import Method
 from fusionbench.harness.evaluate import Evaluation, evaluate
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model

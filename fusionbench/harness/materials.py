@@ -9,16 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fusionbench import features
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.fusion import Tap
+from fusionbench.api.seeding import stream
+from fusionbench.api.task import Scoring
+from fusionbench.api.types import StackShape
 from fusionbench.data import Bundle
-from fusionbench.encoders.contract import Encoder
 from fusionbench.features import FeatureKey
-from fusionbench.fusion import Tap
 from fusionbench.harness.stepping import States
 from fusionbench.readers.questions import QuestionTable
 from fusionbench.records import Budget
-from fusionbench.seeding import stream
-from fusionbench.task import Scoring
-from fusionbench.types import StackShape
 
 # Features may take this share of a GPU's free memory; the rest stays mapped from disk.
 _GPU_SHARE = 0.5

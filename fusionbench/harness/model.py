@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.fusion import Method
+from fusionbench.api.fusion import Method
+from fusionbench.api.seeding import seed_of
+from fusionbench.api.types import Fused, StackShape, Unsupported
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.stepping import fuse
 from fusionbench.readers.build import Reader, build_reader, reader_shape
 from fusionbench.records import QUESTION, READER, Budget, Setting, reader_of
-from fusionbench.seeding import seed_of
-from fusionbench.types import Fused, StackShape, Unsupported
 
 
 class Model(nn.Module):

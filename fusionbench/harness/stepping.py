@@ -8,9 +8,9 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from fusionbench.encoders.contract import Encoder
-from fusionbench.fusion import Fusion, InEncoderFusion, Method, Tap
-from fusionbench.types import Fused
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.fusion import Fusion, InEncoderFusion, Method, Tap
+from fusionbench.api.types import Fused
 
 States = Callable[[tuple[Tap, ...]], Float[Tensor, "tap batch token dim"]]
 """Gives the hidden states of one batch, one averaged set per tap."""

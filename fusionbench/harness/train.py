@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fusionbench.api.seeding import stream
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model
 from fusionbench.records import Budget
-from fusionbench.seeding import stream
 
 _LOSS_POINTS = 21
 

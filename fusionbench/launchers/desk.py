@@ -9,11 +9,12 @@ import torch
 from jaxtyping import UInt8
 
 from fusionbench import data, features
+from fusionbench.api.encoder import Encoder
+from fusionbench.api.errors import UserError
+from fusionbench.api.fusion import Tap
+from fusionbench.api.types import StackShape, Unsupported
 from fusionbench.data import Bundle
-from fusionbench.encoders.contract import Encoder
-from fusionbench.errors import UserError
 from fusionbench.features import FeatureKey
-from fusionbench.fusion import Tap
 from fusionbench.harness.batched_cell import Member, Outcome, run_pass
 from fusionbench.harness.cell import Tuned, choose_layer, choose_lr, run_cell
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
@@ -28,7 +29,6 @@ from fusionbench.provenance import code_state, hardware, plugin_files, software
 from fusionbench.records import CellRecord, CellSpec, RunOptions
 from fusionbench.store import Items, Store
 from fusionbench.task_source import load_data
-from fusionbench.types import StackShape, Unsupported
 
 _ERROR_LINES = 12
 # What `--compile` asks for beyond blocks, as modes of torch.compile.

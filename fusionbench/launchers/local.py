@@ -8,7 +8,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event, Job, WorkerSetup
 from fusionbench.launchers.worker import serve
 

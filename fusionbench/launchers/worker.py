@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.launchers.jobs import EncodeJob, Event, Job, WorkerSetup
 
 _ERROR_LINES = 12

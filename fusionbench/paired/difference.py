@@ -12,15 +12,10 @@ from jaxtyping import Float
 
 from fusionbench.paired.results import Gap, Pair, Results
 from fusionbench.scores import ScoreTable
-from fusionbench.stats import (
-    Estimate,
-    TaskScores,
-    compare,
-    crossed_t,
-    suite_weights,
-    sum_over_shared_runs,
-    sum_over_tasks,
-)
+from fusionbench.stats.crossed import compare, crossed_t
+from fusionbench.stats.estimate import Estimate
+from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.suite import suite_weights, sum_over_shared_runs, sum_over_tasks
 
 FEWEST_SEEDS = 2
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.history import Run
 from fusionbench.outcomes import Items
 from fusionbench.records import CellRecord

@@ -14,23 +14,20 @@ from jaxtyping import Float
 from fusionbench.paired.difference import combined, common, scaled, task_weights
 from fusionbench.paired.results import Gap, Pair, Results
 from fusionbench.scores import ScoreTable
-from fusionbench.stats import (
-    Components,
-    Estimate,
-    TaskScores,
+from fusionbench.stats.crossed import Components, guard
+from fusionbench.stats.estimate import Estimate
+from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.power import (
+    ENDLESS_SEEDS,
     VarianceParts,
-    block_components,
     pilot_parts,
-    seed_sums,
     seeds_needed,
-    shared_image_blocks,
     shared_suite_at,
     suite_at,
-    t_over_seeds,
     variance_parts,
 )
-from fusionbench.stats.crossed import guard
-from fusionbench.stats.power import ENDLESS_SEEDS
+from fusionbench.stats.suite import block_components, seed_sums, shared_image_blocks
+from fusionbench.stats.testset import t_over_seeds
 
 AT_SEEDS = (5, 10, 20)
 FEWEST, MOST = 4, 200

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fusionbench.api.errors import UserError, unknown
 from fusionbench.contrasts import Contrast
-from fusionbench.errors import UserError, unknown
 from fusionbench.paired.results import Gap, Results
 from fusionbench.power.outlook import Goal, Outlook, outlook
 from fusionbench.report.analysis.plan import make_plan, resolved
 from fusionbench.report.tables import aggregates
 from fusionbench.scores import ScoreTable
-from fusionbench.stats import MOST_PLANNED
+from fusionbench.stats.families import MOST_PLANNED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.attention import sdpa
+from fusionbench.api.modules import sdpa
+from fusionbench.api.types import Fused, Unsupported
 from fusionbench.readers.layers import project
-from fusionbench.types import Fused, Unsupported
 
 _HEADS = 4
 

@@ -1,8 +1,8 @@
 """Readers by name. A study names one for all; a method that reaches into layers names its own."""
 
+from fusionbench.api.types import ReaderShape
 from fusionbench.readers.attentive import AttentiveReader
 from fusionbench.readers.decoder import DecoderReader, decoder_shape
-from fusionbench.types import ReaderShape
 
 Reader = AttentiveReader | DecoderReader
 _DECODERS = {"decoder": 4, "decoder-6": 6}

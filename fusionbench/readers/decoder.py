@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.attention import sdpa
+from fusionbench.api.modules import sdpa
+from fusionbench.api.types import Fused, ReaderShape
 from fusionbench.readers.attentive import Projector
 from fusionbench.readers.layers import Inside, project
-from fusionbench.types import Fused, ReaderShape
 
 _HEADS = 4
 _THETA = 10000.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.types import Fused, Injection, ReaderLayer
+from fusionbench.api.types import Fused, Injection, ReaderLayer
 
 Values = Float[Tensor, "batch token width"]
 Hidden = Float[Tensor, "batch position width"]

@@ -14,7 +14,7 @@ from einops import reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fusionbench.seeding import stream
+from fusionbench.api.seeding import stream
 
 _TOKEN = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
 _PADDING = -1

@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusionbench.api.errors import Problem, UserError, disk_error, unknown
 from fusionbench.cache import write_atomic
 from fusionbench.costs.records import read as read_profiles
-from fusionbench.errors import Problem, UserError, disk_error, unknown
 from fusionbench.paired.results import Results
-from fusionbench.report.analysis import analyse_all
+from fusionbench.report.analysis.analysis import analyse_all
 from fusionbench.report.coverage import reasons
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.freshness import fingerprint, mark

@@ -6,10 +6,11 @@ the suite, a group of tasks or one task, `name` which.
 
 import numpy as np
 
-from fusionbench.report.analysis import Analysis, ContrastRow
+from fusionbench.report.analysis.analysis import Analysis
+from fusionbench.report.analysis.rows import ContrastRow
 from fusionbench.report.numbers import digits, precise
 from fusionbench.report.tables import Row, conditions
-from fusionbench.stats import Estimate
+from fusionbench.stats.estimate import Estimate
 
 
 def measured_columns(row: ContrastRow | None) -> Row:

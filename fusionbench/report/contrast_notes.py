@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from fusionbench.report.analysis import Analysis, ContrastRow
+from fusionbench.report.analysis.analysis import Analysis
+from fusionbench.report.analysis.rows import ContrastRow
 from fusionbench.report.numbers import p_text, points
 from fusionbench.stats.crossed import FEW_DISCORDANT
 from fusionbench.stats.estimate import FEWEST_REPLICATES

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from fusionbench.report.analysis import Analysis, ContrastRow
+from fusionbench.report.analysis.analysis import Analysis
 from fusionbench.report.analysis.families import OPEN
 from fusionbench.report.analysis.measure import Measured
+from fusionbench.report.analysis.rows import ContrastRow
 from fusionbench.report.contrast_columns import long_row, value
 from fusionbench.report.contrast_notes import notes
 from fusionbench.report.grid import GridRow, latex_grid, markdown_grid

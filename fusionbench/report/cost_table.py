@@ -6,7 +6,7 @@ What was not measured says so; nothing is estimated from something else.
 from collections.abc import Iterator, Mapping, Sequence
 
 from fusionbench.costs.records import CostRecord
-from fusionbench.report.analysis import Analysis
+from fusionbench.report.analysis.analysis import Analysis
 from fusionbench.report.cost_numbers import (
     COUNTED,
     NOT_MEASURED,

@@ -12,19 +12,13 @@ from jaxtyping import Float
 
 from fusionbench.designs import Design, Planned
 from fusionbench.records import CellRecord
-from fusionbench.stats import (
-    Estimate,
-    TaskScores,
-    compare,
-    crossed_t,
-    factorial_effects,
-    fractional_effects,
-    holm,
-    suite_weights,
-    sum_over_shared_runs,
-    sum_over_tasks,
-)
-from fusionbench.stats.ablation import MOST_SWITCHES
+from fusionbench.stats.ablation import MOST_SWITCHES, factorial_effects
+from fusionbench.stats.crossed import compare, crossed_t
+from fusionbench.stats.estimate import Estimate
+from fusionbench.stats.families import holm
+from fusionbench.stats.fractional import fractional_effects
+from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.suite import suite_weights, sum_over_shared_runs, sum_over_tasks
 from fusionbench.store import Store
 
 _FEWEST_SEEDS = 2

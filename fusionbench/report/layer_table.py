@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.records import CellRecord
-from fusionbench.report.analysis import Analysis
+from fusionbench.report.analysis.analysis import Analysis
 from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
 from fusionbench.report.sections import Page
 from fusionbench.report.tables import Row, conditions

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fusionbench.report.analysis import Analysis, ContrastRow
+from fusionbench.report.analysis.analysis import Analysis
 from fusionbench.report.analysis.measure import Scope
+from fusionbench.report.analysis.rows import ContrastRow
 from fusionbench.report.contrast_columns import measured_columns
 from fusionbench.report.grid import Entry, GridRow, Marked, latex_grid, markdown_grid
 from fusionbench.report.numbers import digits

@@ -2,7 +2,7 @@
 
 import math
 
-from fusionbench.stats import Estimate
+from fusionbench.stats.estimate import Estimate
 
 
 def digits(value: float | None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from fusionbench.report import coverage
 from fusionbench.report.ablation import ablation_page
-from fusionbench.report.analysis import Analysis
+from fusionbench.report.analysis.analysis import Analysis
 from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.cost_table import cost_page
 from fusionbench.report.grid import latex_grid

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fusionbench.costs.records import CostRecord
 from fusionbench.history import Run
 from fusionbench.paired.results import Results
-from fusionbench.report.analysis import Analysis
+from fusionbench.report.analysis.analysis import Analysis
 from fusionbench.report.tables import Row
 from fusionbench.scores import ScoreTable
 

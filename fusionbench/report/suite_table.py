@@ -6,7 +6,7 @@ every task from chance (0) to perfect (1), and differences and tests are about i
 
 from collections.abc import Iterator
 
-from fusionbench.report.analysis import Analysis
+from fusionbench.report.analysis.analysis import Analysis
 from fusionbench.report.contrast_columns import measured_columns
 from fusionbench.report.numbers import digits
 from fusionbench.report.tables import Row, summary_long_rows

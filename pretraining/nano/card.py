@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
+from fusionbench.api.seeding import seed_of
+from fusionbench.api.task import Task, TaskData
 from fusionbench.cache import write_atomic
 from fusionbench.encoders import own
 from fusionbench.encoders.build import load_vit
@@ -23,9 +25,7 @@ from fusionbench.encoders.card import EncoderCard, read_json
 from fusionbench.encoders.probe import Limits, Score, probe_layers
 from fusionbench.encoders.vit import ViT
 from fusionbench.plugins import load_task
-from fusionbench.seeding import seed_of
 from fusionbench.stats.families import holm
-from fusionbench.task import Task, TaskData
 from nano.pool import local_tasks
 from nano.train import initialise
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from fusionbench.seeding import stream
+from fusionbench.api.seeding import stream
 
 Canvas = Float[np.ndarray, "side side 3"]
 Mask = Bool[np.ndarray, "side side"]

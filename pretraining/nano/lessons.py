@@ -15,10 +15,10 @@ from einops import rearrange, reduce
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fusionbench.api.encoder import Encoder
 from fusionbench.cache import cache_dir, write_atomic
 from fusionbench.encoders import own
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.contract import Encoder
 from fusionbench.encoders.images import resize
 from fusionbench.encoders.vit import ViTConfig
 from nano.pool import PoolPlan, pool

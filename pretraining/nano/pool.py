@@ -14,9 +14,9 @@ from fnmatch import fnmatch
 import numpy as np
 from jaxtyping import UInt8
 
+from fusionbench.api.task import TaskData
 from fusionbench.catalog import TaskCard, read_catalog
 from fusionbench.plugins import load_task
-from fusionbench.task import TaskData
 from nano.images import render
 
 Images = UInt8[np.ndarray, "image height width 3"]

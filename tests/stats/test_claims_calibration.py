@@ -6,7 +6,7 @@ from nullsuites import METHODS, SMALL_SUITE, against, monte_carlo_se, null_suite
 
 from fusionbench.claims.answers import Verdict, decide
 from fusionbench.claims.claim import Claim, Relation
-from fusionbench.stats import sum_over_shared_runs, sum_over_tasks
+from fusionbench.stats.suite import sum_over_shared_runs, sum_over_tasks
 
 OTHERS = np.arange(1, METHODS)
 # Nothing is better than anything: the first four claims are false, the last four true.

@@ -14,14 +14,9 @@ from fusionbench.paired.results import Results
 from fusionbench.records import CellRecord
 from fusionbench.report.analysis.measure import Scope, weights_of
 from fusionbench.scores import ScoreTable
-from fusionbench.stats import (
-    TaskScores,
-    shared_run_suite_pairs,
-    suite_pairs,
-    task_pairs,
-    tied_set,
-)
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
+from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.tied import shared_run_suite_pairs, suite_pairs, task_pairs, tied_set
 
 Runs = frozenset[tuple[int, str]]
 """Seeds and the file of examples that each was scored on."""

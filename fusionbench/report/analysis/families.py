@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusionbench.report.analysis.measure import Measured
-from fusionbench.stats import Estimate, benjamini_hochberg, both_differ, holm, step_down_max_t
-from fusionbench.stats.estimate import FEWEST_REPLICATES
+from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
+from fusionbench.stats.families import benjamini_hochberg, both_differ, holm
+from fusionbench.stats.testset import step_down_max_t
 from fusionbench.stats.verdicts import decide
 
 ALPHA = 0.05

@@ -13,9 +13,10 @@ from jaxtyping import Float
 from fusionbench.paired.difference import combined, common, scaled
 from fusionbench.paired.results import Gap, Pair, Results
 from fusionbench.scores import ScoreTable
-from fusionbench.stats import Estimate, seed_sums, suite_weights, sum_over_tasks, t_over_seeds
-from fusionbench.stats.estimate import FEWEST_REPLICATES
+from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
 from fusionbench.stats.groups import discordant_groups
+from fusionbench.stats.suite import seed_sums, suite_weights, sum_over_tasks
+from fusionbench.stats.testset import t_over_seeds
 
 Level = Literal["suite", "group", "task"]
 

@@ -8,12 +8,12 @@ names only, never at scores.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fusionbench.api.errors import unknown
 from fusionbench.contrasts import MOST_PLANNED, SUITE, Contrast, read_contrasts
-from fusionbench.errors import unknown
 from fusionbench.history import Run
 from fusionbench.records import CellRecord
 from fusionbench.scores import ScoreTable
-from fusionbench.stats import SUITE_MARGIN, TASK_MARGIN
+from fusionbench.stats.verdicts import SUITE_MARGIN, TASK_MARGIN
 
 BASELINE = "penultimate"
 _NO_CONTROL = "none"

@@ -19,7 +19,9 @@ from fusionbench.report.analysis.families import (
 from fusionbench.report.analysis.measure import Measured, Measurer, Scope
 from fusionbench.report.analysis.plan import Plan, resolved
 from fusionbench.scores import ScoreTable
-from fusionbench.stats import Estimate, both_differ, holm, over_families
+from fusionbench.stats.estimate import Estimate
+from fusionbench.stats.families import both_differ, holm
+from fusionbench.stats.suite import over_families
 
 Kind = Literal["planned", "followup", "exploratory"]
 

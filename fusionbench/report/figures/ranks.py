@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.errors import UserError
+from fusionbench.api.errors import UserError
 from fusionbench.report.figures.drawing import Drawing
 from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.representatives import representatives
 from fusionbench.report.style import BLUE, GRID, GUIDE, INK, SMALL
 from fusionbench.report.tables import Row
-from fusionbench.stats import RankTable, TaskScores, rank_intervals, rank_table
 from fusionbench.stats.estimate import FEWEST_REPLICATES
+from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.ranks import RankTable, rank_intervals, rank_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

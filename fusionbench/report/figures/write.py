@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fusionbench.api.errors import Problem
 from fusionbench.cache import write_atomic
-from fusionbench.errors import Problem
 from fusionbench.forks import in_order
 from fusionbench.probes import probe_maps
 from fusionbench.report.contrast_table import contrast_page

@@ -5,8 +5,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fusionbench.api.errors import disk_error
 from fusionbench.cache import write_atomic
-from fusionbench.errors import disk_error
 from fusionbench.paired.results import Results
 from fusionbench.report.analysis.measure import Scope
 from fusionbench.report.grid import GridRow, latex_grid, markdown_grid

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from fusionbench.errors import unknown
+from fusionbench.api.errors import unknown
 from fusionbench.report.reported import Reported, reported
 
 

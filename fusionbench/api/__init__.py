@@ -7,18 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusionbench.attention import CrossAttention, sdpa
-    from fusionbench.choices import one_of
-    from fusionbench.encoders.contract import Encoder
-    from fusionbench.fusion import Fusion, InEncoderFusion, Tap
-    from fusionbench.layers import anchored, paper_taps
-    from fusionbench.official import matched
+    from fusionbench.api.encoder import Encoder
+    from fusionbench.api.errors import one_of
+    from fusionbench.api.fusion import Fusion, InEncoderFusion, Tap, anchored, matched, paper_taps
+    from fusionbench.api.modules import CrossAttention, sdpa
+    from fusionbench.api.register import encoder, method, task
+    from fusionbench.api.seeding import stream
+    from fusionbench.api.task import Split, Task, TaskData
+    from fusionbench.api.types import Fused, Injection, ReaderPatch, StackShape, Unsupported
     from fusionbench.readers.decoder import GatedMLP, Heads
-    from fusionbench.registry import encoder, method, task
-    from fusionbench.seeding import stream
-    from fusionbench.task import Split, Task, TaskData
     from fusionbench.trained import trained_parameters
-    from fusionbench.types import Fused, Injection, ReaderPatch, StackShape, Unsupported
 
 _HOME = {
     "CrossAttention": "attention",

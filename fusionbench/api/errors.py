@@ -1,7 +1,7 @@
 """What a person got wrong, said in one line with a hint; the command line prints no traceback."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -55,3 +55,15 @@ def disk_error(error: OSError, place: object) -> UserError:
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return UserError(f"{place} is not a folder", hint)
     return UserError(f"cannot use {place}: {error.strerror or error}", hint)
+
+
+# Settings with a few allowed words.
+
+
+def one_of(setting: str, value: str, allowed: Sequence[str]) -> str:
+    """Give the value back, or raise ValueError that names the setting and what is allowed."""
+    if value in allowed:
+        return value
+    close = get_close_matches(str(value), allowed, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{setting} must be one of {', '.join(allowed)}, got {value!r}{hint}")

@@ -4,15 +4,14 @@ Both kinds take the encoder's shape and keyword-only settings; the settings are 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.official import matched
-from fusionbench.types import Fused, StackShape
+from fusionbench.api.types import Fused, StackShape
 
 Tap = tuple[int, ...]
 """A set of hidden states that is averaged; a single layer is a set of one."""
@@ -107,3 +106,62 @@ class InEncoderFusion(Method):
     def forward(self, *args: object) -> Fused:
         """Refuse: this kind of method is stepped, see `fusionbench.harness.stepping`."""
         raise TypeError(f"{type(self).__name__} steps with the encoder: start, after_block, finish")
+
+
+# Official parameter names: how a released checkpoint meets a method's own parameters.
+
+
+def matched(names: Iterable[str], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each name the weight called so, whatever stands before it in the checkpoint.
+
+    `dsu.W1.weight` finds `model.vision_tower.dsu.W1.weight`; other weights are left alone. Raises
+    ValueError if a name is missing or fits more than one weight.
+    """
+    return {name: weights[_only(name, weights)] for name in names}
+
+
+def _only(name: str, weights: Mapping[str, Tensor]) -> str:
+    if name in weights:
+        return name
+    found = [official for official in weights if official.endswith(f".{name}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{name} fits several of the checkpoint's weights: {', '.join(found)}")
+    some = ", ".join(sorted(weights)[:5]) or "nothing"
+    raise ValueError(f"the checkpoint has no weight {name}; it has {some}, …")
+
+
+# Layer sets as papers write them, resolved for the encoder at hand.
+
+
+def paper_taps(shape: StackShape, layers: str, *, blocks: int = 24) -> tuple[Tap, ...]:
+    """Taps from words such as "23,7,15" or "23,0..11,12..23".
+
+    A comma starts a new tap; `a..b` (both ends included) and `a+b` are averaged within one. The
+    numbers are hidden states of the paper's encoder of `blocks` blocks and are mapped to this one
+    by `StackShape.paper_layer`. What a shallow encoder maps to the same layers is kept once.
+    """
+    taps = [
+        tuple(dict.fromkeys(shape.paper_layer(index, blocks=blocks) for index in _parse(tap)))
+        for tap in layers.split(",")
+    ]
+    return tuple(dict.fromkeys(taps))
+
+
+def anchored(taps: tuple[Tap, ...], anchor: Tap) -> tuple[tuple[Tap, ...], int]:
+    """Taps with the anchor behind them, unless it is one of them; and where it stands."""
+    joined = taps if anchor in taps else (*taps, anchor)
+    return joined, joined.index(anchor)
+
+
+def _parse(tap: str) -> list[int]:
+    found: list[int] = []
+    for part in tap.split("+"):
+        first, _, last = part.strip().partition("..")
+        if not (first.isdigit() and (last or first).isdigit()):
+            raise ValueError(f"layers are written like 23,7,15 or 23,0..11,12..23, not {tap!r}")
+        found += range(int(first), int(last or first) + 1)
+    if not found:
+        raise ValueError(f"no layer lies in {tap!r}")
+    return found

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fusionbench.types import StackShape
+from fusionbench.api.types import StackShape
 
 
 class Encoder(nn.Module, ABC):
