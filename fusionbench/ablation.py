@@ -13,7 +13,7 @@ from fusionbench.catalog import Catalog, MethodCard
 from fusionbench.designs import Arm, Design
 from fusionbench.selection import Chosen, select_methods
 from fusionbench.settings import checked, shown
-from fusionbench.stats.fractional import LARGEST, fraction
+from fusionbench.stats.factorial import LARGEST, fraction
 
 
 def base_of(catalog: Catalog, name: str, settings: Mapping[str, Mapping[str, object]]) -> Chosen:

@@ -13,7 +13,7 @@ from fusionbench.report.build import write_report
 from fusionbench.report.effects import contrasts, effects, read_cells
 from fusionbench.report.freshness import up_to_date
 from fusionbench.stats.crossed import compare, crossed_t
-from fusionbench.stats.fractional import fraction
+from fusionbench.stats.factorial import fraction
 from fusionbench.store import Store
 
 ARMS = (

@@ -5,7 +5,7 @@ import pytest
 from fusionbench import contrasts
 from fusionbench.api.errors import UserError
 from fusionbench.contrasts import Contrast, check_known, check_margins, read_contrasts
-from fusionbench.stats.families import MOST_PLANNED
+from fusionbench.stats.verdicts import MOST_PLANNED
 from fusionbench.studyfile import load_study
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp
 
 from fusionbench.report.build import write_report
-from fusionbench.stats.families import holm
+from fusionbench.stats.verdicts import holm
 from fusionbench.store import Store
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "quick"

@@ -12,10 +12,10 @@ from fusionbench.api.errors import UserError
 from fusionbench.history import Run
 from fusionbench.report.build import Wanted, write_report
 from fusionbench.stats.crossed import compare, crossed_t
-from fusionbench.stats.families import holm
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.suite import sum_over_tasks
 from fusionbench.stats.testset import t_over_seeds
+from fusionbench.stats.verdicts import holm
 from fusionbench.store import Store
 
 TASKS = ("digits", "textile", "scenes_count", "scenes_text", "easy_vqa")

@@ -13,7 +13,7 @@ from fusionbench.diff.matching import Sides
 from fusionbench.paired.difference import combined, common, task_weights
 from fusionbench.paired.results import Gap, Pair, Results, finished, one_scope
 from fusionbench.stats.estimate import Estimate
-from fusionbench.stats.families import benjamini_hochberg
+from fusionbench.stats.verdicts import benjamini_hochberg
 
 SUITE = "suite"
 

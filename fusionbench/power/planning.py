@@ -16,7 +16,7 @@ from fusionbench.power.outlook import Goal, Outlook, outlook
 from fusionbench.report.analysis.plan import make_plan, resolved
 from fusionbench.report.tables import aggregates
 from fusionbench.scores import ScoreTable
-from fusionbench.stats.families import MOST_PLANNED
+from fusionbench.stats.verdicts import MOST_PLANNED
 
 
 @dataclass(frozen=True, kw_only=True)

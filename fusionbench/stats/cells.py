@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Shaped
 from scipy.special import stdtrit
 
 from fusionbench.stats.crossed import Components, crossed_t, two_way
+from fusionbench.stats.estimate import two_way_layout
 from fusionbench.stats.groups import by_group
-from fusionbench.stats.refusals import two_way_layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Real, Shaped
 from scipy.special import chdtri
 
-from fusionbench.stats.estimate import Estimate
+from fusionbench.stats.estimate import Estimate, finite, two_way_layout
 from fusionbench.stats.groups import by_group, discordant_groups
-from fusionbench.stats.refusals import finite, two_way_layout
 
 # Below this many items with any difference, two pseudo-items (+1, -1) stand for the unseen ones.
 FEW_DISCORDANT = 10

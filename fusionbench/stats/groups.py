@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int, Real, Shaped
 
-from fusionbench.stats.refusals import two_way_layout
+from fusionbench.stats.estimate import two_way_layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,8 @@ from fusionbench.stats.crossed import (
     two_way,
     with_pseudo_items,
 )
-from fusionbench.stats.estimate import Estimate
+from fusionbench.stats.estimate import Estimate, finite
 from fusionbench.stats.groups import TaskScores, discordant_groups, merge, refuse_unequal_seeds
-from fusionbench.stats.refusals import finite
 from fusionbench.stats.testset import t_over_seeds
 
 FEWEST_FAMILIES = 5

@@ -10,8 +10,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Real
 
-from fusionbench.stats.estimate import Estimate
-from fusionbench.stats.refusals import finite
+from fusionbench.stats.estimate import Estimate, finite
 
 # Up to here all sign patterns are listed; beyond, this many are drawn from the stated key.
 MOST_LISTED_SEEDS = 12

@@ -25,7 +25,7 @@ from fusionbench.encoders.card import EncoderCard, read_json
 from fusionbench.encoders.probe import Limits, Score, probe_layers
 from fusionbench.encoders.vit import ViT
 from fusionbench.plugins import load_task
-from fusionbench.stats.families import holm
+from fusionbench.stats.verdicts import holm
 from nano.pool import local_tasks
 from nano.train import initialise
 

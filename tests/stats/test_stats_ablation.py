@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from fusionbench.stats.ablation import (
+from fusionbench.stats.factorial import (
     adjust_within_order,
     effect_differences,
     factorial_effects,

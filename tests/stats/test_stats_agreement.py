@@ -9,11 +9,16 @@ from scipy import stats
 
 from fusionbench.stats.cells import wilson
 from fusionbench.stats.crossed import one_run, two_way
-from fusionbench.stats.describe import iqm, probability_of_improvement
 from fusionbench.stats.estimate import Estimate
-from fusionbench.stats.families import benjamini_hochberg, holm
-from fusionbench.stats.ranks import average_ranks, critical_difference, friedman
+from fusionbench.stats.ranks import (
+    average_ranks,
+    critical_difference,
+    friedman,
+    iqm,
+    probability_of_improvement,
+)
 from fusionbench.stats.testset import sign_flip, t_over_seeds
+from fusionbench.stats.verdicts import benjamini_hochberg, holm
 
 RECORDED = json.loads((Path(__file__).parent / "fixtures" / "agreement.json").read_text())
 

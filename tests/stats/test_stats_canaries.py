@@ -8,9 +8,9 @@ import pytest
 from nullsuites import METHODS, SCENARIOS, SUITE, NullTask, against, differences, null_suite
 
 from fusionbench.stats.crossed import compare, crossed_t
-from fusionbench.stats.families import holm
 from fusionbench.stats.suite import sum_over_tasks
 from fusionbench.stats.testset import t_over_seeds
+from fusionbench.stats.verdicts import holm
 
 EFFORT = [60, pytest.param(2_000, marks=pytest.mark.slow)]
 

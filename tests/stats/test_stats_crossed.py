@@ -5,7 +5,7 @@ import pytest
 from nullsuites import SCENARIOS, differences, two_methods
 
 from fusionbench.stats.crossed import compare, crossed_t, guard, satterthwaite, two_way
-from fusionbench.stats.refusals import distinct_ids, identical_runs
+from fusionbench.stats.estimate import distinct_ids, identical_runs
 
 
 def some_differences(seeds=5, items=40, seed=0):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusionbench.stats.describe import (
+from fusionbench.stats.ranks import (
     iqm,
     outlying_seeds,
     performance_profile,

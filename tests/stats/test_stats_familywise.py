@@ -21,13 +21,12 @@ from nullsuites import (
     null_suite,
 )
 
-from fusionbench.stats.ablation import adjust_within_order, effect_differences, factorial_effects
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.estimate import Estimate, stack
-from fusionbench.stats.families import benjamini_hochberg, holm
+from fusionbench.stats.factorial import adjust_within_order, effect_differences, factorial_effects
 from fusionbench.stats.suite import sum_over_shared_runs, sum_over_tasks
 from fusionbench.stats.testset import step_down_max_t
-from fusionbench.stats.verdicts import Verdict, judge
+from fusionbench.stats.verdicts import Verdict, benjamini_hochberg, holm, judge
 
 EFFORT = [60, pytest.param(2_000, marks=pytest.mark.slow)]
 COMBINE = {False: sum_over_tasks, True: sum_over_shared_runs}

@@ -5,8 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fusionbench.stats.ablation import effect_differences
-from fusionbench.stats.fractional import LARGEST, fraction, fractional_effects
+from fusionbench.stats.factorial import LARGEST, effect_differences, fraction, fractional_effects
 
 NAMES = "ABCDEFGH"
 

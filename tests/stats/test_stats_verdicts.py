@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from fusionbench.stats.estimate import Estimate
-from fusionbench.stats.families import benjamini_hochberg, both_differ, holm
-from fusionbench.stats.verdicts import Verdict, judge
+from fusionbench.stats.verdicts import Verdict, benjamini_hochberg, both_differ, holm, judge
 
 
 def row(values, se=0.01):

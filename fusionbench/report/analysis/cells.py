@@ -16,9 +16,9 @@ from fusionbench.report.analysis.measure import Scope, weights_of
 from fusionbench.report.summary import Summary, cell, over_seeds
 from fusionbench.scores import ScoreTable
 from fusionbench.stats.cells import mean_score, share_correct
-from fusionbench.stats.describe import outlying_seeds
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.ranks import outlying_seeds
 from fusionbench.stats.suite import sum_over_shared_runs, sum_over_tasks
 
 

@@ -11,9 +11,8 @@ import numpy as np
 
 from fusionbench.report.analysis.measure import Measured
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
-from fusionbench.stats.families import benjamini_hochberg, both_differ, holm
 from fusionbench.stats.testset import step_down_max_t
-from fusionbench.stats.verdicts import decide
+from fusionbench.stats.verdicts import benjamini_hochberg, both_differ, decide, holm
 
 ALPHA = 0.05
 HIGHER, LOWER, OPEN = "higher", "lower", "open"

@@ -20,8 +20,8 @@ from fusionbench.report.analysis.measure import Measured, Measurer, Scope
 from fusionbench.report.analysis.plan import Plan, resolved
 from fusionbench.scores import ScoreTable
 from fusionbench.stats.estimate import Estimate
-from fusionbench.stats.families import both_differ, holm
 from fusionbench.stats.suite import over_families
+from fusionbench.stats.verdicts import both_differ, holm
 
 Kind = Literal["planned", "followup", "exploratory"]
 

@@ -12,7 +12,7 @@ from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.representatives import representatives
 from fusionbench.report.style import GRID, GUIDE, series
 from fusionbench.report.tables import Row
-from fusionbench.stats.describe import performance_profile
+from fusionbench.stats.ranks import performance_profile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
