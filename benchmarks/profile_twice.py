@@ -6,8 +6,8 @@ python benchmarks/profile_twice.py --device cuda
 from rows import Row, chosen_device, finish, parser_of
 
 from fusionbench.catalog import read_catalog
-from fusionbench.costs.asked import Asked
 from fusionbench.costs.bench import Bench
+from fusionbench.records.cost import Asked
 from fusionbench.selection import select_methods
 
 

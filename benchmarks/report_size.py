@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fusionbench.cache import sha256_of
-from fusionbench.folder import make
-from fusionbench.history import History, Run
-from fusionbench.outcomes import Items, encode
-from fusionbench.records import CellRecord, CellSpec
+from fusionbench.records.cell import CellRecord, CellSpec
+from fusionbench.records.files import sha256_of
+from fusionbench.records.history import History, Run
+from fusionbench.records.store import Items, encode, make
 from fusionbench.study import PAPER, as_plain
 
 TRACE = {"layer_weights": [0.1] * 12}

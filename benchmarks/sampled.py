@@ -11,8 +11,8 @@ from fusionbench.catalog import read_catalog
 from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import CellJob, EncodeJob
 from fusionbench.plan import Cell, make_plan
-from fusionbench.records import RunOptions
-from fusionbench.store import Store
+from fusionbench.records.cell import RunOptions
+from fusionbench.records.store import Store
 from fusionbench.study import Study
 
 # Every layer of every task, at the sizes of the preset `paper`.

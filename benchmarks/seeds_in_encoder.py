@@ -17,7 +17,7 @@ from fusionbench.harness.batched import Run
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import schedule
-from fusionbench.records import Budget
+from fusionbench.records.cell import Budget
 from fusionbench.study import PAPER
 
 WAYS = {"loop": "", "blocks": "", "replay": "", "steps": "default", "graphs": "reduce-overhead"}

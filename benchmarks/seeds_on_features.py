@@ -14,7 +14,7 @@ from fusionbench.harness.batched_evaluate import evaluate_together
 from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import train
-from fusionbench.records import Budget, RunOptions
+from fusionbench.records.cell import Budget, RunOptions
 
 CURVE = (1, 2, 3, 5, 8, 10, 16, 32)
 

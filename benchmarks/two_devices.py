@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from rows import Row, finish
 
-from fusionbench.records import CellRecord
-from fusionbench.store import Store
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.store import Store
 
 
 def cells(store: Store, without: Sequence[str]) -> dict[str, CellRecord]:

@@ -18,7 +18,7 @@ from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion
 from fusionbench.harness.stepping import taps_of
 from fusionbench.plugins import load_method
-from fusionbench.records import Budget, Setting
+from fusionbench.records.cell import Budget, Setting
 from fusionbench.study import PAPER, QUICK
 
 

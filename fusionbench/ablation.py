@@ -10,7 +10,7 @@ from itertools import product
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.register import Setting
 from fusionbench.catalog import Catalog, MethodCard
-from fusionbench.designs import Arm, Design
+from fusionbench.records.history import Arm, Design
 from fusionbench.selection import Chosen, select_methods
 from fusionbench.settings import checked, shown
 from fusionbench.stats.factorial import LARGEST, fraction

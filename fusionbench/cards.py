@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fusionbench.api.register import Setting
-from fusionbench.records import QUESTION, READER
+from fusionbench.records.cell import QUESTION, READER
 
 
 @dataclass(frozen=True, kw_only=True)

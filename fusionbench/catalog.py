@@ -14,7 +14,7 @@ from fusionbench.cards import Card, MethodCard, PluggedEncoder, TaskCard
 from fusionbench.declarations import Declaration, read_source
 from fusionbench.discovery import BUILT_IN, Door, Place, doors, importable
 from fusionbench.encoders.own import is_built_in
-from fusionbench.records import QUESTION, QUESTIONS, READER, READERS
+from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
 
 __all__ = ["Card", "Catalog", "MethodCard", "PluggedEncoder", "TaskCard", "read_catalog"]
 

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from fusionbench.api.task import SPLITS, Split, SplitName, TaskData
-from fusionbench.cache import cache_dir, write_atomic
-from fusionbench.records import Budget, canonical
+from fusionbench.records.cell import Budget, canonical
+from fusionbench.records.files import cache_dir, write_atomic
 
 _FORMAT = 1
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Tap
-from fusionbench.cache import cache_dir
 from fusionbench.feature_writer import written
 from fusionbench.harness.products import by_onednn
-from fusionbench.records import canonical
+from fusionbench.records.cell import canonical
+from fusionbench.records.files import cache_dir
 from fusionbench.row_file import RowFile
 
 # Fixed: with another batch size the matrix products round differently.

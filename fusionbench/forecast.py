@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fusionbench.cache import cache_dir
 from fusionbench.data import bundle_path
 from fusionbench.listing import columns
 from fusionbench.plan import Cell, Plan
-from fusionbench.records import CellRecord, RunOptions
+from fusionbench.records.cell import CellRecord, RunOptions
+from fusionbench.records.files import cache_dir
+from fusionbench.records.store import Store
 from fusionbench.settings import shown
-from fusionbench.store import Store
 
 # Operations per second of one worker: what a small transformer reaches on one core of a server,
 # and on a data-centre GPU that such cells do not fill.

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from fusionbench.api.errors import UserError, one_of, unknown
 from fusionbench.api.register import Setting
 from fusionbench.catalog import Catalog, MethodCard, TaskCard
-from fusionbench.records import QUESTION, QUESTIONS, READER, READERS
+from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.settings import checked, label, split_inline
 
 _GLOB = set("*?")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fusionbench.records import Budget, Setting
+from fusionbench.records.cell import Budget, Setting
 
 
 @dataclass(frozen=True, kw_only=True)

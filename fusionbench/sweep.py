@@ -12,9 +12,9 @@ from fusionbench.encoders.fetch import fetch
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event, Job, WorkerSetup
 from fusionbench.launchers.local import local_pool
 from fusionbench.plan import Cell, Plan, make_plan
-from fusionbench.records import RunOptions
+from fusionbench.records.cell import RunOptions
+from fusionbench.records.store import Store
 from fusionbench.selection import Unavailable
-from fusionbench.store import Store
 from fusionbench.study import Study
 
 _CPU_WORKERS, _GPU_WORKERS, _GPU_WORKERS_OF_PASSES = 8, 12, 4

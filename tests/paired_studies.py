@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from toy_records import record, spec
 
-from fusionbench.outcomes import Items
-from fusionbench.store import Store
+from fusionbench.records.store import Items, Store
 
 GROUPS = {"digits": "fine", "textile": "fine", "easy_vqa": "semantic"}
 CHANCE = {"digits": 0.1, "textile": 0.5, "easy_vqa": 0.25}

@@ -13,9 +13,9 @@ from fusionbench.ablation import base_of, factorial, one_factor_out
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
 from fusionbench.catalog import read_catalog
-from fusionbench.designs import Design, Planned, note_design, read_designs
 from fusionbench.harness.model import build_fusion
 from fusionbench.plugins import load_method
+from fusionbench.records.history import Design, Planned, note_design, read_designs
 from fusionbench.selection import select_methods
 
 CATALOG = read_catalog()

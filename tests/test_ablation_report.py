@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from toy_records import ITEMS, record, spec
 
-from fusionbench.designs import Arm, Design, Planned, note_design
+from fusionbench.records.history import Arm, Design, Planned, note_design
+from fusionbench.records.store import Store
 from fusionbench.report.ablation import ablation_page
 from fusionbench.report.build import write_report
 from fusionbench.report.effects import contrasts, effects, read_cells
 from fusionbench.report.freshness import up_to_date
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.factorial import fraction
-from fusionbench.store import Store
 
 ARMS = (
     Arm(label="mema", on=(True, True)),

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import fusionbench
-from fusionbench import records, study
+from fusionbench import study
+from fusionbench.records import cell as records
 
 PACKAGE = Path(fusionbench.__file__).parent
 ROOT = PACKAGE.parent

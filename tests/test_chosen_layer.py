@@ -13,9 +13,9 @@ from fusionbench.catalog import read_catalog
 from fusionbench.harness.cell import Tuned, choose_layer
 from fusionbench.harness.model import build_model
 from fusionbench.plugins import load_method
-from fusionbench.records import TUNING_SEED
+from fusionbench.records.cell import TUNING_SEED
+from fusionbench.records.store import Store
 from fusionbench.selection import select_methods
-from fusionbench.store import Store
 
 CATALOG = read_catalog()
 

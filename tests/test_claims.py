@@ -17,10 +17,10 @@ from fusionbench.claims.naming import checked
 from fusionbench.claims.reading import PUBLISHED, load_claims, parse_claims
 from fusionbench.claims.text import long_rows, page
 from fusionbench.commands.check_claims import check
-from fusionbench.paired.results import Results
+from fusionbench.records.pairs import Results
+from fusionbench.records.store import Store
 from fusionbench.selection import select_methods
 from fusionbench.stats.crossed import compare, crossed_t
-from fusionbench.store import Store
 
 GAINS = {
     "penultimate": 0.0,

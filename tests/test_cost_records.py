@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fusionbench.costs.records import Conditions, CostRecord, Spread, read, write
+from fusionbench.records.cost import Conditions, CostRecord, Spread, read, write
 
 CONDITIONS = Conditions(
     method="mema", method_version=1, settings={"reduction": 4, "layers": (1, 2)}, encoder="nano",

@@ -13,13 +13,12 @@ from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
 from fusionbench.catalog import read_catalog
 from fusionbench.costs import bench, flops, language, timing
-from fusionbench.costs.asked import Asked
 from fusionbench.costs.bench import Bench
 from fusionbench.costs.held import most_held
-from fusionbench.costs.records import read
 from fusionbench.costs.shapes import SHAPES, subject
 from fusionbench.costs.timing import interleaved, spread
 from fusionbench.plugins import load_method
+from fusionbench.records.cost import Asked, read
 from fusionbench.selection import select_methods
 
 CLIP = "shape:clip-vit-l-14-336"

@@ -15,9 +15,9 @@ from fusionbench.diff.facts import changes, identity_changes, origin_changes
 from fusionbench.diff.matching import matched
 from fusionbench.diff.scores import shifts
 from fusionbench.diff.text import Folder, page
-from fusionbench.history import Run
-from fusionbench.paired.results import Results
-from fusionbench.store import Store
+from fusionbench.records.history import Run
+from fusionbench.records.pairs import Results
+from fusionbench.records.store import Store
 from fusionbench.study import QUICK, as_plain
 
 GAINS = {"penultimate": 0.0, "mema": 0.0}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionbench.cache import cache_dir, file_hash, sha256_of, write_atomic
+from fusionbench.records.files import cache_dir, file_hash, sha256_of, write_atomic
 
 
 @pytest.fixture(autouse=True)

@@ -94,7 +94,7 @@ def test_the_wheel_is_tried_when_the_hub_fails_and_both_failures_are_told(empty,
 
 
 def test_a_packed_folder_is_preferred_and_suffices(empty, monkeypatch):
-    from fusionbench.cache import cache_dir
+    from fusionbench.records.files import cache_dir
 
     fake_weights(cache_dir("weights", "dinov2-small.safetensors"))
     ours = describe("dinov2-small")
@@ -106,7 +106,7 @@ def test_a_packed_folder_is_preferred_and_suffices(empty, monkeypatch):
 
 
 def test_the_fingerprint_follows_the_bytes_and_not_the_place_or_the_story(empty):
-    from fusionbench.cache import cache_dir
+    from fusionbench.records.files import cache_dir
 
     target = cache_dir("weights", "dinov2-small.safetensors")
     fake_weights(target)
@@ -120,7 +120,7 @@ def test_the_fingerprint_follows_the_bytes_and_not_the_place_or_the_story(empty)
 
 
 def test_sizes_that_fourteen_does_not_divide_are_refused_before_loading(empty):
-    from fusionbench.cache import cache_dir
+    from fusionbench.records.files import cache_dir
 
     fake_weights(cache_dir("weights", "dinov2-small.safetensors"))
     with pytest.raises(ValueError, match="multiple of 14.*nearest is 98"):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from toy_records import record, spec
 
-from fusionbench.paired.results import Results
+from fusionbench.records.pairs import Results
+from fusionbench.records.scores import score_tables
+from fusionbench.records.store import Store
 from fusionbench.report.figures import forest
 from fusionbench.report.figures.differences import differences
 from fusionbench.report.figures.material import Material
-from fusionbench.scores import score_tables
-from fusionbench.store import Store
 
 
 def made(method, name, delta, **changes):

@@ -6,11 +6,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from wide_study import labels, write_study
 
+from fusionbench.records.store import Store
 from fusionbench.report.build import collect
 from fusionbench.report.figures.labels import spread, wrapped
 from fusionbench.report.figures.write import drawings as drawings_of
 from fusionbench.report.style import house_style
-from fusionbench.store import Store
 
 
 @pytest.fixture(scope="module")

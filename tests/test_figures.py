@@ -15,8 +15,10 @@ from scipy.stats import spearmanr
 from toy_records import put, record, spec
 from wide_study import write_study
 
-from fusionbench.costs.records import Conditions, CostRecord, Spread
-from fusionbench.probes import ProbeMap
+from fusionbench.records.cost import Conditions, CostRecord, Spread
+from fusionbench.records.probes import ProbeMap
+from fusionbench.records.scores import score_tables
+from fusionbench.records.store import Store
 from fusionbench.report.build import collect
 from fusionbench.report.figures import cost, instruments, layers, learning, ranks, scores
 from fusionbench.report.figures.drawing import Drawing, save
@@ -26,8 +28,6 @@ from fusionbench.report.figures.representatives import representatives
 from fusionbench.report.figures.singles import without_maps
 from fusionbench.report.figures.write import materials, write_figures
 from fusionbench.report.style import house_style
-from fusionbench.scores import score_tables
-from fusionbench.store import Store
 
 METHODS = ("penultimate", "last", "mema", "mema-as_written", "mema-no_feedback", "scalar_mix",
            "layer[index=2]", "layer[index=5]", "layer[index=9]", "token_packer-coarse")  # fmt: skip

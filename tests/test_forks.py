@@ -10,12 +10,13 @@ from functools import partial
 import pytest
 from toy_records import put, spec
 
-from fusionbench import forks, whole
 from fusionbench.api.errors import UserError
-from fusionbench.forks import in_order
+from fusionbench.records import parallel as forks
+from fusionbench.records import store as whole
+from fusionbench.records.parallel import in_order
+from fusionbench.records.store import Store
 from fusionbench.report.analysis import analysis
 from fusionbench.report.build import write_report
-from fusionbench.store import Store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked here")
 

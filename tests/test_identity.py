@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from fusionbench.records import Budget, CellRecord, CellSpec
+from fusionbench.records.cell import Budget, CellRecord, CellSpec
 
 BUDGET = Budget(steps=10, batch=4, lrs=(1e-3,))
 SPEC = CellSpec(

@@ -10,8 +10,7 @@ from paired_studies import study
 from fusionbench.api.errors import UserError
 from fusionbench.catalog import read_catalog
 from fusionbench.commands.paper import NAMES, write
-from fusionbench.paired.difference import difference
-from fusionbench.paired.results import Results
+from fusionbench.records.pairs import Results, difference
 from fusionbench.report.paper.shapes import paper, papers
 from fusionbench.report.reported import reported
 from fusionbench.selection import select_methods

@@ -11,8 +11,8 @@ from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import CellJob
 from fusionbench.launchers.passes import seeds_of_pass
 from fusionbench.plan import make_plan
-from fusionbench.records import RunOptions
-from fusionbench.store import Store
+from fusionbench.records.cell import RunOptions
+from fusionbench.records.store import Store
 from fusionbench.study import SMOKE
 from fusionbench.sweep import _jobs
 

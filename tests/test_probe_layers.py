@@ -7,7 +7,7 @@ import pytest
 
 from fusionbench.api.errors import UserError
 from fusionbench.commands.probe_layers import probe
-from fusionbench.probes import probe_file, probe_maps, read_probe
+from fusionbench.records.probes import probe_file, probe_maps, read_probe
 
 SMALL = (120, 60, 60)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fusionbench.costs.records import read
-from fusionbench.store import Store
+from fusionbench.records.cost import read
+from fusionbench.records.store import Store
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "quick"
 CLIP = "shape:clip-vit-l-14-336"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_1samp
 
+from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
 from fusionbench.stats.verdicts import holm
-from fusionbench.store import Store
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "quick"
 pytestmark = pytest.mark.skipif(

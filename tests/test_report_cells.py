@@ -21,10 +21,9 @@ from fusionbench.data import cut
 from fusionbench.features import FeatureKey, encode
 from fusionbench.harness.cell import Tuned, choose_lr, run_cell
 from fusionbench.harness.materials import Materials
-from fusionbench.history import Run
-from fusionbench.outcomes import Items
-from fusionbench.records import CellSpec
-from fusionbench.store import Store
+from fusionbench.records.cell import CellSpec
+from fusionbench.records.history import Run
+from fusionbench.records.store import Items, Store
 from fusionbench.study import QUICK, as_plain
 
 SEEDS = 5

@@ -9,14 +9,14 @@ from toy_records import CODE
 from toy_suite import correlated, numbers, put_task, quick_disk, read, rows, the, write_suite
 
 from fusionbench.api.errors import UserError
-from fusionbench.history import Run
+from fusionbench.records.history import Run
+from fusionbench.records.store import Store
 from fusionbench.report.build import Wanted, write_report
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.suite import sum_over_tasks
 from fusionbench.stats.testset import t_over_seeds
 from fusionbench.stats.verdicts import holm
-from fusionbench.store import Store
 
 TASKS = ("digits", "textile", "scenes_count", "scenes_text", "easy_vqa")
 SHARES = {"penultimate": 0.5, "repeat": 0.5, "mema": 0.7, "mema-readout": 0.52, "concat": 0.51}

@@ -9,7 +9,8 @@ import yaml
 from toy_records import put, record, spec
 from wide_study import TASKS, write_study
 
-from fusionbench.history import Run
+from fusionbench.records.history import Run
+from fusionbench.records.store import Store
 from fusionbench.report.build import collect
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.html.facts import study_yaml
@@ -17,7 +18,6 @@ from fusionbench.report.html.grid import details, shorter
 from fusionbench.report.html.inline import inline
 from fusionbench.report.html.write import write_html
 from fusionbench.report.style import DARK
-from fusionbench.store import Store
 from fusionbench.study import PAPER, as_plain
 from fusionbench.studyfile import load_study
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from toy_records import outcomes, record, spec
 
+from fusionbench.records.scores import score_tables
 from fusionbench.report.summary import Summary, across, cell, over_seeds
-from fusionbench.scores import score_tables
 
 
 def done(method="mema", task="digits", seed=0, share=0.5, **facts):

@@ -15,13 +15,13 @@ from toy_suite import cell, correlated, put_task, quick_disk, read, rows, the, w
 
 import fusionbench
 from fusionbench.api.errors import UserError
-from fusionbench.costs.records import Conditions, CostRecord, Spread, write
+from fusionbench.records.cost import Conditions, CostRecord, Spread, write
+from fusionbench.records.store import Store
 from fusionbench.report.build import FORMATS, SECTIONS, Wanted, write_report
 from fusionbench.report.freshness import up_to_date
 from fusionbench.stats.cells import share_correct
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.tied import task_pairs, tied_set
-from fusionbench.store import Store
 
 TASKS = ("digits", "textile")
 SHARES = {"penultimate": 0.6, "repeat": 0.62, "mema": 0.75, "concat": 0.74}

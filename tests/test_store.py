@@ -11,9 +11,8 @@ import pytest
 from toy_records import ITEMS, outcomes, put, record, spec
 
 from fusionbench.api.errors import UserError
-from fusionbench.history import Run
-from fusionbench.outcomes import decode, encode
-from fusionbench.store import Store
+from fusionbench.records.history import Run
+from fusionbench.records.store import Store, decode, encode
 
 
 @pytest.fixture
@@ -133,7 +132,7 @@ def test_workers_write_beside_each_other_and_the_same_cell_once(store):
 def test_what_is_known_to_be_whole_is_not_read_again_and_any_change_is(store, monkeypatch):
     put(store, spec(), 0.5)
     reads = []
-    import fusionbench.whole as module
+    import fusionbench.records.store as module
 
     examine = module.examine
     monkeypatch.setattr(module, "examine", lambda *paths: reads.append(paths) or examine(*paths))

@@ -13,7 +13,7 @@ from toy_records import ITEMS, outcomes, put, record, spec
 
 import fusionbench
 from fusionbench.api.errors import UserError
-from fusionbench.store import Store
+from fusionbench.records.store import Store
 
 ROOT = Path(fusionbench.__file__).parent.parent
 TESTS = str(Path(__file__).parent)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
 
 PLUGIN = str(Path(__file__).parent / "sweep_plugin.py")
 STUDY = (

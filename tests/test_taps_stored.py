@@ -9,8 +9,8 @@ from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import EncodeJob
 from fusionbench.plan import make_plan
 from fusionbench.plugins import load_method
-from fusionbench.records import RunOptions
-from fusionbench.store import Store
+from fusionbench.records.cell import RunOptions
+from fusionbench.records.store import Store
 from fusionbench.study import SMOKE
 
 # Of the planted encoder with 8 blocks: the mean of four layers is one file.

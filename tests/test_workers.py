@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fusionbench.records import RunOptions
+from fusionbench.records.cell import RunOptions
 from fusionbench.sweep import worker_count
 
 

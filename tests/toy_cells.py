@@ -14,7 +14,7 @@ from fusionbench.harness.cell import Tuned, run_cell
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
-from fusionbench.records import Budget, CellRecord, CellSpec
+from fusionbench.records.cell import Budget, CellRecord, CellSpec
 
 BUDGET = Budget(steps=12, batch=16, lrs=(3e-3,), reader_width=16, query_dim=SHAPE.query_dim)
 

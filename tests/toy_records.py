@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fusionbench.outcomes import Items
-from fusionbench.records import CellRecord, CellSpec
-from fusionbench.store import Store
+from fusionbench.records.cell import CellRecord, CellSpec
+from fusionbench.records.store import Items, Store
 from fusionbench.study import QUICK
 
 ITEMS = Items(names=tuple(f"item-{i}" for i in range(40)), groups=tuple("abcd" * 10))

@@ -10,11 +10,10 @@ import numpy as np
 from scipy.special import ndtri
 from toy_records import CODE, spec
 
-from fusionbench.history import Run
-from fusionbench.outcomes import Items
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.history import Run
+from fusionbench.records.store import Items, Store
 from fusionbench.report.build import Wanted, write_report
-from fusionbench.store import Store
 from fusionbench.study import QUICK, as_plain
 
 CONTROLS = {

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from toy_records import CODE
 
-from fusionbench.history import Run
-from fusionbench.outcomes import Items
-from fusionbench.records import CellRecord, CellSpec
-from fusionbench.store import Store
+from fusionbench.records.cell import CellRecord, CellSpec
+from fusionbench.records.history import Run
+from fusionbench.records.store import Items, Store
 from fusionbench.study import QUICK, as_plain
 
 LAYERS = 12

@@ -18,7 +18,7 @@ from fusionbench.data import Bundle, Examples
 from fusionbench.features import FeatureKey
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.stepping import States
-from fusionbench.records import Budget
+from fusionbench.records.cell import Budget
 
 BUDGET = Budget(
     steps=30,

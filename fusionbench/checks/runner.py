@@ -16,7 +16,7 @@ from fusionbench.checks.outcome import (
 )
 from fusionbench.checks.subject import TRACER, Subject
 from fusionbench.checks.suite import Check, checks
-from fusionbench.records import Setting
+from fusionbench.records.cell import Setting
 
 
 def check_method(

@@ -14,7 +14,7 @@ from fusionbench.checks.reading import READER, FixedReader, reader_for
 from fusionbench.checks.toy import ToyEncoder, draw
 from fusionbench.harness.model import own_settings
 from fusionbench.harness.stepping import fuse
-from fusionbench.records import Setting
+from fusionbench.records.cell import Setting
 
 SHAPE = StackShape(layers=7, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=READER)
 """Deep enough for papers' layers to stay apart; an even square grid, which some methods need."""

@@ -15,9 +15,8 @@ import numpy as np
 from fusionbench.catalog import Catalog
 from fusionbench.claims import naming
 from fusionbench.claims.claim import Claim
-from fusionbench.paired.difference import Difference, difference
-from fusionbench.paired.results import Gap, Results
-from fusionbench.scores import ScoreTable
+from fusionbench.records.pairs import Difference, Gap, Results, difference
+from fusionbench.records.scores import ScoreTable
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 ALPHA = 0.05

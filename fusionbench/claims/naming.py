@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.catalog import Catalog
 from fusionbench.claims.claim import Claim
-from fusionbench.paired.results import Gap
-from fusionbench.scores import ScoreTable
+from fusionbench.records.pairs import Gap
+from fusionbench.records.scores import ScoreTable
 from fusionbench.selection import select_methods
 from fusionbench.settings import split_inline
 

@@ -12,13 +12,13 @@ from fusionbench.api.errors import UserError
 from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
 from fusionbench.commands.run import checked_device
 from fusionbench.commands.shared import check_encoder, found, read, say
-from fusionbench.records import RunOptions
+from fusionbench.records.cell import RunOptions
 from fusionbench.study import QUICK, Study
 from fusionbench.studyfile import preset, with_overrides
 
 if TYPE_CHECKING:
     from fusionbench.catalog import Catalog
-    from fusionbench.designs import Design, Planned
+    from fusionbench.records.history import Design, Planned
 
 # One task of each skill that `nano` reads, and the planted one that only feedback can solve.
 TASKS = ("scenes_tiny_color", "scenes_count", "planted_feedback")
@@ -95,9 +95,9 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     study = of_design(study, design)
     check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench import closing
-    from fusionbench.designs import note_design
     from fusionbench.progress import make_progress
-    from fusionbench.store import Store
+    from fusionbench.records.history import note_design
+    from fusionbench.records.store import Store
     from fusionbench.sweep import bring_encoder, run_study
 
     # Before the run: what decides an id may change on disk while the cells train.
@@ -138,8 +138,8 @@ def of_design(study: Study, design: "Design") -> Study:
 
 def plan_of(study: Study, design: "Design", catalog: "Catalog") -> "Planned":
     """The design and the ids of its cells."""
-    from fusionbench.designs import Planned
     from fusionbench.plan import make_plan
+    from fusionbench.records.history import Planned
 
     plan = make_plan(study, catalog, {})
     cells: dict[str, dict[str, tuple[str, ...]]] = {}

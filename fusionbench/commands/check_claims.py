@@ -29,7 +29,7 @@ def check(
     from fusionbench.claims.answers import Verdict, answers
     from fusionbench.claims.reading import load_claims
     from fusionbench.claims.text import long_rows, page
-    from fusionbench.paired.results import Results
+    from fusionbench.records.pairs import Results
 
     stated = load_claims(claims)
     results = Results.open(folder)

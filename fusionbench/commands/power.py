@@ -39,9 +39,9 @@ def command(
 def power(folder: Path, wanted: "Wanted", *, out: Path | None, stream: TextIO) -> int:
     """Write the plan as Markdown, and every contrast as CSV where asked."""
     from fusionbench.api.errors import UserError
-    from fusionbench.paired.results import Results
     from fusionbench.power.planning import planned
     from fusionbench.power.text import long_rows, page
+    from fusionbench.records.pairs import Results
 
     if not wanted.effect > 0:
         message = f"--effect must be positive, got {wanted.effect:g}"

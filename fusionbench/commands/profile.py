@@ -11,10 +11,10 @@ from fusionbench.api.errors import UserError
 from fusionbench.commands.app import FAILED, OK, Plugins, Settings, app
 from fusionbench.commands.run import checked_device
 from fusionbench.commands.shared import read
-from fusionbench.costs.asked import Asked
+from fusionbench.records.cost import Asked
 
 if TYPE_CHECKING:
-    from fusionbench.costs.records import CostRecord
+    from fusionbench.records.cost import CostRecord
     from fusionbench.selection import Chosen
 
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
@@ -73,7 +73,7 @@ def profile(
     """
     from fusionbench.api.types import Unsupported
     from fusionbench.costs.bench import Bench
-    from fusionbench.costs.records import read, write
+    from fusionbench.records.cost import read, write
 
     bench = Bench(asked)
     failed = False

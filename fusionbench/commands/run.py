@@ -11,7 +11,7 @@ import typer
 from fusionbench.api.errors import UserError
 from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
 from fusionbench.commands.shared import check_encoder, found, read, say
-from fusionbench.records import RunOptions
+from fusionbench.records.cell import RunOptions
 from fusionbench.study import QUICK, Study
 from fusionbench.studyfile import load_study, preset, with_overrides
 
@@ -107,7 +107,7 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     planned = read_contrasts(study.contrasts, study.baseline)
     check_known(planned, {one.label for one in chosen} | set(catalog.methods))
     from fusionbench.progress import make_progress
-    from fusionbench.store import Store
+    from fusionbench.records.store import Store
     from fusionbench.sweep import run_study
 
     result = run_study(study, options, catalog, make_progress(quiet=options.quiet))
@@ -126,7 +126,7 @@ def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
     check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench.forecast import forecast
     from fusionbench.plan import make_plan
-    from fusionbench.store import Store
+    from fusionbench.records.store import Store
 
     store = Store.open(options.out) if Path(options.out).exists() else None
     plan = make_plan(study, catalog, store.finished() if store else {})

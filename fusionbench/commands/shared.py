@@ -11,7 +11,7 @@ from fusionbench.catalog import Catalog, read_catalog
 
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
-    from fusionbench.store import Store
+    from fusionbench.records.store import Store
 
 
 def read(plugins: Sequence[str], *, strict: bool = False) -> Catalog:
@@ -72,7 +72,7 @@ def say(problems: Iterable[Problem]) -> None:
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """A table as CSV, whole or not at all. Raises UserError if the file cannot be written."""
-    from fusionbench.cache import write_atomic
+    from fusionbench.records.files import write_atomic
     from fusionbench.report.tables import comma_separated
 
     try:

@@ -5,14 +5,13 @@ import torch
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.costs import flops
-from fusionbench.costs.asked import Asked
 from fusionbench.costs.language import SHAPE, LanguageModel
 from fusionbench.costs.measure import counted, timed
 from fusionbench.costs.pipeline import Pipeline, build_pipeline
-from fusionbench.costs.records import Conditions, CostRecord
 from fusionbench.costs.shapes import subject
 from fusionbench.plugins import load_method
 from fusionbench.provenance import hardware
+from fusionbench.records.cost import Asked, Conditions, CostRecord
 from fusionbench.selection import Chosen
 
 _DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16,

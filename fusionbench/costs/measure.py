@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fusionbench.costs import flops, language
 from fusionbench.costs.pipeline import Pipeline, compiled, training_step
-from fusionbench.costs.records import Conditions, CostRecord
 from fusionbench.costs.timing import BLOCKS, interleaved, peak_bytes
 from fusionbench.provenance import hardware, software
+from fusionbench.records.cost import Conditions, CostRecord
 
 
 def counted(

@@ -21,7 +21,7 @@ from fusionbench.harness.stepping import fuse, needs_encoder
 from fusionbench.readers.attentive import Projector
 from fusionbench.readers.build import reader_shape
 from fusionbench.readers.layers import project
-from fusionbench.records import Setting
+from fusionbench.records.cell import Setting
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.benchmark import set_torch_threads, timer
 
 from fusionbench.costs.held import most_held
-from fusionbench.costs.records import Spread
+from fusionbench.records.cost import Spread
 
 BLOCKS = 30
 _BLOCK_SECONDS = {"cuda": 0.05, "cpu": 0.2}

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fusionbench.records import CellRecord
-from fusionbench.scores import Condition, ScoreTable
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.scores import Condition, ScoreTable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fusionbench.diff.matching import Sides
-from fusionbench.paired.difference import combined, common, task_weights
-from fusionbench.paired.results import Gap, Pair, Results, finished, one_scope
+from fusionbench.records.pairs import (
+    Gap,
+    Pair,
+    Results,
+    combined,
+    common,
+    finished,
+    one_scope,
+    task_weights,
+)
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.verdicts import benjamini_hochberg
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from fusionbench.diff.facts import Change, identity_changes, origin_changes, study_changes
 from fusionbench.diff.matching import Sides, matched
 from fusionbench.diff.scores import SUITE, Shift, shifts
-from fusionbench.paired.results import Results
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.pairs import Results
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.tables import Row, markdown
-from fusionbench.scores import ScoreTable
 
 _READING = """\
 B minus A in points with the 95 % interval of the crossed t, for new runs and new images; over the

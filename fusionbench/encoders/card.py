@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionbench.cache import file_hash
-from fusionbench.records import canonical
+from fusionbench.records.cell import canonical
+from fusionbench.records.files import file_hash
 
 # A safetensors header larger than this is no header: the file is something else.
 _LARGEST_HEADER = 100_000_000

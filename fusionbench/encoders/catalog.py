@@ -14,7 +14,7 @@ from typing import Any
 
 from fusionbench.encoders import own, snapshots
 from fusionbench.encoders.card import EncoderCard
-from fusionbench.records import canonical
+from fusionbench.records.cell import canonical
 
 PREFIXES = ("hf:", "timm:")
 _PLANTED = Path(__file__).parent / "planted.py"

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from fusionbench.cache import write_atomic
+from fusionbench.records.files import write_atomic
 
 ARCHITECTURE: Mapping[str, int | float | bool] = {
     "layers": 12,

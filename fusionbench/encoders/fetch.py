@@ -10,9 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fusionbench.cache import cache_dir
 from fusionbench.encoders import own
 from fusionbench.encoders.catalog import PREFIXES, describe, unknown
+from fusionbench.records.files import cache_dir
 
 log = logging.getLogger(__name__)
 

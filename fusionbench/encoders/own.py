@@ -6,8 +6,8 @@ Standard library only. The JSON file holds `architecture` (the fields of `ViTCon
 import os
 from pathlib import Path
 
-from fusionbench.cache import cache_dir
 from fusionbench.encoders.card import EncoderCard, fingerprint, patches, read_json
+from fusionbench.records.files import cache_dir
 
 NANO = "nano"
 DINOV2 = "dinov2-small"

@@ -16,8 +16,8 @@ from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.probe import Limits, probe_layers
 from fusionbench.plugins import load_task
-from fusionbench.probes import ProbeMap, probe_file, read_probe, write_probe
 from fusionbench.provenance import code_state, hardware, software
+from fusionbench.records.probes import ProbeMap, probe_file, read_probe, write_probe
 
 
 @dataclass(frozen=True, kw_only=True)

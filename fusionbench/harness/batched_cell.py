@@ -15,7 +15,7 @@ from fusionbench.harness.evaluate import Evaluation
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.train import TrainingLog
-from fusionbench.records import CellRecord, CellSpec
+from fusionbench.records.cell import CellRecord, CellSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.products import by_onednn
 from fusionbench.harness.stepping import needs_encoder, taps_of
 from fusionbench.harness.train import TrainingLog, train
-from fusionbench.records import CellRecord, CellSpec, Setting
+from fusionbench.records.cell import CellRecord, CellSpec, Setting
 
 Scores = Float[np.ndarray, " example"]
 

@@ -18,7 +18,7 @@ from fusionbench.data import Bundle
 from fusionbench.features import FeatureKey
 from fusionbench.harness.stepping import States
 from fusionbench.readers.questions import QuestionTable
-from fusionbench.records import Budget
+from fusionbench.records.cell import Budget
 
 # Features may take this share of a GPU's free memory; the rest stays mapped from disk.
 _GPU_SHARE = 0.5

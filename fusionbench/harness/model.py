@@ -14,7 +14,7 @@ from fusionbench.api.types import Fused, StackShape, Unsupported
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.stepping import fuse
 from fusionbench.readers.build import Reader, build_reader, reader_shape
-from fusionbench.records import QUESTION, READER, Budget, Setting, reader_of
+from fusionbench.records.cell import QUESTION, READER, Budget, Setting, reader_of
 
 
 class Model(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fusionbench.api.seeding import stream
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model
-from fusionbench.records import Budget
+from fusionbench.records.cell import Budget
 
 _LOSS_POINTS = 21
 

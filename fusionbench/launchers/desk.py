@@ -26,8 +26,8 @@ from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
 from fusionbench.plan import Cell, layer_cells, tuning_specs
 from fusionbench.plugins import load_encoder, load_method, load_task
 from fusionbench.provenance import code_state, hardware, plugin_files, software
-from fusionbench.records import CellRecord, CellSpec, RunOptions
-from fusionbench.store import Items, Store
+from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
+from fusionbench.records.store import Items, Store
 from fusionbench.task_source import load_data
 
 _ERROR_LINES = 12

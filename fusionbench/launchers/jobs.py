@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fusionbench.plan import Cell
-from fusionbench.records import RunOptions
+from fusionbench.records.cell import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)

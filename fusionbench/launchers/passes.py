@@ -13,7 +13,7 @@ from itertools import groupby
 from fusionbench.harness.batched_cell import Member, Outcome
 from fusionbench.harness.cell import Tuned
 from fusionbench.plan import Cell
-from fusionbench.records import CellRecord, CellSpec
+from fusionbench.records.cell import CellRecord, CellSpec
 
 
 def seeds_of_pass(seed: int, size: int) -> range:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.paired.difference import combined, common, scaled, task_weights
-from fusionbench.paired.results import Gap, Pair, Results
-from fusionbench.scores import ScoreTable
+from fusionbench.records.pairs import Gap, Pair, Results, combined, common, scaled, task_weights
+from fusionbench.records.scores import ScoreTable
 from fusionbench.stats.crossed import Components, guard
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.groups import TaskScores

@@ -5,12 +5,12 @@ from typing import SupportsFloat
 
 import numpy as np
 
-from fusionbench.designs import Planned, read_designs
+from fusionbench.records.history import Planned, read_designs
+from fusionbench.records.store import Store
 from fusionbench.report.effects import Effect, Found, TaskCells, aggregated, effects, read_cells
 from fusionbench.report.grid import latex_grid
 from fusionbench.report.sections import Page
 from fusionbench.report.tables import Row, markdown
-from fusionbench.store import Store
 
 NAME = "ablation"
 _LARGE = 0.05

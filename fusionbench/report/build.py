@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionbench.api.errors import Problem, UserError, disk_error, unknown
-from fusionbench.cache import write_atomic
-from fusionbench.costs.records import read as read_profiles
-from fusionbench.paired.results import Results
+from fusionbench.records.cost import read as read_profiles
+from fusionbench.records.files import write_atomic
+from fusionbench.records.pairs import Results
+from fusionbench.records.store import Store
 from fusionbench.report.analysis.analysis import analyse_all
 from fusionbench.report.coverage import reasons
 from fusionbench.report.figures.write import write_figures
@@ -18,7 +19,6 @@ from fusionbench.report.page import figure_section, joined, title
 from fusionbench.report.parts import SECTIONS
 from fusionbench.report.sections import Material, Page
 from fusionbench.report.tables import comma_separated
-from fusionbench.store import Store
 
 FORMATS = ("md", "tex", "csv", "html")
 Cells = Mapping[str, Path]

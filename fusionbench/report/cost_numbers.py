@@ -1,6 +1,6 @@
 """What a profile says, as text: for people, and with all digits for programs."""
 
-from fusionbench.costs.records import CostRecord, Spread
+from fusionbench.records.cost import CostRecord, Spread
 from fusionbench.report.tables import Row
 
 NOT_MEASURED = "not measured"

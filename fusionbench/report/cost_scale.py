@@ -7,7 +7,7 @@ all profiles of its method, and its times from one.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from fusionbench.costs.records import CostRecord
+from fusionbench.records.cost import CostRecord
 from fusionbench.report.cost_numbers import (
     COUNTED,
     columns,

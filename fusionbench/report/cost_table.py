@@ -5,7 +5,8 @@ What was not measured says so; nothing is estimated from something else.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from fusionbench.costs.records import CostRecord
+from fusionbench.records.cost import CostRecord
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis.analysis import Analysis
 from fusionbench.report.cost_numbers import (
     COUNTED,
@@ -21,7 +22,6 @@ from fusionbench.report.cost_scale import at_scale
 from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
 from fusionbench.report.sections import Page
 from fusionbench.report.tables import Row, conditions
-from fusionbench.scores import ScoreTable
 
 _NOTE = """\
 `trainable` is fusion, projector and reader; `added` is fusion and projector beyond those of

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from fusionbench.history import Run
-from fusionbench.records import CellRecord, Status
+from fusionbench.records.cell import CellRecord, Status
+from fusionbench.records.history import Run
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.tables import Row, conditions
-from fusionbench.scores import ScoreTable
 
 _STATES: tuple[Status, ...] = ("done", "skipped", "failed")
 

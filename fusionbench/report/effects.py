@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.designs import Design, Planned
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.history import Design, Planned
+from fusionbench.records.store import Store
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.factorial import MOST_SWITCHES, factorial_effects, fractional_effects
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.suite import suite_weights, sum_over_shared_runs, sum_over_tasks
 from fusionbench.stats.verdicts import holm
-from fusionbench.store import Store
 
 _FEWEST_SEEDS = 2
 """One run has no interval."""

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fusionbench import __version__
-from fusionbench.cache import write_atomic
-from fusionbench.costs.records import FOLDER
-from fusionbench.designs import ABLATIONS
-from fusionbench.store import Store
+from fusionbench.records.cost import FOLDER
+from fusionbench.records.files import write_atomic
+from fusionbench.records.history import ABLATIONS
+from fusionbench.records.store import Store
 
 _NOTE = ".inputs"
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis.analysis import Analysis
 from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
 from fusionbench.report.sections import Page
 from fusionbench.report.tables import Row, conditions
-from fusionbench.scores import ScoreTable
 
 Places = tuple[str, ...]
 Trace = Float[np.ndarray, "run layer"]

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fusionbench.history import Run
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.history import Run
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report import coverage
 from fusionbench.report.figures.drawing import Drawn
 from fusionbench.report.tables import markdown, score_rows, summary_rows
-from fusionbench.scores import ScoreTable
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 _READING = """\

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from fusionbench.records.scores import Condition, ScoreTable
 from fusionbench.report.grid import latex_grid
 from fusionbench.report.sections import Page
 from fusionbench.report.summary import Summary, cell
 from fusionbench.report.tables import Row, markdown
-from fusionbench.scores import Condition, ScoreTable
 
 _TRACK = "vlm"
 """All of these papers train a projector, or more, in front of a language model."""

@@ -6,12 +6,12 @@ A new part is a `Section` in `build.SECTIONS`; everything else (files, formats, 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fusionbench.costs.records import CostRecord
-from fusionbench.history import Run
-from fusionbench.paired.results import Results
+from fusionbench.records.cost import CostRecord
+from fusionbench.records.history import Run
+from fusionbench.records.pairs import Results
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis.analysis import Analysis
 from fusionbench.report.tables import Row
-from fusionbench.scores import ScoreTable
 
 
 @dataclass(frozen=True, kw_only=True)

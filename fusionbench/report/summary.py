@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fusionbench.scores import ScoreTable
+from fusionbench.records.scores import ScoreTable
 from fusionbench.stats.estimate import Estimate
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool
 from tabulate import tabulate
 
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.summary import Summary, across, cell
-from fusionbench.scores import ScoreTable
 
 Row = dict[str, str]
 

@@ -18,13 +18,13 @@ from tabulate import tabulate
 
 from fusionbench.api.seeding import seed_of
 from fusionbench.api.task import Task, TaskData
-from fusionbench.cache import write_atomic
 from fusionbench.encoders import own
 from fusionbench.encoders.build import load_vit
 from fusionbench.encoders.card import EncoderCard, read_json
 from fusionbench.encoders.probe import Limits, Score, probe_layers
 from fusionbench.encoders.vit import ViT
 from fusionbench.plugins import load_task
+from fusionbench.records.files import write_atomic
 from fusionbench.stats.verdicts import holm
 from nano.pool import local_tasks
 from nano.train import initialise

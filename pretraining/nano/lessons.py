@@ -16,11 +16,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fusionbench.api.encoder import Encoder
-from fusionbench.cache import cache_dir, write_atomic
 from fusionbench.encoders import own
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.images import resize
 from fusionbench.encoders.vit import ViTConfig
+from fusionbench.records.files import cache_dir, write_atomic
 from nano.pool import PoolPlan, pool
 
 log = logging.getLogger(__name__)

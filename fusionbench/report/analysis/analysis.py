@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from fusionbench.forks import in_order
-from fusionbench.history import Run
-from fusionbench.paired.results import Results
+from fusionbench.records.history import Run
+from fusionbench.records.pairs import Results
+from fusionbench.records.parallel import in_order
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis.cells import cell_interval, outliers, suite_interval
 from fusionbench.report.analysis.columns import Column, column
 from fusionbench.report.analysis.measure import Measurer, Scope
@@ -15,7 +16,6 @@ from fusionbench.report.analysis.plan import Plan, make_plan
 from fusionbench.report.analysis.rows import ContrastRow, contrast_rows
 from fusionbench.report.summary import Summary
 from fusionbench.report.tables import names
-from fusionbench.scores import ScoreTable
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 _WORTH_A_PROCESS = 10_000

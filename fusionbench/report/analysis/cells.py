@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from fusionbench.paired.results import Results
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.pairs import Results
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis.measure import Scope, weights_of
 from fusionbench.report.summary import Summary, cell, over_seeds
-from fusionbench.scores import ScoreTable
 from fusionbench.stats.cells import mean_score, share_correct
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 from fusionbench.stats.groups import TaskScores

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusionbench.paired.results import Results
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.pairs import Results
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis.measure import Scope, weights_of
-from fusionbench.scores import ScoreTable
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.tied import shared_run_suite_pairs, suite_pairs, task_pairs, tied_set

@@ -10,9 +10,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.paired.difference import combined, common, scaled
-from fusionbench.paired.results import Gap, Pair, Results
-from fusionbench.scores import ScoreTable
+from fusionbench.records.pairs import Gap, Pair, Results, combined, common, scaled
+from fusionbench.records.scores import ScoreTable
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
 from fusionbench.stats.groups import discordant_groups
 from fusionbench.stats.suite import seed_sums, suite_weights, sum_over_tasks

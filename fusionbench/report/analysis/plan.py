@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from fusionbench.api.errors import unknown
 from fusionbench.contrasts import MOST_PLANNED, SUITE, Contrast, read_contrasts
-from fusionbench.history import Run
-from fusionbench.records import CellRecord
-from fusionbench.scores import ScoreTable
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.history import Run
+from fusionbench.records.scores import ScoreTable
 from fusionbench.stats.verdicts import SUITE_MARGIN, TASK_MARGIN
 
 BASELINE = "penultimate"

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from fusionbench.contrasts import Contrast
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis.families import (
     ALPHA,
     Answer,
@@ -18,7 +19,6 @@ from fusionbench.report.analysis.families import (
 )
 from fusionbench.report.analysis.measure import Measured, Measurer, Scope
 from fusionbench.report.analysis.plan import Plan, resolved
-from fusionbench.scores import ScoreTable
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.suite import over_families
 from fusionbench.stats.verdicts import both_differ, holm

@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench.cache import write_atomic
+from fusionbench.records.files import write_atomic
 from fusionbench.report.tables import Row, comma_separated
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Bool
 
-from fusionbench.costs.records import CostRecord
-from fusionbench.paired.results import Results
-from fusionbench.probes import ProbeMap
+from fusionbench.records.cost import CostRecord
+from fusionbench.records.pairs import Results
+from fusionbench.records.probes import ProbeMap
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.tables import Row, names
-from fusionbench.scores import ScoreTable
 
 
 @dataclass(frozen=True, kw_only=True)

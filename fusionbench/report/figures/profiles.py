@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fusionbench.costs.records import CostRecord
+from fusionbench.records.cost import CostRecord
 from fusionbench.report.cost_numbers import COUNTED
 
 Measure = Callable[[CostRecord], object]

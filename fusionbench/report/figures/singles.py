@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
 from fusionbench.report.figures.material import Material
 from fusionbench.report.tables import Row
 

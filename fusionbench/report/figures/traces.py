@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.figures.material import Material
 from fusionbench.report.tables import Row
-from fusionbench.scores import ScoreTable
 
 _FEW_SEEDS = 6
 

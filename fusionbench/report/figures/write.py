@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fusionbench.api.errors import Problem
-from fusionbench.cache import write_atomic
-from fusionbench.forks import in_order
-from fusionbench.probes import probe_maps
+from fusionbench.records.files import write_atomic
+from fusionbench.records.parallel import in_order
+from fusionbench.records.probes import probe_maps
 from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.figures import (
     cost,

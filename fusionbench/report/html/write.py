@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from fusionbench import __version__
-from fusionbench.cache import write_atomic
-from fusionbench.records import CellRecord
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.files import write_atomic
 from fusionbench.report import coverage
 from fusionbench.report.figures.drawing import Drawn
 from fusionbench.report.html import facts

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fusionbench.paired.results import Results
+from fusionbench.records.pairs import Results
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis.cells import cell_interval, suite_interval
 from fusionbench.report.analysis.measure import Measured, Measurer, Scope
 from fusionbench.report.paper.shapes import Line, Shape
 from fusionbench.report.reported import Reported
 from fusionbench.report.summary import Summary
-from fusionbench.scores import ScoreTable
 
 
 @dataclass(frozen=True, kw_only=True)

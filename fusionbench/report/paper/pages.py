@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fusionbench.api.errors import disk_error
-from fusionbench.cache import write_atomic
-from fusionbench.paired.results import Results
+from fusionbench.records.files import write_atomic
+from fusionbench.records.pairs import Results
 from fusionbench.report.analysis.measure import Scope
 from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
 from fusionbench.report.numbers import digits, interval

@@ -10,12 +10,37 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fusionbench.api.errors import Problem
-from fusionbench.cache import write_atomic
-from fusionbench.costs.asked import Mode
-from fusionbench.records import Setting, canonical, checksum, json_object
+from fusionbench.records.cell import Setting, canonical, checksum, json_object
+from fusionbench.records.files import write_atomic
+
+# What a person wants profiled, and how. No torch here.
+
+
+Mode = Literal["inference", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The conditions of one command, the methods apart."""
+
+    encoder: str
+    image_size: int = 0
+    """Pixels; 0: the encoder's own."""
+    width: int = 4096
+    """Of the projector's output and of the question's vector."""
+    batch: int = 32
+    dtype: str = "fp32"
+    device: str = "auto"
+    mode: Mode = "inference"
+    compile: str = "off"
+    language_model: bool = False
+    """A 7B language model with random weights behind encoder and projector."""
+    blocks: int = 30
+    """Timed blocks."""
+
 
 SCHEMA = 1
 FOLDER = "profiles"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fusionbench.api.errors import Problem, UserError
-from fusionbench.cache import write_atomic
-from fusionbench.records import json_object
+from fusionbench.records.cell import json_object
+from fusionbench.records.files import write_atomic
 
 FOLDER = "probes"
 SCHEMA = 1
