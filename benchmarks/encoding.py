@@ -13,9 +13,9 @@ from rows import Row, chosen_device, finish, parser_of
 from sampled import empty_cache
 from workload import seconds, small_encoder
 
-from fusionbench import features
 from fusionbench.api.encoder import Encoder
-from fusionbench.features import FeatureKey
+from fusionbench.encoders import features
+from fusionbench.encoders.features import FeatureKey
 from fusionbench.study import PAPER
 
 _BATCH = 64

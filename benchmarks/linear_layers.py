@@ -14,8 +14,8 @@ from rows import Row, finish
 from workload import find, materials
 
 from fusionbench.costs.shapes import subject
+from fusionbench.encoders.products import by_onednn
 from fusionbench.harness.model import build_model
-from fusionbench.harness.products import by_onednn
 from fusionbench.harness.train import train
 from fusionbench.launchers.memory import keep_freed_memory
 from fusionbench.study import QUICK

@@ -13,7 +13,7 @@ from fusionbench.api.task import Task, TaskData
 from fusionbench.catalog import read_catalog
 from fusionbench.costs.shapes import subject
 from fusionbench.data import Bundle, Examples
-from fusionbench.features import FeatureKey
+from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion
 from fusionbench.harness.stepping import taps_of

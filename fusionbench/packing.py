@@ -63,7 +63,7 @@ def _fitted(images: Pixels, size: int) -> Pixels:
         return images
     import torch
 
-    from fusionbench.encoders.images import resize
+    from fusionbench.encoders.vit import resize
 
     parts = torch.split(torch.from_numpy(images), _BATCH)
     return np.concatenate([resize(part, size).numpy() for part in parts])

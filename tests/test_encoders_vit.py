@@ -11,8 +11,7 @@ from torch import Tensor
 from fusionbench.encoders import dinov2
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.images import prepare
-from fusionbench.encoders.vit import ViT, ViTConfig
+from fusionbench.encoders.vit import ViT, ViTConfig, prepare
 
 CONFIG = ViTConfig(layers=3, dim=32, heads=4, patch=14, grid=5, size=70, mlp=64, layer_scale=True)
 

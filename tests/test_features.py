@@ -8,10 +8,11 @@ import pytest
 import torch
 from toy_cells import BUDGET, BrightHalf, PixelToyEncoder
 
-from fusionbench import feature_writer, features
 from fusionbench.api.errors import UserError
 from fusionbench.data import bundle_path, cut, read_bundle, write_bundle
-from fusionbench.features import FeatureKey
+from fusionbench.encoders import features
+from fusionbench.encoders import features as feature_writer
+from fusionbench.encoders.features import FeatureKey
 
 
 @pytest.fixture

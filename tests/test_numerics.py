@@ -16,11 +16,11 @@ from test_batched import BUDGET, in_double, named, shared_by
 from toy_cells import BrightHalf, PixelToyEncoder
 from toy_encoder import SHAPE
 
-from fusionbench import features
 from fusionbench.costs.pipeline import build_pipeline
 from fusionbench.data import cut
+from fusionbench.encoders import features
+from fusionbench.encoders.features import FeatureKey
 from fusionbench.encoders.vit import Block, ViT, ViTConfig
-from fusionbench.features import FeatureKey
 from fusionbench.harness.batched_model import Stack
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.model import build_model

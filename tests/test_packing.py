@@ -8,7 +8,7 @@ import torch
 
 from fusionbench.api.task import data_hash, validate
 from fusionbench.catalog import read_catalog
-from fusionbench.encoders.images import resize
+from fusionbench.encoders.vit import resize
 from fusionbench.packed import packed_data, packed_tasks
 from fusionbench.packing import pack
 from fusionbench.plan import make_plan

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fusionbench.harness import products
-from fusionbench.harness.products import by_onednn
+from fusionbench.encoders import products
+from fusionbench.encoders.products import by_onednn
 
 pytestmark = pytest.mark.skipif(not products.available(), reason="this PyTorch has no oneDNN")
 # Rows, inputs, outputs: large enough that oneDNN is asked.

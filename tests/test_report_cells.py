@@ -18,7 +18,7 @@ from fusionbench.api.fusion import Fusion
 from fusionbench.api.task import Split
 from fusionbench.api.types import Fused
 from fusionbench.data import cut
-from fusionbench.features import FeatureKey, encode
+from fusionbench.encoders.features import FeatureKey, encode
 from fusionbench.harness.cell import Tuned, choose_lr, run_cell
 from fusionbench.harness.materials import Materials
 from fusionbench.records.cell import CellSpec

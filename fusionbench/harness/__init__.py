@@ -1,1 +1,1 @@
-"""Training and evaluation of one cell."""
+"""Training and scoring of one cell, or of many seeds in one pass."""

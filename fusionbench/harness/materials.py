@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fusionbench import features
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.fusion import Tap
 from fusionbench.api.seeding import stream
 from fusionbench.api.task import Scoring
 from fusionbench.api.types import StackShape
 from fusionbench.data import Bundle
-from fusionbench.features import FeatureKey
+from fusionbench.encoders import features
+from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.stepping import States
 from fusionbench.readers.questions import QuestionTable
 from fusionbench.records.cell import Budget

@@ -1,1 +1,1 @@
-"""Where the cells of a sweep run."""
+"""Who runs the planned cells: the sweep, its jobs and its workers."""

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from fusionbench import data, features
+from fusionbench import data
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Tap
 from fusionbench.api.types import StackShape, Unsupported
 from fusionbench.data import Bundle
-from fusionbench.features import FeatureKey
+from fusionbench.encoders import features
+from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.batched_cell import Member, Outcome, run_pass
 from fusionbench.harness.cell import Tuned, choose_layer, choose_lr, run_cell
 from fusionbench.harness.frozen import Checkpointed, compile_blocks

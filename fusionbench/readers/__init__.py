@@ -1,1 +1,1 @@
-"""What turns fused tokens and a question into an answer."""
+"""Readers: from fused tokens and a question to the logits of its answers."""

@@ -1,1 +1,1 @@
-"""Records to tables, plots and pages; no torch."""
+"""Tables, figures and pages from records. No torch."""

@@ -18,8 +18,7 @@ from torch import Tensor
 from fusionbench.api.encoder import Encoder
 from fusionbench.encoders import own
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.images import resize
-from fusionbench.encoders.vit import ViTConfig
+from fusionbench.encoders.vit import ViTConfig, resize
 from fusionbench.records.files import cache_dir, write_atomic
 from nano.pool import PoolPlan, pool
 

@@ -27,8 +27,7 @@ from fusionbench.api.seeding import seed_of
 from fusionbench.encoders import own
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.images import prepare
-from fusionbench.encoders.vit import ViT
+from fusionbench.encoders.vit import ViT, prepare
 from fusionbench.records.files import write_atomic
 from nano.detail import detail, detail_told
 from nano.lessons import NANO, TEACHER_SIZE, Lessons, lessons

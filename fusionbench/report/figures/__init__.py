@@ -1,1 +1,1 @@
-"""Figures of a report: each a function from `Material` to a `Drawing`, or to None."""
+"""Figures of the report."""

@@ -1,1 +1,1 @@
-"""`report.html`: the whole report in one file that needs no network."""
+"""The report as one HTML page."""

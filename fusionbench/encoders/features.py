@@ -8,24 +8,157 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
+from numpy.lib import format as npy
 from torch import Tensor
 
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Tap
-from fusionbench.feature_writer import written
-from fusionbench.harness.products import by_onednn
+from fusionbench.encoders.products import by_onednn
 from fusionbench.records.cell import canonical
 from fusionbench.records.files import cache_dir
-from fusionbench.row_file import RowFile
+
+# A `.npy` file that takes its rows in any order and from any thread.
+#
+# Rows are written, not mapped: no page is faulted in to be overwritten at once, and a full disk is an
+# error that can be told, where a mapping would end the process.
+
+
+class RowFile:
+    """A new file of one array; complete once every row has been written.
+
+    Raises OSError where the system cannot make, fill or keep it.
+    """
+
+    def __init__(self, path: Path, *, dtype: str, shape: Sequence[int]) -> None:
+        self._dtype = np.dtype(dtype)
+        self._shape = tuple(shape[1:])
+        self._row = int(np.prod(self._shape)) * self._dtype.itemsize
+        self._file = path.open("wb", buffering=0)
+        head = {
+            "descr": npy.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": tuple(shape),
+        }
+        npy.write_array_header_1_0(self._file, head)
+        self._rows_at = self._file.tell()
+
+    def write(self, start: int, rows: np.ndarray) -> None:
+        """Rows from `start` on, in the file's type and shape; TypeError for any others."""
+        if rows.dtype != self._dtype or rows.shape[1:] != self._shape:
+            raise TypeError(
+                f"rows of {rows.dtype} {rows.shape[1:]}, but the file's are {self._dtype} "
+                f"{self._shape}"
+            )
+        left = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        at = self._rows_at + start * self._row
+        while left:
+            done = os.pwrite(self._file.fileno(), left, at)
+            left, at = left[done:], at + done
+
+    def finish(self) -> None:
+        """Whole on the disk, and closed."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def close(self) -> None:
+        """As it is."""
+        self._file.close()
+
+
+# Hidden states are written to their files by threads, while the encoder makes the next ones.
+
+
+Write = Callable[[int, Mapping[Tap, Float[Tensor, "batch token dim"]]], None]
+"""Takes the first image's row, and the batch's states by tap in the type of their files."""
+_WAITING = 4
+"""Batches that may wait for the disk; beyond them the encoder waits too."""
+_THREADS = 8
+"""Beside a GPU: each copies memory to memory, and one alone is slower than a small encoder."""
+
+
+@contextmanager
+def written(files: Mapping[Tap, RowFile], device: torch.device) -> Iterator[Write]:
+    """Within the block batches are written in any order; at its end all are.
+
+    Raises UserError, in a later call or at the end, for states that their file's type cannot hold.
+    """
+    waiting: deque[list[Future[None]]] = deque()
+    on_gpu = device.type == "cuda"
+    count = min(_THREADS, len(os.sched_getaffinity(0))) if on_gpu else 1
+    with ThreadPoolExecutor(max_workers=count, thread_name_prefix="features") as threads:
+
+        def write(start: int, states: Mapping[Tap, Float[Tensor, "batch token dim"]]) -> None:
+            if len(waiting) == _WAITING:
+                _finish(waiting.popleft())
+            there = {tap: _sent(values) for tap, values in states.items()}
+            fit = {tap: _sent(_fits(values)) for tap, values in states.items()} if on_gpu else {}
+            arrived = _mark() if on_gpu else None
+            waiting.append(
+                [
+                    threads.submit(_store, files[tap], tap, start, values, fit.get(tap), arrived)
+                    for tap, values in there.items()
+                ]
+            )
+
+        yield write
+        while waiting:
+            _finish(waiting.popleft())
+
+
+def _sent(values: Tensor) -> Tensor:
+    """On its way into pinned memory, for which the encoder need not wait."""
+    if values.device.type != "cuda":
+        return values
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)
+
+
+def _fits(values: Float[Tensor, "batch token dim"]) -> Bool[Tensor, ""]:
+    return torch.isfinite(values).all()
+
+
+def _mark() -> torch.cuda.Event:
+    """Passed once all that was asked of the device until now is done."""
+    event: Callable[[], torch.cuda.Event] = torch.cuda.Event
+    mark = event()
+    mark.record()
+    return mark
+
+
+def _store(  # noqa: PLR0913
+    file: RowFile,
+    tap: Tap,
+    start: int,
+    values: Float[Tensor, "batch token dim"],
+    fits: Bool[Tensor, ""] | None,
+    arrived: torch.cuda.Event | None,
+) -> None:
+    """`fits`: seen on a GPU, which takes no time for it; else it is seen here."""
+    if arrived is not None:
+        arrived.synchronize()
+    if not bool(_fits(values) if fits is None else fits):
+        raise UserError(
+            f"hidden states {list(tap)} do not fit into {str(values.dtype).split('.')[1]}",
+            hint="set budget.feature_dtype to float32",
+        )
+    file.write(start, values.numpy())
+
+
+def _finish(batch: list[Future[None]]) -> None:
+    for each in batch:
+        each.result()
+
 
 # Fixed: with another batch size the matrix products round differently.
 _BATCH = 64
