@@ -5,10 +5,10 @@ python benchmarks/profile_twice.py --device cuda
 
 from rows import Row, chosen_device, finish, parser_of
 
-from fusionbench.catalog import read_catalog
 from fusionbench.costs.bench import Bench
 from fusionbench.records.cost import Asked
-from fusionbench.selection import select_methods
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.selection import select_methods
 
 
 def main() -> None:

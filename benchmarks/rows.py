@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fusionbench.provenance import code_state, hardware, software
+from fusionbench.registry.provenance import code_state, hardware, software
 
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 

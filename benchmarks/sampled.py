@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fusionbench.catalog import read_catalog
 from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import CellJob, EncodeJob
 from fusionbench.plan import Cell, make_plan
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
 from fusionbench.study import Study
 
 # Every layer of every task, at the sizes of the preset `paper`.

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 from rows import Row, finish
 
-from fusionbench.catalog import read_catalog
 from fusionbench.plan import make_plan
+from fusionbench.registry.catalog import read_catalog
 from fusionbench.study import QUICK
 
 TURNS = 7

@@ -10,15 +10,15 @@ import torch
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.fusion import Method
 from fusionbench.api.task import Task, TaskData
-from fusionbench.catalog import read_catalog
 from fusionbench.costs.shapes import subject
 from fusionbench.data import Bundle, Examples
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion
 from fusionbench.harness.stepping import taps_of
-from fusionbench.plugins import load_method
 from fusionbench.records.cell import Budget, Setting
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
 from fusionbench.study import PAPER, QUICK
 
 

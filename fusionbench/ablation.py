@@ -9,10 +9,9 @@ from itertools import product
 
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.register import Setting
-from fusionbench.catalog import Catalog, MethodCard
 from fusionbench.records.history import Arm, Design
-from fusionbench.selection import Chosen, select_methods
-from fusionbench.settings import checked, shown
+from fusionbench.registry.catalog import Catalog, MethodCard
+from fusionbench.registry.selection import Chosen, checked, select_methods, shown
 from fusionbench.stats.factorial import LARGEST, fraction
 
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, TextIO
 
 from fusionbench import __version__
 from fusionbench.api.errors import UserError
-from fusionbench.catalog import Catalog
 from fusionbench.listing import Row, columns
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.history import Run
 from fusionbench.records.store import Store
-from fusionbench.selection import select_methods, select_tasks
+from fusionbench.registry.catalog import Catalog
+from fusionbench.registry.selection import select_methods, select_tasks
 from fusionbench.study import Study, as_plain
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from fusionbench.plan import Cell, Plan
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.records.store import Store
-from fusionbench.settings import shown
+from fusionbench.registry.selection import shown
 
 # Operations per second of one worker: what a small transformer reaches on one core of a server,
 # and on a data-centre GPU that such cells do not fill.

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fusionbench.catalog import Catalog
-from fusionbench.checkup import Checked
-from fusionbench.encoder_cards import plugged
 from fusionbench.encoders.catalog import available
 from fusionbench.listing import columns
-from fusionbench.provenance import code_state, software
 from fusionbench.records.files import cache_dir
+from fusionbench.registry.catalog import Catalog
+from fusionbench.registry.encoder_cards import plugged
+from fusionbench.registry.plugins import Checked
+from fusionbench.registry.provenance import code_state, software
 
 _VARIABLES = ("FUSIONBENCH_CACHE", "FUSIONBENCH_DATA", "FUSIONBENCH_PLUGINS", "HF_HOME",
               "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # fmt: skip

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from fusionbench.catalog import Catalog, MethodCard, TaskCard
-from fusionbench.parameters import count
-from fusionbench.settings import shown
+from fusionbench.registry.cards import count
+from fusionbench.registry.catalog import Catalog, MethodCard, TaskCard
+from fusionbench.registry.selection import shown
 
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
@@ -53,8 +53,8 @@ def encoders_text(catalog: Catalog) -> str:
 
 
 def _encoders(catalog: Catalog) -> "list[EncoderCard]":
-    from fusionbench.encoder_cards import plugged
     from fusionbench.encoders.catalog import available
+    from fusionbench.registry.encoder_cards import plugged
 
     return [*available(), *plugged(catalog)]
 

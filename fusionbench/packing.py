@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fusionbench.api.task import SPLITS, Split, TaskData
-from fusionbench.catalog import TaskCard
 from fusionbench.encoders.fetch import fetch
 from fusionbench.packed import MANIFEST
+from fusionbench.registry.catalog import TaskCard
 from fusionbench.task_source import load_data, task_hash
 
 _BATCH = 256

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from fusionbench.api.errors import UserError
-from fusionbench.catalog import Catalog, TaskCard
-from fusionbench.encoder_cards import describe
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.records.cell import TUNING_SEED, CellSpec, Setting
-from fusionbench.selection import Chosen, Unavailable, select_methods, select_tasks
+from fusionbench.registry.catalog import Catalog, TaskCard
+from fusionbench.registry.encoder_cards import describe
+from fusionbench.registry.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study import Study
 from fusionbench.task_source import task_hashes
 

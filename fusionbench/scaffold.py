@@ -7,8 +7,8 @@ from string import Template
 from typing import Literal
 
 from fusionbench.api.errors import UserError, disk_error
-from fusionbench.catalog import Catalog
-from fusionbench.discovery import importable
+from fusionbench.registry.catalog import Catalog
+from fusionbench.registry.discovery import importable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")

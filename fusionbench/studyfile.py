@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from fusionbench.api.errors import UserError, did_you_mean, unknown
 from fusionbench.contrasts import check_margins, read_contrasts
 from fusionbench.records.cell import READERS, Budget
-from fusionbench.settings import inline, split_assignment, split_names
+from fusionbench.registry.selection import inline, split_assignment, split_names
 from fusionbench.study import PRESETS, Study
 
 T = TypeVar("T", Study, Budget)

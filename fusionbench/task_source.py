@@ -8,13 +8,13 @@ from importlib.metadata import PackageNotFoundError, distribution, packages_dist
 from pathlib import Path
 
 from fusionbench.api.task import TaskData, data_hash, validate
-from fusionbench.catalog import TaskCard
 from fusionbench.data import keep
 from fusionbench.packed import packed_data, packed_tasks
-from fusionbench.plugins import load_task
 from fusionbench.records.cell import Budget, canonical
 from fusionbench.records.files import cache_dir, write_atomic
 from fusionbench.records.parallel import in_order
+from fusionbench.registry.catalog import TaskCard
+from fusionbench.registry.plugins import load_task
 
 
 def load_data(card: TaskCard) -> TaskData:

@@ -12,11 +12,11 @@ from toy_encoder import run as fuse_toy
 from fusionbench.ablation import base_of, factorial, one_factor_out
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
-from fusionbench.catalog import read_catalog
 from fusionbench.harness.model import build_fusion
-from fusionbench.plugins import load_method
 from fusionbench.records.history import Design, Planned, note_design, read_designs
-from fusionbench.selection import select_methods
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
+from fusionbench.registry.selection import select_methods
 
 CATALOG = read_catalog()
 LAYERS = ReaderShape(layers=4, width=16, heads=4, mlp=24)

@@ -12,9 +12,9 @@ from toy_cells import train_cell
 
 import fusionbench
 from fusionbench.api.errors import UserError
-from fusionbench.catalog import read_catalog
-from fusionbench.encoder_cards import describe
-from fusionbench.plugins import load_encoder, load_method
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.encoder_cards import describe
+from fusionbench.registry.plugins import load_encoder, load_method
 from fusionbench.scaffold import new_package
 
 HOME = Path(fusionbench.__file__).parent.parent

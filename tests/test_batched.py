@@ -12,7 +12,6 @@ from toy_encoder import SHAPE
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.modules import composed, sdpa
 from fusionbench.api.types import Fused
-from fusionbench.catalog import read_catalog
 from fusionbench.harness.alike import NotAlike
 from fusionbench.harness.batched import Run, clip_each, train_together
 from fusionbench.harness.batched_cell import Member, run_pass
@@ -22,9 +21,10 @@ from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.model import build_model, seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
 from fusionbench.harness.train import autocast, train
-from fusionbench.plugins import load_method
 from fusionbench.readers.questions import QuestionTable
-from fusionbench.selection import select_methods
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
+from fusionbench.registry.selection import select_methods
 
 KINDS = ("scalar_mix", "dense_connector-sti", "alf", "mema", "mema-readout", "lsf_internal_modular")
 MORE = (

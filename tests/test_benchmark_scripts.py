@@ -11,7 +11,7 @@ import pytest
 import torch
 from paired_studies import study
 
-from fusionbench.plugins import load_encoder
+from fusionbench.registry.plugins import load_encoder
 from fusionbench.study import PAPER
 
 HERE = Path(__file__).resolve().parent.parent / "benchmarks"

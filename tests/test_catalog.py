@@ -12,10 +12,10 @@ import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.api.register import registered
 from fusionbench.api.types import StackShape
-from fusionbench.catalog import read_catalog
 from fusionbench.harness.stepping import needs_encoder
-from fusionbench.plugins import load_method, load_task
 from fusionbench.readers.decoder import decoder_shape
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method, load_task
 
 CATALOG = read_catalog()
 ROOT = Path(fusionbench.__file__).parent.parent

@@ -9,13 +9,13 @@ import torch
 from toy_cells import EVERY_TAP, materials
 
 from fusionbench.api.errors import UserError
-from fusionbench.catalog import read_catalog
 from fusionbench.harness.cell import Tuned, choose_layer
 from fusionbench.harness.model import build_model
-from fusionbench.plugins import load_method
 from fusionbench.records.cell import TUNING_SEED
 from fusionbench.records.store import Store
-from fusionbench.selection import select_methods
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
+from fusionbench.registry.selection import select_methods
 
 CATALOG = read_catalog()
 

@@ -11,7 +11,6 @@ from paired_studies import study
 from toy_records import record, spec
 
 from fusionbench.api.errors import UserError
-from fusionbench.catalog import read_catalog
 from fusionbench.claims.answers import Verdict, answers
 from fusionbench.claims.naming import checked
 from fusionbench.claims.reading import PUBLISHED, load_claims, parse_claims
@@ -19,7 +18,8 @@ from fusionbench.claims.text import long_rows, page
 from fusionbench.commands.check_claims import check
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
-from fusionbench.selection import select_methods
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.selection import select_methods
 from fusionbench.stats.crossed import compare, crossed_t
 
 GAINS = {

@@ -8,18 +8,18 @@ import pytest
 import torch
 from published_sizes import REFERENCE
 
-from fusionbench import provenance
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
-from fusionbench.catalog import read_catalog
 from fusionbench.costs import bench, flops, language, timing
 from fusionbench.costs.bench import Bench
 from fusionbench.costs.held import most_held
 from fusionbench.costs.shapes import SHAPES, subject
 from fusionbench.costs.timing import interleaved, spread
-from fusionbench.plugins import load_method
 from fusionbench.records.cost import Asked, read
-from fusionbench.selection import select_methods
+from fusionbench.registry import provenance
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
+from fusionbench.registry.selection import select_methods
 
 CLIP = "shape:clip-vit-l-14-336"
 META = torch.device("meta")

@@ -9,15 +9,15 @@ from toy_cells import BUDGET, EVERY_TAP, SHAPE, materials, train_cell
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.types import Fused, Injection, ReaderPatch, Unsupported
-from fusionbench.catalog import read_catalog
 from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.model import build_model, shape_of
 from fusionbench.harness.train import train
-from fusionbench.plugins import load_method
 from fusionbench.readers.build import build_reader
 from fusionbench.readers.decoder import DecoderReader, decoder_shape
 from fusionbench.readers.layers import Inside, wrapped
-from fusionbench.selection import select_methods
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
+from fusionbench.registry.selection import select_methods
 
 WIDTH, TOKENS, LENGTH = 16, 6, 4
 CATALOG = read_catalog()

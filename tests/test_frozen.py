@@ -5,12 +5,12 @@ import torch
 from toy_cells import BUDGET, materials
 from toy_encoder import ToyEncoder, draw
 
-from fusionbench.catalog import read_catalog
 from fusionbench.encoders.vit import ViT, ViTConfig
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import train
-from fusionbench.plugins import load_method
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
 
 METHODS = ("mema", "dla")
 

@@ -12,9 +12,9 @@ import pytest
 from toy_cells import train_cell
 
 from fusionbench.api.types import Unsupported
-from fusionbench.catalog import read_catalog
-from fusionbench.plugins import load_method
-from fusionbench.selection import select_methods
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
+from fusionbench.registry.selection import select_methods
 
 GOLDEN = Path(__file__).parent / "golden_outcomes.json"
 CATALOG = read_catalog()

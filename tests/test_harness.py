@@ -7,14 +7,14 @@ from toy_cells import BUDGET, EVERY_TAP, materials, spec, train_cell
 
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.types import Fused
-from fusionbench.catalog import read_catalog
 from fusionbench.harness.cell import choose_lr
 from fusionbench.harness.model import build_model
 from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
 from fusionbench.harness.train import batches, schedule
-from fusionbench.plugins import load_method
 from fusionbench.readers.attentive import Question
 from fusionbench.readers.questions import QuestionTable, token_vector
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
 
 
 class MiddleLayer(Fusion):

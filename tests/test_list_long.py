@@ -8,12 +8,12 @@ from plugin_files import GOOD
 from published_sizes import PUBLISHED_UNIT, REFERENCE
 
 from fusionbench.api.types import ReaderShape, StackShape
-from fusionbench.catalog import read_catalog
 from fusionbench.harness.stepping import needs_encoder
 from fusionbench.listing import UNTOLD, as_json, methods_long, parameter_count, told
 from fusionbench.methods._units import RecurrentUnit
-from fusionbench.parameters import CLIP_L, Sizes, count
-from fusionbench.plugins import load_method
+from fusionbench.registry.cards import CLIP_L, Sizes, count
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
 
 CATALOG = read_catalog()
 METHODS = {name: card for name, card in CATALOG.methods.items() if card.source == "built-in"}

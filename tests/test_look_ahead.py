@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fusionbench import task_source
-from fusionbench.catalog import read_catalog
 from fusionbench.data import bundle_path, cut, drop_images, kept_images, read_bundle
+from fusionbench.registry.catalog import read_catalog
 from fusionbench.study import SMOKE
 from fusionbench.task_source import load_data, task_hash, task_hashes
 

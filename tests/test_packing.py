@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fusionbench.api.task import data_hash, validate
-from fusionbench.catalog import read_catalog
 from fusionbench.encoders.vit import resize
 from fusionbench.packed import packed_data, packed_tasks
 from fusionbench.packing import pack
 from fusionbench.plan import make_plan
+from fusionbench.registry.catalog import read_catalog
 from fusionbench.study import QUICK
 from fusionbench.task_source import load_data, task_hash
 

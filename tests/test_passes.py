@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from sweep_plugin import __file__ as plugin
 
-from fusionbench.catalog import read_catalog
 from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import CellJob
 from fusionbench.launchers.passes import seeds_of_pass
 from fusionbench.plan import make_plan
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
 from fusionbench.study import SMOKE
 from fusionbench.sweep import _jobs
 

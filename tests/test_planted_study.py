@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from fusionbench.catalog import read_catalog
 from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import EncodeJob
 from fusionbench.plan import make_plan
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
 from fusionbench.study import QUICK
 from fusionbench.sweep import _jobs
 

@@ -12,7 +12,6 @@ import torch
 
 from fusionbench.api.task import Split, TaskData
 from fusionbench.api.types import StackShape
-from fusionbench.catalog import read_catalog
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.planted import (
@@ -25,7 +24,8 @@ from fusionbench.encoders.planted import (
     Planted,
     planted,
 )
-from fusionbench.plugins import load_task
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_task
 
 # Four standard errors of a guesser on 1,024 examples.
 CHANCE = 0.5 + 4 * 0.5 / 32

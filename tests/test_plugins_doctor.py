@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from fusionbench.api.errors import UserError
-from fusionbench.catalog import read_catalog
-from fusionbench.checkup import check_plugins, require_sound
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import check_plugins, require_sound
 
 # Tasks, since a task's import needs no torch: the children are quick.
 TASK = """

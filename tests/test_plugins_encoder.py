@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fusionbench.api.errors import UserError
-from fusionbench.catalog import read_catalog
-from fusionbench.encoder_cards import describe
 from fusionbench.listing import as_json, encoders_text
-from fusionbench.plugins import load_encoder
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.encoder_cards import describe
+from fusionbench.registry.plugins import load_encoder
 
 SOURCE = """
 import torch

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from toy_records import put, record, spec
 
-from fusionbench.catalog import read_catalog
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import score_tables
 from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.selection import select_methods
 from fusionbench.report.build import write_report
 from fusionbench.report.reported import Reported, reported, reported_rows, reported_section
-from fusionbench.selection import select_methods
 from fusionbench.study import QUICK
 
 MMFUSER = next(

@@ -4,8 +4,8 @@ import pytest
 from plugin_files import GOOD
 
 from fusionbench.api.errors import UserError
-from fusionbench.catalog import read_catalog
-from fusionbench.selection import select_methods, select_tasks
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.selection import select_methods, select_tasks
 
 
 @pytest.fixture(scope="module")

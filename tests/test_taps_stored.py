@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 from fusionbench.api.types import StackShape
-from fusionbench.catalog import read_catalog
 from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import EncodeJob
 from fusionbench.plan import make_plan
-from fusionbench.plugins import load_method
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
 from fusionbench.study import SMOKE
 
 # Of the planted encoder with 8 blocks: the mean of four layers is one file.

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fusionbench.api.task import SPLITS, Split, TaskData, data_hash, validate
-from fusionbench.catalog import read_catalog
-from fusionbench.plugins import load_task
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_task
 from fusionbench.study import QUICK
 
 # A change here changes every result on the task: its version must go up with it.

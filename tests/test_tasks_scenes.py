@@ -7,8 +7,8 @@ import numpy as np
 from scipy import ndimage
 
 from fusionbench.api.task import TaskData
-from fusionbench.catalog import read_catalog
-from fusionbench.plugins import load_task
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_task
 
 # Colours and tasks are looked up by name: tests reach tasks through the registry alone.
 HUES = {

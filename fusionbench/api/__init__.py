@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fusionbench.api.task import Split, Task, TaskData
     from fusionbench.api.types import Fused, Injection, ReaderPatch, StackShape, Unsupported
     from fusionbench.readers.decoder import GatedMLP, Heads
-    from fusionbench.trained import trained_parameters
+    from fusionbench.registry.trained import trained_parameters
 
 _HOME = {
     "CrossAttention": "attention",

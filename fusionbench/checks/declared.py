@@ -15,7 +15,7 @@ from fusionbench.checks.subject import SHAPE, Subject, run, told, without_query
 from fusionbench.checks.suite import check, checks
 from fusionbench.checks.toy import ToyEncoder, draw
 from fusionbench.harness.model import build_fusion
-from fusionbench.parameters import CLIP_L, count
+from fusionbench.registry.cards import CLIP_L, count
 
 _CLIP_L = StackShape(
     layers=24,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Method
-from fusionbench.catalog import Catalog, MethodCard, read_catalog
 from fusionbench.checks.subject import Subject
-from fusionbench.plugins import load_method
-from fusionbench.selection import Chosen, select_methods
+from fusionbench.registry.catalog import Catalog, MethodCard, read_catalog
+from fusionbench.registry.plugins import load_method
+from fusionbench.registry.selection import Chosen, select_methods
 
 Target = str | Path | type[Method]
 

@@ -12,11 +12,11 @@ from enum import StrEnum
 
 import numpy as np
 
-from fusionbench.catalog import Catalog
 from fusionbench.claims import naming
 from fusionbench.claims.claim import Claim
 from fusionbench.records.pairs import Difference, Gap, Results, difference
 from fusionbench.records.scores import ScoreTable
+from fusionbench.registry.catalog import Catalog
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 ALPHA = 0.05

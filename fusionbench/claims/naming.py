@@ -9,12 +9,11 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from fusionbench.api.errors import UserError, unknown
-from fusionbench.catalog import Catalog
 from fusionbench.claims.claim import Claim
 from fusionbench.records.pairs import Gap
 from fusionbench.records.scores import ScoreTable
-from fusionbench.selection import select_methods
-from fusionbench.settings import split_inline
+from fusionbench.registry.catalog import Catalog
+from fusionbench.registry.selection import select_methods, split_inline
 
 SUITE = "suite"
 _GLOB = set("*?")

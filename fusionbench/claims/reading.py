@@ -8,7 +8,7 @@ from typing import Any
 
 from fusionbench.api.errors import UserError, did_you_mean, unknown
 from fusionbench.claims.claim import Claim, Relation
-from fusionbench.settings import split_names
+from fusionbench.registry.selection import split_names
 from fusionbench.study import QUICK
 
 PUBLISHED = "published"

@@ -17,8 +17,8 @@ from fusionbench.study import QUICK, Study
 from fusionbench.studyfile import preset, with_overrides
 
 if TYPE_CHECKING:
-    from fusionbench.catalog import Catalog
     from fusionbench.records.history import Design, Planned
+    from fusionbench.registry.catalog import Catalog
 
 # One task of each skill that `nano` reads, and the planted one that only feedback can solve.
 TASKS = ("scenes_tiny_color", "scenes_count", "planted_feedback")
@@ -162,6 +162,6 @@ def _show(folder: Path, stream: TextIO) -> None:
 
 
 def _split(texts: Sequence[str]) -> list[str]:
-    from fusionbench.settings import split_names
+    from fusionbench.registry.selection import split_names
 
     return [name for text in texts for name in split_names(text)]

@@ -19,8 +19,8 @@ def command(
 ) -> None:
     """Show versions, device, cache, data and weights, and import every plug-in to test it."""
     from fusionbench import health
-    from fusionbench.catalog import read_catalog
-    from fusionbench.checkup import check_plugins
+    from fusionbench.registry.catalog import read_catalog
+    from fusionbench.registry.plugins import check_plugins
 
     catalog = read_catalog(plugin, packed=packed_here())
     checked = check_plugins(catalog)

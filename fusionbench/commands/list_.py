@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from fusionbench.catalog import Catalog
 from fusionbench.commands.app import Plugins, Strict, app
 from fusionbench.commands.shared import read
+from fusionbench.registry.catalog import Catalog
 
 
 class Kind(StrEnum):

@@ -43,8 +43,7 @@ def pack(
     refuse_plugged(catalog, encoder, "pack")
     pixels = size or check_encoder(catalog, encoder, 0).size
     from fusionbench.packing import pack as write_pack
-    from fusionbench.selection import select_tasks
-    from fusionbench.settings import split_names
+    from fusionbench.registry.selection import select_tasks, split_names
 
     names = [name for text in tasks for name in split_names(text)]
     chosen, left_out = select_tasks(catalog, names)

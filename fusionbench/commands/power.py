@@ -27,7 +27,7 @@ def command(
 ) -> None:
     """Minimum detectable effects per task and for the suite, and the seeds an effect needs."""
     from fusionbench.power.planning import Wanted
-    from fusionbench.settings import split_names
+    from fusionbench.registry.selection import split_names
 
     names = tuple(name for text in methods for name in split_names(text))
     wanted = Wanted(

@@ -52,8 +52,7 @@ def probe(
     catalog = read(plugins)
     refuse_plugged(catalog, encoder, "probe-layers")
     check_encoder(catalog, encoder, size)
-    from fusionbench.selection import select_tasks
-    from fusionbench.settings import split_names
+    from fusionbench.registry.selection import select_tasks, split_names
 
     names = [name for text in tasks for name in split_names(text)]
     chosen, left_out = select_tasks(catalog, names)

@@ -15,7 +15,7 @@ from fusionbench.records.cost import Asked
 
 if TYPE_CHECKING:
     from fusionbench.records.cost import CostRecord
-    from fusionbench.selection import Chosen
+    from fusionbench.registry.selection import Chosen
 
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
@@ -112,8 +112,7 @@ def line(record: "CostRecord") -> str:
 
 
 def _choose(methods: list[str], settings: list[str], plugins: list[str]) -> "tuple[Chosen, ...]":
-    from fusionbench.selection import select_methods
-    from fusionbench.settings import split_names
+    from fusionbench.registry.selection import select_methods, split_names
     from fusionbench.study import QUICK
     from fusionbench.studyfile import with_overrides
 

@@ -99,7 +99,7 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench import closing
     from fusionbench.contrasts import check_known, read_contrasts
-    from fusionbench.selection import select_methods, select_tasks
+    from fusionbench.registry.selection import select_methods, select_tasks
 
     # Names and settings are checked before a folder is made.
     chosen = select_methods(catalog, study.methods, study.settings)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench.api.errors import Problem, UserError, disk_error
-from fusionbench.catalog import Catalog, read_catalog
+from fusionbench.registry.catalog import Catalog, read_catalog
 
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
@@ -21,7 +21,7 @@ def read(plugins: Sequence[str], *, strict: bool = False) -> Catalog:
     """
     catalog = read_catalog(plugins, packed=packed_here())
     if strict:
-        from fusionbench.checkup import require_sound
+        from fusionbench.registry.plugins import require_sound
 
         require_sound(catalog)
     say(catalog.problems)
@@ -39,7 +39,7 @@ def packed_here() -> Collection[str]:
 
 def check_encoder(catalog: Catalog, name: str, image_size: int) -> "EncoderCard":
     """What is known of an encoder. Raises UserError for a name or size that cannot be."""
-    from fusionbench.encoder_cards import describe
+    from fusionbench.registry.encoder_cards import describe
 
     try:
         return describe(catalog, name, image_size=image_size)

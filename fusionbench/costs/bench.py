@@ -9,10 +9,10 @@ from fusionbench.costs.language import SHAPE, LanguageModel
 from fusionbench.costs.measure import counted, timed
 from fusionbench.costs.pipeline import Pipeline, build_pipeline
 from fusionbench.costs.shapes import subject
-from fusionbench.plugins import load_method
-from fusionbench.provenance import hardware
 from fusionbench.records.cost import Asked, Conditions, CostRecord
-from fusionbench.selection import Chosen
+from fusionbench.registry.plugins import load_method
+from fusionbench.registry.provenance import hardware
+from fusionbench.registry.selection import Chosen
 
 _DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16,
            "bfloat16": torch.bfloat16}  # fmt: skip

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fusionbench.costs import flops, language
 from fusionbench.costs.pipeline import Pipeline, compiled, training_step
 from fusionbench.costs.timing import BLOCKS, interleaved, peak_bytes
-from fusionbench.provenance import hardware, software
 from fusionbench.records.cost import Conditions, CostRecord
+from fusionbench.registry.provenance import hardware, software
 
 
 def counted(

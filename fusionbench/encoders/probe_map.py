@@ -11,13 +11,13 @@ from pathlib import Path
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.task import Task, TaskData, data_hash
-from fusionbench.catalog import TaskCard
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.probe import Limits, probe_layers
-from fusionbench.plugins import load_task
-from fusionbench.provenance import code_state, hardware, software
 from fusionbench.records.probes import ProbeMap, probe_file, read_probe, write_probe
+from fusionbench.registry.catalog import TaskCard
+from fusionbench.registry.plugins import load_task
+from fusionbench.registry.provenance import code_state, hardware, software
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,10 +25,10 @@ from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers import passes
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
 from fusionbench.plan import Cell, layer_cells, tuning_specs
-from fusionbench.plugins import load_encoder, load_method, load_task
-from fusionbench.provenance import code_state, hardware, plugin_files, software
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.store import Items, Store
+from fusionbench.registry.plugins import load_encoder, load_method, load_task
+from fusionbench.registry.provenance import code_state, hardware, plugin_files, software
 from fusionbench.task_source import load_data
 
 _ERROR_LINES = 12

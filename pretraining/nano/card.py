@@ -23,8 +23,8 @@ from fusionbench.encoders.build import load_vit
 from fusionbench.encoders.card import EncoderCard, read_json
 from fusionbench.encoders.probe import Limits, Score, probe_layers
 from fusionbench.encoders.vit import ViT
-from fusionbench.plugins import load_task
 from fusionbench.records.files import write_atomic
+from fusionbench.registry.plugins import load_task
 from fusionbench.stats.verdicts import holm
 from nano.pool import local_tasks
 from nano.train import initialise

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fusionbench.api.task import TaskData
-from fusionbench.catalog import TaskCard, read_catalog
-from fusionbench.plugins import load_task
+from fusionbench.registry.catalog import TaskCard, read_catalog
+from fusionbench.registry.plugins import load_task
 from nano.images import render
 
 Images = UInt8[np.ndarray, "image height width 3"]

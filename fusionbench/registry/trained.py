@@ -6,8 +6,8 @@ import torch
 
 from fusionbench.api.errors import unknown
 from fusionbench.api.types import StackShape
-from fusionbench.catalog import MethodCard, read_catalog
-from fusionbench.plugins import load_method
+from fusionbench.registry.catalog import MethodCard, read_catalog
+from fusionbench.registry.plugins import load_method
 
 
 def trained_parameters(name: str, shape: StackShape) -> int:

@@ -10,11 +10,11 @@ from typing import Any
 
 from fusionbench.api.errors import Problem, one_of
 from fusionbench.api.register import Kind, Setting
-from fusionbench.cards import Card, MethodCard, PluggedEncoder, TaskCard
-from fusionbench.declarations import Declaration, read_source
-from fusionbench.discovery import BUILT_IN, Door, Place, doors, importable
 from fusionbench.encoders.own import is_built_in
 from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
+from fusionbench.registry.cards import Card, MethodCard, PluggedEncoder, TaskCard
+from fusionbench.registry.declarations import Declaration, read_source
+from fusionbench.registry.discovery import BUILT_IN, Door, Place, doors, importable
 
 __all__ = ["Card", "Catalog", "MethodCard", "PluggedEncoder", "TaskCard", "read_catalog"]
 

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fusionbench import __version__
-from fusionbench.cards import MethodCard, TaskCard
-from fusionbench.discovery import BUILT_IN
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.records.files import file_hash
+from fusionbench.registry.cards import MethodCard, TaskCard
+from fusionbench.registry.discovery import BUILT_IN
 
 _PACKAGES = ("torch", "transformers", "timm", "numpy", "einops", "safetensors")
 

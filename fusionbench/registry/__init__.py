@@ -1,0 +1,1 @@
+"""Which methods, tasks and encoders exist, read from source without importing it."""
