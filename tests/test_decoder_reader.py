@@ -14,7 +14,7 @@ from fusionbench.harness.model import build_model, shape_of
 from fusionbench.harness.train import train
 from fusionbench.readers.build import build_reader
 from fusionbench.readers.decoder import DecoderReader, decoder_shape
-from fusionbench.readers.layers import Inside, wrapped
+from fusionbench.readers.injection import Inside, wrapped
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import select_methods

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fusionbench.api.types import Fused, ReaderShape
 from fusionbench.costs import flops
-from fusionbench.readers.layers import Inside, Projector, wrapped
+from fusionbench.readers.injection import Inside, Projector, wrapped
 
 SHAPE = ReaderShape(layers=32, width=4096, heads=32, mlp=11008)
 """What a method that reaches into the reader meets at that width."""

@@ -20,7 +20,7 @@ from fusionbench.harness.model import build_fusion
 from fusionbench.harness.stepping import fuse, needs_encoder
 from fusionbench.readers.attentive import Projector
 from fusionbench.readers.build import reader_shape
-from fusionbench.readers.layers import project
+from fusionbench.readers.injection import project
 from fusionbench.records.cell import Setting
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fusionbench.api.modules import sdpa
 from fusionbench.api.types import Fused, Unsupported
-from fusionbench.readers.layers import project
+from fusionbench.readers.injection import project
 
 _HEADS = 4
 

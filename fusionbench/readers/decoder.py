@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fusionbench.api.modules import sdpa
 from fusionbench.api.types import Fused, ReaderShape
 from fusionbench.readers.attentive import Projector
-from fusionbench.readers.layers import Inside, project
+from fusionbench.readers.injection import Inside, project
 
 _HEADS = 4
 _THETA = 10000.0
