@@ -17,10 +17,10 @@ import torch
 from rows import Row, chosen_device, finish, parser_of
 from workload import find, materials, seconds, small_budget, small_encoder
 
-from fusionbench.harness import batched
-from fusionbench.harness.batched import Run, train_together
+from fusionbench.harness import passes as batched
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import build_model
+from fusionbench.harness.passes import Run, train_together
 
 Once = Callable[[Materials], None]
 

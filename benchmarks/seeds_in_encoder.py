@@ -11,11 +11,11 @@ from rows import Row, chosen_device, finish, parser_of
 from workload import find, materials
 
 from fusionbench.costs.shapes import subject
-from fusionbench.harness import batched as several
+from fusionbench.harness import passes as several
 from fusionbench.harness import train as one
-from fusionbench.harness.batched import Run
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model
+from fusionbench.harness.passes import Run
 from fusionbench.harness.train import schedule
 from fusionbench.records.cell import Budget
 from fusionbench.study import PAPER

@@ -9,11 +9,9 @@ import torch
 from rows import Row, chosen_device, finish, parser_of
 from workload import find, materials, seconds, small_budget, small_encoder
 
-from fusionbench.harness.batched import Run, train_together
-from fusionbench.harness.batched_evaluate import evaluate_together
-from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.model import build_model
-from fusionbench.harness.train import train
+from fusionbench.harness.passes import Run, evaluate_together, train_together
+from fusionbench.harness.train import evaluate, train
 from fusionbench.records.cell import Budget, RunOptions
 
 CURVE = (1, 2, 3, 5, 8, 10, 16, 32)

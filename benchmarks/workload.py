@@ -11,8 +11,8 @@ from fusionbench.api.encoder import Encoder
 from fusionbench.api.fusion import Method
 from fusionbench.api.task import Task, TaskData
 from fusionbench.costs.shapes import subject
-from fusionbench.data import Bundle, Examples
 from fusionbench.encoders.features import FeatureKey
+from fusionbench.harness.bundle import Bundle, Examples
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion
 from fusionbench.harness.stepping import taps_of

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fusionbench.data import bundle_path
+from fusionbench.harness.bundle import bundle_path
 from fusionbench.listing import columns
 from fusionbench.plan import Cell, Plan
 from fusionbench.records.cell import CellRecord, RunOptions

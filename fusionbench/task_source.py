@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution, packages_dist
 from pathlib import Path
 
 from fusionbench.api.task import TaskData, data_hash, validate
-from fusionbench.data import keep
+from fusionbench.harness.bundle import keep
 from fusionbench.packed import packed_data, packed_tasks
 from fusionbench.records.cell import Budget, canonical
 from fusionbench.records.files import cache_dir, write_atomic

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_cells import BUDGET, materials
 
-from fusionbench.harness.ahead import ahead
+from fusionbench.harness.materials import ahead
 
 TAPS = ((0,), (2, 3))
 ROWS = [torch.arange(16) + shift for shift in (0, 5, 9, 30, 31)]

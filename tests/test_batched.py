@@ -12,15 +12,12 @@ from toy_encoder import SHAPE
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.modules import composed, sdpa
 from fusionbench.api.types import Fused
-from fusionbench.harness.alike import NotAlike
-from fusionbench.harness.batched import Run, clip_each, train_together
-from fusionbench.harness.batched_cell import Member, run_pass
-from fusionbench.harness.batched_model import Stack
 from fusionbench.harness.cell import Tuned, run_cell
-from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.model import build_model, seeded_fusion, shape_of
+from fusionbench.harness.passes import Member, NotAlike, Run, clip_each, run_pass, train_together
+from fusionbench.harness.stack import Stack
 from fusionbench.harness.stepping import taps_of
-from fusionbench.harness.train import autocast, train
+from fusionbench.harness.train import autocast, evaluate, train
 from fusionbench.readers.questions import QuestionTable
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method

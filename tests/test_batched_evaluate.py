@@ -10,15 +10,19 @@ from test_batched import BUDGET, KINDS, _OneLayer, in_double, named, shared_by
 from toy_cells import spec
 
 from fusionbench.api.types import Fused
-from fusionbench.harness import batched_cell
-from fusionbench.harness.batched import Run, train_together
-from fusionbench.harness.batched_cell import Member, run_pass
-from fusionbench.harness.batched_evaluate import evaluate_all, evaluate_together
-from fusionbench.harness.batched_model import Stack
+from fusionbench.harness import passes as batched_cell
 from fusionbench.harness.cell import Tuned, run_cell
-from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.model import build_model
-from fusionbench.harness.train import autocast
+from fusionbench.harness.passes import (
+    Member,
+    Run,
+    evaluate_all,
+    evaluate_together,
+    run_pass,
+    train_together,
+)
+from fusionbench.harness.stack import Stack
+from fusionbench.harness.train import autocast, evaluate
 
 RUNS = [Run(seed=seed, lr=1e-2) for seed in (0, 1, 2)]
 MORE = ("mol-hybrid", "tgif-leaky", "mema[question=shuffled]")

@@ -91,7 +91,8 @@ def run(tmp_path, monkeypatch, capsys):
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
     """What benchmarks exchange in the engine is put back."""
-    from fusionbench.harness import batched, train
+    from fusionbench.harness import passes as batched
+    from fusionbench.harness import train
     from fusionbench.harness.materials import Materials
 
     monkeypatch.setattr(batched, "schedule", batched.schedule)

@@ -9,9 +9,8 @@ from toy_cells import BUDGET, EVERY_TAP, SHAPE, materials, train_cell
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.types import Fused, Injection, ReaderPatch, Unsupported
-from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.model import build_model, shape_of
-from fusionbench.harness.train import train
+from fusionbench.harness.train import evaluate, train
 from fusionbench.readers.build import build_reader
 from fusionbench.readers.decoder import DecoderReader, decoder_shape
 from fusionbench.readers.injection import Inside, wrapped

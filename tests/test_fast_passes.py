@@ -9,9 +9,9 @@ from test_batched import BUDGET, KINDS, in_double, named, shared_by
 
 from fusionbench.api.fusion import InEncoderFusion
 from fusionbench.api.types import Fused
-from fusionbench.harness.batched import Run, train_together
-from fusionbench.harness.batched_model import Stack
 from fusionbench.harness.model import build_model
+from fusionbench.harness.passes import Run, train_together
+from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast, train
 
 RUNS = [Run(seed=seed, lr=3e-3) for seed in (0, 1)]

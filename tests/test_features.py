@@ -9,10 +9,10 @@ import torch
 from toy_cells import BUDGET, BrightHalf, PixelToyEncoder
 
 from fusionbench.api.errors import UserError
-from fusionbench.data import bundle_path, cut, read_bundle, write_bundle
 from fusionbench.encoders import features
 from fusionbench.encoders import features as feature_writer
 from fusionbench.encoders.features import FeatureKey
+from fusionbench.harness.bundle import bundle_path, cut, read_bundle, write_bundle
 
 
 @pytest.fixture

@@ -11,13 +11,11 @@ from test_batched import BUDGET, KINDS, MORE, RUNS, both_ways, in_double, named,
 
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.types import Fused
-from fusionbench.harness.batched import train_together
-from fusionbench.harness.batched_evaluate import evaluate_together
-from fusionbench.harness.batched_model import Stack
-from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model
-from fusionbench.harness.train import autocast, train
+from fusionbench.harness.passes import evaluate_together, train_together
+from fusionbench.harness.stack import Stack
+from fusionbench.harness.train import autocast, evaluate, train
 
 pytestmark = [
     pytest.mark.gpu,

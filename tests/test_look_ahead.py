@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fusionbench import task_source
-from fusionbench.data import bundle_path, cut, drop_images, kept_images, read_bundle
+from fusionbench.harness.bundle import bundle_path, cut, drop_images, kept_images, read_bundle
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study import SMOKE
 from fusionbench.task_source import load_data, task_hash, task_hashes

@@ -17,13 +17,13 @@ from toy_cells import BrightHalf, PixelToyEncoder
 from toy_encoder import SHAPE
 
 from fusionbench.costs.pipeline import build_pipeline
-from fusionbench.data import cut
 from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.encoders.vit import Block, ViT, ViTConfig
-from fusionbench.harness.batched_model import Stack
+from fusionbench.harness.bundle import cut
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.model import build_model
+from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast
 
 SMALL = ViTConfig(layers=4, dim=32, heads=4, patch=4, grid=3, size=12, mlp=64)

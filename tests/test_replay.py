@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_batched import BUDGET, KINDS, RUNS, in_double, named, shared_by
 
-from fusionbench.harness import batched
-from fusionbench.harness.batched import train_together
+from fusionbench.harness import passes as batched
 from fusionbench.harness.model import build_model
+from fusionbench.harness.passes import train_together
 from fusionbench.harness.replay import AS_IT_IS, Replayed
 
 

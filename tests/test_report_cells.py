@@ -17,8 +17,8 @@ from toy_suite import quick_disk, rows
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.task import Split
 from fusionbench.api.types import Fused
-from fusionbench.data import cut
 from fusionbench.encoders.features import FeatureKey, encode
+from fusionbench.harness.bundle import cut
 from fusionbench.harness.cell import Tuned, choose_lr, run_cell
 from fusionbench.harness.materials import Materials
 from fusionbench.records.cell import CellSpec

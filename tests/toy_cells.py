@@ -8,8 +8,8 @@ from toy_encoder import SHAPE, ToyEncoder
 
 from fusionbench.api.fusion import Method, Tap
 from fusionbench.api.task import Split, Task, TaskData
-from fusionbench.data import cut
 from fusionbench.encoders.features import FeatureKey, encode
+from fusionbench.harness.bundle import cut
 from fusionbench.harness.cell import Tuned, run_cell
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion, shape_of

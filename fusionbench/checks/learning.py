@@ -8,9 +8,8 @@ from fusionbench.checks.materials import BUDGET, TEST_ITEMS, materials
 from fusionbench.checks.outcome import CheckFailed
 from fusionbench.checks.subject import Subject
 from fusionbench.checks.suite import check
-from fusionbench.harness.evaluate import evaluate
 from fusionbench.harness.model import build_model
-from fusionbench.harness.train import train
+from fusionbench.harness.train import evaluate, train
 
 _LEARNT = 0.8
 _CHANCE_LOSS = math.log(2)

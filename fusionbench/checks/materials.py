@@ -14,8 +14,8 @@ from fusionbench.api.task import Scoring
 from fusionbench.checks.reading import READER
 from fusionbench.checks.subject import SHAPE
 from fusionbench.checks.toy import ToyEncoder
-from fusionbench.data import Bundle, Examples
 from fusionbench.encoders.features import FeatureKey
+from fusionbench.harness.bundle import Bundle, Examples
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.stepping import States
 from fusionbench.records.cell import Budget

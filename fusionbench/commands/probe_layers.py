@@ -58,8 +58,7 @@ def probe(
     chosen, left_out = select_tasks(catalog, names)
     for one in left_out:
         stream.write(f"left out: {one.card.name}: {one.reason}\n")
-    from fusionbench.encoders.probe import Limits
-    from fusionbench.encoders.probe_map import probe_tasks
+    from fusionbench.harness.probes import Limits, probe_tasks
 
     train, val, test = limits
     sizes = Limits(train=train, val=val, test=test)

@@ -9,11 +9,10 @@ from jaxtyping import Float
 
 from fusionbench.api.fusion import Method
 from fusionbench.encoders.products import by_onednn
-from fusionbench.harness.evaluate import Evaluation, evaluate
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stepping import needs_encoder, taps_of
-from fusionbench.harness.train import TrainingLog, train
+from fusionbench.harness.train import Evaluation, TrainingLog, evaluate, train
 from fusionbench.records.cell import CellRecord, CellSpec, Setting
 
 Scores = Float[np.ndarray, " example"]

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from fusionbench import data
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Tap
 from fusionbench.api.types import StackShape, Unsupported
-from fusionbench.data import Bundle
 from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
-from fusionbench.harness.batched_cell import Member, Outcome, run_pass
+from fusionbench.harness import bundle as data
+from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.cell import Tuned, choose_layer, choose_lr, run_cell
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion, shape_of
+from fusionbench.harness.passes import Member, Outcome, run_pass
 from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers import passes
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from fusionbench.harness.batched_cell import Member, Outcome
 from fusionbench.harness.cell import Tuned
+from fusionbench.harness.passes import Member, Outcome
 from fusionbench.plan import Cell
 from fusionbench.records.cell import CellRecord, CellSpec
 

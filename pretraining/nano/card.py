@@ -21,8 +21,8 @@ from fusionbench.api.task import Task, TaskData
 from fusionbench.encoders import own
 from fusionbench.encoders.build import load_vit
 from fusionbench.encoders.card import EncoderCard, read_json
-from fusionbench.encoders.probe import Limits, Score, probe_layers
 from fusionbench.encoders.vit import ViT
+from fusionbench.harness.probes import Limits, Score, probe_layers
 from fusionbench.records.files import write_atomic
 from fusionbench.registry.plugins import load_task
 from fusionbench.stats.verdicts import holm

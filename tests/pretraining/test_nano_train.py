@@ -11,8 +11,8 @@ import torch
 
 from fusionbench.encoders.build import build, load_vit
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.probe import Limits, fit, probe_layers
 from fusionbench.encoders.vit import ViT
+from fusionbench.harness.probes import Limits, fit, probe_layers
 from fusionbench.registry.plugins import load_task
 from nano import train as pretrain
 from nano.card import random_twin

@@ -16,12 +16,94 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fusionbench.api.fusion import InEncoderFusion
 from fusionbench.api.modules import composed
-from fusionbench.harness import batched_steps as steps
+from fusionbench.api.types import Fused
 from fusionbench.harness.frozen import compiled
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.model import Model
-from fusionbench.harness.stepping import needs_encoder, taps_of
+from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
+
+# What one run of a pass does, step by step: `Stack` maps these functions over all runs.
+#
+# Each takes a model and the materials first, then tensors of that run alone.
+
+
+Said = tuple[Float[Tensor, "batch answer"], dict[str, Tensor]]
+"""Logits over the answers, and the method's trace."""
+
+
+def loss_of(  # noqa: PLR0913
+    model: Model,
+    materials: Materials,
+    rows: Int[Tensor, " batch"],
+    questions: Int[Tensor, " batch"],
+    answers: Int[Tensor, " batch"],
+    hidden: Float[Tensor, "tap batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+) -> Float[Tensor, ""]:
+    """The loss of a method whose hidden states all lie ready."""
+    batch = Batch(rows=rows, questions=questions, answers=answers)
+    fused = fuse(model.fusion, lambda _: hidden, query)
+    return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
+
+
+def said_of(
+    model: Model,
+    materials: Materials,
+    batch: Batch,
+    hidden: Float[Tensor, "tap batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+) -> Said:
+    """What a trained model says of a batch whose hidden states lie ready."""
+    return _said(model, materials, batch, fuse(model.fusion, lambda _: hidden, query))
+
+
+def start(model: Model, materials: Materials, tokens: Tensor, query: Tensor) -> Any:
+    """A state before the first block."""
+    return _stepping(model).start(tokens, query)
+
+
+def after(block: int) -> Callable[..., tuple[Tensor, Any]]:
+    """The step behind a block: tokens and state, as the next block and step get them."""
+
+    def step(model: Model, materials: Materials, state: Any, tokens: Tensor) -> tuple[Tensor, Any]:
+        return _stepping(model).after_block(block, tokens, state)
+
+    return step
+
+
+def finish(  # noqa: PLR0913
+    model: Model,
+    materials: Materials,
+    rows: Int[Tensor, " batch"],
+    questions: Int[Tensor, " batch"],
+    answers: Int[Tensor, " batch"],
+    tokens: Float[Tensor, "batch token dim"],
+    state: Any,
+) -> Float[Tensor, ""]:
+    """The loss behind the last block."""
+    batch = Batch(rows=rows, questions=questions, answers=answers)
+    fused = _stepping(model).finish(tokens, state)
+    return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
+
+
+def said_behind(
+    model: Model, materials: Materials, tokens: Tensor, state: Any, batch: Batch
+) -> Said:
+    """What a trained model says behind the last block."""
+    return _said(model, materials, batch, _stepping(model).finish(tokens, state))
+
+
+def _said(model: Model, materials: Materials, batch: Batch, fused: Fused) -> Said:
+    return model.read(fused, batch, materials), dict(fused.trace)
+
+
+def _stepping(model: Model) -> InEncoderFusion:
+    if not isinstance(model.fusion, InEncoderFusion):
+        raise TypeError(f"{type(model.fusion).__name__} does not step with the encoder")
+    return model.fusion
+
 
 R = TypeVar("R")
 Weights = dict[str, Tensor]
@@ -67,7 +149,7 @@ class Stack:
         """From hidden states that lie ready: nothing here reads a file or looks at a value."""
         if needs_encoder(self._call.model.fusion):
             return self._stepped((rows, questions, answers), hidden, query)
-        return self._over(steps.loss_of, rows, questions, answers, hidden, query)
+        return self._over(loss_of, rows, questions, answers, hidden, query)
 
     def write_back(self, models: Sequence[Model]) -> None:
         """Give each model the weights of its run."""
@@ -78,7 +160,7 @@ class Stack:
 
     def outputs(
         self, batch: Batch, hidden: Float[Tensor, "tap batch token dim"], *, room: int = 0
-    ) -> steps.Said:
+    ) -> Said:
         """What each run says of the same examples: [run batch answer], and traces by [run].
 
         The hidden states are there once for all runs. `room`: examples a run that the frozen
@@ -87,11 +169,11 @@ class Stack:
         query = self._call.model.query(batch, self.materials)
         with _vmappable_attention(self.materials.device):
             if not needs_encoder(self._call.model.fusion):
-                return self._over(steps.said_of, batch=batch, hidden=hidden, query=query)
-            state = self._over(steps.start, tokens=hidden[0], query=query)
-            tokens, state = self._over(steps.after(1), state, tokens=hidden[1])
+                return self._over(said_of, batch=batch, hidden=hidden, query=query)
+            state = self._over(start, tokens=hidden[0], query=query)
+            tokens, state = self._over(after(1), state, tokens=hidden[1])
             tokens, state = self._walked(tokens, state, room)
-            return self._over(steps.said_behind, tokens, state, batch=batch)
+            return self._over(said_behind, tokens, state, batch=batch)
 
     def _stepped(
         self,
@@ -100,9 +182,9 @@ class Stack:
         query: Float[Tensor, "run batch query_dim"],
     ) -> Float[Tensor, " run"]:
         """As `stepping.fuse` does it for one run."""
-        state = self._over(steps.start, hidden[:, 0], query)
-        tokens, state = self._over(steps.after(1), state, hidden[:, 1])
-        return self._over(steps.finish, *examples, *self._walked(tokens, state))
+        state = self._over(start, hidden[:, 0], query)
+        tokens, state = self._over(after(1), state, hidden[:, 1])
+        return self._over(finish, *examples, *self._walked(tokens, state))
 
     def _walked(
         self, tokens: Float[Tensor, "run batch token dim"], state: Any, room: int = 0
@@ -111,7 +193,7 @@ class Stack:
         fusion = self._call.model.fusion
         for index in range(2, getattr(fusion, "depth", 1) + 1):
             tokens = self._frozen(index, tokens, room)
-            tokens, state = self._over(steps.after(index), state, tokens)
+            tokens, state = self._over(after(index), state, tokens)
         return tokens, state
 
     def _frozen(

@@ -1,0 +1,406 @@
+"""Cells of one method on one task that differ in seed and learning rate, trained in one pass."""
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fusionbench.api.fusion import Method
+from fusionbench.harness.cell import Scores, Tuned, described, run_cell, split_of
+from fusionbench.harness.materials import Batch, Materials, ahead
+from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.replay import CudaGraphs, Replayed, Step
+from fusionbench.harness.stack import Said, Stack
+from fusionbench.harness.train import (
+    Evaluation,
+    Trace,
+    TrainingLog,
+    adamw,
+    autocast,
+    batches,
+    evaluate,
+    mean_trace,
+    schedule,
+    spaced,
+)
+from fusionbench.records.cell import CellRecord, CellSpec
+
+# Whether runs do together what each does alone: losses and gradients of the first step.
+
+
+# At the start all runs differ from the loop by rounding alone; a method that keeps more than
+# tensors from its seed, or mixes the runs, differs by more.
+_LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+_GRADIENT_TOLERANCE = {"fp32": 1e-2, "bf16": 2e-1}
+# A gradient that is zero on paper is rounding in practice: compared with all others' norm.
+_GRADIENT_FLOOR = {"fp32": 1e-5, "bf16": 1e-2}
+
+
+class NotAlike(Exception):
+    """Together the runs do not do what each does alone; says how."""
+
+
+def require_alike(
+    models: Sequence[Model], materials: Materials, rows: Int[Tensor, "run batch"]
+) -> None:
+    """Compare the first step on these examples with that of each model alone.
+
+    Raises NotAlike, and changes no model.
+    """
+    # Copies: the comparison must leave no gradient and no running average behind.
+    together, alone = (copy.deepcopy(list(models)) for _ in range(2))
+    try:
+        stack = Stack(together, materials)
+        with autocast(materials):
+            found = stack.losses(materials.splits["train"].pick(rows))
+        torch.autograd.backward(found.sum())
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise NotAlike(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    for run, model in enumerate(alone):
+        with autocast(materials):
+            loss = model.loss(materials.splits["train"].pick(rows[run]), materials)
+        torch.autograd.backward(loss)
+        if difference := _difference(stack, found[run], model, loss, run, materials):
+            raise NotAlike(difference)
+
+
+def _difference(  # noqa: PLR0913
+    stack: Stack, found: Tensor, model: Model, loss: Tensor, run: int, materials: Materials
+) -> str:
+    """What a run does otherwise in the pass than alone; empty if nothing."""
+    precision = materials.budget.precision
+    if not torch.allclose(found.float(), loss.float(), atol=_LOSS_TOLERANCE[precision]):
+        return f"the first loss is {found:.6g} in the pass, {loss:.6g} alone"
+    alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    floor = _GRADIENT_FLOOR[precision] * float(
+        torch.stack([g.norm() for g in alone.values()]).norm()
+    )
+    for name, stacked in stack.parameters.items():
+        expected, both = alone.get(name), stacked.grad
+        if (expected is None) != (both is None):
+            return f"the gradient of {name} is missing in one of the two"
+        if expected is None or both is None:
+            continue
+        apart = float((both[run] - expected).norm())
+        if apart > _GRADIENT_TOLERANCE[precision] * float(expected.norm()) + floor:
+            return f"the first gradient of {name} is another in the pass than alone"
+    return ""
+
+
+# Training of several runs in one pass: each with its own examples, clipping and AdamW.
+#
+# The streams are those of a run alone, so a run's numbers differ from the loop's by rounding only
+# (a test: losses within 1e-5 in float32, at least 99.9 % of the predictions alike).
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What tells one run of a pass from another."""
+
+    seed: int
+    lr: float
+
+
+def train_together(
+    models: Sequence[Model], materials: Materials, runs: Sequence[Run]
+) -> list[TrainingLog | FloatingPointError]:
+    """Train in place; a run that diverges is given back as its error and disturbs no other.
+
+    Raises NotAlike, before anything is trained, for models that cannot run together.
+    """
+    rows = _rows(materials, runs)
+    for model in models:
+        model.train()
+    require_alike(models, materials, rows[0])
+    stack = Stack(models, materials, fast=bool(materials.compiled))
+    optimisers = _Optimisers(stack, materials, runs)
+    step = _step(stack, optimisers, materials)
+    losses = []
+    steps = [_pick(materials, picked) for picked in rows]
+    states = ahead(materials, stack.taps, [batch.rows.flatten() for batch in steps])
+    for at, (batch, hidden) in enumerate(zip(steps, states, strict=True)):
+        share = schedule(at, materials.budget)
+        found = step(batch.rows, batch.questions, batch.answers, hidden, share)
+        # A captured graph writes its next losses where these lie.
+        losses.append(found.clone())
+    stack.write_back(models)
+    history = torch.stack(losses)
+    return [
+        _log(history[:, run], each.lr, optimisers.unmoved(run)) for run, each in enumerate(runs)
+    ]
+
+
+def _step(stack: Stack, optimisers: "_Optimisers", materials: Materials) -> Step:
+    """What a pass does in each step, from the examples and the learning rate's share."""
+
+    def step(  # noqa: PLR0913
+        rows: Int[Tensor, "run batch"],
+        questions: Int[Tensor, "run batch"],
+        answers: Int[Tensor, "run batch"],
+        hidden: Float[Tensor, "tap example token dim"],
+        share: float | Float[Tensor, ""],
+    ) -> Float[Tensor, " run"]:
+        optimisers.forget()
+        with autocast(materials):
+            each = stack.losses(Batch(rows=rows, questions=questions, answers=answers), hidden)
+        torch.autograd.backward(each.sum())
+        optimisers.step(share)
+        return each.detach()
+
+    return Replayed(step, CudaGraphs(materials.device)) if materials.replayed else step
+
+
+def clip_each(gradients: Sequence[Float[Tensor, "run ..."]], limit: float) -> None:
+    """Scale each run's gradients to a norm of at most `limit`, as `clip_grad_norm_` does."""
+    norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients])
+    share = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(share.reshape(-1, *[1] * (gradient.ndim - 1)))
+
+
+class _Optimisers:
+    """One AdamW for each learning rate, on views of the stacked weights."""
+
+    def __init__(self, stack: Stack, materials: Materials, runs: Sequence[Run]) -> None:
+        self.parameters = stack.parameters
+        self.clip = materials.budget.clip
+        self.names = [name for name, p in stack.parameters.items() if p.requires_grad]
+        self.fusion = [name for name in self.names if name.startswith("fusion.")]
+        self.parts: list[tuple[slice, float, dict[str, Tensor], torch.optim.AdamW]] = []
+        first = 0
+        for lr, same in groupby(runs, key=lambda run: run.lr):
+            part = slice(first, first := first + len(list(same)))
+            views = {name: stack.parameters[name].detach()[part] for name in self.names}
+            # The runs' axis comes on top of a parameter's own.
+            decayed = [view for view in views.values() if view.ndim > 2]
+            free = [view for view in views.values() if view.ndim <= 2]
+            optimiser = adamw(decayed, free, materials.budget, lr, recorded=materials.replayed)
+            self.parts.append((part, lr, views, optimiser))
+
+    def forget(self) -> None:
+        """Drop the gradients of the step before, or of one that ended half-way."""
+        for name in self.names:
+            self.parameters[name].grad = None
+
+    def step(self, share: float | Float[Tensor, ""]) -> None:
+        """Clip and move; `share` of the peak learning rate."""
+        clip_each([g for n in self.names if (g := self.parameters[n].grad) is not None], self.clip)
+        for part, lr, views, optimiser in self.parts:
+            for name, view in views.items():
+                gradient = self.parameters[name].grad
+                view.grad = None if gradient is None else gradient[part]
+            for group in optimiser.param_groups:
+                group["lr"] = lr * share
+            optimiser.step()
+
+    def unmoved(self, run: int) -> tuple[str, ...]:
+        """Parameters of the run's fusion that no gradient ever reached."""
+        part, _, views, optimiser = next(p for p in self.parts if run < p[0].stop)
+        moments = {name: optimiser.state.get(views[name], {}) for name in self.fusion}
+        return tuple(
+            name.removeprefix("fusion.")
+            for name, state in moments.items()
+            if "exp_avg" not in state or not bool(state["exp_avg"][run - part.start].any())
+        )
+
+
+def _rows(materials: Materials, runs: Sequence[Run]) -> list[Int[Tensor, "run batch"]]:
+    """The loop's own order of examples for every run, step by step."""
+    pool = len(materials.splits["train"])
+    orders = [batches(materials.name, run.seed, pool, materials.budget) for run in runs]
+    return [torch.stack(step).to(materials.device) for step in zip(*orders, strict=True)]
+
+
+def _pick(materials: Materials, rows: Int[Tensor, "run batch"]) -> Batch:
+    return materials.splits["train"].pick(rows)
+
+
+def _log(
+    losses: Float[Tensor, " step"], lr: float, unmoved: tuple[str, ...]
+) -> TrainingLog | FloatingPointError:
+    try:
+        return TrainingLog(losses=spaced(losses, lr), unmoved=unmoved)
+    except FloatingPointError as error:
+        return error
+
+
+# Evaluation of several runs in one pass: each batch of a split is read once and seen by all.
+#
+# Scores are those of each run alone: by rounding, a prediction may differ at a tie (tests: scores
+# alike for every kind of method).
+
+
+_PROBE = 16
+"""Examples on which each run is compared with itself alone before anything is scored."""
+# Of the logits' norm. Rounding that trained weights enlarge stays far below; a method that does
+# something else in a pass when it no longer trains does not.
+_TOLERANCE = {"fp32": 1e-2, "bf16": 1e-1}
+
+
+def evaluate_all(
+    models: Sequence[Model], materials: Materials, split: str, batch_size: int
+) -> tuple[list[Evaluation], str]:
+    """Each model's scores and mean trace; and if they had to be taken one by one, why.
+
+    `batch_size`: the most examples at a time, over all models together.
+    """
+    try:
+        return evaluate_together(models, materials, split, batch_size), ""
+    except (NotAlike, torch.OutOfMemoryError) as reason:
+        note = f"evaluated alone, not in a pass of {len(models)}: {reason}"
+    # Behind the handler: while it runs, the error keeps the memory of what it stopped.
+    return [evaluate(model, materials, split, batch_size) for model in models], note
+
+
+@torch.no_grad()
+def evaluate_together(
+    models: Sequence[Model], materials: Materials, split: str, batch_size: int
+) -> list[Evaluation]:
+    """`evaluate` of all models, each batch shared by all.
+
+    A run gets its share of `batch_size`, or a training batch if that is more: it has fitted with
+    all that gradients need. Raises NotAlike, before anything is scored, for models that do not do
+    together what each does alone.
+    """
+    for model in models:
+        model.eval()
+    examples = materials.splits[split]
+    size = max(materials.budget.batch, batch_size // len(models))
+    index = torch.arange(len(examples), device=materials.device)
+    parts = [examples.pick(rows) for rows in torch.split(index, size)]
+    predicted, traces = [], []
+    for logits, trace in _said(models, materials, parts, size):
+        predicted.append(logits.argmax(dim=-1))
+        traces.append(trace)
+    found = torch.cat(predicted, dim=1).cpu().numpy()
+    answers = examples.answers.cpu().numpy()
+    counts = [len(part) for part in parts]
+    return [
+        (materials.task.score(found[run], answers), _trace_of(run, counts, traces))
+        for run in range(len(models))
+    ]
+
+
+def _said(
+    models: Sequence[Model], materials: Materials, parts: Sequence[Batch], size: int
+) -> Iterator[Said]:
+    stack = Stack(models, materials)
+    # Blocks that are compiled see batches of one size only, whatever a split leaves over.
+    room = size if materials.device.type == "cuda" else 0
+    states = ahead(materials, stack.taps, [part.rows for part in parts])
+    for number, (batch, hidden) in enumerate(zip(parts, states, strict=True)):
+        try:
+            with autocast(materials):
+                said = stack.outputs(batch, hidden, room=room)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise NotAlike(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        if number == 0:
+            _require_alike(models, materials, batch, said[0])
+        yield said
+
+
+def _require_alike(
+    models: Sequence[Model],
+    materials: Materials,
+    batch: Batch,
+    together: Float[Tensor, "run batch answer"],
+) -> None:
+    """Compare the logits of the first examples with those of each model alone."""
+    few = batch.pick(torch.arange(min(_PROBE, len(batch)), device=materials.device))
+    for run, model in enumerate(models):
+        with autocast(materials):
+            alone, _ = model(few, materials)
+        apart = (together[run, : len(few)] - alone).float().norm()
+        # A run that diverged says nothing, together or alone.
+        if apart > _TOLERANCE[materials.budget.precision] * alone.float().norm():
+            raise NotAlike("a trained run says something else in the pass than alone")
+
+
+def _trace_of(run: int, counts: Sequence[int], traces: Sequence[Mapping[str, Tensor]]) -> Trace:
+    own = [{name: values[run] for name, values in trace.items()} for trace in traces]
+    return mean_trace(list(zip(counts, own, strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One cell of a pass, and the learning rate it is trained with."""
+
+    spec: CellSpec
+    tuned: Tuned
+    wanted: bool = True
+    """False for a run that only completes the pass: nobody asked for its scores."""
+
+
+Outcome = tuple[CellRecord, Scores] | FloatingPointError
+
+
+def run_pass(
+    method: type[Method], materials: Materials, members: Sequence[Member], *, eval_batch: int
+) -> list[Outcome | None]:
+    """The outcome of each wanted member, in order; the error of a run that diverged.
+
+    Models that cannot run together run one by one, and their records say why.
+    """
+    started = time.perf_counter()
+    models = [
+        build_model(
+            method, {**each.spec.settings, **each.tuned.settings}, materials, each.spec.seed
+        )
+        for each in members
+    ]
+    runs = [Run(seed=each.spec.seed, lr=each.tuned.lr) for each in members]
+    note = ""
+    try:
+        logs = train_together(models, materials, runs)
+    except (NotAlike, torch.OutOfMemoryError) as reason:
+        note = f"trained alone, not in a pass of {len(members)}: {reason}"
+    # Behind the handler: while it runs, the error keeps the memory of what it stopped.
+    if note:
+        return [_alone(method, materials, each, note, eval_batch) for each in members]
+    # All of them, wanted or not: what is missing changes no layout, and so no rounding.
+    found, note = evaluate_all(models, materials, split_of(members[0].spec), eval_batch)
+    notes = (note,) if note else ()
+    outcomes = [
+        _outcome(each, model, log, materials, one)
+        for each, model, log, one in zip(members, models, logs, found, strict=True)
+    ]
+    seconds = round((time.perf_counter() - started) / len(members), 3)
+    return [
+        (replace(one[0], seconds=seconds, notes=(*one[0].notes, *notes)), one[1])
+        if isinstance(one, tuple)
+        else one
+        for one in outcomes
+    ]
+
+
+def _outcome(
+    member: Member,
+    model: Model,
+    log: TrainingLog | FloatingPointError,
+    materials: Materials,
+    found: Evaluation,
+) -> Outcome | None:
+    if not member.wanted:
+        return None
+    if isinstance(log, FloatingPointError):
+        return log
+    return described(member.spec, model, log, materials, tuned=member.tuned, found=found)
+
+
+def _alone(
+    method: type[Method], materials: Materials, member: Member, note: str, eval_batch: int
+) -> Outcome | None:
+    if not member.wanted:
+        return None
+    try:
+        record, scores = run_cell(
+            member.spec, method, materials, tuned=member.tuned, eval_batch=eval_batch
+        )
+    except FloatingPointError as error:
+        return error
+    return replace(record, notes=(*record.notes, note)), scores
