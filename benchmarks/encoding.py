@@ -16,7 +16,7 @@ from workload import seconds, small_encoder
 from fusionbench.api.encoder import Encoder
 from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
-from fusionbench.study import PAPER
+from fusionbench.study.study import PAPER
 
 _BATCH = 64
 _TURNS = 3

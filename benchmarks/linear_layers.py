@@ -18,7 +18,7 @@ from fusionbench.encoders.products import by_onednn
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import train
 from fusionbench.launchers.memory import keep_freed_memory
-from fusionbench.study import QUICK
+from fusionbench.study.study import QUICK
 
 CPU = torch.device("cpu")
 SEED = 0

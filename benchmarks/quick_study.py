@@ -16,7 +16,7 @@ from rows import Row, finish
 from sampled import empty_cache, encode, jobs, run
 
 from fusionbench.launchers.memory import keep_freed_memory
-from fusionbench.study import QUICK
+from fusionbench.study.study import QUICK
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from fusionbench.records.cell import CellRecord, CellSpec
 from fusionbench.records.files import sha256_of
 from fusionbench.records.history import History, Run
 from fusionbench.records.store import Items, encode, make
-from fusionbench.study import PAPER, as_plain
+from fusionbench.study.study import PAPER, as_plain
 
 TRACE = {"layer_weights": [0.1] * 12}
 CODE = {"code": {"fusionbench": "0.1.0", "commit": "c0ffee0", "dirty": False}}

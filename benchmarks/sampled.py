@@ -9,11 +9,11 @@ from pathlib import Path
 
 from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import CellJob, EncodeJob
-from fusionbench.plan import Cell, make_plan
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study import Study
+from fusionbench.study.plan import Cell, make_plan
+from fusionbench.study.study import Study
 
 # Every layer of every task, at the sizes of the preset `paper`.
 _CACHE_GIB = 100.0

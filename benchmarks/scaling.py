@@ -20,7 +20,7 @@ from workload import find, small_budget
 from fusionbench.costs.pipeline import build_pipeline, training_step
 from fusionbench.costs.timing import interleaved
 from fusionbench.encoders.vit import ViT, ViTConfig
-from fusionbench.study import QUICK
+from fusionbench.study.study import QUICK
 
 TOKENS = (64, 144, 256, 576, 1024)
 BLOCKS = (6, 12, 24, 48)

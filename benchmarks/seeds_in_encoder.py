@@ -18,7 +18,7 @@ from fusionbench.harness.model import build_model
 from fusionbench.harness.passes import Run
 from fusionbench.harness.train import schedule
 from fusionbench.records.cell import Budget
-from fusionbench.study import PAPER
+from fusionbench.study.study import PAPER
 
 WAYS = {"loop": "", "blocks": "", "replay": "", "steps": "default", "graphs": "reduce-overhead"}
 """One seed after the other; in one pass with compiled blocks; the same recorded and replayed; whole

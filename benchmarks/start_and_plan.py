@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from rows import Row, finish
 
-from fusionbench.plan import make_plan
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study import QUICK
+from fusionbench.study.plan import make_plan
+from fusionbench.study.study import QUICK
 
 TURNS = 7
 CELLS, DONE = 100_000, 0.9

@@ -21,8 +21,8 @@ from pathlib import Path
 from rows import Row, chosen_device, finish, parser_of, partial_results
 from sampled import jobs, run
 
-from fusionbench.plan import Cell
-from fusionbench.study import PAPER, Study
+from fusionbench.study.plan import Cell
+from fusionbench.study.study import PAPER, Study
 
 Jobs = dict[str, list[tuple[Cell, ...]]]
 

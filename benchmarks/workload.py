@@ -19,7 +19,7 @@ from fusionbench.harness.stepping import taps_of
 from fusionbench.records.cell import Budget, Setting
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
-from fusionbench.study import PAPER, QUICK
+from fusionbench.study.study import PAPER, QUICK
 
 
 class Nothing(Task):

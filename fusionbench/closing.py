@@ -12,7 +12,7 @@ from fusionbench.records.history import Run
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import Catalog
 from fusionbench.registry.selection import select_methods, select_tasks
-from fusionbench.study import Study, as_plain
+from fusionbench.study.study import Study, as_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable

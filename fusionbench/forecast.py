@@ -12,11 +12,11 @@ import numpy as np
 
 from fusionbench.harness.bundle import bundle_path
 from fusionbench.listing import columns
-from fusionbench.plan import Cell, Plan
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.records.store import Store
 from fusionbench.registry.selection import shown
+from fusionbench.study.plan import Cell, Plan
 
 # Operations per second of one worker: what a small transformer reaches on one core of a server,
 # and on a data-centre GPU that such cells do not fill.

@@ -10,12 +10,12 @@ from fusionbench.api.errors import UserError
 from fusionbench.encoders.fetch import fetch
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event, Job, WorkerSetup
 from fusionbench.launchers.local import local_pool
-from fusionbench.plan import Cell, Plan, make_plan
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import Catalog
 from fusionbench.registry.selection import Unavailable
-from fusionbench.study import Study
+from fusionbench.study.plan import Cell, Plan, make_plan
+from fusionbench.study.study import Study
 
 _CPU_WORKERS, _GPU_WORKERS, _GPU_WORKERS_OF_PASSES = 8, 12, 4
 

@@ -9,7 +9,6 @@ from toy_encoder import SHAPE as TOY
 from toy_encoder import draw
 from toy_encoder import run as fuse_toy
 
-from fusionbench.ablation import base_of, factorial, one_factor_out
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
 from fusionbench.harness.model import build_fusion
@@ -17,6 +16,7 @@ from fusionbench.records.history import Design, Planned, note_design, read_desig
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import select_methods
+from fusionbench.study.ablation import base_of, factorial, one_factor_out
 
 CATALOG = read_catalog()
 LAYERS = ReaderShape(layers=4, width=16, heads=4, mlp=24)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import fusionbench
-from fusionbench import study
 from fusionbench.records import cell as records
+from fusionbench.study import study
 
 PACKAGE = Path(fusionbench.__file__).parent
 ROOT = PACKAGE.parent

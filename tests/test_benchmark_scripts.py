@@ -12,7 +12,7 @@ import torch
 from paired_studies import study
 
 from fusionbench.registry.plugins import load_encoder
-from fusionbench.study import PAPER
+from fusionbench.study.study import PAPER
 
 HERE = Path(__file__).resolve().parent.parent / "benchmarks"
 pytestmark = [

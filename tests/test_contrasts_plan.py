@@ -2,11 +2,11 @@
 
 import pytest
 
-from fusionbench import contrasts
 from fusionbench.api.errors import UserError
-from fusionbench.contrasts import Contrast, check_known, check_margins, read_contrasts
 from fusionbench.stats.verdicts import MOST_PLANNED
-from fusionbench.studyfile import load_study
+from fusionbench.study import contrasts
+from fusionbench.study.contrasts import Contrast, check_known, check_margins, read_contrasts
+from fusionbench.study.study import load_study
 
 
 def test_a_contrast_takes_the_studys_baseline_and_the_methods_own_control():

@@ -18,7 +18,7 @@ from fusionbench.diff.text import Folder, page
 from fusionbench.records.history import Run
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
-from fusionbench.study import QUICK, as_plain
+from fusionbench.study.study import QUICK, as_plain
 
 GAINS = {"penultimate": 0.0, "mema": 0.0}
 

@@ -199,7 +199,7 @@ def test_a_diverging_run_raises_instead_of_scoring():
 def test_specs_of_tuning_runs_differ_from_those_of_evaluation():
     from dataclasses import replace
 
-    from fusionbench.plan import tuning_specs
+    from fusionbench.study.plan import tuning_specs
 
     tuned = replace(spec(), budget=replace(BUDGET, lrs=(1e-3, 3e-3), tuning_seeds=2))
     runs = tuning_specs(tuned)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fusionbench import task_source
 from fusionbench.harness.bundle import bundle_path, cut, drop_images, kept_images, read_bundle
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study import SMOKE
-from fusionbench.task_source import load_data, task_hash, task_hashes
+from fusionbench.study import data as task_source
+from fusionbench.study.data import load_data, task_hash, task_hashes
+from fusionbench.study.study import SMOKE
 
 NAMES = ("digits", "planted_layer")
 BUDGET = SMOKE.budget

@@ -8,12 +8,10 @@ import torch
 
 from fusionbench.api.task import data_hash, validate
 from fusionbench.encoders.vit import resize
-from fusionbench.packed import packed_data, packed_tasks
-from fusionbench.packing import pack
-from fusionbench.plan import make_plan
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study import QUICK
-from fusionbench.task_source import load_data, task_hash
+from fusionbench.study.data import load_data, pack, packed_data, packed_tasks, task_hash
+from fusionbench.study.plan import make_plan
+from fusionbench.study.study import QUICK
 
 SIZE = 32
 

@@ -9,11 +9,11 @@ from sweep_plugin import __file__ as plugin
 from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import CellJob
 from fusionbench.launchers.passes import seeds_of_pass
-from fusionbench.plan import make_plan
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study import SMOKE
+from fusionbench.study.plan import make_plan
+from fusionbench.study.study import SMOKE
 from fusionbench.sweep import _jobs
 
 LAYERS = 8

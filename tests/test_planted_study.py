@@ -10,11 +10,11 @@ import pytest
 
 from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import EncodeJob
-from fusionbench.plan import make_plan
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study import QUICK
+from fusionbench.study.plan import make_plan
+from fusionbench.study.study import QUICK
 from fusionbench.sweep import _jobs
 
 LAYERS = tuple(f"layer[index={index}]" for index in range(9))

@@ -16,7 +16,7 @@ from fusionbench.power.text import long_rows, page
 from fusionbench.records.history import Run
 from fusionbench.records.pairs import Results, difference
 from fusionbench.records.store import Store
-from fusionbench.study import QUICK, as_plain
+from fusionbench.study.study import QUICK, as_plain
 
 GAINS = {"penultimate": 0.0, "repeat": 0.0, "mema": 0.1}
 ONE = Goal(effect=5.0, contrasts=1, pilot=False)

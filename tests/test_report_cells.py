@@ -24,7 +24,7 @@ from fusionbench.harness.materials import Materials
 from fusionbench.records.cell import CellSpec
 from fusionbench.records.history import Run
 from fusionbench.records.store import Items, Store
-from fusionbench.study import QUICK, as_plain
+from fusionbench.study.study import QUICK, as_plain
 
 SEEDS = 5
 TRAINED = replace(BUDGET, steps=30)

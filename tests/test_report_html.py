@@ -18,8 +18,7 @@ from fusionbench.report.html.grid import details, shorter
 from fusionbench.report.html.inline import inline
 from fusionbench.report.html.write import write_html
 from fusionbench.report.style import DARK
-from fusionbench.study import PAPER, as_plain
-from fusionbench.studyfile import load_study
+from fusionbench.study.study import PAPER, as_plain, load_study
 
 METHODS = ("penultimate", "last", "mema", "scalar_mix", "token_packer-coarse")
 SCORES = {"penultimate": 0.5, "last": 0.31, "mema": 0.72, "scalar_mix": 0.1}

@@ -13,7 +13,7 @@ from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
 from fusionbench.report.build import write_report
 from fusionbench.report.reported import Reported, reported, reported_rows, reported_section
-from fusionbench.study import QUICK
+from fusionbench.study.study import QUICK
 
 MMFUSER = next(
     one for one in reported()

@@ -3,8 +3,7 @@
 import pytest
 
 from fusionbench.api.errors import UserError
-from fusionbench.study import PAPER, PRESETS, QUICK
-from fusionbench.studyfile import load_study, preset, with_overrides
+from fusionbench.study.study import PAPER, PRESETS, QUICK, load_study, preset, with_overrides
 
 
 def read(tmp_path, text):

@@ -6,12 +6,12 @@ from fusionbench.api.types import StackShape
 from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import EncodeJob
-from fusionbench.plan import make_plan
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
-from fusionbench.study import SMOKE
+from fusionbench.study.plan import make_plan
+from fusionbench.study.study import SMOKE
 
 # Of the planted encoder with 8 blocks: the mean of four layers is one file.
 DECLARED = {

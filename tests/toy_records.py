@@ -6,7 +6,7 @@ import numpy as np
 
 from fusionbench.records.cell import CellRecord, CellSpec
 from fusionbench.records.store import Items, Store
-from fusionbench.study import QUICK
+from fusionbench.study.study import QUICK
 
 ITEMS = Items(names=tuple(f"item-{i}" for i in range(40)), groups=tuple("abcd" * 10))
 CODE = {"fusionbench": "0.1.0", "commit": "c0ffee", "dirty": False}

@@ -14,7 +14,7 @@ from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Run
 from fusionbench.records.store import Items, Store
 from fusionbench.report.build import Wanted, write_report
-from fusionbench.study import QUICK, as_plain
+from fusionbench.study.study import QUICK, as_plain
 
 CONTROLS = {
     "penultimate": "none: it is a baseline itself",

@@ -13,7 +13,7 @@ from toy_records import CODE
 from fusionbench.records.cell import CellRecord, CellSpec
 from fusionbench.records.history import Run
 from fusionbench.records.store import Items, Store
-from fusionbench.study import QUICK, as_plain
+from fusionbench.study.study import QUICK, as_plain
 
 LAYERS = 12
 FAMILIES = {

@@ -9,7 +9,7 @@ from typing import Any
 from fusionbench.api.errors import UserError, did_you_mean, unknown
 from fusionbench.claims.claim import Claim, Relation
 from fusionbench.registry.selection import split_names
-from fusionbench.study import QUICK
+from fusionbench.study.study import QUICK
 
 PUBLISHED = "published"
 """The name of the file that ships with the package."""

@@ -13,8 +13,7 @@ from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings,
 from fusionbench.commands.run import checked_device
 from fusionbench.commands.shared import check_encoder, found, read, say
 from fusionbench.records.cell import RunOptions
-from fusionbench.study import QUICK, Study
-from fusionbench.studyfile import preset, with_overrides
+from fusionbench.study.study import QUICK, Study, preset, with_overrides
 
 if TYPE_CHECKING:
     from fusionbench.records.history import Design, Planned
@@ -82,7 +81,7 @@ def designed(
     catalog: "Catalog", method: str, study: Study, *, factorial: str, only: str
 ) -> "Design":
     """The arms: one change at a time, or the combinations of some switches."""
-    from fusionbench import ablation
+    from fusionbench.study import ablation
 
     base = ablation.base_of(catalog, method, study.settings)
     if factorial:
@@ -138,8 +137,8 @@ def of_design(study: Study, design: "Design") -> Study:
 
 def plan_of(study: Study, design: "Design", catalog: "Catalog") -> "Planned":
     """The design and the ids of its cells."""
-    from fusionbench.plan import make_plan
     from fusionbench.records.history import Planned
+    from fusionbench.study.plan import make_plan
 
     plan = make_plan(study, catalog, {})
     cells: dict[str, dict[str, tuple[str, ...]]] = {}

@@ -42,8 +42,8 @@ def pack(
     catalog = read(plugins)
     refuse_plugged(catalog, encoder, "pack")
     pixels = size or check_encoder(catalog, encoder, 0).size
-    from fusionbench.packing import pack as write_pack
     from fusionbench.registry.selection import select_tasks, split_names
+    from fusionbench.study.data import pack as write_pack
 
     names = [name for text in tasks for name in split_names(text)]
     chosen, left_out = select_tasks(catalog, names)

@@ -12,8 +12,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
 from fusionbench.commands.shared import check_encoder, found, read, say
 from fusionbench.records.cell import RunOptions
-from fusionbench.study import QUICK, Study
-from fusionbench.studyfile import load_study, preset, with_overrides
+from fusionbench.study.study import QUICK, Study, load_study, preset, with_overrides
 
 
 @app.command("run")
@@ -98,8 +97,8 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     catalog = read(options.plugins)
     check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench import closing
-    from fusionbench.contrasts import check_known, read_contrasts
     from fusionbench.registry.selection import select_methods, select_tasks
+    from fusionbench.study.contrasts import check_known, read_contrasts
 
     # Names and settings are checked before a folder is made.
     chosen = select_methods(catalog, study.methods, study.settings)
@@ -125,8 +124,8 @@ def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
     catalog = read(options.plugins)
     check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench.forecast import forecast
-    from fusionbench.plan import make_plan
     from fusionbench.records.store import Store
+    from fusionbench.study.plan import make_plan
 
     store = Store.open(options.out) if Path(options.out).exists() else None
     plan = make_plan(study, catalog, store.finished() if store else {})

@@ -32,7 +32,7 @@ def packed_here() -> Collection[str]:
     """Tasks of the packed folder, if there is one: they need none of their packages."""
     if not os.environ.get("FUSIONBENCH_DATA"):
         return ()
-    from fusionbench.packed import packed_tasks
+    from fusionbench.study.data import packed_tasks
 
     return packed_tasks()
 

@@ -24,12 +24,12 @@ from fusionbench.harness.passes import Member, Outcome, run_pass
 from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers import passes
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
-from fusionbench.plan import Cell, layer_cells, tuning_specs
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import code_state, hardware, plugin_files, software
-from fusionbench.task_source import load_data
+from fusionbench.study.data import load_data
+from fusionbench.study.plan import Cell, layer_cells, tuning_specs
 
 _ERROR_LINES = 12
 # What `--compile` asks for beyond blocks, as modes of torch.compile.

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from fusionbench.plan import Cell
 from fusionbench.records.cell import RunOptions
+from fusionbench.study.plan import Cell
 
 
 @dataclass(frozen=True, kw_only=True)

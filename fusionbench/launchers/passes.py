@@ -12,8 +12,8 @@ from itertools import groupby
 
 from fusionbench.harness.cell import Tuned
 from fusionbench.harness.passes import Member, Outcome
-from fusionbench.plan import Cell
 from fusionbench.records.cell import CellRecord, CellSpec
+from fusionbench.study.plan import Cell
 
 
 def seeds_of_pass(seed: int, size: int) -> range:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fusionbench.api.errors import UserError, unknown
-from fusionbench.contrasts import Contrast
 from fusionbench.power.outlook import Goal, Outlook, outlook
 from fusionbench.records.pairs import Gap, Results
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis.plan import make_plan, resolved
 from fusionbench.report.tables import aggregates
 from fusionbench.stats.verdicts import MOST_PLANNED
+from fusionbench.study.contrasts import Contrast
 
 
 @dataclass(frozen=True, kw_only=True)

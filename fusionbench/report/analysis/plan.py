@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fusionbench.api.errors import unknown
-from fusionbench.contrasts import MOST_PLANNED, SUITE, Contrast, read_contrasts
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Run
 from fusionbench.records.scores import ScoreTable
 from fusionbench.stats.verdicts import SUITE_MARGIN, TASK_MARGIN
+from fusionbench.study.contrasts import MOST_PLANNED, SUITE, Contrast, read_contrasts
 
 BASELINE = "penultimate"
 _NO_CONTROL = "none"

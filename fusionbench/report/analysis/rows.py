@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 
-from fusionbench.contrasts import Contrast
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis.families import (
     ALPHA,
@@ -22,6 +21,7 @@ from fusionbench.report.analysis.plan import Plan, resolved
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.suite import over_families
 from fusionbench.stats.verdicts import both_differ, holm
+from fusionbench.study.contrasts import Contrast
 
 Kind = Literal["planned", "followup", "exploratory"]
 

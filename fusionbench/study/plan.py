@@ -10,8 +10,8 @@ from fusionbench.records.cell import TUNING_SEED, CellSpec, Setting
 from fusionbench.registry.catalog import Catalog, TaskCard
 from fusionbench.registry.encoder_cards import describe
 from fusionbench.registry.selection import Chosen, Unavailable, select_methods, select_tasks
-from fusionbench.study import Study
-from fusionbench.task_source import task_hashes
+from fusionbench.study.data import task_hashes
+from fusionbench.study.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)

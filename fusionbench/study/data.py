@@ -1,0 +1,220 @@
+"""A folder that makes a run need nothing else: images, questions, splits and encoder weights.
+
+For machines without a package index: `fusionbench pack ... OUT` here, `FUSIONBENCH_DATA=OUT` there.
+Images larger than the encoder's input are resized as the encoder would do it, to whole grey
+levels, so that a packed run and an unpacked one see the same pixels.
+"""
+
+import hashlib
+import json
+import lzma
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fusionbench.api.task import SPLITS, Split, TaskData, data_hash, validate
+from fusionbench.encoders.fetch import fetch
+from fusionbench.harness.bundle import keep
+from fusionbench.records.cell import Budget, canonical
+from fusionbench.records.files import cache_dir, write_atomic
+from fusionbench.records.parallel import in_order
+from fusionbench.registry.catalog import TaskCard
+from fusionbench.registry.plugins import load_task
+
+# Where a task's data comes from: its own loader, or a packed folder. No torch here.
+
+
+def load_data(card: TaskCard) -> TaskData:
+    """A task's data; ValueError if the task breaks the contract."""
+    if (packed := packed_data(card.name)) is not None:
+        return packed
+    data = load_task(card).load()
+    validate(data)
+    return data
+
+
+def task_hash(card: TaskCard) -> str:
+    """Hash of a task's data, remembered for as long as its source files stay the same."""
+    return task_hashes([card])[card.name]
+
+
+def task_hashes(cards: Sequence[TaskCard], keep_for: Budget | None = None) -> Mapping[str, str]:
+    """`task_hash` by name; what is not known yet is looked at several at a time.
+
+    What was rendered or read for it is thrown away; with a budget its cut is kept for the encoder.
+    """
+    found = {card.name: _known(card) for card in cards}
+    unknown = [card for card in cards if not found[card.name]]
+    looks = in_order([partial(_look, card, keep_for) for card in unknown])
+    return found | {card.name: seen for card, seen in zip(unknown, looks, strict=True)}
+
+
+def _known(card: TaskCard) -> str:
+    if card.name in (packed := packed_tasks()):
+        return packed[card.name]
+    note = _note(card)
+    return note.read_text().strip() if note.is_file() else ""
+
+
+def _look(card: TaskCard, budget: Budget | None) -> str:
+    data = load_data(card)
+    found = data_hash(data)
+    # Without a writable cache folder the data is read each time: slower, never wrong.
+    with suppress(OSError):
+        write_atomic(_note(card), found.encode())
+        if budget is not None:
+            keep(card.name, found, data, budget)
+    return found
+
+
+def _note(card: TaskCard) -> Path:
+    stamp = canonical([card.name, card.version, sorted(_stamps(card))])
+    return cache_dir("data", hashlib.sha256(stamp.encode()).hexdigest()[:24])
+
+
+def _stamps(card: TaskCard) -> Iterator[list[str | int]]:
+    """Size and time of the task's code and data files and of its packages' records."""
+    source = Path(card.file)
+    for path in [*source.parent.glob(f"{source.stem}.*"), *source.parent.glob("_*.py")]:
+        yield [path.name, *_stamp(path)]
+    for package in card.needs:
+        for record in _package_records(package):
+            yield [package, *_stamp(record)]
+
+
+def _package_records(package: str) -> Iterator[Path]:
+    for name in packages_distributions().get(package, ()):
+        try:
+            files = distribution(name).files or ()
+        except PackageNotFoundError:
+            continue
+        yield from (Path(str(f.locate())) for f in files if f.name == "RECORD")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+# Reading a packed folder: tasks that need no package. See `fusionbench.packing`.
+
+
+MANIFEST = "manifest.json"
+
+
+def packed_folder() -> Path | None:
+    """The folder that `fusionbench pack` wrote, if FUSIONBENCH_DATA names one."""
+    named = os.environ.get("FUSIONBENCH_DATA", "")
+    return Path(named).expanduser() if named else None
+
+
+def packed_tasks() -> dict[str, str]:
+    """Name of each packed task and the hash of its data before any resizing."""
+    folder = packed_folder()
+    manifest = folder / MANIFEST if folder else None
+    if manifest is None or not manifest.exists():
+        return {}
+    return dict(json.loads(manifest.read_text())["tasks"])
+
+
+def packed_data(task: str) -> TaskData | None:
+    """A packed task's data; None if it was not packed."""
+    folder = packed_folder()
+    if folder is None or task not in packed_tasks():
+        return None
+    home = folder / "tasks"
+    values = json.loads(lzma.decompress((home / f"{task}.json.xz").read_bytes()))
+    stored = lzma.decompress((home / f"{task}.images.xz").read_bytes())
+    images = np.frombuffer(stored, dtype=np.uint8).reshape(values["shape"])
+    if values["grey"]:
+        images = np.repeat(images[..., None], 3, axis=-1)
+    splits = {name: _split(values["splits"][name]) for name in SPLITS}
+    return TaskData(images=images, answers=tuple(values["answers"]), **splits)
+
+
+def _split(values: dict[str, list[str] | list[int]]) -> Split:
+    return Split(
+        items=tuple(str(item) for item in values["items"]),
+        images=np.array(values["images"], dtype=np.int64),
+        questions=tuple(str(question) for question in values["questions"]),
+        answers=np.array(values["answers"], dtype=np.int64),
+    )
+
+
+_BATCH = 256
+Pixels = UInt8[np.ndarray, "image height width 3"]
+
+
+def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> tuple[int, int]:
+    """Write the tasks' data at most `size` pixels wide and the encoder's weights.
+
+    Gives the number of tasks written and the folder's size in bytes. What travels with the
+    package is not copied: tasks that are rendered (they need no other package) and `nano`.
+    Raises ValueError for an unknown encoder, OSError if its weights cannot be fetched.
+    """
+    weights = fetch(encoder)
+    hashes = {}
+    for card in tasks:
+        if not card.needs:
+            continue
+        data = load_data(card)
+        _write_task(out / "tasks", card.name, data, _fitted(data.images, size))
+        hashes[card.name] = task_hash(card)
+    if encoder != "nano":
+        _copy_weights(weights, out / "weights")
+    # Written last: a folder without it is no pack.
+    manifest = {"tasks": hashes, "encoder": encoder, "size": size}
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    size_written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return len(hashes), size_written
+
+
+def _copy_weights(weights: Path, folder: Path) -> None:
+    if weights.is_dir():
+        shutil.copytree(weights, folder / weights.name, dirs_exist_ok=True)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (weights, weights.with_suffix(".json")):
+        shutil.copyfile(file, folder / file.name)
+
+
+def _fitted(images: Pixels, size: int) -> Pixels:
+    """Images no larger than the encoder reads them; small ones stay as they are."""
+    if max(images.shape[1:3]) <= size:
+        return images
+    import torch
+
+    from fusionbench.encoders.vit import resize
+
+    parts = torch.split(torch.from_numpy(images), _BATCH)
+    return np.concatenate([resize(part, size).numpy() for part in parts])
+
+
+def _write_task(home: Path, task: str, data: TaskData, images: Pixels) -> None:
+    grey = bool((images[..., 0:1] == images).all())
+    stored = np.ascontiguousarray(images[..., 0] if grey else images)
+    values = {
+        "shape": list(stored.shape),
+        "grey": grey,
+        "answers": list(data.answers),
+        "splits": {name: _plain(data.split(name)) for name in SPLITS},
+    }
+    home.mkdir(parents=True, exist_ok=True)
+    (home / f"{task}.json.xz").write_bytes(lzma.compress(json.dumps(values).encode()))
+    (home / f"{task}.images.xz").write_bytes(lzma.compress(stored.tobytes()))
+
+
+def _plain(split: Split) -> dict[str, list[str] | list[int]]:
+    return {
+        "items": list(split.items),
+        "images": split.images.tolist(),
+        "questions": list(split.questions),
+        "answers": split.answers.tolist(),
+    }
