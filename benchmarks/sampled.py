@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import CellJob, EncodeJob
+from fusionbench.launchers.runner import Desk
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog

@@ -17,8 +17,8 @@ from fusionbench.study.study import Study, as_plain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fusionbench.launchers.sweep import SweepResult
     from fusionbench.report.build import ReportPaths
-    from fusionbench.sweep import SweepResult
 
 
 def note_run(study: Study, options: RunOptions, catalog: Catalog) -> None:

@@ -121,7 +121,7 @@ def _rate(options: RunOptions) -> float:
 
 
 def _workers(plan: Plan, options: RunOptions) -> int:
-    from fusionbench.sweep import worker_count
+    from fusionbench.launchers.sweep import worker_count
 
     together = max((cell.spec.budget.seeds_per_pass for cell in plan.pending), default=1)
     return worker_count(options, seeds_per_pass=together)

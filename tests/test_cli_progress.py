@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from fusionbench import progress
-from fusionbench.progress import Lines, Live, Silent, make_progress, remaining
+from fusionbench.launchers import progress
+from fusionbench.launchers.progress import Lines, Live, Silent, make_progress, remaining
 
 
 class Clock:

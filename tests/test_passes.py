@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 from sweep_plugin import __file__ as plugin
 
-from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import CellJob
-from fusionbench.launchers.passes import seeds_of_pass
+from fusionbench.launchers.runner import Desk, seeds_of_pass
+from fusionbench.launchers.sweep import _jobs
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.plan import make_plan
 from fusionbench.study.study import SMOKE
-from fusionbench.sweep import _jobs
 
 LAYERS = 8
 """Of the planted encoder."""

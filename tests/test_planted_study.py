@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import EncodeJob
+from fusionbench.launchers.runner import Desk
+from fusionbench.launchers.sweep import _jobs
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.plan import make_plan
 from fusionbench.study.study import QUICK
-from fusionbench.sweep import _jobs
 
 LAYERS = tuple(f"layer[index={index}]" for index in range(9))
 JOINT = ("scalar_mix", "dense_connector-sci", "dense_connector-dci")

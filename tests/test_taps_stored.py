@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from fusionbench.api.types import StackShape
 from fusionbench.harness.stepping import taps_of
-from fusionbench.launchers.desk import Desk
 from fusionbench.launchers.jobs import EncodeJob
+from fusionbench.launchers.runner import Desk
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from fusionbench.launchers.sweep import worker_count
 from fusionbench.records.cell import RunOptions
-from fusionbench.sweep import worker_count
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,10 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     study = of_design(study, design)
     check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench import closing
-    from fusionbench.progress import make_progress
+    from fusionbench.launchers.progress import make_progress
+    from fusionbench.launchers.sweep import bring_encoder, run_study
     from fusionbench.records.history import note_design
     from fusionbench.records.store import Store
-    from fusionbench.sweep import bring_encoder, run_study
 
     # Before the run: what decides an id may change on disk while the cells train.
     bring_encoder(study, catalog)

@@ -105,9 +105,9 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     select_tasks(catalog, study.tasks)
     planned = read_contrasts(study.contrasts, study.baseline)
     check_known(planned, {one.label for one in chosen} | set(catalog.methods))
-    from fusionbench.progress import make_progress
+    from fusionbench.launchers.progress import make_progress
+    from fusionbench.launchers.sweep import run_study
     from fusionbench.records.store import Store
-    from fusionbench.sweep import run_study
 
     result = run_study(study, options, catalog, make_progress(quiet=options.quiet))
     closing.note_run(study, options, catalog)

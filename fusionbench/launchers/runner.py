@@ -1,8 +1,9 @@
 """What a worker keeps between jobs (encoders, the materials of one task) and how it does a job."""
 
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.passes import Member, Outcome, run_pass
 from fusionbench.harness.stepping import taps_of
-from fusionbench.launchers import passes
 from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.store import Items, Store
@@ -30,6 +30,56 @@ from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import code_state, hardware, plugin_files, software
 from fusionbench.study.data import load_data
 from fusionbench.study.plan import Cell, layer_cells, tuning_specs
+
+# Which cells are trained in one pass, and which learning rate they get.
+#
+# The layout of a pass is fixed by the budget, never by what is missing: seeds come in blocks of
+# `seeds_per_pass` from 0 on, and the tuning runs of a cell, all learning rates and seeds, are one
+# pass. To fill a missing cell its whole pass is trained again and only what is missing is written,
+# so that a run which was stopped ends with the numbers of one which was not.
+
+
+def seeds_of_pass(seed: int, size: int) -> range:
+    """The block of seeds that are trained together with this one."""
+    first = seed - seed % size
+    return range(first, first + size)
+
+
+def blocks(cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
+    """The cells of one job, pass by pass."""
+
+    def first_seed(cell: Cell) -> int:
+        return seeds_of_pass(cell.spec.seed, cell.spec.budget.seeds_per_pass).start
+
+    for _, group in groupby(sorted(cells, key=lambda cell: cell.spec.seed), key=first_seed):
+        yield tuple(group)
+
+
+def members(cells: Sequence[Cell], tuned: Tuned) -> list[Member]:
+    """The whole pass of these cells; seeds that nobody asked for complete it."""
+    spec = cells[0].spec
+    wanted = {cell.spec.seed for cell in cells}
+    return [
+        Member(spec=replace(spec, seed=seed), tuned=tuned, wanted=seed in wanted)
+        for seed in seeds_of_pass(spec.seed, spec.budget.seeds_per_pass)
+    ]
+
+
+def tuning_members(grid: Mapping[float, Sequence[CellSpec]]) -> list[Member]:
+    """All runs that choose a learning rate."""
+    return [
+        Member(spec=spec, tuned=Tuned(lr=lr, scores={}))
+        for lr, runs in grid.items()
+        for spec in runs
+    ]
+
+
+def tuning_record(member: Member, outcome: Outcome) -> CellRecord:
+    """The record of a tuning run; one that diverged scores nothing."""
+    if isinstance(outcome, FloatingPointError):
+        return CellRecord(spec=member.spec, status="done", score=0.0, notes=(str(outcome),))
+    return outcome[0]
+
 
 _ERROR_LINES = 12
 # What `--compile` asks for beyond blocks, as modes of torch.compile.
@@ -64,7 +114,7 @@ class Desk:
 
     def run(self, job: CellJob) -> Iterator[Event]:
         """Train and record each cell; a cell that fails does not stop the others."""
-        for cells in passes.blocks(job.cells):
+        for cells in blocks(job.cells):
             yield from (Event(kind="begun", cell=cell) for cell in cells)
             alone = cells[0].spec.budget.seeds_per_pass == 1
             try:
@@ -86,7 +136,7 @@ class Desk:
             tuned = choose_layer(cells[0].chosen.card.tries, found)
         else:
             tuned = self._tuned_together(cells[0])
-        wanted = passes.members(cells, tuned)
+        wanted = members(cells, tuned)
         outcomes = self._outcomes(cells[0], wanted)
         for cell in cells:
             outcome = outcomes[cell.spec.id]
@@ -100,11 +150,11 @@ class Desk:
         grid = tuning_specs(cell.spec, always=always)
         if not grid:
             return Tuned(lr=cell.spec.budget.lrs[0], scores={})
-        runs = passes.tuning_members(grid)
+        runs = tuning_members(grid)
         if not all(self.store.find(run.spec.id) for run in runs):
             outcomes = self._outcomes(cell, runs)
             for run in runs:
-                self._write(cell, passes.tuning_record(run, outcomes[run.spec.id]))
+                self._write(cell, tuning_record(run, outcomes[run.spec.id]))
         found = {
             lr: [_score(self.store.find(s.id), s) for s in specs] for lr, specs in grid.items()
         }
@@ -276,7 +326,7 @@ def _all_taps(cells: Sequence[Cell], encoder: Encoder, spec: CellSpec) -> set[Ta
         try:
             method = load_method(cell.chosen.card)
             size = cell.spec.budget.seeds_per_pass
-            seeds = {run.seed for run in runs} | {*passes.seeds_of_pass(cell.spec.seed, size)}
+            seeds = {run.seed for run in runs} | {*seeds_of_pass(cell.spec.seed, size)}
             for seed in seeds:
                 stream = (spec.task, seed)
                 own = shape_of(shape, cell.chosen.settings, spec.budget)
