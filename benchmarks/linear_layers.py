@@ -13,7 +13,7 @@ import torch
 from rows import Row, finish
 from workload import find, materials
 
-from fusionbench.costs.shapes import subject
+from fusionbench.cost.shapes import subject
 from fusionbench.encoders.products import by_onednn
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import train

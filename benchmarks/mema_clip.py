@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from workload import find
 
 from fusionbench.api.encoder import Encoder
-from fusionbench.costs.pipeline import build_pipeline, compiled, training_step
-from fusionbench.costs.timing import interleaved, peak_bytes
+from fusionbench.cost.pipeline import build_pipeline, compiled, training_step
+from fusionbench.cost.timing import interleaved, peak_bytes
 from fusionbench.encoders.hf import HfEncoder
 from fusionbench.encoders.vit import ViT, ViTConfig
 

@@ -5,7 +5,7 @@ python benchmarks/profile_twice.py --device cuda
 
 from rows import Row, chosen_device, finish, parser_of
 
-from fusionbench.costs.bench import Bench
+from fusionbench.cost.profile import Bench
 from fusionbench.records.cost import Asked
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods

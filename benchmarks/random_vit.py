@@ -6,7 +6,7 @@ Time depends on the shape alone; scores mean nothing, and no benchmark reports o
 import torch
 
 from fusionbench.api import Encoder, encoder
-from fusionbench.costs.shapes import SHAPES
+from fusionbench.cost.shapes import SHAPES
 from fusionbench.encoders.vit import ViT
 
 

@@ -17,8 +17,8 @@ from seeds_on_features import compare
 from start_and_plan import plan_rows
 from workload import find, small_budget
 
-from fusionbench.costs.pipeline import build_pipeline, training_step
-from fusionbench.costs.timing import interleaved
+from fusionbench.cost.pipeline import build_pipeline, training_step
+from fusionbench.cost.timing import interleaved
 from fusionbench.encoders.vit import ViT, ViTConfig
 from fusionbench.study.study import QUICK
 

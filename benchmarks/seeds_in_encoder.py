@@ -10,7 +10,7 @@ import torch
 from rows import Row, chosen_device, finish, parser_of
 from workload import find, materials
 
-from fusionbench.costs.shapes import subject
+from fusionbench.cost.shapes import subject
 from fusionbench.harness import passes as several
 from fusionbench.harness import train as one
 from fusionbench.harness.frozen import compile_blocks

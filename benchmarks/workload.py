@@ -10,7 +10,7 @@ import torch
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.fusion import Method
 from fusionbench.api.task import Task, TaskData
-from fusionbench.costs.shapes import subject
+from fusionbench.cost.shapes import subject
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle, Examples
 from fusionbench.harness.materials import Materials

@@ -10,11 +10,13 @@ from published_sizes import REFERENCE
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
-from fusionbench.costs import bench, flops, language, timing
-from fusionbench.costs.bench import Bench
-from fusionbench.costs.held import most_held
-from fusionbench.costs.shapes import SHAPES, subject
-from fusionbench.costs.timing import interleaved, spread
+from fusionbench.cost import counting as flops
+from fusionbench.cost import profile as bench
+from fusionbench.cost import shapes as language
+from fusionbench.cost import timing
+from fusionbench.cost.profile import Bench
+from fusionbench.cost.shapes import SHAPES, subject
+from fusionbench.cost.timing import interleaved, most_held, spread
 from fusionbench.records.cost import Asked, read
 from fusionbench.registry import provenance
 from fusionbench.registry.catalog import read_catalog

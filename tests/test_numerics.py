@@ -16,7 +16,7 @@ from test_batched import BUDGET, in_double, named, shared_by
 from toy_cells import BrightHalf, PixelToyEncoder
 from toy_encoder import SHAPE
 
-from fusionbench.costs.pipeline import build_pipeline
+from fusionbench.cost.pipeline import build_pipeline
 from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.encoders.vit import Block, ViT, ViTConfig

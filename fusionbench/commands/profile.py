@@ -72,7 +72,7 @@ def profile(
     With `missing`, one that was profiled under these conditions before is left as it is.
     """
     from fusionbench.api.types import Unsupported
-    from fusionbench.costs.bench import Bench
+    from fusionbench.cost.profile import Bench
     from fusionbench.records.cost import read, write
 
     bench = Bench(asked)

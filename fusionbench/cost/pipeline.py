@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusionbench.api.encoder import Encoder
 from fusionbench.api.fusion import Fusion, InEncoderFusion, Method, Tap
 from fusionbench.api.types import Fused
-from fusionbench.costs import language
+from fusionbench.cost import shapes as language
 from fusionbench.harness.frozen import next_step
 from fusionbench.harness.model import build_fusion
 from fusionbench.harness.stepping import fuse, needs_encoder

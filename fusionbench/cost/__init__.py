@@ -1,0 +1,1 @@
+"""What a fusion costs over the bare encoder: parameters, operations, time, memory."""
