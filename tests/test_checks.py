@@ -10,10 +10,8 @@ from registered_methods import names
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Unsupported
 from fusionbench.checks import check_method, checks, each_check
-from fusionbench.checks.find import find
-from fusionbench.checks.markdown import page
-from fusionbench.checks.runner import run_checks
-from fusionbench.checks.subject import Subject
+from fusionbench.checks.run import find, page, run_checks
+from fusionbench.checks.toy import Subject
 from fusionbench.commands.check import check
 
 # Four fifths of the time; the others run for every method and every mutant.

@@ -6,32 +6,11 @@ declared by the method: `expected_failures = {"batch_split": "why"}`.
 """
 
 # Imported for what they add to the suite, in the order in which checks run.
-from fusionbench.checks import (  # noqa: F401, I001
-    shapes,
-    extras,
-    precision,
-    batch,
-    determinism,
-    gradients,
-    frozen,
-    taps,
-    declared,
-    storage,
-    compiled,
-    vmapped,
-    answers,
-    learning,
-)
-from fusionbench.checks.outcome import (
-    CheckFailed,
-    CheckRecord,
-    CheckReport,
-    CheckSkipped,
-    Outcome,
-)
-from fusionbench.checks.pytest_items import each_check
-from fusionbench.checks.runner import check_method, run_check, run_checks
-from fusionbench.checks.suite import Check, check, checks
+from fusionbench.checks import contract, isolation, training, transforms  # noqa: F401
+from fusionbench.checks.kit import CheckFailed, CheckRecord, CheckReport, CheckSkipped, Outcome
+from fusionbench.checks.run import each_check
+from fusionbench.checks.run import check_method, run_check, run_checks
+from fusionbench.checks.kit import Check, check, checks
 
 __all__ = [
     "Check",

@@ -1,13 +1,29 @@
 """A small random transformer behind the encoder contract, and batches for it: no weights needed."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Literal
+
+import numpy as np
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionbench.api.encoder import Encoder
-from fusionbench.api.types import StackShape
+from fusionbench.api.fusion import Method, Tap
+from fusionbench.api.seeding import stream
+from fusionbench.api.task import Scoring
+from fusionbench.api.types import Fused, StackShape
+from fusionbench.encoders.features import FeatureKey
+from fusionbench.harness.bundle import Bundle, Examples
+from fusionbench.harness.materials import Materials
+from fusionbench.harness.model import own_settings
+from fusionbench.harness.stepping import States, fuse
+from fusionbench.readers.decoder import DecoderReader, decoder_shape
+from fusionbench.records.cell import Budget, Setting
 
 
 class ToyEncoder(Encoder):
@@ -75,3 +91,259 @@ def draw(
     rng = torch.Generator().manual_seed(seed)
     tokens = torch.randn(batch, shape.tokens, shape.dim, generator=rng)
     return tokens, torch.randn(batch, shape.query_dim, generator=rng)
+
+
+# A fixed small decoder: what injections and patches come to can only be seen in its answer.
+
+
+READER = decoder_shape(32, 4)
+_ANSWERS = 7
+_WORDS = 5
+_QUERY = 6
+
+
+class FixedReader(DecoderReader):
+    """Asks every image the same question; never trained."""
+
+    question: Tensor
+
+    def __init__(self, in_dim: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(4)
+            super().__init__(in_dim, READER, query_dim=_QUERY, length=_WORDS, answers=_ANSWERS)
+            self.register_buffer("question", torch.randn(1, _WORDS, _QUERY))
+        self.requires_grad_(False)
+
+    def answer_to(self, fused: Fused) -> Float[Tensor, "batch answer"]:
+        """Logits on what the method gives, whatever its batch and precision."""
+        batch = len(fused.tokens)
+        mask = torch.ones(batch, _WORDS, dtype=torch.bool, device=fused.tokens.device)
+        return self(fused, self.question.expand(batch, -1, -1), mask)
+
+
+def reader_for(fused: Fused) -> FixedReader:
+    """A reader that fits, in the precision of the tokens."""
+    return _reader(fused.tokens.shape[-1], fused.tokens.dtype)
+
+
+@cache
+def _reader(in_dim: int, dtype: torch.dtype) -> FixedReader:
+    return FixedReader(in_dim).to(dtype)
+
+
+# The method under check: how it is built, run, and brought away from a start that hides much.
+
+
+SHAPE = StackShape(layers=7, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=READER)
+"""Deep enough for papers' layers to stay apart; an even square grid, which some methods need."""
+ANSWER = "the decoder's answer"
+
+TRACER = "aot_eager"
+"""Traces forward and backward; `inductor` also writes kernels, which takes minutes for all."""
+
+Outputs = Mapping[str, Float[Tensor, "batch *rest"]]
+"""All that reaches the reader or the answer, by name."""
+
+_JITTER = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A class with settings."""
+
+    name: str
+    cls: type[Method]
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What the registration declares; empty for a bare class."""
+    compiler: str = TRACER
+    """Backend of `torch.compile`."""
+
+    def build(self, shape: StackShape = SHAPE, *, seed: int = 0) -> Method:
+        """A new method; the seed draws its initial weights."""
+        constructor: type = self.cls
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return constructor(shape, **own_settings(self.settings))
+
+    def jittered(self, shape: StackShape = SHAPE, *, seed: int = 0) -> Method:
+        """One whose weights have all moved: a gate that starts at zero hides what lies behind."""
+        method = self.build(shape, seed=seed)
+        rng = torch.Generator().manual_seed(seed + 1)
+        with torch.no_grad():
+            for parameter in method.parameters():
+                noise = torch.randn(parameter.shape, generator=rng)
+                parameter.add_(_JITTER * noise.to(parameter.dtype))
+        return method
+
+
+def run(
+    method: Method,
+    tokens: Float[Tensor, "batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+) -> Fused:
+    """The method as the engine runs it, on the toy encoder's states of these `hs[0]`."""
+    encoder = ToyEncoder(method.shape).to(tokens.dtype)
+    return run_on(method, encoder.states_from(tokens), query, encoder)
+
+
+def run_on(
+    method: Method,
+    states: Float[Tensor, "state batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+    encoder: Encoder,
+) -> Fused:
+    """The method on these `hs[0..L]`."""
+    return fuse(
+        method,
+        lambda taps: torch.stack([states[list(tap)].mean(dim=0) for tap in taps]),
+        query,
+        encoder,
+    )
+
+
+def run_drawn(method: Method, *, batch: int = 3, seed: int = 1) -> Fused:
+    """The method on random states."""
+    return run(method, *draw(method.shape, batch=batch, seed=seed))
+
+
+def told(
+    method: Method,
+    tokens: Float[Tensor, "batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+) -> Outputs:
+    """What the method gives, worked out at once: patches of the reader run when it is read."""
+    return dict(outputs(run(method, tokens, query)))
+
+
+def outputs(
+    fused: Fused, reader: FixedReader | None = None
+) -> Iterator[tuple[str, Float[Tensor, "batch *rest"]]]:
+    """All that reaches the reader or the answer, by name; the batch is the first axis.
+
+    Where a method reaches into the reader's layers, also what a decoder answers: `reader`, or one
+    that is made for it.
+    """
+    yield "tokens", fused.tokens
+    if fused.after_projector is not None:
+        # It has no parameters and takes tokens of any width: the projector can be left out.
+        yield "tokens after the projector", fused.after_projector(fused.tokens)
+    if fused.summary is not None:
+        yield "summary", fused.summary
+    for number, injection in enumerate(fused.injections):
+        yield f"injection {number}", injection.values
+    if fused.reaches_inside:
+        yield ANSWER, (reader or reader_for(fused)).answer_to(fused)
+
+
+def without_query(shape: StackShape) -> StackShape:
+    """The same encoder where no question is given."""
+    return replace(shape, query_dim=0)
+
+
+# A task made of thin air for the real harness: a signal in `hs[0]`, or labels drawn by lot.
+
+
+BUDGET = Budget(
+    steps=30,
+    batch=32,
+    lrs=(3e-3,),
+    resample="none",
+    reader_width=READER.width,
+    query_dim=SHAPE.query_dim,
+)
+"""Every training example is seen once: a falling loss cannot come from learning by heart."""
+TEST_ITEMS = 256
+_QUESTIONS = ("is it there?", "do you see it?")
+_SIGNAL = 1.5
+
+
+class YesOrNo(Scoring):
+    """Two answers, each as often."""
+
+    chance = 0.5
+
+
+@dataclass(kw_only=True)
+class ToyMaterials(Materials):
+    """Materials whose hidden states lie in memory."""
+
+    stack: Float[Tensor, "state image token dim"]
+
+    def states(self, rows: Int[Tensor, " example"]) -> States:
+        """The hidden states of these images, by tap."""
+
+        def gather(taps: tuple[Tap, ...]) -> Float[Tensor, "tap batch token dim"]:
+            return torch.stack([self.stack[list(tap)][:, rows].mean(dim=0) for tap in taps])
+
+        return gather
+
+
+def materials(
+    labels: Literal["planted", "random"],
+    *,
+    words: tuple[str, str] = ("no", "yes"),
+    flipped: bool = False,
+    budget: Budget = BUDGET,
+) -> ToyMaterials:
+    """Hidden states that hold the labels, or know nothing of them.
+
+    `words` are the answers' texts, `flipped` exchanges every answer; the images stay the same.
+    """
+    train, test = budget.steps * budget.batch, TEST_ITEMS
+    draws = stream("checks", labels)
+    answers = draws.integers(0, 2, train + test)
+    tokens = draws.standard_normal((train + test, SHAPE.tokens, SHAPE.dim)).astype(np.float32)
+    if labels == "planted":
+        way = draws.standard_normal(SHAPE.dim)
+        way *= _SIGNAL / np.linalg.norm(way) * np.sqrt(2)
+        tokens += ((2 * answers - 1)[:, None, None] * way).astype(np.float32)
+    encoder = ToyEncoder(SHAPE)
+    given = 1 - answers if flipped else answers
+    return ToyMaterials(
+        name=f"check_{labels}",
+        task=YesOrNo(),
+        bundle=_bundle(given, train, words, draws.integers(0, len(_QUESTIONS), train + test)),
+        budget=budget,
+        shape=SHAPE,
+        key=FeatureKey(weights="", size=0, images="", count=0, precision="fp32", dtype="float32"),
+        device=torch.device("cpu"),
+        encoder=encoder,
+        stack=encoder.states_from(torch.from_numpy(tokens)),
+    )
+
+
+def _bundle(
+    answers: Int[np.ndarray, " example"],
+    train: int,
+    words: tuple[str, str],
+    questions: Int[np.ndarray, " example"],
+) -> Bundle:
+    everything = Examples(
+        items=tuple(map(str, range(len(answers)))),
+        groups=tuple(map(str, range(len(answers)))),
+        rows=np.arange(len(answers)),
+        questions=questions,
+        answers=answers,
+    )
+    first, rest = _part(everything, slice(0, train)), _part(everything, slice(train, None))
+    return Bundle(
+        answers=words,
+        questions=_QUESTIONS,
+        train=first,
+        val=rest,
+        test=rest,
+        images="",
+        count=len(answers),
+    )
+
+
+def _part(whole: Examples, rows: slice) -> Examples:
+    return replace(
+        whole,
+        items=whole.items[rows],
+        groups=whole.groups[rows],
+        rows=whole.rows[rows],
+        questions=whole.questions[rows],
+        answers=whole.answers[rows],
+    )

@@ -39,10 +39,8 @@ def check(
     """Say of each method how many checks have which outcome; the page has the details."""
     import torch
 
-    from fusionbench.checks.find import find
-    from fusionbench.checks.markdown import page
-    from fusionbench.checks.outcome import said, total
-    from fusionbench.checks.runner import run_checks
+    from fusionbench.checks.kit import said, total
+    from fusionbench.checks.run import find, page, run_checks
 
     # One thread: the same sums in the same order on every machine.
     torch.set_num_threads(1)

@@ -1,0 +1,312 @@
+"""torch.func: several seeds, their weights stacked, in one pass give what each gives alone."""
+
+import copy
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fusionbench.api.fusion import Fusion, InEncoderFusion, Method
+from fusionbench.api.types import Fused
+from fusionbench.checks.kit import (
+    ROUNDING,
+    CheckFailed,
+    CheckSkipped,
+    check,
+    expect_close,
+    expect_equal,
+)
+from fusionbench.checks.toy import (
+    SHAPE,
+    FixedReader,
+    Subject,
+    ToyEncoder,
+    draw,
+    outputs,
+    run_on,
+    told,
+)
+
+# Numbers: full precision stays full, bf16 stays near it, and nothing overflows.
+
+
+_ROUNDING = 0.1
+"""Relative to the largest value: bf16 keeps 8 bits, and a network of blocks adds up its errors."""
+_HUGE = 1e4
+"""Massive activations of real encoders reach some thousands."""
+
+
+@check
+def dtype_fp32(subject: Subject) -> None:
+    """float32 states give float32 outputs."""
+    _expect_dtype(subject.build(), torch.float32)
+
+
+@check
+def dtype_bf16(subject: Subject) -> None:
+    """In bfloat16 throughout it runs, stays in bfloat16, and near full precision."""
+    method = subject.jittered().eval()
+    tokens, query = draw(SHAPE)
+    exact = told(method, tokens, query)
+    method = method.to(torch.bfloat16)
+    rounded = told(method, tokens.bfloat16(), query.bfloat16())
+    _expect_dtype(method, torch.bfloat16)
+    expect_equal(exact, rounded, "bfloat16 and float32", tolerance=_ROUNDING)
+
+
+@check
+def autocast(subject: Subject) -> None:
+    """Under bfloat16 autocast it trains, and stays near full precision."""
+    method = subject.jittered().eval()
+    tokens, query = draw(SHAPE)
+    exact = told(method, tokens, query)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = told(method, tokens, query)
+    expect_equal(exact, rounded, "autocast and float32", tolerance=_ROUNDING)
+    total = sum(values.float().sum() for values in rounded.values())
+    if isinstance(total, Tensor) and total.requires_grad:
+        torch.autograd.backward(total)
+
+
+@check
+def extreme_inputs(subject: Subject) -> None:
+    """Zero, constant and huge inputs give finite outputs and gradients."""
+    for what, states, query in _extremes():
+        method = subject.build()
+        fused = run_on(method, states, query, ToyEncoder(SHAPE))
+        given = dict(outputs(fused))
+        for name, values in given.items():
+            if not torch.isfinite(values).all():
+                raise CheckFailed(f"{what} inputs: {name} is not finite")
+        parameters = dict(method.named_parameters())
+        total = torch.stack([values.mean() for values in given.values()]).sum()
+        total = total + sum(fused.losses.values())
+        if not total.requires_grad:
+            continue
+        grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        for name, grad in zip(parameters, grads, strict=True):
+            if grad is not None and not torch.isfinite(grad).all():
+                raise CheckFailed(f"{what} inputs: the gradient of {name} is not finite")
+
+
+def _extremes() -> Iterator[
+    tuple[str, Float[Tensor, "state batch token dim"], Float[Tensor, "batch query_dim"]]
+]:
+    """Every state alike: the blocks of an encoder would make a constant vary."""
+    tokens, query = draw(SHAPE)
+    states = ToyEncoder(SHAPE).states_from(tokens)
+    yield "zero", torch.zeros_like(states), torch.zeros_like(query)
+    yield "constant", torch.ones_like(states), torch.ones_like(query)
+    yield "huge", _HUGE * states, query
+
+
+def _expect_dtype(method: Method, dtype: torch.dtype) -> None:
+    tokens, query = (drawn.to(dtype) for drawn in draw(SHAPE))
+    for name, values in told(method, tokens, query).items():
+        if values.dtype != dtype:
+            raise CheckFailed(f"{dtype} states give {values.dtype} {name}")
+
+
+# A method survives being stored, copied and sent to another process.
+
+
+@check
+def state_dict(subject: Subject) -> None:
+    """Its state_dict makes one of another seed give the same outputs: nothing lies outside it."""
+    method, other = subject.jittered(seed=0).eval(), subject.jittered(seed=5).eval()
+    other.load_state_dict(method.state_dict())
+    _expect_same(method, other, "after load_state_dict")
+
+
+@check
+def safetensors(subject: Subject) -> None:
+    """So do its weights as a safetensors file."""
+    from safetensors.torch import load, save
+
+    method, other = subject.jittered(seed=0).eval(), subject.jittered(seed=5).eval()
+    other.load_state_dict(load(save(method.state_dict())))
+    _expect_same(method, other, "from safetensors")
+
+
+@check
+def deepcopy(subject: Subject) -> None:
+    """A deep copy gives the same outputs, and training the copy leaves the original alone."""
+    method = subject.jittered().eval()
+    twin = copy.deepcopy(method)
+    _expect_same(method, twin, "a deep copy")
+    before = told(method, *draw(SHAPE))
+    with torch.no_grad():
+        for values in (*twin.parameters(), *twin.buffers()):
+            values.add_(1)
+    expect_equal(before, told(method, *draw(SHAPE)), "while its copy trains", tolerance=ROUNDING)
+
+
+@check
+def pickled(subject: Subject) -> None:
+    """A pickled copy gives the same outputs."""
+    method = subject.jittered().eval()
+    try:
+        twin = pickle.loads(pickle.dumps(method))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise CheckFailed(f"cannot be pickled: {error}") from error
+    _expect_same(method, twin, "pickled")
+
+
+def _expect_same(method: Method, twin: Method, what: str) -> None:
+    given = draw(SHAPE)
+    expect_equal(told(method, *given), told(twin, *given), what, tolerance=ROUNDING)
+
+
+# torch.compile: one graph without breaks, the same outputs and gradients.
+
+
+_SHAPE = replace(SHAPE, layers=3)
+"""Tracing time follows depth; every kind of step is there with three blocks."""
+
+_BACKWARD = 1e-3
+
+
+class Whole(nn.Module):
+    """The method with all that the engine does around it."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method, self.encoder = method, ToyEncoder(method.shape)
+        self.reader = FixedReader(method.out_dim)
+
+    def forward(
+        self,
+        states: Float[Tensor, "state batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> dict[str, Tensor]:
+        """All outputs by name."""
+        return dict(outputs(run_on(self.method, states, query, self.encoder), self.reader))
+
+
+@check
+def compiled(subject: Subject) -> str:
+    """torch.compile makes one graph of it, with the same outputs and gradients."""
+    _expect_compiler(subject.compiler)
+    whole = Whole(subject.jittered(_SHAPE).train())
+    tokens, query = draw(_SHAPE)
+    states = whole.encoder.states_from(tokens)
+    plain, plain_grads = _outputs_and_grads(whole, whole, states, query)
+    torch._dynamo.reset()
+    try:
+        fast = torch.compile(whole, backend=subject.compiler, fullgraph=True)
+        given, grads = _outputs_and_grads(whole, fast, states, query)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise CheckFailed(f"no single graph: {str(error).splitlines()[0]}") from error
+    finally:
+        torch._dynamo.reset()
+    for name, values in plain.items():
+        expect_close(values, given[name], f"compiled, {name}")
+    _expect_close_gradients(plain_grads, grads)
+    return f"backend {subject.compiler}"
+
+
+def _outputs_and_grads(
+    whole: Whole,
+    called: Callable[..., dict[str, Tensor]],
+    states: Float[Tensor, "state batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    given = called(states, query)
+    total = torch.stack([(values**2).mean() for values in given.values()]).sum()
+    trained = {n: p for n, p in whole.method.named_parameters() if p.requires_grad}
+    if not (trained and total.requires_grad):
+        return given, {}
+    grads = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+    found = zip(trained, grads, strict=True)
+    return given, {name: grad for name, grad in found if grad is not None}
+
+
+def _expect_close_gradients(plain: dict[str, Tensor], fast: dict[str, Tensor]) -> None:
+    """All together: what cancels out in one of them is rounding alone."""
+    if plain.keys() != fast.keys():
+        raise CheckFailed(f"compiled, other parameters get gradients: {plain.keys() ^ fast.keys()}")
+    if plain:
+        left, right = (torch.cat([g.flatten() for g in each.values()]) for each in (plain, fast))
+        expect_close(left, right, "compiled, the gradients", tolerance=_BACKWARD)
+
+
+def _expect_compiler(backend: str) -> None:
+    try:
+        from torch._dynamo.eval_frame import is_dynamo_supported
+    except ImportError as error:
+        raise CheckSkipped(f"torch.compile cannot be used here: {error}") from error
+    if not is_dynamo_supported():
+        raise CheckSkipped("torch.compile does not support this Python or system")
+    if backend == "inductor" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise CheckSkipped("torch.compile needs a C++ compiler, and there is none here")
+
+
+_SEEDS = (0, 1)
+
+
+class Step(nn.Module):
+    """One of a method's steps as a module's forward, so that weights can be swapped in."""
+
+    def __init__(self, method: Method, step: str, block: int | None) -> None:
+        super().__init__()
+        self.method, self.step = method, step
+        self.given = () if block is None else (block,)
+        self.reader = FixedReader(method.out_dim)
+
+    def forward(self, *tensors: Any) -> Any:
+        """What the step gives; of Fused, the outputs by name."""
+        found = getattr(self.method, self.step)(*self.given, *tensors)
+        return dict(outputs(found, self.reader)) if isinstance(found, Fused) else found
+
+
+@check
+def vmapped(subject: Subject) -> None:
+    """Seeds trained in one pass by torch.func.vmap give what each gives alone."""
+    methods = [subject.jittered(seed=seed).eval() for seed in _SEEDS]
+    drawn = [draw(SHAPE, seed=5 + seed) for seed in _SEEDS]
+    tokens, query = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+    together = (_fused if isinstance(methods[0], Fusion) else _stepped)(methods, tokens, query)
+    for seed, method in enumerate(methods):
+        for name, values in told(method, *drawn[seed]).items():
+            expect_close(together[name][seed], values, f"seed {seed} of several, {name}")
+
+
+def _fused(methods: Sequence[Any], tokens: Tensor, query: Tensor) -> dict[str, Tensor]:
+    encoder = ToyEncoder(SHAPE)
+    states = torch.stack([encoder.states_from(each) for each in tokens])
+    hidden = torch.stack([states[:, list(tap)].mean(dim=1) for tap in methods[0].taps], dim=1)
+    return _at_once(methods, "forward", None, hidden, query)
+
+
+def _stepped(methods: Sequence[Any], tokens: Tensor, query: Tensor) -> dict[str, Tensor]:
+    """The frozen blocks run on each seed, only the method's own steps are mapped."""
+    encoder = ToyEncoder(SHAPE)
+    first: InEncoderFusion = methods[0]
+    frozen = torch.stack([encoder.states_from(each) for each in tokens], dim=1)
+    written, state = tokens, _at_once(methods, "start", None, tokens, query)
+    for block in range(1, first.depth + 1):
+        entered = torch.stack([encoder.block(block, each) for each in written])
+        given = entered if first.writes else frozen[block]
+        written, state = _at_once(methods, "after_block", block, given, state)
+    return _at_once(methods, "finish", None, written, state)
+
+
+def _at_once(methods: Sequence[Method], step: str, block: int | None, *given: Any) -> Any:
+    """One step of all seeds, as the engine folds them."""
+    weights, buffers = torch.func.stack_module_state(list(methods))
+    skeleton = Step(copy.deepcopy(methods[0]), step, block)
+
+    def call(own: dict[str, Tensor], fixed: dict[str, Tensor], *rest: Any) -> Any:
+        named = {f"method.{name}": values for name, values in (own | fixed).items()}
+        return torch.func.functional_call(skeleton, named, rest)
+
+    with warnings.catch_warnings():
+        # Right but slow, which is no matter here.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        return torch.vmap(call)(weights, buffers, *given)
