@@ -9,10 +9,8 @@ from toy_records import ITEMS, record, spec
 
 from fusionbench.records.history import Arm, Design, Planned, note_design
 from fusionbench.records.store import Store
-from fusionbench.report.ablation import ablation_page
-from fusionbench.report.build import write_report
-from fusionbench.report.effects import contrasts, effects, read_cells
-from fusionbench.report.freshness import up_to_date
+from fusionbench.report.ablation import ablation_page, contrasts, effects, read_cells
+from fusionbench.report.build import up_to_date, write_report
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.factorial import fraction
 

@@ -11,15 +11,14 @@ from paired_studies import study
 from toy_records import record, spec
 
 from fusionbench.api.errors import UserError
-from fusionbench.claims.answers import Verdict, answers
-from fusionbench.claims.naming import checked
-from fusionbench.claims.reading import PUBLISHED, load_claims, parse_claims
-from fusionbench.claims.text import long_rows, page
 from fusionbench.commands.check_claims import check
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
+from fusionbench.report.claims.answers import Verdict, answers, checked
+from fusionbench.report.claims.reading import PUBLISHED, load_claims, parse_claims
+from fusionbench.report.claims.text import long_rows, page
 from fusionbench.stats.crossed import compare, crossed_t
 
 GAINS = {

@@ -11,13 +11,13 @@ from toy_records import record, spec
 
 from fusionbench.api.errors import UserError
 from fusionbench.commands.diff import diff
-from fusionbench.diff.facts import changes, identity_changes, origin_changes
-from fusionbench.diff.matching import matched
-from fusionbench.diff.scores import shifts
-from fusionbench.diff.text import Folder, page
 from fusionbench.records.history import Run
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
+from fusionbench.report.diff.facts import changes, identity_changes, origin_changes
+from fusionbench.report.diff.matching import matched
+from fusionbench.report.diff.scores import shifts
+from fusionbench.report.diff.text import Folder, page
 from fusionbench.study.study import QUICK, as_plain
 
 GAINS = {"penultimate": 0.0, "mema": 0.0}

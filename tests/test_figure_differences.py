@@ -9,7 +9,7 @@ from toy_records import record, spec
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import score_tables
 from fusionbench.records.store import Store
-from fusionbench.report.figures import forest
+from fusionbench.report.figures import differences as forest
 from fusionbench.report.figures.differences import differences
 from fusionbench.report.figures.material import Material
 

@@ -8,9 +8,8 @@ from wide_study import labels, write_study
 
 from fusionbench.records.store import Store
 from fusionbench.report.build import collect
-from fusionbench.report.figures.labels import spread, wrapped
+from fusionbench.report.figures.style import house_style, spread, wrapped
 from fusionbench.report.figures.write import drawings as drawings_of
-from fusionbench.report.style import house_style
 
 
 @pytest.fixture(scope="module")

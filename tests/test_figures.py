@@ -20,14 +20,23 @@ from fusionbench.records.probes import ProbeMap
 from fusionbench.records.scores import score_tables
 from fusionbench.records.store import Store
 from fusionbench.report.build import collect
-from fusionbench.report.figures import cost, instruments, layers, learning, ranks, scores
-from fusionbench.report.figures.drawing import Drawing, save
-from fusionbench.report.figures.material import Material
-from fusionbench.report.figures.profiles import alike
-from fusionbench.report.figures.representatives import representatives
-from fusionbench.report.figures.singles import without_maps
+from fusionbench.report.figures import (
+    cost,
+    layers,
+    ranks,
+    scores,
+)
+from fusionbench.report.figures import (
+    layers as instruments,
+)
+from fusionbench.report.figures import (
+    scores as learning,
+)
+from fusionbench.report.figures.cost import alike
+from fusionbench.report.figures.layers import without_maps
+from fusionbench.report.figures.material import Material, representatives
+from fusionbench.report.figures.style import Drawing, house_style, save
 from fusionbench.report.figures.write import materials, write_figures
-from fusionbench.report.style import house_style
 
 METHODS = ("penultimate", "last", "mema", "mema-as_written", "mema-no_feedback", "scalar_mix",
            "layer[index=2]", "layer[index=5]", "layer[index=9]", "token_packer-coarse")  # fmt: skip

@@ -15,7 +15,7 @@ from fusionbench.records import parallel as forks
 from fusionbench.records import store as whole
 from fusionbench.records.parallel import in_order
 from fusionbench.records.store import Store
-from fusionbench.report.analysis import analysis
+from fusionbench.report import analysis
 from fusionbench.report.build import write_report
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked here")

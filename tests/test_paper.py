@@ -12,8 +12,8 @@ from fusionbench.commands.paper import NAMES, write
 from fusionbench.records.pairs import Results, difference
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
-from fusionbench.report.paper.shapes import paper, papers
-from fusionbench.report.reported import reported
+from fusionbench.report.paper import paper, papers
+from fusionbench.report.published import reported
 
 GAINS = {"penultimate": 0.0, "dense_connector-dci": 0.08, "mema": 0.05, "mema-no_query": 0.0}
 

@@ -10,12 +10,12 @@ from paired_studies import study
 
 from fusionbench.api.errors import UserError
 from fusionbench.commands.power import power
-from fusionbench.power.outlook import AT_SEEDS, Goal, outlook
-from fusionbench.power.planning import Wanted, planned
-from fusionbench.power.text import long_rows, page
 from fusionbench.records.history import Run
 from fusionbench.records.pairs import Results, difference
 from fusionbench.records.store import Store
+from fusionbench.report.power.outlook import AT_SEEDS, Goal, outlook
+from fusionbench.report.power.planning import Wanted, planned
+from fusionbench.report.power.text import long_rows, page
 from fusionbench.study.study import QUICK, as_plain
 
 GAINS = {"penultimate": 0.0, "repeat": 0.0, "mema": 0.1}

@@ -12,12 +12,10 @@ from wide_study import TASKS, write_study
 from fusionbench.records.history import Run
 from fusionbench.records.store import Store
 from fusionbench.report.build import collect
+from fusionbench.report.figures.style import DARK
 from fusionbench.report.figures.write import write_figures
-from fusionbench.report.html.facts import study_yaml
 from fusionbench.report.html.grid import details, shorter
-from fusionbench.report.html.inline import inline
-from fusionbench.report.html.write import write_html
-from fusionbench.report.style import DARK
+from fusionbench.report.html.page import inline, study_yaml, write_html
 from fusionbench.study.study import PAPER, as_plain, load_study
 
 METHODS = ("penultimate", "last", "mema", "scalar_mix", "token_packer-coarse")

@@ -8,7 +8,7 @@ import pytest
 from toy_suite import write_suite
 
 from fusionbench.report.build import Wanted, write_report
-from fusionbench.report.grid import Marked, escaped, latex_grid, markdown_grid
+from fusionbench.report.tables import Marked, escaped, latex_grid, markdown_grid
 
 NASTY = r"50% & up_to #3 {a} \x ~ ^ $ <b> | ± ‡ – é [q]"
 KNOWN = {

@@ -7,7 +7,7 @@ import pytest
 from toy_records import outcomes, record, spec
 
 from fusionbench.records.scores import score_tables
-from fusionbench.report.summary import Summary, across, cell, over_seeds
+from fusionbench.report.tables import Summary, across, cell, over_seeds
 
 
 def done(method="mema", task="digits", seed=0, share=0.5, **facts):

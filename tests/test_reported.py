@@ -12,7 +12,7 @@ from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
 from fusionbench.report.build import write_report
-from fusionbench.report.reported import Reported, reported, reported_rows, reported_section
+from fusionbench.report.published import Reported, reported, reported_rows, reported_section
 from fusionbench.study.study import QUICK
 
 MMFUSER = next(

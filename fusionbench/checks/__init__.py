@@ -7,10 +7,17 @@ declared by the method: `expected_failures = {"batch_split": "why"}`.
 
 # Imported for what they add to the suite, in the order in which checks run.
 from fusionbench.checks import contract, isolation, training, transforms  # noqa: F401
-from fusionbench.checks.kit import CheckFailed, CheckRecord, CheckReport, CheckSkipped, Outcome
-from fusionbench.checks.run import each_check
-from fusionbench.checks.run import check_method, run_check, run_checks
-from fusionbench.checks.kit import Check, check, checks
+from fusionbench.checks.kit import (
+    Check,
+    CheckFailed,
+    CheckRecord,
+    CheckReport,
+    CheckSkipped,
+    Outcome,
+    check,
+    checks,
+)
+from fusionbench.checks.run import check_method, each_check, run_check, run_checks
 
 __all__ = [
     "Check",

@@ -26,10 +26,10 @@ def check(
     folder: Path, claims: str, *, out: Path | None, plugins: Sequence[str], stream: TextIO
 ) -> int:
     """Write the answers as Markdown, and as CSV where asked."""
-    from fusionbench.claims.answers import Verdict, answers
-    from fusionbench.claims.reading import load_claims
-    from fusionbench.claims.text import long_rows, page
     from fusionbench.records.pairs import Results
+    from fusionbench.report.claims.answers import Verdict, answers
+    from fusionbench.report.claims.reading import load_claims
+    from fusionbench.report.claims.text import long_rows, page
 
     stated = load_claims(claims)
     results = Results.open(folder)

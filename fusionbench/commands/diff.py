@@ -22,8 +22,8 @@ def command(
 
 def diff(first: Path, second: Path, *, out: Path | None, stream: TextIO) -> int:
     """Write the comparison as Markdown, and every difference as CSV where asked."""
-    from fusionbench.diff.text import Folder, page
     from fusionbench.records.pairs import Results
+    from fusionbench.report.diff.text import Folder, page
 
     a, b = (Folder(name=str(name), results=Results.open(name)) for name in (first, second))
     text, rows = page(a, b)

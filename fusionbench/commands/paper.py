@@ -26,8 +26,7 @@ def command(
 def write(name: str, folder: Path, out: Path | None, stream: TextIO) -> int:
     """Write the page and its tables, and name the page."""
     from fusionbench.records.pairs import Results
-    from fusionbench.report.paper.pages import write_paper
-    from fusionbench.report.paper.shapes import paper
+    from fusionbench.report.paper import paper, write_paper
 
     chosen = paper(name)
     results = Results.open(folder)

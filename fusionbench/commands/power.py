@@ -10,7 +10,7 @@ from fusionbench.commands.app import OK, app
 from fusionbench.commands.shared import say, write_rows
 
 if TYPE_CHECKING:
-    from fusionbench.power.planning import Wanted
+    from fusionbench.report.power.planning import Wanted
 
 
 @app.command("power")
@@ -26,8 +26,8 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Write every contrast as CSV, too.")] = None,
 ) -> None:
     """Minimum detectable effects per task and for the suite, and the seeds an effect needs."""
-    from fusionbench.power.planning import Wanted
     from fusionbench.registry.selection import split_names
+    from fusionbench.report.power.planning import Wanted
 
     names = tuple(name for text in methods for name in split_names(text))
     wanted = Wanted(
@@ -39,9 +39,9 @@ def command(
 def power(folder: Path, wanted: "Wanted", *, out: Path | None, stream: TextIO) -> int:
     """Write the plan as Markdown, and every contrast as CSV where asked."""
     from fusionbench.api.errors import UserError
-    from fusionbench.power.planning import planned
-    from fusionbench.power.text import long_rows, page
     from fusionbench.records.pairs import Results
+    from fusionbench.report.power.planning import planned
+    from fusionbench.report.power.text import long_rows, page
 
     if not wanted.effect > 0:
         message = f"--effect must be positive, got {wanted.effect:g}"

@@ -1,24 +1,195 @@
 """Records in, tables, figures and one page out; the same bytes for the same records."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import gc
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusionbench import __version__
 from fusionbench.api.errors import Problem, UserError, disk_error, unknown
+from fusionbench.records.cost import FOLDER
 from fusionbench.records.cost import read as read_profiles
 from fusionbench.records.files import write_atomic
+from fusionbench.records.history import ABLATIONS
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
-from fusionbench.report.analysis.analysis import analyse_all
+from fusionbench.report import coverage
+from fusionbench.report.ablation import ablation_page
+from fusionbench.report.analysis import Analysis, analyse_all
+from fusionbench.report.contrast_table import contrast_page
+from fusionbench.report.cost_table import cost_page
 from fusionbench.report.coverage import reasons
 from fusionbench.report.figures.write import write_figures
-from fusionbench.report.freshness import fingerprint, mark
-from fusionbench.report.garbage import kept, released
-from fusionbench.report.html.write import write_html
-from fusionbench.report.page import figure_section, joined, title
-from fusionbench.report.parts import SECTIONS
-from fusionbench.report.sections import Material, Page
-from fusionbench.report.tables import comma_separated
+from fusionbench.report.html.page import write_html
+from fusionbench.report.layer_table import layer_page
+from fusionbench.report.main_table import main_page, suite_rows
+from fusionbench.report.page import (
+    Material,
+    Page,
+    Section,
+    coverage_text,
+    figure_section,
+    joined,
+    main_section,
+    summary_section,
+    title,
+)
+from fusionbench.report.published import reported_page
+from fusionbench.report.tables import comma_separated, latex_grid, long_rows, summary_rows
+
+# No search for garbage among records: there may be 100,000, and all of them stay.
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """What is made inside is no candidate for the collector until `released`.
+
+    A full pass looks at every record that was read, a second for 100,000 of them; reading sets
+    many off, and drawing a figure another. Reference counts free what is in no cycle, as ever.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was:
+            gc.enable()
+
+
+@contextmanager
+def released() -> Iterator[None]:
+    """At the end, what was kept inside is a candidate again."""
+    before = gc.get_freeze_count()
+    try:
+        yield
+    finally:
+        # What somebody else froze before stays frozen.
+        if not before:
+            gc.unfreeze()
+
+
+# The sections that every report has, from the simplest to the verdicts.
+
+
+def _summary(material: Material) -> Page:
+    tables = [analysis.table for analysis in material.analyses]
+    return Page(
+        markdown="\n".join(summary_section(table) for table in tables),
+        rows=[row for analysis in material.analyses for row in suite_rows(analysis)],
+        latex="\n".join(
+            latex_grid(summary_rows(table), f"Means over tasks; {table.condition.title}",
+                       f"summary-{table.condition.encoder}")
+            for table in tables
+        ),
+    )  # fmt: skip
+
+
+def _main(material: Material) -> Page:
+    return main_page(material.analyses)
+
+
+def _contrasts(material: Material) -> Page:
+    return contrast_page(material.analyses)
+
+
+def _planted(material: Material) -> Page:
+    return Page(
+        markdown="\n".join(main_section(table) for table in material.planted),
+        rows=[row for table in material.planted for row in long_rows(table)],
+    )
+
+
+def _cost(material: Material) -> Page:
+    return cost_page(material.analyses, material.profiles)
+
+
+def _layers(material: Material) -> Page:
+    return layer_page(material.analyses)
+
+
+def _reported(material: Material) -> Page:
+    return reported_page([analysis.table for analysis in material.analyses])
+
+
+def _coverage(material: Material) -> Page:
+    records, planned = material.results.records, material.planned
+    tables = material.results.tables
+    rows = [row for table in tables for row in coverage.coverage_rows(table, planned)]
+    more = [line for one in material.analyses for line in _outlying(one)]
+    return Page(
+        markdown=coverage_text(records, planned, material.problems, more),
+        rows=rows,
+        latex=latex_grid(coverage.status_rows(records, planned), "What ran", "coverage"),
+    )
+
+
+def _ablation(material: Material) -> Page:
+    return ablation_page(material.results.store)
+
+
+def _outlying(analysis: Analysis) -> Iterator[str]:
+    """A run that stands out bends every mean; its cell is shown run by run."""
+    table = analysis.table
+    for (method, task), seeds in analysis.outlying.items():
+        scores = ", ".join(f"{100 * value:.1f}" for value in table.values[method, task])
+        which = ", ".join(map(str, seeds))
+        yield (
+            f"- {table.methods[method]} on {table.tasks[task].name}: seed {which} lies more than "
+            f"5 MAD from the median; all runs: {scores}"
+        )
+
+
+SECTIONS: Sequence[Section] = (
+    Section(name="summary", title="Summary", write=_summary),
+    Section(name="contrasts", title="Contrasts", write=_contrasts),
+    Section(name="main", title="Scores", write=_main),
+    Section(name="planted", title="Planted ground truth", write=_planted),
+    Section(name="cost", title="Cost", write=_cost),
+    Section(name="ablation", title="Ablations", write=_ablation),
+    Section(name="layers", title="Layers", write=_layers),
+    Section(name="reported", title="Published numbers", write=_reported),
+    Section(name="coverage", title="What ran", write=_coverage),
+)
+"""In the order of the page; an empty one is left out."""
+
+
+# Whether a report shows what its folder holds, told from names alone: records never change.
+
+
+_NOTE = ".inputs"
+
+
+def up_to_date(store: Store, home: Path) -> bool:
+    """Whether the report in `home` was made from exactly these records."""
+    note = home / _NOTE
+    if not note.exists():
+        return False
+    return note.read_text(encoding="utf-8") == fingerprint(store, store.finished())
+
+
+def mark(home: Path, inputs: str) -> None:
+    """Note the fingerprint of what the report was made from.
+
+    It is taken before anything is read, so that a record which appears meanwhile is not passed
+    over, and written last, so that a torn report is made again.
+    """
+    write_atomic(home / _NOTE, inputs.encode())
+
+
+def fingerprint(store: Store, finished: Iterable[str]) -> str:
+    """Hash over everything that a report shows; `finished` are the ids of the store's cells."""
+    failures = [path.name for path in (store.folder / "failures").glob("*.json")]
+    names = sorted([*finished, *failures])
+    profiles = sorted((store.folder / FOLDER).glob("*.json"))
+    others = [store.history.file, store.folder / ABLATIONS, *profiles]
+    beside = b"".join(file.read_bytes() for file in others if file.exists())
+    problems = [str(problem) for problem in store.problems]
+    text = "\n".join([__version__, *names, *problems])
+    return hashlib.sha256(text.encode() + beside).hexdigest()
+
 
 FORMATS = ("md", "tex", "csv", "html")
 Cells = Mapping[str, Path]

@@ -2,15 +2,197 @@
 
 from collections.abc import Iterator, Sequence
 
-from fusionbench.report.analysis.analysis import Analysis
-from fusionbench.report.analysis.families import OPEN
-from fusionbench.report.analysis.measure import Measured
-from fusionbench.report.analysis.rows import ContrastRow
-from fusionbench.report.contrast_columns import long_row, value
-from fusionbench.report.contrast_notes import notes
-from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
-from fusionbench.report.numbers import interval, p_text, points
-from fusionbench.report.sections import Page
+import numpy as np
+
+from fusionbench.report.analysis import Analysis
+from fusionbench.report.contrast_rows import OPEN, ContrastRow
+from fusionbench.report.contrasts import Measured
+from fusionbench.report.page import Page
+from fusionbench.report.tables import (
+    GridRow,
+    Row,
+    conditions,
+    digits,
+    interval,
+    latex_grid,
+    markdown_grid,
+    p_text,
+    points,
+    precise,
+)
+from fusionbench.stats.crossed import FEW_DISCORDANT
+from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
+
+# The columns of `contrasts.csv`, and what other tables say of a method against the baseline.
+#
+# Differences, intervals and MDE are shares (0.01 is one point); `scope` says whether a row is about
+# the suite, a group of tasks or one task, `name` which.
+
+
+def measured_columns(row: ContrastRow | None) -> Row:
+    """What `main.csv` says of a method against the baseline; empty for the baseline itself."""
+    estimate = row.measured.estimate if row else None
+    low, high = _ends(estimate)
+    answer = row.answer if row else None
+    return {
+        "delta": digits(value(estimate)),
+        "delta_low": digits(low),
+        "delta_high": digits(high),
+        "p": precise(answer.p if answer else None),
+        "p_adjusted": precise(answer.p_adjusted if answer else None),
+        "verdict": answer.verdict if answer else "",
+        "mde": digits(answer.mde if answer else None),
+        "kind": row.kind if row else "",
+    }
+
+
+def long_row(analysis: Analysis, row: ContrastRow) -> Row:
+    """One row of `contrasts.csv`."""
+    measured, answer = row.measured, row.answer
+    low, high = _ends(measured.estimate)
+    testset_low, testset_high = _ends(measured.runs)
+    return {
+        "scope": row.scope.level,
+        "name": row.scope.name,
+        "method": row.contrast.method,
+        "baseline": row.contrast.baseline,
+        "control": row.contrast.control,
+        "delta": digits(value(measured.estimate)),
+        "low": digits(low),
+        "high": digits(high),
+        "testset_low": digits(testset_low),
+        "testset_high": digits(testset_high),
+        "p": precise(answer.p),
+        "p_adjusted": precise(answer.p_adjusted),
+        "verdict": answer.verdict,
+        "mde": digits(answer.mde),
+        "n_seeds": str(len(measured.seeds)),
+        "n_examples": str(measured.examples),
+        "kind": row.kind,
+        **conditions(analysis.table),
+        **_more(row),
+    }
+
+
+def _more(row: ContrastRow) -> Row:
+    """What stands behind the first columns: the variance, the control, the other claims."""
+    measured, control, new = row.measured, row.to_control, row.new_tasks
+    low, high = _ends(measured.estimate, row.simultaneous)
+    control_low, control_high = _ends(control.estimate if control else None)
+    new_low, new_high = _ends(new.estimate)
+    return {
+        "contrast": row.contrast.name,
+        "family": str(row.family),
+        "margin": digits(row.margin),
+        "se": precise(float(measured.estimate.se) if measured.estimate else None),
+        "nu": precise(float(measured.estimate.nu) if measured.estimate else None),
+        "p_baseline": precise(_p(measured.estimate)),
+        "p_control": precise(_p(control.estimate) if control else None),
+        "p_equivalent": precise(row.answer.p_equivalent),
+        "p_equivalent_adjusted": precise(row.answer.p_equivalent_adjusted),
+        "mde_alone": digits(row.answer.mde_alone),
+        "simultaneous_low": digits(low),
+        "simultaneous_high": digits(high),
+        "control_delta": digits(value(control.estimate if control else None)),
+        "control_low": digits(control_low),
+        "control_high": digits(control_high),
+        "testset_p": precise(row.flip_p),
+        "testset_smallest_p": precise(row.flips.smallest_p),
+        "new_tasks_delta": digits(value(new.estimate)),
+        "new_tasks_low": digits(new_low),
+        "new_tasks_high": digits(new_high),
+        "new_tasks_p_adjusted": precise(new.p_adjusted),
+        "discordant_images": "" if measured.gap else str(measured.discordant),
+        "reason": row.question.silent,
+    }
+
+
+def value(estimate: Estimate | None) -> float | None:
+    """The difference, where something was measured."""
+    return None if estimate is None else float(estimate.value)
+
+
+def _ends(estimate: Estimate | None, alpha: float = 0.05) -> tuple[float | None, float | None]:
+    if estimate is None:
+        return None, None
+    low, high = estimate.interval(alpha)
+    return (float(low), float(high)) if np.isfinite(low) else (None, None)
+
+
+def _p(estimate: Estimate | None) -> float | None:
+    return float(estimate.p_value()) if estimate is not None and estimate.testable else None
+
+
+# What must be said above the contrasts: the claim, the family, and what this study cannot show.
+
+
+_CLAIM = (
+    "Differences are method minus {baseline}, in points, with 95 % intervals for new runs and new "
+    "images of the same kind (crossed t); on the suite every task counts the same from chance (0) "
+    "to perfect (100). `this test set` speaks of new runs on these very images."
+)
+_VERDICTS = (
+    "A method is called better or worse only if it differs both from {baseline} and from its "
+    "matched control (p is the larger of the two), Holm over {count} planned contrasts at 5 %. "
+    "Equivalent: within ±{suite} points on the suite, ±{task} on a task (two one-sided tests, Holm "
+    "again). Undecided: an effect below the MDE would have been missed more than 1 time in 5."
+)
+
+
+def notes(analysis: Analysis) -> Iterator[str]:
+    """One paragraph each."""
+    plan, planned = analysis.plan, analysis.of("planned")
+    yield from (f"{note}\n" for note in plan.notes)
+    if plan.baseline not in analysis.table.methods:
+        yield f"The baseline {plan.baseline} was not run here: nothing is compared.\n"
+        return
+    yield _CLAIM.format(baseline=plan.baseline) + "\n"
+    if not analysis.testable:
+        yield _untestable(analysis) + "\n"
+        return
+    if planned:
+        yield _VERDICTS.format(
+            baseline=plan.baseline,
+            count=len(planned),
+            suite=points(plan.suite_margin, sign=False),
+            task=points(plan.task_margin, sign=False),
+        ) + "\n"  # fmt: skip
+        yield from _flips(planned[0])
+    yield from _few(analysis)
+
+
+def _untestable(analysis: Analysis) -> str:
+    seeds = len(analysis.table.seeds)
+    if seeds < FEWEST_REPLICATES:
+        runs = "1 run" if seeds == 1 else f"{seeds} runs"
+        return (
+            f"No test is printed and no verdict is given: {runs} per cell, and below "
+            f"{FEWEST_REPLICATES} a p-value would be decoration. The runs themselves are shown; "
+            "intervals stand in contrasts.csv."
+        )
+    return "No test is printed: no two methods share enough runs."
+
+
+def _flips(row: ContrastRow) -> Iterator[str]:
+    flips = row.flips
+    if flips.smallest_p is None:
+        return
+    cannot = "" if flips.smallest_p <= 0.05 else ", so that nothing can reach 0.05"
+    yield (
+        f"p (this test set): joint sign flips of {flips.seeds} runs, step-down max-T over all "
+        f"planned contrasts; its smallest possible value is {p_text(flips.smallest_p)}{cannot}.\n"
+    )
+
+
+def _few(analysis: Analysis) -> Iterator[str]:
+    rows = [row for row in analysis.of("followup") if not row.question.silent]
+    few = [row for row in rows if row.measured.discordant < FEW_DISCORDANT]
+    if few:
+        shown = ", ".join(
+            f"{row.contrast.method} on {row.scope.name} ({row.measured.discordant})" for row in few
+        )
+        yield f"Too few images on which the two differ: {shown}.\n"
+
 
 RING = "○"
 """Marks an exploratory comparison that Benjamini-Hochberg lets through; no star."""

@@ -3,25 +3,185 @@
 What was not measured says so; nothing is estimated from something else.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from fusionbench.records.cost import CostRecord
+from fusionbench.records.cost import CostRecord, Spread
 from fusionbench.records.scores import ScoreTable
-from fusionbench.report.analysis.analysis import Analysis
-from fusionbench.report.cost_numbers import (
-    COUNTED,
-    NOT_MEASURED,
-    columns,
-    large,
-    measured_as,
-    mebibytes,
-    plain,
-    spread,
-)
-from fusionbench.report.cost_scale import at_scale
-from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
-from fusionbench.report.sections import Page
-from fusionbench.report.tables import Row, conditions
+from fusionbench.report.analysis import Analysis
+from fusionbench.report.page import Page
+from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown_grid
+
+# What a profile says, as text: for people, and with all digits for programs.
+
+
+NOT_MEASURED = "not measured"
+COUNTED = "meta"
+"""The device of a profile that was counted and not run; one that ran takes its place."""
+
+
+def columns(profile: CostRecord | None) -> Row:
+    """The numbers of one profile; empty fields where there is none."""
+    how = profile.conditions if profile else None
+    latency = profile.latency_ms if profile else None
+    over = profile.latency_over_encoder_ms if profile else None
+    return {
+        "device": how.device if how else "",
+        "dtype": how.dtype if how else "",
+        "batch": str(how.batch) if how else "",
+        "mode": how.mode if how else "",
+        "compile": how.compile if how else "",
+        "flops_over_encoder": number(profile.flops_over_encoder if profile else None),
+        "flops_backward_over_encoder": number(
+            profile.flops_backward_over_encoder if profile else None
+        ),
+        "flops_language_model_over": number(profile.flops_language_model_over if profile else None),
+        "flops_encoder": number(profile.flops_encoder if profile else None),
+        "latency_ms": number(latency.median if latency else None),
+        "latency_q1_ms": number(latency.q1 if latency else None),
+        "latency_q3_ms": number(latency.q3 if latency else None),
+        "latency_over_encoder_ms": number(over.median if over else None),
+        "latency_over_encoder_q1_ms": number(over.q1 if over else None),
+        "latency_over_encoder_q3_ms": number(over.q3 if over else None),
+        "throughput": number(profile.throughput if profile else None),
+        "peak_memory_bytes": number(profile.peak_memory_bytes if profile else None),
+        "peak_memory_over_encoder_bytes": number(
+            profile.peak_memory_over_encoder_bytes if profile else None
+        ),
+    }
+
+
+def measured_as(profile: CostRecord | None) -> str:
+    """The conditions in words."""
+    if profile is None:
+        return NOT_MEASURED
+    how = profile.conditions
+    if how.device == COUNTED:
+        return "counted"
+    return f"{how.mode}, {how.device}, {how.dtype}, batch {how.batch}"
+
+
+def large(value: float | None) -> str:
+    """With a prefix of a thousand."""
+    if value is None:
+        return NOT_MEASURED
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def spread(value: Spread | None) -> str:
+    """Median and quartiles."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value.median:.3g} [{value.q1:.3g}, {value.q3:.3g}]"
+
+
+def mebibytes(value: int | None) -> str:
+    """Whole MiB."""
+    return NOT_MEASURED if value is None else f"{value / 2**20:,.0f} MiB"
+
+
+def plain(value: float | None) -> str:
+    """Whole units, or three digits of less than a hundred."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def number(value: float | int | None) -> str:
+    """All digits; empty for what is not known."""
+    return "" if value is None else f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+# Cost on encoders that no cell used: shapes at real scale, profiled without a study.
+#
+# Everything is the profile's own; a count is the same on every device, so a row takes the counts of
+# all profiles of its method, and its times from one.
+
+
+_NOTE_scale = """\
+Counted for {weights} weights of this shape, {size} px, projector {width} wide; nothing was trained.
+`trained` is fusion and projector; `added` is that beyond the projector of one layer; `total`
+includes the frozen encoder. FLOPs are those of one image, 2 per multiply-add: `forward` beyond the
+bare encoder with the projector of one layer; `backward` beyond theirs, in training; `language
+model`: beyond the prefill of a 7B one, for more or fewer visual tokens and for what the method does
+in its layers. Latency is the median of a batch [quartiles], over the encoder that of the
+differences to the bare encoder's batches, timed in turn."""
+
+
+def at_scale(profiles: Sequence[CostRecord]) -> Page:
+    """A table for each encoder, input and projector; nothing without profiles."""
+    groups: dict[tuple[str, int, int], list[CostRecord]] = defaultdict(list)
+    for one in profiles:
+        how = one.conditions
+        groups[how.encoder, how.image_size, how.width].append(one)
+    texts, latex, rows = [], [], list[Row]()
+    for (encoder, size, width), group in sorted(groups.items()):
+        found = list(_rows(group))
+        grid = [_shown_scale(one, counts) for one, counts in found]
+        note = _NOTE_scale.format(weights=group[0].conditions.weights, size=size, width=width)
+        texts.append(f"### {encoder}\n\n{note}\n\n{markdown_grid(grid)}")
+        latex.append(latex_grid(grid, f"Cost; {encoder}", f"cost-{encoder}"))
+        rows += [_long_scale(one) for one, _ in found]
+    return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
+
+
+def _rows(group: Sequence[CostRecord]) -> Iterator[tuple[CostRecord, list[CostRecord]]]:
+    """A row for each measurement, or for one count where nothing was measured."""
+    by_label: dict[str, list[CostRecord]] = defaultdict(list)
+    for one in group:
+        by_label[one.label].append(one)
+    for label in sorted(by_label):
+        mine = sorted(by_label[label], key=_order)
+        ran = [one for one in mine if one.conditions.device != COUNTED]
+        yield from ((one, mine) for one in ran or mine[-1:])
+
+
+def _order(one: CostRecord) -> tuple[str, str, str, int, str]:
+    how = one.conditions
+    return how.mode, how.device, how.dtype, how.batch, one.id
+
+
+def _shown_scale(one: CostRecord, counts: Sequence[CostRecord]) -> GridRow:
+    trained = one.parameters["fusion"] + one.parameters["projector"]
+    back = next((v for c in counts if (v := c.flops_backward_over_encoder) is not None), None)
+    return {
+        "method": one.label,
+        "trained": f"{trained:,}",
+        "added": f"{one.parameters['over_projector']:,}",
+        "total": f"{trained + one.parameters['encoder']:,}",
+        "tokens out": str(one.tokens_out),
+        "forward": large(one.flops_over_encoder),
+        "backward": large(back),
+        "language model": large(one.flops_language_model_over),
+        "measured as": measured_as(one),
+        "latency, ms": spread(one.latency_ms),
+        "over the encoder, ms": spread(one.latency_over_encoder_ms),
+        "images/s": plain(one.throughput),
+        "peak memory": mebibytes(one.peak_memory_bytes),
+        "training": "in the encoder" if one.in_encoder else "cacheable",
+    }
+
+
+def _long_scale(one: CostRecord) -> Row:
+    trained = one.parameters["fusion"] + one.parameters["projector"]
+    counts = {
+        "trainable": trained,
+        "added": one.parameters["over_projector"],
+        "total": trained + one.parameters["encoder"],
+    }
+    return {
+        "track": "",
+        "encoder": one.conditions.encoder,
+        "steps": "",
+        "method": one.label,
+        **{f"{key}_{end}": str(value) for key, value in counts.items() for end in ("min", "max")},
+        "cacheable": str(not one.in_encoder).lower(),
+        **columns(one),
+    }
+
 
 _NOTE = """\
 `trainable` is fusion, projector and reader; `added` is fusion and projector beyond those of

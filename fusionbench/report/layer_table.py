@@ -12,10 +12,9 @@ from jaxtyping import Float
 
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.scores import ScoreTable
-from fusionbench.report.analysis.analysis import Analysis
-from fusionbench.report.grid import GridRow, latex_grid, markdown_grid
-from fusionbench.report.sections import Page
-from fusionbench.report.tables import Row, conditions
+from fusionbench.report.analysis import Analysis
+from fusionbench.report.page import Page
+from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown_grid
 
 Places = tuple[str, ...]
 Trace = Float[np.ndarray, "run layer"]

@@ -7,16 +7,23 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fusionbench.report.analysis.analysis import Analysis
-from fusionbench.report.analysis.measure import Scope
-from fusionbench.report.analysis.rows import ContrastRow
-from fusionbench.report.contrast_columns import measured_columns
-from fusionbench.report.grid import Entry, GridRow, Marked, latex_grid, markdown_grid
-from fusionbench.report.numbers import digits
-from fusionbench.report.page import same_function
-from fusionbench.report.sections import Page
-from fusionbench.report.summary import Summary
-from fusionbench.report.tables import Row, long_row
+from fusionbench.report.analysis import Analysis
+from fusionbench.report.contrast_rows import ContrastRow
+from fusionbench.report.contrast_table import measured_columns
+from fusionbench.report.contrasts import Scope
+from fusionbench.report.page import Page, same_function
+from fusionbench.report.tables import (
+    Entry,
+    GridRow,
+    Marked,
+    Row,
+    Summary,
+    digits,
+    latex_grid,
+    long_row,
+    markdown_grid,
+    summary_long_rows,
+)
 
 DIRTY = "‡"
 """Beside a method whose records come from uncommitted code."""
@@ -173,3 +180,34 @@ def _interval(found: Summary) -> str:
 
 def _per_seed(analysis: Analysis, method: int, task: int) -> str:
     return " ".join(digits(float(value)) or "-" for value in analysis.table.values[method, task])
+
+
+# `tables/summary.csv`: one row for each method and aggregate, with everything tested on it.
+#
+# `mean` is the plain mean over tasks, as in the Markdown table and on the terminal; `score` counts
+# every task from chance (0) to perfect (1), and differences and tests are about it.
+
+
+def suite_rows(analysis: Analysis) -> Iterator[Row]:
+    """The rows of `summary_long_rows`, each with its chance-corrected score and difference."""
+    known = analysis.against_baseline()
+    scopes = {scope.name: scope for scope in analysis.aggregates}
+    table = analysis.table
+    plain = summary_long_rows(table)
+    for index, row in enumerate(plain):
+        method, scope = index // len(scopes), scopes[row["aggregate"]]
+        found, column = analysis.suite[method, scope], analysis.columns[scope]
+        yield (
+            row
+            | {
+                "track": table.condition.track,
+                "score": digits(found.mean),
+                "score_low": digits(found.low),
+                "score_high": digits(found.high),
+            }
+            | measured_columns(known.get((table.methods[method], scope)))
+            | {
+                "best": str(method in column.best).lower() if column.tied else "",
+                "tied": str(method in column.tied).lower() if column.tied else "",
+            }
+        )

@@ -1,16 +1,60 @@
 """The texts of the report: an honest header, the sections, and what they may not be read as."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from fusionbench.records.cell import CellRecord
+from fusionbench.records.cost import CostRecord
 from fusionbench.records.history import Run
+from fusionbench.records.pairs import Results
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report import coverage
-from fusionbench.report.figures.drawing import Drawn
-from fusionbench.report.tables import markdown, score_rows, summary_rows
+from fusionbench.report.analysis import Analysis
+from fusionbench.report.figures.style import Drawn
+from fusionbench.report.tables import Row, markdown, score_rows, summary_rows
 from fusionbench.stats.estimate import FEWEST_REPLICATES
+
+# The parts of a report: each makes one page of text, one CSV and one LaTeX file from records.
+#
+# A new part is a `Section` in `build.SECTIONS`; everything else (files, formats, `--table`) follows.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What a section has to say, format by format; an empty one is not written."""
+
+    markdown: str = ""
+    rows: Sequence[Row] = ()
+    """For the CSV; all with the same columns."""
+    latex: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Everything that a section may use: the records, read once, and their analysis."""
+
+    results: Results
+    planned: Run | None
+    analyses: Sequence[Analysis]
+    """One for each condition with tasks of the suite."""
+    planted: Sequence[ScoreTable]
+    """Tasks with a known truth; they enter no aggregate."""
+    profiles: Sequence[CostRecord] = ()
+    """Measured cost, from `DIR/profiles`."""
+    problems: Sequence[str] = ()
+    """Files that were ignored, without the folder's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """`tables/<name>.md`, `.csv`, `.tex`, and a part of report.md under `title`."""
+
+    name: str
+    title: str
+    write: Callable[[Material], Page]
+
 
 _READING = """\
 Scores are percentages of the test examples: the mean over runs (seeds) ± half of the 95 % t

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from nullsuites import METHODS, SMALL_SUITE, against, monte_carlo_se, null_suite
 
-from fusionbench.claims.answers import Verdict, decide
-from fusionbench.claims.claim import Claim, Relation
+from fusionbench.report.claims.answers import Verdict, decide
+from fusionbench.report.claims.claim import Claim, Relation
 from fusionbench.stats.suite import sum_over_shared_runs, sum_over_tasks
 
 OTHERS = np.arange(1, METHODS)

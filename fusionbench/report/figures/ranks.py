@@ -1,6 +1,6 @@
 """Average ranks over tasks of one method per family, with Nemenyi's critical difference."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,20 +8,27 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.api.errors import UserError
-from fusionbench.report.figures.drawing import Drawing
-from fusionbench.report.figures.material import Material
-from fusionbench.report.figures.representatives import representatives
-from fusionbench.report.style import BLUE, GRID, GUIDE, INK, SMALL
+from fusionbench.report.figures.material import Material, representatives
+from fusionbench.report.figures.style import (
+    BLUE,
+    GRID,
+    GUIDE,
+    INK,
+    SMALL,
+    Drawing,
+    series,
+    series_handles,
+)
 from fusionbench.report.tables import Row
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 from fusionbench.stats.groups import TaskScores
-from fusionbench.stats.ranks import RankTable, rank_intervals, rank_table
+from fusionbench.stats.ranks import RankTable, performance_profile, rank_intervals, rank_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_READING = """\
+_READING_ranks = """\
 Rank 1 is the best; the point is the average over tasks, the thin line where it lands when runs and
 images are drawn again, which adds noise and so pulls towards the middle. Methods joined by a bar
 on the right lie within one critical difference (Nemenyi, 5 %), here {share:.0f} % of the whole
@@ -43,7 +50,7 @@ class _Ranked:
     ends: Ends | None
 
 
-def draw(material: Material) -> Drawing | None:
+def draw_ranks(material: Material) -> Drawing | None:
     """None for fewer than three methods or two tasks, where ranks say nothing."""
     rows = representatives(material, complete=True)
     if len(rows) < 3 or len(material.table.tasks) < 2:
@@ -56,9 +63,9 @@ def draw(material: Material) -> Drawing | None:
     return Drawing(
         name="ranks",
         title="Average ranks",
-        reading=_READING.format(share=share) + _friedman(material, ranked.table),
-        figure=_figure(material, ranked, order),
-        data=_rows(material, ranked, order),
+        reading=_READING_ranks.format(share=share) + _friedman(material, ranked.table),
+        figure=_figure_ranks(material, ranked, order),
+        data=_rows_ranks(material, ranked, order),
     )
 
 
@@ -104,7 +111,7 @@ def _outcomes(material: Material, rows: Sequence[int], task: int) -> TaskScores 
     return TaskScores(values=values, groups=groups)
 
 
-def _figure(material: Material, ranked: _Ranked, order: Sequence[int]) -> "Figure":
+def _figure_ranks(material: Material, ranked: _Ranked, order: Sequence[int]) -> "Figure":
     from matplotlib.figure import Figure
 
     count = len(order)
@@ -144,7 +151,7 @@ def _joined(axes: "Axes", groups: Sequence[tuple[int, int]]) -> None:
                   transform=across, clip_on=False, solid_capstyle="butt")  # fmt: skip
 
 
-def _rows(material: Material, ranked: _Ranked, order: Sequence[int]) -> list[Row]:
+def _rows_ranks(material: Material, ranked: _Ranked, order: Sequence[int]) -> list[Row]:
     low, high = ranked.ends if ranked.ends is not None else (None, None)
     return [
         {
@@ -156,4 +163,87 @@ def _rows(material: Material, ranked: _Ranked, order: Sequence[int]) -> list[Row
             "friedman_p": f"{ranked.table.p_value:.6g}",
         }
         for place in order
+    ]
+
+
+# Performance profile: how often a run gets further than a threshold (Agarwal et al. 2021).
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_POINTS = 101
+_READING_profile = """\
+The share of all (run, task) scores that lie above a threshold; the threshold counts how much of
+the way from chance (0) to every answer right (1) a run got. A curve further up and right is
+better; curves that cross are better at different things. Drawn is one method per family, chosen by
+name; thin grey lines are all others. Descriptive: no test belongs to it."""
+
+
+def draw_profile(material: Material) -> Drawing | None:
+    """One curve per method that ran everywhere."""
+    values = _normalised(material)
+    complete = [row for row in range(len(values)) if not np.isnan(values[row]).any()]
+    rows = [row for row in complete if row not in material.table.leaky]
+    if len(rows) < 2:
+        return None
+    thresholds = np.linspace(min(0.0, float(values[rows].min())), 1, _POINTS)
+    curves = {row: performance_profile(values[row].T, thresholds) for row in rows}
+    return Drawing(
+        name="profile",
+        title="Performance profile",
+        reading=_READING_profile,
+        figure=_figure_profile(material, thresholds, curves),
+        data=_rows_profile(material, thresholds, curves),
+    )
+
+
+def _normalised(material: Material) -> Float[np.ndarray, "method task seed"]:
+    chance = np.array([task.chance for task in material.table.tasks])[:, None]
+    return (material.table.values - chance) / (1 - chance)
+
+
+def _figure_profile(
+    material: Material,
+    thresholds: Float[np.ndarray, " threshold"],
+    curves: dict[int, Float[np.ndarray, " threshold"]],
+) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    shown = representatives(material, complete=True)
+    for row in sorted(set(curves) - set(shown)):
+        axes.plot(thresholds, curves[row], color=GUIDE, linewidth=0.5, alpha=0.5)
+    for position, row in enumerate(shown):
+        look = series(position)
+        axes.plot(thresholds, curves[row], color=look.color, linestyle=look.line, linewidth=1.2,
+                  marker=look.marker, markevery=(3 * position, 25), markersize=4)  # fmt: skip
+    axes.set_ylim(0, 1)
+    axes.set_xlim(thresholds[0], _right(curves.values(), thresholds))
+    axes.grid(visible=True, color=GRID)
+    axes.set_xlabel("threshold: share of the way from chance to all right")
+    axes.set_ylabel("share of runs above it")
+    handles = series_handles([material.labels[row] for row in shown])
+    figure.legend(handles=handles, loc="outside right upper")
+    return figure
+
+
+def _right(
+    curves: Collection[Float[np.ndarray, " threshold"]], thresholds: Float[np.ndarray, " threshold"]
+) -> float:
+    """Where the last curve reaches 0: what lies right of it is empty."""
+    last = max(int(np.flatnonzero(curve > 0).max(initial=0)) for curve in curves)
+    return float(thresholds[min(last + 2, len(thresholds) - 1)])
+
+
+def _rows_profile(
+    material: Material,
+    thresholds: Float[np.ndarray, " threshold"],
+    curves: dict[int, Float[np.ndarray, " threshold"]],
+) -> list[Row]:
+    return [
+        {"method": material.labels[row], "threshold": f"{threshold:.4f}", "share": f"{share:.6f}"}
+        for row, curve in sorted(curves.items())
+        for threshold, share in zip(thresholds, curve, strict=True)
     ]

@@ -14,19 +14,28 @@ from fusionbench.records.probes import probe_maps
 from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.figures import (
     cost,
-    forest,
-    heatmap,
-    instruments,
     layers,
-    learning,
-    profile,
     ranks,
     scores,
 )
-from fusionbench.report.figures.drawing import Drawing, Drawn, files
+from fusionbench.report.figures import (
+    differences as forest,
+)
+from fusionbench.report.figures import (
+    layers as instruments,
+)
+from fusionbench.report.figures import (
+    ranks as profile,
+)
+from fusionbench.report.figures import (
+    scores as heatmap,
+)
+from fusionbench.report.figures import (
+    scores as learning,
+)
 from fusionbench.report.figures.material import Material
-from fusionbench.report.sections import Material as Report
-from fusionbench.report.style import house_style
+from fusionbench.report.figures.style import Drawing, Drawn, files, house_style
+from fusionbench.report.page import Material as Report
 
 Drawer = Callable[[Material], Drawing | None]
 _DRAWERS: Sequence[Drawer] = (

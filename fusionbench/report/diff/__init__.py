@@ -1,0 +1,1 @@
+"""Why two folders of results differ."""

@@ -1,0 +1,1 @@
+"""Minimum detectable effects, now and with more seeds or tasks."""

@@ -1,0 +1,195 @@
+"""Published numbers, each with its source, never in one ranking with ours.
+
+`reported.csv` holds what papers and their repositories print. A number stands beside one of ours
+only where track, encoder, language model and benchmark are the same; everything else is another
+regime and has a table of its own, in the order of the file and not of the scores.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from fusionbench.records.scores import Condition, ScoreTable
+from fusionbench.report.page import Page
+from fusionbench.report.tables import Row, Summary, cell, latex_grid, markdown
+
+_TRACK = "vlm"
+"""All of these papers train a projector, or more, in front of a language model."""
+_OTHER = """\
+None of these results was made in the regime of a published number (a language model behind the same
+encoder, on the same benchmark), so nothing published can be compared with them. The tables below
+are a record of what was published, in the order of the sources; they rank nothing."""
+_SAME = """\
+The same encoder, language model and benchmark; whether the training data agree has to be read from
+the two descriptions. Published numbers come from one run each and have no interval."""
+_EVIDENCE = """\
+"first-hand" was read in the paper or its repository; "second-hand" in a summary, a copy or someone
+else's table, and should be checked before it is quoted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """One published number."""
+
+    method: str
+    ours: str
+    """The name under which the method is registered here; empty where it is not."""
+    given_by: str
+    """Whose table it stands in."""
+    base_model: str
+    regime: str
+    encoder: str
+    reader: str
+    """The language model."""
+    benchmark: str
+    task: str
+    """What a task of that benchmark is called here."""
+    metric: str
+    value: str
+    """As it was printed."""
+    evidence: str
+    source: str
+    url: str
+
+    @property
+    def first_hand(self) -> bool:
+        """Whether it was read at its source."""
+        return self.evidence.startswith("first-hand")
+
+    def comparable(self, condition: Condition) -> bool:
+        """Whether a table of ours was made in this number's regime."""
+        budget = condition.budget
+        known = bool(self.encoder and self.reader) and condition.track == _TRACK
+        return known and (condition.encoder, budget.reader) == (self.encoder, self.reader)
+
+
+@cache
+def reported() -> tuple[Reported, ...]:
+    """All published numbers, in the order of the file."""
+    text = (files("fusionbench.report") / "reported.csv").read_text(encoding="utf-8")
+    return tuple(Reported(**row) for row in csv.DictReader(text.splitlines()))
+
+
+def reported_page(tables: Sequence[ScoreTable]) -> Page:
+    """The section of a report: `tables/reported`; empty where no method was published."""
+    text = reported_section(tables)
+    return Page(markdown=text, rows=reported_rows(tables), latex=_latex(tables)) if text else Page()
+
+
+def reported_section(tables: Sequence[ScoreTable]) -> str:
+    """Published numbers of the methods in these tables, as Markdown; empty where there are none."""
+    numbers = _of_methods(tables)
+    if not numbers:
+        return ""
+    beside = [_beside_row(number, *ours) for number in numbers for ours in _ours(number, tables)]
+    parts = [_SAME, "", markdown(beside)] if beside else [_OTHER, ""]
+    parts += [_EVIDENCE, ""]
+    for (base_model, regime, _), here in _by_table(numbers).items():
+        parts += [f"### {base_model}: {regime}", "", _origin(here[0]), ""]
+        parts += [markdown(_published_rows(here))]
+    left = len(reported()) - len(numbers)
+    parts += [f"{left} numbers of methods that are not in these results are left out."]
+    return "\n".join(parts) + "\n"
+
+
+def reported_rows(tables: Sequence[ScoreTable]) -> list[Row]:
+    """One row for every published number; `ours_*` is filled where the regime is the same."""
+    rows = []
+    for number in reported():
+        found = list(_ours(number, tables)) or [("", Summary(why=""))]
+        rows += [_long_row(number, title, summary) for title, summary in found]
+    return rows
+
+
+def _of_methods(tables: Sequence[ScoreTable]) -> list[Reported]:
+    names = {_plain(name) for table in tables for name in table.methods}
+    return [number for number in reported() if number.ours in names]
+
+
+def _by_table(numbers: Sequence[Reported]) -> dict[tuple[str, str, str], list[Reported]]:
+    """Numbers as they stood together: by base model, regime and source, in the file's order."""
+    found: dict[tuple[str, str, str], list[Reported]] = {}
+    for number in numbers:
+        place = number.base_model, number.regime, number.source
+        found.setdefault(place, []).append(number)
+    return found
+
+
+def _latex(tables: Sequence[ScoreTable]) -> str:
+    grids = [
+        latex_grid(
+            _published_rows(here),
+            f"Published ({here[0].evidence}): {source}; {base_model}, {regime}",
+            f"reported-{number}",
+        )
+        for number, ((base_model, regime, source), here) in enumerate(
+            _by_table(_of_methods(tables)).items(), start=1
+        )
+    ]
+    return "\n".join(grids)
+
+
+def _ours(number: Reported, tables: Sequence[ScoreTable]) -> Iterator[tuple[str, Summary]]:
+    """Our cells of the same method, benchmark and regime, with their condition."""
+    for table in tables:
+        names = [task.name for task in table.tasks]
+        if number.comparable(table.condition) and number.task in names:
+            for row, name in enumerate(table.methods):
+                if _plain(name) == number.ours:
+                    column = names.index(number.task)
+                    yield table.condition.title, cell(table, row, column)
+
+
+def _plain(name: str) -> str:
+    """A method's name without the mark of its version."""
+    return name.split(" (")[0]
+
+
+def _beside_row(number: Reported, title: str, summary: Summary) -> Row:
+    return {
+        "benchmark": number.benchmark,
+        "method": number.ours,
+        "published": f"{number.value} ({number.given_by})",
+        "its regime": number.regime,
+        "its metric": number.metric,
+        "evidence": number.evidence,
+        "ours": summary.text,
+        "our regime": title,
+    }
+
+
+def _origin(number: Reported) -> str:
+    return f"Given by {number.given_by} ({number.evidence}): {number.source}, <{number.url}>"
+
+
+def _published_rows(numbers: Sequence[Reported]) -> list[Row]:
+    """A row for each method of one published table."""
+    titles = list(dict.fromkeys(_benchmark(number) for number in numbers))
+    rows: dict[str, Row] = {}
+    for number in numbers:
+        row = rows.setdefault(number.method, {"method": number.method} | dict.fromkeys(titles, ""))
+        row[_benchmark(number)] = number.value
+    return list(rows.values())
+
+
+_PLAIN_METRICS = ("accuracy", "as reported")
+
+
+def _benchmark(number: Reported) -> str:
+    """OCRBench has a score for each of its parts; elsewhere the benchmark names the column."""
+    several = number.benchmark == "OCRBench" and number.metric not in _PLAIN_METRICS
+    return f"{number.benchmark} {number.metric}" if several else number.benchmark
+
+
+def _long_row(number: Reported, title: str, summary: Summary) -> Row:
+    percent = {"mean": summary.mean, "low": summary.low, "high": summary.high}
+    ours = {f"ours_{k}": "" if v != v else f"{100 * v:.6f}" for k, v in percent.items()}
+    return {
+        **vars(number),
+        "comparable": str(bool(title)).lower(),
+        **ours,
+        "ours_runs": str(summary.runs) if title else "",
+        "ours_condition": title,
+    }
