@@ -1,6 +1,6 @@
 """`python -m fusionbench`: the command line of an uninstalled checkout."""
 
-from fusionbench.cli import main
+from fusionbench.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -61,7 +61,7 @@ def _one_thread() -> None:
 def call(monkeypatch, capsys):
     """Run a command in this process: exit code, standard output, standard error."""
 
-    from fusionbench import cli
+    from fusionbench.cli import main as cli
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["fusionbench", *map(str, arguments)])

@@ -12,10 +12,10 @@ from toy_cells import train_cell
 
 import fusionbench
 from fusionbench.api.errors import UserError
+from fusionbench.cli.new import new_package
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.encoder_cards import describe
 from fusionbench.registry.plugins import load_encoder, load_method
-from fusionbench.scaffold import new_package
 
 HOME = Path(fusionbench.__file__).parent.parent
 PAGE = HOME / "docs" / "add-a-method.md"

@@ -11,7 +11,7 @@ from paired_studies import study
 from toy_records import record, spec
 
 from fusionbench.api.errors import UserError
-from fusionbench.commands.check_claims import check
+from fusionbench.cli.reports import check
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
@@ -242,7 +242,7 @@ def test_the_command_needs_no_torch(folder, tmp_path):
     file = tmp_path / "claims.yaml"
     file.write_text("claims:\n" + claim(relation="worse"))
     code = (
-        "import sys\nfrom fusionbench.cli import main\n"
+        "import sys\nfrom fusionbench.cli.main import main\n"
         f"sys.argv = ['fusionbench', 'check-claims', {str(folder)!r}, {str(file)!r}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n"
         "    sys.exit(7 if 'torch' in sys.modules else end.code)\n"

@@ -48,7 +48,7 @@ def plugin(tmp_path):
 )  # fmt: skip
 def test_looking_and_planning_import_nothing_heavy(arguments, tmp_path):
     code = (
-        "import sys\nfrom fusionbench.cli import main\n"
+        "import sys\nfrom fusionbench.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
@@ -201,8 +201,8 @@ def test_the_installed_module_runs_from_any_folder(tmp_path):
 
 
 def test_a_machine_without_the_report_s_packages_is_told_so_and_keeps_its_records(monkeypatch):
-    from fusionbench import closing
     from fusionbench.api.errors import UserError
+    from fusionbench.cli import run as closing
 
     monkeypatch.setitem(sys.modules, "tabulate", None)
     for name in [name for name in sys.modules if name.startswith("fusionbench.report.")]:

@@ -137,7 +137,7 @@ def test_the_frozen_encoder_is_in_the_total(at_scale):
 
 
 def test_a_profile_that_is_there_is_not_measured_again(tmp_path):
-    from fusionbench.commands.profile import profile
+    from fusionbench.cli.profile import profile
 
     asked = Asked(encoder="nano", device="meta", width=64)
     one, both = (select_methods(read_catalog(), names, {}) for names in
@@ -197,7 +197,7 @@ def test_quartiles_are_those_of_the_blocks():
 
 
 def test_the_command_measures_writes_and_says_what_does_not_fit(tmp_path, capsys):
-    from fusionbench.commands.profile import profile
+    from fusionbench.cli.profile import profile
 
     asked = Asked(encoder="nano", device="cpu", width=64, batch=2, blocks=2, mode="train")
     chosen = select_methods(read_catalog(), ("scalar_mix", "mema"), {})

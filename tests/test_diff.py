@@ -10,7 +10,7 @@ from paired_studies import items, outcomes, study
 from toy_records import record, spec
 
 from fusionbench.api.errors import UserError
-from fusionbench.commands.diff import diff
+from fusionbench.cli.reports import diff
 from fusionbench.records.history import Run
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store

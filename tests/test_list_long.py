@@ -8,8 +8,8 @@ from plugin_files import GOOD
 from published_sizes import PUBLISHED_UNIT, REFERENCE
 
 from fusionbench.api.types import ReaderShape, StackShape
+from fusionbench.cli.list_ import UNTOLD, as_json, methods_long, parameter_count, told
 from fusionbench.harness.stepping import needs_encoder
-from fusionbench.listing import UNTOLD, as_json, methods_long, parameter_count, told
 from fusionbench.methods._units import RecurrentUnit
 from fusionbench.registry.cards import CLIP_L, Sizes, count
 from fusionbench.registry.catalog import read_catalog

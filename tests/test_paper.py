@@ -8,7 +8,7 @@ import pytest
 from paired_studies import study
 
 from fusionbench.api.errors import UserError
-from fusionbench.commands.paper import NAMES, write
+from fusionbench.cli.reports import NAMES, write
 from fusionbench.records.pairs import Results, difference
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods

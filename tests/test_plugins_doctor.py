@@ -111,7 +111,7 @@ def test_doctor_shows_the_machine_and_the_broken_plugin(install, call, tmp_path,
 
 
 def test_doctor_fails_strictly_after_it_has_said_everything(call, tmp_path, monkeypatch):
-    from fusionbench import health
+    from fusionbench.cli import doctor as health
 
     monkeypatch.setattr(health, "_device", lambda: ["not asked"])
     file = tmp_path / "raiser.py"

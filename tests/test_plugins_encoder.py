@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusionbench.api.errors import UserError
-from fusionbench.listing import as_json, encoders_text
+from fusionbench.cli.list_ import as_json, encoders_text
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.encoder_cards import describe
 from fusionbench.registry.plugins import load_encoder

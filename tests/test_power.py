@@ -9,7 +9,7 @@ import pytest
 from paired_studies import study
 
 from fusionbench.api.errors import UserError
-from fusionbench.commands.power import power
+from fusionbench.cli.reports import power
 from fusionbench.records.history import Run
 from fusionbench.records.pairs import Results, difference
 from fusionbench.records.store import Store

@@ -76,7 +76,7 @@ def test_a_second_run_repeats_nothing_and_is_quick(copied):
 
 def test_a_run_with_nothing_to_do_and_a_dry_run_load_no_torch(finished):
     code = (
-        "import sys\nfrom fusionbench.cli import main\n"
+        "import sys\nfrom fusionbench.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "heavy = {'torch', 'timm', 'transformers', 'scipy'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"

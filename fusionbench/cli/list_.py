@@ -1,14 +1,22 @@
-"""`fusionbench list`: what exists here, as columns for people or as JSON."""
+"""`fusionbench list`: methods, tasks and encoders."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from fusionbench.cli.app import Plugins, Strict, app, read
 from fusionbench.registry.cards import count
 from fusionbench.registry.catalog import Catalog, MethodCard, TaskCard
 from fusionbench.registry.selection import shown
+
+# `fusionbench list`: what exists here, as columns for people or as JSON.
+
 
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
@@ -148,3 +156,40 @@ def _fields(card: MethodCard | TaskCard) -> Iterator[tuple[str, object]]:
         # A plug-in's formula may be none.
         with suppress(ValueError):
             yield "parameters_at_clip_l", parameter_count(card)
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    METHODS = "methods"
+    TASKS = "tasks"
+    ENCODERS = "encoders"
+
+
+@app.command("list")
+def command(
+    kind: Annotated[Kind, typer.Argument()],
+    long: Annotated[
+        bool, typer.Option("--long", help="Of methods: paper, parity, parameters, needs.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    plugin: Plugins = [],  # noqa: B006
+    strict_plugins: Strict = False,
+) -> None:
+    """Show the methods, tasks or encoders that exist here, and how to get those that do not."""
+    catalog = read(plugin, strict=strict_plugins)
+    form = "json" if json else "long" if long else "short"
+    sys.stdout.write(listed(kind.value, catalog, form) + "\n")
+
+
+def listed(kind: str, catalog: Catalog, form: str) -> str:
+    """What there is of a kind: `short`, `long` or `json`. Only methods have a long form."""
+    texts = {
+        ("methods", "short"): methods_text,
+        ("methods", "long"): methods_long,
+        ("tasks", "short"): tasks_text,
+        ("encoders", "short"): encoders_text,
+    }
+    if form == "json":
+        return as_json(kind, catalog)
+    return texts.get((kind, form), texts[kind, "short"])(catalog)

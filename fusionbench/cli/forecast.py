@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from fusionbench.cli.list_ import columns
 from fusionbench.harness.bundle import bundle_path
-from fusionbench.listing import columns
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.records.store import Store

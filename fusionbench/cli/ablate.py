@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.commands.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
-from fusionbench.commands.run import checked_device
-from fusionbench.commands.shared import check_encoder, found, read, say
+from fusionbench.cli.app import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    Plugins,
+    Settings,
+    Strict,
+    app,
+    check_encoder,
+    found,
+    read,
+    say,
+)
+from fusionbench.cli.run import checked_device
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
 
@@ -93,7 +104,7 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     """Run what is missing, write the tables, and show them."""
     study = of_design(study, design)
     check_encoder(catalog, study.encoder, study.budget.image_size)
-    from fusionbench import closing
+    from fusionbench.cli import run as closing
     from fusionbench.launchers.progress import make_progress
     from fusionbench.launchers.sweep import bring_encoder, run_study
     from fusionbench.records.history import note_design
@@ -118,7 +129,7 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
 
 def show_plan(study: Study, design: "Design", options: RunOptions, catalog: "Catalog") -> int:
     """Say what would run."""
-    from fusionbench.commands import run as whole
+    from fusionbench.cli import run as whole
 
     return whole.show_plan(of_design(study, design), options, sys.stdout)
 
@@ -151,7 +162,7 @@ def plan_of(study: Study, design: "Design", catalog: "Catalog") -> "Planned":
 
 
 def _show(folder: Path, stream: TextIO) -> None:
-    from fusionbench.closing import report_writer
+    from fusionbench.cli.run import report_writer
 
     paths = report_writer()(folder, None)
     table = paths.tables / "ablation.md"

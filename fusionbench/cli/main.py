@@ -1,4 +1,4 @@
-"""The command line: every command is a module of `fusionbench.commands`, joined here.
+"""The command line: the modules of `fusionbench.cli`, joined here.
 
 What a person got wrong ends in one line, a hint and exit code 2, a failed cell in exit code 1,
 Ctrl-C in 130.
@@ -8,28 +8,21 @@ import os
 import sys
 
 from fusionbench.api.errors import UserError
-from fusionbench.commands import (
+from fusionbench.cli import (
     ablate,
     check,
-    check_claims,
-    diff,
     doctor,
     list_,
     new,
     pack,
-    paper,
-    power,
     probe_layers,
     profile,
-    report,
+    reports,
     run,
 )
-from fusionbench.commands.app import app
+from fusionbench.cli.app import app
 
-COMMANDS = (
-    *(run, report, power, check_claims, diff, paper, ablate, probe_layers, profile),
-    *(list_, check, pack, new, doctor),
-)
+COMMANDS = (run, reports, ablate, probe_layers, profile, list_, check, pack, new, doctor)
 """In the order of `--help`: a module adds its command when it is imported."""
 
 

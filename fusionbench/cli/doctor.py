@@ -1,4 +1,4 @@
-"""What `doctor` says: environment, device, cache, data, weights and plug-ins. No torch here."""
+"""`fusionbench doctor`: this machine, what is here, and which plug-ins cannot be used and why."""
 
 import os
 import platform
@@ -7,14 +7,22 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from fusionbench.api.errors import UserError
+from fusionbench.cli.app import OK, Plugins, Strict, app, packed_here
+from fusionbench.cli.list_ import columns
 from fusionbench.encoders.catalog import available
-from fusionbench.listing import columns
 from fusionbench.records.files import cache_dir
 from fusionbench.registry.catalog import Catalog
 from fusionbench.registry.encoder_cards import plugged
 from fusionbench.registry.plugins import Checked
 from fusionbench.registry.provenance import code_state, software
+
+# What `doctor` says: environment, device, cache, data, weights and plug-ins. No torch here.
+
 
 _VARIABLES = ("FUSIONBENCH_CACHE", "FUSIONBENCH_DATA", "FUSIONBENCH_PLUGINS", "HF_HOME",
               "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # fmt: skip
@@ -116,3 +124,22 @@ def _wrong(checked: Checked) -> Iterator[str]:
     yield f"{checked.source}" + (f", {checked.file}" if checked.file != checked.source else "")
     yield from (f"  {problem}" for problem in checked.problems)
     yield from (f"  {line}" for line in checked.traceback.splitlines())
+
+
+@app.command("doctor")
+def command(
+    cache: Annotated[Path | None, typer.Option(help="Look at this cache folder.")] = None,
+    plugin: Plugins = [],  # noqa: B006
+    strict_plugins: Strict = False,
+) -> None:
+    """Show versions, device, cache, data and weights, and import every plug-in to test it."""
+    from fusionbench.registry.catalog import read_catalog
+    from fusionbench.registry.plugins import check_plugins
+
+    catalog = read_catalog(plugin, packed=packed_here())
+    checked = check_plugins(catalog)
+    sys.stdout.write(text(catalog, checked, cache))
+    broken = [one for one in checked if not one.sound]
+    if strict_plugins and broken:
+        raise UserError(f"{len(broken)} plug-ins cannot be used", "see PLUG-INS above")
+    raise typer.Exit(OK)

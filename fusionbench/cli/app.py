@@ -1,13 +1,41 @@
-"""What several commands need: the catalog, an encoder's card, a store's problems, said."""
+"""The application that every command's module adds itself to, and the flags they share."""
 
 import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from fusionbench.api.errors import Problem, UserError, disk_error
 from fusionbench.registry.catalog import Catalog, read_catalog
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+
+app = typer.Typer(
+    name="fusionbench",
+    help="Which way of fusing the layers of one vision encoder is really better?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Plugins = Annotated[
+    list[str],
+    typer.Option("--plugin", help="A Python file or folder with methods, tasks or encoders."),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict-plugins", help="A plug-in that cannot be used is an error.")
+]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a setting.")
+]
+
+
+# What several commands need: the catalog, an encoder's card, a store's problems, said.
+
 
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.commands.app import FAILED, OK, Plugins, Settings, app
-from fusionbench.commands.run import checked_device
-from fusionbench.commands.shared import read
+from fusionbench.cli.app import FAILED, OK, Plugins, Settings, app, read
+from fusionbench.cli.run import checked_device
 from fusionbench.records.cost import Asked
 
 if TYPE_CHECKING:

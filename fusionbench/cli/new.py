@@ -1,14 +1,21 @@
-"""Small complete packages to start from: a method or a task, its tests, its entry point."""
+"""`fusionbench new-method` and `new-task`: a small complete package to start from."""
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
-from typing import Literal
+from typing import Annotated, Literal
+
+import typer
 
 from fusionbench.api.errors import UserError, disk_error
+from fusionbench.cli.app import app, read
 from fusionbench.registry.catalog import Catalog
 from fusionbench.registry.discovery import importable
+
+# Small complete packages to start from: a method or a task, its tests, its entry point.
+
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -75,3 +82,30 @@ def _write(template: Path, target: Path, values: Mapping[str, str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     text = Template(template.read_text(encoding="utf-8")).substitute(values)
     target.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+Name = Annotated[str, typer.Argument(help="Such as depth_gate.")]
+Out = Annotated[Path, typer.Option(help="The folder to put it in.")]
+
+
+@app.command("new-method")
+def new_method(name: Name, out: Out = Path()) -> None:
+    """Write a package with a method of your own: module, tests, entry point."""
+    _new("method", name, out)
+
+
+@app.command("new-task")
+def new_task(name: Name, out: Out = Path()) -> None:
+    """Write a package with a task of your own: module, tests, entry point."""
+    _new("task", name, out)
+
+
+def _new(kind: Literal["method", "task"], name: str, out: Path) -> None:
+
+    home = new_package(kind, name, out, read([]))
+    sys.stdout.write(
+        f"{home}\n"
+        f"  its tests:   cd {home} && pytest\n"
+        f"  try it:      fusionbench list {kind}s --plugin {home}/fusionbench_{name}.py\n"
+        f"  install it:  pip install -e {home}\n"
+    )

@@ -9,7 +9,7 @@ from typing import Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import disk_error
-from fusionbench.commands.app import FAILED, OK, Plugins, app
+from fusionbench.cli.app import FAILED, OK, Plugins, app
 
 
 @app.command("check")

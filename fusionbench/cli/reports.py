@@ -1,0 +1,189 @@
+"""`fusionbench paper`: a paper's tables in their shape, from our records."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from fusionbench.cli.app import FAILED, OK, Plugins, app, read, say, write_rows
+
+# `fusionbench report`: tables, plots and a page from a folder of results.
+
+
+if TYPE_CHECKING:
+    from fusionbench.report.build import Wanted
+
+FORMATS = "md,tex,csv,html"
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
+    out: Annotated[Path | None, typer.Option(help="Default: DIR/report.")] = None,
+    baseline: Annotated[
+        str, typer.Option(metavar="M", help="Compare with M; all contrasts are then exploratory.")
+    ] = "",
+    table: Annotated[str, typer.Option(metavar="NAME", help="Write one table only.")] = "",
+    formats: Annotated[
+        str, typer.Option("--format", metavar=FORMATS, help="Some of them, with commas.")
+    ] = FORMATS,
+) -> None:
+    """Write tables, a plot and a page from a folder of results."""
+    from fusionbench.api.errors import UserError
+    from fusionbench.cli.run import report_writer
+
+    report_writer()
+    from fusionbench.report.build import Wanted
+
+    names = tuple(name.strip() for name in formats.split(",") if name.strip())
+    if not names:
+        raise UserError("--format names no format", f"some of {FORMATS}")
+    wanted = Wanted(formats=names, table=table, baseline=baseline or None)
+    raise typer.Exit(report(folder, out, sys.stdout, wanted))
+
+
+def report(folder: Path, out: Path | None, stream: TextIO, wanted: "Wanted | None" = None) -> int:
+    """Write the report of a folder of results and name its page, or the files of one table."""
+    from fusionbench.cli.run import report_writer
+
+    paths = report_writer()(folder, out, wanted, hear=say)
+    files = paths.written if wanted and wanted.table else (paths.page,)
+    stream.write("".join(f"{file}\n" for file in files))
+    return OK
+
+
+# `fusionbench check-claims`: sentences of papers against a folder of results.
+
+
+@app.command("check-claims")
+def check_claims_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
+    claims: Annotated[str, typer.Argument(help="A YAML file, or `published`.")] = "published",
+    out: Annotated[Path | None, typer.Option(help="Write the answers as CSV, too.")] = None,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Answer each claim with holds, fails or undecided; exit code 1 if one fails."""
+    raise typer.Exit(check(folder, claims, out=out, plugins=plugin, stream=sys.stdout))
+
+
+def check(
+    folder: Path, claims: str, *, out: Path | None, plugins: Sequence[str], stream: TextIO
+) -> int:
+    """Write the answers as Markdown, and as CSV where asked."""
+    from fusionbench.records.pairs import Results
+    from fusionbench.report.claims.answers import Verdict, answers
+    from fusionbench.report.claims.reading import load_claims
+    from fusionbench.report.claims.text import long_rows, page
+
+    stated = load_claims(claims)
+    results = Results.open(folder)
+    say(results.store.problems)
+    found = answers(stated, results, read(plugins))
+    stream.write(page(found, str(folder)))
+    if out is not None:
+        write_rows(out, long_rows(found))
+    return FAILED if any(answer.verdict is Verdict.FAILS for answer in found) else OK
+
+
+# `fusionbench power`: what a study can find, and how many seeds an effect would need.
+
+
+if TYPE_CHECKING:
+    from fusionbench.report.power.planning import Wanted
+
+
+@app.command("power")
+def power_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
+    effect: Annotated[float, typer.Option(help="Points that should be found.")] = 1.0,
+    pilot: Annotated[bool, typer.Option("--pilot", help="Plan cautiously from few seeds.")] = False,
+    baseline: Annotated[str, typer.Option(help="Default: the study's.")] = "",
+    methods: Annotated[list[str], typer.Option(help="Default: the study's contrasts.")] = [],  # noqa: B006
+    contrasts: Annotated[
+        int, typer.Option(min=0, help="Correct for so many; 0: those planned.")
+    ] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write every contrast as CSV, too.")] = None,
+) -> None:
+    """Minimum detectable effects per task and for the suite, and the seeds an effect needs."""
+    from fusionbench.registry.selection import split_names
+    from fusionbench.report.power.planning import Wanted
+
+    names = tuple(name for text in methods for name in split_names(text))
+    wanted = Wanted(
+        effect=effect, pilot=pilot, baseline=baseline, methods=names, contrasts=contrasts
+    )
+    raise typer.Exit(power(folder, wanted, out=out, stream=sys.stdout))
+
+
+def power(folder: Path, wanted: "Wanted", *, out: Path | None, stream: TextIO) -> int:
+    """Write the plan as Markdown, and every contrast as CSV where asked."""
+    from fusionbench.api.errors import UserError
+    from fusionbench.records.pairs import Results
+    from fusionbench.report.power.planning import planned
+    from fusionbench.report.power.text import long_rows, page
+
+    if not wanted.effect > 0:
+        message = f"--effect must be positive, got {wanted.effect:g}"
+        raise UserError(message, "in points, for example 1.0")
+    results = Results.open(folder)
+    say(results.store.problems)
+    plans = planned(results, wanted)
+    stream.write(page(plans, wanted, str(folder)))
+    if out is not None:
+        write_rows(out, long_rows(plans))
+    return OK
+
+
+# `fusionbench diff`: why two folders of results differ.
+
+
+@app.command("diff")
+def diff_command(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A folder of results.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    out: Annotated[Path | None, typer.Option(help="Write the differences as CSV, too.")] = None,
+) -> None:
+    """Compare two folders: what was asked, what ran, where, and the paired score differences."""
+    raise typer.Exit(diff(first, second, out=out, stream=sys.stdout))
+
+
+def diff(first: Path, second: Path, *, out: Path | None, stream: TextIO) -> int:
+    """Write the comparison as Markdown, and every difference as CSV where asked."""
+    from fusionbench.records.pairs import Results
+    from fusionbench.report.diff.text import Folder, page
+
+    a, b = (Folder(name=str(name), results=Results.open(name)) for name in (first, second))
+    text, rows = page(a, b)
+    stream.write(text)
+    if out is not None:
+        write_rows(out, rows)
+    return OK
+
+
+NAMES = "mema, dense_connector, lsf or mmfuser"
+"""For `--help`; a test keeps it equal to `papers.yaml`."""
+
+
+@app.command("paper")
+def paper_command(
+    name: Annotated[str, typer.Argument(help=NAMES)],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
+    out: Annotated[Path | None, typer.Option(help="Default: DIR/report/paper.")] = None,
+) -> None:
+    """Write a paper's tables, its rows filled from our records, its numbers beside them."""
+    raise typer.Exit(write(name, folder, out, sys.stdout))
+
+
+def write(name: str, folder: Path, out: Path | None, stream: TextIO) -> int:
+    """Write the page and its tables, and name the page."""
+    from fusionbench.records.pairs import Results
+    from fusionbench.report.paper import paper, write_paper
+
+    chosen = paper(name)
+    results = Results.open(folder)
+    say(results.store.problems)
+    home = out if out is not None else folder / "report" / "paper"
+    stream.write(f"{write_paper(chosen, results, home)}\n")
+    return OK
