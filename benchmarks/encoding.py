@@ -13,7 +13,7 @@ from rows import Row, chosen_device, finish, parser_of
 from sampled import empty_cache
 from workload import seconds, small_encoder
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.study.study import PAPER

@@ -20,7 +20,7 @@ from rows import Row, chosen_device, finish, parser_of
 from torch.utils.checkpoint import checkpoint
 from workload import find
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.cost.pipeline import build_pipeline, compiled, training_step
 from fusionbench.cost.timing import interleaved, peak_bytes
 from fusionbench.encoders.hf import HfEncoder

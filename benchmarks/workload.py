@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Method
-from fusionbench.api.task import Task, TaskData
+from fusionbench.api.tasks import Task, TaskData
 from fusionbench.cost.shapes import subject
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle, Examples

@@ -25,7 +25,7 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
     here = Path(__file__).parent
-    shared = {path.name for path in here.glob("test_*.py") if 'scope="module"' in path.read_text()}
+    shared = {path.name for path in here.rglob("test_*.py") if 'scope="module"' in path.read_text()}
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):

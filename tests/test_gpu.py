@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_batched import BUDGET, KINDS, MORE, RUNS, both_ways, in_double, named, shared_by
+from toy_passes import BUDGET, KINDS, MORE, RUNS, both_ways, in_double, named, shared_by
 
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.types import Fused

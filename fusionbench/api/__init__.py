@@ -7,43 +7,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusionbench.api.encoder import Encoder
+    from fusionbench.api.encoders import Encoder
     from fusionbench.api.errors import one_of
     from fusionbench.api.fusion import Fusion, InEncoderFusion, Tap, anchored, matched, paper_taps
     from fusionbench.api.modules import CrossAttention, sdpa
     from fusionbench.api.register import encoder, method, task
     from fusionbench.api.seeding import stream
-    from fusionbench.api.task import Split, Task, TaskData
+    from fusionbench.api.tasks import Split, Task, TaskData
     from fusionbench.api.types import Fused, Injection, ReaderPatch, StackShape, Unsupported
     from fusionbench.readers.decoder import GatedMLP, Heads
     from fusionbench.registry.trained import trained_parameters
 
 _HOME = {
-    "CrossAttention": "attention",
-    "Encoder": "encoders.contract",
-    "Fused": "types",
-    "Fusion": "fusion",
-    "InEncoderFusion": "fusion",
+    "CrossAttention": "api.modules",
+    "Encoder": "api.encoders",
+    "Fused": "api.types",
+    "Fusion": "api.fusion",
+    "InEncoderFusion": "api.fusion",
     "GatedMLP": "readers.decoder",
     "Heads": "readers.decoder",
-    "Injection": "types",
-    "ReaderPatch": "types",
-    "Split": "task",
-    "StackShape": "types",
-    "Tap": "fusion",
-    "Task": "task",
-    "TaskData": "task",
-    "Unsupported": "types",
-    "anchored": "layers",
-    "encoder": "registry",
-    "matched": "official",
-    "method": "registry",
-    "one_of": "choices",
-    "paper_taps": "layers",
-    "sdpa": "attention",
-    "stream": "seeding",
-    "task": "registry",
-    "trained_parameters": "trained",
+    "Injection": "api.types",
+    "ReaderPatch": "api.types",
+    "Split": "api.tasks",
+    "StackShape": "api.types",
+    "Tap": "api.fusion",
+    "Task": "api.tasks",
+    "TaskData": "api.tasks",
+    "Unsupported": "api.types",
+    "anchored": "api.fusion",
+    "encoder": "api.register",
+    "matched": "api.fusion",
+    "method": "api.register",
+    "one_of": "api.errors",
+    "paper_taps": "api.fusion",
+    "sdpa": "api.modules",
+    "stream": "api.seeding",
+    "task": "api.register",
+    "trained_parameters": "registry.trained",
 }
 
 __all__ = [

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Method, Tap
 from fusionbench.api.seeding import stream
-from fusionbench.api.task import Scoring
+from fusionbench.api.tasks import Scoring
 from fusionbench.api.types import Fused, StackShape
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle, Examples

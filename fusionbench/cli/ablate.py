@@ -9,20 +9,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import (
-    FAILED,
-    INTERRUPTED,
-    OK,
-    Plugins,
-    Settings,
-    Strict,
-    app,
-    check_encoder,
-    found,
-    read,
-    say,
-)
+from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
 from fusionbench.cli.run import checked_device
+from fusionbench.cli.shared import check_encoder, found, read, say
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
 
@@ -104,7 +93,7 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     """Run what is missing, write the tables, and show them."""
     study = of_design(study, design)
     check_encoder(catalog, study.encoder, study.budget.image_size)
-    from fusionbench.cli import run as closing
+    from fusionbench.cli import summary
     from fusionbench.launchers.progress import make_progress
     from fusionbench.launchers.sweep import bring_encoder, run_study
     from fusionbench.records.history import note_design
@@ -114,7 +103,7 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     bring_encoder(study, catalog)
     planned = plan_of(study, design, catalog)
     result = run_study(study, options, catalog, make_progress(quiet=options.quiet))
-    closing.note_run(study, options, catalog)
+    summary.note_run(study, options, catalog)
     note_design(Path(options.out), planned)
     say(found(Store.open(options.out)))
     _show(Path(options.out), sys.stdout)
@@ -162,7 +151,7 @@ def plan_of(study: Study, design: "Design", catalog: "Catalog") -> "Planned":
 
 
 def _show(folder: Path, stream: TextIO) -> None:
-    from fusionbench.cli.run import report_writer
+    from fusionbench.cli.summary import report_writer
 
     paths = report_writer()(folder, None)
     table = paths.tables / "ablation.md"

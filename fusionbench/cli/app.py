@@ -1,15 +1,8 @@
 """The application that every command's module adds itself to, and the flags they share."""
 
-import os
-import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-from fusionbench.api.errors import Problem, UserError, disk_error
-from fusionbench.registry.catalog import Catalog, read_catalog
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -32,79 +25,3 @@ Strict = Annotated[
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a setting.")
 ]
-
-
-# What several commands need: the catalog, an encoder's card, a store's problems, said.
-
-
-if TYPE_CHECKING:
-    from fusionbench.encoders.card import EncoderCard
-    from fusionbench.records.store import Store
-
-
-def read(plugins: Sequence[str], *, strict: bool = False) -> Catalog:
-    """The catalog; what could not be used is said and stops nothing, unless `strict` says so.
-
-    Strictly, every plug-in is imported too, in a process of its own. Raises UserError then.
-    """
-    catalog = read_catalog(plugins, packed=packed_here())
-    if strict:
-        from fusionbench.registry.plugins import require_sound
-
-        require_sound(catalog)
-    say(catalog.problems)
-    return catalog
-
-
-def packed_here() -> Collection[str]:
-    """Tasks of the packed folder, if there is one: they need none of their packages."""
-    if not os.environ.get("FUSIONBENCH_DATA"):
-        return ()
-    from fusionbench.study.data import packed_tasks
-
-    return packed_tasks()
-
-
-def check_encoder(catalog: Catalog, name: str, image_size: int) -> "EncoderCard":
-    """What is known of an encoder. Raises UserError for a name or size that cannot be."""
-    from fusionbench.registry.encoder_cards import describe
-
-    try:
-        return describe(catalog, name, image_size=image_size)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error), "`fusionbench list encoders` shows all") from error
-
-
-def refuse_plugged(catalog: Catalog, encoder: str, command: str) -> None:
-    """Raise UserError for an encoder of a plug-in, where a command knows only our own."""
-    if encoder in catalog.encoders:
-        raise UserError(
-            f"{command} does not take encoders of plug-ins, such as {encoder!r}",
-            "`fusionbench run` does",
-        )
-
-
-def found(store: "Store") -> Iterable[Problem]:
-    """What reading a store's records brought to light."""
-    store.finished()
-    return store.problems
-
-
-def say(problems: Iterable[Problem]) -> None:
-    """One line each on stderr."""
-    for problem in problems:
-        sys.stderr.write(f"note: {problem}\n")
-
-
-def write_rows(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """A table as CSV, whole or not at all. Raises UserError if the file cannot be written."""
-    from fusionbench.records.files import write_atomic
-    from fusionbench.report.tables import comma_separated
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, comma_separated([dict(row) for row in rows]).encode())
-    except OSError as error:
-        raise disk_error(error, file) from error

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fusionbench.cli.list_ import columns
+from fusionbench.cli.listing import columns
 from fusionbench.harness.bundle import bundle_path
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir

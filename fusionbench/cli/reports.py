@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from fusionbench.cli.app import FAILED, OK, Plugins, app, read, say, write_rows
+from fusionbench.cli.app import FAILED, OK, Plugins, app
+from fusionbench.cli.shared import read, say, write_rows
 
 # `fusionbench report`: tables, plots and a page from a folder of results.
 
 
 if TYPE_CHECKING:
-    from fusionbench.report.build import Wanted
+    from fusionbench.report.build import ReportOptions
 
 FORMATS = "md,tex,csv,html"
 
@@ -32,21 +33,23 @@ def report_command(
 ) -> None:
     """Write tables, a plot and a page from a folder of results."""
     from fusionbench.api.errors import UserError
-    from fusionbench.cli.run import report_writer
+    from fusionbench.cli.summary import report_writer
 
     report_writer()
-    from fusionbench.report.build import Wanted
+    from fusionbench.report.build import ReportOptions
 
     names = tuple(name.strip() for name in formats.split(",") if name.strip())
     if not names:
         raise UserError("--format names no format", f"some of {FORMATS}")
-    wanted = Wanted(formats=names, table=table, baseline=baseline or None)
+    wanted = ReportOptions(formats=names, table=table, baseline=baseline or None)
     raise typer.Exit(report(folder, out, sys.stdout, wanted))
 
 
-def report(folder: Path, out: Path | None, stream: TextIO, wanted: "Wanted | None" = None) -> int:
+def report(
+    folder: Path, out: Path | None, stream: TextIO, wanted: "ReportOptions | None" = None
+) -> int:
     """Write the report of a folder of results and name its page, or the files of one table."""
-    from fusionbench.cli.run import report_writer
+    from fusionbench.cli.summary import report_writer
 
     paths = report_writer()(folder, out, wanted, hear=say)
     files = paths.written if wanted and wanted.table else (paths.page,)
@@ -91,7 +94,7 @@ def check(
 
 
 if TYPE_CHECKING:
-    from fusionbench.report.power.planning import Wanted
+    from fusionbench.report.power.planning import PowerOptions
 
 
 @app.command("power")
@@ -108,16 +111,16 @@ def power_command(
 ) -> None:
     """Minimum detectable effects per task and for the suite, and the seeds an effect needs."""
     from fusionbench.registry.selection import split_names
-    from fusionbench.report.power.planning import Wanted
+    from fusionbench.report.power.planning import PowerOptions
 
     names = tuple(name for text in methods for name in split_names(text))
-    wanted = Wanted(
+    wanted = PowerOptions(
         effect=effect, pilot=pilot, baseline=baseline, methods=names, contrasts=contrasts
     )
     raise typer.Exit(power(folder, wanted, out=out, stream=sys.stdout))
 
 
-def power(folder: Path, wanted: "Wanted", *, out: Path | None, stream: TextIO) -> int:
+def power(folder: Path, wanted: "PowerOptions", *, out: Path | None, stream: TextIO) -> int:
     """Write the plan as Markdown, and every contrast as CSV where asked."""
     from fusionbench.api.errors import UserError
     from fusionbench.records.pairs import Results

@@ -1,132 +1,18 @@
 """`fusionbench run`: what is missing of a study."""
 
-import csv
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import Annotated, TextIO
 
 import typer
 
-from fusionbench import __version__
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import (
-    FAILED,
-    INTERRUPTED,
-    OK,
-    Plugins,
-    Settings,
-    Strict,
-    app,
-    check_encoder,
-    found,
-    read,
-    say,
-)
-from fusionbench.cli.list_ import Row, columns
+from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
+from fusionbench.cli.shared import check_encoder, found, read, say
 from fusionbench.records.cell import RunOptions
-from fusionbench.records.history import Run
-from fusionbench.records.store import Store
-from fusionbench.registry.catalog import Catalog
-from fusionbench.registry.selection import select_methods, select_tasks
-from fusionbench.study.study import QUICK, Study, as_plain, load_study, preset, with_overrides
-
-# The end of a run: its request noted, its report written, its table and gaps shown.
-
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fusionbench.launchers.sweep import SweepResult
-    from fusionbench.report.build import ReportPaths
-
-
-def note_run(study: Study, options: RunOptions, catalog: Catalog) -> None:
-    """Write into `study.json` what was asked for, so that a report can tell what is missing."""
-    methods = select_methods(catalog, study.methods, study.settings)
-    tasks, unavailable = select_tasks(catalog, study.tasks)
-    run = Run(
-        study=as_plain(study),
-        labels=tuple(chosen.label for chosen in methods),
-        tasks=tuple(card.name for card in tasks),
-        unavailable={one.card.name: one.reason for one in unavailable},
-        version=__version__,
-    )
-    Store.open(options.out).history.add(run)
-
-
-def close(folder: Path, result: "SweepResult", stream: TextIO) -> None:
-    """Bring the report up to date and show the table, what is missing and where the report lies."""
-    home = folder / "report"
-    _update(folder, home)
-    if (home / "tables" / "summary.csv").exists():
-        stream.write(f"\n{table_text(home / 'tables' / 'summary.csv')}\n\n")
-    skipped = home / "tables" / "gaps.md"
-    if skipped.exists():
-        stream.write(skipped.read_text(encoding="utf-8"))
-    for one in result.unavailable:
-        stream.write(f"- left out: {one.card.name}: {one.reason}\n")
-    counts = f"{result.executed} cells run, {result.finished} were there"
-    failed = f", {result.failed} failed (see {folder / 'failures'})" if result.failed else ""
-    stream.write(f"{counts}{failed}\n")
-    # A run that was interrupted early leaves nothing to report.
-    for page in (home / "report.html", home / "report.md"):
-        if page.exists():
-            stream.write(f"report: {page}\n")
-            break
-
-
-def table_text(file: Path) -> str:
-    """The summary table for a terminal: methods, their means over the suite and its groups."""
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    conditions = list(dict.fromkeys((row["encoder"], row["steps"]) for row in rows))
-    parts = []
-    for encoder, steps in conditions:
-        here = [row for row in rows if (row["encoder"], row["steps"]) == (encoder, steps)]
-        parts.append(f"{encoder}, {steps} steps; mean ± 95 % interval over runs, in percent\n"
-                     f"{_pivot(here)}")  # fmt: skip
-    return "\n\n".join(parts)
-
-
-def _pivot(rows: list[dict[str, str]]) -> str:
-    titles = list(dict.fromkeys((row["aggregate"], row["n_tasks"]) for row in rows))
-    header: Row = ("method", *(f"{name} ({tasks})" for name, tasks in titles), "parameters")
-    cells: dict[str, dict[str, str]] = {}
-    for row in rows:
-        cells.setdefault(row["method"], {})[row["aggregate"]] = row["text"]
-        cells[row["method"]]["parameters"] = row["fusion"]
-    return columns(
-        [
-            header,
-            *(
-                (method, *(found.get(name, "-") for name, _ in titles), found["parameters"])
-                for method, found in cells.items()
-            ),
-        ]
-    )
-
-
-def report_writer() -> "Callable[..., ReportPaths]":
-    """`write_report`; UserError if this machine lacks a package that only reports need."""
-    try:
-        from fusionbench.report.build import write_report
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the report needs the package {error.name}, which is not installed",
-            f"pip install {error.name}, then `fusionbench report DIR`; the records are safe",
-        ) from error
-    return write_report
-
-
-def _update(folder: Path, home: Path) -> None:
-    from fusionbench.report.build import up_to_date
-
-    store = Store.open(folder)
-    if up_to_date(store, home) or not (store.finished() or any(store.failures())):
-        return
-    report_writer()(folder, home)
+from fusionbench.study.study import QUICK, Study, load_study, preset, with_overrides
 
 
 @app.command("run")
@@ -223,9 +109,9 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     from fusionbench.records.store import Store
 
     result = run_study(study, options, catalog, make_progress(quiet=options.quiet))
-    note_run(study, options, catalog)
+    closing.note_run(study, options, catalog)
     say(found(Store.open(options.out)))
-    close(Path(options.out), result, stream)
+    closing.close(Path(options.out), result, stream)
     if result.interrupted:
         stream.write("interrupted: the same command goes on where this one stopped\n")
         return INTERRUPTED

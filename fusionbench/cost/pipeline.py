@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Fusion, InEncoderFusion, Method, Tap
 from fusionbench.api.types import Fused
 from fusionbench.cost import shapes as language

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.cost import counting as flops
 from fusionbench.cost import shapes as language

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError, did_you_mean
 from fusionbench.api.types import Fused, ReaderShape
 from fusionbench.cost import counting as flops

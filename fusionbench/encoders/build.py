@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.encoders import own
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.fetch import fetch

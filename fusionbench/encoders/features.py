@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, UInt8
 from numpy.lib import format as npy
 from torch import Tensor
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Tap
 from fusionbench.encoders.products import by_onednn

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.types import StackShape
 from fusionbench.encoders import snapshots
 from fusionbench.encoders.card import patches

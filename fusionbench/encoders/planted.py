@@ -22,7 +22,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.seeding import stream
 from fusionbench.api.types import StackShape
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.types import StackShape
 from fusionbench.encoders.card import read_json
 from fusionbench.encoders.vit import prepare

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.types import StackShape
 
 Triple = tuple[float, float, float]
@@ -163,9 +163,6 @@ def resampled(position: Float[Tensor, "1 from dim"], *, side: int) -> Float[Tens
 
 
 # From images as tasks store them to what an encoder reads.
-
-
-Triple = tuple[float, float, float]
 
 
 def prepare(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from fusionbench.api.task import SPLITS, Split, SplitName, TaskData
+from fusionbench.api.tasks import SPLITS, Split, SplitName, TaskData
 from fusionbench.records.cell import Budget, canonical
 from fusionbench.records.files import cache_dir, write_atomic
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.checkpoint import checkpoint
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 
 P = ParamSpec("P")
 _GRAPHS = 64

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Tap
 from fusionbench.api.seeding import stream
-from fusionbench.api.task import Scoring
+from fusionbench.api.tasks import Scoring
 from fusionbench.api.types import StackShape
 from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey

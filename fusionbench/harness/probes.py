@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
-from fusionbench.api.task import Split, Task, TaskData, data_hash
+from fusionbench.api.tasks import Split, Task, TaskData, data_hash
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
 from fusionbench.records.probes import ProbeMap, probe_file, read_probe, write_probe

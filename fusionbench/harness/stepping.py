@@ -8,7 +8,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Fusion, InEncoderFusion, Method, Tap
 from fusionbench.api.types import Fused
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Tap
 from fusionbench.api.types import StackShape, Unsupported

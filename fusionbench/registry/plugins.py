@@ -19,14 +19,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fusionbench.api.errors import UserError
-from fusionbench.api.task import Task
+from fusionbench.api.tasks import Task
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.registry.cards import Card
 from fusionbench.registry.catalog import Catalog, MethodCard, TaskCard
 from fusionbench.registry.discovery import BUILT_IN, Place
 
 if TYPE_CHECKING:
-    from fusionbench.api.encoder import Encoder
+    from fusionbench.api.encoders import Encoder
     from fusionbench.api.fusion import Method
 
 
@@ -59,7 +59,7 @@ def _contract(kind: str) -> tuple[type, ...]:
     if kind == "task":
         return (Task,)
     if kind == "encoder":
-        from fusionbench.api.encoder import Encoder
+        from fusionbench.api.encoders import Encoder
 
         return (Encoder,)
     from fusionbench.api.fusion import Fusion, InEncoderFusion

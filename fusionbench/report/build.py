@@ -208,7 +208,7 @@ class ReportPaths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ReportOptions:
     """What to write; by default everything."""
 
     formats: Collection[str] = FORMATS
@@ -226,7 +226,7 @@ class Wanted:
 def write_report(
     folder: str | Path,
     out: str | Path | None = None,
-    wanted: Wanted | None = None,
+    wanted: ReportOptions | None = None,
     *,
     hear: Callable[[Sequence[Problem]], None] | None = None,
 ) -> ReportPaths:
@@ -236,7 +236,7 @@ def write_report(
     if the folder holds no record, for an unknown table, format or baseline, and if `out` cannot be
     written.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or ReportOptions()
     _check(wanted)
     store = Store.open(folder)
     home = Path(out) if out is not None else Path(folder) / "report"
@@ -273,7 +273,7 @@ def collect(store: Store, baseline: str | None = None, finished: Cells | None = 
     )
 
 
-def _check(wanted: Wanted) -> None:
+def _check(wanted: ReportOptions) -> None:
     names = [section.name for section in SECTIONS]
     if wanted.table and wanted.table not in names:
         raise unknown("table", wanted.table, names)
@@ -282,7 +282,7 @@ def _check(wanted: Wanted) -> None:
             raise unknown("format", name, FORMATS)
 
 
-def _write(store: Store, finished: Cells, home: Path, wanted: Wanted) -> ReportPaths:
+def _write(store: Store, finished: Cells, home: Path, wanted: ReportOptions) -> ReportPaths:
     with kept():
         material = collect(store, wanted.baseline, finished)
     tables, figures = home / "tables", home / "figures"

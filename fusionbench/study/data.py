@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from fusionbench.api.task import SPLITS, Split, TaskData, data_hash, validate
+from fusionbench.api.tasks import SPLITS, Split, TaskData, data_hash, validate
 from fusionbench.encoders.fetch import fetch
 from fusionbench.harness.bundle import keep
 from fusionbench.records.cell import Budget, canonical

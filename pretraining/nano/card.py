@@ -17,7 +17,7 @@ import torch
 from tabulate import tabulate
 
 from fusionbench.api.seeding import seed_of
-from fusionbench.api.task import Task, TaskData
+from fusionbench.api.tasks import Task, TaskData
 from fusionbench.encoders import own
 from fusionbench.encoders.build import load_vit
 from fusionbench.encoders.card import EncoderCard, read_json

@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fusionbench.api.encoder import Encoder
+from fusionbench.api.encoders import Encoder
 from fusionbench.encoders import own
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.vit import ViTConfig, resize

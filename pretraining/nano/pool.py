@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 import numpy as np
 from jaxtyping import UInt8
 
-from fusionbench.api.task import TaskData
+from fusionbench.api.tasks import TaskData
 from fusionbench.registry.catalog import TaskCard, read_catalog
 from fusionbench.registry.plugins import load_task
 from nano.images import render

@@ -12,45 +12,25 @@ from fusionbench.records.files import write_atomic
 from fusionbench.records.parallel import in_order
 from fusionbench.records.probes import probe_maps
 from fusionbench.report.contrast_table import contrast_page
-from fusionbench.report.figures import (
-    cost,
-    layers,
-    ranks,
-    scores,
-)
-from fusionbench.report.figures import (
-    differences as forest,
-)
-from fusionbench.report.figures import (
-    layers as instruments,
-)
-from fusionbench.report.figures import (
-    ranks as profile,
-)
-from fusionbench.report.figures import (
-    scores as heatmap,
-)
-from fusionbench.report.figures import (
-    scores as learning,
-)
+from fusionbench.report.figures import cost, differences, layers, ranks, scores
 from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.style import Drawing, Drawn, files, house_style
 from fusionbench.report.page import Material as Report
 
 Drawer = Callable[[Material], Drawing | None]
 _DRAWERS: Sequence[Drawer] = (
-    heatmap.draw,
-    forest.draw_suite,
-    forest.draw_tasks,
+    scores.draw_heatmap,
+    differences.draw_suite,
+    differences.draw_tasks,
     cost.draw,
-    scores.draw,
-    profile.draw,
-    ranks.draw,
-    layers.draw,
-    instruments.draw,
-    learning.draw,
+    scores.draw_scores,
+    ranks.draw_profile,
+    ranks.draw_ranks,
+    layers.draw_layers,
+    layers.draw_instruments,
+    scores.draw_learning,
 )
-_DETAILS = (scores.draw, learning.draw)
+_DETAILS = (scores.draw_scores, scores.draw_learning)
 MOST_IN_FULL = 3
 """Conditions of one folder that have all figures."""
 _LEFT_OUT = f"""\
@@ -105,11 +85,11 @@ def _planned(report: Report) -> Iterator[tuple[str, Callable[[], Drawing | None]
     for number, material in enumerate(materials(report)):
         brief = many and number > 0
         for draw in [one for one in _DRAWERS if not (brief and one in _DETAILS)]:
-            left_out = _LEFT_OUT if brief and draw is heatmap.draw else ""
+            left_out = _LEFT_OUT if brief and draw is scores.draw_heatmap else ""
             yield material.table.condition.title, partial(_drawing, draw, material, left_out)
     for table in report.planted:
         material = Material(table=table, results=report.results)
-        yield table.condition.title, partial(scores.draw, material, "planted")
+        yield table.condition.title, partial(scores.draw_scores, material, "planted")
 
 
 def _drawing(draw: Drawer, material: Material, left_out: str) -> Drawing | None:

@@ -20,7 +20,7 @@ from fusionbench.study.contrasts import Contrast
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class PowerOptions:
     """What a person asked to plan for."""
 
     effect: float = 1.0
@@ -56,7 +56,7 @@ class Planned:
         return tuple(_worst(found) for found in grouped.values())
 
 
-def planned(results: Results, wanted: Wanted) -> list[Planned]:
+def planned(results: Results, wanted: PowerOptions) -> list[Planned]:
     """One plan for each table with something to compare.
 
     Raises UserError for a name that the results do not hold, and if there is nothing to compare.
@@ -72,7 +72,7 @@ def planned(results: Results, wanted: Wanted) -> list[Planned]:
     return plans
 
 
-def _table(results: Results, table: ScoreTable, wanted: Wanted) -> Planned:
+def _table(results: Results, table: ScoreTable, wanted: PowerOptions) -> Planned:
     contrasts = _contrasts(results, table, wanted)
     goal = Goal(
         effect=wanted.effect,
@@ -99,7 +99,7 @@ def _table(results: Results, table: ScoreTable, wanted: Wanted) -> Planned:
     )
 
 
-def _contrasts(results: Results, table: ScoreTable, wanted: Wanted) -> list[Contrast]:
+def _contrasts(results: Results, table: ScoreTable, wanted: PowerOptions) -> list[Contrast]:
     """The study's contrasts; where methods or a baseline were named, those against it."""
     runs = results.store.history.runs()
     plan = make_plan(table, runs)

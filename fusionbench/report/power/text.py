@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fusionbench.report.power.outlook import AT_SEEDS, MOST, Goal, Outlook
-from fusionbench.report.power.planning import Planned, Wanted
+from fusionbench.report.power.planning import Planned, PowerOptions
 from fusionbench.report.tables import Row, markdown
 
 _READING = """\
@@ -23,7 +23,7 @@ Planned with the noise between runs as it was estimated; from few seeds that is 
 as too large, and `--pilot` plans with its upper 80 % limit."""
 
 
-def page(plans: Sequence[Planned], wanted: Wanted, folder: str) -> str:
+def page(plans: Sequence[Planned], wanted: PowerOptions, folder: str) -> str:
     """One table for each condition, and what was left out of it."""
     parts = [f"# What {folder} can find", "", _READING, "", _PILOT if wanted.pilot else _PLAIN, ""]
     for plan in plans:

@@ -1,0 +1,54 @@
+"""Every target has its script, and the page of results holds what was measured and no more."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+pytestmark = pytest.mark.skipif(not HERE.exists(), reason="an installed wheel has no benchmarks")
+
+
+@pytest.fixture
+def targets():
+    spec = importlib.util.spec_from_file_location("benchmark_targets", HERE / "targets.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_target_has_a_script(targets):
+    for target in targets.TARGETS:
+        script = target.command.split()[1]
+        assert (HERE.parent / script).is_file(), script
+        assert f'target="{target.id}"' in (HERE.parent / script).read_text(), target.id
+
+
+def test_the_page_is_what_the_measurements_say(targets, tmp_path):
+    targets.write(HERE / "results", tmp_path / "RESULTS.md")
+    assert (tmp_path / "RESULTS.md").read_text() == (HERE / "RESULTS.md").read_text()
+
+
+def test_points_of_a_curve_name_what_was_measured(targets, tmp_path):
+    rows = [
+        {"target": "tokens=64", "plain": 1.0, "ours": value, "unit": "ms", "note": name}
+        for name, value in (("scalar_mix", 2.0), ("mema", 3.0))
+    ]
+    values = {"script": "scaling-tokens", "device": "a machine", "rows": rows}
+    (tmp_path / "one.json").write_text(json.dumps(values))
+    targets.write(tmp_path, tmp_path / "RESULTS.md")
+    page = (tmp_path / "RESULTS.md").read_text()
+    for name, value in (("scalar_mix", 2), ("mema", 3)):
+        assert f"| scaling-tokens | {name} | tokens=64 | 1 | {value} | ms | a machine |" in page
+
+
+def test_a_target_without_a_measurement_says_so_and_one_with_names_its_device(targets, tmp_path):
+    row = {"target": "plan", "plain": 9.0, "ours": 4.5, "unit": "s", "note": ""}
+    values = {"script": "start_and_plan", "device": "a machine", "rows": [row]}
+    (tmp_path / "one.json").write_text(json.dumps(values))
+    targets.write(tmp_path, tmp_path / "RESULTS.md")
+    lines = (tmp_path / "RESULTS.md").read_text().splitlines()
+    (plan,) = [line for line in lines if line.startswith("| planning")]
+    (ten,) = [line for line in lines if line.startswith("| ten seeds")]
+    assert "9 -> 4.5 s, a machine" in plan and "not yet measured" in ten

@@ -1,0 +1,212 @@
+"""The command line: quick, light, and every mistake answered with one line and a hint."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from plugin_files import GOOD
+
+import fusionbench
+
+ROOT = Path(fusionbench.__file__).parent.parent
+HEAVY = ("torch", "timm", "transformers", "pandas", "scipy", "matplotlib", "sklearn")
+
+
+@pytest.fixture
+def refused(call):
+    """A command that must be refused as wrong usage, in two lines; the error line."""
+
+    def run(*arguments):
+        code, out, said = call(*arguments)
+        lines = said.strip().splitlines()
+        assert code == 2 and not out, (code, out, said)
+        assert len(lines) == 2 and lines[1].startswith("hint: "), said
+        assert lines[0].startswith("error: ")
+        return said
+
+    return run
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD)
+    return file
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["list", "methods"], ["list", "tasks"], ["list", "encoders"],
+     ["list", "methods", "--json"], ["list", "methods", "--long"], ["ablate", "--help"],
+     ["doctor", "--help"], ["new-method", "--help"],
+     ["run", "--dry-run", "--tasks", "planted_layer"]],
+)  # fmt: skip
+def test_looking_and_planning_import_nothing_heavy(arguments, tmp_path):
+    code = (
+        "import sys\nfrom fusionbench.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    out = ["--out", str(tmp_path)] if "--dry-run" in arguments else []
+    command = [sys.executable, "-c", code, *arguments, *out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "methods"], ["list", "tasks"]])
+def test_help_and_lists_take_less_than_half_a_second(arguments):
+    def seconds():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "fusionbench", *arguments]
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # Time on the processor: the wall clock would measure the other tests.
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_no_command_shows_the_help(call):
+    _, out, said = call()
+    assert "Usage:" in out + said and "report" in out + said
+
+
+def test_every_method_and_task_is_listed_with_version_settings_and_source(call, plugin):
+    code, out, _ = call("list", "methods", "--plugin", plugin)
+    assert code == 0
+    (row,) = [line for line in out.splitlines() if line.startswith("blend-wide")]
+    assert re.split(r"\s{2,}", row) == [
+        "blend-wide", "3", "on features", "width=16 kind=soft layers=(1,2)", str(plugin)
+    ]  # fmt: skip
+    _, out, _ = call("list", "tasks", "--plugin", plugin)
+    assert re.search(r"far_task .* no: pip install no-such-package-here", out)
+
+
+def test_lists_for_programs_are_json_without_paths_of_this_machine(call):
+    for kind in ("methods", "tasks", "encoders"):
+        code, out, _ = call("list", kind, "--json")
+        assert code == 0 and {"name"} <= json.loads(out)[0].keys()
+    _, out, _ = call("list", "methods", "--json")
+    assert str(ROOT) not in out
+
+
+def test_a_broken_plugin_is_named_and_the_command_goes_on(call, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("def (:")
+    code, out, said = call("list", "methods", "--plugin", broken)
+    assert code == 0 and "penultimate" in out
+    assert said == f"note: {broken}: line 1: syntax error: invalid syntax\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--methods", "lst"], "no method 'lst'; did you mean 'last'?"),
+        (["--tasks", "planted_layr"], "no task 'planted_layr'; did you mean 'planted_layer'?"),
+        (["--encoder", "nan"], "no encoder 'nan'; did you mean 'nano'?"),
+        (["--preset", "quik"], "no preset 'quik'; did you mean 'quick'?"),
+        (["--set", "mema.reducton=2"], "did you mean 'mema.reduction'?"),
+        (["--set", "mema.reduction=two"], "mema.reduction must be an integer, got 'two'"),
+        (["--set", "mema=2"], "cannot read --set 'mema=2'"),
+        (["--methods", "last", "--set", "mema.reduction=2"], "not among the chosen methods"),
+        (["--device", "gpu"], "no device 'gpu'"),
+        (["--plugin", "/no/such/file.py"], "no plug-in at /no/such/file.py"),
+        (["--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["nothing.yaml"], "cannot read the study nothing.yaml"),
+    ],
+)
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_wrong_usage_is_one_line_with_a_hint_before_anything_runs(
+    refused, tmp_path, arguments, said, dry
+):
+    error = refused("run", *arguments, *dry, "--out", tmp_path / "out")
+    assert said in error
+    assert not list((tmp_path / "out").glob("cells/*"))
+
+
+def test_an_unknown_option_and_a_wrong_number_exit_with_2_and_no_traceback(call):
+    for arguments in (["run", "--mehtods", "all"], ["run", "--seeds", "many"], ["list", "cats"]):
+        code, _, said = call(*arguments)
+        assert code == 2 and "Traceback" not in said and "Error" in said
+
+
+def test_a_missing_task_named_on_the_command_line_says_how_to_get_it(refused, plugin, tmp_path):
+    error = refused("run", "--tasks", "far_task", "--plugin", plugin, "--out", tmp_path / "o")
+    assert "hint: get it with: pip install no-such-package-here" in error
+
+
+def test_a_study_file_and_a_preset_exclude_each_other(refused, tmp_path):
+    study = tmp_path / "s.yaml"
+    study.write_text("seeds: 1")
+    assert "exclude each other" in refused("run", study, "--preset", "quick")
+
+
+def test_an_unknown_key_in_a_study_answers_with_the_nearest(refused, tmp_path):
+    study = tmp_path / "s.yaml"
+    study.write_text("sedes: 1")
+    assert "unknown key 'sedes'; did you mean 'seeds'?" in refused("run", study)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_that_is_a_file_is_refused(refused, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    error = refused("run", "--tasks", "planted_layer", "--out", tmp_path / place)
+    assert "is a file" in error or "is not a folder" in error
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_output_without_permission_is_refused(refused, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    error = refused("run", "--tasks", "planted_layer", "--out", tmp_path / "out")
+    assert "no permission to write" in error and "--out" in error
+
+
+def test_a_report_of_nothing_is_refused(refused, tmp_path):
+    assert "no results in" in refused("report", tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "holds no records" in refused("report", tmp_path / "empty")
+
+
+def test_a_dry_run_names_cells_time_disk_and_cache_and_writes_nothing(call, tmp_path):
+    code, out, _ = call(
+        "run", "--dry-run", "--tasks", "planted_layer", "--methods", "last,layer[index=1]",
+        "--seeds", "2", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    assert "4 of 4 cells to run, 0 are there already" in out
+    assert re.search(r"time: about .*rough guess", out)
+    assert re.search(r"disk: at most \d+ MiB .* limit is 20 GiB", out)
+    assert re.search(r"cached: \d+ MiB", out)
+    assert re.search(r"2 +layer\[index=1\] +planted_layer +\w+ +index=1", out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_installed_module_runs_from_any_folder(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "fusionbench", "list", "methods"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "penultimate" in done.stdout, done.stderr
+
+
+def test_a_machine_without_the_report_s_packages_is_told_so_and_keeps_its_records(monkeypatch):
+    from fusionbench.api.errors import UserError
+    from fusionbench.cli import summary as closing
+
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    for name in [name for name in sys.modules if name.startswith("fusionbench.report.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match="tabulate") as error:
+        closing.report_writer()
+    assert "records are safe" in error.value.hint

@@ -1,0 +1,292 @@
+"""One contract for encoders of every family, checked against each library's own forward pass."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from attention_maps import Maps
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fusionbench.api.encoders import Encoder
+from fusionbench.encoders.build import build
+from fusionbench.encoders.catalog import describe
+
+LAYERS, DIM, PATCH, SIZE = 3, 32, 8, 32
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny random checkpoint on disk and what its library says about images."""
+
+    name: str
+    prefix: int
+    native: Callable[[Tensor], tuple[list[Tensor], Tensor]]
+    """Normalised pixels -> all hidden states before the final norm, and the normed output."""
+    normed_count: int | None = None
+    """How many leading tokens the library norms at the end; None: all of them."""
+
+
+def small() -> dict[str, int]:
+    return {
+        "hidden_size": DIM,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "image_size": SIZE,
+        "patch_size": PATCH,
+    }
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Fresh weights are too tame: zero CLS tokens and positions would hide mistakes."""
+    torch.manual_seed(7)
+    for parameter in model.parameters():
+        parameter.data.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1) * 0.5)
+    return model.eval()
+
+
+def normalisation(folder: Path, mean: float, std: float) -> None:
+    values = {"image_mean": [mean] * 3, "image_std": [std] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+
+
+def clip(folder: Path) -> Family:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    model = randomised(CLIPVisionModel(CLIPVisionConfig(**small(), hidden_act="quick_gelu")))
+    model.save_pretrained(folder)
+
+    def native(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        out = model(pixels, output_hidden_states=True)
+        return list(out.hidden_states), out.pooler_output[:, None]
+
+    return Family(f"hf:{folder}", 1, native, 1)
+
+
+def siglip(folder: Path) -> Family:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    model = randomised(SiglipVisionModel(SiglipVisionConfig(**small())))
+    model.save_pretrained(folder)
+
+    def native(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        out = model(pixels, output_hidden_states=True)
+        return list(out.hidden_states), out.last_hidden_state
+
+    return Family(f"hf:{folder}", 0, native)
+
+
+def dinov2(folder: Path, registers: int = 0) -> Family:
+    from transformers import (
+        Dinov2Config,
+        Dinov2Model,
+        Dinov2WithRegistersConfig,
+        Dinov2WithRegistersModel,
+    )
+
+    values = {**small(), "mlp_ratio": 2}
+    del values["intermediate_size"]
+    if registers:
+        config = Dinov2WithRegistersConfig(**values, num_register_tokens=registers)
+        model = randomised(Dinov2WithRegistersModel(config))
+    else:
+        model = randomised(Dinov2Model(Dinov2Config(**values)))
+    model.save_pretrained(folder)
+
+    def native(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        out = model(pixels, output_hidden_states=True)
+        return list(out.hidden_states), out.last_hidden_state
+
+    return Family(f"hf:{folder}", 1 + registers, native)
+
+
+def dinov2_with_registers(folder: Path) -> Family:
+    return dinov2(folder, registers=3)
+
+
+def vit(folder: Path) -> Family:
+    from transformers import ViTConfig, ViTModel
+
+    model = randomised(ViTModel(ViTConfig(**small())))
+    model.save_pretrained(folder)
+
+    def native(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        out = model(pixels, output_hidden_states=True)
+        return list(out.hidden_states), out.last_hidden_state
+
+    return Family(f"hf:{folder}", 1, native)
+
+
+def timm_vit(folder: Path) -> Family:
+    import timm
+    from timm.models import save_for_hf
+
+    arguments = {"embed_dim": DIM, "depth": LAYERS, "num_heads": 4, "img_size": SIZE}
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        **arguments,
+        patch_size=PATCH,
+        reg_tokens=2,
+        init_values=0.1,
+        num_classes=5,
+    )
+    randomised(model)
+    model.pretrained_cfg["input_size"] = (3, SIZE, SIZE)
+    save_for_hf(
+        model,
+        folder,
+        model_args={**arguments, "patch_size": PATCH, "reg_tokens": 2, "init_values": 0.1},
+        safe_serialization=True,
+    )
+
+    def native(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        normed, between = model.forward_intermediates(
+            pixels, return_prefix_tokens=True, output_fmt="NLC", indices=LAYERS
+        )
+        first = model.norm_pre(model._pos_embed(model.patch_embed(pixels)))
+        return [first, *(torch.cat([p, t], dim=1) for t, p in between)], normed
+
+    return Family(f"timm:{folder}", 3, native)
+
+
+MAKERS = [clip, siglip, dinov2, dinov2_with_registers, vit, timm_vit]
+
+
+@pytest.fixture(scope="module", params=MAKERS, ids=lambda maker: maker.__name__)
+def family(request, tmp_path_factory) -> Family:
+    folder = tmp_path_factory.mktemp(request.param.__name__)
+    made = request.param(folder)
+    if made.name.startswith("hf:"):
+        normalisation(folder, 0.4, 0.3)
+    return made
+
+
+@pytest.fixture(scope="module")
+def encoder(family) -> Encoder:
+    return build(family.name)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    draw = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (2, SIZE, SIZE, 3), generator=draw, dtype=torch.uint8)
+
+
+def normalised(images: Tensor, encoder: Encoder) -> Tensor:
+    mean, std = torch.tensor(encoder.mean), torch.tensor(encoder.std)
+    return ((images / 255 - mean) / std).movedim(-1, 1)
+
+
+def test_there_is_one_hidden_state_more_than_blocks_and_each_has_the_promised_shape(
+    family, encoder, images
+):
+    states = encoder.hidden_states(images)
+    assert len(states) == LAYERS + 1 == encoder.shape.layers + 1
+    assert encoder.shape.grid == (SIZE // PATCH, SIZE // PATCH)
+    assert encoder.shape.prefix == family.prefix
+    for state in states:
+        assert state.shape == (2, encoder.shape.tokens, DIM)
+
+
+@torch.no_grad()
+def test_hidden_states_and_final_norm_are_those_of_the_library(family, encoder, images):
+    native, normed = family.native(normalised(images, encoder))
+    ours = encoder.hidden_states(images)
+    assert len(native) == len(ours)
+    for index, (theirs, mine) in enumerate(zip(native, ours, strict=True)):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5, msg=f"hs[{index}]")
+    mine = encoder.norm(ours[-1])[:, : family.normed_count]
+    torch.testing.assert_close(mine, normed, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(mine, ours[-1][:, : family.normed_count], atol=1e-2)
+
+
+def test_the_card_agrees_with_the_encoder_without_loading_it(family, encoder):
+    card = describe(family.name)
+    assert card.available and len(card.weights) == 32
+    assert (card.layers, card.dim, card.grid, card.prefix, card.size, card.tokens) == (
+        encoder.shape.layers,
+        encoder.shape.dim,
+        encoder.shape.grid,
+        encoder.shape.prefix,
+        encoder.size,
+        encoder.shape.tokens,
+    )
+
+
+@pytest.mark.parametrize("size", [24, 48])
+def test_another_input_size_gives_another_grid(family, size, images):
+    encoder = build(family.name, image_size=size)
+    assert encoder.shape.grid == (size // PATCH, size // PATCH)
+    assert describe(family.name, image_size=size).tokens == encoder.shape.tokens
+    assert encoder.hidden_states(images)[-1].shape[1] == encoder.shape.tokens
+
+
+def test_a_size_that_the_patches_do_not_fill_is_refused(family):
+    with pytest.raises(ValueError, match="multiple of 8"):
+        describe(family.name, image_size=30)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        build(family.name, image_size=30)
+
+
+def test_bf16_runs_and_stays_near_fp32(family, encoder, images):
+    coarse = build(family.name, dtype=torch.bfloat16)
+    state = coarse.hidden_states(images)[-1]
+    assert state.dtype == torch.bfloat16
+    exact = encoder.hidden_states(images)[-1]
+    assert (state.float() - exact).norm() / exact.norm() < 0.05
+
+
+def test_weights_are_frozen_and_gradients_reach_the_tokens(encoder, images):
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+    tokens = encoder.embed(images).detach().requires_grad_()
+    out = tokens
+    for index in range(1, LAYERS + 1):
+        out = encoder.block(index, out)
+    out.square().mean().backward()
+    assert tokens.grad is not None and (tokens.grad.abs().sum(dim=-1) > 0).all()
+    assert all(p.grad is None for p in encoder.parameters())
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_no_block_makes_an_attention_map_on_the_way_there_or_back(encoder, images):
+    tokens = encoder.embed(images).detach().requires_grad_()
+
+    def maps() -> list[tuple[int, ...]]:
+        with Maps(encoder.shape.tokens) as watched:
+            encoder.block(2, encoder.block(1, tokens)).square().mean().backward()
+        return watched.found
+
+    assert not maps()
+    with sdpa_kernel(SDPBackend.MATH):
+        assert maps()  # the plain way has them, and they would be seen
+
+
+def test_an_image_gives_the_same_tokens_alone_and_in_company_and_twice(encoder):
+    draw = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (3, 45, 61, 3), generator=draw, dtype=torch.uint8)
+    together = encoder.hidden_states(images)
+    for mine, again in zip(together, encoder.hidden_states(images), strict=True):
+        assert torch.equal(mine, again)
+    alone = encoder.hidden_states(images[1:2])
+    for mine, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine[1:2], single, atol=1e-5, rtol=1e-5)
+
+
+def test_other_weights_have_another_fingerprint_and_other_pixels_too(tmp_path):
+    first = describe(vit(tmp_path / "a").name)
+    second = describe(vit(tmp_path / "b").name)
+    assert first.weights == second.weights
+    assert first == replace(second, name=first.name, source=first.source, path=first.path)
+    normalisation(tmp_path / "b", 0.1, 0.2)
+    assert describe(second.name).weights != first.weights
+    file = tmp_path / "a" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert describe(first.name).weights != first.weights

@@ -1,0 +1,138 @@
+"""Every command in the README and the docs runs, long ones with the smallest preset."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fusionbench
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+IMPORTED_FROM = str(Path(fusionbench.__file__).parent.parent)
+TEXTS = ("README.md", "CONTRIBUTING.md", "results/README.md")
+PAGES = [page for page in (*map(ROOT.joinpath, TEXTS), *sorted(ROOT.glob("docs/*.md")))]
+PAGES = [page for page in PAGES if page.exists()]
+BLOCK = re.compile(r"```(?:bash|sh|console)\n(.*?)```", re.DOTALL)
+# What CI does itself, from nothing; running it here would recurse.
+BY_CI = ("pip ", "pytest", "bash .ci/run", "git ", "cd ", "export ")
+SMALLEST = ["--preset", "smoke"]
+# A value that stands for much work, and one of the same kind that stands for little.
+SMALL_VALUE = {"--methods": "penultimate", "--tasks": "planted_layer"}
+BIG = ("all", "*")
+# The same for `check`: one method instead of all of them.
+ONE_METHOD = "penultimate"
+SMALL_STUDY = ["--preset", "smoke", "--methods", "penultimate", "--tasks", "planted_layer"]
+DROPPED = ("--preset", "--seeds", "--device")
+KEPT_TASKS = ("digits", "scenes_count")
+SWITCH = {"mema": "query", "token_gate": "depth"}
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for block in BLOCK.findall(page.read_text()):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in line.split("#")[0].split("&&"):
+                    if (text := part.strip()) and not text.startswith(BY_CI):
+                        found.append((page.name, text))
+    return list(dict.fromkeys(found))
+
+
+def smallest(arguments: list[str]) -> list[str]:
+    """The same command, but with one seed, two steps, and no grid of everything."""
+    if arguments[0] == "check":
+        return [ONE_METHOD if word in BIG else word for word in arguments]
+    kept, i = [], 0
+    while i < len(arguments):
+        word, value = arguments[i], arguments[i + 1] if i + 1 < len(arguments) else ""
+        if word in SMALL_VALUE and any(mark in value for mark in BIG):
+            kept += [word, SMALL_VALUE[word]]
+        elif word not in DROPPED:
+            kept.append(word)
+            i += 1
+            continue
+        i += 2
+    is_file = any(word.endswith(".yaml") for word in arguments)
+    if arguments[0] == "ablate":
+        few = [] if {"--only", "--factorial"} & set(kept) else ["--only", SWITCH.get(kept[1], "")]
+        return [*kept, *SMALLEST, *few, "--seeds", "1", "--tasks", "planted_layer"]
+    if arguments[0] != "run" or is_file:
+        return kept
+    few = [] if "--tasks" in kept else ["--tasks", SMALL_VALUE["--tasks"]]
+    return [*kept, *few, *SMALLEST]
+
+
+def example_method() -> str:
+    """The README's complete method."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder with finished results where the documents say they are."""
+    place = tmp_path_factory.mktemp("docs")
+    run(["run", *SMALL_STUDY, "--out", "results/local"], place, {})
+    (place / "my_mix.py").write_text(example_method())
+    if (ROOT / "results" / "quick").exists():
+        shutil.copytree(ROOT / "results" / "quick", place / "results" / "quick")
+        # Two tasks of fifteen: the commands are the same, and their tables are made in no time.
+        for cell in (place / "results" / "quick" / "cells").iterdir():
+            if not any(f'"task": "{name}"' in cell.read_text() for name in KEPT_TASKS):
+                cell.unlink()
+    for name in ("README.md", "methods", "tasks", "docs", "tests"):
+        if (ROOT / name).exists():
+            (place / name).symlink_to(ROOT / name)
+    return place
+
+
+def run(arguments: list[str], place: Path, variables: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fusionbench", *arguments], cwd=place, capture_output=True,
+        text=True, timeout=240, check=False,
+        env=os.environ | {"PYTHONPATH": IMPORTED_FROM} | variables,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
+@pytest.mark.parametrize("page", sorted({page for page, _ in commands()}))
+def test_every_documented_command_runs(page, folder):
+    # In the page's order: what one command writes, the next one may read.
+    for text in (text for name, text in commands() if name == page):
+        words, variables = shlex.split(text), {}
+        while "=" in words[0]:
+            name, _, value = words.pop(0).partition("=")
+            variables[name] = value
+        if words[:3] == ["python", "-m", "fusionbench"]:
+            words = ["fusionbench", *words[3:]]
+        assert words[0] == "fusionbench", f"{page}: this test does not know how to run {text!r}"
+        run(smallest(words[1:]), folder, variables)
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
+def test_the_readme_is_short_and_starts_with_its_two_commands():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 150
+    text = "\n".join(lines[:25])
+    assert "pip install -e '.[data]' && fusionbench run --methods all --tasks all" in text
+    assert "pip install -e '.[test]' && pytest -n auto" in text
+    assert "fusion-bench" in text
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
+def test_the_example_study_in_the_text_is_the_one_on_disk():
+    page = (ROOT / "docs" / "studies.md").read_text()
+    block = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
+    assert block == (ROOT / "docs" / "example-study.yaml").read_text()
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
+def test_the_example_claims_in_the_text_are_those_on_disk():
+    page = (ROOT / "docs" / "reporting.md").read_text()
+    block = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
+    assert block == (ROOT / "docs" / "example-claims.yaml").read_text()

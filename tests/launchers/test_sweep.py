@@ -1,0 +1,198 @@
+"""A study on disk: resumed after any interruption, never repeated, one failure never stops it."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fusionbench.records.cell import CellRecord
+
+PLUGIN = str(Path(__file__).parent.parent / "support" / "sweep_plugin.py")
+STUDY = (
+    "run", "--preset", "smoke", "--seeds", "2", "--tasks", "planted_layer,planted_random",
+    "--methods", "penultimate,scalar_mix,mema",
+)  # fmt: skip
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "fusionbench", *arguments]
+
+
+def fusionbench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def records(folder: Path) -> dict[str, CellRecord]:
+    return {p.stem: CellRecord.from_json(p.read_text()) for p in (folder / "cells").glob("*.json")}
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    found = (folder / "report").rglob("*")
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in found if p.suffix in (".md", ".csv")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    done = fusionbench(*STUDY, "--out", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_every_cell_has_a_record_with_outcomes_and_provenance(finished):
+    found = records(finished)
+    assert len(found) == 3 * 2 * 2
+    for record in found.values():
+        assert record.status == "done" and record.outcomes and record.items
+        assert record.provenance["software"]["torch"] and record.provenance["hardware"]["cpu"]
+        assert record.seed_scope == "task" and record.examples > 0
+
+
+def test_a_second_run_repeats_nothing_and_is_quick(copied):
+    before = {path: path.stat().st_mtime_ns for path in (copied / "cells").iterdir()}
+    started = time.monotonic()
+    again = fusionbench(*STUDY, "--out", str(copied))
+    # Five seconds is the promise; the margin is for machines that run other tests meanwhile.
+    assert again.returncode == 0 and time.monotonic() - started < 15
+    assert {path: path.stat().st_mtime_ns for path in (copied / "cells").iterdir()} == before
+
+
+def test_a_run_with_nothing_to_do_and_a_dry_run_load_no_torch(finished):
+    code = (
+        "import sys\nfrom fusionbench.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'torch', 'timm', 'transformers', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    for extra in (["--dry-run"], []):
+        arguments = [*STUDY, "--out", str(finished), *extra]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_removed_cell_is_run_again_alone_and_comes_back_the_same(copied):
+    before = records(copied)
+    victim = sorted(before)[5]
+    outcomes = (copied / "outcomes" / f"{victim}.bin").read_bytes()
+    (copied / "cells" / f"{victim}.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (copied / "cells").iterdir()}
+    assert fusionbench(*STUDY, "--out", str(copied), "--workers", "1").returncode == 0
+    after = records(copied)
+    assert set(after) == set(before) and after[victim].loss == before[victim].loss
+    assert (copied / "outcomes" / f"{victim}.bin").read_bytes() == outcomes
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+
+
+@pytest.mark.parametrize("extra", [["--device", "cpu"], ["--workers", "3"], ["--quiet"]])
+def test_where_a_study_runs_changes_no_cell(finished, extra):
+    done = fusionbench(*STUDY, "--out", str(finished), "--dry-run", *extra)
+    assert done.returncode == 0
+    assert "0 of 12 cells to run" in done.stdout, done.stdout
+
+
+def test_a_changed_setting_runs_exactly_its_own_cells(finished):
+    done = fusionbench(*STUDY, "--out", str(finished), "--dry-run", "--set", "mema.reduction=2")
+    assert "4 of 12 cells to run" in done.stdout, done.stdout
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_tables(finished, tmp_path):
+    folder, rng = tmp_path / "killed", random.Random(7)
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(*STUDY, "--out", str(folder)),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(rng.uniform(2.0, 7.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = fusionbench(*STUDY, "--out", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tables(folder) == tables(finished) and tables(folder)
+
+
+def test_ctrl_c_leaves_a_resumable_state_and_says_so(tmp_path):
+    folder = tmp_path / "interrupted"
+    process = subprocess.Popen(
+        command(*STUDY, "--out", str(folder)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("cells/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)
+    assert "Traceback" not in said
+    if process.returncode == 130:
+        assert "same command" in said
+        assert 0 < len(records(folder)) < 12
+    assert fusionbench(*STUDY, "--out", str(folder)).returncode == 0
+    assert len(records(folder)) == 12
+
+
+def test_a_broken_method_is_recorded_and_stops_nobody(tmp_path):
+    folder = tmp_path / "mixed"
+    arguments = (
+        "run", "--preset", "smoke", "--tasks", "planted_layer", "--plugin", PLUGIN,
+        "--methods", "breaks,refuses,twin_one,twin_two,penultimate", "--out", str(folder),
+    )  # fmt: skip
+    done = fusionbench(*arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    by_label = {record.label: record for record in records(folder).values()}
+    assert by_label["refuses"].status == "skipped" and "1,000 layers" in by_label["refuses"].reason
+    assert by_label["penultimate"].status == "done" and "breaks" not in by_label
+    failures = [json.loads(path.read_text()) for path in (folder / "failures").glob("*.json")]
+    assert len(failures) == 1 and "broken on purpose" in failures[0]["reason"]
+    assert "1,000 layers" in done.stdout
+    one, two = by_label["twin_one"], by_label["twin_two"]
+    outcomes = [(folder / "outcomes" / f"{twin.id}.bin").read_bytes() for twin in (one, two)]
+    assert outcomes[0] == outcomes[1] and one.loss == two.loss
+    # The failure is tried again, and only it.
+    again = fusionbench(*arguments, "--dry-run")
+    assert "1 of 5 cells to run" in again.stdout, again.stdout
+
+
+def test_adding_a_method_changes_no_other_number(finished, tmp_path):
+    folder = tmp_path / "fewer"
+    few = [*STUDY[:-1], "scalar_mix"]
+    assert fusionbench(*few, "--out", str(folder)).returncode == 0
+    both = {cell: record for cell, record in records(finished).items() if cell in records(folder)}
+    assert len(both) == 4
+    for cell, record in records(folder).items():
+        assert record.loss == both[cell].loss and record.score == both[cell].score
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = fusionbench(*STUDY, "--out", str(tmp_path / "x"), "--device", "cuda")
+    assert done.returncode == 2 and "no CUDA device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_cache_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))
+    done = fusionbench(*STUDY, "--out", str(tmp_path / "x"), "--limit-cache", "0.000001")
+    assert done.returncode == 2 and "--limit-cache" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,346 @@
+"""Figures: what they show is what the records say, in the same bytes every time."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from toy_records import put, record, spec
+from wide_study import write_study
+
+from fusionbench.records.cost import Conditions, CostRecord, Spread
+from fusionbench.records.probes import ProbeMap
+from fusionbench.records.scores import score_tables
+from fusionbench.records.store import Store
+from fusionbench.report.build import collect
+from fusionbench.report.figures import (
+    cost,
+    layers,
+    ranks,
+    scores,
+)
+from fusionbench.report.figures import (
+    layers as instruments,
+)
+from fusionbench.report.figures import (
+    scores as learning,
+)
+from fusionbench.report.figures.cost import alike
+from fusionbench.report.figures.layers import without_maps
+from fusionbench.report.figures.material import Material, representatives
+from fusionbench.report.figures.style import Drawing, house_style, save
+from fusionbench.report.figures.write import materials, write_figures
+
+METHODS = ("penultimate", "last", "mema", "mema-as_written", "mema-no_feedback", "scalar_mix",
+           "layer[index=2]", "layer[index=5]", "layer[index=9]", "token_packer-coarse")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("study"), methods=METHODS, tasks=4)
+
+
+def read(folder):
+    """What a report knows of a folder."""
+    return collect(Store.open(folder))
+
+
+@pytest.fixture(scope="module")
+def material(folder):
+    (found,) = materials(read(folder))
+    return replace(found, planned=())
+
+
+@pytest.fixture(scope="module")
+def drawn(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("figures")
+    write_figures(read(folder), out)
+    return out
+
+
+def rows(file):
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_figure_is_an_svg_a_png_and_its_data(drawn):
+    note = json.loads((drawn / "figures.json").read_text())
+    assert set(note["figures"]) == {
+        "heatmap", "differences", "differences-tasks", "cost", "scores", "profile", "ranks",
+        "layers", "instruments", "learning",
+    }  # fmt: skip
+    files = {f"{name}.{end}" for name in note["figures"] for end in ("svg", "png", "csv")}
+    assert set(contents(drawn)) == files | {"figures.json"}
+    for name, one in note["figures"].items():
+        assert len(one["reading"]) > 80, name
+        assert rows(drawn / f"{name}.csv"), name
+        assert b"<dc:date>" not in (drawn / f"{name}.svg").read_bytes()
+
+
+def test_the_note_names_what_decides_the_bytes(drawn):
+    import matplotlib
+    from matplotlib import ft2font
+
+    versions = json.loads((drawn / "figures.json").read_text())["versions"]
+    assert versions == {
+        "matplotlib": matplotlib.__version__, "freetype": ft2font.__freetype_version__
+    }  # fmt: skip
+
+
+def test_another_process_with_another_hash_seed_and_style_gives_the_same_bytes(
+    folder, drawn, tmp_path
+):
+    (tmp_path / "matplotlibrc").write_text("font.size: 20\naxes.grid: True\nsavefig.dpi: 40\n")
+    code = (
+        "import sys; from pathlib import Path; import numpy; numpy.random.seed(1)\n"
+        "from test_figures import read, write_figures\n"
+        "write_figures(read(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    places = os.pathsep.join(
+        [str(Path(__file__).parent), str(Path(__file__).parent.parent / "support"), *sys.path]
+    )
+    rc = str(tmp_path / "matplotlibrc")
+    variables = {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": rc, "PYTHONPATH": places}
+    subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(tmp_path / "out")],
+        env=os.environ | variables, check=True,
+    )  # fmt: skip
+    first, second = contents(drawn), contents(tmp_path / "out")
+    assert [name for name in first if first[name] != second.get(name)] == []
+
+
+def test_the_last_bits_of_the_layout_do_not_reach_the_file(tmp_path):
+    from matplotlib.figure import Figure
+
+    def file(nudge):
+        figure = Figure(figsize=(2, 2))
+        figure.add_axes((0.2 + nudge, 0.2, 0.7, 0.7 - nudge)).plot([0, 1], [0, 1])
+        drawing = Drawing(name="x", title="", reading="", figure=figure, data=[])
+        with house_style():
+            save(drawing, tmp_path / "x")
+        return (tmp_path / "x.svg").read_bytes()
+
+    assert file(0.0) == file(1e-13)
+    assert file(0.0) != file(1e-2)
+
+
+def test_a_figure_that_is_no_longer_drawn_goes_and_a_foreign_file_stays(folder, drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "mine.svg").write_text("mine")
+    write_figures(replace(read(folder), analyses=()), tmp_path)
+    assert set(contents(tmp_path)) == {"figures.json", "mine.svg"}
+
+
+def test_the_data_of_the_heat_map_are_the_means_and_a_skipped_cell_is_named(drawn, material):
+    table = material.table
+    found = {(row["method"], row["task"]): row for row in rows(drawn / "heatmap.csv")}
+    assert len(found) == len(table.methods) * len(table.tasks)
+    for (method, task), row in found.items():
+        m, t = material.row(method), [one.name for one in table.tasks].index(task)
+        mean = table.values[m, t].mean()
+        if np.isnan(mean):
+            assert (row["mean"], row["status"]) == ("", "skipped")
+        else:
+            assert float(row["mean"]) == pytest.approx(mean, abs=1e-6)
+    assert sum(row["status"] == "skipped" for row in found.values()) == 1
+
+
+def test_the_pareto_front_holds_who_is_beaten_by_nobody():
+    price = np.array([0.0, 0.0, 5.0, 9.0, 9.0, 2.0, np.nan])
+    value = np.array([50.0, 40.0, 60.0, 60.0, 70.0, 50.0, 99.0])
+    assert cost.pareto(price, value).tolist() == [True, False, True, False, True, False, False]
+    # Two that are alike in both are both on it.
+    assert cost.pareto(np.array([1.0, 1.0]), np.array([5.0, 5.0])).all()
+
+
+def profile(method, mode="inference", batch=8, ms=1.0):
+    conditions = Conditions(
+        method=method, method_version=1, settings={}, encoder="nano", weights="w", image_size=0,
+        width=64, mode=mode, batch=batch, dtype="fp32", device="cpu",
+    )  # fmt: skip
+    return CostRecord(
+        conditions=conditions, label=method, layers=12, dim=8, tokens=5, in_encoder=False,
+        parameters={"fusion": 0}, tokens_out=4,
+        latency_ms=Spread(median=90 + ms, q1=90.0, q3=99.0, blocks=9),
+        latency_over_encoder_ms=Spread(median=ms, q1=ms - 0.5, q3=ms + 0.5, blocks=9),
+    )  # fmt: skip
+
+
+def test_cost_reads_measured_profiles_of_equal_conditions_only():
+    found = [*(profile(name, "train", ms=9) for name in "abc"), profile("a", ms=1),
+             profile("b", ms=2), profile("c", batch=32, ms=3)]  # fmt: skip
+    chosen = alike(found, lambda one: one.latency_over_encoder_ms)
+    assert {name: one.latency_over_encoder_ms.median for name, one in chosen.by_method.items()} == {
+        "a": 1, "b": 2
+    }  # fmt: skip
+    assert chosen.conditions == "inference, cpu, batch 8"
+    assert alike(found, lambda one: one.flops_over_encoder).by_method == {}
+
+
+def test_a_profile_adds_a_panel_and_its_spread(material):
+    profiles = [profile(name, ms=2.0 + i) for i, name in enumerate(METHODS[:5])]
+    drawing = cost.draw(replace(material, profiles=profiles))
+    measured = [row for row in drawing.data if row["cost"] == "latency_over_encoder_ms"]
+    by_method = {row["method"]: (row["q1"], row["value"], row["q3"]) for row in measured}
+    assert by_method["last"] == ("2.5", "3", "3.5")
+    assert by_method["scalar_mix"] == ("nan", "nan", "nan")
+    assert {row["method"] for row in measured if row["on_front"] == "true"} <= set(METHODS[:5])
+    # The same methods on an encoder that is not this table's.
+    far = [replace(one, conditions=replace(one.conditions, encoder="far")) for one in profiles]
+    elsewhere = cost.draw(replace(material, profiles=far))
+    assert not [row for row in elsewhere.data if row["cost"] == "latency_over_encoder_ms"]
+
+
+def test_a_spread_that_reaches_below_zero_runs_off_a_logarithmic_axis():
+    from matplotlib.figure import Figure
+
+    panel = Figure().subplots()
+    place = cost._places(panel, np.array([0.1, 10.0]))(np.array([-0.3, 0.1, np.nan]))
+    assert place[0] < panel.get_xlim()[0] < place[1] == -1 and np.isnan(place[2])
+
+
+def test_rank_correlation_is_spearmans_over_common_layers_and_asks_for_four():
+    rng = np.random.default_rng(0)
+    first = {float(i): float(v) for i, v in enumerate(rng.normal(size=9).round(1))}
+    second = {float(i): float(v) for i, v in enumerate(rng.normal(size=7).round(1))}
+    common = sorted(first.keys() & second.keys())
+    expected = spearmanr([first[i] for i in common], [second[i] for i in common]).statistic
+    assert layers.rank_correlation(first, second) == pytest.approx(expected)
+    assert np.isnan(layers.rank_correlation({1.0: 1, 2.0: 2, 3.0: 3}, first))
+    assert np.isnan(layers.rank_correlation(dict.fromkeys(first, 1.0), first))
+
+
+def test_probes_stand_beside_the_weights_with_their_correlation(material):
+    probes = [
+        ProbeMap(encoder="nano", weights="w", image_size=0, task=task.name, task_version=1,
+                 data="d", group="fine", metric="accuracy", chance=0.1, val=(), n=9, n_train=9,
+                 n_val=9, provenance={}, layers=tuple(0.2 + 0.01 * i for i in range(13)))
+        for task in material.table.tasks
+    ]  # fmt: skip
+    drawing = layers.draw_layers(replace(material, probes=probes))
+    labels = [panel.get_xlabel() for panel in drawing.figure.axes]
+    weights = next(r for r in drawing.data if r["method"] == "scalar_mix")
+    assert weights["instrument"] == "layer_weights"
+    assert any("with the probe" in label and "with single layers" not in label for label in labels)
+    titles = [panel.get_title() for panel in drawing.figure.axes]
+    assert "each layer, linear probe" in " ".join(titles).replace("\n", " ")
+
+
+def test_a_layer_left_out_is_found_from_two_cells_of_one_method(tmp_path):
+    with Store.create(tmp_path) as store:
+        for seed in range(2):
+            for names, taps, share in (
+                ("3,8,13", ((3,), (8,), (11,)), 0.7),
+                ("3,8", ((3,), (8,)), 0.6),
+                ("3", ((3,),), 0.5),
+            ):
+                cell = spec("mmfuser", seed=seed, settings={"layers": names, "heads": 1})
+                put(store, cell, share, label=f"mmfuser[layers={names}]", taps=taps)
+            odd = spec("mmfuser", seed=seed, settings={"layers": "3,13", "heads": 2})
+            put(store, odd, 0.1, label="odd", taps=((3,), (11,)))
+    (found,) = materials(read(tmp_path))
+    found = {one.method: one.means for one in without_maps(found)}
+    # One layer alone makes no map; `odd` differs in more than its layers.
+    assert found == {}
+    with Store.create(tmp_path) as store:
+        for seed in range(2):
+            cell = spec("mmfuser", seed=seed, settings={"layers": "8,13", "heads": 1})
+            put(store, cell, 0.4, label="mmfuser[layers=8,13]", taps=((8,), (11,)))
+    (found,) = materials(read(tmp_path))
+    (one,) = without_maps(found)
+    assert one.method == "mmfuser[layers=3,8,13]"
+    assert one.means == {3.0: pytest.approx(30.0), 11.0: pytest.approx(10.0)}
+
+
+def test_the_alarm_names_what_is_dead_and_nothing_else(material):
+    def alarms(method):
+        row = material.row(method)
+        return instruments.alarm(material, row, instruments._instruments(material, row))
+
+    assert alarms("mema") == []
+    assert alarms("mema-as_written") == [
+        "no gradient in 12 of 12 cells: spatial_gate.delta.0.weight"
+    ]
+    silent = " ".join(alarms("mema-no_feedback"))
+    assert all(word in silent for word in ("memory is 0", "feedback is 0", "gate is closed"))
+
+
+def test_instruments_show_the_median_over_seeds_of_the_mean_over_tasks(material, drawn):
+    row = material.row("mema")
+    traces = np.array([
+        [run.trace["gate_opening"] for run in material.table.runs(row, task)] for task in range(4)
+    ])  # fmt: skip
+    found = [r for r in rows(drawn / "instruments.csv")
+             if (r["method"], r["instrument"]) == ("mema", "gate_opening")]  # fmt: skip
+    by_seed = traces.mean(axis=0)
+    np.testing.assert_allclose(
+        [float(r["median"]) for r in found], np.median(by_seed, 0), atol=1e-6
+    )
+    np.testing.assert_allclose([float(r["low"]) for r in found], by_seed.min(0), atol=1e-6)
+    np.testing.assert_allclose([float(r["high"]) for r in found], by_seed.max(0), atol=1e-6)
+
+
+def test_representatives_are_one_per_family_at_most_ten_and_chosen_by_name(material):
+    chosen = [material.table.methods[row] for row in representatives(material)]
+    assert chosen == ["last", "layer[index=2]", "mema", "penultimate", "scalar_mix",
+                      "token_packer-coarse"]  # fmt: skip
+    table = replace(material.table, values=1 - material.table.values)
+    assert [table.methods[row] for row in representatives(replace(material, table=table))] == chosen
+    planned = replace(material, planned=["mema-as_written"])
+    assert "mema-as_written" in [table.methods[row] for row in representatives(planned)]
+    many = [record(spec(f"m{i}"), np.ones(4)) for i in range(14)]
+    (table,) = score_tables(many)
+    assert len(representatives(Material(table=table, results=material.results))) == 10
+
+
+def test_ranks_of_a_single_run_have_no_band(tmp_path):
+    with Store.create(tmp_path) as store:
+        for number, method in enumerate(("last", "penultimate", "scalar_mix")):
+            for task in ("digits", "scenes_count"):
+                put(store, spec(method, task), 0.3 + number / 10, draw=number)
+    (material,) = materials(read(tmp_path))
+    drawn = ranks.draw_ranks(material)
+    assert [row["method"] for row in drawn.data] == ["scalar_mix", "penultimate", "last"]
+    assert all(row["low"] == row["high"] == "" for row in drawn.data)
+
+
+def test_the_steps_of_a_curve_are_those_at_which_training_noted_its_loss():
+    for steps in (60, 1000, 7, 2):
+        noted = np.unique(np.linspace(0, steps - 1, 21).round().astype(int)) + 1
+        assert learning.steps_of(len(noted), steps).tolist() == noted.tolist()
+
+
+def test_many_runs_are_drawn_as_a_range_not_one_by_one(material):
+    ones = np.ones(2)
+    cells = [record(spec(m, t, s), ones * (s % 2)) for m in "abcde" for t in "xyzuv"
+             for s in range(250)]  # fmt: skip
+    (table,) = score_tables(cells)
+    drawing = scores.draw_scores(Material(table=table, results=material.results))
+    points = sum(len(line.get_xdata()) for panel in drawing.figure.axes for line in panel.lines)
+    assert table.values.size == 6250 and points < 200
+    assert len(drawing.data) == 6250
+
+
+def test_with_many_conditions_details_are_drawn_for_the_first_and_the_others_say_so(tmp_path):
+    with Store.create(tmp_path) as store:
+        for encoder in ("a", "b", "c", "d"):
+            for method in ("penultimate", "mema"):
+                for seed in range(2):
+                    put(store, spec(method, "digits", seed, encoder=encoder), 0.5, loss=(2.0, 1.0))
+    found = write_figures(read(tmp_path), tmp_path / "figures")
+    names = [one.stem.name for one in found]
+    assert "scores" in names and "learning" in names and "heatmap-4" in names
+    assert not {"scores-2", "learning-2"} & set(names)
+    maps = [one.reading for one in found if one.stem.name.startswith("heatmap")]
+    assert ["left to the records" in one for one in maps] == [False, True, True, True]

@@ -1,0 +1,112 @@
+"""The shipped quick study: its tables come from its records, and it shows what it must show."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, ttest_1samp
+
+from fusionbench.records.store import Store
+from fusionbench.report.build import write_report
+from fusionbench.stats.verdicts import holm
+
+RESULTS = Path(__file__).resolve().parent.parent.parent / "results" / "quick"
+pytestmark = pytest.mark.skipif(
+    not (RESULTS / "cells").is_dir(), reason="the shipped results travel with the checkout only"
+)
+SEED = 0
+"""One run, so that its test examples are independent of each other."""
+
+
+@pytest.fixture(scope="module")
+def right() -> dict[str, dict[str, tuple[int, int, float]]]:
+    """{task: {method: (right answers, examples, chance)}} of one seed, suite tasks only."""
+    found: dict[str, dict[str, tuple[int, int, float]]] = defaultdict(dict)
+    store = Store.open(RESULTS)
+    for record in store.records():
+        if record.in_suite and record.spec.seed == SEED and record.status == "done":
+            hits = int(round(store.outcomes(record).sum()))
+            found[record.spec.task][record.label] = (hits, record.examples, record.chance)
+    return found
+
+
+def p_value(cell: tuple[int, int, float]) -> float:
+    hits, examples, chance = cell
+    return float(binomtest(hits, examples, chance, alternative="greater").pvalue)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The report, written anew."""
+    place = tmp_path_factory.mktemp("quick")
+    write_report(RESULTS, place)
+    return place
+
+
+def files(home):
+    """Those that are shipped: the note on what it was made from is this machine's own."""
+    return {
+        str(file.relative_to(home)): file.read_bytes()
+        for file in sorted(home.rglob("*"))
+        if file.is_file() and not file.name.startswith(".")
+    }
+
+
+def test_the_shipped_report_comes_from_the_shipped_records(home):
+    shipped, again = files(RESULTS / "report"), files(home)
+    assert shipped.keys() == again.keys()
+    assert any(name.startswith("tables/") for name in shipped)
+    drawn = [name for name in shipped if name.endswith((".svg", ".png", ".html", "figures.json"))]
+    versions = [json.loads(one["figures/figures.json"])["versions"] for one in (shipped, again)]
+    # Other versions of matplotlib and FreeType draw other bytes: then the data stand for them.
+    kept = set(shipped) if versions[0] == versions[1] else set(shipped) - set(drawn)
+    assert {name for name in kept if name.startswith("figures/") and name.endswith(".csv")}
+    assert [name for name in sorted(kept) if shipped[name] != again[name]] == []
+
+
+def test_some_method_is_above_chance_on_at_least_8_tasks(right):
+    # The best of many methods: Bonferroni over methods, then Holm over tasks.
+    best = [min(1.0, len(row) * min(map(p_value, row.values()))) for row in right.values()]
+    assert (np.array(holm(np.array(best))) < 0.05).sum() >= 8
+
+
+def test_the_penultimate_layer_beats_chance_on_8_tasks_in_one_run(right):
+    assert sum(p_value(row["penultimate"]) < 0.05 for row in right.values()) >= 8
+
+
+@pytest.fixture(scope="module")
+def averaged() -> dict[str, dict[str, np.ndarray]]:
+    """{task: {method: mean over the runs of each example, less chance}}, suite tasks only."""
+    store = Store.open(RESULTS)
+    scores = defaultdict(list)
+    for record in store.records():
+        if record.in_suite and record.label in ("penultimate", "best_single"):
+            scores[record.spec.task, record.label].append(store.outcomes(record) - record.chance)
+    found: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for (task, label), runs in scores.items():
+        found[task][label] = np.mean(runs, axis=0)
+    return found
+
+
+def above_zero(examples: np.ndarray) -> bool:
+    return bool(ttest_1samp(examples, 0, alternative="greater").pvalue < 0.05)
+
+
+def test_the_penultimate_layer_beats_chance_on_8_tasks_over_its_runs(averaged):
+    assert sum(above_zero(row["penultimate"]) for row in averaged.values()) >= 8
+
+
+def test_the_best_single_layer_beats_the_penultimate_on_3_tasks(averaged):
+    ahead = [row["best_single"] - row["penultimate"] for row in averaged.values()]
+    assert sum(above_zero(row) for row in ahead) >= 3
+
+
+def test_every_record_is_there_and_from_a_clean_commit():
+    records = list(Store.open(RESULTS).records())
+    labels = {record.label for record in records}
+    tasks = {record.spec.task for record in records}
+    assert len(records) == len(labels) * len(tasks) * 3
+    states = {(r.provenance["code"]["commit"], r.provenance["code"]["dirty"]) for r in records}
+    assert len(states) == 1 and not next(iter(states))[1]
