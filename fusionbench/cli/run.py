@@ -109,9 +109,9 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     from fusionbench.records.store import Store
 
     result = run_study(study, options, catalog, make_progress(quiet=options.quiet))
-    closing.note_run(study, options, catalog)
+    summary.note_run(study, options, catalog)
     say(found(Store.open(options.out)))
-    closing.close(Path(options.out), result, stream)
+    summary.close(Path(options.out), result, stream)
     if result.interrupted:
         stream.write("interrupted: the same command goes on where this one stopped\n")
         return INTERRUPTED
