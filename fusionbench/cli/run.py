@@ -96,6 +96,7 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     """Run what is missing, report, and say what was left out."""
     catalog = read(options.plugins)
     check_encoder(catalog, study.encoder, study.budget.image_size)
+    from fusionbench.cli import summary
     from fusionbench.registry.selection import select_methods, select_tasks
     from fusionbench.study.contrasts import check_known, read_contrasts
 
