@@ -13,6 +13,7 @@ from fusionbench.cli import (
     check,
     doctor,
     list_,
+    merge,
     new,
     pack,
     probe_layers,
@@ -22,7 +23,7 @@ from fusionbench.cli import (
 )
 from fusionbench.cli.app import app
 
-COMMANDS = (run, reports, ablate, probe_layers, profile, list_, check, pack, new, doctor)
+COMMANDS = (run, reports, merge, ablate, probe_layers, profile, list_, check, pack, new, doctor)
 """In the order of `--help`: a module adds its command when it is imported."""
 
 

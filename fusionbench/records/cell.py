@@ -1,37 +1,37 @@
-"""What a cell is and what it leaves behind. Standard library only.
+"""Specification, budget and record of a cell; standard library only.
 
-A cell's id is the hash of its specification, and the specification holds all that decides the
-outcome and nothing else: see `IDENTITY` and `NOT_IDENTITY`.
+A cell's id is the hash of its specification, which holds every field that decides the outcome and
+no other: see `IDENTITY` and `NOT_IDENTITY`.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, Literal
 
-SCHEMA = 1
+SCHEMA = 2
+SCHEMAS = (1, SCHEMA)
+"""Schemas that this version reads."""
 TUNING_SEED = 1000
-"""Seeds from here on choose the learning rate and are never evaluated."""
+"""First seed of tuning runs, which choose the learning rate; no evaluation uses these seeds."""
 
 READER, QUESTION = "reader", "question"
-"""Settings that every method has and none gets: a reader other than the study's; whose question
-the fusion sees. They stand among a cell's settings only where they are not the usual ones."""
+"""Engine-level settings: accepted for every method, not passed to its constructor, stored only
+when they differ from the default. They set the cell's reader and the question the fusion sees."""
 READERS = ("attentive", "decoder", "decoder-6")
 QUESTIONS = ("shuffled",)
-"""`shuffled`: a question drawn for each image, whatever is asked about it; the reader's is true."""
+"""`shuffled`: the fusion sees the question of a random training example; the reader's is true."""
 
 Setting = bool | int | float | str | tuple[int, ...]
 Stage = Literal["tune", "evaluate"]
 Status = Literal["done", "skipped", "failed"]
-Sharing = Callable[[Any], Any]
-"""Gives a value that is equal to the one it gets, the same object each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every method of a study gets alike; all of it is part of a cell's identity."""
+    """Training budget, equal for every method of a study; part of a cell's identity."""
 
     steps: int
     batch: int
@@ -85,15 +85,14 @@ class CellSpec:
 
     @property
     def id(self) -> str:
-        """20 hexadecimal digits of the SHA-256 of the canonical JSON of all fields."""
-        # asdict would give the same, and its deep copies would take most of a plan's time.
-        values = vars(self) | {"settings": dict(self.settings), "budget": vars(self.budget)}
+        """20 hexadecimal digits of the SHA-256 of the canonical JSON of `hashed`."""
+        values = hashed(self) | {"settings": dict(self.settings), "budget": hashed(self.budget)}
         return hashlib.sha256(canonical(values).encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellRecord:
-    """One immutable file per finished cell."""
+    """Result of one cell; immutable once written."""
 
     spec: CellSpec
     status: Status
@@ -102,23 +101,27 @@ class CellRecord:
     label: str = ""
     """The method's name with changed settings: `mema[reduction=2]`."""
     family: str = ""
-    """The method's family; its variants are no evidence of their own."""
+    """The method's family; variants of one family count as one method."""
     control: str = ""
     """The method's matched control, or a sentence on why none exists."""
     representative: bool = False
-    """True for the method that stands for its family; from its card, as it is without settings."""
+    """True for the one method that represents its family, with default settings."""
     reads_answers: bool = False
     """True for a method that sees the answers in training; it enters no aggregate."""
     group: str = ""
     """The task's skill: `fine` or `semantic`."""
     task_family: str = ""
-    """Tasks of one family are siblings: for a claim about new tasks they count once."""
+    """Kind of task; a claim about new tasks counts each kind once."""
     in_suite: bool = False
     """True if the task counts in the suite's aggregate; from the task's card."""
     metric: str = "accuracy"
     chance: float = 0.0
     score: float | None = None
-    """Mean over the test examples (val examples for a tuning run)."""
+    """Mean outcome of the test examples (val examples for a tuning run)."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Value of each named metric of the task (`Task.metrics`); empty in schema 1."""
+    left_out: Mapping[str, list[float]] = field(default_factory=dict)
+    """Metric that is not a mean of outcomes -> its values without each block of image groups."""
     examples: int = 0
     items: str = ""
     """Hash of the file that names the examples and their image groups."""
@@ -149,34 +152,6 @@ class CellRecord:
     def id(self) -> str:
         """The id of the specification."""
         return self.spec.id
-
-    def to_json(self) -> str:
-        """One line of JSON: the record, its id and a checksum that shows an edit."""
-        values = {"id": self.id} | asdict(self)
-        return json.dumps(values | {"checksum": checksum(values)}, sort_keys=True)
-
-    @staticmethod
-    def from_json(text: str) -> "CellRecord":
-        """Read a record back; ValueError if it is none, has a newer schema, or was edited."""
-        values = json_object(text)
-        edited = values.pop("checksum", None) != checksum(values)
-        claimed = values.get("id")
-        record = _built(values, lambda part: part)
-        if record.id != claimed:
-            raise ValueError(f"the id {claimed} does not fit the contents ({record.id})")
-        if edited:
-            raise ValueError("edited: the checksum does not fit the contents")
-        return record
-
-    @staticmethod
-    def from_checked(text: str, shared: Sharing) -> "CellRecord":
-        """Read back a record that has been checked before: a third of the time of `from_json`.
-
-        It has the parts that it shares with records read before in common with them.
-        """
-        values = json_object(text)
-        values.pop("checksum", None)
-        return _built(values, shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +194,33 @@ def reader_of(settings: Mapping[str, Setting], budget: Budget) -> str:
     return str(settings.get(READER) or budget.reader)
 
 
+# Fields of schema 1, hashed whatever their value.
+_HASHED = frozenset(
+    "track stage encoder weights method method_version settings task task_version data budget seed "
+    "steps batch lrs tuning_seeds optimiser weight_decay warmup clip train_items val_items "
+    "test_items resample reader reader_width query_dim precision feature_dtype image_size "
+    "seeds_per_pass".split()
+)
+
+
+def hashed(value: Budget | CellSpec) -> dict[str, Any]:
+    """The fields that enter the id.
+
+    A field that was added after schema 1 is left out while it has its default, so that the ids of
+    earlier records stay.
+    """
+    values = dict(vars(value))
+    for name, default in _added(type(value)):
+        if values[name] == default:
+            del values[name]
+    return values
+
+
+@lru_cache
+def _added(kind: type) -> tuple[tuple[str, Any], ...]:
+    return tuple((one.name, one.default) for one in fields(kind) if one.name not in _HASHED)
+
+
 def canonical(value: object) -> str:
     """JSON with sorted keys and no spaces: equal values, equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -239,42 +241,3 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
     return values
-
-
-def _built(values: dict[str, Any], shared: Sharing) -> CellRecord:
-    """A record from its fields and its id; ValueError for those of something else."""
-    values.pop("id", None)
-    if values.get("schema") != SCHEMA:
-        raise ValueError(f"schema {values.get('schema')!r}, this version reads {SCHEMA}")
-    try:
-        return _record(values, shared)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"not a cell record: {error}") from error
-
-
-# The records of a study have one budget; `typed`, since 1 and 1.0 are two identities.
-@lru_cache(maxsize=256, typed=True)
-def _budget(*lrs: float, **others: Any) -> Budget:
-    return Budget(lrs=lrs, **others)
-
-
-def _record(values: dict[str, Any], shared: Sharing) -> CellRecord:
-    spec = _texts(values["spec"], shared)
-    budget = dict(spec["budget"])
-    lrs = budget.pop("lrs")
-    settings = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in spec["settings"].items()
-    }
-    spec["settings"] = shared(settings)
-    values["spec"] = CellSpec(**spec | {"budget": _budget(*lrs, **budget)})
-    values["taps"] = shared(tuple(tuple(tap) for tap in values["taps"]))
-    for name in ("notes", "loss", "unmoved"):
-        values[name] = tuple(values[name])
-    for name in ("parameters", "provenance"):
-        values[name] = shared(values[name])
-    return CellRecord(**_texts(values, shared))
-
-
-def _texts(values: dict[str, Any], shared: Sharing) -> dict[str, Any]:
-    return {name: shared(one) if isinstance(one, str) else one for name, one in values.items()}

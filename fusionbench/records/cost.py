@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusionbench.api.errors import Problem
+from fusionbench.records.archive import PROFILES
 from fusionbench.records.cell import Setting, canonical, checksum, json_object
 from fusionbench.records.files import write_atomic
 
@@ -169,14 +170,27 @@ def write(folder: Path, record: CostRecord) -> Path:
     return path
 
 
+def profile_files(folder: Path) -> list[Path]:
+    """The files of a folder of results that hold profiles, the compact form's first."""
+    compact = folder / PROFILES
+    return [*([compact] if compact.exists() else []), *sorted((folder / FOLDER).glob("*.json"))]
+
+
 def read(folder: Path, problems: list[Problem] | None = None) -> Iterator[CostRecord]:
-    """All whole profiles of a folder of results, by id; what is not one goes into `problems`."""
-    for path in sorted((folder / FOLDER).glob("*.json")):
+    """All profiles of a folder of results, by id; unreadable ones are added to `problems`.
+
+    A profile in a file of its own replaces one of the compact form.
+    """
+    found: dict[str, CostRecord] = {}
+    for path in profile_files(folder):
         try:
-            yield CostRecord.from_json(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            records = map(CostRecord.from_json, text.splitlines())
+            found.update((record.id, record) for record in records)
         except (OSError, ValueError) as error:
             if problems is not None:
                 problems.append(Problem(source=str(path), message=f"ignored: {error}"))
+    yield from (found[name] for name in sorted(found))
 
 
 def _record(values: dict[str, Any]) -> CostRecord:

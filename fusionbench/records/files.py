@@ -1,4 +1,4 @@
-"""Files that are written once and never replaced."""
+"""Atomic files, the cache folder and remembered hashes; standard library only."""
 
 import errno
 import hashlib
@@ -7,11 +7,6 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-
-# The cache folder: files written whole or not at all, and hashes that are computed once.
-#
-# Standard library only: planning reads it without torch.
-
 
 _CHUNK = 1 << 20
 
@@ -22,20 +17,60 @@ def cache_dir(*parts: str) -> Path:
     return Path(root).expanduser().joinpath(*parts)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file that other processes see complete or not at all; makes its folder."""
+def write_atomic(path: Path, content: bytes, *, replace: bool = True) -> bool:
+    """Write a file so that other processes see all of it or nothing; makes its folder.
+
+    Returns False, and keeps the file that exists, if `replace` is False and there is one. The bytes
+    are on disk before the name is, so that a kill or a full disk leaves no truncated file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        temporary.chmod(0o644)
+        if replace:
+            temporary.replace(path)
+            return True
+        _publish(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return True
+
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give the file its name; FileExistsError if the name is taken."""
+    try:
+        # A hard link fails where a rename would overwrite.
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in _NO_LINKS or path.exists():
+            raise
+        # Some network and FAT file systems have no links; the folder's lock has to do.
+        temporary.rename(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a small file, in half of the time of `read_bytes`."""
+    with path.open("rb", buffering=0) as file:
+        return file.read()
 
 
 def sha256_of(path: Path) -> str:
@@ -64,53 +99,9 @@ def file_hash(path: Path, *, compute: Callable[[Path], str] = sha256_of, kind: s
     return found
 
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-def write_new(path: Path, content: bytes) -> bool:
-    """Write a file whole, or leave the one that is there: False if there was one.
-
-    The bytes are on disk before the name is, so that a kill or a full disk leaves no torn file.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        _publish(Path(temporary), path)
-    except FileExistsError:
-        return False
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    return True
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Give the file its name; FileExistsError if the name is taken."""
-    try:
-        # A hard link fails where a rename would overwrite.
-        path.hardlink_to(temporary)
-    except OSError as error:
-        if error.errno not in _NO_LINKS or path.exists():
-            raise
-        # Some network and FAT file systems have no links; the folder's lock has to do.
-        temporary.rename(path)
-
-
 def free_name(folder: Path, stem: str) -> Path:
     """`<stem>.<n>.json` with the first n that is free."""
     number = 1
     while (folder / f"{stem}.{number}.json").exists():
         number += 1
     return folder / f"{stem}.{number}.json"
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

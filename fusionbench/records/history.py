@@ -1,7 +1,7 @@
-"""What was asked of a results folder, run by run; a report reads from it what is still missing."""
+"""Requests and ablation designs of a folder; the report derives the missing cells from them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from fusionbench.records.files import write_atomic
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One request: the grid of cells it meant here, and what it had to leave out."""
+    """One request: the grid of cells it resolved to, and the tasks that it left out."""
 
     study: Mapping[str, Any]
     """The study's fields."""
@@ -24,13 +24,13 @@ class Run:
 
 
 class History:
-    """`study.json`: the runs of a folder, oldest first, equal ones in a row only once."""
+    """`study.json`: the requests of a folder, oldest first; a repetition of the last is dropped."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def runs(self) -> list[Run]:
-        """All runs; none for a file that is missing or is not a history."""
+        """All requests; empty for a file that is missing or is no history."""
         try:
             values = json.loads(self.file.read_text(encoding="utf-8"))
             return [_run(value) for value in values["runs"]]
@@ -38,15 +38,23 @@ class History:
             return []
 
     def add(self, run: Run) -> None:
-        """Append a run unless it repeats the last one. Raises UserError if the disk refuses."""
-        runs = [_plain(one) for one in self.runs()]
-        if runs and runs[-1] == _plain(run):
+        """Append a request unless it repeats the last one. Raises UserError if the disk refuses."""
+        runs = self.runs()
+        if runs and _plain(runs[-1]) == _plain(run):
             return
-        text = json.dumps({"runs": [*runs, _plain(run)]}, indent=1, sort_keys=True)
-        try:
-            write_atomic(self.file, text.encode())
-        except OSError as error:
-            raise disk_error(error, self.file.parent) from error
+        _write(self.file, requests_text([*runs, run]))
+
+
+def requests_text(runs: Sequence[Run]) -> str:
+    """The contents of `study.json`."""
+    return json.dumps({"runs": [_plain(run) for run in runs]}, indent=1, sort_keys=True)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        write_atomic(file, text.encode())
+    except OSError as error:
+        raise disk_error(error, file.parent) from error
 
 
 def _plain(run: Run) -> Any:
@@ -58,12 +66,7 @@ def _run(value: dict[str, Any]) -> Run:
     return Run(**(value | lists))
 
 
-# `ablations.json`: the designs that were run into a folder, with the ids of their cells.
-#
-# A report takes its ablation tables from here: ids, unlike names, mean one version of one method
-# under one budget. Standard library only.
-
-
+# Ids, unlike names, refer to one version of one method under one budget.
 ABLATIONS = "ablations.json"
 
 Kind = Literal["one_factor_out", "factorial"]
@@ -84,7 +87,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """The arms of one ablation; the first is the full method."""
+    """The variants of one ablation; the first is the full method."""
 
     kind: Kind
     method: str
@@ -92,33 +95,33 @@ class Design:
     switches: tuple[str, ...] = ()
     """Factorial: the switches, as `memory=rebuilt` with the level that counts as off."""
     void: int = 0
-    """Combinations that were left out, since a switch can do nothing in them."""
+    """Number of combinations that were skipped, since a switch has no effect in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A design on its encoder and tasks."""
+    """A design with its encoder and the ids of its cells."""
 
     design: Design
     encoder: str
     budget: str
-    """In words, for the title."""
+    """For the title."""
     cells: Mapping[str, Mapping[str, tuple[str, ...]]]
-    """Arm -> task -> id of the cell of each seed."""
+    """Variant -> task -> id of the cell of each seed."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """In the order in which they were asked for."""
+        """In the order of the request."""
         return tuple(next(iter(self.cells.values())))
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Two designs of one key are one ablation, asked for twice."""
+        """Equal for two requests of one ablation."""
         return (self.design.kind, self.design.method, self.encoder, *self.design.switches)
 
 
 def read_designs(folder: Path) -> list[Planned]:
-    """All designs of a folder; none for a file that is missing or is something else."""
+    """All designs of a folder; empty for a file that is missing or is no list of designs."""
     try:
         values = json.loads((folder / ABLATIONS).read_text(encoding="utf-8"))
         return [_planned(value) for value in values["ablations"]]
@@ -127,13 +130,14 @@ def read_designs(folder: Path) -> list[Planned]:
 
 
 def note_design(folder: Path, planned: Planned) -> None:
-    """Add a design, in place of an earlier one of its key. Raises UserError if the disk refuses."""
+    """Add a design in place of an earlier one of its key. Raises UserError if the disk refuses."""
     others = [one for one in read_designs(folder) if one.key != planned.key]
-    values = {"ablations": [asdict(one) for one in (*others, planned)]}
-    try:
-        write_atomic(folder / ABLATIONS, json.dumps(values, indent=1).encode())
-    except OSError as error:
-        raise disk_error(error, folder) from error
+    _write(folder / ABLATIONS, designs_text([*others, planned]))
+
+
+def designs_text(designs: Sequence[Planned]) -> str:
+    """The contents of `ablations.json`."""
+    return json.dumps({"ablations": [asdict(one) for one in designs]}, indent=1)
 
 
 def _planned(value: dict[str, Any]) -> Planned:
@@ -143,5 +147,5 @@ def _planned(value: dict[str, Any]) -> Planned:
         arm: {task: tuple(ids) for task, ids in tasks.items()}
         for arm, tasks in value["cells"].items()
     }
-    whole = Design(**design | {"arms": arms, "switches": tuple(design["switches"])})
-    return Planned(**value | {"design": whole, "cells": cells})
+    built = Design(**design | {"arms": arms, "switches": tuple(design["switches"])})
+    return Planned(**value | {"design": built, "cells": cells})

@@ -1,8 +1,7 @@
-"""What single layers know, on disk: `DIR/probes/<task>.json`. Standard library only.
+"""Linear-probe scores of single layers: `DIR/probes/<task>.json`; standard library only.
 
-A map holds one score per hidden state of one encoder on one task, found by `encoders.probe`. It is
-bound to the weights, the task's data and the split sizes, so that a figure cannot show one
-encoder's map beside another's study.
+A map holds one score per hidden state of one encoder on one task, from `harness.probes`. It names
+the weights, the task's data and the split sizes, so that a figure shows only the study's own maps.
 """
 
 import json
@@ -46,20 +45,24 @@ class ProbeMap:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What decides the scores."""
+        """The fields that decide the scores."""
         names = ("encoder", "weights", "image_size", "task", "task_version", "data")
         return {name: getattr(self, name) for name in (*names, "n", "n_train", "n_val")}
 
 
 def probe_file(folder: Path, task: str) -> Path:
-    """Where a task's map lies."""
+    """The file of a task's map."""
     return folder / FOLDER / f"{task}.json"
 
 
+def probe_files(folder: Path) -> list[Path]:
+    """The files of all maps of a folder of results, in the order of tasks."""
+    return sorted((folder / FOLDER).glob("*.json"))
+
+
 def write_probe(folder: Path, found: ProbeMap) -> Path:
-    """Write a map, whole or not at all. Raises OSError."""
+    """Write a map atomically and return its file. Raises OSError."""
     file = probe_file(folder, found.task)
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(found), indent=1, sort_keys=True)
     write_atomic(file, f"{text}\n".encode())
     return file
@@ -73,15 +76,15 @@ def read_probe(file: Path) -> ProbeMap:
         found = ProbeMap(**values | lists)
     except (OSError, ValueError, TypeError, KeyError) as error:
         hint = "remove it and run `fusionbench probe-layers` again"
-        raise UserError(f"{file} is no map of probes: {error}", hint) from error
+        raise UserError(f"{file} is no probe map: {error}", hint) from error
     if found.schema != SCHEMA:
         raise UserError(f"{file}: schema {found.schema}, this version reads {SCHEMA}")
     return found
 
 
 def probe_maps(folder: Path, problems: list[Problem]) -> Iterator[ProbeMap]:
-    """All maps of a folder of results by task; files that are none are noted in `problems`."""
-    for file in sorted((folder / FOLDER).glob("*.json")):
+    """All maps of a folder of results by task; unreadable files are added to `problems`."""
+    for file in probe_files(folder):
         try:
             yield read_probe(file)
         except UserError as error:

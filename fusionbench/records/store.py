@@ -1,23 +1,18 @@
-"""Records on disk: one immutable JSON file per cell, with the outcomes of its examples beside it.
+"""A folder of results: one immutable JSON file per cell, or the compact form of `archive`.
 
-cells/<id>.json      finished and skipped cells        outcomes/<id>.bin   a score per example
-tuning/<id>.json     runs that chose a learning rate   items/<hash>.json   the examples' names
-failures/<id>.<n>.json   what went wrong, kept         damaged/            moved here, never deleted
-study.json           what was asked for, run by run
+cells/<id>.json      done and skipped cells            outcomes/<id>.bin   outcome of each example
+tuning/<id>.json     runs that chose a learning rate   items/<hash>.json   names of the examples
+facts/<hash>.json    what many records share           failures/<id>.<n>.json
+study.json           the requests, oldest first        damaged/            records moved aside
 
-A record appears under its name whole or not at all, and after its outcomes. No torch here.
+A record appears under its name complete or not at all, after its facts and its outcomes.
 """
 
-import hashlib
-import json
-import os
-import re
-import struct
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -25,147 +20,286 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.api.errors import Problem, UserError, disk_error
-from fusionbench.records.cell import SCHEMA, CellRecord, canonical, checksum, json_object
-from fusionbench.records.files import free_name, sha256_of, write_atomic, write_new
+from fusionbench.records.archive import TUNING, Archive
+from fusionbench.records.cell import CellRecord, canonical, json_object
+from fusionbench.records.facts import Fact, Facts, check, normal_text
+from fusionbench.records.files import content, free_name, sha256_of, write_atomic
 from fusionbench.records.history import History
-from fusionbench.records.parallel import in_order
-from fusionbench.records.sharing import Shared
-
-# Whether a record on disk is whole: its own bytes, its name, and the outcomes it points to.
-
-
-_ID = re.compile(r"[0-9a-f]{20}")
-_SHARE = 2000
-"""Files that a process examines at a time; fewer are not worth another process."""
-
-
-def content(path: Path) -> bytes:
-    """All of a small file: half of the time of `read_bytes`, and there may be 200,000 of them."""
-    with path.open("rb", buffering=0) as file:
-        return file.read()
-
-
-def read_record(path: Path) -> CellRecord:
-    """A record; ValueError for a truncated, foreign or edited file."""
-    return CellRecord.from_json(content(path).decode())
-
-
-def problems(paths: Sequence[Path]) -> Iterator[Problem]:
-    """What is wrong with which of these records of one folder of results, in their order."""
-    shares = [paths[start : start + _SHARE] for start in range(0, len(paths), _SHARE)]
-    for found in in_order([partial(_problems, share) for share in shares]):
-        yield from found
-
-
-def _problems(paths: Sequence[Path]) -> list[Problem]:
-    found: list[Problem] = []
-    for path in paths:
-        try:
-            examine(path, path.parent.parent / "outcomes" / f"{path.stem}.bin")
-        except (OSError, ValueError) as error:
-            found.append(Problem(source=str(path), message=f"ignored: {error}"))
-    return found
-
-
-def examine(path: Path, outcomes: Path) -> None:
-    """Raise ValueError or OSError for a file that is no record or does not fit its outcomes.
-
-    The checksum stands for the contents, so that 100,000 files are examined without building
-    100,000 records.
-    """
-    if path.suffix != ".json" or not _ID.fullmatch(path.stem):
-        raise ValueError("not a file of FusionBench")
-    values = json_object(content(path).decode())
-    claimed = values.pop("checksum", None)
-    if "spec" not in values or values.get("schema") != SCHEMA:
-        raise ValueError("not a cell record that this version reads")
-    if claimed != checksum(values):
-        raise ValueError("edited: the checksum does not fit the contents")
-    if values["id"] != path.stem:
-        raise ValueError(f"holds the record of another cell ({values['id']})")
-    if values.get("outcomes"):
-        _compare(outcomes, values["outcomes"])
-
-
-def _compare(outcomes: Path, expected: str) -> None:
-    try:
-        found = hashlib.sha256(content(outcomes)).hexdigest()
-    except FileNotFoundError as error:
-        raise ValueError(f"its outcomes are missing ({outcomes.name})") from error
-    if found != expected:
-        raise ValueError(f"its outcomes were damaged or edited ({outcomes.name})")
-
-
-# Which cell files were found whole, by size and time of change, so that planning reads few.
-#
-# The ledger is only a memory of checks: without it every file is read again, and nothing is lost.
-
-
-State = tuple[int, int, int, int]
-"""Size and time (ns) of the record, size and time of its outcomes (0, 0 where it has none)."""
-Sizes = dict[str, tuple[int, int]]
-
-
-class Ledger:
-    """An append-only text file, one line for each check that a cell has passed."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.states: dict[str, State] = {}
-        self._read()
-
-    def _read(self) -> None:
-        with suppress(OSError, UnicodeDecodeError):
-            for line in self.file.read_text(encoding="utf-8").splitlines():
-                # The last line may be torn by a kill; what does not parse is not known.
-                with suppress(ValueError):
-                    name, *numbers = line.split(" ")
-                    first, second, third, fourth = map(int, numbers)
-                    self.states[name] = (first, second, third, fourth)
-
-    def knows(self, name: str, state: State) -> bool:
-        """Whether this very file has been checked before."""
-        return self.states.get(name) == state
-
-    def add(self, checked: Iterable[tuple[str, State]]) -> None:
-        """Remember checks; a folder that cannot be written is read again next time."""
-        lines = []
-        for name, state in checked:
-            self.states[name] = state
-            lines.append(f"{name} {' '.join(map(str, state))}\n")
-        if lines:
-            # One write in append mode: lines of several workers do not mix.
-            with suppress(OSError), self.file.open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
-
-
-def sizes(folder: Path, suffix: str) -> Sizes:
-    """Size and time of change of each file with this ending, by stem."""
-    found: Sizes = {}
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.endswith(suffix) and not entry.name.startswith("."):
-                status = entry.stat()
-                found[entry.name.removesuffix(suffix)] = (status.st_size, status.st_mtime_ns)
-    return found
-
-
-def size_of(file: Path) -> tuple[int, int]:
-    """Size and time of change of one file; (0, 0) if it does not exist."""
-    try:
-        status = file.stat()
-    except FileNotFoundError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
-
-
-# The folder of results itself: made, locked against a second run, cleaned of what a kill left.
-
+from fusionbench.records.outcomes import Items, decode, encode
+from fusionbench.records.verified import State, VerifiedFiles, problems, size_of, sizes
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-PARTS = ("cells", "outcomes", "items", "tuning", "failures")
+__all__ = ["Items", "Store", "decode", "encode"]
+
+_FOLDER = "`fusionbench run --out` makes such a folder"
+_AGAIN = "run the study again to replace it"
+
+
+class Store:
+    """A folder of records. `open` it to read; `create` it, as a context, to run cells into it."""
+
+    def __init__(self, folder: Path, held: "BaseFileLock | None" = None) -> None:
+        self.folder = folder
+        self.problems: list[Problem] = []
+        """Files and lines that cannot be used; they stay where they are."""
+        self.history = History(folder / "study.json")
+        self.facts = Facts(self._find_fact)
+        self._archive = Archive(folder)
+        self._verified = VerifiedFiles(folder / ".checked")
+        self._scored: dict[str, str] = {}
+        """Hash of a file of outcomes -> a cell that has it."""
+        self._lock = held
+
+    @staticmethod
+    def open(folder: str | Path) -> "Store":
+        """An existing folder of results. Raises UserError if there is none."""
+        path = Path(folder)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, not a folder of results", _FOLDER)
+        if not path.is_dir():
+            raise UserError(f"no results in {path}", _FOLDER)
+        return Store(path)
+
+    @staticmethod
+    def create(folder: str | Path) -> "Store":
+        """A folder to run into, made if missing and locked against a second run.
+
+        Raises UserError without permission or space, for a file, and while another run holds it.
+        """
+        path = Path(folder)
+        make(path)
+        held = lock(path)
+        remove_stale(path)
+        return Store(path, held)
+
+    def __enter__(self) -> Self:
+        """The store itself, locked by `create`."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def finished(self) -> dict[str, Path]:
+        """Files of the sound cells that are done or skipped, by id, in the order of ids.
+
+        A file that was checked before and has not changed since is not read again. Files and lines
+        that are foreign, truncated or edited do not count and are listed in `problems`.
+        """
+        self._verified.recheck(self.facts)
+        packed, noted = self._packed
+        self.problems = list(noted)
+        found = {cell: self._archive.file for cell, line in packed.items() if TUNING not in line}
+        return dict(sorted((found | self._live("cells")).items()))
+
+    def tuning(self) -> dict[str, Path]:
+        """Files of the sound tuning runs, by id, in the order of ids."""
+        packed, _ = self._packed
+        found = {cell: self._archive.file for cell, line in packed.items() if TUNING in line}
+        return dict(sorted((found | self._live("tuning")).items()))
+
+    def find(self, cell: str) -> CellRecord | None:
+        """The record of a sound cell or tuning run; None without one."""
+        for part in ("cells", "tuning"):
+            path = self._file(part, cell)
+            if path.exists() and self._sound(path):
+                return self._read(path)
+        line = self._packed[0].get(cell)
+        return None if line is None else self.facts.read(line)
+
+    def records(self, finished: Mapping[str, Path] | None = None) -> Iterator[CellRecord]:
+        """The records of `finished` (default: of all finished cells), in its order.
+
+        Raises UserError for a record with unknown fields.
+        """
+        for cell, path in (self.finished() if finished is None else finished).items():
+            packed = path == self._archive.file
+            text = self._archive.lines[cell] if packed else content(path).decode()
+            try:
+                record = self.facts.build(json_object(text))
+            except ValueError as error:
+                raise UserError(f"{path}: {error}", _AGAIN) from error
+            # Equal hashes are equal files: an id is a hash over all fields, and slow to make.
+            self._scored[record.outcomes] = cell
+            yield record
+
+    def failures(self, finished: Container[str] | None = None) -> Iterator[CellRecord]:
+        """The last failure of each cell that has no record, in the order of ids."""
+        texts = dict(_latest_failures(self.folder / "failures"))
+        packed = list(self._archive.failures())
+        if not texts and not packed:
+            return
+        known = self.finished() if finished is None else finished
+        found: dict[str, CellRecord] = {}
+        for text in (*packed, *texts.values()):
+            with suppress(ValueError, KeyError):
+                if (cell := check(text)["id"]) not in known:
+                    found[cell] = self.facts.read(text)
+        yield from (found[cell] for cell in sorted(found))
+
+    def outcomes(self, record: CellRecord) -> Float[np.ndarray, " example"]:
+        """The outcome of each example of `items(record)`. Raises UserError if damaged."""
+        cell = self._scored.get(record.outcomes) or record.id
+        try:
+            return decode(self.outcome_bytes(cell))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self._outcomes(cell)}: {error}", _AGAIN) from error
+
+    def outcome_bytes(self, cell: str) -> bytes:
+        """The encoded outcomes of a cell. Raises OSError, ValueError or KeyError."""
+        path = self._outcomes(cell)
+        return content(path) if path.exists() else self._archive.outcomes(cell)
+
+    def items(self, record: CellRecord) -> Items:
+        """The names and image groups of a record's examples. Raises UserError without them."""
+        path = self.folder / "items" / f"{record.items}.json"
+        try:
+            if not path.exists():
+                return self._archive.items(record.items)
+            return Items.from_json(path.read_text(encoding="utf-8"))
+        except KeyError as error:
+            raise UserError(f"{path} is missing", _AGAIN) from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {error}", _AGAIN) from error
+
+    def write(
+        self,
+        record: CellRecord,
+        outcomes: Float[np.ndarray, " example"] | None = None,
+        items: Items | None = None,
+    ) -> CellRecord:
+        """Store a cell or tuning run and return the record on disk; a sound one is kept.
+
+        A damaged file of that name is moved to `damaged/`. Raises UserError if the disk refuses.
+        """
+        path = self._file("tuning" if record.spec.stage == "tune" else "cells", record.id)
+        try:
+            if (known := self.find(record.id)) is not None:
+                return known
+            if path.exists():
+                moved = move_aside(path).relative_to(self.folder)
+                message = f"moved to {moved}; its cell is written again"
+                self.problems.append(Problem(source=str(path), message=message))
+            record = self._write_parts(record, outcomes, items)
+            if not write_atomic(path, self._normal(record), replace=False):
+                return self._read(path)
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+        self._remember(path)
+        return record
+
+    def write_failure(self, record: CellRecord) -> None:
+        """Add `failures/<id>.<n>.json`; the cell counts as missing and is tried again.
+
+        Raises UserError if the disk refuses.
+        """
+        folder = self.folder / "failures"
+        try:
+            text = self._normal(record)
+            while not write_atomic(free_name(folder, record.id), text, replace=False):
+                continue
+        except OSError as error:
+            raise disk_error(error, folder) from error
+
+    def _write_parts(
+        self,
+        record: CellRecord,
+        outcomes: Float[np.ndarray, " example"] | None,
+        items: Items | None,
+    ) -> CellRecord:
+        """Write what the record points to before the record itself."""
+        if items is not None:
+            record = replace(record, items=items.hash)
+            file = self.folder / "items" / f"{items.hash}.json"
+            if not file.exists():
+                write_atomic(file, items.to_json().encode())
+        if outcomes is not None:
+            # Outcomes without a record are what a kill left; replacing them loses nothing.
+            write_atomic(self._outcomes(record.id), encode(outcomes))
+            record = replace(record, outcomes=sha256_of(self._outcomes(record.id)))
+        return record
+
+    def _normal(self, record: CellRecord) -> bytes:
+        """The record's line; its facts are on disk when this returns. Raises OSError."""
+        text, facts = normal_text(record)
+        for name, fact in facts.items():
+            try:
+                self.facts.require(name)
+            except ValueError:
+                write_atomic(self._file("facts", name), canonical(fact).encode())
+        return text.encode()
+
+    def _find_fact(self, name: str) -> Fact:
+        try:
+            return self._archive.fact(name)
+        except KeyError:
+            return json_object(content(self._file("facts", name)).decode())
+
+    def _find_facts(self) -> None:
+        """Read all facts, so that forked processes share them and the cache names them."""
+        for name in sizes(self.folder / "facts", ".json"):
+            with suppress(ValueError):
+                self.facts.require(name)
+
+    @cached_property
+    def _packed(self) -> tuple[Mapping[str, str], list[Problem]]:
+        """The sound lines of the compact form by id, and what is wrong with others."""
+        lines, state = self._archive.lines, self._archive.state
+        if self._verified.knows(self._archive.file.name, state):
+            return lines, []
+        wrong = list(self._archive.problems(self.facts))
+        if not wrong and lines:
+            self._verified.add([(self._archive.file.name, state)], self.facts)
+        damaged = {cell for cell, _ in wrong}
+        sound = {cell: line for cell, line in lines.items() if cell not in damaged}
+        return sound, [problem for _, problem in wrong]
+
+    def _live(self, part: str) -> dict[str, Path]:
+        """The sound files of `cells/` or `tuning/`; notes the others in `problems`."""
+        scores = sizes(self.folder / "outcomes", ".bin") if part == "cells" else {}
+        found: dict[str, Path] = {}
+        fresh: dict[Path, tuple[str, State]] = {}
+        for name, size in sorted(sizes(self.folder / part, "").items()):
+            path, cell = self.folder / part / name, name.removesuffix(".json")
+            state = (*size, *scores.get(cell, (0, 0)))
+            if self._verified.knows(cell, state):
+                found[cell] = path
+            else:
+                fresh[path] = (cell, state)
+        if fresh:
+            self._find_facts()
+        noted = list(problems(list(fresh), self.facts))
+        self.problems += noted
+        wrong = {Path(problem.source) for problem in noted}
+        sound = {path: checked for path, checked in fresh.items() if path not in wrong}
+        self._verified.add(sound.values(), self.facts)
+        return found | {cell: path for path, (cell, _) in sound.items()}
+
+    def _remember(self, path: Path) -> None:
+        if path.parent.name == "cells":
+            state = (*size_of(path), *size_of(self._outcomes(path.stem)))
+            self._verified.add([(path.stem, state)], self.facts)
+
+    def _file(self, part: str, name: str) -> Path:
+        return self.folder / part / f"{name}.json"
+
+    def _outcomes(self, cell: str) -> Path:
+        return self.folder / "outcomes" / f"{cell}.bin"
+
+    def _read(self, path: Path) -> CellRecord:
+        return self.facts.read(content(path).decode())
+
+    def _sound(self, path: Path) -> bool:
+        """Whether a record and its outcomes are sound; notes in `problems` what is wrong."""
+        found = list(problems([path], self.facts))
+        self.problems += found
+        return not found
+
+
+PARTS = ("cells", "outcomes", "items", "tuning", "failures", "facts")
 _STALE_SECONDS = 3600.0
 """Younger temporary files may belong to a worker that is still writing."""
 
@@ -207,280 +341,19 @@ def remove_stale(path: Path) -> None:
 
 
 def move_aside(file: Path) -> Path:
-    """Move a damaged record to `damaged/`; where it lies now."""
+    """Move a damaged record to `damaged/` and return its new path."""
     folder = file.parent.parent / "damaged"
     folder.mkdir(exist_ok=True)
     return file.rename(free_name(folder, file.stem))
 
 
-# Failures of cells: each is kept, none counts as a record, so that its cell is tried again.
-
-
-def write_failure(folder: Path, record: CellRecord) -> None:
-    """Add `<id>.<n>.json` to the folder. Raises UserError if the disk refuses."""
-    try:
-        folder.mkdir(exist_ok=True)
-        while not write_new(free_name(folder, record.id), record.to_json().encode()):
-            continue
-    except OSError as error:
-        raise disk_error(error, folder) from error
-
-
-def latest_failures(folder: Path, finished: Callable[[], Container[str]]) -> Iterator[CellRecord]:
-    """The last failure of each cell that did not get a record later, in the order of ids.
-
-    `finished` is asked only where there are failures: it looks at every file of the results.
-    """
+def _latest_failures(folder: Path) -> Iterable[tuple[str, str]]:
+    """The last failure of each cell: its id and its text."""
     latest: dict[str, tuple[int, Path]] = {}
-    files = list(folder.glob("*.json"))
-    there = finished() if files else ()
-    for path in files:
+    for path in folder.glob("*.json"):
         cell, _, number = path.stem.partition(".")
-        if number.isdigit() and cell not in there:
+        if number.isdigit():
             latest[cell] = max(latest.get(cell, (0, path)), (int(number), path))
-    for _, (_, path) in sorted(latest.items()):
-        with suppress(ValueError, OSError):
-            yield CellRecord.from_json(path.read_text(encoding="utf-8"))
-
-
-# Scores of single examples and the names of these examples, as bytes.
-#
-# A file of outcomes is a header of 16 bytes (magic, version, kind, count) and the scores: one bit
-# each where all are 0 or 1, else little-endian float32.
-
-
-_MAGIC = b"FBOC"
-_HEADER = struct.Struct("<4sHHQ")
-_VERSION = 1
-_BITS, _FLOATS = 0, 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Items:
-    """The examples behind a row of outcomes, in order, and the image group of each."""
-
-    names: tuple[str, ...]
-    groups: tuple[str, ...]
-
-    @property
-    def hash(self) -> str:
-        """20 hexadecimal digits; the name of the file that holds the items."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:20]
-
-    def to_json(self) -> str:
-        """Canonical JSON: equal items, equal text."""
-        return canonical({"names": self.names, "groups": self.groups})
-
-    @staticmethod
-    def from_json(text: str) -> "Items":
-        """Read items back; ValueError if the text holds none."""
-        values = json.loads(text)
-        if not isinstance(values, dict) or set(values) != {"names", "groups"}:
-            raise ValueError("not a list of items")
-        return Items(names=tuple(values["names"]), groups=tuple(values["groups"]))
-
-
-def encode(outcomes: Float[np.ndarray, " example"]) -> bytes:
-    """Scores as bytes, packed to bits where nothing is lost. ValueError for a NaN."""
-    values = np.asarray(outcomes)
-    if values.ndim != 1 or not np.isfinite(values).all():
-        raise ValueError(f"one finite score per example expected, got shape {values.shape}")
-    if ((values == 0) | (values == 1)).all():
-        packed = np.packbits(values.astype(np.bool_)).tobytes()
-        return _HEADER.pack(_MAGIC, _VERSION, _BITS, len(values)) + packed
-    return _HEADER.pack(_MAGIC, _VERSION, _FLOATS, len(values)) + values.astype("<f4").tobytes()
-
-
-def decode(content: bytes) -> Float[np.ndarray, " example"]:
-    """Scores from bytes; ValueError for anything that `encode` did not write."""
-    if len(content) < _HEADER.size:
-        raise ValueError("truncated outcomes")
-    magic, version, kind, count = _HEADER.unpack_from(content)
-    if magic != _MAGIC or version != _VERSION or kind not in (_BITS, _FLOATS):
-        raise ValueError("not a file of outcomes that this version reads")
-    body = content[_HEADER.size :]
-    if len(body) != (-(-count // 8) if kind == _BITS else 4 * count):
-        raise ValueError("truncated outcomes")
-    if kind == _BITS:
-        bits = np.unpackbits(np.frombuffer(body, dtype=np.uint8), count=count)
-        return bits.astype(np.float32)
-    return np.frombuffer(body, dtype="<f4").astype(np.float32)
-
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
-__all__ = ["Items", "Store"]
-
-_FOLDER = "`fusionbench run --out` makes such a folder"
-_AGAIN = "run the study again to replace it"
-
-
-class Store:
-    """A folder of records. Open it to read; `create` it, as a context, to run cells into it."""
-
-    def __init__(self, folder: Path, held: "BaseFileLock | None" = None) -> None:
-        self.folder = folder
-        self.problems: list[Problem] = []
-        """Files that were found and cannot be used; they stay where they are."""
-        self.history = History(folder / "study.json")
-        self._ledger = Ledger(folder / ".checked")
-        self._scored: dict[str, str] = {}
-        """Hash of a file of outcomes -> a cell that has it."""
-        self._lock = held
-
-    @staticmethod
-    def open(folder: str | Path) -> "Store":
-        """An existing folder of results. Raises UserError if there is none."""
-        path = Path(folder)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file, not a folder of results", _FOLDER)
-        if not path.is_dir():
-            raise UserError(f"no results in {path}", _FOLDER)
-        return Store(path)
-
-    @staticmethod
-    def create(folder: str | Path) -> "Store":
-        """A folder to run into, made if missing and locked against a second run.
-
-        Raises UserError without permission or space, for a file, and while another run holds it.
-        """
-        path = Path(folder)
-        make(path)
-        held = lock(path)
-        remove_stale(path)
-        return Store(path, held)
-
-    def __enter__(self) -> Self:
-        """The store itself, locked by `create`."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Let go of the lock."""
-        if self._lock is not None:
-            self._lock.release()
-
-    def finished(self) -> dict[str, Path]:
-        """Files of the cells that are done or skipped, by id, each checked to be whole.
-
-        What was checked before and has not changed since is not read again. Files that are
-        foreign, truncated or edited do not count and are named in `problems`.
-        """
-        scores = sizes(self.folder / "outcomes", ".bin")
-        cells = self.folder / "cells"
-        found: dict[str, Path] = {}
-        fresh: dict[Path, tuple[str, State]] = {}
-        for name, size in sorted(sizes(cells, "").items()):
-            path, cell = cells / name, name.removesuffix(".json")
-            state = (*size, *scores.get(cell, (0, 0)))
-            if self._ledger.knows(cell, state):
-                found[cell] = path
-            else:
-                fresh[path] = (cell, state)
-        self.problems = list(problems(list(fresh)))
-        wrong = {Path(problem.source) for problem in self.problems}
-        sound = {path: checked for path, checked in fresh.items() if path not in wrong}
-        self._ledger.add(sound.values())
-        found |= {cell: path for path, (cell, _) in sound.items()}
-        return dict(sorted(found.items()))
-
-    def find(self, cell: str) -> CellRecord | None:
-        """The record of a finished cell or tuning run, or None; a damaged one is none."""
-        for part in ("cells", "tuning"):
-            path = self.folder / part / f"{cell}.json"
-            if path.exists() and self._sound(path):
-                return read_record(path)
-        return None
-
-    def records(self, finished: Mapping[str, Path] | None = None) -> Iterator[CellRecord]:
-        """Done and skipped cells, in the order of their ids; `finished` is what was found so."""
-        shared = Shared()
-        for cell, path in (self.finished() if finished is None else finished).items():
-            record = CellRecord.from_checked(content(path).decode(), shared)
-            # Equal hashes are equal files: an id is a hash over all fields, and slow to make.
-            self._scored[record.outcomes] = cell
-            yield record
-
-    def failures(self, finished: Mapping[str, Path] | None = None) -> Iterator[CellRecord]:
-        """The last failure of each cell that has no record."""
-        there = self.finished if finished is None else lambda: finished
-        return latest_failures(self.folder / "failures", there)
-
-    def outcomes(self, record: CellRecord) -> Float[np.ndarray, " example"]:
-        """A score for each example of `items(record)`. Raises UserError if damaged."""
-        path = self._outcomes(self._scored.get(record.outcomes) or record.id)
-        try:
-            return decode(content(path))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}", _AGAIN) from error
-
-    def items(self, record: CellRecord) -> Items:
-        """The names and image groups of a record's examples. Raises UserError without them."""
-        path = self.folder / "items" / f"{record.items}.json"
-        try:
-            return Items.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}", _AGAIN) from error
-
-    def write(
-        self,
-        record: CellRecord,
-        outcomes: Float[np.ndarray, " example"] | None = None,
-        items: Items | None = None,
-    ) -> CellRecord:
-        """Store a cell or tuning run and give back what is on disk; a whole record is kept.
-
-        A damaged file of that name is moved to `damaged/`. Raises UserError if the disk refuses.
-        """
-        part = "tuning" if record.spec.stage == "tune" else "cells"
-        path = self.folder / part / f"{record.id}.json"
-        try:
-            if path.exists():
-                if self._sound(path):
-                    return read_record(path)
-                moved = move_aside(path).relative_to(self.folder)
-                message = f"moved to {moved}; its cell is written again"
-                self.problems.append(Problem(source=str(path), message=message))
-            record = self._write_parts(record, outcomes, items)
-            if not write_new(path, record.to_json().encode()):
-                return read_record(path)
-        except OSError as error:
-            raise disk_error(error, self.folder) from error
-        self._remember(path)
-        return record
-
-    def write_failure(self, record: CellRecord) -> None:
-        """Keep a failure; it does not count as a record, so that the cell is tried again."""
-        write_failure(self.folder / "failures", record)
-
-    def _write_parts(
-        self,
-        record: CellRecord,
-        outcomes: Float[np.ndarray, " example"] | None,
-        items: Items | None,
-    ) -> CellRecord:
-        """Write what the record points to before the record itself."""
-        if items is not None:
-            record = replace(record, items=items.hash)
-            file = self.folder / "items" / f"{items.hash}.json"
-            if not file.exists():
-                write_atomic(file, items.to_json().encode())
-        if outcomes is not None:
-            # Outcomes without a record are what a kill left; replacing them loses nothing.
-            write_atomic(self._outcomes(record.id), encode(outcomes))
-            record = replace(record, outcomes=sha256_of(self._outcomes(record.id)))
-        return record
-
-    def _remember(self, path: Path) -> None:
-        if path.parent.name == "cells":
-            state = (*size_of(path), *size_of(self._outcomes(path.stem)))
-            self._ledger.add([(path.stem, state)])
-
-    def _outcomes(self, cell: str) -> Path:
-        return self.folder / "outcomes" / f"{cell}.bin"
-
-    def _sound(self, path: Path) -> bool:
-        """Whether a record and its outcomes are whole; notes in `problems` what is wrong."""
-        found = list(problems([path]))
-        self.problems += found
-        return not found
+    for cell, (_, path) in latest.items():
+        with suppress(OSError):
+            yield cell, path.read_text(encoding="utf-8")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fusionbench import __version__
 from fusionbench.api.errors import Problem, UserError, disk_error, unknown
-from fusionbench.records.cost import FOLDER
+from fusionbench.records.archive import FAILURES
+from fusionbench.records.cost import profile_files
 from fusionbench.records.cost import read as read_profiles
 from fusionbench.records.files import write_atomic
 from fusionbench.records.history import ABLATIONS
@@ -183,8 +184,8 @@ def fingerprint(store: Store, finished: Iterable[str]) -> str:
     """Hash over everything that a report shows; `finished` are the ids of the store's cells."""
     failures = [path.name for path in (store.folder / "failures").glob("*.json")]
     names = sorted([*finished, *failures])
-    profiles = sorted((store.folder / FOLDER).glob("*.json"))
-    others = [store.history.file, store.folder / ABLATIONS, *profiles]
+    others = [store.history.file, store.folder / ABLATIONS, store.folder / FAILURES]
+    others += profile_files(store.folder)
     beside = b"".join(file.read_bytes() for file in others if file.exists())
     problems = [str(problem) for problem in store.problems]
     text = "\n".join([__version__, *names, *problems])

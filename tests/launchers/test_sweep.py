@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fusionbench.records.cell import CellRecord
+from fusionbench.records.store import Store
 
 PLUGIN = str(Path(__file__).parent.parent / "support" / "sweep_plugin.py")
 STUDY = (
@@ -32,7 +33,7 @@ def fusionbench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def records(folder: Path) -> dict[str, CellRecord]:
-    return {p.stem: CellRecord.from_json(p.read_text()) for p in (folder / "cells").glob("*.json")}
+    return {record.id: record for record in Store.open(folder).records()}
 
 
 def tables(folder: Path) -> dict[str, bytes]:

@@ -49,5 +49,5 @@ def test_other_conditions_are_another_profile(change):
 
 
 def test_profiles_are_read_without_torch():
-    code = "import sys, fusionbench.costs.records; sys.exit('torch' in sys.modules)"
+    code = "import sys, fusionbench.records.cost; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,7 +12,7 @@ from toy_records import put, spec
 
 from fusionbench.api.errors import UserError
 from fusionbench.records import parallel as forks
-from fusionbench.records import store as whole
+from fusionbench.records import verified
 from fusionbench.records.parallel import in_order
 from fusionbench.records.store import Store
 from fusionbench.report import analysis
@@ -110,7 +110,7 @@ def test_a_report_has_the_same_bytes_whatever_the_number_of_processes(
     write_report(folder, tmp_path / "one")
     (folder / ".checked").unlink()
     monkeypatch.setattr(forks, "processes", lambda: 2)
-    monkeypatch.setattr(whole, "_SHARE", 10)
+    monkeypatch.setattr(verified, "_SHARE", 10)
     monkeypatch.setattr(analysis, "_WORTH_A_PROCESS", 0)
     heard = []
     write_report(folder, tmp_path / "two", hear=heard.extend)

@@ -11,8 +11,10 @@ import pytest
 from toy_records import ITEMS, outcomes, put, record, spec
 
 from fusionbench.api.errors import UserError
+from fusionbench.records import verified
 from fusionbench.records.history import Run
-from fusionbench.records.store import Store, decode, encode
+from fusionbench.records.outcomes import decode, encode
+from fusionbench.records.store import Store
 
 
 @pytest.fixture
@@ -132,10 +134,10 @@ def test_workers_write_beside_each_other_and_the_same_cell_once(store):
 def test_what_is_known_to_be_whole_is_not_read_again_and_any_change_is(store, monkeypatch):
     put(store, spec(), 0.5)
     reads = []
-    import fusionbench.records.store as module
-
-    examine = module.examine
-    monkeypatch.setattr(module, "examine", lambda *paths: reads.append(paths) or examine(*paths))
+    examine = verified.examine_file
+    monkeypatch.setattr(
+        verified, "examine_file", lambda *paths: reads.append(paths) or examine(*paths)
+    )
     assert again(store).finished() and not reads
     os.utime(store.folder / "cells" / f"{spec().id}.json")
     assert again(store).finished() and len(reads) == 1
@@ -157,6 +159,16 @@ def test_records_have_equal_parts_in_common_and_no_others(store):
     assert first.spec.budget is second.spec.budget and first.spec.data is second.spec.data
     # Equal for Python, but not the same text in a report.
     assert repr(found[2].provenance) != repr(found[3].provenance)
+
+
+def test_what_records_have_in_common_is_on_disk_once(store):
+    for task in ("digits", "scenes_count"):
+        for method in ("last", "mema"):
+            for seed in range(5):
+                put(store, spec(method, task, seed), 0.5)
+    # The condition and the provenance, two methods, two tasks.
+    assert len(list((store.folder / "facts").iterdir())) == 6
+    assert len(list(again(store).records())) == 20
 
 
 def test_planning_over_many_finished_cells_is_fast(store):

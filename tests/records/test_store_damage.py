@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_truncated_record_does_not_count(store, kept):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [('"score": 0.5', '"score": 0.9'), ('"batch": 32', '"batch": 33')]
+    ("old", "new"), [('"score": 0.5', '"score": 0.9'), ('"status": "done"', '"status": "skipped"')]
 )
 def test_an_edited_record_does_not_count(store, old, new):
     path = damaged_file(store)
@@ -74,6 +75,33 @@ def test_missing_truncated_and_swapped_outcomes_are_seen(store):
     assert_named_and_ignored(store, path, "damaged or edited")
     scores.unlink()
     assert_named_and_ignored(store, path, "outcomes are missing")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda file: file.unlink(), "facts are missing"),
+        (lambda file: file.write_text(file.read_text().replace("32", "33")), "damaged or edited"),
+        (lambda file: file.write_text("{"), "not JSON"),
+    ],
+)
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_damaged_fact_counts_for_all_its_records_and_is_written_again(
+    store, damage, said, cached
+):
+    put(store, spec(seed=2, budget=replace(spec().budget, batch=8)), 0.5)
+    Store.open(store.folder).finished()
+    (fact,) = (f for f in (store.folder / "facts").iterdir() if '"batch":32' in f.read_text())
+    damage(fact)
+    if not cached:
+        (store.folder / ".checked").unlink()
+    fresh = Store.open(store.folder)
+    assert list(fresh.finished()) == [spec(seed=2, budget=replace(spec().budget, batch=8)).id]
+    assert len(fresh.problems) == 2 and said in str(fresh.problems[0])
+    for seed in range(2):
+        put(fresh, spec(seed=seed), 0.5)
+    again = Store.open(store.folder)
+    assert len(again.finished()) == 3 and not again.problems
 
 
 def test_foreign_files_are_named_left_alone_and_count_for_nothing(store):
@@ -176,7 +204,7 @@ def test_a_disk_that_refuses_is_said_in_words_and_leaves_no_half_record(
 def test_a_real_limit_on_file_size_is_reported_like_a_full_disk(store):
     code = (
         f"import resource, sys; sys.path.insert(0, {TESTS!r}); from toy_records import *;"
-        "from fusionbench.errors import UserError\n"
+        "from fusionbench.api.errors import UserError\n"
         f"store = Store.open({str(store.folder)!r})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
         "try: put(store, spec(seed=9), 0.5)\n"

@@ -1,6 +1,5 @@
 """A stranger's package of 40 lines, installed by pip: listed, run, named in its records."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fusionbench
+from fusionbench.records.store import Store
 
 PYPROJECT = """
 [build-system]
@@ -94,13 +94,12 @@ def test_it_appears_in_the_lists(installed):
 def test_it_runs_and_every_record_names_it_and_its_version(installed, tmp_path):
     call(installed, "run", "--methods", "two_layers", "--encoder", "blank", "--preset", "smoke",
          "--tasks", "scenes_count", "--out", tmp_path, "--quiet")  # fmt: skip
-    [file] = (tmp_path / "cells").glob("*.json")
-    record = json.loads(file.read_text())
-    assert record["status"] == "done", record["reason"]
-    provenance = record["provenance"]
+    [record] = Store.open(tmp_path).records()
+    assert record.status == "done", record.reason
+    provenance = record.provenance
     assert provenance["method"] == provenance["encoder"] == "stranger-fusion 3.1"
     assert provenance["task"] == "built-in"
     assert list(provenance["plugin_files"]) == ["stranger_fusion.py"]
-    assert record["spec"]["encoder"] == "blank" and record["taps"] == [[1], [1]]
+    assert record.spec.encoder == "blank" and record.taps == ((1,), (1,))
     report = (tmp_path / "report" / "report.md").read_text()
     assert "stranger-fusion 3.1" in report

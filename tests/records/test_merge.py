@@ -1,0 +1,210 @@
+"""The compact form: joined from folders, read like a live one, the same records and reports."""
+
+import errno
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_records import ITEMS, outcomes, put, record, spec
+
+from fusionbench.api.errors import UserError
+from fusionbench.records import cost
+from fusionbench.records.cost import Conditions, CostRecord
+from fusionbench.records.facts import full_text
+from fusionbench.records.history import Run
+from fusionbench.records.merge import merge
+from fusionbench.records.store import Store
+from fusionbench.report.build import write_report
+
+RESULTS = Path(__file__).resolve().parent.parent.parent / "results" / "quick"
+METHODS, TASKS, SEEDS = ("penultimate", "last", "mema"), ("digits", "scenes_count"), 4
+FAILED = spec("mema", "easy_vqa", 0)
+
+
+def write(folder: Path, seeds: range, *, schema: int = 2) -> Path:
+    """Some seeds of a small study, with tuning runs, profiles, a skipped and a failed cell."""
+    with Store.create(folder) as store:
+        for number, method in enumerate(METHODS):
+            for task in TASKS:
+                for seed in seeds:
+                    share = 0.3 + 0.1 * number
+                    put(store, spec(method, task, seed), share, 10 * seed + number, schema=schema)
+            tuned = spec(method, "digits", 1000, stage="tune")
+            store.write(record(tuned, [0.5], schema=schema))
+            cost.write(folder, profile(method))
+        skipped = spec("mema", "textile", 0)
+        store.write(record(skipped, status="skipped", reason="needs a grid", schema=schema))
+        store.write_failure(record(FAILED, status="failed", reason="first", schema=schema))
+        store.write_failure(record(FAILED, status="failed", reason="second", schema=schema))
+        study = {"name": "toy", "baseline": "penultimate", "seeds": SEEDS}
+        store.history.add(Run(study=study, labels=METHODS, tasks=TASKS))
+    return folder
+
+
+def profile(method: str) -> CostRecord:
+    conditions = Conditions(
+        method=method, method_version=1, settings={}, encoder="nano", weights="w", image_size=64,
+        width=64, mode="inference", batch=1, dtype="float32", device="cpu",
+    )  # fmt: skip
+    return CostRecord(conditions=conditions, label=method, layers=8, dim=96, tokens=17,
+                      in_encoder=False, parameters={"fusion": 1}, tokens_out=16)  # fmt: skip
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name not in (".checked", ".inputs", ".lock")
+    }
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """All that a store gives, record by record."""
+    store = Store.open(folder)
+    finished, tuning = store.finished(), store.tuning()
+    found: dict[str, object] = {one.id: full_text(one) for one in store.records(finished)}
+    found |= {f"tuning {one.id}": full_text(one) for one in store.records(tuning)}
+    for one in store.records(finished):
+        if one.outcomes:
+            found[f"outcomes {one.id}"] = store.outcomes(one).tolist()
+            found[f"items {one.id}"] = store.items(one)
+    found["failures"] = [full_text(one) for one in store.failures()]
+    found["runs"] = store.history.runs()
+    found["profiles"] = list(cost.read(folder))
+    assert not store.problems
+    return found
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["schema 1", "schema 2"])
+def live(request, tmp_path_factory):
+    return write(tmp_path_factory.mktemp("live") / "out", range(SEEDS), schema=request.param)
+
+
+@pytest.fixture
+def compact(live, tmp_path):
+    merge([live], tmp_path / "compact")
+    return tmp_path / "compact"
+
+
+def test_every_record_of_the_compact_form_is_that_of_the_live_form(live, compact):
+    assert contents(compact) == contents(live)
+    assert not (compact / "cells").exists() and len(list(compact.iterdir())) <= 9
+
+
+def test_a_report_has_the_same_bytes_from_both_forms(live, compact, tmp_path):
+    write_report(live, tmp_path / "one")
+    write_report(compact, tmp_path / "two")
+    one, two = files(tmp_path / "one"), files(tmp_path / "two")
+    assert [name for name in one | two if one.get(name) != two.get(name)] == []
+
+
+def test_merging_two_halves_gives_the_bytes_of_the_whole(live, compact, tmp_path):
+    (schema,) = {one.schema for one in Store.open(live).records()}
+    halves = [write(tmp_path / str(n), range(n, SEEDS, 2), schema=schema) for n in range(2)]
+    merge(halves, tmp_path / "one")
+    merge(halves[::-1], tmp_path / "two")
+    merge([tmp_path / "one", live], tmp_path / "three")
+    assert files(compact) == files(tmp_path / "one") == files(tmp_path / "two")
+    assert files(compact) == files(tmp_path / "three")
+
+
+def test_a_run_into_the_compact_form_adds_live_cells_to_it(live, compact, tmp_path):
+    before = files(compact)
+    with Store.create(compact) as store:
+        known = next(Store.open(live).records())
+        assert store.write(replace(known, score=0.9), outcomes(0.9), ITEMS) == known
+        new = put(store, spec("last", "digits", SEEDS), 0.6)
+        again = put(store, FAILED, 0.6)
+    fresh = Store.open(compact)
+    assert {new.id, again.id, known.id} < set(fresh.finished())
+    assert fresh.find(new.id) == new and fresh.find(known.id) == known
+    assert np.array_equal(fresh.outcomes(new), outcomes(0.6, SEEDS))
+    assert not list(fresh.failures()) and not fresh.problems
+    after = files(compact)
+    assert {name: after[name] for name in before} == before
+    assert merge([compact], tmp_path / "again")[0] == len(fresh.finished()) + len(METHODS)
+
+
+def test_a_cell_with_other_contents_is_refused_and_both_are_shown(live, tmp_path):
+    other = tmp_path / "other"
+    with Store.create(other) as store:
+        put(store, spec("mema", "digits", 0), 0.9)
+    with pytest.raises(UserError, match=r"cell .* \(mema on digits, seed 0\) differs") as caught:
+        merge([live, other], tmp_path / "out")
+    assert f"{live}: score=0.5" in caught.value.message
+    assert f"{other}: score=0.89" in caught.value.message
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_time_and_machine_do_not_make_two_contents(tmp_path):
+    for number in range(2):
+        with Store.create(tmp_path / str(number)) as store:
+            put(store, spec(), 0.5, seconds=1.0 + number, provenance={"hardware": number})
+    for name, order in (("one", "01"), ("two", "10")):
+        assert merge([tmp_path / each for each in order], tmp_path / name)[0] == 1
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("cells.jsonl", b'"score": 0.5', b'"score": 0.9', "edited"),
+        ("cells.jsonl", b'"seed": 3, "status": "done"}\n', b'"se', "truncated or not JSON"),
+        ("facts.json", b'"chance":0.1', b'"chance":0.2', "facts were damaged"),
+        ("outcomes.npz", b"PK", b"QK", "outcomes.npz is damaged"),
+    ],
+)
+def test_damage_to_the_compact_form_is_named_and_costs_only_the_cells_it_hits(
+    compact, name, old, new, said
+):
+    assert Store.open(compact).finished()
+    file = compact / name
+    file.write_bytes(file.read_bytes().replace(old, new, 1 if name == "cells.jsonl" else -1))
+    fresh = Store.open(compact)
+    found = fresh.finished()
+    assert said in str(fresh.problems[0]) and "cells.jsonl:" in fresh.problems[0].source
+    # A line, and the one after it where the end of a line is lost.
+    assert name != "cells.jsonl" or len(found) + len(fresh.tuning()) >= 26
+    list(fresh.records(found))
+
+
+def test_nothing_is_written_over_and_nothing_half_is_left(live, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    for taken in (tmp_path / "full", tmp_path / "full" / "mine.txt"):
+        with pytest.raises(UserError, match="exists already"):
+            merge([live], taken)
+    Store.create(tmp_path / "empty").__exit__()
+    with pytest.raises(UserError, match="no records"):
+        merge([tmp_path / "empty"], tmp_path / "out")
+
+    def refuse(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError, match="no space left"):
+        merge([live], tmp_path / "out")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["empty", "full"]
+
+
+def test_the_command_names_what_it_wrote(live, tmp_path, call):
+    code, said, _ = call("merge", live, "-o", tmp_path / "out")
+    assert code == 0 and f"28 cells and tuning runs from 1 folder: {tmp_path / 'out'}" in said
+    assert call("merge", live, "-o", tmp_path / "out")[0] == 2
+
+
+def test_the_shipped_records_come_back_with_their_ids_and_checksums(tmp_path):
+    if not RESULTS.exists():
+        pytest.skip("the shipped results travel with the checkout only")
+    shutil.copytree(RESULTS, tmp_path / "copy", ignore=shutil.ignore_patterns("report", ".*"))
+    merge([tmp_path / "copy"], tmp_path / "compact")
+    first, second = Store.open(tmp_path / "copy"), Store.open(tmp_path / "compact")
+    for paths in ("finished", "tuning"):
+        here, there = getattr(first, paths)(), getattr(second, paths)()
+        one = [full_text(record) for record in first.records(here)]
+        assert one == [full_text(record) for record in second.records(there)]
+    for cell in list(first.finished())[::50]:
+        assert first.outcome_bytes(cell) == second.outcome_bytes(cell)
