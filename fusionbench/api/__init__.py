@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fusionbench.api.modules import CrossAttention, sdpa
     from fusionbench.api.register import encoder, method, task
     from fusionbench.api.seeding import stream
-    from fusionbench.api.tasks import Split, Task, TaskData
+    from fusionbench.api.tasks import Example, ScoredItems, Split, Task, TaskData
     from fusionbench.api.types import Fused, Injection, ReaderPatch, StackShape, Unsupported
     from fusionbench.readers.decoder import GatedMLP, Heads
     from fusionbench.registry.trained import trained_parameters
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _HOME = {
     "CrossAttention": "api.modules",
     "Encoder": "api.encoders",
+    "Example": "api.tasks",
     "Fused": "api.types",
     "Fusion": "api.fusion",
     "InEncoderFusion": "api.fusion",
@@ -28,6 +29,7 @@ _HOME = {
     "Heads": "readers.decoder",
     "Injection": "api.types",
     "ReaderPatch": "api.types",
+    "ScoredItems": "api.tasks",
     "Split": "api.tasks",
     "StackShape": "api.types",
     "Tap": "api.fusion",
@@ -49,6 +51,7 @@ _HOME = {
 __all__ = [
     "CrossAttention",
     "Encoder",
+    "Example",
     "Fused",
     "Fusion",
     "InEncoderFusion",
@@ -56,6 +59,7 @@ __all__ = [
     "Heads",
     "Injection",
     "ReaderPatch",
+    "ScoredItems",
     "Split",
     "StackShape",
     "Tap",

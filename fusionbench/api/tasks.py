@@ -1,12 +1,13 @@
-"""What a task is: images, questions, answers, three fixed splits and a score per example.
+"""Contract of a task: images, questions, answers, three fixed splits, outcomes and metrics.
 
-No torch here: planning a study reads tasks without it.
+Free of torch: planning a study reads tasks without it.
 """
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ class Split:
     """Examples of one split, in a fixed order; a prefix of a split is a fair smaller split."""
 
     items: tuple[str, ...]
-    """A name for each example that stays the same for ever; unique within the task."""
+    """Permanent name of each example; unique within the task."""
     images: Int[np.ndarray, " example"]
     """Row of each example's image in `TaskData.images`; examples of one image are a group."""
     questions: tuple[str, ...]
@@ -36,7 +37,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """Everything a task brings; no image lies in two splits."""
+    """The data of a task; no image is in two splits."""
 
     images: UInt8[np.ndarray, "image height width 3"]
     answers: tuple[str, ...]
@@ -50,32 +51,100 @@ class TaskData:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One example, as `Task.judge` sees it."""
+
+    name: str
+    group: str
+    """Its image group: questions about one image share it."""
+    question: str
+    answer: str
+    """The true answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredItems:
+    """The examples behind a row of outcomes, in order, as `Task.metrics` sees them."""
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    """The true answers."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        """One example."""
+        return Example(
+            name=self.names[index], group=self.groups[index],
+            question=self.questions[index], answer=self.answers[index],
+        )  # fmt: skip
+
+    def pick(self, rows: Int[np.ndarray, " picked"]) -> "ScoredItems":
+        """Some of the examples, in the given order."""
+        columns = (self.names, self.groups, self.questions, self.answers)
+        names, groups, questions, answers = (tuple(one[row] for row in rows) for one in columns)
+        return ScoredItems(names=names, groups=groups, questions=questions, answers=answers)
+
+
 class Scoring:
-    """How answers are judged: all that a cell needs of a task once its data is cut."""
+    """From answers to outcomes and metrics: what a cell needs of a task besides its data."""
 
     metric: str = "accuracy"
+    """Name of the headline metric, the mean outcome."""
     chance: float
     """Expected score of a guesser who knows the answers' frequencies but not the image."""
+    free_text: bool = False
+    """True: `judge` scores the text of each answer; False: `score` compares class indices."""
 
     def score(
         self,
         predicted: Int[np.ndarray, " example"],
         answers: Int[np.ndarray, " example"],
     ) -> Float[np.ndarray, " example"]:
-        """Score of each example, 0 to 1; by default 1 for the right answer."""
+        """Outcome of each example, 0 to 1; by default 1 for the right answer."""
         return (predicted == answers).astype(np.float32)
+
+    def judge(self, text: str, example: Example) -> float:
+        """Outcome of a text answer, 0 to 1; by default 1 for the true answer, any case."""
+        return float(text.strip().casefold() == example.answer.strip().casefold())
+
+    def metrics(
+        self, outcomes: Float[np.ndarray, " example"], items: ScoredItems
+    ) -> Mapping[str, float]:
+        """Named metrics, each 0 to 1, from the outcomes of `items`; by default their mean.
+
+        Called on resampled examples too, for the interval of a metric that is not a mean.
+        """
+        return {self.metric: float(outcomes.mean())}
 
 
 class Task(Scoring, ABC):
-    """One task; the registered name, version and needs stand in its `@task(...)` line."""
+    """One task; its `@task(...)` line has the registered name, version and needs."""
 
     @abstractmethod
     def load(self) -> TaskData:
         """Read or render the data: the same bytes on every machine."""
 
 
+def judged(
+    task: Scoring, texts: Sequence[str], items: ScoredItems
+) -> Float[np.ndarray, " example"]:
+    """Outcome of each text answer. Raises ValueError for an outcome outside 0 to 1."""
+    found = [task.judge(text, items[index]) for index, text in enumerate(texts)]
+    outcomes = np.array(found, dtype=np.float32)
+    if not ((outcomes >= 0) & (outcomes <= 1)).all():
+        raise ValueError(f"judge must return outcomes from 0 to 1, got {outcomes.min():g} to "
+                         f"{outcomes.max():g}")  # fmt: skip
+    return outcomes
+
+
 def data_hash(data: TaskData) -> str:
-    """SHA-256 of all that a task brings: the data's part of a cell's identity.
+    """SHA-256 of a task's data: the data's part of a cell's identity.
 
     Order: the images' shape and bytes, the answer set, then train, val and test with their items,
     image rows, questions and answers; integers as little-endian 64 bit, text as JSON, each part
@@ -99,7 +168,7 @@ def data_hash(data: TaskData) -> str:
 
 
 def validate(data: TaskData) -> None:
-    """Raise ValueError, in words, if the data breaks the contract of a task."""
+    """Raise ValueError if the data breaks the contract of a task."""
     shape = data.images.shape
     if data.images.dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
         raise ValueError(

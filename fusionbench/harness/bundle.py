@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from fusionbench.api.tasks import SPLITS, Split, SplitName, TaskData
+from fusionbench.api.tasks import SPLITS, ScoredItems, Split, SplitName, TaskData
 from fusionbench.records.cell import Budget, canonical
 from fusionbench.records.files import cache_dir, write_atomic
 
@@ -57,6 +57,16 @@ class Bundle:
     def split(self, name: SplitName) -> Examples:
         """The examples of that split."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def scored(self, name: SplitName) -> ScoredItems:
+        """The examples of that split with the texts of their questions and true answers."""
+        examples = self.split(name)
+        return ScoredItems(
+            names=examples.items,
+            groups=examples.groups,
+            questions=tuple(self.questions[row] for row in examples.questions),
+            answers=tuple(self.answers[row] for row in examples.answers),
+        )
 
 
 def cut(

@@ -8,12 +8,14 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.api.fusion import Method
+from fusionbench.api.tasks import SplitName
 from fusionbench.encoders.products import by_onednn
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stepping import needs_encoder, taps_of
 from fusionbench.harness.train import Evaluation, TrainingLog, evaluate, train
 from fusionbench.records.cell import CellRecord, CellSpec, Setting
+from fusionbench.stats.metric import named_metrics
 
 Scores = Float[np.ndarray, " example"]
 
@@ -86,7 +88,7 @@ def scored(  # noqa: PLR0913
     return described(spec, model, log, materials, tuned=tuned, found=found)
 
 
-def split_of(spec: CellSpec) -> str:
+def split_of(spec: CellSpec) -> SplitName:
     """The examples that a cell is scored on."""
     return "val" if spec.stage == "tune" else "test"
 
@@ -102,12 +104,16 @@ def described(  # noqa: PLR0913
 ) -> tuple[CellRecord, Scores]:
     """The record of a trained model whose scores are there, and these."""
     scores, trace = found
+    items = materials.bundle.scored(split_of(spec))
+    named, left_out = named_metrics(materials.task.metrics, scores, items, materials.task.metric)
     record = CellRecord(
         spec=spec,
         status="done",
         metric=materials.task.metric,
         chance=materials.task.chance,
         score=float(scores.mean()),
+        scores=named,
+        left_out=left_out,
         examples=len(scores),
         lr=tuned.lr,
         tuning=tuned.scores,

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fusionbench.api.fusion import Method
+from fusionbench.api.tasks import SplitName
 from fusionbench.harness.cell import Scores, Tuned, described, run_cell, split_of
 from fusionbench.harness.materials import Batch, Materials, ahead
 from fusionbench.harness.model import Model, build_model
@@ -25,6 +26,7 @@ from fusionbench.harness.train import (
     batches,
     evaluate,
     mean_trace,
+    outcomes_of,
     schedule,
     spaced,
 )
@@ -243,7 +245,7 @@ _TOLERANCE = {"fp32": 1e-2, "bf16": 1e-1}
 
 
 def evaluate_all(
-    models: Sequence[Model], materials: Materials, split: str, batch_size: int
+    models: Sequence[Model], materials: Materials, split: SplitName, batch_size: int
 ) -> tuple[list[Evaluation], str]:
     """Each model's scores and mean trace; and if they had to be taken one by one, why.
 
@@ -259,7 +261,7 @@ def evaluate_all(
 
 @torch.no_grad()
 def evaluate_together(
-    models: Sequence[Model], materials: Materials, split: str, batch_size: int
+    models: Sequence[Model], materials: Materials, split: SplitName, batch_size: int
 ) -> list[Evaluation]:
     """`evaluate` of all models, each batch shared by all.
 
@@ -278,10 +280,9 @@ def evaluate_together(
         predicted.append(logits.argmax(dim=-1))
         traces.append(trace)
     found = torch.cat(predicted, dim=1).cpu().numpy()
-    answers = examples.answers.cpu().numpy()
     counts = [len(part) for part in parts]
     return [
-        (materials.task.score(found[run], answers), _trace_of(run, counts, traces))
+        (outcomes_of(found[run], materials, split), _trace_of(run, counts, traces))
         for run in range(len(models))
     ]
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fusionbench.api.seeding import stream
+from fusionbench.api.tasks import SplitName, judged
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model
 from fusionbench.records.cell import Budget
@@ -139,21 +140,30 @@ Evaluation = tuple[Float[np.ndarray, " example"], Trace]
 
 
 @torch.no_grad()
-def evaluate(model: Model, materials: Materials, split: str, batch_size: int) -> Evaluation:
+def evaluate(model: Model, materials: Materials, split: SplitName, batch_size: int) -> Evaluation:
     """Score one model on a split, in batches of at most `batch_size` examples."""
     model.eval()
     examples = materials.splits[split]
-    scores: list[Float[np.ndarray, " part"]] = []
+    predicted: list[Int[np.ndarray, " part"]] = []
     traces: list[tuple[int, Mapping[str, Tensor]]] = []
     everything = torch.arange(len(examples), device=materials.device)
     for rows in torch.split(everything, batch_size):
         batch = examples.pick(rows)
         with autocast(materials):
             logits, fused = model(batch, materials)
-        predicted = logits.argmax(dim=-1).cpu().numpy()
-        scores.append(materials.task.score(predicted, batch.answers.cpu().numpy()))
+        predicted.append(logits.argmax(dim=-1).cpu().numpy())
         traces.append((len(batch), fused.trace))
-    return np.concatenate(scores), mean_trace(traces)
+    return outcomes_of(np.concatenate(predicted), materials, split), mean_trace(traces)
+
+
+def outcomes_of(
+    predicted: Int[np.ndarray, " example"], materials: Materials, split: SplitName
+) -> Float[np.ndarray, " example"]:
+    """Outcome of each example of a split from the reader's answers (class indices)."""
+    task, bundle = materials.task, materials.bundle
+    if not task.free_text:
+        return task.score(predicted, bundle.split(split).answers)
+    return judged(task, [bundle.answers[index] for index in predicted], bundle.scored(split))
 
 
 def mean_trace(traces: Sequence[tuple[int, Mapping[str, Tensor]]]) -> Trace:

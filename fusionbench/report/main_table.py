@@ -11,6 +11,7 @@ from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrast_table import measured_columns
 from fusionbench.report.contrasts import Scope
+from fusionbench.report.metric_table import NOTE, metric_grid, metric_rows
 from fusionbench.report.page import Page, same_function
 from fusionbench.report.tables import (
     Entry,
@@ -55,6 +56,11 @@ def main_page(analyses: Sequence[Analysis]) -> Page:
             title = f"{condition.title}; tasks: {group or 'no group'}"
             latex.append(latex_grid(grid, title, f"main-{condition.encoder}-{group}"))
         rows += _long(analysis)
+        if named := metric_grid(analysis):
+            texts.append("\n".join([markdown_grid(named), NOTE]) + "\n")
+            title = f"{analysis.table.condition.title}; named metrics"
+            latex.append(latex_grid(named, title, f"metrics-{analysis.table.condition.encoder}"))
+            rows += metric_rows(analysis, rows)
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 
 

@@ -55,8 +55,12 @@ def mean_score(
     table = two_way_layout("scores", scores)
     if table.min() < 0 or table.max() > 1:
         raise ValueError(f"scores must lie in [0, 1], got {table.min()} to {table.max()}")
-    parts = two_way(by_group(table, groups))
-    cell = _cell(parts, table.shape[-1], alpha)
+    return crossed_interval(two_way(by_group(table, groups)), table.shape[-1], alpha)
+
+
+def crossed_interval(parts: Components, items: int, alpha: float = 0.05) -> CellInterval:
+    """Crossed t cut off at 0 and 1; Wilson's interval of `items` answers for values that agree."""
+    cell = _cell(parts, items, alpha)
     low, high = crossed_t(parts).interval(alpha)
     varies = ~_constant(parts)
     return CellInterval(
