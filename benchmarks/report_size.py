@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fusionbench.records.cell import CellRecord, CellSpec
+from fusionbench.records.facts import full_text
 from fusionbench.records.files import sha256_of
 from fusionbench.records.history import History, Run
 from fusionbench.records.store import Items, encode, make
@@ -131,7 +132,7 @@ def _write(folder: Path, spec: CellSpec, scores: np.ndarray, items: str, number:
         parameters={"fusion": 1000, "projector": 2000, "reader": 3000, "encoder": 10**7},
         loss=tuple(np.linspace(2, 1, 21).tolist()), provenance=CODE,
     )  # fmt: skip
-    (folder / "cells" / f"{spec.id}.json").write_text(record.to_json())
+    (folder / "cells" / f"{spec.id}.json").write_text(full_text(record))
 
 
 def _arguments() -> dict[str, int]:

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from typing import Any, Literal
 
 SCHEMA = 2
@@ -210,15 +209,10 @@ def hashed(value: Budget | CellSpec) -> dict[str, Any]:
     earlier records stay.
     """
     values = dict(vars(value))
-    for name, default in _added(type(value)):
-        if values[name] == default:
-            del values[name]
+    for one in fields(value):
+        if one.name not in _HASHED and values[one.name] == one.default:
+            del values[one.name]
     return values
-
-
-@lru_cache
-def _added(kind: type) -> tuple[tuple[str, Any], ...]:
-    return tuple((one.name, one.default) for one in fields(kind) if one.name not in _HASHED)
 
 
 def canonical(value: object) -> str:
