@@ -6,7 +6,7 @@ python benchmarks/profile_twice.py --device cuda
 from rows import Row, chosen_device, finish, parser_of
 
 from fusionbench.cost.profile import Bench
-from fusionbench.records.cost import Asked
+from fusionbench.records.cost import ProfileOptions
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
 
@@ -23,8 +23,8 @@ def main() -> None:
     asked = parser.parse_args()
     device = chosen_device(asked.device)
     bench = Bench(
-        Asked(encoder=asked.encoder, device=str(device), batch=asked.batch, dtype=asked.dtype,
-              width=asked.width, blocks=asked.blocks)
+        ProfileOptions(encoder=asked.encoder, device=str(device), batch=asked.batch,
+                       dtype=asked.dtype, width=asked.width, blocks=asked.blocks)
     )  # fmt: skip
     rows = []
     for chosen in select_methods(read_catalog(), tuple(asked.methods), {}):

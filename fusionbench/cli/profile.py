@@ -11,7 +11,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.cli.app import FAILED, OK, Plugins, Settings, app
 from fusionbench.cli.run import checked_device
 from fusionbench.cli.shared import read
-from fusionbench.records.cost import Asked
+from fusionbench.records.cost import ProfileOptions
 
 if TYPE_CHECKING:
     from fusionbench.records.cost import CostRecord
@@ -48,7 +48,7 @@ def command(
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Measure parameters, operations, time and memory over the bare encoder."""
-    asked = Asked(
+    asked = ProfileOptions(
         encoder=encoder,
         image_size=size,
         width=width,
@@ -65,7 +65,12 @@ def command(
 
 
 def profile(
-    chosen: "tuple[Chosen, ...]", asked: Asked, out: Path, stream: TextIO, *, missing: bool = False
+    chosen: "tuple[Chosen, ...]",
+    asked: ProfileOptions,
+    out: Path,
+    stream: TextIO,
+    *,
+    missing: bool = False,
 ) -> int:
     """Profile each method, write its record, and say it in a line; what cannot run is named.
 

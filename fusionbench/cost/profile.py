@@ -16,7 +16,7 @@ from fusionbench.cost import shapes as language
 from fusionbench.cost.pipeline import Pipeline, build_pipeline, compiled, training_step
 from fusionbench.cost.shapes import SHAPE, LanguageModel, subject
 from fusionbench.cost.timing import BLOCKS, interleaved, peak_bytes
-from fusionbench.records.cost import Asked, Conditions, CostRecord
+from fusionbench.records.cost import Conditions, CostRecord, ProfileOptions
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.provenance import hardware, software
 from fusionbench.registry.selection import Chosen
@@ -149,7 +149,7 @@ _META = torch.device("meta")
 class Bench:
     """Built once, used for every method; checks the operation counter first."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: ProfileOptions) -> None:
         self.asked = asked
         self.device = _device(asked.device)
         self._bare: dict[int, flops.Counted] = {}

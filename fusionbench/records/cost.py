@@ -1,8 +1,7 @@
-"""A profile on disk: `profiles/<id>.json`, one file per (method, encoder, device, conditions).
+"""Cost profiles: `profiles/<id>.json`, one file per (method, encoder, device, conditions).
 
-Standard library only, so that a report reads it. All quantities are of the whole encoder with the
-method and its projector, beside those of the bare encoder with the projector of one layer; what a
-method costs is the difference, `over_encoder`.
+Free of torch. Quantities are of the encoder with the method and its projector, and of the bare
+encoder with the projector of one layer; the cost of a method is the difference, `over_encoder`.
 """
 
 import hashlib
@@ -17,15 +16,12 @@ from fusionbench.records.archive import PROFILES
 from fusionbench.records.cell import Setting, canonical, checksum, json_object
 from fusionbench.records.files import write_atomic
 
-# What a person wants profiled, and how. No torch here.
-
-
 Mode = Literal["inference", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The conditions of one command, the methods apart."""
+class ProfileOptions:
+    """Options of `fusionbench profile`, without the methods."""
 
     encoder: str
     image_size: int = 0
@@ -49,7 +45,7 @@ FOLDER = "profiles"
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What was measured and how; two profiles of equal conditions may be compared."""
+    """What was measured and how; profiles of equal conditions are comparable."""
 
     method: str
     method_version: int
@@ -62,18 +58,18 @@ class Conditions:
     width: int
     """Of the projector's output: 4096 in LLaVA-1.5."""
     mode: Mode
-    """`train`: forward, backward and optimiser step of fusion and projector; the encoder runs too,
-    as if nothing were cached. `inference`: forward."""
+    """`train`: forward, backward and optimiser step of fusion and projector, with the encoder's
+    forward pass, uncached. `inference`: forward."""
     batch: int
     dtype: str
     device: str
-    """The device's name as its maker gives it, or `meta`: counted, not run."""
+    """The device's product name, or `meta`: counted, not run."""
     compile: str = "off"
     """`off`, or the mode of `torch.compile`."""
     language_model: bool = False
-    """True: what is timed goes on through a 7B language model with random weights."""
+    """True: the timed pass includes a 7B language model with random weights."""
     threads: int = 1
-    """Of the processor; 1 on a GPU."""
+    """CPU threads; 1 on a GPU."""
 
     @property
     def id(self) -> str:
@@ -94,7 +90,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class CostRecord:
-    """What was found. `None`: not measured under these conditions, never zero."""
+    """Result of one profile. `None`: not measured under these conditions."""
 
     conditions: Conditions
     label: str
@@ -106,33 +102,33 @@ class CostRecord:
     in_encoder: bool
     parameters: Mapping[str, int]
     """Trainable: `fusion`, `projector`, and `over_projector`: fusion and projector together minus
-    the projector of one layer, the number that papers give. Frozen: `encoder`."""
+    the projector of one layer, as papers count. Frozen: `encoder`."""
     tokens_out: int
     """Visual tokens that reach the language model."""
     flops_encoder: int | None = None
     """Of one image through the bare encoder and the projector of one layer; 2 per multiply-add."""
     flops_over_encoder: int | None = None
-    """Of one image: what the method adds, its wider projector included; language model apart. A
-    negative number: its projector sees fewer tokens."""
+    """Of one image: what the method adds, its wider projector included, without the language model.
+    Negative: its projector sees fewer tokens."""
     flops_backward_over_encoder: int | None = None
     """Of one image in training; of the encoder itself where gradients pass through it."""
     flops_language_model_over: int | None = None
-    """Of one image: what other visual tokens, and what the method does in its layers, cost in a
-    7B language model's prefill."""
+    """Of one image: additional cost of its visual tokens, and of the method inside the layers, in
+    the prefill of a 7B language model."""
     latency_ms: Spread | None = None
     """A batch with the method."""
     latency_encoder_ms: Spread | None = None
-    """A batch without it, timed in turn."""
+    """A batch without it, timed alternately."""
     latency_over_encoder_ms: Spread | None = None
     """Differences of neighbouring blocks."""
     throughput: float | None = None
     """Images per second with the method, from the median."""
     throughput_encoder: float | None = None
     peak_memory_bytes: int | None = None
-    """Above what was allocated before the call."""
+    """Above the memory allocated before the call."""
     peak_memory_over_encoder_bytes: int | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)
-    """Where and with what: packages, driver, clocks, attention kernels, time of day."""
+    """Packages, driver, clocks, attention kernels and time of the measurement."""
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
 
@@ -148,7 +144,7 @@ class CostRecord:
 
     @staticmethod
     def from_json(text: str) -> "CostRecord":
-        """Read a record back; ValueError if it is none, has a newer schema, or was edited."""
+        """Read a profile; ValueError if it is none, has a newer schema, or was edited."""
         values = json_object(text)
         edited = values.pop("checksum", None) != checksum(values)
         claimed = values.pop("id", None)
@@ -159,12 +155,12 @@ class CostRecord:
         except (TypeError, KeyError) as error:
             raise ValueError(f"not a profile: {error}") from error
         if edited or record.id != claimed:
-            raise ValueError("edited: the checksum does not fit the contents")
+            raise ValueError("edited: the checksum does not match the contents")
         return record
 
 
 def write(folder: Path, record: CostRecord) -> Path:
-    """Store a profile; one of the same conditions is replaced, since it is a measurement again."""
+    """Store a profile in place of an earlier one of the same conditions; returns its file."""
     path = folder / FOLDER / f"{record.id}.json"
     write_atomic(path, record.to_json().encode())
     return path

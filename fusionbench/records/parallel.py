@@ -1,7 +1,7 @@
-"""Work shared by forked copies of this process, one for each core, with its results in order.
+"""Jobs in forked worker processes, one for each core, with results in the order of the jobs.
 
-A copy inherits what the jobs look at, 100,000 records for example, and sends back what they give.
-Memory is copied only where it is written to.
+A worker inherits the memory that its jobs read, 100,000 records for example, and sends back their
+results. Memory is copied only where it is written to.
 """
 
 import os
@@ -16,19 +16,19 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 MOST = 2
-"""Copies of one process: each comes to own much of what it looks at. With two, the report of
-100,000 records needs 1.7 GiB, and 1.2 GiB with none."""
+"""Maximum number of forked workers; reference counts make each copy most pages it reads. The report
+of 100,000 records needs 1.7 GiB with two workers and 1.2 GiB without."""
 Result = TypeVar("Result")
 Job = Callable[[], Result]
-# What this copy was made for; empty in the process that the user started.
+# The jobs of a worker; empty in the process that the user started.
 _jobs: Sequence[Callable[[], object]] = ()
 
 
 def processes() -> int:
-    """How many copies may work; 1: the work is done here.
+    """Number of worker processes; 1: all jobs run in this process.
 
-    Elsewhere than on Linux system libraries may not survive a fork, and nowhere a lock that another
-    thread holds at that moment.
+    Outside Linux system libraries may not survive a fork; a lock that another thread holds at that
+    moment survives it nowhere.
     """
     if sys.platform != "linux" or threading.active_count() > 1:
         return 1
@@ -36,14 +36,14 @@ def processes() -> int:
 
 
 def cores() -> int:
-    """Those that this process may run on."""
+    """Number of cores that this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
 def in_order(jobs: Sequence[Job[Result]]) -> Iterator[Result]:
-    """What the jobs give, job by job, worked out by as many processes as may work.
+    """The result of each job, from as many processes as `processes` allows.
 
-    The error of a job is raised in its place. What a killed process leaves undone is done here.
+    The error of a job is raised in its place. Jobs of a killed worker run in this process.
     """
     several = min(processes(), len(jobs))
     if several < 2:
@@ -65,16 +65,16 @@ def in_order(jobs: Sequence[Job[Result]]) -> Iterator[Result]:
 
 def _submitted(pool: ProcessPoolExecutor, count: int) -> list[Future[Any]]:
     with warnings.catch_warnings():
-        # Python counts threads of the system too, but OpenBLAS stops its own before a fork.
+        # Python counts system threads too, but OpenBLAS stops its own before a fork.
         warnings.simplefilter("ignore", DeprecationWarning)
         return [pool.submit(_run, index) for index in range(count)]
 
 
 def _adopt(jobs: Sequence[Job[Result]]) -> None:
-    """The first thing that a copy does."""
-    global _jobs  # noqa: PLW0603  (a copy has one purpose, and a job cannot be sent)
+    """Initialise a worker."""
+    global _jobs  # noqa: PLW0603  (a job cannot be pickled)
     _jobs = jobs
-    # Ctrl-C reaches every process: a copy goes silently, the one the user started says so.
+    # Ctrl-C reaches every process: workers end silently, the parent reports it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

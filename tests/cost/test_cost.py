@@ -17,7 +17,7 @@ from fusionbench.cost import timing
 from fusionbench.cost.profile import Bench
 from fusionbench.cost.shapes import SHAPES, subject
 from fusionbench.cost.timing import interleaved, most_held, spread
-from fusionbench.records.cost import Asked, read
+from fusionbench.records.cost import ProfileOptions, read
 from fusionbench.registry import provenance
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
@@ -30,7 +30,7 @@ META = torch.device("meta")
 @pytest.fixture(scope="module")
 def at_scale():
     """Every method that a test asks for, at CLIP ViT-L/14-336 in front of a 7B model."""
-    bench, known = Bench(Asked(encoder=CLIP, device="meta")), {}
+    bench, known = Bench(ProfileOptions(encoder=CLIP, device="meta")), {}
 
     def profile(name):
         if name not in known:
@@ -139,7 +139,7 @@ def test_the_frozen_encoder_is_in_the_total(at_scale):
 def test_a_profile_that_is_there_is_not_measured_again(tmp_path):
     from fusionbench.cli.profile import profile
 
-    asked = Asked(encoder="nano", device="meta", width=64)
+    asked = ProfileOptions(encoder="nano", device="meta", width=64)
     one, both = (select_methods(read_catalog(), names, {}) for names in
                  (("scalar_mix",), ("scalar_mix", "last")))  # fmt: skip
     said = io.StringIO()
@@ -157,7 +157,9 @@ def test_a_language_model_behind_the_encoder_is_timed_with_the_method(monkeypatc
     nowhere = built(META, torch.float32, shape=small)
     monkeypatch.setattr(language, "nowhere", lambda dtype: nowhere)
     monkeypatch.setattr(language, "operations", lambda tokens: 0)
-    asked = Asked(encoder="nano", device="cpu", width=64, batch=2, blocks=2, language_model=True)
+    asked = ProfileOptions(
+        encoder="nano", device="cpu", width=64, batch=2, blocks=2, language_model=True
+    )
     here = Bench(asked)
     (chosen,) = select_methods(read_catalog(), ("qwen3vl_deepstack",), {})
     record = here.profile(chosen)
@@ -172,7 +174,9 @@ def test_a_language_model_behind_the_encoder_is_timed_with_the_method(monkeypatc
 
 
 def test_training_through_the_encoder_costs_its_backward_pass():
-    bench = Bench(Asked(encoder="shape:vit-b-16-224", device="meta", mode="train", width=64))
+    bench = Bench(
+        ProfileOptions(encoder="shape:vit-b-16-224", device="meta", mode="train", width=64)
+    )
     found = {
         name: bench.profile(select_methods(read_catalog(), (name,), {})[0])
         for name in ("mema", "scalar_mix")
@@ -199,7 +203,7 @@ def test_quartiles_are_those_of_the_blocks():
 def test_the_command_measures_writes_and_says_what_does_not_fit(tmp_path, capsys):
     from fusionbench.cli.profile import profile
 
-    asked = Asked(encoder="nano", device="cpu", width=64, batch=2, blocks=2, mode="train")
+    asked = ProfileOptions(encoder="nano", device="cpu", width=64, batch=2, blocks=2, mode="train")
     chosen = select_methods(read_catalog(), ("scalar_mix", "mema"), {})
     assert profile(chosen, asked, tmp_path, sys.stdout) == 0
     records = {record.label: record for record in read(tmp_path)}
@@ -216,7 +220,7 @@ def test_the_command_measures_writes_and_says_what_does_not_fit(tmp_path, capsys
 
 
 def test_a_profile_says_under_what_it_was_measured(monkeypatch):
-    asked = Asked(
+    asked = ProfileOptions(
         encoder="nano", device="meta", width=64, batch=8, dtype="bf16", compile="default",
         mode="train",
     )  # fmt: skip
@@ -275,7 +279,7 @@ def test_on_a_cpu_the_way_back_is_in_the_peak():
 
 @torch.no_grad()
 def test_of_all_hidden_states_those_that_are_read_are_kept():
-    bench, states = Bench(Asked(encoder=CLIP, device="meta")), {}
+    bench, states = Bench(ProfileOptions(encoder=CLIP, device="meta")), {}
     for name in ("penultimate", "scalar_mix"):
         (chosen,) = select_methods(read_catalog(), (name,), {})
         pipeline = bench._pipeline(chosen, meta=True)
