@@ -20,9 +20,8 @@ from fusionbench.harness.train import schedule
 from fusionbench.records.cell import Budget
 from fusionbench.study.study import PAPER
 
-WAYS = {"loop": "", "blocks": "", "replay": "", "steps": "default", "graphs": "reduce-overhead"}
-"""One seed after the other; in one pass with compiled blocks; the same recorded and replayed; whole
-steps compiled; these as graphs."""
+WAYS = {"loop": "", "blocks": "", "steps": "default"}
+"""One seed after the other; in one pass with compiled blocks; with whole steps compiled."""
 WARM = 10
 """Steps of each training before the clock starts: building, comparing and compiling are over."""
 _LOOPED = 2
@@ -60,7 +59,6 @@ def speeds(method: str, counts: list[int], budget: Budget, device: torch.device,
         compile_blocks(encoder)
     shared = materials(encoder, cls, settings, budget, device=device)
     shared.compiled = WAYS[way]
-    shared.replayed = way == "replay" and device.type == "cuda"
     for count in counts:
         # One after the other: a sample takes as long whether two or ten follow each other.
         count = min(count, _LOOPED) if way == "loop" else count  # noqa: PLW2901

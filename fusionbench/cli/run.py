@@ -8,7 +8,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from fusionbench.api.errors import UserError
+from fusionbench.api.errors import UserError, unknown
 from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
 from fusionbench.cli.shared import check_encoder, found, read, say
 from fusionbench.records.cell import RunOptions
@@ -29,7 +29,7 @@ def command(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
     limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
     compile: Annotated[
-        str, typer.Option(help="auto, off, on: frozen blocks; replay; steps; graphs.")
+        str, typer.Option(help="auto, off, blocks (frozen blocks) or steps (whole steps too).")
     ] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
@@ -82,13 +82,13 @@ def checked_device(name: str) -> str:
     return name
 
 
-COMPILE = ("auto", "on", "off", "replay", "steps", "graphs")
+COMPILE = ("auto", "off", "blocks", "steps")
 
 
 def checked_compile(text: str) -> str:
-    """As written. Raises UserError for anything but auto, on, off, steps and graphs."""
+    """The mode as written. Raises UserError for anything but auto, off, blocks and steps."""
     if text not in COMPILE:
-        raise UserError(f"--compile {text!r} is no choice", f"known: {', '.join(COMPILE)}")
+        raise unknown("--compile", text, COMPILE)
     return text
 
 

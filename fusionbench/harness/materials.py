@@ -61,8 +61,6 @@ class Materials:
     """Only where a method of this task writes into the encoder."""
     compiled: str = ""
     """Mode of `torch.compile` for whole steps of a pass; empty: they run as they are."""
-    replayed: bool = False
-    """Record a step of a pass, the optimiser's included, as one CUDA graph; needs CUDA."""
     splits: Mapping[str, Batch] = field(init=False)
     questions: QuestionTable = field(init=False)
     queries: Float[Tensor, "question query_dim"] = field(init=False)

@@ -14,7 +14,6 @@ from fusionbench.api.fusion import Method
 from fusionbench.harness.cell import Scores, Tuned, described, run_cell, split_of
 from fusionbench.harness.materials import Batch, Materials, ahead
 from fusionbench.harness.model import Model, build_model
-from fusionbench.harness.replay import CudaGraphs, Replayed, Step
 from fusionbench.harness.stack import Said, Stack
 from fusionbench.harness.train import (
     Evaluation,
@@ -119,40 +118,21 @@ def train_together(
     require_alike(models, materials, rows[0])
     stack = Stack(models, materials, fast=bool(materials.compiled))
     optimisers = _Optimisers(stack, materials, runs)
-    step = _step(stack, optimisers, materials)
     losses = []
     steps = [_pick(materials, picked) for picked in rows]
     states = ahead(materials, stack.taps, [batch.rows.flatten() for batch in steps])
     for at, (batch, hidden) in enumerate(zip(steps, states, strict=True)):
-        share = schedule(at, materials.budget)
-        found = step(batch.rows, batch.questions, batch.answers, hidden, share)
-        # A captured graph writes its next losses where these lie.
-        losses.append(found.clone())
+        optimisers.forget()
+        with autocast(materials):
+            each = stack.losses(batch, hidden)
+        torch.autograd.backward(each.sum())
+        optimisers.step(schedule(at, materials.budget))
+        losses.append(each.detach())
     stack.write_back(models)
     history = torch.stack(losses)
     return [
         _log(history[:, run], each.lr, optimisers.unmoved(run)) for run, each in enumerate(runs)
     ]
-
-
-def _step(stack: Stack, optimisers: "_Optimisers", materials: Materials) -> Step:
-    """What a pass does in each step, from the examples and the learning rate's share."""
-
-    def step(  # noqa: PLR0913
-        rows: Int[Tensor, "run batch"],
-        questions: Int[Tensor, "run batch"],
-        answers: Int[Tensor, "run batch"],
-        hidden: Float[Tensor, "tap example token dim"],
-        share: float | Float[Tensor, ""],
-    ) -> Float[Tensor, " run"]:
-        optimisers.forget()
-        with autocast(materials):
-            each = stack.losses(Batch(rows=rows, questions=questions, answers=answers), hidden)
-        torch.autograd.backward(each.sum())
-        optimisers.step(share)
-        return each.detach()
-
-    return Replayed(step, CudaGraphs(materials.device)) if materials.replayed else step
 
 
 def clip_each(gradients: Sequence[Float[Tensor, "run ..."]], limit: float) -> None:
@@ -179,7 +159,7 @@ class _Optimisers:
             # The runs' axis comes on top of a parameter's own.
             decayed = [view for view in views.values() if view.ndim > 2]
             free = [view for view in views.values() if view.ndim <= 2]
-            optimiser = adamw(decayed, free, materials.budget, lr, recorded=materials.replayed)
+            optimiser = adamw(decayed, free, materials.budget, lr)
             self.parts.append((part, lr, views, optimiser))
 
     def forget(self) -> None:
@@ -187,7 +167,7 @@ class _Optimisers:
         for name in self.names:
             self.parameters[name].grad = None
 
-    def step(self, share: float | Float[Tensor, ""]) -> None:
+    def step(self, share: float) -> None:
         """Clip and move; `share` of the peak learning rate."""
         clip_each([g for n in self.names if (g := self.parameters[n].grad) is not None], self.clip)
         for part, lr, views, optimiser in self.parts:

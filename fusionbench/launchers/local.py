@@ -166,10 +166,8 @@ def _events(work: Callable[[Job], Iterator[Event]], job: Job) -> Iterator[Event]
 def _start(setup: WorkerSetup) -> Callable[[Job], Iterator[Event]]:
     import torch
 
-    from fusionbench.launchers.memory import keep_freed_memory
     from fusionbench.launchers.runner import Desk
 
-    keep_freed_memory()
     torch.set_num_threads(1)
     # A GPU's compiler advises it in every worker; float32 is kept whole so that numbers agree.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")

@@ -82,8 +82,6 @@ def tuning_record(member: Member, outcome: Outcome) -> CellRecord:
 
 
 _ERROR_LINES = 12
-# What `--compile` asks for beyond blocks, as modes of torch.compile.
-_WHOLE_STEPS = {"steps": "default", "graphs": "reduce-overhead"}
 
 
 class Desk:
@@ -265,8 +263,7 @@ class Desk:
         if key not in self._encoders:
             built = load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
             wanted = self.options.compile
-            on_gpu = wanted in ("auto", "replay") and self.device.type == "cuda"
-            if on_gpu or wanted in ("on", *_WHOLE_STEPS):
+            if wanted in ("blocks", "steps") or (wanted == "auto" and self.device.type == "cuda"):
                 compile_blocks(built)
             self._encoders[key] = Checkpointed(built) if self.options.checkpoint else built
         return self._encoders[key]
@@ -285,8 +282,7 @@ class Desk:
                 key=feature_key(cell.spec, bundle, encoder.size),
                 device=self.device,
                 encoder=encoder,
-                compiled=_WHOLE_STEPS.get(self.options.compile, ""),
-                replayed=self.options.compile == "replay" and self.device.type == "cuda",
+                compiled="default" if self.options.compile == "steps" else "",
             )
             self._materials = (cell.spec.task, materials)
         return self._materials[1]

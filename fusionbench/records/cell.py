@@ -192,9 +192,8 @@ class RunOptions:
     eval_batch: int = 256
     quiet: bool = False
     compile: str = "auto"
-    """`on`: frozen blocks; `auto`: those, on CUDA only; `off`; `steps`: whole training steps of a
-    pass too, the method's gates with the blocks; `graphs`: the same as CUDA graphs; `replay`: on
-    CUDA blocks, and a whole step of a pass, optimiser and all, recorded once and replayed."""
+    """`off`; `blocks`: compile the frozen blocks; `steps`: also compile whole training steps of a
+    pass; `auto`: `blocks` on CUDA, `off` elsewhere."""
     checkpoint: bool = False
     """Recompute frozen blocks on the way back instead of keeping their activations."""
 
