@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fusionbench.api.fusion import Method
-from fusionbench.harness.cell import Scores, Tuned, described, run_cell, split_of
+from fusionbench.harness.cell import Member, Outcome, outcomes, run_alone
 from fusionbench.harness.materials import Batch, Materials, ahead
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stack import Said, Stack
@@ -27,7 +27,6 @@ from fusionbench.harness.train import (
     schedule,
     spaced,
 )
-from fusionbench.records.cell import CellRecord, CellSpec
 
 # Whether runs do together what each does alone: losses and gradients of the first step.
 
@@ -306,81 +305,51 @@ def _trace_of(run: int, counts: Sequence[int], traces: Sequence[Mapping[str, Ten
     return mean_trace(list(zip(counts, own, strict=True)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One cell of a pass, and the learning rate it is trained with."""
-
-    spec: CellSpec
-    tuned: Tuned
-    wanted: bool = True
-    """False for a run that only completes the pass: nobody asked for its scores."""
-
-
-Outcome = tuple[CellRecord, Scores] | FloatingPointError
-
-
 def run_pass(
     method: type[Method], materials: Materials, members: Sequence[Member], *, eval_batch: int
 ) -> list[Outcome | None]:
-    """The outcome of each wanted member, in order; the error of a run that diverged.
+    """Train all members together: an outcome per member, None for those that are not wanted.
 
-    Models that cannot run together run one by one, and their records say why.
+    `members` holds the cells of each training in a row, one per task of the materials. A single
+    training runs without vmap; so do models that cannot run together, and their records say why.
     """
-    started = time.perf_counter()
-    models = [
-        build_model(
-            method, {**each.spec.settings, **each.tuned.settings}, materials, each.spec.seed
-        )
-        for each in members
-    ]
-    runs = [Run(seed=each.spec.seed, lr=each.tuned.lr) for each in members]
+    tasks = len(materials.by_task)
+    trainings = [members[at : at + tasks] for at in range(0, len(members), tasks)]
     note = ""
-    try:
-        logs = train_together(models, materials, runs)
-    except (NotAlike, torch.OutOfMemoryError) as reason:
-        note = f"trained alone, not in a pass of {len(members)}: {reason}"
-    # Behind the handler: while it runs, the error keeps the memory of what it stopped.
-    if note:
-        return [_alone(method, materials, each, note, eval_batch) for each in members]
-    # All of them, wanted or not: what is missing changes no layout, and so no rounding.
-    found, note = evaluate_all(models, materials, split_of(members[0].spec), eval_batch)
-    notes = (note,) if note else ()
-    outcomes = [
-        _outcome(each, model, log, materials, one)
-        for each, model, log, one in zip(members, models, logs, found, strict=True)
+    if len(trainings) > 1:
+        try:
+            return _run_together(method, materials, trainings, eval_batch)
+        except (NotAlike, torch.OutOfMemoryError) as reason:
+            note = f"trained alone, not in a pass of {len(trainings)}: {reason}"
+    # Outside of the handler: while it runs, the error keeps the memory of what it stopped.
+    alone = [
+        run_alone(method, materials, training, eval_batch=eval_batch, note=note)
+        for training in trainings
     ]
-    seconds = round((time.perf_counter() - started) / len(members), 3)
-    return [
-        (replace(one[0], seconds=seconds, notes=(*one[0].notes, *notes)), one[1])
-        if isinstance(one, tuple)
-        else one
-        for one in outcomes
-    ]
+    return [outcome for training in alone for outcome in training]
 
 
-def _outcome(
-    member: Member,
-    model: Model,
-    log: TrainingLog | FloatingPointError,
+def _run_together(
+    method: type[Method],
     materials: Materials,
-    found: Evaluation,
-) -> Outcome | None:
-    if not member.wanted:
-        return None
-    if isinstance(log, FloatingPointError):
-        return log
-    return described(member.spec, model, log, materials, tuned=member.tuned, found=found)
-
-
-def _alone(
-    method: type[Method], materials: Materials, member: Member, note: str, eval_batch: int
-) -> Outcome | None:
-    if not member.wanted:
-        return None
-    try:
-        record, scores = run_cell(
-            member.spec, method, materials, tuned=member.tuned, eval_batch=eval_batch
-        )
-    except FloatingPointError as error:
-        return error
-    return replace(record, notes=(*record.notes, note)), scores
+    trainings: Sequence[Sequence[Member]],
+    eval_batch: int,
+) -> list[Outcome | None]:
+    started = time.perf_counter()
+    firsts = [training[0] for training in trainings]
+    models = [
+        build_model(method, {**one.spec.settings, **one.tuned.settings}, materials, one.spec.seed)
+        for one in firsts
+    ]
+    runs = [Run(seed=one.spec.seed, lr=one.tuned.lr) for one in firsts]
+    logs = train_together(models, materials, runs)
+    # All of them, wanted or not: what is missing changes no layout, and so no rounding.
+    split = firsts[0].spec.split
+    scored = [evaluate_all(models, task, split, eval_batch) for task in materials.by_task]
+    seconds = (time.perf_counter() - started) / sum(map(len, trainings))
+    notes = tuple(dict.fromkeys(note for _, note in scored if note))
+    found: list[Outcome | None] = []
+    for run, (training, model, log) in enumerate(zip(trainings, models, logs, strict=True)):
+        own = [evaluations[run] for evaluations, _ in scored]
+        found += outcomes(training, model, log, materials, own, seconds=seconds, notes=notes)
+    return found

@@ -126,8 +126,9 @@ def _optimiser(model: Model, budget: Budget, lr: float) -> torch.optim.AdamW:
 # Scores per example, and the method's instruments averaged over the examples.
 
 
+Scores = Float[np.ndarray, " example"]
 Trace = Mapping[str, list[float]]
-Evaluation = tuple[Float[np.ndarray, " example"], Trace]
+Evaluation = tuple[Scores, Trace]
 """Score of each example of a split, in its order, and the mean trace."""
 
 

@@ -84,6 +84,11 @@ class CellSpec:
     seed: int
 
     @property
+    def split(self) -> Literal["val", "test"]:
+        """The examples that the cell is scored on."""
+        return "val" if self.stage == "tune" else "test"
+
+    @property
     def id(self) -> str:
         """20 hexadecimal digits of the SHA-256 of the canonical JSON of all fields."""
         # asdict would give the same, and its deep copies would take most of a plan's time.

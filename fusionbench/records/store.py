@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float
@@ -159,11 +159,8 @@ def size_of(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-# The folder of results itself: made, locked against a second run, cleaned of what a kill left.
+# The folder of results itself: made, and cleaned of what a kill left.
 
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 PARTS = ("cells", "outcomes", "items", "tuning", "failures")
 _STALE_SECONDS = 3600.0
@@ -179,22 +176,6 @@ def make(path: Path) -> None:
             (path / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(error, path) from error
-
-
-def lock(path: Path) -> "BaseFileLock":
-    """The lock of the folder, held by this process. Raises UserError if another run holds it."""
-    from filelock import FileLock, Timeout
-
-    held = FileLock(path / ".lock")
-    try:
-        held.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"another run is writing to {path}", "wait for it, or choose another --out"
-        ) from error
-    except OSError as error:
-        raise disk_error(error, path) from error
-    return held
 
 
 def remove_stale(path: Path) -> None:
@@ -307,9 +288,6 @@ def decode(content: bytes) -> Float[np.ndarray, " example"]:
     return np.frombuffer(body, dtype="<f4").astype(np.float32)
 
 
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
 __all__ = ["Items", "Store"]
 
 _FOLDER = "`fusionbench run --out` makes such a folder"
@@ -319,7 +297,7 @@ _AGAIN = "run the study again to replace it"
 class Store:
     """A folder of records. Open it to read; `create` it, as a context, to run cells into it."""
 
-    def __init__(self, folder: Path, held: "BaseFileLock | None" = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problems: list[Problem] = []
         """Files that were found and cannot be used; they stay where they are."""
@@ -327,7 +305,6 @@ class Store:
         self._ledger = Ledger(folder / ".checked")
         self._scored: dict[str, str] = {}
         """Hash of a file of outcomes -> a cell that has it."""
-        self._lock = held
 
     @staticmethod
     def open(folder: str | Path) -> "Store":
@@ -341,24 +318,21 @@ class Store:
 
     @staticmethod
     def create(folder: str | Path) -> "Store":
-        """A folder to run into, made if missing and locked against a second run.
+        """A folder to run into, made if missing; several runs may write into it (see `claims`).
 
-        Raises UserError without permission or space, for a file, and while another run holds it.
+        Raises UserError without permission or space, and for a file.
         """
         path = Path(folder)
         make(path)
-        held = lock(path)
         remove_stale(path)
-        return Store(path, held)
+        return Store(path)
 
     def __enter__(self) -> Self:
-        """The store itself, locked by `create`."""
+        """The store itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let go of the lock."""
-        if self._lock is not None:
-            self._lock.release()
+        """Nothing is held: each record is written at once."""
 
     def finished(self) -> dict[str, Path]:
         """Files of the cells that are done or skipped, by id, each checked to be whole.

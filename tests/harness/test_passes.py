@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_cells import spec
+from toy_cells import run_cell, spec
 from toy_passes import BUDGET, KINDS, MORE, _OneLayer, both_ways, in_double, named, shared_by
 
 from fusionbench.api.modules import composed, sdpa
 from fusionbench.api.types import Fused
-from fusionbench.harness.cell import Tuned, run_cell
+from fusionbench.harness.cell import Member, Tuned
 from fusionbench.harness.model import build_model
-from fusionbench.harness.passes import Member, NotAlike, Run, clip_each, run_pass, train_together
+from fusionbench.harness.passes import NotAlike, Run, clip_each, run_pass, train_together
 from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast, train
 

@@ -6,15 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_cells import spec
+from toy_cells import run_cell, spec
 from toy_passes import BUDGET, KINDS, _OneLayer, in_double, named, shared_by
 
 from fusionbench.api.types import Fused
 from fusionbench.harness import passes as batched_cell
-from fusionbench.harness.cell import Tuned, run_cell
+from fusionbench.harness.cell import Member, Tuned
 from fusionbench.harness.model import build_model
 from fusionbench.harness.passes import (
-    Member,
     Run,
     evaluate_all,
     evaluate_together,
