@@ -121,12 +121,13 @@ class Materials:
         self, taps: Sequence[Tap], rows: Int[Tensor, " example"]
     ) -> Float[Tensor, "tap batch token dim"]:
         """Hidden states as they are stored, where they are stored: nothing reaches the device."""
-        return torch.stack([self._stored(tap)[rows] for tap in taps])
+        return torch.stack([self._stored(tap).index_select(0, rows) for tap in taps])
 
     def _rows(self, tap: Tap, rows: Int[Tensor, " example"]) -> Float[Tensor, "batch token dim"]:
         stored = self._stored(tap)
         # In the type they are stored in: half the bytes for float16.
-        return stored[rows.to(stored.device)].to(self.device).to(torch.float32)
+        picked = stored.index_select(0, rows.to(stored.device))
+        return picked.to(self.device).to(torch.float32)
 
     def _stored(self, tap: Tap) -> Float[Tensor, "image token dim"]:
         if tap not in self._taps:
