@@ -15,7 +15,7 @@ from fusionbench.harness import passes as several
 from fusionbench.harness import train as one
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model
-from fusionbench.harness.passes import Run
+from fusionbench.harness.passes import PassMember
 from fusionbench.harness.train import schedule
 from fusionbench.records.cell import Budget
 from fusionbench.study.study import PAPER
@@ -64,7 +64,7 @@ def speeds(method: str, counts: list[int], budget: Budget, device: torch.device,
         count = min(count, _LOOPED) if way == "loop" else count  # noqa: PLW2901
         clock = StepClock(device)
         one.schedule = several.schedule = clock.schedule
-        runs = [Run(seed=seed, lr=1e-3) for seed in range(count)]
+        runs = [PassMember(seed=seed, lr=1e-3) for seed in range(count)]
         models = [build_model(cls, settings, shared, run.seed) for run in runs]
         try:
             _train(models, shared, runs, clock, together=way != "loop")

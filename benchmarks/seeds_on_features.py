@@ -8,7 +8,7 @@ from rows import Row, chosen_device, finish, parser_of
 from workload import find, materials, seconds, small_budget, small_encoder
 
 from fusionbench.harness.model import build_model
-from fusionbench.harness.passes import Run, evaluate_together, train_together
+from fusionbench.harness.passes import PassMember, evaluate_together, train_together
 from fusionbench.harness.train import evaluate, train
 from fusionbench.records.cell import Budget, RunOptions
 
@@ -26,7 +26,7 @@ def compare(
     """Seconds of a loop over `looped` seeds (or all) and of one pass, the better of two turns."""
     method, settings = find(name)
     shared = materials(small_encoder(device), method, settings, budget, device=device)
-    runs = [Run(seed=seed, lr=budget.lrs[0]) for seed in range(seeds)]
+    runs = [PassMember(seed=seed, lr=budget.lrs[0]) for seed in range(seeds)]
 
     def models() -> list:
         return [build_model(method, settings, shared, run.seed) for run in runs]

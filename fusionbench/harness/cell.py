@@ -61,7 +61,7 @@ def choose_layer(setting: str, found: Mapping[int, Tuned]) -> Tuned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class PassCell:
     """A training of a pass as one task scores it, with the learning rate it is trained at."""
 
     spec: CellSpec
@@ -73,7 +73,7 @@ class Member:
 def run_alone(
     method: type[Method],
     materials: Materials,
-    members: Sequence[Member],
+    members: Sequence[PassCell],
     *,
     eval_batch: int,
     note: str = "",
@@ -103,7 +103,7 @@ def run_alone(
 
 
 def outcomes(  # noqa: PLR0913
-    members: Sequence[Member],
+    members: Sequence[PassCell],
     model: Model,
     log: TrainingLog | FloatingPointError,
     materials: Materials,

@@ -68,7 +68,7 @@ class Materials:
     questions: QuestionTable = field(init=False)
     queries: Float[Tensor, "question query_dim"] = field(init=False)
     """What a fusion sees of each question."""
-    strangers: Int[Tensor, " image"] = field(init=False)
+    shuffled_questions: Int[Tensor, " image"] = field(init=False)
     """For each image a question that was drawn from all training examples, whatever is asked."""
     answers: Float[Tensor, "answer width"] = field(init=False)
     """Frozen embeddings of the answers, in the reader's width."""
@@ -83,7 +83,7 @@ class Materials:
         self.queries = self.questions.mean()
         asked = self.bundle.train.questions
         drawn = stream(self.name, "strangers").integers(0, len(asked), size=self.bundle.count)
-        self.strangers = torch.from_numpy(asked[drawn]).to(self.device)
+        self.shuffled_questions = torch.from_numpy(asked[drawn]).to(self.device)
         answers = QuestionTable.build(self.bundle.answers, self.budget.reader_width)
         self.answers = answers.mean().to(self.device)
         self._leak = QuestionTable.build(self.bundle.answers, self.budget.query_dim).to(self.device)
@@ -187,7 +187,7 @@ _AHEAD = 3
 Hidden = Float[Tensor, "tap example token dim"]
 
 
-def ahead(
+def prefetch(
     materials: Materials, taps: Sequence[Tap], rows: Sequence[Int[Tensor, " example"]]
 ) -> Iterator[Hidden]:
     """The hidden states of each step's images, in order, on the device in float32."""

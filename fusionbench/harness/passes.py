@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fusionbench.api.fusion import Method
-from fusionbench.harness.cell import Member, Outcome, outcomes, run_alone
-from fusionbench.harness.materials import Batch, Materials, ahead
+from fusionbench.harness.cell import Outcome, PassCell, outcomes, run_alone
+from fusionbench.harness.materials import Batch, Materials, prefetch
 from fusionbench.harness.model import Model, build_model
-from fusionbench.harness.stack import Said, Stack
+from fusionbench.harness.stack import Output, Stack
 from fusionbench.harness.train import (
     Evaluation,
     Trace,
@@ -39,16 +39,16 @@ _GRADIENT_TOLERANCE = {"fp32": 1e-2, "bf16": 2e-1}
 _GRADIENT_FLOOR = {"fp32": 1e-5, "bf16": 1e-2}
 
 
-class NotAlike(Exception):
+class NotEquivalent(Exception):
     """Together the runs do not do what each does alone; says how."""
 
 
-def require_alike(
+def check_equivalence(
     models: Sequence[Model], materials: Materials, rows: Int[Tensor, "run batch"]
 ) -> None:
     """Compare the first step on these examples with that of each model alone.
 
-    Raises NotAlike, and changes no model.
+    Raises NotEquivalent, and changes no model.
     """
     # Copies: the comparison must leave no gradient and no running average behind.
     together, alone = (copy.deepcopy(list(models)) for _ in range(2))
@@ -58,13 +58,13 @@ def require_alike(
             found = stack.losses(materials.splits["train"].pick(rows))
         torch.autograd.backward(found.sum())
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise NotAlike(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise NotEquivalent(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
     for run, model in enumerate(alone):
         with autocast(materials):
             loss = model.loss(materials.splits["train"].pick(rows[run]), materials)
         torch.autograd.backward(loss)
         if difference := _difference(stack, found[run], model, loss, run, materials):
-            raise NotAlike(difference)
+            raise NotEquivalent(difference)
 
 
 def _difference(  # noqa: PLR0913
@@ -97,7 +97,7 @@ def _difference(  # noqa: PLR0913
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PassMember:
     """What tells one run of a pass from another."""
 
     seed: int
@@ -105,21 +105,21 @@ class Run:
 
 
 def train_together(
-    models: Sequence[Model], materials: Materials, runs: Sequence[Run]
+    models: Sequence[Model], materials: Materials, runs: Sequence[PassMember]
 ) -> list[TrainingLog | FloatingPointError]:
     """Train in place; a run that diverges is given back as its error and disturbs no other.
 
-    Raises NotAlike, before anything is trained, for models that cannot run together.
+    Raises NotEquivalent, before anything is trained, for models that cannot run together.
     """
     rows = _rows(materials, runs)
     for model in models:
         model.train()
-    require_alike(models, materials, rows[0])
+    check_equivalence(models, materials, rows[0])
     stack = Stack(models, materials, fast=bool(materials.compiled))
     optimisers = _Optimisers(stack, materials, runs)
     losses = []
     steps = [_pick(materials, picked) for picked in rows]
-    states = ahead(materials, stack.taps, [batch.rows.flatten() for batch in steps])
+    states = prefetch(materials, stack.taps, [batch.rows.flatten() for batch in steps])
     for at, (batch, hidden) in enumerate(zip(steps, states, strict=True)):
         optimisers.forget()
         with autocast(materials):
@@ -145,7 +145,7 @@ def clip_each(gradients: Sequence[Float[Tensor, "run ..."]], limit: float) -> No
 class _Optimisers:
     """One AdamW for each learning rate, on views of the stacked weights."""
 
-    def __init__(self, stack: Stack, materials: Materials, runs: Sequence[Run]) -> None:
+    def __init__(self, stack: Stack, materials: Materials, runs: Sequence[PassMember]) -> None:
         self.parameters = stack.parameters
         self.clip = materials.budget.clip
         self.names = [name for name, p in stack.parameters.items() if p.requires_grad]
@@ -188,7 +188,7 @@ class _Optimisers:
         )
 
 
-def _rows(materials: Materials, runs: Sequence[Run]) -> list[Int[Tensor, "run batch"]]:
+def _rows(materials: Materials, runs: Sequence[PassMember]) -> list[Int[Tensor, "run batch"]]:
     """The loop's own order of examples for every run, step by step."""
     pool = len(materials.splits["train"])
     orders = [batches(materials.name, run.seed, pool, materials.budget) for run in runs]
@@ -230,7 +230,7 @@ def evaluate_all(
     """
     try:
         return evaluate_together(models, materials, split, batch_size), ""
-    except (NotAlike, torch.OutOfMemoryError) as reason:
+    except (NotEquivalent, torch.OutOfMemoryError) as reason:
         note = f"evaluated alone, not in a pass of {len(models)}: {reason}"
     # Behind the handler: while it runs, the error keeps the memory of what it stopped.
     return [evaluate(model, materials, split, batch_size) for model in models], note
@@ -242,9 +242,9 @@ def evaluate_together(
 ) -> list[Evaluation]:
     """`evaluate` of all models, each batch shared by all.
 
-    A run gets its share of `batch_size`, or a training batch if that is more: it has fitted with
-    all that gradients need. Raises NotAlike, before anything is scored, for models that do not do
-    together what each does alone.
+    A run gets its share of `batch_size`, or a training batch if that is more: that size fitted with
+    all that gradients need. Raises NotEquivalent, before anything is scored, for models whose
+    logits differ from those of each alone.
     """
     for model in models:
         model.eval()
@@ -253,7 +253,7 @@ def evaluate_together(
     index = torch.arange(len(examples), device=materials.device)
     parts = [examples.pick(rows) for rows in torch.split(index, size)]
     predicted, traces = [], []
-    for logits, trace in _said(models, materials, parts, size):
+    for logits, trace in _outputs(models, materials, parts, size):
         predicted.append(logits.argmax(dim=-1))
         traces.append(trace)
     found = torch.cat(predicted, dim=1).cpu().numpy()
@@ -265,25 +265,25 @@ def evaluate_together(
     ]
 
 
-def _said(
+def _outputs(
     models: Sequence[Model], materials: Materials, parts: Sequence[Batch], size: int
-) -> Iterator[Said]:
+) -> Iterator[Output]:
     stack = Stack(models, materials)
     # Blocks that are compiled see batches of one size only, whatever a split leaves over.
     room = size if materials.device.type == "cuda" else 0
-    states = ahead(materials, stack.taps, [part.rows for part in parts])
+    states = prefetch(materials, stack.taps, [part.rows for part in parts])
     for number, (batch, hidden) in enumerate(zip(parts, states, strict=True)):
         try:
             with autocast(materials):
-                said = stack.outputs(batch, hidden, room=room)
+                output = stack.outputs(batch, hidden, room=room)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise NotAlike(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+            raise NotEquivalent(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
         if number == 0:
-            _require_alike(models, materials, batch, said[0])
-        yield said
+            _check_logits(models, materials, batch, output[0])
+        yield output
 
 
-def _require_alike(
+def _check_logits(
     models: Sequence[Model],
     materials: Materials,
     batch: Batch,
@@ -297,7 +297,7 @@ def _require_alike(
         apart = (together[run, : len(few)] - alone).float().norm()
         # A run that diverged says nothing, together or alone.
         if apart > _TOLERANCE[materials.budget.precision] * alone.float().norm():
-            raise NotAlike("a trained run says something else in the pass than alone")
+            raise NotEquivalent("a trained run says something else in the pass than alone")
 
 
 def _trace_of(run: int, counts: Sequence[int], traces: Sequence[Mapping[str, Tensor]]) -> Trace:
@@ -306,7 +306,7 @@ def _trace_of(run: int, counts: Sequence[int], traces: Sequence[Mapping[str, Ten
 
 
 def run_pass(
-    method: type[Method], materials: Materials, members: Sequence[Member], *, eval_batch: int
+    method: type[Method], materials: Materials, members: Sequence[PassCell], *, eval_batch: int
 ) -> list[Outcome | None]:
     """Train all members together: an outcome per member, None for those that are not wanted.
 
@@ -319,7 +319,7 @@ def run_pass(
     if len(trainings) > 1:
         try:
             return _run_together(method, materials, trainings, eval_batch)
-        except (NotAlike, torch.OutOfMemoryError) as reason:
+        except (NotEquivalent, torch.OutOfMemoryError) as reason:
             note = f"trained alone, not in a pass of {len(trainings)}: {reason}"
     # Outside of the handler: while it runs, the error keeps the memory of what it stopped.
     alone = [
@@ -332,7 +332,7 @@ def run_pass(
 def _run_together(
     method: type[Method],
     materials: Materials,
-    trainings: Sequence[Sequence[Member]],
+    trainings: Sequence[Sequence[PassCell]],
     eval_batch: int,
 ) -> list[Outcome | None]:
     started = time.perf_counter()
@@ -341,7 +341,7 @@ def _run_together(
         build_model(method, {**one.spec.settings, **one.tuned.settings}, materials, one.spec.seed)
         for one in firsts
     ]
-    runs = [Run(seed=one.spec.seed, lr=one.tuned.lr) for one in firsts]
+    runs = [PassMember(seed=one.spec.seed, lr=one.tuned.lr) for one in firsts]
     logs = train_together(models, materials, runs)
     # All of them, wanted or not: what is missing changes no layout, and so no rounding.
     split = firsts[0].spec.split

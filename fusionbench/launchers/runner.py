@@ -19,7 +19,7 @@ from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness import bundle as data
 from fusionbench.harness.bundle import Bundle
-from fusionbench.harness.cell import Member, Outcome, Tuned, choose_layer, choose_lr
+from fusionbench.harness.cell import Outcome, PassCell, Tuned, choose_layer, choose_lr
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.materials import Materials, joined
 from fusionbench.harness.model import seeded_fusion, shape_of
@@ -61,12 +61,12 @@ def passes(cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
         yield tuple(group)
 
 
-def members_of(cells: Sequence[Cell], tasks: Sequence[Cell], tuned: Tuned) -> list[Member]:
+def members_of(cells: Sequence[Cell], tasks: Sequence[Cell], tuned: Tuned) -> list[PassCell]:
     """The complete pass of these cells: every seed on every task; others are not wanted."""
     spec = cells[0].spec
     wanted = {(cell.spec.task, cell.spec.seed) for cell in cells}
     return [
-        Member(
+        PassCell(
             spec=replace(task.spec, seed=seed),
             tuned=tuned,
             wanted=(task.spec.task, seed) in wanted,
@@ -76,11 +76,11 @@ def members_of(cells: Sequence[Cell], tasks: Sequence[Cell], tuned: Tuned) -> li
     ]
 
 
-def tuning_passes(tasks: Sequence[Cell], *, always: bool) -> list[list[Member]]:
+def tuning_passes(tasks: Sequence[Cell], *, always: bool) -> list[list[PassCell]]:
     """The runs that choose a learning rate, pass by pass; none where there is nothing to choose."""
     grids = [tuning_specs(task.spec, always=always) for task in tasks]
     runs = [
-        [Member(spec=spec, tuned=Tuned(lr=lr, scores={})) for spec in specs]
+        [PassCell(spec=spec, tuned=Tuned(lr=lr, scores={})) for spec in specs]
         for lr in grids[0]
         for specs in zip(*(grid[lr] for grid in grids), strict=True)
     ]
@@ -174,7 +174,7 @@ class Runner:
             return Tuned(lr=tasks[0].spec.budget.lrs[0], scores={})
         return choose_lr(scores)
 
-    def _outcomes(self, job: TrainJob, members: Sequence[Member]) -> dict[str, Outcome]:
+    def _outcomes(self, job: TrainJob, members: Sequence[PassCell]) -> dict[str, Outcome]:
         method, materials = load_method(job.tasks[0].chosen.card), self._materials_of(job)
         found = run_pass(method, materials, members, eval_batch=self.options.eval_batch)
         return {
@@ -304,7 +304,7 @@ def feature_key(spec: CellSpec, bundle: Bundle, size: int) -> FeatureKey:
     )
 
 
-def tuning_record(member: Member, outcome: Outcome) -> CellRecord:
+def tuning_record(member: PassCell, outcome: Outcome) -> CellRecord:
     """The record of a tuning run; one that diverged has score 0."""
     if isinstance(outcome, FloatingPointError):
         return CellRecord(spec=member.spec, status="done", score=0.0, notes=(str(outcome),))

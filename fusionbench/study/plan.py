@@ -8,7 +8,6 @@ from typing import Literal
 
 from fusionbench.api.errors import UserError
 from fusionbench.encoders.card import EncoderCard
-from fusionbench.encoders.fetch import fetch
 from fusionbench.records.cell import TUNING_SEED, Budget, CellSpec, Setting, canonical
 from fusionbench.registry.catalog import Catalog, TaskCard
 from fusionbench.registry.encoder_cards import describe
@@ -214,6 +213,9 @@ def _encoder(catalog: Catalog, name: str, image_size: int, *, download: bool) ->
         if card.available:
             return card
         if download and name not in catalog.encoders:
+            # It loads torch, which a study whose weights are here does without.
+            from fusionbench.encoders.fetch import fetch
+
             fetch(name)
             return describe(catalog, name, image_size=image_size)
     except UserError:

@@ -10,7 +10,7 @@ from fusionbench.api.fusion import Method, Tap
 from fusionbench.api.tasks import Split, Task, TaskData
 from fusionbench.encoders.features import FeatureKey, encode
 from fusionbench.harness.bundle import cut
-from fusionbench.harness.cell import Member, Tuned
+from fusionbench.harness.cell import PassCell, Tuned
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.passes import run_pass
@@ -93,7 +93,7 @@ def run_cell(
     spec: CellSpec, method: type[Method], materials: Materials, *, tuned: Tuned, eval_batch: int
 ) -> tuple[CellRecord, np.ndarray]:
     """A pass of one."""
-    member = Member(spec=spec, tuned=tuned)
+    member = PassCell(spec=spec, tuned=tuned)
     (outcome,) = run_pass(method, materials, [member], eval_batch=eval_batch)
     if isinstance(outcome, FloatingPointError):
         raise outcome
