@@ -3,8 +3,8 @@
     python benchmarks/feature_loading.py --device cuda
 
 A training pass of one method on files of hidden states. Plain: each step gathers its rows and
-waits. Ours: `harness/ahead.py`. The note says what a pass takes whose hidden states all lie on the
-device: what is left above it is what loading costs.
+waits. Ours: `harness.materials.prefetch`. The note gives the time of a pass whose hidden states are
+all on the device: the rest is the cost of loading.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from workload import find, materials, seconds, small_budget, small_encoder
 from fusionbench.harness import passes as batched
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import build_model
-from fusionbench.harness.passes import Run, train_together
+from fusionbench.harness.passes import PassMember, train_together
 
 Once = Callable[[Materials], None]
 
@@ -52,11 +52,11 @@ def measure(make: Callable[[], Materials], once: Once, device: torch.device) -> 
         # A CPU has no other place: what is mapped counts as resident, and no thread would start.
         Materials.resident = lambda self, taps: False
     with tempfile.TemporaryDirectory() as folder:
-        mapped, usual = on_disk(make(), Path(folder)), batched.ahead
+        mapped, usual = on_disk(make(), Path(folder)), batched.prefetch
         ahead = best(mapped)
-        batched.ahead = direct
+        batched.prefetch = direct
         plain = best(mapped)
-        batched.ahead = usual
+        batched.prefetch = usual
     return [resident, plain, ahead]
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     budget = small_budget(device, asked.steps, 1e-3)
     encoder = small_encoder(device)
     method, settings = find(asked.method)
-    runs = [Run(seed=seed, lr=1e-3) for seed in range(asked.seeds)]
+    runs = [PassMember(seed=seed, lr=1e-3) for seed in range(asked.seeds)]
     make = partial(materials, encoder, method, settings, budget, device=device, pool=asked.pool)
 
     def once(shared: Materials) -> None:

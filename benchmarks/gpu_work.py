@@ -18,9 +18,7 @@ TINY = {
     "mema_clip-gates": _SHRINK,
     "mema_clip-inference": _SHRINK,
     "seeds_on_features": ["--steps", "2", "--methods", "scalar_mix", "--points", "2"],
-    "seeds_on_features-replay": ["--steps", "2", "--methods", "scalar_mix", "--points", "2"],
     "seeds_in_encoder-steps": _FEW_STEPS,
-    "seeds_in_encoder-replay": _FEW_STEPS,
     "whole_study": [
         "--encoder", "nano", "--methods", "scalar_mix", "last", "--tasks", "digits",
         "--seeds", "2", "--sampled", "2", "4"],
@@ -33,7 +31,6 @@ TINY = {
         "--methods", "scalar_mix", "--batch", "1", "--axes", "tokens", "--points", "16"],
     "scaling-rest": ["--axes", "seeds", "--points", "2"],
     "seeds_in_encoder-blocks": _FEW_STEPS,
-    "seeds_in_encoder-graphs": _FEW_STEPS,
     "profile-compiled": [*_NANO, "--compile", "off"],
     "profile-train": _NANO,
     "profile-language": _META,
@@ -49,8 +46,6 @@ def tasks(device: str, *, tiny: bool = False) -> Mapping[str, tuple[float, list[
     def profile(*more: str) -> list[str]:
         return [*PROFILE, "--device", device, *more]
 
-    # A rehearsal on a CPU records nothing.
-    replay = ["--replay"] if device.startswith("cuda") else []
     # The rows of the targets come first, should the machine be lent for less than all.
     found = {
         "mema_clip-default": (3, script("mema_clip", "--parts", "train", "--ways", "default")),
@@ -59,12 +54,8 @@ def tasks(device: str, *, tiny: bool = False) -> Mapping[str, tuple[float, list[
             2, script("seeds_in_encoder", "--ways", "steps", "--seeds", "10")),
         "mema_clip-inference": (3, script("mema_clip", "--parts", "inference")),
         "seeds_on_features": (3, script("seeds_on_features", "--steps", "200")),
-        "seeds_on_features-replay": (3, script("seeds_on_features", "--steps", "200", *replay)),
-        "seeds_in_encoder-replay": (
-            2, script("seeds_in_encoder", "--ways", "replay", "--seeds", "10")),
         "whole_study": (
-            9, script("whole_study", "--minutes", "8", "--sampled", "10", "40",
-                      "--compile", "replay")),
+            9, script("whole_study", "--minutes", "8", "--sampled", "10", "40")),
         "profile_twice": (4, script("profile_twice")),
         "feature_loading": (4, script("feature_loading")),
         "encoding": (3, script("encoding")),
@@ -74,8 +65,6 @@ def tasks(device: str, *, tiny: bool = False) -> Mapping[str, tuple[float, list[
         "scaling-rest": (5, script("scaling", "--axes", "seeds", "methods")),
         "seeds_in_encoder-blocks": (
             2, script("seeds_in_encoder", "--ways", "blocks", "--seeds", "10")),
-        "seeds_in_encoder-graphs": (
-            8, script("seeds_in_encoder", "--ways", "graphs", "--seeds", "10")),
         "profile-compiled": (9, profile(FEW, "--compile", "default")),
         "profile-train": (8, profile(FEW, "--mode", "train")),
         "profile-language": (8, profile(FEW, "--language-model", "--batch", "8")),

@@ -17,7 +17,6 @@ from fusionbench.cost.shapes import subject
 from fusionbench.encoders.products import by_onednn
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import train
-from fusionbench.launchers.memory import keep_freed_memory
 from fusionbench.study.study import QUICK
 
 CPU = torch.device("cpu")
@@ -60,7 +59,6 @@ def main() -> None:
     )
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
     rows = []
     for name in asked.methods:
         mkl, onednn = compare(name, asked.steps, asked.turns)

@@ -15,7 +15,6 @@ import torch
 from rows import Row, finish
 from sampled import empty_cache, encode, jobs, run
 
-from fusionbench.launchers.memory import keep_freed_memory
 from fusionbench.study.study import QUICK
 
 
@@ -26,7 +25,6 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=8)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
     found = jobs(replace(QUICK, tasks=(asked.task,)))
     sample = random.Random(0).sample(found, min(asked.sample, len(found)))
     cells, all_cells = (sum(len(job) for job in some) for some in (sample, found))

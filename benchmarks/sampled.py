@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fusionbench.launchers.jobs import CellJob, EncodeJob
-from fusionbench.launchers.runner import Desk
+from fusionbench.launchers.jobs import EncodeJob
+from fusionbench.launchers.runner import Runner
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study.plan import Cell, make_plan
+from fusionbench.study.plan import Cell, TrainJob, make_plan, resolve
 from fusionbench.study.study import Study
 
 # Every layer of every task, at the sizes of the preset `paper`.
@@ -36,16 +36,28 @@ def empty_cache() -> Iterator[None]:
 
 def jobs(study: Study) -> list[tuple[Cell, ...]]:
     """Seeds of one method on one task, job by job; `random_vit.py` is there to be named."""
-    return list(make_plan(study, read_catalog((str(RANDOM),)), ()).jobs())
+    plan = make_plan(resolve(study, read_catalog((str(RANDOM),))), ())
+    return [job.cells for job in plan.jobs()]
+
+
+def _training(cells: Sequence[Cell]) -> TrainJob:
+    return TrainJob(cells=tuple(cells), tasks=tuple(cells[:1]))
+
+
+def _encoding(cells: Sequence[Cell]) -> EncodeJob:
+    by_method: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_method.setdefault(cell.chosen.label, []).append(cell)
+    trainings = tuple(_training(some) for some in by_method.values())
+    return EncodeJob(task=cells[0].spec.task, trainings=trainings)
 
 
 def encode(cells: Sequence[Cell], device: str) -> float:
     """Seconds to write the hidden states that these cells need, in one pass of the encoder."""
     with tempfile.TemporaryDirectory() as folder:
-        with Store.create(folder):
-            pass
+        Store.create(folder)
         started = time.perf_counter()
-        Desk(RunOptions(out=folder, device=device)).prepare(EncodeJob(cells=tuple(cells)))
+        Runner(RunOptions(out=folder, device=device)).encode(_encoding(cells))
         return time.perf_counter() - started
 
 
@@ -57,17 +69,16 @@ def run(
     Raises RuntimeError for a cell that fails: its time would mean nothing.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with Store.create(folder):
-            pass
+        Store.create(folder)
         options = RunOptions(out=folder, device=device, compile=compile, cache_gib=_CACHE_GIB)
-        desk = Desk(options)
+        runner = Runner(options)
         encoding = training = 0.0
         for job in cells:
             started = time.perf_counter()
-            desk.prepare(EncodeJob(cells=tuple(job)))
-            desk._materials_of(job[0])
+            runner.encode(_encoding(job))
+            runner._materials_of(_training(job))
             middle = time.perf_counter()
-            for event in desk.run(CellJob(cells=tuple(job))):
+            for event in runner.run(_training(job)):
                 if event.kind == "failed":
                     raise RuntimeError(event.text)
             encoding += middle - started

@@ -15,14 +15,13 @@ from fusionbench.harness import passes as several
 from fusionbench.harness import train as one
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model
-from fusionbench.harness.passes import Run
+from fusionbench.harness.passes import PassMember
 from fusionbench.harness.train import schedule
 from fusionbench.records.cell import Budget
 from fusionbench.study.study import PAPER
 
-WAYS = {"loop": "", "blocks": "", "replay": "", "steps": "default", "graphs": "reduce-overhead"}
-"""One seed after the other; in one pass with compiled blocks; the same recorded and replayed; whole
-steps compiled; these as graphs."""
+WAYS = {"loop": "", "blocks": "", "steps": "default"}
+"""One seed after the other; in one pass with compiled blocks; with whole steps compiled."""
 WARM = 10
 """Steps of each training before the clock starts: building, comparing and compiling are over."""
 _LOOPED = 2
@@ -60,13 +59,12 @@ def speeds(method: str, counts: list[int], budget: Budget, device: torch.device,
         compile_blocks(encoder)
     shared = materials(encoder, cls, settings, budget, device=device)
     shared.compiled = WAYS[way]
-    shared.replayed = way == "replay" and device.type == "cuda"
     for count in counts:
         # One after the other: a sample takes as long whether two or ten follow each other.
         count = min(count, _LOOPED) if way == "loop" else count  # noqa: PLW2901
         clock = StepClock(device)
         one.schedule = several.schedule = clock.schedule
-        runs = [Run(seed=seed, lr=1e-3) for seed in range(count)]
+        runs = [PassMember(seed=seed, lr=1e-3) for seed in range(count)]
         models = [build_model(cls, settings, shared, run.seed) for run in runs]
         try:
             _train(models, shared, runs, clock, together=way != "loop")

@@ -1,8 +1,6 @@
 """Seeds of a post-encoder method on cached features: one pass against one seed, and the loop.
 
 python benchmarks/seeds_on_features.py --device cuda
-
-With `--replay` the pass's step is recorded once as a CUDA graph; the loop stays as it is.
 """
 
 import torch
@@ -10,7 +8,7 @@ from rows import Row, chosen_device, finish, parser_of
 from workload import find, materials, seconds, small_budget, small_encoder
 
 from fusionbench.harness.model import build_model
-from fusionbench.harness.passes import Run, evaluate_together, train_together
+from fusionbench.harness.passes import PassMember, evaluate_together, train_together
 from fusionbench.harness.train import evaluate, train
 from fusionbench.records.cell import Budget, RunOptions
 
@@ -24,13 +22,11 @@ def compare(
     device: torch.device,
     *,
     looped: int = 0,
-    replay: bool = False,
 ) -> tuple[float, float]:
     """Seconds of a loop over `looped` seeds (or all) and of one pass, the better of two turns."""
     method, settings = find(name)
     shared = materials(small_encoder(device), method, settings, budget, device=device)
-    shared.replayed = replay
-    runs = [Run(seed=seed, lr=budget.lrs[0]) for seed in range(seeds)]
+    runs = [PassMember(seed=seed, lr=budget.lrs[0]) for seed in range(seeds)]
 
     def models() -> list:
         return [build_model(method, settings, shared, run.seed) for run in runs]
@@ -76,37 +72,31 @@ def main() -> None:
         "--methods", nargs="+", default=["scalar_mix", "dense_connector-dci", "mmfuser"]
     )
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--replay", action="store_true", help="Needs CUDA.")
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("--points", nargs="+", type=int, default=CURVE, help="Of the curve.")
     asked = parser.parse_args()
     device = chosen_device(asked.device)
-    if asked.replay and device.type != "cuda":
-        parser.error("--replay records CUDA graphs: it needs --device cuda")
     torch.set_num_threads(1)
     budget = small_budget(device, asked.steps, 3e-3)
     rows = []
     for name in asked.methods:
-        steps = f"{asked.steps} steps" + (", replayed" if asked.replay else "")
+        steps = f"{asked.steps} steps"
         if asked.seeds == 10:
-            one, together = compare(
-                name, budget, asked.seeds, device, looped=1, replay=asked.replay
-            )
+            one, together = compare(name, budget, asked.seeds, device, looped=1)
             rows.append(Row(target="ten-seeds", plain=one, ours=together, unit="s",
                             note=f"{name}, one seed against ten, {steps}"))  # fmt: skip
         else:
-            loop, together = compare(name, budget, asked.seeds, device, replay=asked.replay)
+            loop, together = compare(name, budget, asked.seeds, device)
             rows.append(Row(target="seed-loop-cpu", plain=loop, ours=together, unit="s",
                             note=f"{name}, {asked.seeds} seeds, {steps}"))  # fmt: skip
         loop, together = compare_scoring(name, budget, asked.seeds, device)
         rows.append(Row(target="scoring-seeds", plain=loop, ours=together, unit="s",
                         note=f"{name}, {asked.seeds} seeds"))  # fmt: skip
     for seeds in asked.points if asked.curve else ():
-        loop, together = compare(asked.methods[0], budget, seeds, device, replay=asked.replay)
+        loop, together = compare(asked.methods[0], budget, seeds, device)
         rows.append(Row(target=f"seeds={seeds}", plain=loop, ours=together, unit="s",
                         note=asked.methods[0]))  # fmt: skip
-    way = "-replay" if asked.replay else ""
-    finish(f"seeds_on_features{way}-{asked.seeds}", rows, device)
+    finish(f"seeds_on_features-{asked.seeds}", rows, device)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from rows import Row, finish
 
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study.plan import make_plan
+from fusionbench.study.plan import make_plan, resolve
 from fusionbench.study.study import QUICK
 
 TURNS = 7
@@ -35,14 +35,14 @@ def start(arguments: Sequence[str], turns: int) -> float:
 def plan_rows(wanted: int = CELLS, tasks: Sequence[str] = QUICK.tasks) -> list[Row]:
     """A study of so many cells of which nine in ten have a record."""
     catalog = read_catalog()
-    one = make_plan(replace(QUICK, seeds=1, tasks=tuple(tasks)), catalog, ())
+    one = make_plan(resolve(replace(QUICK, seeds=1, tasks=tuple(tasks)), catalog), ())
     study = replace(QUICK, tasks=tuple(tasks), seeds=wanted // len(one.cells) + 1)
     started = time.perf_counter()
-    cells = make_plan(study, catalog, ()).cells
+    cells = make_plan(resolve(study, catalog), ()).cells
     fresh = time.perf_counter() - started
     done = {cell.spec.id for cell in cells[: round(DONE * len(cells))]}
     started = time.perf_counter()
-    plan = make_plan(study, catalog, done)
+    plan = make_plan(resolve(study, catalog), done)
     jobs = sum(1 for _ in plan.jobs())
     again = time.perf_counter() - started
     note = f"{len(plan.cells)} cells, {plan.finished} done, {jobs} jobs left"

@@ -4,20 +4,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
+from fusionbench.cli.app import Plugins, Settings, Strict, app
 from fusionbench.cli.run import checked_device
-from fusionbench.cli.shared import check_encoder, found, read, say
+from fusionbench.cli.shared import found, read, say
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
 
 if TYPE_CHECKING:
     from fusionbench.records.history import Design, Planned
     from fusionbench.registry.catalog import Catalog
+    from fusionbench.study.plan import Plan
 
 # One task of each skill that `nano` reads, and the planted one that only feedback can solve.
 TASKS = ("scenes_tiny_color", "scenes_count", "planted_feedback")
@@ -59,8 +60,9 @@ def command(
         plugins=tuple(plugin),
         quiet=quiet,
     )
-    action = show_plan if dry_run else run
-    raise typer.Exit(action(study, design, options, catalog))
+    if dry_run:
+        raise typer.Exit(show_plan(study, design, options))
+    raise typer.Exit(run(study, design, options, catalog))
 
 
 def start(
@@ -90,37 +92,35 @@ def designed(
 
 
 def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog") -> int:
-    """Run what is missing, write the tables, and show them."""
-    study = of_design(study, design)
-    check_encoder(catalog, study.encoder, study.budget.image_size)
-    from fusionbench.cli import summary
-    from fusionbench.launchers.progress import make_progress
-    from fusionbench.launchers.sweep import bring_encoder, run_study
+    """Run the missing cells, write the tables, and print them; the exit status."""
+    from fusionbench.cli.run import execute, exit_status
+    from fusionbench.cli.summary import report_writer
+    from fusionbench.records.claims import exclusive
     from fusionbench.records.history import note_design
     from fusionbench.records.store import Store
+    from fusionbench.study.plan import resolve
 
-    # Before the run: what decides an id may change on disk while the cells train.
-    bring_encoder(study, catalog)
-    planned = plan_of(study, design, catalog)
-    result = run_study(study, options, catalog, make_progress(quiet=options.quiet))
-    summary.note_run(study, options, catalog)
-    note_design(Path(options.out), planned)
-    say(found(Store.open(options.out)))
-    _show(Path(options.out), sys.stdout)
+    folder = Path(options.out)
+    plan, result = execute(resolve(of_design(study, design), catalog, download=True), options)
+    with exclusive(folder):
+        note_design(folder, planned_cells(plan, design))
+        say(found(Store.open(folder)))
+        paths = report_writer()(folder, None)
+    table = paths.tables / "ablation.md"
+    if table.exists():
+        sys.stdout.write(table.read_text(encoding="utf-8"))
     sys.stdout.write(
+        f"\ntables: {paths.tables}/ablation.{{md,csv,tex}}, report: {paths.page}\n"
         f"{result.executed} cells run, {result.finished} were there, {result.failed} failed\n"
     )
-    if result.interrupted:
-        sys.stdout.write("interrupted: the same command goes on where this one stopped\n")
-        return INTERRUPTED
-    return FAILED if result.failed else OK
+    return exit_status(result, sys.stdout)
 
 
-def show_plan(study: Study, design: "Design", options: RunOptions, catalog: "Catalog") -> int:
-    """Say what would run."""
-    from fusionbench.cli import run as whole
+def show_plan(study: Study, design: "Design", options: RunOptions) -> int:
+    """Print what would run."""
+    from fusionbench.cli.run import show_plan
 
-    return whole.show_plan(of_design(study, design), options, sys.stdout)
+    return show_plan(of_design(study, design), options, sys.stdout)
 
 
 def of_design(study: Study, design: "Design") -> Study:
@@ -135,29 +135,18 @@ def of_design(study: Study, design: "Design") -> Study:
     )
 
 
-def plan_of(study: Study, design: "Design", catalog: "Catalog") -> "Planned":
-    """The design and the ids of its cells."""
+def planned_cells(plan: "Plan", design: "Design") -> "Planned":
+    """The design with the ids of its cells."""
     from fusionbench.records.history import Planned
-    from fusionbench.study.plan import make_plan
 
-    plan = make_plan(study, catalog, {})
     cells: dict[str, dict[str, tuple[str, ...]]] = {}
     for cell in plan.cells:
         tasks = cells.setdefault(cell.chosen.label, {})
         tasks[cell.task.name] = (*tasks.get(cell.task.name, ()), cell.spec.id)
+    study = plan.resolved.study
     budget = study.budget
     words = f"{study.encoder}, {budget.steps} steps of {budget.batch}, {study.seeds} seeds"
     return Planned(design=design, encoder=study.encoder, budget=words, cells=cells)
-
-
-def _show(folder: Path, stream: TextIO) -> None:
-    from fusionbench.cli.summary import report_writer
-
-    paths = report_writer()(folder, None)
-    table = paths.tables / "ablation.md"
-    if table.exists():
-        stream.write(table.read_text(encoding="utf-8"))
-    stream.write(f"\ntables: {paths.tables}/ablation.{{md,csv,tex}}, report: {paths.page}\n")
 
 
 def _split(texts: Sequence[str]) -> list[str]:

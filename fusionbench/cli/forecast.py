@@ -12,9 +12,9 @@ import numpy as np
 
 from fusionbench.cli.listing import columns
 from fusionbench.harness.bundle import bundle_path
+from fusionbench.launchers.local import worker_count
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir
-from fusionbench.records.store import Store
 from fusionbench.registry.selection import shown
 from fusionbench.study.plan import Cell, Plan
 
@@ -27,16 +27,15 @@ Kind = tuple[str, bool]
 """(encoder, whether the cell trains through it)"""
 
 
-def forecast(plan: Plan, options: RunOptions, store: Store | None) -> str:
-    """The text of a dry run."""
-    done = {record.id: record for record in store.records()} if store else {}
-    seconds, measured = _seconds(plan, options, done.values())
+def forecast(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> str:
+    """The text of a dry run; `records` of the same kinds of cells tell the time."""
+    seconds, measured = _seconds(plan, options, records)
     source = "from the cells in this folder" if measured else "a rough guess from operation counts"
     lines = [
         f"{len(plan.pending)} of {len(plan.cells)} cells to run, {plan.finished} are there already",
         f"time: about {duration(seconds)} ({source})",
         *_disk(plan, options),
-        *(f"left out: {one.card.name}: {one.reason}" for one in plan.unavailable),
+        *(f"left out: {one.card.name}: {one.reason}" for one in plan.resolved.unavailable),
         "",
         columns([("cells", "method", "task", "encoder", "settings"), *_rows(plan.pending)]),
     ]
@@ -121,7 +120,5 @@ def _rate(options: RunOptions) -> float:
 
 
 def _workers(plan: Plan, options: RunOptions) -> int:
-    from fusionbench.launchers.sweep import worker_count
-
     together = max((cell.spec.budget.seeds_per_pass for cell in plan.pending), default=1)
     return worker_count(options, seeds_per_pass=together)

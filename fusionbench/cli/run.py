@@ -1,18 +1,22 @@
-"""`fusionbench run`: what is missing of a study."""
+"""`fusionbench run`: run the cells of a study that have no record."""
 
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from fusionbench.api.errors import UserError
+from fusionbench.api.errors import UserError, unknown
 from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
-from fusionbench.cli.shared import check_encoder, found, read, say
+from fusionbench.cli.shared import read, say
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, load_study, preset, with_overrides
+
+if TYPE_CHECKING:
+    from fusionbench.launchers.sweep import SweepResult
+    from fusionbench.study.plan import Plan, ResolvedStudy
 
 
 @app.command("run")
@@ -29,15 +33,15 @@ def command(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
     limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
     compile: Annotated[
-        str, typer.Option(help="auto, off, on: frozen blocks; replay; steps; graphs.")
+        str, typer.Option(help="auto, off, blocks (frozen blocks) or steps (whole steps too).")
     ] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
-    """Run what is missing of a study; a second run finds nothing to do."""
+    """Run the missing cells of a study; a second run has nothing to do."""
     flags = {"methods": methods, "tasks": tasks, "settings": settings}
     chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **flags)
     if strict_plugins:
@@ -66,7 +70,7 @@ def assemble(
     seeds: int | None,
     settings: Sequence[str],
 ) -> Study:
-    """The study meant by a file or a preset and the flags. Raises UserError."""
+    """The study of a file or a preset, with the flags' changes. Raises UserError."""
     if file is not None and preset_name:
         raise UserError("a study file and --preset exclude each other", "write preset: in the file")
     start = load_study(file) if file is not None else preset(preset_name or QUICK.name)
@@ -82,53 +86,64 @@ def checked_device(name: str) -> str:
     return name
 
 
-COMPILE = ("auto", "on", "off", "replay", "steps", "graphs")
+COMPILE = ("auto", "off", "blocks", "steps")
 
 
 def checked_compile(text: str) -> str:
-    """As written. Raises UserError for anything but auto, on, off, steps and graphs."""
+    """The mode as written. Raises UserError for anything but auto, off, blocks and steps."""
     if text not in COMPILE:
-        raise UserError(f"--compile {text!r} is no choice", f"known: {', '.join(COMPILE)}")
+        raise unknown("--compile", text, COMPILE)
     return text
 
 
 def run(study: Study, options: RunOptions, stream: TextIO) -> int:
-    """Run what is missing, report, and say what was left out."""
+    """Run the missing cells, write the report, and print the run summary; the exit status."""
     catalog = read(options.plugins)
-    check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench.cli import summary
-    from fusionbench.registry.selection import select_methods, select_tasks
-    from fusionbench.study.contrasts import check_known, read_contrasts
+    from fusionbench.study.plan import resolve
 
     # Names and settings are checked before a folder is made.
-    chosen = select_methods(catalog, study.methods, study.settings)
-    select_tasks(catalog, study.tasks)
-    planned = read_contrasts(study.contrasts, study.baseline)
-    check_known(planned, {one.label for one in chosen} | set(catalog.methods))
-    from fusionbench.launchers.progress import make_progress
-    from fusionbench.launchers.sweep import run_study
-    from fusionbench.records.store import Store
+    resolved = resolve(study, catalog, download=True)
+    _, result = execute(resolved, options)
+    summary.write(Path(options.out), resolved, result, stream)
+    return exit_status(result, stream)
 
-    result = run_study(study, options, catalog, make_progress(quiet=options.quiet))
-    summary.note_run(study, options, catalog)
-    say(found(Store.open(options.out)))
-    summary.close(Path(options.out), result, stream)
+
+def execute(resolved: "ResolvedStudy", options: RunOptions) -> "tuple[Plan, SweepResult]":
+    """Run the missing cells of a study on this machine and note the request in `study.json`."""
+    from fusionbench.cli.summary import note_request
+    from fusionbench.launchers.local import LocalLauncher
+    from fusionbench.launchers.progress import make_progress
+    from fusionbench.launchers.sweep import run_plan
+    from fusionbench.records.store import Store
+    from fusionbench.study.plan import make_plan
+
+    store = Store.create(options.out)
+    plan = make_plan(resolved, store.finished(), keep=True)
+    result = run_plan(plan, LocalLauncher(options), make_progress(quiet=options.quiet))
+    note_request(store, resolved)
+    return plan, result
+
+
+def exit_status(result: "SweepResult", stream: TextIO) -> int:
+    """The exit status of a run; an interrupted one says how to go on."""
     if result.interrupted:
-        stream.write("interrupted: the same command goes on where this one stopped\n")
+        stream.write("interrupted: the same command resumes the run\n")
         return INTERRUPTED
     return FAILED if result.failed else OK
 
 
 def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
-    """Say what `run` would do; no result is written."""
+    """Print what `run` would do; no result is written."""
     catalog = read(options.plugins)
-    check_encoder(catalog, study.encoder, study.budget.image_size)
     from fusionbench.cli.forecast import forecast
     from fusionbench.records.store import Store
-    from fusionbench.study.plan import make_plan
+    from fusionbench.study.plan import make_plan, resolve
 
+    resolved = resolve(study, catalog)
     store = Store.open(options.out) if Path(options.out).exists() else None
-    plan = make_plan(study, catalog, store.finished() if store else {})
+    finished = store.finished() if store else {}
     say(store.problems if store else ())
-    stream.write(forecast(plan, options, store))
+    records = store.records(finished) if store else ()
+    stream.write(forecast(make_plan(resolved, finished), options, records))
     return OK

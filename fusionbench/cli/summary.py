@@ -1,4 +1,4 @@
-"""The end of a run: its request noted, its report written, its table and gaps shown."""
+"""The run summary: the request in `study.json`, the report, and what the terminal shows."""
 
 import csv
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, TextIO
 from fusionbench import __version__
 from fusionbench.api.errors import UserError
 from fusionbench.cli.listing import Row, columns
-from fusionbench.records.cell import RunOptions
+from fusionbench.cli.shared import say
+from fusionbench.records.claims import exclusive
 from fusionbench.records.history import Run
 from fusionbench.records.store import Store
-from fusionbench.registry.catalog import Catalog
-from fusionbench.registry.selection import select_methods, select_tasks
-from fusionbench.study.study import Study, as_plain
+from fusionbench.study.plan import ResolvedStudy
+from fusionbench.study.study import as_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,30 +21,31 @@ if TYPE_CHECKING:
     from fusionbench.report.build import ReportPaths
 
 
-def note_run(study: Study, options: RunOptions, catalog: Catalog) -> None:
-    """Write into `study.json` what was asked for, so that a report can tell what is missing."""
-    methods = select_methods(catalog, study.methods, study.settings)
-    tasks, unavailable = select_tasks(catalog, study.tasks)
-    run = Run(
-        study=as_plain(study),
-        labels=tuple(chosen.label for chosen in methods),
-        tasks=tuple(card.name for card in tasks),
-        unavailable={one.card.name: one.reason for one in unavailable},
+def note_request(store: Store, resolved: ResolvedStudy) -> None:
+    """Add the request to `study.json`, so that a report can tell what is missing."""
+    request = Run(
+        study=as_plain(resolved.study),
+        labels=tuple(chosen.label for chosen in resolved.methods),
+        tasks=tuple(card.name for card in resolved.tasks),
+        unavailable={one.card.name: one.reason for one in resolved.unavailable},
         version=__version__,
     )
-    Store.open(options.out).history.add(run)
+    with exclusive(store.folder):
+        store.history.add(request)
 
 
-def close(folder: Path, result: "SweepResult", stream: TextIO) -> None:
-    """Bring the report up to date and show the table, what is missing and where the report lies."""
+def write(folder: Path, resolved: ResolvedStudy, result: "SweepResult", stream: TextIO) -> None:
+    """Update the report, then print its table, the gaps, the counts and the report's path."""
     home = folder / "report"
-    _update(folder, home)
+    # Another run of the folder may end at the same moment.
+    with exclusive(folder):
+        _update(folder, home)
     if (home / "tables" / "summary.csv").exists():
         stream.write(f"\n{table_text(home / 'tables' / 'summary.csv')}\n\n")
     skipped = home / "tables" / "gaps.md"
     if skipped.exists():
         stream.write(skipped.read_text(encoding="utf-8"))
-    for one in result.unavailable:
+    for one in resolved.unavailable:
         stream.write(f"- left out: {one.card.name}: {one.reason}\n")
     counts = f"{result.executed} cells run, {result.finished} were there"
     failed = f", {result.failed} failed (see {folder / 'failures'})" if result.failed else ""
@@ -103,6 +104,8 @@ def _update(folder: Path, home: Path) -> None:
     from fusionbench.report.build import up_to_date
 
     store = Store.open(folder)
-    if up_to_date(store, home) or not (store.finished() or any(store.failures())):
-        return
-    report_writer()(folder, home)
+    finished = store.finished()
+    say(store.problems)
+    if finished or any(store.failures(finished)):
+        if not up_to_date(store, home, finished):
+            report_writer()(folder, home)

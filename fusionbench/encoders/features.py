@@ -30,8 +30,8 @@ from fusionbench.records.files import cache_dir
 
 # A `.npy` file that takes its rows in any order and from any thread.
 #
-# Rows are written, not mapped: no page is faulted in to be overwritten at once, and a full disk is an
-# error that can be told, where a mapping would end the process.
+# Rows are written, not mapped: no page is read to be overwritten at once, and a full disk raises
+# an error, where a mapping would end the process.
 
 
 class RowFile:

@@ -1,23 +1,23 @@
-"""One cell: build, train, score, and say what happened."""
+"""One training: choose its learning rate, train it, score it on each task, make the records."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from fusionbench.api.fusion import Method
-from fusionbench.api.tasks import SplitName
 from fusionbench.encoders.products import by_onednn
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stepping import needs_encoder, taps_of
-from fusionbench.harness.train import Evaluation, TrainingLog, evaluate, train
+from fusionbench.harness.train import Evaluation, Scores, TrainingLog, evaluate, train
 from fusionbench.records.cell import CellRecord, CellSpec, Setting
 from fusionbench.stats.metric import named_metrics
 
-Scores = Float[np.ndarray, " example"]
+Outcome = tuple[CellRecord, Scores] | FloatingPointError
+"""A record with the score of each example, or the error of a training that diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,68 +62,98 @@ def choose_layer(setting: str, found: Mapping[int, Tuned]) -> Tuned:
     return replace(found[best], scores=scores, settings={setting: best}, notes=(note,))
 
 
-def run_cell(
-    spec: CellSpec, method: type[Method], materials: Materials, *, tuned: Tuned, eval_batch: int
-) -> tuple[CellRecord, Scores]:
-    """Train and score one cell; a tuning cell is scored on val, an evaluation cell on test."""
+@dataclass(frozen=True, kw_only=True)
+class PassCell:
+    """A training of a pass as one task scores it, with the learning rate it is trained at."""
+
+    spec: CellSpec
+    tuned: Tuned
+    wanted: bool = True
+    """False for a cell that has a record already, or that only completes the pass."""
+
+
+def run_alone(
+    method: type[Method],
+    materials: Materials,
+    members: Sequence[PassCell],
+    *,
+    eval_batch: int,
+    note: str = "",
+) -> list[Outcome | None]:
+    """Train one model and score it on each task: an outcome per member, None if not wanted.
+
+    Tuning cells are scored on val, evaluation cells on test. A loss that stops being finite is
+    given back as its FloatingPointError.
+    """
+    if not any(member.wanted for member in members):
+        return [None] * len(members)
+    spec, tuned = members[0].spec, members[0].tuned
     started = time.perf_counter()
     model = build_model(method, {**spec.settings, **tuned.settings}, materials, spec.seed)
+    log: TrainingLog | FloatingPointError
+    found: list[Evaluation] = []
     with by_onednn(model, materials.encoder):
-        log = train(model, materials, spec.seed, tuned.lr)
-        record, scores = scored(spec, model, log, materials, tuned=tuned, eval_batch=eval_batch)
-    return replace(record, seconds=round(time.perf_counter() - started, 3)), scores
-
-
-def scored(  # noqa: PLR0913
-    spec: CellSpec,
-    model: Model,
-    log: TrainingLog,
-    materials: Materials,
-    *,
-    tuned: Tuned,
-    eval_batch: int,
-) -> tuple[CellRecord, Scores]:
-    """Score a trained model and write down what it is; the record has no time yet."""
-    found = evaluate(model, materials, split_of(spec), eval_batch)
-    return described(spec, model, log, materials, tuned=tuned, found=found)
-
-
-def split_of(spec: CellSpec) -> SplitName:
-    """The examples that a cell is scored on."""
-    return "val" if spec.stage == "tune" else "test"
-
-
-def described(  # noqa: PLR0913
-    spec: CellSpec,
-    model: Model,
-    log: TrainingLog,
-    materials: Materials,
-    *,
-    tuned: Tuned,
-    found: Evaluation,
-) -> tuple[CellRecord, Scores]:
-    """The record of a trained model whose scores are there, and these."""
-    scores, trace = found
-    items = materials.bundle.scored(split_of(spec))
-    named, left_out = named_metrics(materials.task.metrics, scores, items, materials.task.metric)
-    record = CellRecord(
-        spec=spec,
-        status="done",
-        metric=materials.task.metric,
-        chance=materials.task.chance,
-        score=float(scores.mean()),
-        scores=named,
-        left_out=left_out,
-        examples=len(scores),
-        lr=tuned.lr,
-        tuning=tuned.scores,
-        lr_at_edge=tuned.at_edge,
-        parameters=model.parameter_counts(),
-        taps=taps_of(model.fusion),
-        in_encoder=needs_encoder(model.fusion),
-        notes=tuned.notes,
-        loss=log.losses,
-        trace=trace,
-        unmoved=log.unmoved,
+        try:
+            log = train(model, materials, spec.seed, tuned.lr)
+            found = [evaluate(model, task, spec.split, eval_batch) for task in materials.by_task]
+        except FloatingPointError as error:
+            log = error
+    seconds = (time.perf_counter() - started) / len(members)
+    return outcomes(
+        members, model, log, materials, found, seconds=seconds, notes=(note,) if note else ()
     )
-    return record, scores
+
+
+def outcomes(  # noqa: PLR0913
+    members: Sequence[PassCell],
+    model: Model,
+    log: TrainingLog | FloatingPointError,
+    materials: Materials,
+    found: Sequence[Evaluation],
+    *,
+    seconds: float,
+    notes: tuple[str, ...],
+) -> list[Outcome | None]:
+    """The record and scores of each member of one training; `found` has an evaluation per task."""
+    if isinstance(log, FloatingPointError):
+        return [log if member.wanted else None for member in members]
+    return [
+        (
+            CellRecord(
+                spec=member.spec,
+                status="done",
+                **_scored(member.spec, task, scores),
+                seed_scope=materials.seed_scope,
+                lr=member.tuned.lr,
+                tuning=member.tuned.scores,
+                lr_at_edge=member.tuned.at_edge,
+                parameters=model.parameter_counts(),
+                taps=taps_of(model.fusion),
+                in_encoder=needs_encoder(model.fusion),
+                notes=(*member.tuned.notes, *notes),
+                loss=log.losses,
+                trace=trace,
+                unmoved=log.unmoved,
+                seconds=round(seconds, 3),
+            ),
+            scores,
+        )
+        if member.wanted
+        else None
+        for member, task, (scores, trace) in zip(members, materials.by_task, found, strict=True)
+    ]
+
+
+def _scored(spec: CellSpec, materials: Materials, scores: Scores) -> dict[str, Any]:
+    """The fields of a record that its outcomes and its task decide."""
+    task = materials.task
+    items = materials.bundle.scored(spec.split)
+    named, left_out = named_metrics(task.metrics, scores, items, task.metric)
+    return {
+        "metric": task.metric,
+        "chance": task.chance,
+        "score": float(scores.mean()),
+        "scores": named,
+        "left_out": left_out,
+        "examples": len(scores),
+    }

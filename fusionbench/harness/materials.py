@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -60,14 +61,14 @@ class Materials:
     encoder: Encoder | None = None
     """Only where a method of this task writes into the encoder."""
     compiled: str = ""
-    """Mode of `torch.compile` for whole steps of a pass; empty: they run as they are."""
-    replayed: bool = False
-    """Record a step of a pass, the optimiser's included, as one CUDA graph; needs CUDA."""
+    """Mode of `torch.compile` for whole steps of a pass; empty: no compilation."""
+    parts: tuple["Materials", ...] = ()
+    """The tasks of a joint training, in the order of their images; see `joined`."""
     splits: Mapping[str, Batch] = field(init=False)
     questions: QuestionTable = field(init=False)
     queries: Float[Tensor, "question query_dim"] = field(init=False)
     """What a fusion sees of each question."""
-    strangers: Int[Tensor, " image"] = field(init=False)
+    shuffled_questions: Int[Tensor, " image"] = field(init=False)
     """For each image a question that was drawn from all training examples, whatever is asked."""
     answers: Float[Tensor, "answer width"] = field(init=False)
     """Frozen embeddings of the answers, in the reader's width."""
@@ -82,10 +83,20 @@ class Materials:
         self.queries = self.questions.mean()
         asked = self.bundle.train.questions
         drawn = stream(self.name, "strangers").integers(0, len(asked), size=self.bundle.count)
-        self.strangers = torch.from_numpy(asked[drawn]).to(self.device)
+        self.shuffled_questions = torch.from_numpy(asked[drawn]).to(self.device)
         answers = QuestionTable.build(self.bundle.answers, self.budget.reader_width)
         self.answers = answers.mean().to(self.device)
         self._leak = QuestionTable.build(self.bundle.answers, self.budget.query_dim).to(self.device)
+
+    @property
+    def by_task(self) -> tuple["Materials", ...]:
+        """The materials of each task that a training is scored on."""
+        return self.parts or (self,)
+
+    @property
+    def seed_scope(self) -> Literal["task", "suite"]:
+        """`suite` if one training serves several tasks."""
+        return "suite" if self.parts else "task"
 
     def leaky_queries(self, batch: Batch) -> Float[Tensor, "batch query_dim"]:
         """The mean over question and answer tokens, for methods that read answers in training."""
@@ -110,16 +121,20 @@ class Materials:
         self, taps: Sequence[Tap], rows: Int[Tensor, " example"]
     ) -> Float[Tensor, "tap batch token dim"]:
         """Hidden states as they are stored, where they are stored: nothing reaches the device."""
-        return torch.stack([self._stored(tap)[rows] for tap in taps])
+        return torch.stack([self._stored(tap).index_select(0, rows) for tap in taps])
 
     def _rows(self, tap: Tap, rows: Int[Tensor, " example"]) -> Float[Tensor, "batch token dim"]:
         stored = self._stored(tap)
         # In the type they are stored in: half the bytes for float16.
-        return stored[rows.to(stored.device)].to(self.device).to(torch.float32)
+        picked = stored.index_select(0, rows.to(stored.device))
+        return picked.to(self.device).to(torch.float32)
 
     def _stored(self, tap: Tap) -> Float[Tensor, "image token dim"]:
         if tap not in self._taps:
-            self._taps[tap] = self._place(features.read(self.key, tap))
+            joint = [part._stored(tap) for part in self.parts]
+            self._taps[tap] = (
+                torch.cat(joint) if joint else self._place(features.read(self.key, tap))
+            )
         return self._taps[tap]
 
     def _place(self, stored: Float[Tensor, "image token dim"]) -> Float[Tensor, "image token dim"]:
@@ -141,6 +156,26 @@ class Materials:
         )
 
 
+def joined(parts: Sequence[Materials], bundle: Bundle) -> Materials:
+    """The materials of one training on several tasks, whose examples `bundle` holds.
+
+    Bundle and parts come from `bundle.join`. The trained model is scored on each part.
+    """
+    first = parts[0]
+    return Materials(
+        name="+".join(part.name for part in parts),
+        task=first.task,
+        bundle=bundle,
+        budget=first.budget,
+        shape=first.shape,
+        key=first.key,
+        device=first.device,
+        encoder=first.encoder,
+        compiled=first.compiled,
+        parts=tuple(parts),
+    )
+
+
 # Hidden states of the next steps, read while the device is at work on this one.
 #
 # What does not fit on a GPU stays mapped from disk: a thread gathers the rows of the next batches
@@ -152,7 +187,7 @@ _AHEAD = 3
 Hidden = Float[Tensor, "tap example token dim"]
 
 
-def ahead(
+def prefetch(
     materials: Materials, taps: Sequence[Tap], rows: Sequence[Int[Tensor, " example"]]
 ) -> Iterator[Hidden]:
     """The hidden states of each step's images, in order, on the device in float32."""

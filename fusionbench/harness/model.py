@@ -71,7 +71,7 @@ class Model(nn.Module):
         if self.training and self.fusion.reads_answers:
             return materials.leaky_queries(batch)
         if self.shuffled:
-            return materials.queries[materials.strangers[batch.rows]]
+            return materials.queries[materials.shuffled_questions[batch.rows]]
         return materials.queries[batch.questions]
 
     def parameter_counts(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -12,11 +12,10 @@ from torch import Tensor
 
 from fusionbench.api.fusion import Method
 from fusionbench.api.tasks import SplitName
-from fusionbench.harness.cell import Scores, Tuned, described, run_cell, split_of
-from fusionbench.harness.materials import Batch, Materials, ahead
+from fusionbench.harness.cell import Outcome, PassCell, outcomes, run_alone
+from fusionbench.harness.materials import Batch, Materials, prefetch
 from fusionbench.harness.model import Model, build_model
-from fusionbench.harness.replay import CudaGraphs, Replayed, Step
-from fusionbench.harness.stack import Said, Stack
+from fusionbench.harness.stack import Output, Stack
 from fusionbench.harness.train import (
     Evaluation,
     Trace,
@@ -30,7 +29,6 @@ from fusionbench.harness.train import (
     schedule,
     spaced,
 )
-from fusionbench.records.cell import CellRecord, CellSpec
 
 # Whether runs do together what each does alone: losses and gradients of the first step.
 
@@ -43,16 +41,16 @@ _GRADIENT_TOLERANCE = {"fp32": 1e-2, "bf16": 2e-1}
 _GRADIENT_FLOOR = {"fp32": 1e-5, "bf16": 1e-2}
 
 
-class NotAlike(Exception):
+class NotEquivalent(Exception):
     """Together the runs do not do what each does alone; says how."""
 
 
-def require_alike(
+def check_equivalence(
     models: Sequence[Model], materials: Materials, rows: Int[Tensor, "run batch"]
 ) -> None:
     """Compare the first step on these examples with that of each model alone.
 
-    Raises NotAlike, and changes no model.
+    Raises NotEquivalent, and changes no model.
     """
     # Copies: the comparison must leave no gradient and no running average behind.
     together, alone = (copy.deepcopy(list(models)) for _ in range(2))
@@ -62,13 +60,13 @@ def require_alike(
             found = stack.losses(materials.splits["train"].pick(rows))
         torch.autograd.backward(found.sum())
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise NotAlike(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise NotEquivalent(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
     for run, model in enumerate(alone):
         with autocast(materials):
             loss = model.loss(materials.splits["train"].pick(rows[run]), materials)
         torch.autograd.backward(loss)
         if difference := _difference(stack, found[run], model, loss, run, materials):
-            raise NotAlike(difference)
+            raise NotEquivalent(difference)
 
 
 def _difference(  # noqa: PLR0913
@@ -101,7 +99,7 @@ def _difference(  # noqa: PLR0913
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PassMember:
     """What tells one run of a pass from another."""
 
     seed: int
@@ -109,52 +107,33 @@ class Run:
 
 
 def train_together(
-    models: Sequence[Model], materials: Materials, runs: Sequence[Run]
+    models: Sequence[Model], materials: Materials, runs: Sequence[PassMember]
 ) -> list[TrainingLog | FloatingPointError]:
     """Train in place; a run that diverges is given back as its error and disturbs no other.
 
-    Raises NotAlike, before anything is trained, for models that cannot run together.
+    Raises NotEquivalent, before anything is trained, for models that cannot run together.
     """
     rows = _rows(materials, runs)
     for model in models:
         model.train()
-    require_alike(models, materials, rows[0])
+    check_equivalence(models, materials, rows[0])
     stack = Stack(models, materials, fast=bool(materials.compiled))
     optimisers = _Optimisers(stack, materials, runs)
-    step = _step(stack, optimisers, materials)
     losses = []
     steps = [_pick(materials, picked) for picked in rows]
-    states = ahead(materials, stack.taps, [batch.rows.flatten() for batch in steps])
+    states = prefetch(materials, stack.taps, [batch.rows.flatten() for batch in steps])
     for at, (batch, hidden) in enumerate(zip(steps, states, strict=True)):
-        share = schedule(at, materials.budget)
-        found = step(batch.rows, batch.questions, batch.answers, hidden, share)
-        # A captured graph writes its next losses where these lie.
-        losses.append(found.clone())
+        optimisers.forget()
+        with autocast(materials):
+            each = stack.losses(batch, hidden)
+        torch.autograd.backward(each.sum())
+        optimisers.step(schedule(at, materials.budget))
+        losses.append(each.detach())
     stack.write_back(models)
     history = torch.stack(losses)
     return [
         _log(history[:, run], each.lr, optimisers.unmoved(run)) for run, each in enumerate(runs)
     ]
-
-
-def _step(stack: Stack, optimisers: "_Optimisers", materials: Materials) -> Step:
-    """What a pass does in each step, from the examples and the learning rate's share."""
-
-    def step(  # noqa: PLR0913
-        rows: Int[Tensor, "run batch"],
-        questions: Int[Tensor, "run batch"],
-        answers: Int[Tensor, "run batch"],
-        hidden: Float[Tensor, "tap example token dim"],
-        share: float | Float[Tensor, ""],
-    ) -> Float[Tensor, " run"]:
-        optimisers.forget()
-        with autocast(materials):
-            each = stack.losses(Batch(rows=rows, questions=questions, answers=answers), hidden)
-        torch.autograd.backward(each.sum())
-        optimisers.step(share)
-        return each.detach()
-
-    return Replayed(step, CudaGraphs(materials.device)) if materials.replayed else step
 
 
 def clip_each(gradients: Sequence[Float[Tensor, "run ..."]], limit: float) -> None:
@@ -168,7 +147,7 @@ def clip_each(gradients: Sequence[Float[Tensor, "run ..."]], limit: float) -> No
 class _Optimisers:
     """One AdamW for each learning rate, on views of the stacked weights."""
 
-    def __init__(self, stack: Stack, materials: Materials, runs: Sequence[Run]) -> None:
+    def __init__(self, stack: Stack, materials: Materials, runs: Sequence[PassMember]) -> None:
         self.parameters = stack.parameters
         self.clip = materials.budget.clip
         self.names = [name for name, p in stack.parameters.items() if p.requires_grad]
@@ -181,7 +160,7 @@ class _Optimisers:
             # The runs' axis comes on top of a parameter's own.
             decayed = [view for view in views.values() if view.ndim > 2]
             free = [view for view in views.values() if view.ndim <= 2]
-            optimiser = adamw(decayed, free, materials.budget, lr, recorded=materials.replayed)
+            optimiser = adamw(decayed, free, materials.budget, lr)
             self.parts.append((part, lr, views, optimiser))
 
     def forget(self) -> None:
@@ -189,7 +168,7 @@ class _Optimisers:
         for name in self.names:
             self.parameters[name].grad = None
 
-    def step(self, share: float | Float[Tensor, ""]) -> None:
+    def step(self, share: float) -> None:
         """Clip and move; `share` of the peak learning rate."""
         clip_each([g for n in self.names if (g := self.parameters[n].grad) is not None], self.clip)
         for part, lr, views, optimiser in self.parts:
@@ -211,7 +190,7 @@ class _Optimisers:
         )
 
 
-def _rows(materials: Materials, runs: Sequence[Run]) -> list[Int[Tensor, "run batch"]]:
+def _rows(materials: Materials, runs: Sequence[PassMember]) -> list[Int[Tensor, "run batch"]]:
     """The loop's own order of examples for every run, step by step."""
     pool = len(materials.splits["train"])
     orders = [batches(materials.name, run.seed, pool, materials.budget) for run in runs]
@@ -253,7 +232,7 @@ def evaluate_all(
     """
     try:
         return evaluate_together(models, materials, split, batch_size), ""
-    except (NotAlike, torch.OutOfMemoryError) as reason:
+    except (NotEquivalent, torch.OutOfMemoryError) as reason:
         note = f"evaluated alone, not in a pass of {len(models)}: {reason}"
     # Behind the handler: while it runs, the error keeps the memory of what it stopped.
     return [evaluate(model, materials, split, batch_size) for model in models], note
@@ -265,9 +244,9 @@ def evaluate_together(
 ) -> list[Evaluation]:
     """`evaluate` of all models, each batch shared by all.
 
-    A run gets its share of `batch_size`, or a training batch if that is more: it has fitted with
-    all that gradients need. Raises NotAlike, before anything is scored, for models that do not do
-    together what each does alone.
+    A run gets its share of `batch_size`, or a training batch if that is more: that size fitted with
+    all that gradients need. Raises NotEquivalent, before anything is scored, for models whose
+    logits differ from those of each alone.
     """
     for model in models:
         model.eval()
@@ -276,7 +255,7 @@ def evaluate_together(
     index = torch.arange(len(examples), device=materials.device)
     parts = [examples.pick(rows) for rows in torch.split(index, size)]
     predicted, traces = [], []
-    for logits, trace in _said(models, materials, parts, size):
+    for logits, trace in _outputs(models, materials, parts, size):
         predicted.append(logits.argmax(dim=-1))
         traces.append(trace)
     found = torch.cat(predicted, dim=1).cpu().numpy()
@@ -287,25 +266,25 @@ def evaluate_together(
     ]
 
 
-def _said(
+def _outputs(
     models: Sequence[Model], materials: Materials, parts: Sequence[Batch], size: int
-) -> Iterator[Said]:
+) -> Iterator[Output]:
     stack = Stack(models, materials)
     # Blocks that are compiled see batches of one size only, whatever a split leaves over.
     room = size if materials.device.type == "cuda" else 0
-    states = ahead(materials, stack.taps, [part.rows for part in parts])
+    states = prefetch(materials, stack.taps, [part.rows for part in parts])
     for number, (batch, hidden) in enumerate(zip(parts, states, strict=True)):
         try:
             with autocast(materials):
-                said = stack.outputs(batch, hidden, room=room)
+                output = stack.outputs(batch, hidden, room=room)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise NotAlike(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+            raise NotEquivalent(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
         if number == 0:
-            _require_alike(models, materials, batch, said[0])
-        yield said
+            _check_logits(models, materials, batch, output[0])
+        yield output
 
 
-def _require_alike(
+def _check_logits(
     models: Sequence[Model],
     materials: Materials,
     batch: Batch,
@@ -319,7 +298,7 @@ def _require_alike(
         apart = (together[run, : len(few)] - alone).float().norm()
         # A run that diverged says nothing, together or alone.
         if apart > _TOLERANCE[materials.budget.precision] * alone.float().norm():
-            raise NotAlike("a trained run says something else in the pass than alone")
+            raise NotEquivalent("a trained run says something else in the pass than alone")
 
 
 def _trace_of(run: int, counts: Sequence[int], traces: Sequence[Mapping[str, Tensor]]) -> Trace:
@@ -327,81 +306,51 @@ def _trace_of(run: int, counts: Sequence[int], traces: Sequence[Mapping[str, Ten
     return mean_trace(list(zip(counts, own, strict=True)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One cell of a pass, and the learning rate it is trained with."""
-
-    spec: CellSpec
-    tuned: Tuned
-    wanted: bool = True
-    """False for a run that only completes the pass: nobody asked for its scores."""
-
-
-Outcome = tuple[CellRecord, Scores] | FloatingPointError
-
-
 def run_pass(
-    method: type[Method], materials: Materials, members: Sequence[Member], *, eval_batch: int
+    method: type[Method], materials: Materials, members: Sequence[PassCell], *, eval_batch: int
 ) -> list[Outcome | None]:
-    """The outcome of each wanted member, in order; the error of a run that diverged.
+    """Train all members together: an outcome per member, None for those that are not wanted.
 
-    Models that cannot run together run one by one, and their records say why.
+    `members` holds the cells of each training in a row, one per task of the materials. A single
+    training runs without vmap; so do models that cannot run together, and their records say why.
     """
-    started = time.perf_counter()
-    models = [
-        build_model(
-            method, {**each.spec.settings, **each.tuned.settings}, materials, each.spec.seed
-        )
-        for each in members
-    ]
-    runs = [Run(seed=each.spec.seed, lr=each.tuned.lr) for each in members]
+    tasks = len(materials.by_task)
+    trainings = [members[at : at + tasks] for at in range(0, len(members), tasks)]
     note = ""
-    try:
-        logs = train_together(models, materials, runs)
-    except (NotAlike, torch.OutOfMemoryError) as reason:
-        note = f"trained alone, not in a pass of {len(members)}: {reason}"
-    # Behind the handler: while it runs, the error keeps the memory of what it stopped.
-    if note:
-        return [_alone(method, materials, each, note, eval_batch) for each in members]
-    # All of them, wanted or not: what is missing changes no layout, and so no rounding.
-    found, note = evaluate_all(models, materials, split_of(members[0].spec), eval_batch)
-    notes = (note,) if note else ()
-    outcomes = [
-        _outcome(each, model, log, materials, one)
-        for each, model, log, one in zip(members, models, logs, found, strict=True)
+    if len(trainings) > 1:
+        try:
+            return _run_together(method, materials, trainings, eval_batch)
+        except (NotEquivalent, torch.OutOfMemoryError) as reason:
+            note = f"trained alone, not in a pass of {len(trainings)}: {reason}"
+    # Outside of the handler: while it runs, the error keeps the memory of what it stopped.
+    alone = [
+        run_alone(method, materials, training, eval_batch=eval_batch, note=note)
+        for training in trainings
     ]
-    seconds = round((time.perf_counter() - started) / len(members), 3)
-    return [
-        (replace(one[0], seconds=seconds, notes=(*one[0].notes, *notes)), one[1])
-        if isinstance(one, tuple)
-        else one
-        for one in outcomes
-    ]
+    return [outcome for training in alone for outcome in training]
 
 
-def _outcome(
-    member: Member,
-    model: Model,
-    log: TrainingLog | FloatingPointError,
+def _run_together(
+    method: type[Method],
     materials: Materials,
-    found: Evaluation,
-) -> Outcome | None:
-    if not member.wanted:
-        return None
-    if isinstance(log, FloatingPointError):
-        return log
-    return described(member.spec, model, log, materials, tuned=member.tuned, found=found)
-
-
-def _alone(
-    method: type[Method], materials: Materials, member: Member, note: str, eval_batch: int
-) -> Outcome | None:
-    if not member.wanted:
-        return None
-    try:
-        record, scores = run_cell(
-            member.spec, method, materials, tuned=member.tuned, eval_batch=eval_batch
-        )
-    except FloatingPointError as error:
-        return error
-    return replace(record, notes=(*record.notes, note)), scores
+    trainings: Sequence[Sequence[PassCell]],
+    eval_batch: int,
+) -> list[Outcome | None]:
+    started = time.perf_counter()
+    firsts = [training[0] for training in trainings]
+    models = [
+        build_model(method, {**one.spec.settings, **one.tuned.settings}, materials, one.spec.seed)
+        for one in firsts
+    ]
+    runs = [PassMember(seed=one.spec.seed, lr=one.tuned.lr) for one in firsts]
+    logs = train_together(models, materials, runs)
+    # All of them, wanted or not: what is missing changes no layout, and so no rounding.
+    split = firsts[0].spec.split
+    scored = [evaluate_all(models, task, split, eval_batch) for task in materials.by_task]
+    seconds = (time.perf_counter() - started) / sum(map(len, trainings))
+    notes = tuple(dict.fromkeys(note for _, note in scored if note))
+    found: list[Outcome | None] = []
+    for run, (training, model, log) in enumerate(zip(trainings, models, logs, strict=True)):
+        own = [evaluations[run] for evaluations, _ in scored]
+        found += outcomes(training, model, log, materials, own, seconds=seconds, notes=notes)
+    return found

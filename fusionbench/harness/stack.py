@@ -29,7 +29,7 @@ from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
 # Each takes a model and the materials first, then tensors of that run alone.
 
 
-Said = tuple[Float[Tensor, "batch answer"], dict[str, Tensor]]
+Output = tuple[Float[Tensor, "batch answer"], dict[str, Tensor]]
 """Logits over the answers, and the method's trace."""
 
 
@@ -48,15 +48,15 @@ def loss_of(  # noqa: PLR0913
     return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
 
 
-def said_of(
+def output_of(
     model: Model,
     materials: Materials,
     batch: Batch,
     hidden: Float[Tensor, "tap batch token dim"],
     query: Float[Tensor, "batch query_dim"],
-) -> Said:
+) -> Output:
     """What a trained model says of a batch whose hidden states lie ready."""
-    return _said(model, materials, batch, fuse(model.fusion, lambda _: hidden, query))
+    return _output(model, materials, batch, fuse(model.fusion, lambda _: hidden, query))
 
 
 def start(model: Model, materials: Materials, tokens: Tensor, query: Tensor) -> Any:
@@ -88,14 +88,14 @@ def finish(  # noqa: PLR0913
     return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
 
 
-def said_behind(
+def output_after(
     model: Model, materials: Materials, tokens: Tensor, state: Any, batch: Batch
-) -> Said:
+) -> Output:
     """What a trained model says behind the last block."""
-    return _said(model, materials, batch, _stepping(model).finish(tokens, state))
+    return _output(model, materials, batch, _stepping(model).finish(tokens, state))
 
 
-def _said(model: Model, materials: Materials, batch: Batch, fused: Fused) -> Said:
+def _output(model: Model, materials: Materials, batch: Batch, fused: Fused) -> Output:
     return model.read(fused, batch, materials), dict(fused.trace)
 
 
@@ -160,7 +160,7 @@ class Stack:
 
     def outputs(
         self, batch: Batch, hidden: Float[Tensor, "tap batch token dim"], *, room: int = 0
-    ) -> Said:
+    ) -> Output:
         """What each run says of the same examples: [run batch answer], and traces by [run].
 
         The hidden states are there once for all runs. `room`: examples a run that the frozen
@@ -169,11 +169,11 @@ class Stack:
         query = self._call.model.query(batch, self.materials)
         with _vmappable_attention(self.materials.device):
             if not needs_encoder(self._call.model.fusion):
-                return self._over(said_of, batch=batch, hidden=hidden, query=query)
+                return self._over(output_of, batch=batch, hidden=hidden, query=query)
             state = self._over(start, tokens=hidden[0], query=query)
             tokens, state = self._over(after(1), state, tokens=hidden[1])
             tokens, state = self._walked(tokens, state, room)
-            return self._over(said_behind, tokens, state, batch=batch)
+            return self._over(output_after, tokens, state, batch=batch)
 
     def _stepped(
         self,

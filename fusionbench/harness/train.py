@@ -108,20 +108,13 @@ def adamw(
     free: Sequence[Tensor],
     budget: Budget,
     lr: float,
-    *,
-    recorded: bool = False,
 ) -> torch.optim.AdamW:
-    """The optimiser of every run; `free` are not decayed: decay would pull them to a value.
-
-    `recorded`: its steps may be part of a CUDA graph.
-    """
+    """The optimiser of every run; `free` parameters get no weight decay."""
     groups = [
         {"params": list(decayed), "weight_decay": budget.weight_decay},
         {"params": list(free), "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=lr, fused=True, capturable=recorded
-    )
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
 
 
 def _optimiser(model: Model, budget: Budget, lr: float) -> torch.optim.AdamW:
@@ -134,8 +127,9 @@ def _optimiser(model: Model, budget: Budget, lr: float) -> torch.optim.AdamW:
 # Scores per example, and the method's instruments averaged over the examples.
 
 
+Scores = Float[np.ndarray, " example"]
 Trace = Mapping[str, list[float]]
-Evaluation = tuple[Float[np.ndarray, " example"], Trace]
+Evaluation = tuple[Scores, Trace]
 """Score of each example of a split, in its order, and the mean trace."""
 
 

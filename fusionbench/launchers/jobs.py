@@ -1,53 +1,60 @@
-"""The two kinds of work a worker does. Plain data, so that it can be sent to any process."""
+"""Jobs and events as plain data, and the protocol of what runs them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from fusionbench.records.cell import RunOptions
-from fusionbench.study.plan import Cell
+from fusionbench.study.plan import Cell, Plan, TrainJob
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob:
-    """Make sure that a task's bundle and all hidden states its methods tap are on disk."""
+    """Write a task's bundle and every hidden state that its trainings read."""
 
-    cells: tuple[Cell, ...]
-    """All of one task and encoder."""
-
-    @property
-    def task(self) -> str:
-        """The task's name."""
-        return self.cells[0].spec.task
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellJob:
-    """Train the missing seeds of one method on one task."""
-
-    cells: tuple[Cell, ...]
+    task: str
+    trainings: tuple[TrainJob, ...]
 
     @property
-    def task(self) -> str:
-        """The task's name."""
-        return self.cells[0].spec.task
+    def cell(self) -> Cell:
+        """A cell of the task."""
+        return next(cell for cell in self.trainings[0].tasks if cell.spec.task == self.task)
 
 
-Job = EncodeJob | CellJob
+Job = EncodeJob | TrainJob
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What a worker reports: a cell begun or ended, or the end of a job."""
+    """A report of a worker about a cell, a job or itself."""
 
     kind: str
-    """Of a cell: `begun`, `tuned`, `done`, `skipped`, `failed`. Of a job: `broken`, `idle` (over).
-    Of a worker: `lost` (it died), `fatal` (no work is possible)."""
+    """Of a cell: `begun`, `done`, `skipped`, `failed`, `found` (it has a record by now), `claimed`
+    (another run works at it). Of a job: `broken`, `idle` (over). Of a worker: `lost` (it died),
+    `fatal` (no work is possible)."""
     cell: Cell | None = None
     text: str = ""
     hint: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerSetup:
-    """What every worker is started with."""
+class Launcher(Protocol):
+    """Runs jobs in processes, on this machine or elsewhere; results go through the store."""
 
-    options: RunOptions
+    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
+        """Run all jobs, each training after the encoding of its tasks.
+
+        Raises UserError for what makes further work impossible.
+        """
+
+    def close(self) -> None:
+        """Release the workers; those at work are stopped."""
+
+
+def jobs_of(plan: Plan) -> list[Job]:
+    """The encoding of each task, then the trainings."""
+    trainings = list(plan.jobs())
+    by_task: dict[str, list[TrainJob]] = {}
+    for job in trainings:
+        for cell in job.tasks:
+            by_task.setdefault(cell.spec.task, []).append(job)
+    encodings = [EncodeJob(task=task, trainings=tuple(jobs)) for task, jobs in by_task.items()]
+    return [*encodings, *trainings]

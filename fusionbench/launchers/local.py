@@ -1,151 +1,194 @@
-"""Worker processes on this machine, each with a pipe; they die with their parent."""
+"""Worker processes on this machine, each with a pipe; they die with their parent.
 
+Every cell runs on one thread, however many workers there are, so that the number of workers
+changes no result.
+"""
+
+import os
 import signal
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from fusionbench.api.errors import UserError
-from fusionbench.launchers.jobs import CellJob, EncodeJob, Event, Job, WorkerSetup
+from fusionbench.launchers.jobs import EncodeJob, Event, Job
+from fusionbench.records.cell import RunOptions
+from fusionbench.study.plan import TrainJob
 
-_GRACE = 5.0
-"""Seconds a worker gets to end by itself."""
+_CPU_WORKERS, _GPU_WORKERS, _GPU_WORKERS_OF_PASSES = 8, 12, 4
+_GRACE_SECONDS = 5.0
+"""Time in which a worker may end by itself."""
+_ERROR_LINES = 12
+_MIB = 2**20
+HEAP = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * _MIB),
+    "MALLOC_TRIM_THRESHOLD_": str(2048 * _MIB - 1),
+    "MALLOC_TOP_PAD_": str(64 * _MIB),
+}
+"""Environment of workers: glibc keeps freed memory instead of returning it at every step. By
+default that costs 12,000 to 30,000 page faults a cell, 7 to 25 % of its processor time."""
+
+
+def worker_count(options: RunOptions, *, seeds_per_pass: int = 1) -> int:
+    """The number asked for; else one per core, at most 8, and at most 12 or 4 that share a GPU.
+
+    Small cells are bound by the processor that launches their kernels, so many of them share a GPU
+    well; a pass of seeds fills it, and much of its memory, with a few.
+    """
+    if options.workers:
+        return options.workers
+    # The parent does not load torch, so it looks for the driver's device instead.
+    gpu = options.device.startswith("cuda") or Path("/dev/nvidiactl").exists()
+    most = _CPU_WORKERS
+    if gpu and options.device != "cpu":
+        most = _GPU_WORKERS if seeds_per_pass == 1 else _GPU_WORKERS_OF_PASSES
+    return max(1, min(most, len(os.sched_getaffinity(0))))
 
 
 @dataclass(kw_only=True)
-class _Hand:
+class _Worker:
     process: BaseProcess
     connection: Connection
     job: Job | None = None
 
 
-class LocalPool:
-    """A fixed number of workers; jobs start in order, cells after their task's encoding."""
+class LocalLauncher:
+    """Workers on this machine, started with the first jobs; one that dies is replaced."""
 
-    def __init__(self, workers: int, setup: WorkerSetup) -> None:
-        self.setup = setup
-        self.hands = [_hire(setup) for _ in range(workers)]
+    def __init__(self, options: RunOptions) -> None:
+        self.options = options
+        self.workers: list[_Worker] = []
         self.waiting: deque[Job] = deque()
         self.encoding: set[str] = set()
 
-    def run(self, jobs: Sequence[Job], report: Callable[[Event], None]) -> None:
-        """Do all jobs; `report` hears every event. A worker that dies is replaced.
+    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
+        """Run all jobs; those that wait for another run need no encoding.
 
-        Raises UserError for what makes all further work pointless (no disk, no such device).
+        Raises UserError for what makes further work impossible (no disk, no such device).
         """
         self.waiting = deque(jobs)
         self.encoding = {job.task for job in jobs if isinstance(job, EncodeJob)}
-        while self.waiting or any(hand.job for hand in self.hands):
-            for hand in self.hands:
-                if hand.job is None and (job := self._next()) is not None:
-                    hand.job = job
-                    hand.connection.send(job)
-            for hand in self._with_news():
-                report(self._hear(hand))
+        missing = self._useful(jobs) - len(self.workers)
+        self.workers += [_started(self.options) for _ in range(missing)]
+        while self.waiting or any(worker.job for worker in self.workers):
+            for worker in self.workers:
+                if worker.job is None and (job := self._next()) is not None:
+                    worker.job = job
+                    worker.connection.send(job)
+            for worker in self._with_news():
+                on_event(self._received(worker))
+
+    def _useful(self, jobs: Sequence[Job]) -> int:
+        """Workers that can be busy: a task's trainings start after its encoding."""
+        trainings = [job for job in jobs if isinstance(job, TrainJob)]
+        size = max((job.cells[0].spec.budget.seeds_per_pass for job in trainings), default=1)
+        most = max(len(jobs) - len(trainings), len(trainings))
+        return min(worker_count(self.options, seeds_per_pass=size), most)
 
     def _next(self) -> Job | None:
-        """The first job that can start; cells wait until their task is encoded."""
+        """Take the first job that can start; None if all wait for an encoding."""
         for index, job in enumerate(self.waiting):
-            if isinstance(job, EncodeJob) or job.task not in self.encoding:
+            if isinstance(job, EncodeJob) or not self.encoding & _tasks(job):
                 del self.waiting[index]
                 return job
         return None
 
-    def _with_news(self) -> list[_Hand]:
-        busy = [hand for hand in self.hands if hand.job]
-        ready = wait([hand.connection for hand in busy])
-        return [hand for hand in busy if hand.connection in ready]
+    def _with_news(self) -> list[_Worker]:
+        busy = [worker for worker in self.workers if worker.job]
+        ready = wait([worker.connection for worker in busy])
+        return [worker for worker in busy if worker.connection in ready]
 
-    def _hear(self, hand: _Hand) -> Event:
+    def _received(self, worker: _Worker) -> Event:
         try:
-            event: Event = hand.connection.recv()
+            event: Event = worker.connection.recv()
         except (EOFError, ConnectionResetError):
-            event = self._replace(hand)
+            event = self._replaced(worker)
         if event.kind == "fatal":
             raise UserError(event.text, event.hint)
-        if event.kind == "broken" and isinstance(hand.job, EncodeJob):
-            self._give_up(hand.job.task)
+        if isinstance(worker.job, EncodeJob):
+            if event.kind in ("broken", "lost"):
+                self._give_up(worker.job.task)
+            if event.kind in ("idle", "lost"):
+                self.encoding.discard(worker.job.task)
         if event.kind in ("idle", "lost"):
-            if isinstance(hand.job, EncodeJob):
-                self.encoding.discard(hand.job.task)
-            hand.job = None
+            worker.job = None
         return event
 
-    def _replace(self, hand: _Hand) -> Event:
-        hand.process.join(_GRACE)
-        code = hand.process.exitcode
-        if isinstance(hand.job, EncodeJob):
-            self._give_up(hand.job.task)
-        fresh = _hire(self.setup)
-        hand.process, hand.connection = fresh.process, fresh.connection
+    def _replaced(self, worker: _Worker) -> Event:
+        worker.process.join(_GRACE_SECONDS)
+        code = worker.process.exitcode
+        fresh = _started(self.options)
+        worker.process, worker.connection = fresh.process, fresh.connection
         return Event(kind="lost", text=f"a worker ended unexpectedly (exit code {code})")
 
     def _give_up(self, task: str) -> None:
-        """Without hidden states the cells of a task cannot run."""
+        """Drop the trainings of a task without hidden states."""
         self.waiting = deque(
-            job for job in self.waiting if not (isinstance(job, CellJob) and job.task == task)
+            job for job in self.waiting if isinstance(job, EncodeJob) or task not in _tasks(job)
         )
 
     def close(self) -> None:
-        """Let idle workers end, and stop those at work: what they write is whole or not there."""
-        for hand in self.hands:
-            hand.connection.close()
-        for hand in self.hands:
-            if hand.job is not None:
-                hand.process.terminate()
-            hand.process.join(_GRACE)
-            if hand.process.is_alive():
-                hand.process.kill()
+        """Let idle workers end and stop the others: a record is complete or absent."""
+        for worker in self.workers:
+            worker.connection.close()
+        for worker in self.workers:
+            if worker.job is not None:
+                worker.process.terminate()
+            worker.process.join(_GRACE_SECONDS)
+            if worker.process.is_alive():
+                worker.process.kill()
 
 
-@contextmanager
-def local_pool(workers: int, setup: WorkerSetup) -> Iterator[LocalPool]:
-    """A pool that is closed whatever happens."""
-    pool = LocalPool(workers, setup)
-    try:
-        yield pool
-    finally:
-        pool.close()
+def _tasks(job: TrainJob) -> set[str]:
+    return {cell.spec.task for cell in job.tasks}
 
 
-def _hire(setup: WorkerSetup) -> _Hand:
+def _started(options: RunOptions) -> _Worker:
     # Spawned, not forked: a forked copy of a process that used threads or CUDA may hang.
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, setup), daemon=True)
-    process.start()
+    process = context.Process(target=serve, args=(theirs, options), daemon=True)
+    with environment(HEAP):
+        process.start()
     theirs.close()
-    return _Hand(process=process, connection=ours)
+    return _Worker(process=process, connection=ours)
 
 
-# A worker process: takes jobs from a pipe, trains cells, writes their records.
-#
-# Every cell runs in a worker with one thread, however many workers there are, so that the number of
-# workers changes no result.
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Add these variables to the environment inside the block; a user's own value wins."""
+    added = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
-_ERROR_LINES = 12
+# What runs in a worker process.
 
 
-def serve(connection: Connection, setup: WorkerSetup) -> None:
-    """Work until the parent closes the pipe or dies."""
+def serve(connection: Connection, options: RunOptions) -> None:
+    """Take jobs from the pipe until the parent closes it or dies."""
     # Ctrl-C reaches the whole process group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     work: Callable[[Job], Iterator[Event]] | None = None
     try:
         while True:
             job: Job = connection.recv()
-            work = work or _start(setup)
+            work = work or _runner(options)
             for event in _events(work, job):
                 connection.send(event)
     except UserError as error:
-        # Another worker may have said so first, and the parent has left.
+        # The parent may have left after the same error of another worker.
         with suppress(BrokenPipeError, ConnectionResetError):
             connection.send(Event(kind="fatal", text=error.message, hint=error.hint))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -163,22 +206,12 @@ def _events(work: Callable[[Job], Iterator[Event]], job: Job) -> Iterator[Event]
     yield Event(kind="idle")
 
 
-def _start(setup: WorkerSetup) -> Callable[[Job], Iterator[Event]]:
+def _runner(options: RunOptions) -> Callable[[Job], Iterator[Event]]:
     import torch
 
-    from fusionbench.launchers.memory import keep_freed_memory
-    from fusionbench.launchers.runner import Desk
+    from fusionbench.launchers.runner import Runner
 
-    keep_freed_memory()
     torch.set_num_threads(1)
-    # A GPU's compiler advises it in every worker; float32 is kept whole so that numbers agree.
+    # A GPU's compiler advises TF32 in every worker; float32 is kept so that numbers agree.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
-    desk = Desk(setup.options)
-
-    def work(job: Job) -> Iterator[Event]:
-        if isinstance(job, EncodeJob):
-            desk.prepare(job)
-            return
-        yield from desk.run(job)
-
-    return work
+    return Runner(options).run

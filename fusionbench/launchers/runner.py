@@ -1,42 +1,48 @@
-"""What a worker keeps between jobs (encoders, the materials of one task) and how it does a job."""
+"""What a worker keeps between jobs (encoders, the materials of one job) and how it runs a job."""
 
+import statistics
 import traceback
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import UInt8
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Tap
-from fusionbench.api.types import StackShape, Unsupported
+from fusionbench.api.types import Unsupported
 from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness import bundle as data
 from fusionbench.harness.bundle import Bundle
-from fusionbench.harness.cell import Tuned, choose_layer, choose_lr, run_cell
+from fusionbench.harness.cell import Outcome, PassCell, Tuned, choose_layer, choose_lr
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
-from fusionbench.harness.materials import Materials
+from fusionbench.harness.materials import Materials, joined
 from fusionbench.harness.model import seeded_fusion, shape_of
-from fusionbench.harness.passes import Member, Outcome, run_pass
+from fusionbench.harness.passes import run_pass
 from fusionbench.harness.stepping import taps_of
-from fusionbench.launchers.jobs import CellJob, EncodeJob, Event
+from fusionbench.launchers.jobs import EncodeJob, Event, Job
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
+from fusionbench.records.claims import claimed
+from fusionbench.records.files import cache_dir
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import code_state, hardware, plugin_files, software
 from fusionbench.study.data import load_data
-from fusionbench.study.plan import Cell, layer_cells, tuning_specs
+from fusionbench.study.plan import Cell, TrainJob, layer_candidates, tuning_specs
 
-# Which cells are trained in one pass, and which learning rate they get.
+_ERROR_LINES = 12
+
+# Which trainings form a pass.
 #
-# The layout of a pass is fixed by the budget, never by what is missing: seeds come in blocks of
-# `seeds_per_pass` from 0 on, and the tuning runs of a cell, all learning rates and seeds, are one
-# pass. To fill a missing cell its whole pass is trained again and only what is missing is written,
-# so that a run which was stopped ends with the numbers of one which was not.
+# The budget fixes the layout, never what is missing: seeds come in blocks of `seeds_per_pass` from
+# 0 on, and all tuning runs of a cell are one pass (each its own for `seeds_per_pass` 1). To fill a
+# missing cell its whole pass is trained again and only what is missing is written, so that an
+# interrupted run ends with the numbers of an uninterrupted one.
 
 
 def seeds_of_pass(seed: int, size: int) -> range:
@@ -45,7 +51,7 @@ def seeds_of_pass(seed: int, size: int) -> range:
     return range(first, first + size)
 
 
-def blocks(cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
+def passes(cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
     """The cells of one job, pass by pass."""
 
     def first_seed(cell: Cell) -> int:
@@ -55,39 +61,36 @@ def blocks(cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
         yield tuple(group)
 
 
-def members(cells: Sequence[Cell], tuned: Tuned) -> list[Member]:
-    """The whole pass of these cells; seeds that nobody asked for complete it."""
+def members_of(cells: Sequence[Cell], tasks: Sequence[Cell], tuned: Tuned) -> list[PassCell]:
+    """The complete pass of these cells: every seed on every task; others are not wanted."""
     spec = cells[0].spec
-    wanted = {cell.spec.seed for cell in cells}
+    wanted = {(cell.spec.task, cell.spec.seed) for cell in cells}
     return [
-        Member(spec=replace(spec, seed=seed), tuned=tuned, wanted=seed in wanted)
+        PassCell(
+            spec=replace(task.spec, seed=seed),
+            tuned=tuned,
+            wanted=(task.spec.task, seed) in wanted,
+        )
         for seed in seeds_of_pass(spec.seed, spec.budget.seeds_per_pass)
+        for task in tasks
     ]
 
 
-def tuning_members(grid: Mapping[float, Sequence[CellSpec]]) -> list[Member]:
-    """All runs that choose a learning rate."""
-    return [
-        Member(spec=spec, tuned=Tuned(lr=lr, scores={}))
-        for lr, runs in grid.items()
-        for spec in runs
+def tuning_passes(tasks: Sequence[Cell], *, always: bool) -> list[list[PassCell]]:
+    """The runs that choose a learning rate, pass by pass; none where there is nothing to choose."""
+    grids = [tuning_specs(task.spec, always=always) for task in tasks]
+    runs = [
+        [PassCell(spec=spec, tuned=Tuned(lr=lr, scores={})) for spec in specs]
+        for lr in grids[0]
+        for specs in zip(*(grid[lr] for grid in grids), strict=True)
     ]
+    if tasks[0].spec.budget.seeds_per_pass == 1:
+        return runs
+    return [[member for run in runs for member in run]] if runs else []
 
 
-def tuning_record(member: Member, outcome: Outcome) -> CellRecord:
-    """The record of a tuning run; one that diverged scores nothing."""
-    if isinstance(outcome, FloatingPointError):
-        return CellRecord(spec=member.spec, status="done", score=0.0, notes=(str(outcome),))
-    return outcome[0]
-
-
-_ERROR_LINES = 12
-# What `--compile` asks for beyond blocks, as modes of torch.compile.
-_WHOLE_STEPS = {"steps": "default", "graphs": "reduce-overhead"}
-
-
-class Desk:
-    """One worker's place: it holds at most one task's materials at a time."""
+class Runner:
+    """The state of one worker: encoders, and the materials of at most one job."""
 
     def __init__(self, options: RunOptions) -> None:
         self.options = options
@@ -96,123 +99,102 @@ class Desk:
         self._encoders: dict[tuple[str, int], Encoder] = {}
         self._materials: tuple[str, Materials] | None = None
 
-    def prepare(self, job: EncodeJob) -> None:
-        """Write the task's bundle and every hidden state that a method of the plan taps."""
-        cell = job.cells[0]
+    def run(self, job: Job) -> Iterator[Event]:
+        """Do a job and report each cell; a cell that fails does not stop the others."""
+        if isinstance(job, EncodeJob):
+            self.encode(job)
+            return
+        with claimed(self.store.folder, job.id, wait=job.wait) as ours:
+            if not ours:
+                yield from (Event(kind="claimed", cell=cell) for cell in job.cells)
+                return
+            # Another run may have recorded some since the plan was made.
+            there = {cell.spec.id for cell in job.cells if self.store.find(cell.spec.id)}
+            yield from (Event(kind="found", cell=c) for c in job.cells if c.spec.id in there)
+            for cells in passes([cell for cell in job.cells if cell.spec.id not in there]):
+                yield from self._run_pass(job, cells)
+
+    def encode(self, job: EncodeJob) -> None:
+        """Write the task's bundle and every hidden state that the trainings read."""
+        cell = job.cell
         bundle, images = self._bundle(cell)
         encoder = self._encoder(cell)
         key = feature_key(cell.spec, bundle, encoder.size)
-        wanted = features.missing_taps(key, _all_taps(job.cells, encoder, cell.spec))
-        if not wanted:
-            data.drop_images(bundle)
-            return
-        if images is None and (images := data.kept_images(bundle)) is None:
-            _, images = data.cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
-        limit = self.options.cache_gib
-        features.encode(encoder, images, key, wanted, limit_gib=limit, device=self.device)
+        lock = cache_dir("locks", f"{bundle.images[:24]}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        # Other runs that need the same hidden states wait for these.
+        with FileLock(lock):
+            wanted = features.missing_taps(key, _all_taps(job.trainings, encoder))
+            if wanted:
+                if images is None and (images := data.kept_images(bundle)) is None:
+                    _, images = data.cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
+                limit = self.options.cache_gib
+                features.encode(encoder, images, key, wanted, limit_gib=limit, device=self.device)
         data.drop_images(bundle)
 
-    def run(self, job: CellJob) -> Iterator[Event]:
-        """Train and record each cell; a cell that fails does not stop the others."""
-        for cells in blocks(job.cells):
-            yield from (Event(kind="begun", cell=cell) for cell in cells)
-            alone = cells[0].spec.budget.seeds_per_pass == 1
-            try:
-                yield from self._run_one(cells[0]) if alone else self._run_pass(cells)
-            except Unsupported as reason:
-                for cell in cells:
-                    skipped = CellRecord(spec=cell.spec, status="skipped", reason=str(reason))
-                    self._write(cell, skipped)
-                    yield Event(kind="skipped", cell=cell, text=str(reason))
-            except UserError:
-                raise
-            except Exception as error:  # a method may raise anything
-                for cell in cells:
-                    yield self._failed(cell, error)
-
-    def _run_pass(self, cells: Sequence[Cell]) -> Iterator[Event]:
-        tries = layer_cells(cells[0]).items()
-        if found := {n: self._tuned_together(one, always=True) for n, one in tries}:
-            tuned = choose_layer(cells[0].chosen.card.tries, found)
+    def _run_pass(self, job: TrainJob, cells: Sequence[Cell]) -> Iterator[Event]:
+        yield from (Event(kind="begun", cell=cell) for cell in cells)
+        try:
+            members = members_of(cells, job.tasks, self._tuned(job))
+            outcomes = self._outcomes(job, members)
+        except Unsupported as reason:
+            for cell in cells:
+                self._write(cell, CellRecord(spec=cell.spec, status="skipped", reason=str(reason)))
+                yield Event(kind="skipped", cell=cell, text=str(reason))
+        except UserError:
+            raise
+        except Exception as error:  # a method may raise anything
+            yield from (self._failed(cell, error) for cell in cells)
         else:
-            tuned = self._tuned_together(cells[0])
-        wanted = members(cells, tuned)
-        outcomes = self._outcomes(cells[0], wanted)
-        for cell in cells:
-            outcome = outcomes[cell.spec.id]
-            if isinstance(outcome, FloatingPointError):
-                yield self._failed(cell, outcome)
-                continue
-            self._write(cell, *outcome, self._items(cell))
-            yield Event(kind="done", cell=cell)
+            yield from (self._recorded(job, cell, outcomes[cell.spec.id]) for cell in cells)
 
-    def _tuned_together(self, cell: Cell, *, always: bool = False) -> Tuned:
-        grid = tuning_specs(cell.spec, always=always)
-        if not grid:
-            return Tuned(lr=cell.spec.budget.lrs[0], scores={})
-        runs = tuning_members(grid)
-        if not all(self.store.find(run.spec.id) for run in runs):
-            outcomes = self._outcomes(cell, runs)
-            for run in runs:
-                self._write(cell, tuning_record(run, outcomes[run.spec.id]))
+    def _tuned(self, job: TrainJob) -> Tuned:
+        """The learning rate of a job, and the layer where its method tries all of them."""
         found = {
-            lr: [_score(self.store.find(s.id), s) for s in specs] for lr, specs in grid.items()
+            layer: self._tuned_lr(job, candidates, always=True)
+            for layer, candidates in layer_candidates(job.tasks).items()
         }
-        return choose_lr(found)
+        if found:
+            return choose_layer(job.tasks[0].chosen.card.tries, found)
+        return self._tuned_lr(job, job.tasks)
 
-    def _outcomes(self, cell: Cell, members: Sequence[Member]) -> dict[str, Outcome]:
-        method, materials = load_method(cell.chosen.card), self._materials_of(cell)
+    def _tuned_lr(self, job: TrainJob, tasks: Sequence[Cell], *, always: bool = False) -> Tuned:
+        cells = {task.spec.task: task for task in tasks}
+        scores: dict[float, list[float]] = {}
+        for together in tuning_passes(tasks, always=always):
+            if not all(self.store.find(member.spec.id) for member in together):
+                outcomes = self._outcomes(job, together)
+                for one in together:
+                    self._write(cells[one.spec.task], tuning_record(one, outcomes[one.spec.id]))
+            for at in range(0, len(together), len(tasks)):
+                run = together[at : at + len(tasks)]
+                found = [_score(self.store.find(one.spec.id), one.spec) for one in run]
+                scores.setdefault(run[0].tuned.lr, []).append(statistics.fmean(found))
+        if not scores:
+            return Tuned(lr=tasks[0].spec.budget.lrs[0], scores={})
+        return choose_lr(scores)
+
+    def _outcomes(self, job: TrainJob, members: Sequence[PassCell]) -> dict[str, Outcome]:
+        method, materials = load_method(job.tasks[0].chosen.card), self._materials_of(job)
         found = run_pass(method, materials, members, eval_batch=self.options.eval_batch)
         return {
             each.spec.id: one for each, one in zip(members, found, strict=True) if one is not None
         }
 
+    def _recorded(self, job: TrainJob, cell: Cell, outcome: Outcome) -> Event:
+        if isinstance(outcome, FloatingPointError):
+            return self._failed(cell, outcome)
+        record, scores = outcome
+        by_task = {one.name: one for one in self._materials_of(job).by_task}
+        examples = by_task[cell.spec.task].bundle.test
+        self._write(cell, record, scores, Items(names=examples.items, groups=examples.groups))
+        return Event(kind="done", cell=cell)
+
     def _failed(self, cell: Cell, error: Exception) -> Event:
-        self.store.write_failure(self._signed(cell, _failure(cell.spec, error)))
+        lines = "".join(traceback.format_exception(error)).strip().splitlines()[-_ERROR_LINES:]
+        record = CellRecord(spec=cell.spec, status="failed", reason="\n".join(lines))
+        self.store.write_failure(self._signed(cell, record))
         return Event(kind="failed", cell=cell, text=f"{type(error).__name__}: {error}")
-
-    def _items(self, cell: Cell) -> Items:
-        examples = self._materials_of(cell).bundle.test
-        return Items(names=examples.items, groups=examples.groups)
-
-    def _run_one(self, cell: Cell) -> Iterator[Event]:
-        method = load_method(cell.chosen.card)
-        materials = self._materials_of(cell)
-        found = {}
-        for layer, candidate in layer_cells(cell).items():
-            found[layer] = yield from self._tune(candidate, materials, always=True)
-        if found:
-            tuned = choose_layer(cell.chosen.card.tries, found)
-        else:
-            tuned = yield from self._tune(cell, materials)
-        record, outcomes = run_cell(
-            cell.spec, method, materials, tuned=tuned, eval_batch=self.options.eval_batch
-        )
-        self._write(cell, record, outcomes, self._items(cell))
-        yield Event(kind="done", cell=cell)
-
-    def _tune(
-        self, cell: Cell, materials: Materials, *, always: bool = False
-    ) -> Generator[Event, None, Tuned]:
-        scores: dict[float, list[float]] = {}
-        for lr, specs in tuning_specs(cell.spec, always=always).items():
-            scores[lr] = [self._tuning_score(cell, spec, materials) for spec in specs]
-            yield Event(kind="tuned", cell=cell, text=f"learning rate {lr:g}")
-        return choose_lr(scores) if scores else Tuned(lr=cell.spec.budget.lrs[0], scores={})
-
-    def _tuning_score(self, cell: Cell, spec: CellSpec, materials: Materials) -> float:
-        known = self.store.find(spec.id)
-        if known is None:
-            method = load_method(cell.chosen.card)
-            tuned = Tuned(lr=spec.budget.lrs[0], scores={})
-            try:
-                known, _ = run_cell(
-                    spec, method, materials, tuned=tuned, eval_batch=self.options.eval_batch
-                )
-            except FloatingPointError as error:
-                known = CellRecord(spec=spec, status="done", score=0.0, notes=(str(error),))
-            self._write(cell, known)
-        return _score(known, spec)
 
     def _write(
         self,
@@ -224,15 +206,7 @@ class Desk:
         self.store.write(self._signed(cell, record), outcomes, items)
 
     def _signed(self, cell: Cell, record: CellRecord) -> CellRecord:
-        provenance = {
-            "code": code_state(),
-            "software": software(),
-            "hardware": hardware(str(self.device)),
-            "method": cell.chosen.card.source,
-            "task": cell.task.source,
-            "encoder": cell.encoder.origin,
-            "plugin_files": plugin_files(cell.chosen.card, cell.task, cell.encoder),
-        }
+        """The record with the facts of its cards, and with what it was made by."""
         card, task = cell.chosen.card, cell.task
         if record.parameters:
             frozen = sum(p.numel() for p in self._encoder(cell).parameters())
@@ -247,7 +221,15 @@ class Desk:
             group=task.group,
             task_family=task.family,
             in_suite=task.in_suite,
-            provenance=provenance,
+            provenance={
+                "code": code_state(),
+                "software": software(),
+                "hardware": hardware(str(self.device)),
+                "method": card.source,
+                "task": task.source,
+                "encoder": cell.encoder.origin,
+                "plugin_files": plugin_files(card, task, cell.encoder),
+            },
         )
 
     def _bundle(
@@ -265,35 +247,40 @@ class Desk:
         if key not in self._encoders:
             built = load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
             wanted = self.options.compile
-            on_gpu = wanted in ("auto", "replay") and self.device.type == "cuda"
-            if on_gpu or wanted in ("on", *_WHOLE_STEPS):
+            if wanted in ("blocks", "steps") or (wanted == "auto" and self.device.type == "cuda"):
                 compile_blocks(built)
             self._encoders[key] = Checkpointed(built) if self.options.checkpoint else built
         return self._encoders[key]
 
-    def _materials_of(self, cell: Cell) -> Materials:
-        if self._materials is None or self._materials[0] != cell.spec.task:
-            encoder = self._encoder(cell)
-            bundle, _ = self._bundle(cell)
-            budget = cell.spec.budget
-            materials = Materials(
-                name=cell.spec.task,
-                task=load_task(cell.task),
-                bundle=bundle,
-                budget=budget,
-                shape=replace(encoder.shape, query_dim=budget.query_dim),
-                key=feature_key(cell.spec, bundle, encoder.size),
-                device=self.device,
-                encoder=encoder,
-                compiled=_WHOLE_STEPS.get(self.options.compile, ""),
-                replayed=self.options.compile == "replay" and self.device.type == "cuda",
-            )
-            self._materials = (cell.spec.task, materials)
+    def _materials_of(self, job: TrainJob) -> Materials:
+        if self._materials is None or self._materials[0] != job.name:
+            bundles = [self._bundle(cell)[0] for cell in job.tasks]
+            if len(bundles) == 1:
+                materials = self._of_task(job.tasks[0], bundles[0])
+            else:
+                whole, parts = data.join(bundles)
+                each = [self._of_task(*one) for one in zip(job.tasks, parts, strict=True)]
+                materials = joined(each, whole)
+            self._materials = (job.name, materials)
         return self._materials[1]
+
+    def _of_task(self, cell: Cell, bundle: Bundle) -> Materials:
+        encoder, budget = self._encoder(cell), cell.spec.budget
+        return Materials(
+            name=cell.spec.task,
+            task=load_task(cell.task),
+            bundle=bundle,
+            budget=budget,
+            shape=replace(encoder.shape, query_dim=budget.query_dim),
+            key=feature_key(cell.spec, bundle, encoder.size),
+            device=self.device,
+            encoder=encoder,
+            compiled="default" if self.options.compile == "steps" else "",
+        )
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one; UserError for a device that is not there."""
+    """`auto` is the GPU if there is one. Raises UserError for a device that is not there."""
     here = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if here else "cpu")
@@ -317,33 +304,40 @@ def feature_key(spec: CellSpec, bundle: Bundle, size: int) -> FeatureKey:
     )
 
 
-def _all_taps(cells: Sequence[Cell], encoder: Encoder, spec: CellSpec) -> set[Tap]:
-    shape: StackShape = replace(encoder.shape, query_dim=spec.budget.query_dim)
+def tuning_record(member: PassCell, outcome: Outcome) -> CellRecord:
+    """The record of a tuning run; one that diverged has score 0."""
+    if isinstance(outcome, FloatingPointError):
+        return CellRecord(spec=member.spec, status="done", score=0.0, notes=(str(outcome),))
+    return outcome[0]
+
+
+def _all_taps(trainings: Iterable[TrainJob], encoder: Encoder) -> set[Tap]:
+    """The hidden states that these trainings read; a method's taps may depend on the seed."""
     taps: set[Tap] = set()
-    candidates = (one for cell in cells for one in (cell, *layer_cells(cell).values()))
-    for cell in candidates:
-        runs = [run for runs in tuning_specs(cell.spec).values() for run in runs]
-        try:
-            method = load_method(cell.chosen.card)
-            size = cell.spec.budget.seeds_per_pass
-            seeds = {run.seed for run in runs} | {*seeds_of_pass(cell.spec.seed, size)}
-            for seed in seeds:
-                stream = (spec.task, seed)
-                own = shape_of(shape, cell.chosen.settings, spec.budget)
-                fusion = seeded_fusion(method, cell.chosen.settings, own, stream=stream)
-                taps.update(taps_of(fusion))
-        except Exception:  # its cells will fail or be skipped with the reason
-            continue
+    for job in trainings:
+        for cell in (job.tasks[0], *(cells[0] for cells in layer_candidates(job.tasks).values())):
+            # A method that cannot be built fails, or is skipped, when its cells run.
+            try:
+                taps |= _taps_by_seed(job, cell, encoder)
+            except Exception:
+                continue
     return taps
+
+
+def _taps_by_seed(job: TrainJob, cell: Cell, encoder: Encoder) -> set[Tap]:
+    budget, settings = cell.spec.budget, cell.chosen.settings
+    method = load_method(cell.chosen.card)
+    shape = shape_of(replace(encoder.shape, query_dim=budget.query_dim), settings, budget)
+    tuning = {run.seed for runs in tuning_specs(cell.spec).values() for run in runs}
+    blocks = [seeds_of_pass(one.spec.seed, budget.seeds_per_pass) for one in job.cells]
+    seeds = tuning.union(*blocks)
+    found: set[Tap] = set()
+    for seed in seeds:
+        found.update(taps_of(seeded_fusion(method, settings, shape, stream=(job.name, seed))))
+    return found
 
 
 def _score(record: CellRecord | None, spec: CellSpec) -> float:
     if record is None or record.score is None:
         raise ValueError(f"tuning record {spec.id} has no score")
     return record.score
-
-
-def _failure(spec: CellSpec, error: Exception) -> CellRecord:
-    text = "".join(traceback.format_exception(error))
-    lines = text.strip().splitlines()[-_ERROR_LINES:]
-    return CellRecord(spec=spec, status="failed", reason="\n".join(lines))

@@ -83,6 +83,11 @@ class CellSpec:
     seed: int
 
     @property
+    def split(self) -> Literal["val", "test"]:
+        """The examples that the cell is scored on."""
+        return "val" if self.stage == "tune" else "test"
+
+    @property
     def id(self) -> str:
         """20 hexadecimal digits of the SHA-256 of the canonical JSON of `hashed`."""
         values = hashed(self) | {"settings": dict(self.settings), "budget": hashed(self.budget)}
@@ -166,9 +171,8 @@ class RunOptions:
     eval_batch: int = 256
     quiet: bool = False
     compile: str = "auto"
-    """`on`: frozen blocks; `auto`: those, on CUDA only; `off`; `steps`: whole training steps of a
-    pass too, the method's gates with the blocks; `graphs`: the same as CUDA graphs; `replay`: on
-    CUDA blocks, and a whole step of a pass, optimiser and all, recorded once and replayed."""
+    """`off`; `blocks`: compile the frozen blocks; `steps`: also compile whole training steps of a
+    pass; `auto`: `blocks` on CUDA, `off` elsewhere."""
     checkpoint: bool = False
     """Recompute frozen blocks on the way back instead of keeping their activations."""
 

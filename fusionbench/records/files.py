@@ -55,7 +55,7 @@ def _publish(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS or path.exists():
             raise
-        # Some network and FAT file systems have no links; the folder's lock has to do.
+        # Some network and FAT file systems have no links; two runs may then both write it, with equal bytes.
         temporary.rename(path)
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float
@@ -28,9 +28,6 @@ from fusionbench.records.history import History
 from fusionbench.records.outcomes import Items, decode, encode
 from fusionbench.records.verified import State, VerifiedFiles, problems, size_of, sizes
 
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
 __all__ = ["Items", "Store", "decode", "encode"]
 
 _FOLDER = "`fusionbench run --out` makes such a folder"
@@ -40,7 +37,7 @@ _AGAIN = "run the study again to replace it"
 class Store:
     """A folder of records. `open` it to read; `create` it, as a context, to run cells into it."""
 
-    def __init__(self, folder: Path, held: "BaseFileLock | None" = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problems: list[Problem] = []
         """Files and lines that cannot be used; they stay where they are."""
@@ -50,7 +47,6 @@ class Store:
         self._verified = VerifiedFiles(folder / ".checked")
         self._scored: dict[str, str] = {}
         """Hash of a file of outcomes -> a cell that has it."""
-        self._lock = held
 
     @staticmethod
     def open(folder: str | Path) -> "Store":
@@ -64,24 +60,21 @@ class Store:
 
     @staticmethod
     def create(folder: str | Path) -> "Store":
-        """A folder to run into, made if missing and locked against a second run.
+        """A folder to run into, made if missing; several runs may write into it (see `claims`).
 
-        Raises UserError without permission or space, for a file, and while another run holds it.
+        Raises UserError without permission or space, and for a file.
         """
         path = Path(folder)
         make(path)
-        held = lock(path)
         remove_stale(path)
-        return Store(path, held)
+        return Store(path)
 
     def __enter__(self) -> Self:
-        """The store itself, locked by `create`."""
+        """The store itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Release the lock."""
-        if self._lock is not None:
-            self._lock.release()
+        """Nothing is held: each record is written at once."""
 
     def finished(self) -> dict[str, Path]:
         """Files of the sound cells that are done or skipped, by id, in the order of ids.
@@ -313,22 +306,6 @@ def make(path: Path) -> None:
             (path / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(error, path) from error
-
-
-def lock(path: Path) -> "BaseFileLock":
-    """The lock of the folder, held by this process. Raises UserError if another run holds it."""
-    from filelock import FileLock, Timeout
-
-    held = FileLock(path / ".lock")
-    try:
-        held.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"another run is writing to {path}", "wait for it, or choose another --out"
-        ) from error
-    except OSError as error:
-        raise disk_error(error, path) from error
-    return held
 
 
 def remove_stale(path: Path) -> None:

@@ -163,12 +163,13 @@ SECTIONS: Sequence[Section] = (
 _NOTE = ".inputs"
 
 
-def up_to_date(store: Store, home: Path) -> bool:
+def up_to_date(store: Store, home: Path, finished: "Cells | None" = None) -> bool:
     """Whether the report in `home` was made from exactly these records."""
     note = home / _NOTE
     if not note.exists():
         return False
-    return note.read_text(encoding="utf-8") == fingerprint(store, store.finished())
+    cells = store.finished() if finished is None else finished
+    return note.read_text(encoding="utf-8") == fingerprint(store, cells)
 
 
 def mark(home: Path, inputs: str) -> None:

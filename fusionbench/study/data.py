@@ -20,7 +20,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fusionbench.api.tasks import SPLITS, Split, TaskData, data_hash, validate
-from fusionbench.encoders.fetch import fetch
 from fusionbench.harness.bundle import keep
 from fusionbench.records.cell import Budget, canonical
 from fusionbench.records.files import cache_dir, write_atomic
@@ -159,6 +158,9 @@ def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> tu
     package is not copied: tasks that are rendered (they need no other package) and `nano`.
     Raises ValueError for an unknown encoder, OSError if its weights cannot be fetched.
     """
+    # It loads torch, and planning imports this module.
+    from fusionbench.encoders.fetch import fetch
+
     weights = fetch(encoder)
     hashes = {}
     for card in tasks:

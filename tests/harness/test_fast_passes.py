@@ -10,11 +10,11 @@ from toy_passes import BUDGET, KINDS, in_double, named, shared_by
 from fusionbench.api.fusion import InEncoderFusion
 from fusionbench.api.types import Fused
 from fusionbench.harness.model import build_model
-from fusionbench.harness.passes import Run, train_together
+from fusionbench.harness.passes import PassMember, train_together
 from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast, train
 
-RUNS = [Run(seed=seed, lr=3e-3) for seed in (0, 1)]
+RUNS = [PassMember(seed=seed, lr=3e-3) for seed in (0, 1)]
 
 
 class OneGate(InEncoderFusion):

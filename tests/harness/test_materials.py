@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_cells import BUDGET, materials
 
-from fusionbench.harness.materials import ahead
+from fusionbench.harness.materials import prefetch
 
 TAPS = ((0,), (2, 3))
 ROWS = [torch.arange(16) + shift for shift in (0, 5, 9, 30, 31)]
@@ -25,7 +25,7 @@ def reading():
 
 
 def test_what_is_read_ahead_is_what_would_have_been_read(mapped):
-    found = list(ahead(mapped, TAPS, ROWS))
+    found = list(prefetch(mapped, TAPS, ROWS))
     assert len(found) == len(ROWS)
     for picked, hidden in zip(ROWS, found, strict=True):
         assert torch.equal(hidden, mapped.states(picked)(TAPS)) and hidden.dtype == torch.float32
@@ -40,7 +40,7 @@ def test_it_is_read_by_a_thread_and_not_beyond_a_few_batches(mapped, monkeypatch
         return gather(taps, rows)
 
     monkeypatch.setattr(mapped, "mapped", watched)
-    states = ahead(mapped, TAPS, ROWS)
+    states = prefetch(mapped, TAPS, ROWS)
     next(states)
     assert seen and not any(seen) and len(seen) <= 3
     states.close()
@@ -49,14 +49,14 @@ def test_it_is_read_by_a_thread_and_not_beyond_a_few_batches(mapped, monkeypatch
 
 def test_some_taps_may_lie_on_the_device_and_others_not(mapped, monkeypatch):
     monkeypatch.setattr(mapped, "resident", lambda taps: taps == (TAPS[0],))
-    for picked, hidden in zip(ROWS, ahead(mapped, TAPS, ROWS), strict=True):
+    for picked, hidden in zip(ROWS, prefetch(mapped, TAPS, ROWS), strict=True):
         assert torch.equal(hidden, mapped.states(picked)(TAPS))
 
 
 def test_what_lies_on_the_device_starts_no_thread():
     shared = materials(list(TAPS), BUDGET)
     assert shared.resident(TAPS)
-    states = ahead(shared, TAPS, ROWS)
+    states = prefetch(shared, TAPS, ROWS)
     assert torch.equal(next(states), shared.states(ROWS[0])(TAPS)) and not reading()
 
 

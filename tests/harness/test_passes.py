@@ -6,14 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_cells import spec
+from toy_cells import run_cell, spec
 from toy_passes import BUDGET, KINDS, MORE, _OneLayer, both_ways, in_double, named, shared_by
 
 from fusionbench.api.modules import composed, sdpa
 from fusionbench.api.types import Fused
-from fusionbench.harness.cell import Tuned, run_cell
+from fusionbench.harness.cell import PassCell, Tuned
 from fusionbench.harness.model import build_model
-from fusionbench.harness.passes import Member, NotAlike, Run, clip_each, run_pass, train_together
+from fusionbench.harness.passes import (
+    NotEquivalent,
+    PassMember,
+    clip_each,
+    run_pass,
+    train_together,
+)
 from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast, train
 
@@ -81,7 +87,11 @@ def test_each_run_is_clipped_by_its_own_norm():
 def test_a_run_that_diverges_disturbs_no_other():
     method, settings = named("scalar_mix")
     shared = shared_by(method, settings)
-    runs = [Run(seed=0, lr=3e-3), Run(seed=1, lr=math.inf), Run(seed=2, lr=3e-3)]
+    runs = [
+        PassMember(seed=0, lr=3e-3),
+        PassMember(seed=1, lr=math.inf),
+        PassMember(seed=2, lr=3e-3),
+    ]
     models = [build_model(method, settings, shared, run.seed) for run in runs]
     found = train_together(models, shared, runs)
     assert isinstance(found[1], FloatingPointError) and "learning rate inf" in str(found[1])
@@ -118,11 +128,11 @@ class LooksAtValues(_OneLayer):
 def test_what_cannot_run_together_runs_alone_and_says_why(method, words):
     shared = shared_by(method, {})
     models = [build_model(method, {}, shared, seed) for seed in (0, 1)]
-    runs = [Run(seed=seed, lr=3e-3) for seed in (0, 1)]
-    with pytest.raises(NotAlike, match=words):
+    runs = [PassMember(seed=seed, lr=3e-3) for seed in (0, 1)]
+    with pytest.raises(NotEquivalent, match=words):
         train_together(models, shared, runs)
     tuned = Tuned(lr=3e-3, scores={})
-    members = [Member(spec=spec("toy", seed), tuned=tuned) for seed in (0, 1)]
+    members = [PassCell(spec=spec("toy", seed), tuned=tuned) for seed in (0, 1)]
     for member, (record, scores) in zip(
         members, run_pass(method, shared, members, eval_batch=16), strict=True
     ):
@@ -134,6 +144,6 @@ def test_what_cannot_run_together_runs_alone_and_says_why(method, words):
 def test_a_run_that_only_completes_the_pass_is_not_scored():
     method, settings = named("scalar_mix")
     tuned = Tuned(lr=3e-3, scores={})
-    members = [Member(spec=spec("toy", seed), tuned=tuned, wanted=seed == 1) for seed in (0, 1)]
+    members = [PassCell(spec=spec("toy", seed), tuned=tuned, wanted=seed == 1) for seed in (0, 1)]
     found = run_pass(method, shared_by(method, settings), members, eval_batch=16)
     assert found[0] is None and found[1][0].seconds > 0 and not found[1][0].notes

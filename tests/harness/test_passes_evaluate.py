@@ -6,16 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_cells import spec
+from toy_cells import run_cell, spec
 from toy_passes import BUDGET, KINDS, _OneLayer, in_double, named, shared_by
 
 from fusionbench.api.types import Fused
 from fusionbench.harness import passes as batched_cell
-from fusionbench.harness.cell import Tuned, run_cell
+from fusionbench.harness.cell import PassCell, Tuned
 from fusionbench.harness.model import build_model
 from fusionbench.harness.passes import (
-    Member,
-    Run,
+    PassMember,
     evaluate_all,
     evaluate_together,
     run_pass,
@@ -24,7 +23,7 @@ from fusionbench.harness.passes import (
 from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast, evaluate
 
-RUNS = [Run(seed=seed, lr=1e-2) for seed in (0, 1, 2)]
+RUNS = [PassMember(seed=seed, lr=1e-2) for seed in (0, 1, 2)]
 MORE = ("mol-hybrid", "tgif-leaky", "mema[question=shuffled]")
 ALWAYS = ("scalar_mix", "mema", "lsf_internal_modular", "mol-hybrid")
 """One of each way through the code; the others with `-m slow`."""
@@ -42,7 +41,7 @@ def trained(name, budget=BUDGET):
 
 def members(seeds=(0, 1), wanted=(0, 1), lr=1e-2):
     tuned = Tuned(lr=lr, scores={})
-    return [Member(spec=spec("toy", seed), tuned=tuned, wanted=seed in wanted) for seed in seeds]
+    return [PassCell(spec=spec("toy", seed), tuned=tuned, wanted=seed in wanted) for seed in seeds]
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from fusionbench.api.types import StackShape
 from fusionbench.harness.stepping import taps_of
-from fusionbench.launchers.jobs import EncodeJob
-from fusionbench.launchers.runner import Desk
+from fusionbench.launchers.jobs import jobs_of
+from fusionbench.launchers.runner import Runner
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
-from fusionbench.study.plan import make_plan
+from fusionbench.study.plan import make_plan, resolve
 from fusionbench.study.study import SMOKE
 
 # Of the planted encoder with 8 blocks: the mean of four layers is one file.
@@ -23,12 +23,10 @@ DECLARED = {
 
 def stored(monkeypatch, folder, methods):
     monkeypatch.setenv("FUSIONBENCH_CACHE", str(folder / "cache"))
-    with Store.create(folder / "results"):
-        pass
+    Store.create(folder / "results")
     study = replace(SMOKE, methods=methods, tasks=("planted_layer",))
-    cells = make_plan(study, read_catalog(()), ()).cells
-    desk = Desk(RunOptions(out=str(folder / "results"), device="cpu"))
-    desk.prepare(EncodeJob(cells=tuple(cells)))
+    encoding = jobs_of(make_plan(resolve(study, read_catalog(())), ()))[0]
+    Runner(RunOptions(out=str(folder / "results"), device="cpu")).encode(encoding)
     return {path.name for path in (folder / "cache" / "features").iterdir()}
 
 

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from sweep_plugin import __file__ as plugin
 
-from fusionbench.launchers.jobs import CellJob
-from fusionbench.launchers.runner import Desk, seeds_of_pass
-from fusionbench.launchers.sweep import _jobs
+from fusionbench.launchers.jobs import jobs_of
+from fusionbench.launchers.runner import Runner, seeds_of_pass
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study.plan import make_plan
+from fusionbench.study.plan import make_plan, resolve
 from fusionbench.study.study import SMOKE
 
 LAYERS = 8
@@ -28,14 +27,10 @@ STUDY = replace(
 
 def work(folder: Path) -> dict[str, list[str]]:
     """Do what is missing; the events of each method."""
-    with Store.create(folder) as store:
-        plan = make_plan(STUDY, read_catalog([plugin]), store.finished())
-    desk, heard = Desk(RunOptions(out=str(folder), device="cpu")), {}
-    for job in _jobs(plan):
-        if not isinstance(job, CellJob):
-            desk.prepare(job)
-            continue
-        for event in desk.run(job):
+    plan = make_plan(resolve(STUDY, read_catalog([plugin])), Store.create(folder).finished())
+    runner, heard = Runner(RunOptions(out=str(folder), device="cpu")), {}
+    for job in jobs_of(plan):
+        for event in runner.run(job):
             heard.setdefault(event.cell.spec.method, []).append(event.kind)
     return heard
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fusionbench.launchers.sweep import worker_count
+from fusionbench.launchers.local import worker_count
 from fusionbench.records.cell import RunOptions
 
 

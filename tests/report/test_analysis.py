@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_cells import BUDGET, BrightHalf, PixelToyEncoder
+from toy_cells import BUDGET, BrightHalf, PixelToyEncoder, run_cell
 from toy_encoder import SHAPE
 from toy_suite import quick_disk, rows
 
@@ -19,7 +19,7 @@ from fusionbench.api.tasks import Split
 from fusionbench.api.types import Fused
 from fusionbench.encoders.features import FeatureKey, encode
 from fusionbench.harness.bundle import cut
-from fusionbench.harness.cell import Tuned, choose_lr, run_cell
+from fusionbench.harness.cell import Tuned, choose_lr
 from fusionbench.harness.materials import Materials
 from fusionbench.records.cell import CellSpec
 from fusionbench.records.history import Run

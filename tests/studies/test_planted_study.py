@@ -8,13 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from fusionbench.launchers.jobs import EncodeJob
-from fusionbench.launchers.runner import Desk
-from fusionbench.launchers.sweep import _jobs
+from fusionbench.launchers.jobs import jobs_of
+from fusionbench.launchers.runner import Runner
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study.plan import make_plan
+from fusionbench.study.plan import make_plan, resolve
 from fusionbench.study.study import QUICK
 
 LAYERS = tuple(f"layer[index={index}]" for index in range(9))
@@ -25,14 +24,11 @@ READING = ("penultimate", "scalar_mix", "dense_connector-dci", "mema-readout", "
 
 def scores(folder, task, methods, seeds):
     """{seed: {label: score}} of a study run in this process."""
-    with Store.create(folder):
-        study = replace(QUICK, tasks=(task,), methods=methods, seeds=seeds)
-        desk = Desk(RunOptions(out=str(folder), device="cpu"))
-        for job in _jobs(make_plan(study, read_catalog(), ())):
-            if isinstance(job, EncodeJob):
-                desk.prepare(job)
-            else:
-                assert {event.kind for event in desk.run(job)} <= {"begun", "done"}
+    Store.create(folder)
+    study = replace(QUICK, tasks=(task,), methods=methods, seeds=seeds)
+    runner = Runner(RunOptions(out=str(folder), device="cpu"))
+    for job in jobs_of(make_plan(resolve(study, read_catalog()), ())):
+        assert {event.kind for event in runner.run(job)} <= {"begun", "done"}
     found = defaultdict(dict)
     for record in Store.open(folder).records():
         found[record.spec.seed][record.label] = record.score

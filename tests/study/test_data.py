@@ -10,7 +10,7 @@ from fusionbench.api.tasks import data_hash, validate
 from fusionbench.encoders.vit import resize
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.data import load_data, pack, packed_data, packed_tasks, task_hash
-from fusionbench.study.plan import make_plan
+from fusionbench.study.plan import make_plan, resolve
 from fusionbench.study.study import QUICK
 
 SIZE = 32
@@ -55,12 +55,12 @@ def test_a_packed_task_keeps_the_hash_of_its_original(folder, monkeypatch):
 
 def test_cells_keep_their_identity_and_packages_are_not_needed(folder, monkeypatch):
     study = replace(QUICK, methods=("last",), tasks=("digits",))
-    before = {cell.spec.id for cell in make_plan(study, read_catalog(), ()).cells}
+    before = {cell.spec.id for cell in make_plan(resolve(study, read_catalog()), ()).cells}
     monkeypatch.setenv("FUSIONBENCH_DATA", str(folder))
     monkeypatch.setattr("fusionbench.catalog.importable", lambda name: False)
     catalog = read_catalog(packed=packed_tasks())
     assert catalog.tasks["digits"].available and not catalog.tasks["easy_vqa"].available
-    after = {cell.spec.id for cell in make_plan(study, catalog, ()).cells}
+    after = {cell.spec.id for cell in make_plan(resolve(study, catalog), ()).cells}
     assert after == before
 
 

@@ -10,9 +10,10 @@ from fusionbench.api.fusion import Method, Tap
 from fusionbench.api.tasks import Split, Task, TaskData
 from fusionbench.encoders.features import FeatureKey, encode
 from fusionbench.harness.bundle import cut
-from fusionbench.harness.cell import Tuned, run_cell
+from fusionbench.harness.cell import PassCell, Tuned
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion, shape_of
+from fusionbench.harness.passes import run_pass
 from fusionbench.harness.stepping import taps_of
 from fusionbench.records.cell import Budget, CellRecord, CellSpec
 
@@ -86,6 +87,17 @@ def spec(method: str = "toy", seed: int = 0, **settings: bool | int | float | st
         encoder="toy", weights="toy", method=method, method_version=1, settings=settings,
         task="bright_half", task_version=1, data="d", budget=BUDGET, seed=seed,
     )  # fmt: skip
+
+
+def run_cell(
+    spec: CellSpec, method: type[Method], materials: Materials, *, tuned: Tuned, eval_batch: int
+) -> tuple[CellRecord, np.ndarray]:
+    """A pass of one."""
+    member = PassCell(spec=spec, tuned=tuned)
+    (outcome,) = run_pass(method, materials, [member], eval_batch=eval_batch)
+    if isinstance(outcome, FloatingPointError):
+        raise outcome
+    return outcome
 
 
 def train_cell(

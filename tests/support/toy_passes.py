@@ -7,7 +7,7 @@ from toy_encoder import SHAPE
 
 from fusionbench.api.fusion import Fusion
 from fusionbench.harness.model import build_model, seeded_fusion, shape_of
-from fusionbench.harness.passes import Run, train_together
+from fusionbench.harness.passes import PassMember, train_together
 from fusionbench.harness.stepping import taps_of
 from fusionbench.harness.train import evaluate, train
 from fusionbench.readers.questions import QuestionTable
@@ -24,7 +24,7 @@ MORE = (
 )  # fmt: skip
 
 
-RUNS = [Run(seed=seed, lr=lr) for lr in (3e-3, 1e-2) for seed in (0, 1)]
+RUNS = [PassMember(seed=seed, lr=lr) for lr in (3e-3, 1e-2) for seed in (0, 1)]
 
 
 def shared_by(method, settings, budget=BUDGET, device="cpu"):

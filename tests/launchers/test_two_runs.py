@@ -1,0 +1,97 @@
+"""Several runs in one folder at once: each cell runs once, none is lost, and all runs end well."""
+
+import re
+import subprocess
+import sys
+import threading
+
+from fusionbench.records.cell import CellRecord
+from fusionbench.records.claims import CLAIMS, claimed, exclusive
+
+STUDY = ("run", "--preset", "smoke", "--tasks", "planted_layer", "--workers", "1")
+METHODS = "penultimate,scalar_mix,last"
+
+
+def started(folder, *more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "fusionbench", *STUDY, *more, "--out", str(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def counts(said):
+    return [
+        int(number) for number in re.search(r"(\d+) cells run, (\d+) were there", said).groups()
+    ]
+
+
+def test_two_runs_at_once_share_the_cells_and_both_report_all(tmp_path):
+    # One asks for two seeds of the other's methods: they have jobs, not only cells, in common.
+    runs = [
+        started(tmp_path, "--methods", METHODS, "--seeds", "1"),
+        started(tmp_path, "--methods", f"{METHODS},mema-readout", "--seeds", "2"),
+    ]
+    said = [run.communicate(timeout=240) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    (few, few_there), (many, many_there) = (counts(out) for out, _ in said)
+    records = [
+        CellRecord.from_json(path.read_text()) for path in (tmp_path / "cells").glob("*.json")
+    ]
+    assert len(records) == 4 * 2 and all(record.status == "done" for record in records)
+    assert few + few_there == 3 and many + many_there == 8
+    assert few + many == 8
+    assert not (tmp_path / CLAIMS).exists() and not list((tmp_path / "failures").iterdir())
+    for out, _ in said:
+        assert "report: " in out
+
+
+def test_a_claim_is_held_by_one_and_free_again_afterwards(tmp_path):
+    with claimed(tmp_path, "a") as first, claimed(tmp_path, "a") as second:
+        assert first and not second
+        with claimed(tmp_path, "b") as other:
+            assert other
+    with claimed(tmp_path, "a") as again:
+        assert again
+    assert not (tmp_path / CLAIMS).exists()
+
+
+def test_who_waits_gets_the_claim_when_it_is_released(tmp_path):
+    got = []
+
+    def wait():
+        with claimed(tmp_path, "a", wait=True) as ours:
+            got.append(ours)
+
+    with claimed(tmp_path, "a"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(0.5)
+        assert not got
+    thread.join(10)
+    assert got == [True]
+
+
+def test_a_process_that_dies_releases_its_claim(tmp_path):
+    code = (
+        "import os, sys, pathlib\nfrom fusionbench.records.claims import claimed\n"
+        "with claimed(pathlib.Path(sys.argv[1]), 'a'):\n    os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    with claimed(tmp_path, "a") as ours:
+        assert ours
+
+
+def test_the_folder_is_exclusive_for_one_at_a_time(tmp_path):
+    order = []
+
+    def second():
+        with exclusive(tmp_path):
+            order.append("second")
+
+    with exclusive(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.4)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
