@@ -1,10 +1,10 @@
-"""Hidden states mapped from disk: read in each step, or ahead by a thread; beside what is resident.
+"""Hidden states mapped from disk, read in each step or ahead by a thread, against resident ones.
 
     python benchmarks/feature_loading.py --device cuda
 
 A training pass of one method on files of hidden states. Plain: each step gathers its rows and
-waits. Ours: `harness/ahead.py`. The note says what a pass takes whose hidden states all lie on the
-device: what is left above it is what loading costs.
+waits. Ours: the prefetch of `harness/materials.py`. The note has the time with all hidden states on
+the device; the difference to it is the cost of loading.
 """
 
 import tempfile
