@@ -1,10 +1,10 @@
-"""Images to files of hidden states: beside the encoder alone, which keeps none of them.
+"""Images to files of hidden states, against the encoder alone, which keeps none of them.
 
     python benchmarks/encoding.py --device cuda
 
 The same batches on the same device. Plain: the encoder's blocks, nothing written. Ours:
-`features.encode` with every layer as a tap, in the type of the preset `paper`. The note says how
-much was written; a disk or memory that takes less a second is then the limit, not the encoder.
+`features.encode` with every layer as a tap, in the type of the preset `paper`. The note has
+the amount written; a slower disk or memory is the limit then, not the encoder.
 """
 
 import numpy as np

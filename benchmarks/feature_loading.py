@@ -1,10 +1,10 @@
-"""Hidden states mapped from disk: read in each step, or ahead by a thread; beside what is resident.
+"""Hidden states mapped from disk, read in each step or ahead by a thread, against resident ones.
 
     python benchmarks/feature_loading.py --device cuda
 
 A training pass of one method on files of hidden states. Plain: each step gathers its rows and
-waits. Ours: `harness.materials.prefetch`. The note gives the time of a pass whose hidden states are
-all on the device: the rest is the cost of loading.
+waits. Ours: the prefetch of `harness/materials.py`. The note has the time with all hidden states on
+the device; the difference to it is the cost of loading.
 """
 
 import tempfile

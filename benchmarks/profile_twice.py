@@ -1,4 +1,4 @@
-"""The same profile twice in a row: how far apart are two rows of the cost table?
+"""The same profile twice in a row: the difference of two rows of the cost table.
 
 python benchmarks/profile_twice.py --device cuda
 """

@@ -85,7 +85,7 @@ def _maker(machine: Mapping[str, str]) -> str:
 
 
 def parser_of(text: str) -> argparse.ArgumentParser:
-    """What every script understands: where to measure. `text` is the script's own account."""
+    """The options of every script: where to measure. `text` is the script's description."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=text, formatter_class=raw)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda.")

@@ -1,6 +1,6 @@
-"""Every target with its script, and `RESULTS.md` from what was measured: run this file to write it.
+"""Speed targets with their scripts; running this file writes `RESULTS.md` from the measurements.
 
-A target without a measurement says so, and how to measure it.
+A target without a measurement is listed with the command that measures it.
 """
 
 import argparse
@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def write(results: Path, page: Path) -> None:
-    """Every target with what the files in `results` say of it."""
+    """Write each target with its measurements in `results`, the curves, and `notes.md`."""
     found: dict[str, list[str]] = {}
     curves: list[str] = []
     for path in sorted(results.glob("*.json")):
@@ -165,7 +165,7 @@ def write(results: Path, page: Path) -> None:
                 )
             else:
                 found.setdefault(row["target"], []).append(f"{text}, {values['device']}{note}")
-    page.write_text(_page(found, curves))
+    page.write_text(_page(found, curves) + (HERE / "notes.md").read_text())
 
 
 def _page(found: dict[str, list[str]], curves: list[str]) -> str:
@@ -173,7 +173,8 @@ def _page(found: dict[str, list[str]], curves: list[str]) -> str:
         "# Benchmarks",
         "",
         "Each script measures our way and the plain way in one run, in turn. This page is written",
-        "by `python benchmarks/targets.py` from `results/*.json`; a figure belongs to its device.",
+        "by `python benchmarks/targets.py` from `results/*.json` and `notes.md`. A number",
+        "belongs to its device.",
         "",
         "| work | plain way | target | measured: plain -> ours | command |",
         "|---|---|---|---|---|",

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 CPU = ("--device", "cpu")
-LONG = ("mema_clip.py", "seeds_in_encoder.py", "whole_study.py")
+LONG = ("mema_clip.py", "quick_study.py", "seeds_in_encoder.py", "whole_study.py")
 """Five seconds or more."""
 # Script, its arguments, and the targets of the rows that must be there.
 RUNS = {
@@ -110,7 +110,9 @@ def test_a_benchmark_measures_both_ways(script, run):
     assert all(row["plain"] > 0 and row["ours"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize(
+    "axis", [pytest.param(a, marks=pytest.mark.slow if a == "methods" else ()) for a in AXES]
+)
 def test_an_axis_of_scaling_has_its_points(axis, run):
     point, target = AXES[axis]
     found = run("scaling.py", *CPU, "--axes", axis, "--points", point, "--methods", "scalar_mix",
@@ -141,6 +143,7 @@ def test_two_folders_of_one_study_are_compared_example_by_example(run, tmp_path)
     assert json.loads((tmp_path / "two_devices-a-card.json").read_text())["device"] == "a card"
 
 
+@pytest.mark.slow
 def test_a_study_that_stops_goes_on_with_what_is_left(run, tmp_path):
     arguments, _ = RUNS["whole_study.py"]
     assert run("whole_study.py", *arguments, "--minutes", "0") == []
@@ -152,6 +155,7 @@ def test_a_study_that_stops_goes_on_with_what_is_left(run, tmp_path):
     assert (row["plain"], row["ours"]) == (300.0, 100.0) and not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_is_named_in_the_row_of_the_whole_study(run, monkeypatch, tmp_path):
     arguments, _ = RUNS["whole_study.py"]
     words = list(arguments)

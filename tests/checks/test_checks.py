@@ -40,7 +40,13 @@ def test_a_few_methods_of_every_kind_pass_every_check(verdict):
     verdict()
 
 
-@pytest.mark.parametrize("name", names())
+def one_of_each() -> list:
+    """All names; of a method's variants the first, the others are slow."""
+    first = {name.split("-")[0]: name for name in reversed(names())}.values()
+    return [pytest.param(n, marks=() if n in first else pytest.mark.slow) for n in names()]
+
+
+@pytest.mark.parametrize("name", one_of_each())
 def test_every_built_in_method_keeps_its_promises(name):
     report = check_method(name, only=QUICK)
     assert not report.unexpected, str(report)

@@ -69,10 +69,9 @@ def losses(method, settings, *, compiled, precision="fp32"):
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [("one_gate", "aot_eager"),
-     *(pytest.param(name, "aot_eager", marks=pytest.mark.slow) for name in KINDS),
-     pytest.param("one_gate", "inductor", marks=pytest.mark.slow)],
-)  # fmt: skip
+    [("one_gate", "aot_eager"), *((name, "aot_eager") for name in KINDS), ("one_gate", "inductor")],
+)
+@pytest.mark.slow
 def test_a_compiled_step_trains_as_the_plain_one(name, backend):
     method, settings = (OneGate, {}) if name == "one_gate" else named(name)
     torch._dynamo.reset()
@@ -84,6 +83,7 @@ def test_a_compiled_step_trains_as_the_plain_one(name, backend):
     assert np.abs(found - losses(method, settings, compiled="")).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_compiled_step_in_bfloat16_stays_near_a_reference_in_double_precision():
     torch._dynamo.reset()
     half = shared_by(OneGate, {}, replace(BUDGET, precision="bf16"))

@@ -1,11 +1,16 @@
-"""Rules worth having are tests: who imports whom, what is shipped, how long a function may be."""
+"""The shape of the package: which folder imports which, how long files and functions are."""
 
 import ast
 import copy
+import functools
+import graphlib
 import itertools
+import shutil
+import statistics
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,40 +23,43 @@ from fusionbench.study import study
 PACKAGE = Path(fusionbench.__file__).parent
 ROOT = PACKAGE.parent
 IN_CHECKOUT = (ROOT / "pyproject.toml").exists() and (ROOT / "methods").is_dir()
-LONGEST_FUNCTION = 40
-LONGEST_FILE = 300
+
+# A folder imports only folders in front of it.
+ORDER = (
+    "api", "stats", "records", "encoders", "registry", "readers", "harness", "study", "launchers",
+    "cost", "checks", "report", "cli",
+)  # fmt: skip
+MOST_ENTRIES = 17
+LINES = (60, 500)
+LONGEST_FUNCTION = 45
+MEDIAN_FUNCTION = 10
 LONGEST_METHOD_FILE = 200
-# Nodes of the syntax tree, names left aside: three to five statements that say something.
+SHORT_FILES = {
+    "__init__.py": "a docstring, and what the folder exports",
+    "__main__.py": "python -m fusionbench",
+    "api/encoders.py": "the encoder contract",
+    "api/seeding.py": "named random streams, used by every folder above",
+    "encoders/build.py": "the one way from a name to an encoder",
+    "launchers/jobs.py": "jobs are plain data: pickled without torch",
+    "readers/build.py": "the one way from a name to a reader",
+    "registry/encoder_cards.py": "cards of encoders, read without torch",
+}
+ONE_FILE_A_COMMAND = "cli/"
+
+# Modules that planning, reports and the command line need: they must not load torch.
+WITHOUT_TORCH = ("records", "stats", "registry", "report", "cli")
+WITHOUT_TORCH_ALONE = ("study.plan", "launchers.sweep")
+# `--help`, `list`, planning and a rerun with nothing to do start without these.
+SLOW_TO_IMPORT = ("torch", "pandas", "seaborn", "scipy", "matplotlib")
+# Nodes of the syntax tree without names: three to five statements that do something.
 LONGEST_TWIN = 50
 
-# What must never be imported by whom (prefixes of modules below fusionbench).
-FORBIDDEN = {
-    "types": ("",),
-    "records": ("",),
-    "task": ("harness", "encoders", "store", "report", "cli"),
-    "stats": ("cli", "report", "store", "records", "harness", "encoders", "types", "fusion"),
-    "encoders": ("harness", "report", "store", "cli", "sweep", "launchers"),
-    "harness": ("report", "stats", "store", "cli", "sweep", "launchers", "catalog", "plugins"),
-    "checks": ("report", "stats", "store", "cli", "sweep", "launchers"),
-    "readers": ("harness", "report", "stats", "store", "cli", "sweep", "launchers"),
-    "report": ("harness", "encoders", "fusion", "types", "cli", "sweep", "launchers", "features"),
-    "paired": ("harness", "encoders", "cli", "commands", "report"),
-    "claims": ("harness", "encoders", "cli", "commands"),
-    "power": ("harness", "encoders", "cli", "commands"),
-    "diff": ("harness", "encoders", "cli", "commands"),
-    "probes": ("harness", "encoders", "cli", "commands", "report"),
-    "store": ("harness", "encoders", "fusion", "types", "cli", "report", "stats"),
-    "scores": ("harness", "encoders", "fusion", "types", "cli", "report"),
-    "sweep": ("report", "cli", "harness"),
-    "": ("cli", "methods", "tasks"),
-}
-MAY_IMPORT_CLI = ("cli", "__main__")
 
-
-def modules() -> dict[str, Path]:
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    """Files of the engine by module name, without the leading `fusionbench.`."""
     found = {}
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
         if parts[0] not in ("methods", "tasks"):
             found[".".join(part for part in parts if part != "__init__")] = path
     return found
@@ -63,14 +71,23 @@ def plugin_files() -> list[Path]:
     return sorted(path for folder in folders for path in folder.glob("*.py"))
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
-    """Modules of ours that a file imports, without the leading `fusionbench.`."""
+    """Modules of ours that a file imports, by statement or by string, without `fusionbench.`."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value] if node.value.replace(".", "").isidentifier() else []
         else:
             continue
         found |= {n.removeprefix("fusionbench.") for n in names if n.startswith("fusionbench.")}
@@ -81,19 +98,103 @@ def below(module: str, prefix: str) -> bool:
     return module == prefix or module.startswith(f"{prefix}.")
 
 
-def test_no_module_imports_what_it_must_not_know():
-    wrong = []
-    for module, path in modules().items():
-        for owner, forbidden in FORBIDDEN.items():
-            if owner and not below(module, owner):
-                continue
-            for name in imports(path):
-                if below(name, module.split(".")[0]) or below(name, owner or "\0"):
-                    continue
-                if any(not prefix or below(name, prefix) for prefix in forbidden):
-                    if not (below(name, "cli") and module.split(".")[0] in MAY_IMPORT_CLI):
-                        wrong.append(f"{module} imports {name}")
+def arrows(package: Path = PACKAGE) -> Iterator[tuple[str, str, str, str]]:
+    """Each import between two folders: folder, imported folder, module, imported module."""
+    for module, path in modules(package).items():
+        folder = module.split(".")[0]
+        for name in imports(path):
+            target = name.split(".")[0]
+            if folder in ORDER and target in ORDER and target != folder:
+                yield folder, target, module, name
+
+
+def upward(package: Path = PACKAGE) -> list[str]:
+    """Imports that break the order of the folders."""
+    return [
+        f"{module} imports {name}"
+        for folder, target, module, name in arrows(package)
+        if ORDER.index(target) > ORDER.index(folder)
+    ]
+
+
+def functions() -> Iterator[tuple[str, int]]:
+    """Name and lines of each function of the engine, methods and tasks."""
+    for path in [*modules().values(), *plugin_files()]:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                yield f"{path.parent.name}/{path.name}:{node.name}", lines
+
+
+def test_a_folder_imports_only_folders_below_it():
+    assert not upward()
+
+
+def test_the_imports_between_folders_have_no_cycle():
+    graph: dict[str, set[str]] = {}
+    for folder, target, _, _ in arrows():
+        graph.setdefault(folder, set()).add(target)
+    assert set(graph) >= set(ORDER) - {"api", "stats", "records"}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+PLANTED = {
+    "stats/estimate.py": "from fusionbench.report import build",
+    "records/cell.py": "import fusionbench.harness.train",
+    "api/types.py": "def late():\n    from fusionbench.cli.main import main",
+    "readers/build.py": "name = 'fusionbench.launchers.local'",
+}
+
+
+def test_planted_upward_imports_are_found(tmp_path):
+    package = tmp_path / "fusionbench"
+    shutil.copytree(PACKAGE, package)
+    for name, line in PLANTED.items():
+        file = package / name
+        file.write_text(f"{file.read_text()}\n{line}\n")
+    found = set(upward(package)) - set(upward())
+    assert {text.split()[0] for text in found} == {
+        name.removesuffix(".py").replace("/", ".") for name in PLANTED
+    }
+
+
+def test_the_package_shows_its_folders_and_nothing_else():
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders - {"methods", "tasks"} == set(ORDER)
+    assert entries - folders == {"__init__.py", "__main__.py", "py.typed"}
+    if IN_CHECKOUT:
+        assert len(entries) + 1 <= MOST_ENTRIES
+
+
+@pytest.mark.skipif(not IN_CHECKOUT, reason="an installed wheel has no docs")
+def test_the_documents_name_the_order_of_the_folders():
+    assert " < ".join(ORDER) in " ".join((ROOT / "docs" / "design.md").read_text().split())
+    readme = (ROOT / "README.md").read_text()
+    assert not [folder for folder in ORDER if f"    {folder}/" not in readme]
+
+
+def test_every_folder_says_in_one_line_what_it_holds():
+    for path in PACKAGE.rglob("__init__.py"):
+        if path.parent.name not in ("methods", "tasks"):
+            text = ast.get_docstring(parsed(path)) or ""
+            assert text and len(text.splitlines()[0]) < 100, path
+
+
+def test_files_hold_one_idea():
+    wrong = {}
+    for path in modules().values():
+        name, lines = path.relative_to(PACKAGE).as_posix(), len(path.read_text().splitlines())
+        short = {name, path.name} & SHORT_FILES.keys() or name.startswith(ONE_FILE_A_COMMAND)
+        if lines > LINES[1] or (lines < LINES[0] and not short):
+            wrong[name] = lines
     assert not wrong
+
+
+def test_functions_are_short():
+    lines = dict(functions())
+    assert not {name: n for name, n in lines.items() if n > LONGEST_FUNCTION}
+    assert statistics.median(n for _, n in functions()) < MEDIAN_FUNCTION
 
 
 def test_methods_and_tasks_import_only_the_api():
@@ -107,7 +208,7 @@ def test_methods_and_tasks_import_only_the_api():
     assert not wrong
 
 
-def test_only_plugins_reaches_methods_and_tasks_and_only_by_string():
+def test_the_engine_names_no_module_of_methods_or_tasks():
     named = [
         name
         for name, path in modules().items()
@@ -116,24 +217,10 @@ def test_only_plugins_reaches_methods_and_tasks_and_only_by_string():
     assert not named
 
 
-def test_functions_and_files_stay_readable():
-    long = []
-    for path in [*modules().values(), *plugin_files()]:
-        text = path.read_text()
-        if text.count("\n") > LONGEST_FILE:
-            long.append(f"{path.name}: {text.count(chr(10))} lines")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                size = (node.end_lineno or node.lineno) - node.lineno + 1
-                if size > LONGEST_FUNCTION:
-                    long.append(f"{path.name}:{node.name}: {size} lines")
-    assert not long
-
-
 def blocks(path: Path) -> dict[str, int]:
-    """Runs of two and more statements in one body, with other names taken for the same."""
+    """Sequences of two or more statements of one body, local names ignored: dump -> line."""
     found = {}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         body = getattr(node, "body", None)
         if isinstance(node, (ast.Module, ast.ClassDef)) or not isinstance(body, list):
             continue
@@ -145,7 +232,7 @@ def blocks(path: Path) -> dict[str, int]:
 
 
 def nameless(node: ast.AST) -> ast.AST:
-    """A copy without local names, and without docstrings and what they are replaced by."""
+    """A copy of the node without local names and strings."""
     copied = copy.deepcopy(node)
     for part in ast.walk(copied):
         if isinstance(part, ast.Name):
@@ -193,29 +280,26 @@ def test_a_method_stays_on_two_hundred_lines():
     assert not {name: n for name, n in lengths.items() if n > LONGEST_METHOD_FILE}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "records",
-        "store",
-        "scores",
-        "stats",
-        "report",
-        "plan",
-        "sweep",
-        "catalog",
-        "cli",
-        "probes",
-        "claims.text",
-        "power.text",
-        "diff.text",
-        "report.paper.pages",
-        "report.reported",
-    ],
-)
-def test_planning_and_analysis_are_free_of_torch(module):
-    code = f"import sys, fusionbench.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def loaded_by(names: list[str], heavy: tuple[str, ...]) -> str:
+    """The first of the modules after whose import one of the heavy packages is loaded."""
+    code = f"""
+import importlib, sys
+for name in {names!r}:
+    importlib.import_module("fusionbench." + name)
+    if found := set({heavy!r}) & sys.modules.keys():
+        sys.exit(f"{{name}} loads {{found}}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stderr
+
+
+def test_planning_records_and_reports_do_not_load_torch():
+    names = [name for name in modules() if name.split(".")[0] in WITHOUT_TORCH]
+    assert not loaded_by(sorted([*names, *WITHOUT_TORCH_ALONE]), ("torch",))
+
+
+def test_the_command_line_and_planning_start_without_what_is_slow_to_import():
+    assert not loaded_by(["cli.main", "registry.catalog", *WITHOUT_TORCH_ALONE], SLOW_TO_IMPORT)
 
 
 @pytest.mark.skipif(not IN_CHECKOUT, reason="an installed wheel has no pyproject.toml")

@@ -1,9 +1,9 @@
 """Every command in the README and the docs runs, long ones with the smallest preset."""
 
-import os
+import contextlib
+import io
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,12 +23,14 @@ BLOCK = re.compile(r"```(?:bash|sh|console)\n(.*?)```", re.DOTALL)
 # What CI does itself, from nothing; running it here would recurse.
 BY_CI = ("pip ", "pytest", "bash .ci/run", "git ", "cd ", "export ")
 SMALLEST = ["--preset", "smoke"]
-# A value that stands for much work, and one of the same kind that stands for little.
+# A small value of the same kind in place of one that means much work.
 SMALL_VALUE = {"--methods": "penultimate", "--tasks": "planted_layer"}
 BIG = ("all", "*")
 # The same for `check`: one method instead of all of them.
 ONE_METHOD = "penultimate"
 SMALL_STUDY = ["--preset", "smoke", "--methods", "penultimate", "--tasks", "planted_layer"]
+# Their commands are also run by the tests of `check`, `new-method`, `ablate`, `pack` and reports.
+SLOW_PAGES = ("ablations.md", "add-a-method.md", "checks.md", "packing.md", "reporting.md")
 DROPPED = ("--preset", "--seeds", "--device")
 KEPT_TASKS = ("digits", "scenes_count")
 SWITCH = {"mema": "query", "token_gate": "depth"}
@@ -45,8 +47,16 @@ def commands() -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
+def pages() -> list:
+    """Documents with commands; those whose commands have tests of their own are slow."""
+    names = sorted({page for page, _ in commands()})
+    return [pytest.param(n, marks=pytest.mark.slow if n in SLOW_PAGES else ()) for n in names]
+
+
 def smallest(arguments: list[str]) -> list[str]:
     """The same command, but with one seed, two steps, and no grid of everything."""
+    if arguments[0] == "profile":
+        return ["profile", "scalar_mix", "--batch", "1", "--width", "16", "--blocks", "2"]
     if arguments[0] == "check":
         return [ONE_METHOD if word in BIG else word for word in arguments]
     kept, i = [], 0
@@ -102,18 +112,25 @@ def copy_two_tasks(shipped: Path, copy: Path) -> None:
 
 
 def run(arguments: list[str], place: Path, variables: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fusionbench", *arguments], cwd=place, capture_output=True,
-        text=True, timeout=240, check=False,
-        env=os.environ | {"PYTHONPATH": IMPORTED_FROM} | variables,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+    """Run a command of the documents in this process; workers are processes as always."""
+    from fusionbench.cli.main import main
+
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(place)
+        patch.setattr(sys, "argv", ["fusionbench", *arguments])
+        for name, value in {"PYTHONPATH": IMPORTED_FROM, **variables}.items():
+            patch.setenv(name, value)
+        with contextlib.redirect_stderr(printed), pytest.raises(SystemExit) as end:
+            main()
+    assert not end.value.code, f"{arguments}: {printed.getvalue()}"
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
-@pytest.mark.parametrize("page", sorted({page for page, _ in commands()}))
+@pytest.mark.parametrize("page", pages())
 def test_every_documented_command_runs(page, folder):
     # In the page's order: what one command writes, the next one may read.
+    done = []
     for text in (text for name, text in commands() if name == page):
         words, variables = shlex.split(text), {}
         while "=" in words[0]:
@@ -122,7 +139,9 @@ def test_every_documented_command_runs(page, folder):
         if words[:3] == ["python", "-m", "fusionbench"]:
             words = ["fusionbench", *words[3:]]
         assert words[0] == "fusionbench", f"{page}: this test does not know how to run {text!r}"
-        run(smallest(words[1:]), folder, variables)
+        if (small := smallest(words[1:])) not in done:
+            run(small, folder, variables)
+            done.append(small)
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
