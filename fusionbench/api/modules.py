@@ -80,3 +80,35 @@ class CrossAttention(nn.Module):
         # By hand: PyTorch's fused attention has no vmap rule on the CPU, and these are small.
         mixed = _by_hand(*parts)
         return self.out_proj(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+class Heads(nn.Module):
+    """The projections of an attention without biases, named as in Llama."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(width, width, bias=False) for _ in range(4)
+        )
+
+    def split(self, values: Float[Tensor, "batch position width"]) -> Tensor:
+        """One slice of the width to each head: [batch head position part]."""
+        return rearrange(values, "b n (h d) -> b h n d", h=self.heads)
+
+    def joined(self, mixed: Float[Tensor, "batch head position part"]) -> Tensor:
+        """The heads side by side, through the output projection."""
+        return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) up(x)), without biases."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "batch position width"]) -> Tensor:
+        """Each position on its own."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

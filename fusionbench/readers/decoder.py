@@ -6,12 +6,12 @@ that what a fusion does inside them can be done in the same way inside a languag
 """
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api.modules import sdpa
+from fusionbench.api.modules import GatedMLP, Heads, sdpa
 from fusionbench.api.types import Fused, ReaderShape
 from fusionbench.readers.attentive import Projector
 from fusionbench.readers.injection import Inside, project
@@ -98,25 +98,6 @@ class DecoderLayer(nn.Module):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-class Heads(nn.Module):
-    """The projections of an attention without biases, named as in Llama."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(width, width, bias=False) for _ in range(4)
-        )
-
-    def split(self, values: Float[Tensor, "batch position width"]) -> Tensor:
-        """One slice of the width to each head: [batch head position part]."""
-        return rearrange(values, "b n (h d) -> b h n d", h=self.heads)
-
-    def joined(self, mixed: Float[Tensor, "batch head position part"]) -> Tensor:
-        """The heads side by side, through the output projection."""
-        return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)"))
-
-
 class SelfAttention(Heads):
     """Attention with rotary positions."""
 
@@ -134,19 +115,6 @@ class SelfAttention(Heads):
         query, key = (_rotated(part, position_embeddings) for part in (query, key))
         mixed = sdpa(query, key, value, attention_mask)
         return self.joined(mixed), None
-
-
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) up(x)), without biases."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
-        self.down_proj = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Float[Tensor, "batch position width"]) -> Tensor:
-        """Each position on its own."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 def causal(seen: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch 1 asking asked"]:
