@@ -167,14 +167,19 @@ class Subject:
             return constructor(shape, **own_settings(self.settings))
 
     def jittered(self, shape: StackShape = SHAPE, *, seed: int = 0) -> Method:
-        """One whose weights have all moved: a gate that starts at zero hides what lies behind."""
+        """A new method with noise on every weight."""
         method = self.build(shape, seed=seed)
-        rng = torch.Generator().manual_seed(seed + 1)
-        with torch.no_grad():
-            for parameter in method.parameters():
-                noise = torch.randn(parameter.shape, generator=rng)
-                parameter.add_(_JITTER * noise.to(parameter.dtype))
+        jitter(method, seed)
         return method
+
+
+def jitter(method: Method, seed: int) -> None:
+    """Add normal noise to every weight: a gate that starts at zero hides what follows it."""
+    rng = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            noise = torch.randn(parameter.shape, generator=rng)
+            parameter.add_(_JITTER * noise.to(parameter.dtype))
 
 
 def run(
@@ -279,6 +284,7 @@ class ToyMaterials(Materials):
         return gather
 
 
+@cache
 def materials(
     labels: Literal["planted", "random"],
     *,

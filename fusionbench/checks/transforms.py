@@ -1,19 +1,16 @@
-"""torch.func: several seeds, their weights stacked, in one pass give what each gives alone."""
+"""Checks of precision, storage, torch.compile and torch.func.vmap."""
 
 import copy
 import pickle
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api.fusion import Fusion, InEncoderFusion, Method
-from fusionbench.api.types import Fused
+from fusionbench.api.fusion import Method
 from fusionbench.checks.kit import (
     ROUNDING,
     CheckFailed,
@@ -23,15 +20,21 @@ from fusionbench.checks.kit import (
     expect_equal,
 )
 from fusionbench.checks.toy import (
+    BUDGET,
     SHAPE,
     FixedReader,
     Subject,
     ToyEncoder,
     draw,
+    jitter,
+    materials,
     outputs,
     run_on,
     told,
 )
+from fusionbench.harness.materials import Materials
+from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.stack import Stack
 
 # Numbers: full precision stays full, bf16 stays near it, and nothing overflows.
 
@@ -248,65 +251,27 @@ def _expect_compiler(backend: str) -> None:
 
 
 _SEEDS = (0, 1)
-
-
-class Step(nn.Module):
-    """One of a method's steps as a module's forward, so that weights can be swapped in."""
-
-    def __init__(self, method: Method, step: str, block: int | None) -> None:
-        super().__init__()
-        self.method, self.step = method, step
-        self.given = () if block is None else (block,)
-        self.reader = FixedReader(method.out_dim)
-
-    def forward(self, *tensors: Any) -> Any:
-        """What the step gives; of Fused, the outputs by name."""
-        found = getattr(self.method, self.step)(*self.given, *tensors)
-        return dict(outputs(found, self.reader)) if isinstance(found, Fused) else found
+_EXAMPLES = 4
 
 
 @check
 def vmapped(subject: Subject) -> None:
     """Seeds trained in one pass by torch.func.vmap give what each gives alone."""
-    methods = [subject.jittered(seed=seed).eval() for seed in _SEEDS]
-    drawn = [draw(SHAPE, seed=5 + seed) for seed in _SEEDS]
-    tokens, query = (torch.stack(parts) for parts in zip(*drawn, strict=True))
-    together = (_fused if isinstance(methods[0], Fusion) else _stepped)(methods, tokens, query)
-    for seed, method in enumerate(methods):
-        for name, values in told(method, *drawn[seed]).items():
-            expect_close(together[name][seed], values, f"seed {seed} of several, {name}")
+    budget = replace(BUDGET, steps=1, batch=len(_SEEDS) * _EXAMPLES)
+    shared = materials("random", budget=budget)
+    models = [_model(subject, shared, seed) for seed in _SEEDS]
+    stack = Stack(models, shared)
+    batch = shared.splits["train"].pick(torch.arange(budget.batch).view(len(_SEEDS), _EXAMPLES))
+    one = batch.pick(torch.tensor(0))
+    losses = stack.losses(batch)
+    logits, _ = stack.outputs(one, shared.states(one.rows)(stack.taps))
+    for seed, model in enumerate(models):
+        loss = model.loss(batch.pick(torch.tensor(seed)), shared)
+        expect_close(losses[seed], loss, f"seed {seed} of several, the loss")
+        expect_close(logits[seed], model(one, shared)[0], f"seed {seed} of several, the answers")
 
 
-def _fused(methods: Sequence[Any], tokens: Tensor, query: Tensor) -> dict[str, Tensor]:
-    encoder = ToyEncoder(SHAPE)
-    states = torch.stack([encoder.states_from(each) for each in tokens])
-    hidden = torch.stack([states[:, list(tap)].mean(dim=1) for tap in methods[0].taps], dim=1)
-    return _at_once(methods, "forward", None, hidden, query)
-
-
-def _stepped(methods: Sequence[Any], tokens: Tensor, query: Tensor) -> dict[str, Tensor]:
-    """The frozen blocks run on each seed, only the method's own steps are mapped."""
-    encoder = ToyEncoder(SHAPE)
-    first: InEncoderFusion = methods[0]
-    frozen = torch.stack([encoder.states_from(each) for each in tokens], dim=1)
-    written, state = tokens, _at_once(methods, "start", None, tokens, query)
-    for block in range(1, first.depth + 1):
-        entered = torch.stack([encoder.block(block, each) for each in written])
-        given = entered if first.writes else frozen[block]
-        written, state = _at_once(methods, "after_block", block, given, state)
-    return _at_once(methods, "finish", None, written, state)
-
-
-def _at_once(methods: Sequence[Method], step: str, block: int | None, *given: Any) -> Any:
-    """One step of all seeds, as the engine folds them."""
-    weights, buffers = torch.func.stack_module_state(list(methods))
-    skeleton = Step(copy.deepcopy(methods[0]), step, block)
-
-    def call(own: dict[str, Tensor], fixed: dict[str, Tensor], *rest: Any) -> Any:
-        named = {f"method.{name}": values for name, values in (own | fixed).items()}
-        return torch.func.functional_call(skeleton, named, rest)
-
-    with warnings.catch_warnings():
-        # Right but slow, which is no matter here.
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        return torch.vmap(call)(weights, buffers, *given)
+def _model(subject: Subject, shared: Materials, seed: int) -> Model:
+    model = build_model(subject.cls, subject.settings, shared, seed)
+    jitter(model.fusion, seed)
+    return model.eval()

@@ -65,9 +65,7 @@ def timed(
     with nullcontext() if conditions.mode == "train" else torch.no_grad():
         method, bare = _calls(pipeline, conditions, model)
         times = interleaved(method, bare, device=device, blocks=blocks, threads=conditions.threads)
-        # Compiled code on a CPU allocates where nobody looks.
-        seen = device.type == "cuda" or conditions.compile == "off"
-        memory = [peak_bytes(run, device) if seen else None for run in (method, bare)]
+        memory = [peak_bytes(run, device) for run in (method, bare)]
     images = len(pipeline.images)
     over = None if memory[0] is None or memory[1] is None else memory[0] - memory[1]
     return replace(
