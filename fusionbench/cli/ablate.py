@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
+from fusionbench.cli.app import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    Plugins,
+    Settings,
+    Strict,
+    app,
+    check_encoder,
+    found,
+    read,
+    say,
+)
 from fusionbench.cli.run import checked_device
-from fusionbench.cli.shared import check_encoder, found, read, say
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
 

@@ -8,8 +8,7 @@ from typing import Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import disk_error
-from fusionbench.cli.app import OK, Plugins, app
-from fusionbench.cli.shared import check_encoder, read, refuse_plugged
+from fusionbench.cli.app import OK, Plugins, app, check_encoder, read, refuse_plugged
 
 
 @app.command("probe-layers")

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import FAILED, OK, Plugins, Settings, app
+from fusionbench.cli.app import FAILED, OK, Plugins, Settings, app, read
 from fusionbench.cli.run import checked_device
-from fusionbench.cli.shared import read
 from fusionbench.records.cost import Asked
 
 if TYPE_CHECKING:

@@ -9,8 +9,19 @@ from typing import Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
-from fusionbench.cli.shared import check_encoder, found, read, say
+from fusionbench.cli.app import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    Plugins,
+    Settings,
+    Strict,
+    app,
+    check_encoder,
+    found,
+    read,
+    say,
+)
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, load_study, preset, with_overrides
 

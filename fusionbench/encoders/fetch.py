@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fusionbench.encoders import dinov2, own
+from fusionbench.encoders import own
 from fusionbench.encoders.catalog import PREFIXES, describe, unknown
 from fusionbench.records.files import cache_dir
 
@@ -25,6 +25,8 @@ _FILES = ("config.json", "preprocessor_config.json", "model*.safetensors", "*.in
 def dinov2_from_hub(target: Path) -> None:
     """facebook/dinov2-small from the hub or its cache, converted into `target`; else OSError."""
     from safetensors.torch import load_file
+
+    from fusionbench.encoders import dinov2
 
     weights = load_file(_file(_DINOV2, "model.safetensors"))
     layers = int(dinov2.ARCHITECTURE["layers"])
