@@ -10,7 +10,7 @@ from typing import Any
 
 from fusionbench.api.errors import Problem, one_of
 from fusionbench.api.register import Kind, Setting
-from fusionbench.encoders.own import is_built_in
+from fusionbench.encoders.builtin import is_built_in
 from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry.cards import Card, MethodCard, PluggedEncoder, TaskCard
 from fusionbench.registry.declarations import Declaration, read_source

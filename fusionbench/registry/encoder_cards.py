@@ -5,7 +5,7 @@ from pathlib import Path
 from fusionbench.api.errors import did_you_mean
 from fusionbench.encoders import catalog as built_in
 from fusionbench.encoders.card import EncoderCard, fingerprint, patches
-from fusionbench.encoders.own import is_built_in
+from fusionbench.encoders.builtin import is_built_in
 from fusionbench.registry.cards import PluggedEncoder
 from fusionbench.registry.catalog import Catalog
 
