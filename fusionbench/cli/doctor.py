@@ -16,7 +16,7 @@ from fusionbench.cli.app import OK, Plugins, Strict, app, packed_here
 from fusionbench.registry.catalog import Catalog, read_catalog
 
 if TYPE_CHECKING:
-    from fusionbench.registry.plugins import Checked
+    from fusionbench.registry.plugins import PluginCheck
 
 _VARIABLES = ("FUSIONBENCH_CACHE", "FUSIONBENCH_DATA", "FUSIONBENCH_PLUGINS", "HF_HOME",
               "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # fmt: skip
@@ -47,7 +47,7 @@ def command(
     raise typer.Exit(OK)
 
 
-def text(catalog: Catalog, checked: "Sequence[Checked]", cache: Path | None = None) -> str:
+def text(catalog: Catalog, checked: "Sequence[PluginCheck]", cache: Path | None = None) -> str:
     """All sections with their titles."""
     from fusionbench.records.files import cache_dir
 
@@ -124,7 +124,7 @@ def _encoders(catalog: Catalog) -> list[str]:
     ]
 
 
-def _plugins(catalog: Catalog, checked: "Sequence[Checked]") -> list[str]:
+def _plugins(catalog: Catalog, checked: "Sequence[PluginCheck]") -> list[str]:
     built_in = f"{len(catalog.methods)} methods, {len(catalog.tasks)} tasks in all"
     if not checked:
         return [f"none; {built_in}"]
@@ -138,7 +138,7 @@ def _plugins(catalog: Catalog, checked: "Sequence[Checked]") -> list[str]:
     return [*columns(rows).splitlines(), *(line for one in checked for line in _details(one))]
 
 
-def _details(checked: "Checked") -> Iterator[str]:
+def _details(checked: "PluginCheck") -> Iterator[str]:
     if checked.sound:
         return
     yield ""

@@ -123,7 +123,7 @@ LAYERS = ("layers=2, dim=12, patch", "layers='2', dim=12, patch")
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [(("size=4", "size=5"), "no multiple"), (LAYERS, "layers must be an integer")],
+    [(("size=4", "size=5"), "not a multiple"), (LAYERS, "layers must be an integer")],
 )
 def test_facts_that_cannot_be_are_problems_of_the_file(plugin, change, told):
     plugin.write_text(SOURCE.replace(*change))
