@@ -29,15 +29,12 @@ from fusionbench.checks.toy import (
     jitter,
     materials,
     outputs,
+    outputs_of,
     run_on,
-    told,
 )
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stack import Stack
-
-# Numbers: full precision stays full, bf16 stays near it, and nothing overflows.
-
 
 _ROUNDING = 0.1
 """Relative to the largest value: bf16 keeps 8 bits, and a network of blocks adds up its errors."""
@@ -53,24 +50,24 @@ def dtype_fp32(subject: Subject) -> None:
 
 @check
 def dtype_bf16(subject: Subject) -> None:
-    """In bfloat16 throughout it runs, stays in bfloat16, and near full precision."""
+    """In bfloat16 it runs, returns bfloat16, and is close to float32."""
     method = subject.jittered().eval()
     tokens, query = draw(SHAPE)
-    exact = told(method, tokens, query)
+    exact = outputs_of(method, tokens, query)
     method = method.to(torch.bfloat16)
-    rounded = told(method, tokens.bfloat16(), query.bfloat16())
+    rounded = outputs_of(method, tokens.bfloat16(), query.bfloat16())
     _expect_dtype(method, torch.bfloat16)
     expect_equal(exact, rounded, "bfloat16 and float32", tolerance=_ROUNDING)
 
 
 @check
 def autocast(subject: Subject) -> None:
-    """Under bfloat16 autocast it trains, and stays near full precision."""
+    """Under bfloat16 autocast it trains and is close to float32."""
     method = subject.jittered().eval()
     tokens, query = draw(SHAPE)
-    exact = told(method, tokens, query)
+    exact = outputs_of(method, tokens, query)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = told(method, tokens, query)
+        rounded = outputs_of(method, tokens, query)
     expect_equal(exact, rounded, "autocast and float32", tolerance=_ROUNDING)
     total = sum(values.float().sum() for values in rounded.values())
     if isinstance(total, Tensor) and total.requires_grad:
@@ -101,7 +98,7 @@ def extreme_inputs(subject: Subject) -> None:
 def _extremes() -> Iterator[
     tuple[str, Float[Tensor, "state batch token dim"], Float[Tensor, "batch query_dim"]]
 ]:
-    """Every state alike: the blocks of an encoder would make a constant vary."""
+    """(name, states, query); all states are equal, which an encoder's blocks would change."""
     tokens, query = draw(SHAPE)
     states = ToyEncoder(SHAPE).states_from(tokens)
     yield "zero", torch.zeros_like(states), torch.zeros_like(query)
@@ -111,17 +108,14 @@ def _extremes() -> Iterator[
 
 def _expect_dtype(method: Method, dtype: torch.dtype) -> None:
     tokens, query = (drawn.to(dtype) for drawn in draw(SHAPE))
-    for name, values in told(method, tokens, query).items():
+    for name, values in outputs_of(method, tokens, query).items():
         if values.dtype != dtype:
             raise CheckFailed(f"{dtype} states give {values.dtype} {name}")
 
 
-# A method survives being stored, copied and sent to another process.
-
-
 @check
 def state_dict(subject: Subject) -> None:
-    """Its state_dict makes one of another seed give the same outputs: nothing lies outside it."""
+    """Loading its state_dict into a method of another seed gives the same outputs."""
     method, other = subject.jittered(seed=0).eval(), subject.jittered(seed=5).eval()
     other.load_state_dict(method.state_dict())
     _expect_same(method, other, "after load_state_dict")
@@ -129,7 +123,7 @@ def state_dict(subject: Subject) -> None:
 
 @check
 def safetensors(subject: Subject) -> None:
-    """So do its weights as a safetensors file."""
+    """Loading its weights from safetensors gives the same outputs."""
     from safetensors.torch import load, save
 
     method, other = subject.jittered(seed=0).eval(), subject.jittered(seed=5).eval()
@@ -139,15 +133,17 @@ def safetensors(subject: Subject) -> None:
 
 @check
 def deepcopy(subject: Subject) -> None:
-    """A deep copy gives the same outputs, and training the copy leaves the original alone."""
+    """A deep copy gives the same outputs, and training the copy does not change the original."""
     method = subject.jittered().eval()
     twin = copy.deepcopy(method)
     _expect_same(method, twin, "a deep copy")
-    before = told(method, *draw(SHAPE))
+    before = outputs_of(method, *draw(SHAPE))
     with torch.no_grad():
         for values in (*twin.parameters(), *twin.buffers()):
             values.add_(1)
-    expect_equal(before, told(method, *draw(SHAPE)), "while its copy trains", tolerance=ROUNDING)
+    expect_equal(
+        before, outputs_of(method, *draw(SHAPE)), "while its copy trains", tolerance=ROUNDING
+    )
 
 
 @check
@@ -163,20 +159,17 @@ def pickled(subject: Subject) -> None:
 
 def _expect_same(method: Method, twin: Method, what: str) -> None:
     given = draw(SHAPE)
-    expect_equal(told(method, *given), told(twin, *given), what, tolerance=ROUNDING)
-
-
-# torch.compile: one graph without breaks, the same outputs and gradients.
+    expect_equal(outputs_of(method, *given), outputs_of(twin, *given), what, tolerance=ROUNDING)
 
 
 _SHAPE = replace(SHAPE, layers=3)
-"""Tracing time follows depth; every kind of step is there with three blocks."""
+"""Three blocks have every kind of step; tracing time grows with depth."""
 
 _BACKWARD = 1e-3
 
 
 class Whole(nn.Module):
-    """The method with all that the engine does around it."""
+    """Encoder, method and reader as one module."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -194,7 +187,7 @@ class Whole(nn.Module):
 
 @check
 def compiled(subject: Subject) -> str:
-    """torch.compile makes one graph of it, with the same outputs and gradients."""
+    """torch.compile produces one graph with the same outputs and gradients."""
     _expect_compiler(subject.compiler)
     whole = Whole(subject.jittered(_SHAPE).train())
     tokens, query = draw(_SHAPE)
@@ -231,7 +224,7 @@ def _outputs_and_grads(
 
 
 def _expect_close_gradients(plain: dict[str, Tensor], fast: dict[str, Tensor]) -> None:
-    """All together: what cancels out in one of them is rounding alone."""
+    """Compared as one vector, since a gradient that cancels to zero is only rounding error."""
     if plain.keys() != fast.keys():
         raise CheckFailed(f"compiled, other parameters get gradients: {plain.keys() ^ fast.keys()}")
     if plain:

@@ -39,7 +39,7 @@ def check(
     """Say of each method how many checks have which outcome; the page has the details."""
     import torch
 
-    from fusionbench.checks.kit import said, total
+    from fusionbench.checks.kit import counts_text, total
     from fusionbench.checks.run import find, page, run_checks
 
     # One thread: the same sums in the same order on every machine.
@@ -55,7 +55,7 @@ def check(
         stream.write(f"{reports[-1]}\n")
         stream.flush()
     seconds = sum(record.seconds for report in reports for record in report.records)
-    stream.write(f"{len(reports)} methods, {seconds:.0f} s of CPU: {said(total(reports))}\n")
+    stream.write(f"{len(reports)} methods, {seconds:.0f} s of CPU: {counts_text(total(reports))}\n")
     if out is not None:
         _write(out, page(reports))
         stream.write(f"{out}\n")
