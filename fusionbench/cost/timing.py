@@ -15,13 +15,13 @@ from fusionbench.records.cost import Spread
 
 BLOCKS = 30
 _BLOCK_SECONDS = {"cuda": 0.05, "cpu": 0.2}
-"""Long enough for a clock's own error not to count; a GPU's events are exact to a microsecond."""
+"""Long against the resolution of the clock; CUDA events resolve a microsecond."""
 _WARM_UP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Milliseconds a call."""
+    """Milliseconds per call."""
 
     method: Spread
     bare: Spread
@@ -36,14 +36,14 @@ def interleaved(
     blocks: int = BLOCKS,
     threads: int = 1,
 ) -> Times:
-    """Time both in turn; calls a block are as many as fill `_BLOCK_SECONDS`."""
+    """Time both in alternating blocks of about `_BLOCK_SECONDS`."""
     for _ in range(_WARM_UP):
         method()
         bare()
     calls = [_calls(run, device, threads) for run in (method, bare)]
     found: list[tuple[float, float]] = []
     for block in range(blocks):
-        # Alternating which goes first, so that neither always follows the warmer chip.
+        # The order alternates, so that neither always runs on the warmer chip.
         order = (0, 1) if block % 2 == 0 else (1, 0)
         pair = {which: _block((method, bare)[which], calls[which], device, threads)
                 for which in order}  # fmt: skip
@@ -84,7 +84,7 @@ def _calls(run: Callable[[], object], device: torch.device, threads: int) -> int
 
 
 def _block(run: Callable[[], object], calls: int, device: torch.device, threads: int) -> float:
-    """Milliseconds a call, over one block."""
+    """Milliseconds per call in one block."""
     if device.type == "cuda":
         event: Callable[..., torch.cuda.Event] = torch.cuda.Event
         start, end = (event(enable_timing=True) for _ in range(2))
@@ -94,7 +94,7 @@ def _block(run: Callable[[], object], calls: int, device: torch.device, threads:
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / calls
-    # Not `Timer.timeit`, which runs twice before each block: here all is warm already.
+    # Not `Timer.timeit`, which warms up before each block.
     with set_torch_threads(threads):
         started = timer()
         for _ in range(calls):
