@@ -49,7 +49,7 @@ class Pipeline:
         return min(last, self.encoder.shape.layers)
 
     def fused(self) -> Float[Tensor, "batch token width"]:
-        """Projected tokens with the method; gradients pass the encoder only if the method writes."""
+        """Projected tokens with the method; gradients pass the encoder only where it writes."""
         found = self._fuse()
         self.reaches_inside = found.reaches_inside
         tokens = project(found, self.projector)
