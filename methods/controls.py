@@ -13,7 +13,16 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, method, one_of, paper_taps, stream
+from fusionbench.api import (
+    Fused,
+    Fusion,
+    StackShape,
+    Unsupported,
+    method,
+    one_of,
+    paper_taps,
+    stream,
+)
 
 
 @method("repeat", version=1, control="none: it is a control itself", parameters="(times - 1)*D*H")
@@ -143,10 +152,14 @@ _MATCHED = (
 def parameters_of(like: str, shape: StackShape) -> int:
     """Trained parameters of a method of `_MATCHED`, from its equations; ValueError for another.
 
+    Raises Unsupported for a grid that the method cannot tile, where there is nothing to control.
+
     The layers that a paper names may coincide on a shallow encoder, and heads must divide the
     width, so the counts depend on the shape in the same way as in the methods.
     """
     one_of("like", like, _MATCHED)
+    if like in ("llava_stf", "token_packer") and (shape.grid[0] % 2 or shape.grid[1] % 2):
+        raise Unsupported(f"regions of 2 x 2 do not tile a grid of {shape.grid}")
     dim, layers = shape.dim, shape.layers
     if like == "alf":
         return 8 * dim**2 + 8 * dim
