@@ -7,11 +7,22 @@
 The layer is the penultimate one, the base of the methods that they control.
 """
 
+import math
+
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, method, stream, trained_parameters
+from fusionbench.api import (
+    Fused,
+    Fusion,
+    StackShape,
+    Unsupported,
+    method,
+    one_of,
+    paper_taps,
+    stream,
+)
 
 
 @method("repeat", version=1, control="none: it is a control itself", parameters="(times - 1)*D*H")
@@ -98,10 +109,10 @@ class RandomLayers(Fusion):
     },
 )
 class WideProjector(Fusion):
-    """x + MLP(LN(x)) on `hs[index]`, with as many parameters as the method `like`, on any encoder.
+    """x + MLP(LN(x)) on `hs[index]`, with the parameters of the method `like` on the same encoder.
 
-    To half a hidden unit, which is 2 D + 1 parameters. What `like` widens in the common projector
-    is not counted. The MLP's last Linear starts at zero: training starts from the layer itself.
+    Equal to within half a hidden unit (2 D + 1 parameters). Extra input columns of the projector
+    are not counted. The last Linear starts at zero, so training starts from the layer itself.
     """
 
     live_after_steps = 2
@@ -110,8 +121,8 @@ class WideProjector(Fusion):
         super().__init__(shape)
         self.taps = ((shape.layer(index),),)
         self.identity_at_init = self.taps == ((shape.layer(-2),),)
-        beside = trained_parameters(like, shape) - 3 * shape.dim
-        width = max(round(beside / (2 * shape.dim + 1)), 1)
+        budget = parameters_of(like, shape) - 3 * shape.dim
+        width = max(round(budget / (2 * shape.dim + 1)), 1)
         self.norm = nn.LayerNorm(shape.dim)
         self.inner, self.outer = nn.Linear(shape.dim, width), nn.Linear(width, shape.dim)
         nn.init.zeros_(self.outer.weight)
@@ -122,7 +133,44 @@ class WideProjector(Fusion):
         hidden: Float[Tensor, "tap batch token dim"],
         query: Float[Tensor, "batch query_dim"],
     ) -> Fused:
-        """The layer and what the MLP makes of it."""
+        """The patches plus the output of the MLP."""
         patches = self.patches(hidden[0])
         widened = nn.functional.gelu(self.inner(self.norm(patches)))
         return Fused(tokens=patches + self.outer(widened))
+
+
+_MATCHED = (
+    "mmfuser",
+    "alf",
+    "llava_stf",
+    "lln_layerscale-shared",
+    "lsf_external_modular-3_18_23",
+    "token_packer",
+)
+
+
+def parameters_of(like: str, shape: StackShape) -> int:
+    """Trained parameters of a method of `_MATCHED`, from its equations; ValueError for another.
+
+    Raises Unsupported for a grid that the method cannot tile, where there is nothing to control.
+
+    The layers that a paper names may coincide on a shallow encoder, and heads must divide the
+    width, so the counts depend on the shape in the same way as in the methods.
+    """
+    one_of("like", like, _MATCHED)
+    if like in ("llava_stf", "token_packer") and (shape.grid[0] % 2 or shape.grid[1] % 2):
+        raise Unsupported(f"regions of 2 x 2 do not tile a grid of {shape.grid}")
+    dim, layers = shape.dim, shape.layers
+    if like == "alf":
+        return 8 * dim**2 + 8 * dim
+    if like == "lln_layerscale-shared":
+        return dim**2 + 3 * dim + layers
+    if like == "llava_stf":
+        wide = len(paper_taps(shape, "23,21,18,15,12,9,6,3")) * dim
+        return wide * (wide // 2) + wide // 2 + wide // 2 * dim + dim
+    if like == "token_packer":
+        seen = len(paper_taps(shape, "12,16,22,23"))
+        return (7 + 2 * seen) * dim**2 + 14 * dim
+    levels = len(paper_taps(shape, "3,8,13,18" if like == "mmfuser" else "3,18"))
+    points = 4 * math.gcd(16, dim)
+    return 4 * dim**2 + 12 * dim + 3 * points * (dim + 1) * (levels + 1)

@@ -1,4 +1,4 @@
-"""The one contract of all encoders: embed, then block by block; the final norm apart."""
+"""Interface of frozen encoders: embedding, blocks, final norm."""
 
 from abc import ABC, abstractmethod
 
@@ -12,8 +12,8 @@ from fusionbench.api.types import StackShape
 class Encoder(nn.Module, ABC):
     """A frozen vision transformer: its weights never change and get no gradient.
 
-    `hs[0] = embed(images)`, `hs[i] = block(i, hs[i-1])` for i = 1..L, `norm(hs[L])` is what the
-    native model calls its last hidden state.
+    `hs[0] = embed(images)`, `hs[i] = block(i, hs[i-1])` for i = 1..L, `norm(hs[L])` equals the
+    last hidden state of the original model.
     """
 
     shape: StackShape
@@ -21,7 +21,7 @@ class Encoder(nn.Module, ABC):
     """Side of the square input in pixels."""
 
     def freeze(self) -> None:
-        """Switch off gradients of the weights and any training mode."""
+        """Disable gradients of the weights and switch to evaluation mode."""
         self.requires_grad_(False)
         self.eval()
 
@@ -29,7 +29,7 @@ class Encoder(nn.Module, ABC):
     def embed(
         self, images: UInt8[Tensor, "batch height width 3"]
     ) -> Float[Tensor, "batch token dim"]:
-        """Resize to `size`, normalise, and give `hs[0]`."""
+        """`hs[0]` of images that are resized to `size` and normalised."""
 
     @abstractmethod
     def block(
@@ -45,7 +45,7 @@ class Encoder(nn.Module, ABC):
     def hidden_states(
         self, images: UInt8[Tensor, "batch height width 3"]
     ) -> list[Float[Tensor, "batch token dim"]]:
-        """All of `hs[0..L]`."""
+        """`hs[0..L]`, without gradients."""
         states = [self.embed(images)]
         for index in range(1, self.shape.layers + 1):
             states.append(self.block(index, states[-1]))

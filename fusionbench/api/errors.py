@@ -1,4 +1,4 @@
-"""What a person got wrong, said in one line with a hint; the command line prints no traceback."""
+"""Errors for users: one line and a hint, printed by the command line without a traceback."""
 
 import errno
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """A mistake in a command, a study or a folder; `hint` says what to do about it."""
+    """A mistake in a command, a study or a folder; `hint` names the remedy."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -15,13 +15,13 @@ class UserError(ValueError):
         self.hint = hint
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
-        """Keep the hint on the way from a worker process."""
+        """Pickle the hint as well, for errors of worker processes."""
         return type(self), (self.message, self.hint)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something that was found and could not be used, and why; it stops nothing."""
+    """A file or plug-in that was skipped, and why. Not an error."""
 
     source: str
     message: str
@@ -32,13 +32,13 @@ class Problem:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'concat'?`, or nothing where no known name is near."""
+    """`; did you mean 'concat'?` for the nearest known name, or an empty string."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
-    """The error for a name that does not exist: the nearest one and where all of them stand."""
+    """UserError for an unknown name with the nearest known one; `where` replaces the full list."""
     names = sorted(known)
     shown = ", ".join(names) if len(names) <= 30 else ", ".join(names[:30]) + ", ..."
     hint = where or f"known: {shown}"
@@ -46,7 +46,7 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> User
 
 
 def disk_error(error: OSError, place: object) -> UserError:
-    """Say in words why a folder or file cannot be written or read."""
+    """UserError for a folder or file that cannot be read or written."""
     hint = "choose another folder with --out"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left on the disk of {place}", f"free some space, or {hint}")
@@ -57,13 +57,9 @@ def disk_error(error: OSError, place: object) -> UserError:
     return UserError(f"cannot use {place}: {error.strerror or error}", hint)
 
 
-# Settings with a few allowed words.
-
-
 def one_of(setting: str, value: str, allowed: Sequence[str]) -> str:
-    """Give the value back, or raise ValueError that names the setting and what is allowed."""
+    """Return `value` if it is allowed; else raise ValueError naming the setting and all values."""
     if value in allowed:
         return value
-    close = get_close_matches(str(value), allowed, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{setting} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+    near = did_you_mean(str(value), allowed)
+    raise ValueError(f"{setting} must be one of {', '.join(allowed)}, got {value!r}{near}")

@@ -1,6 +1,6 @@
-"""What a fusion method is: a module over hidden states, or one that steps with the encoder.
+"""Base classes of fusion methods: after the encoder (`Fusion`) or between its blocks.
 
-Both kinds take the encoder's shape and keyword-only settings; the settings are the ablation axes.
+Constructors take the encoder's shape and keyword-only settings; settings are the ablation axes.
 """
 
 from abc import ABC, abstractmethod
@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from fusionbench.api.types import Fused, StackShape
 
 Tap = tuple[int, ...]
-"""A set of hidden states that is averaged; a single layer is a set of one."""
+"""Indices of hidden states that are averaged; a single layer is a tuple of one."""
 
 
 class Method(nn.Module, ABC):
-    """What both kinds of fusion declare."""
+    """Attributes that both kinds of fusion declare."""
 
     needs_query: bool = False
     needs_grid: bool = False
     reads_answers: bool = False
-    """Sees the answers in training (a leak that some papers have); kept out of the aggregate."""
+    """Sees the answers in training (a leak of some papers); excluded from the aggregate."""
     identity_at_init: bool = False
-    """Promises to start as the penultimate layer."""
+    """Equals the penultimate layer at initialisation."""
     live_after_steps: int = 1
-    """Optimiser steps after which every parameter has moved."""
+    """Optimiser steps after which every parameter has changed."""
     summary_weight: float = 0.0
     """Weight of 1 - cos(projector(summary), answer embedding) in the loss."""
     expected_failures: Mapping[str, str] = MappingProxyType({})
-    """Checks of `fusionbench.checks` that it is meant to fail, and why."""
+    """Checks of `fusionbench.checks` that are expected to fail, with the reason."""
     out_dim: int
 
     def __init__(self, shape: StackShape) -> None:
@@ -44,16 +44,15 @@ class Method(nn.Module, ABC):
         return tokens[:, self.shape.prefix :]
 
     def load_official(self, weights: Mapping[str, Tensor]) -> None:
-        """Load weights under their official names, such as a released checkpoint.
+        """Load a checkpoint whose weights have the names of the official code.
 
-        Parameters bear their official names already, unless a method overrides this. Raises
-        ValueError for a weight that is missing.
+        Methods whose parameter names differ override this. Raises ValueError for a missing weight.
         """
         self.load_state_dict(matched(self.state_dict(), weights))
 
 
 class Fusion(Method):
-    """A fusion after the encoder: reads its taps, writes nothing back, so features are cached."""
+    """A fusion after the encoder: it only reads hidden states, so these are cached."""
 
     taps: tuple[Tap, ...]
     """Each entry is averaged; indices are resolved and non-negative."""
@@ -68,18 +67,18 @@ class Fusion(Method):
 
 
 class InEncoderFusion(Method):
-    """A fusion that steps with the encoder and may write into the tokens after each block.
+    """A fusion between the blocks of the encoder, which may change the tokens after each block.
 
     The engine calls `start(hs[0])`, then `after_block(i, tokens, state)` for i = 1..`depth`, then
-    `finish`. `state` is any pytree of tensors. With `writes` False the tokens must come back
-    unchanged; the method is then stepped over cached hidden states, without the encoder.
+    `finish`. `state` is any pytree of tensors. With `writes` False it must return the tokens
+    unchanged, and runs on cached hidden states, without the encoder.
     """
 
     writes: bool = True
     silent_if: Mapping[str, tuple[object, ...]] = {}
-    """Values of settings with which nothing is written; a literal, read without importing."""
+    """Setting values under which it writes nothing; a literal, read without importing."""
     depth: int
-    """The last block the method needs; later blocks are not run."""
+    """Last block that is run."""
 
     def __init__(self, shape: StackShape) -> None:
         super().__init__(shape)
@@ -104,18 +103,15 @@ class InEncoderFusion(Method):
         """Fused tokens from the (modified) output of block `depth` and the state."""
 
     def forward(self, *args: object) -> Fused:
-        """Refuse: this kind of method is stepped, see `fusionbench.harness.stepping`."""
+        """Raise TypeError: `fusionbench.harness.stepping` runs this kind of method."""
         raise TypeError(f"{type(self).__name__} steps with the encoder: start, after_block, finish")
 
 
-# Official parameter names: how a released checkpoint meets a method's own parameters.
-
-
 def matched(names: Iterable[str], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For each name the weight called so, whatever stands before it in the checkpoint.
+    """The weight of each name, whatever prefix it has in the checkpoint.
 
-    `dsu.W1.weight` finds `model.vision_tower.dsu.W1.weight`; other weights are left alone. Raises
-    ValueError if a name is missing or fits more than one weight.
+    `dsu.W1.weight` finds `model.vision_tower.dsu.W1.weight`; other weights are ignored. Raises
+    ValueError if a name matches no weight or several.
     """
     return {name: weights[_only(name, weights)] for name in names}
 
@@ -127,20 +123,17 @@ def _only(name: str, weights: Mapping[str, Tensor]) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"{name} fits several of the checkpoint's weights: {', '.join(found)}")
+        raise ValueError(f"{name} matches several weights of the checkpoint: {', '.join(found)}")
     some = ", ".join(sorted(weights)[:5]) or "nothing"
     raise ValueError(f"the checkpoint has no weight {name}; it has {some}, …")
-
-
-# Layer sets as papers write them, resolved for the encoder at hand.
 
 
 def paper_taps(shape: StackShape, layers: str, *, blocks: int = 24) -> tuple[Tap, ...]:
     """Taps from words such as "23,7,15" or "23,0..11,12..23".
 
     A comma starts a new tap; `a..b` (both ends included) and `a+b` are averaged within one. The
-    numbers are hidden states of the paper's encoder of `blocks` blocks and are mapped to this one
-    by `StackShape.paper_layer`. What a shallow encoder maps to the same layers is kept once.
+    numbers are hidden states of the paper's encoder of `blocks` blocks, mapped to this encoder by
+    `StackShape.paper_layer`; taps that coincide on a shallow encoder are kept once.
     """
     taps = [
         tuple(dict.fromkeys(shape.paper_layer(index, blocks=blocks) for index in _parse(tap)))
@@ -150,7 +143,7 @@ def paper_taps(shape: StackShape, layers: str, *, blocks: int = 24) -> tuple[Tap
 
 
 def anchored(taps: tuple[Tap, ...], anchor: Tap) -> tuple[tuple[Tap, ...], int]:
-    """Taps with the anchor behind them, unless it is one of them; and where it stands."""
+    """Taps with the anchor appended unless it is among them, and the anchor's position."""
     joined = taps if anchor in taps else (*taps, anchor)
     return joined, joined.index(anchor)
 
@@ -163,5 +156,5 @@ def _parse(tap: str) -> list[int]:
             raise ValueError(f"layers are written like 23,7,15 or 23,0..11,12..23, not {tap!r}")
         found += range(int(first), int(last or first) + 1)
     if not found:
-        raise ValueError(f"no layer lies in {tap!r}")
+        raise ValueError(f"the range {tap!r} is empty")
     return found

@@ -1,4 +1,4 @@
-"""Attention that runs under vmap on every device, and cross-attention made of it."""
+"""Modules that methods and readers share; their attention runs under vmap on every device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,29 +18,27 @@ def sdpa(
     value: Float[Tensor, "*batch seen dim"],
     mask: Bool[Tensor, "*batch asked seen"] | None = None,
 ) -> Float[Tensor, "*batch asked dim"]:
-    """Scaled dot-product attention; by hand within `composed`. `mask`: True where one may look."""
+    """Scaled dot-product attention, explicit within `composed`. `mask`: True = visible."""
     if not _composed:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return _by_hand(query, key, value, mask)
 
 
 def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The same from products and a softmax."""
+    """Attention as two matrix products and a softmax."""
     scores = query @ key.mT / query.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    # In float32 at least, whatever autocast has made of the scores.
+    # In float32 at least, also under autocast.
     shares = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(dim=-1)
     return shares.to(value.dtype) @ value
 
 
 @contextmanager
 def composed() -> Iterator[None]:
-    """Within it `sdpa` is made of products and a softmax, which vmap takes apart.
+    """Within this block `sdpa` uses explicit products, which vmap can differentiate on a GPU.
 
-    On a GPU none of PyTorch's own ways goes through vmap and back (torch 2.11): the
-    memory-efficient kernel refuses its log-sum-exp, and the composite, which is left by autocast
-    half-way, the type of a gradient.
+    With torch 2.11 no fused kernel passes forward and backward under vmap on CUDA.
     """
     global _composed  # noqa: PLW0603
     before, _composed = _composed, True
@@ -70,7 +68,7 @@ class CrossAttention(nn.Module):
         key: Float[Tensor, "batch seen dim"],
         value: Float[Tensor, "batch seen dim"],
     ) -> Float[Tensor, "batch asked dim"]:
-        """Attend from `asked` to `seen` tokens, within each example."""
+        """Attention of `asked` tokens over `seen` tokens, per example."""
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         parts = [
@@ -80,3 +78,35 @@ class CrossAttention(nn.Module):
         # By hand: PyTorch's fused attention has no vmap rule on the CPU, and these are small.
         mixed = _by_hand(*parts)
         return self.out_proj(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+class Heads(nn.Module):
+    """The projections of an attention without biases, named as in Llama."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(width, width, bias=False) for _ in range(4)
+        )
+
+    def split(self, values: Float[Tensor, "batch position width"]) -> Tensor:
+        """Split the width into heads: [batch head position part]."""
+        return rearrange(values, "b n (h d) -> b h n d", h=self.heads)
+
+    def joined(self, mixed: Float[Tensor, "batch head position part"]) -> Tensor:
+        """Concatenate the heads and apply the output projection."""
+        return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) up(x)), without biases."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "batch position width"]) -> Tensor:
+        """Per position."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,4 +1,4 @@
-"""What passes between an encoder, a fusion method and a reader."""
+"""Values passed between encoder, fusion method and reader."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,23 +12,23 @@ _PAPER_LAYERS = 24
 
 
 class Unsupported(Exception):
-    """A method and an encoder, task or reader do not fit; the cell is skipped with this reason."""
+    """A method does not fit an encoder, task or reader; the cell is skipped with this reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderShape:
-    """The layers of a reader, as far as a method that reaches into them must know them."""
+    """Size of a reader's layers, for methods that inject into them."""
 
     layers: int
     width: int
     heads: int
     mlp: int
-    """Width inside the MLP of a layer."""
+    """Hidden width of a layer's MLP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackShape:
-    """What a method may know before it sees data.
+    """Shape of the encoder's hidden states and of the reader.
 
     Hidden states are `hs[0..layers]`: `hs[0]` is the input of block 1 (after any pre-norm),
     `hs[i]` the output of block i, `hs[layers]` the last block before the final norm.
@@ -41,19 +41,19 @@ class StackShape:
     prefix: int = 0
     """Leading tokens that are not patches: CLS, registers."""
     query_dim: int = 0
-    """Width of the question's vector; 0: no query available."""
+    """Width of the question vector; 0: no query."""
     reader: ReaderShape | None = None
-    """None: the reader has no layers, so that nothing can be injected into it."""
+    """None: the reader has no layers for injection."""
 
     @property
     def normed(self) -> int:
-        """Index of one more tap: `hs[layers]` behind the encoder's final norm."""
+        """Index of an extra tap: `hs[layers]` after the encoder's final norm."""
         return self.layers + 1
 
     def reader_layers(self) -> ReaderShape:
         """The reader's layers; Unsupported if it has none."""
         if self.reader is None:
-            raise Unsupported("reaches into the reader's layers, and this reader has none")
+            raise Unsupported("injects into the reader's layers, and this reader has none")
         return self.reader
 
     @property
@@ -80,12 +80,12 @@ class StackShape:
         `hs[0]`; `hs[24]` to `hs[L]`.
         """
         if not 0 <= index <= blocks:
-            raise ValueError(f"a paper's layer lies in 0..{blocks}, got {index}")
+            raise ValueError(f"a paper's layer must be in 0..{blocks}, got {index}")
         if index == 0:
             return 0
         if index == blocks:
             return self.layers
-        # int(x + 1/2) instead of round(): halves go up on every encoder alike.
+        # int(x + 1/2) instead of round(): halves are always rounded up.
         return max(1, int(index * (self.layers - 1) / (blocks - 1) + 0.5))
 
 
@@ -93,9 +93,9 @@ class StackShape:
 class Injection:
     """Values added to the reader's hidden states at the image positions.
 
-    `layer` counts the reader's layers from 0; `before` adds to the layer's input. Values are as
-    wide as the reader, or `through_projector` as wide as the fusion's tokens: then the reader's
-    own projector makes them.
+    `layer` counts from 0; "before" adds to the layer's input, "after" to its output. Values have
+    the reader's width, or with `through_projector` the width of the fused tokens: the reader's
+    projector is applied to them.
     """
 
     layer: int
@@ -105,17 +105,13 @@ class Injection:
 
 
 ReaderLayer = Callable[..., Float[Tensor, "batch position width"]]
-"""A layer of a reader: hidden states, and by name the attention mask and what else the reader
-hands to its layers. Its parts are named as in Llama: `input_layernorm`, `self_attn`,
-`post_attention_layernorm`, `mlp`."""
+"""A layer of a reader: takes hidden states and, by keyword, the attention mask and other inputs.
+Parts are named as in Llama: `input_layernorm`, `self_attn`, `post_attention_layernorm`, `mlp`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderPatch:
-    """Runs in place of one layer of the reader.
-
-    `wrap` takes the layer, for its parts, and gives what runs instead.
-    """
+    """Replaces one layer of the reader: `wrap` takes the layer and returns its replacement."""
 
     layer: int
     wrap: Callable[[nn.Module], ReaderLayer]
@@ -123,19 +119,19 @@ class ReaderPatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """What a fusion method gives: tokens for the reader, and what else it has to say."""
+    """Output of a fusion method."""
 
     tokens: Float[Tensor, "batch token dim"]
     after_projector: Callable[[Tensor], Tensor] | None = None
-    """What is done to the projected tokens; free of parameters."""
+    """Applied to the projected tokens; has no parameters."""
     injections: tuple[Injection, ...] = ()
     patches: tuple[ReaderPatch, ...] = ()
     summary: Float[Tensor, "batch dim"] | None = None
-    """Compared with the answer's embedding by the harness, times `summary_weight`."""
+    """Aligned with the answer's embedding in the loss, with weight `summary_weight`."""
     losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     """Extra loss terms, already weighted."""
     trace: Mapping[str, Tensor] = field(default_factory=dict)
-    """For the plots: layer weights, gate openings, memory norms; first axis the layer."""
+    """For the figures: layer weights, gate openings, memory norms; first axis: layer."""
 
     @property
     def reaches_inside(self) -> bool:

@@ -1,11 +1,11 @@
-"""The conformance kit: does a method keep the promises that a fair comparison rests on?
+"""Conformance checks of fusion methods: shapes, isolation, training, precision, transforms.
 
-`check_method(target)` runs the suite on one method and gives a record per check; `each_check`
-makes a pytest test of each; `fusionbench check` writes Markdown. A check that is meant to fail is
-declared by the method: `expected_failures = {"batch_split": "why"}`.
+`check_method(target)` returns a record per check, `each_check` makes each a pytest item, and
+`fusionbench check` writes Markdown. A method declares checks that it fails with the reason:
+`expected_failures = {"batch_split": "why"}`.
 """
 
-# Imported for what they add to the suite, in the order in which checks run.
+# Importing a module registers its checks, in the order in which they run.
 from fusionbench.checks import contract, isolation, training, transforms  # noqa: F401
 from fusionbench.checks.kit import (
     Check,

@@ -1,4 +1,4 @@
-"""What a method says about itself: its parameters, its start, its needs."""
+"""Checks of what a method declares: shapes, taps, parameters, initial state, needs."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,11 +25,11 @@ from fusionbench.checks.toy import (
     ToyEncoder,
     draw,
     outputs,
+    outputs_of,
     reader_for,
     run,
     run_drawn,
     run_on,
-    told,
     without_query,
 )
 from fusionbench.checks.training import loss_of
@@ -37,37 +37,35 @@ from fusionbench.harness.model import build_fusion
 from fusionbench.harness.stepping import fuse, taps_of
 from fusionbench.registry.cards import CLIP_L, count
 
-# Shapes: whatever the encoder's depth, width, grid and prefix, tokens come out as declared.
-
 
 @check
 def shapes(subject: Subject) -> str | None:
-    """Tokens are [batch, token, out_dim], as many for one image as for three."""
+    """Tokens are [batch, token, out_dim], with the same number for any batch size."""
     return _each(subject, SHAPE)
 
 
 @check
 def shapes_depth(subject: Subject) -> str | None:
-    """So they are for encoders of 2, 3, 12 and 24 blocks."""
+    """The shapes hold for encoders of 2, 3, 12 and 24 blocks."""
     return _each(subject, *(replace(SHAPE, layers=layers) for layers in (2, 3, 12, 24)))
 
 
 @check
 def shapes_width(subject: Subject) -> str | None:
-    """So they are for widths that no number of heads divides, and for other query widths."""
+    """The shapes hold for odd widths and for other query widths."""
     odd = (replace(SHAPE, dim=dim, query_dim=dim - 2) for dim in (13, 24, 33))
     return _each(subject, *odd)
 
 
 @check
 def shapes_grid(subject: Subject) -> str | None:
-    """So they are for grids that are not square, odd, or a single row."""
+    """The shapes hold for grids that are not square, odd, or a single row."""
     return _each(subject, *(replace(SHAPE, grid=grid) for grid in ((4, 6), (3, 5), (1, 8))))
 
 
 @check
 def shapes_prefix(subject: Subject) -> str | None:
-    """So they are without CLS, and with CLS and registers, which are no patches."""
+    """The shapes hold without CLS and with CLS and registers, which are not patches."""
     note = _each(subject, *(replace(SHAPE, prefix=prefix) for prefix in (0, 2, 5)))
     shapes = [replace(SHAPE, prefix=prefix) for prefix in (1, 2, 5)]
     counts = [run_drawn(subject.build(shape)).tokens.shape[1] for shape in shapes]
@@ -77,7 +75,7 @@ def shapes_prefix(subject: Subject) -> str | None:
 
 
 def _each(subject: Subject, *shapes: StackShape) -> str | None:
-    """Try all shapes; what the method refuses in words is noted, all refused is a skip."""
+    """Try all shapes; returns the reasons of refused ones, skips if all are refused."""
     refused = []
     for shape in shapes:
         try:
@@ -87,11 +85,11 @@ def _each(subject: Subject, *shapes: StackShape) -> str | None:
             refused.append(str(reason))
             continue
         except Exception as error:
-            raise CheckFailed(f"{_said(shape)}: {type(error).__name__}: {error}") from error
+            raise CheckFailed(f"{_shape_text(shape)}: {type(error).__name__}: {error}") from error
         _expect_shapes(method, fused[0], 1)
         _expect_shapes(method, fused[1], 3)
         if fused[0].tokens.shape[1] != fused[1].tokens.shape[1]:
-            raise CheckFailed(f"{_said(shape)}: the number of tokens follows the batch")
+            raise CheckFailed(f"{_shape_text(shape)}: the number of tokens follows the batch")
     if len(refused) == len(shapes):
         raise CheckSkipped("; ".join(dict.fromkeys(refused)))
     return f"refused: {'; '.join(dict.fromkeys(refused))}" if refused else None
@@ -101,17 +99,14 @@ def _expect_shapes(method: Method, fused: Fused, batch: int) -> None:
     given = list(fused.tokens.shape)
     if len(given) != 3 or given[0] != batch or given[2] != method.out_dim or not given[1]:
         wanted = f"[{batch}, tokens, out_dim={method.out_dim}]"
-        raise CheckFailed(f"{_said(method.shape)}: tokens are {given}, declared {wanted}")
+        raise CheckFailed(f"{_shape_text(method.shape)}: tokens are {given}, declared {wanted}")
     if not fused.tokens.isfinite().all():
-        raise CheckFailed(f"{_said(method.shape)}: tokens are not finite")
+        raise CheckFailed(f"{_shape_text(method.shape)}: tokens are not finite")
 
 
-def _said(shape: StackShape) -> str:
+def _shape_text(shape: StackShape) -> str:
     grid = "x".join(map(str, shape.grid))
     return f"{shape.layers} blocks, width {shape.dim}, grid {grid}, prefix {shape.prefix}"
-
-
-# What a method gives beside its tokens: injections, a summary, losses, a trace.
 
 
 _BATCH = 3
@@ -119,7 +114,7 @@ _BATCH = 3
 
 @check
 def extras(subject: Subject) -> str:
-    """Injections, summary, losses and trace have the shapes of the contract."""
+    """Injections, summary, losses and trace have the declared shapes."""
     method = subject.build()
     fused = run_drawn(method, batch=_BATCH)
     _expect_injections(method, fused)
@@ -152,12 +147,9 @@ def _expect_injections(method: Method, fused: Fused) -> None:
             raise CheckFailed(f"reaches into reader layer {layer} of 0..{READER.layers - 1}")
 
 
-# What a method says it reads and writes is what it reads and writes: the cache relies on it.
-
-
 @check
 def taps(subject: Subject) -> str:
-    """The hidden states it declares are resolved, are all it asks for, and are all used."""
+    """Declared taps are resolved, are exactly those it asks for, and all affect the output."""
     method = subject.jittered()
     declared = taps_of(method)
     for deep in (method, subject.build(replace(SHAPE, layers=24))):
@@ -177,7 +169,7 @@ def taps(subject: Subject) -> str:
 
 @check
 def writes(subject: Subject) -> None:
-    """It writes into the tokens between blocks if and only if it says so."""
+    """It changes tokens between blocks if and only if it declares `writes`."""
     method = subject.jittered().eval()
     if not isinstance(method, InEncoderFusion):
         raise CheckSkipped("reads after the encoder, between no blocks")
@@ -212,7 +204,7 @@ def _expect_resolved(declared: tuple[Tap, ...], shape: StackShape) -> None:
 
 
 def _asked(method: Method) -> tuple[Tap, ...]:
-    """The taps that the engine is asked for."""
+    """Taps that the method asks the engine for."""
     asked: list[Tap] = []
     tokens, query = draw(method.shape)
     encoder = ToyEncoder(method.shape)
@@ -275,7 +267,7 @@ _SAME_START = 1e-5
 
 @check
 def expectations(subject: Subject) -> None:
-    """The failures that it expects are named after checks, and each has a reason."""
+    """Expected failures name existing checks, each with a reason."""
     for name, reason in subject.build().expected_failures.items():
         if name not in checks():
             raise CheckFailed(f"expects {name!r} to fail, and there is no such check")
@@ -285,7 +277,7 @@ def expectations(subject: Subject) -> None:
 
 @check
 def parameters(subject: Subject) -> str:
-    """All that is trained is registered before the first batch, and is what a formula declares."""
+    """All trained weights are registered before the first batch and match the declared formula."""
     method = subject.build()
     before = {name: parameter.numel() for name, parameter in method.named_parameters()}
     loss = loss_of(run(method, *draw(SHAPE)))
@@ -320,7 +312,9 @@ def needs_query(subject: Subject) -> str:
     method = subject.jittered().eval()
     tokens, query = draw(SHAPE)
     other = draw(SHAPE, seed=7)[1]
-    follows = differ(told(method, tokens, query), told(method, tokens, other), tolerance=ROUNDING)
+    follows = differ(
+        outputs_of(method, tokens, query), outputs_of(method, tokens, other), tolerance=ROUNDING
+    )
     if follows and not method.needs_query:
         raise CheckFailed("depends on the question, but does not declare needs_query")
     if method.needs_query and not follows:
@@ -338,14 +332,14 @@ def needs_query(subject: Subject) -> str:
 
 @check
 def needs_grid(subject: Subject) -> str:
-    """It depends on where patches lie, height and width apart, only if it declares needs_grid."""
+    """It depends on height and width of the grid if and only if it declares needs_grid."""
     square, flat = SHAPE, replace(SHAPE, grid=(2, 8))
     try:
         methods = [subject.jittered(shape).eval() for shape in (square, flat)]
     except Unsupported as reason:
         raise CheckSkipped(str(reason)) from reason
     methods[1].load_state_dict(methods[0].state_dict())
-    follows = differ(*(told(method, *draw(square)) for method in methods))
+    follows = differ(*(outputs_of(method, *draw(square)) for method in methods))
     if follows and not methods[0].needs_grid:
         raise CheckFailed("a grid of 2 x 8 gives other outputs than one of 4 x 4; needs_grid")
     if methods[0].needs_grid and not follows:
@@ -354,7 +348,7 @@ def needs_grid(subject: Subject) -> str:
 
 
 def _from_penultimate(subject: Subject, shape: StackShape) -> float:
-    """How far the start is from `hs[L-1]` without prefix, tokens and a decoder's answer alike."""
+    """Relative distance of the initial tokens, and of a decoder's answer, from `hs[L-1]`."""
     method = subject.build(shape).eval()
     tokens, query = draw(shape)
     penultimate = ToyEncoder(shape).states_from(tokens)[shape.layer(-2), :, shape.prefix :]
@@ -370,7 +364,7 @@ def _from_penultimate(subject: Subject, shape: StackShape) -> float:
 
 
 def _expect_formula(subject: Subject) -> str:
-    """The registration's formula of what is trained, at the size of the papers."""
+    """Compare the declared parameter formula with the method at CLIP ViT-L/14-336."""
     formula, wide = subject.facts.get("parameters"), subject.facts.get("query_width")
     if not isinstance(formula, str):
         return ""
@@ -379,10 +373,10 @@ def _expect_formula(subject: Subject) -> str:
         method = subject.build(replace(_CLIP_L, query_dim=query or CLIP_L.llm))
     trained = sum(parameter.numel() for parameter in method.parameters())
     trained += (method.out_dim - CLIP_L.width) * CLIP_L.llm
-    said = count(formula, subject.settings, query_width=query)
-    if said != trained:
-        raise CheckFailed(f"at CLIP-L it trains {trained}, its formula {formula} says {said}")
-    return f"; {said} at CLIP-L, as declared"
+    declared = count(formula, subject.settings, query_width=query)
+    if declared != trained:
+        raise CheckFailed(f"at CLIP-L it trains {trained}, its formula {formula} gives {declared}")
+    return f"; {declared} at CLIP-L, as declared"
 
 
 def _leaves(loss: Tensor) -> Iterator[Tensor]:

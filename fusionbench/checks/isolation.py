@@ -1,4 +1,4 @@
-"""No way leads from the answer to the method, not even in training."""
+"""Checks that a method uses only its own example: no batch, no answers, no global state."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,15 +18,12 @@ from fusionbench.checks.toy import (
     draw,
     materials,
     outputs,
+    outputs_of,
     run_on,
-    told,
 )
 from fusionbench.checks.training import loss_of
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model, own_settings
-
-# An image's outputs are its own: neither the order nor the size of its batch changes them.
-
 
 Runner = Callable[
     [Method, Float[Tensor, "batch token dim"], Float[Tensor, "batch query_dim"]],
@@ -46,7 +43,7 @@ def batch_order(subject: Subject) -> str | None:
         method: Method, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch q"]
     ) -> Outputs:
         order = list(_ORDER)
-        given = told(method, tokens[order], query[order])
+        given = outputs_of(method, tokens[order], query[order])
         home = [order.index(row) for row in range(_BATCH)]
         return {name: values[home] for name, values in given.items()}
 
@@ -55,13 +52,13 @@ def batch_order(subject: Subject) -> str | None:
 
 @check
 def batch_split(subject: Subject) -> str | None:
-    """Images alone, two and two, or all together give the same outputs."""
+    """Images one by one, in pairs, or all in one batch give the same outputs."""
 
     def part_by_part(
         method: Method, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch q"]
     ) -> Outputs:
         rows = [list(part) for part in _PARTS]
-        parts = [told(method, tokens[each], query[each]) for each in rows]
+        parts = [outputs_of(method, tokens[each], query[each]) for each in rows]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return _in_both_modes(subject, part_by_part)
@@ -73,9 +70,9 @@ def _in_both_modes(subject: Subject, otherwise: Runner) -> str | None:
     for mode in ("evaluation", "training"):
         method.train(mode == "training")
         if mode == "training" and _draws(method, tokens, query):
-            return "in evaluation only: in training it draws at random"
+            return "in evaluation only: training is random"
         given = otherwise(method, tokens, query)
-        for name, values in told(method, tokens, query).items():
+        for name, values in outputs_of(method, tokens, query).items():
             expect_close(values, given[name], f"in {mode}, {name}")
     return None
 
@@ -83,17 +80,14 @@ def _in_both_modes(subject: Subject, otherwise: Runner) -> str | None:
 def _draws(
     method: Method, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch q"]
 ) -> bool:
-    """Dropout and the like: two passes that differ."""
+    """Whether two passes differ, as with dropout."""
 
     def once(seed: int) -> Outputs:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return told(method, tokens, query)
+            return outputs_of(method, tokens, query)
 
     return differ(once(0), once(1))
-
-
-# Equal seeds, equal numbers; and only the seed decides.
 
 
 @check
@@ -101,15 +95,17 @@ def determinism(subject: Subject) -> None:
     """In evaluation a second pass repeats the first, after another batch and other random draws."""
     method = subject.jittered().eval()
     given = draw(SHAPE)
-    first = told(method, *given)
+    first = outputs_of(method, *given)
     torch.rand(3)
-    told(method, *draw(SHAPE, seed=9))
-    expect_equal(first, told(method, *given), "two passes over the same states", tolerance=0.0)
+    outputs_of(method, *draw(SHAPE, seed=9))
+    expect_equal(
+        first, outputs_of(method, *given), "two passes over the same states", tolerance=0.0
+    )
 
 
 @check
 def seeds(subject: Subject) -> None:
-    """Equal seeds build equal weights, and building leaves no trace in the global seed."""
+    """Equal seeds build equal weights, and building does not set the global seed."""
     twins = [subject.build(seed=4).state_dict() for _ in range(2)]
     for name, values in twins[0].items():
         if not torch.equal(values, twins[1][name]):
@@ -125,12 +121,9 @@ def seeds(subject: Subject) -> None:
         raise CheckFailed("its constructor sets torch's global seed: all seeds would start alike")
 
 
-# What is shared and frozen stays as it is.
-
-
 @check
 def frozen(subject: Subject) -> None:
-    """A training step changes neither the encoder nor the hidden states it was given."""
+    """A training step changes neither the encoder nor the hidden states."""
     encoder = ToyEncoder(SHAPE)
     method = subject.jittered()
     tokens, query = draw(SHAPE)
@@ -156,16 +149,16 @@ _FEW = 8
 
 @check
 def answer_leak(subject: Subject) -> None:
-    """In training other answers, in other words, leave all that it gives to the reader the same."""
+    """In training other answers, with other texts, do not change what it gives to the reader."""
     budget = replace(BUDGET, steps=1, batch=_FEW)
-    told = materials("random", budget=budget)
+    first = materials("random", budget=budget)
     other = materials("random", budget=budget, words=("cat", "a blue dog"), flipped=True)
-    model = build_model(subject.cls, subject.settings, told, 0).train()
-    seen = [_told(model, each) for each in (told, other)]
+    model = build_model(subject.cls, subject.settings, first, 0).train()
+    seen = [_given(model, each) for each in (first, other)]
     expect_equal(seen[0], seen[1], "with other answers", tolerance=ROUNDING)
 
 
-def _told(model: Model, given: Materials) -> Outputs:
+def _given(model: Model, given: Materials) -> Outputs:
     batch = given.splits["train"].pick(torch.arange(_FEW))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

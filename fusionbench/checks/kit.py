@@ -1,4 +1,4 @@
-"""The list of checks: each is a function of a subject that raises if the method breaks its word."""
+"""Checks as functions of a subject, their records, and comparisons of outputs."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,6 @@ from torch import Tensor
 
 from fusionbench.checks.toy import Outputs, Subject
 
-# What a check leaves behind: one record each, and their counts.
-
-
 Outcome = Literal["passed", "failed", "skipped", "expected failure", "unexpected pass"]
 OUTCOMES: tuple[Outcome, ...] = (
     "passed",
@@ -23,15 +20,15 @@ OUTCOMES: tuple[Outcome, ...] = (
     "unexpected pass",
 )
 UNEXPECTED: tuple[Outcome, ...] = ("failed", "unexpected pass")
-"""What a method's author has to act on."""
+"""Outcomes that the method's author must fix."""
 
 
 class CheckFailed(Exception):
-    """The method breaks what this check holds it to; the message says how."""
+    """The method breaks the rule of this check; the message describes how."""
 
 
 class CheckSkipped(Exception):
-    """The check says nothing about this method or machine; the message says why."""
+    """The check does not apply to this method or machine; the message gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ class CheckRecord:
 
     @property
     def unexpected(self) -> bool:
-        """A failure that nobody has declared, or a declared one that passes."""
+        """Whether it is an undeclared failure or a declared one that passes."""
         return self.outcome in UNEXPECTED
 
 
@@ -62,25 +59,25 @@ class CheckReport:
 
     @property
     def counts(self) -> Mapping[Outcome, int]:
-        """How many records have each outcome, zeros included: a green report says how many ran."""
+        """Number of records of each outcome, zeros included."""
         found = Counter(record.outcome for record in self.records)
         return {outcome: found[outcome] for outcome in OUTCOMES}
 
     @property
     def unexpected(self) -> tuple[CheckRecord, ...]:
-        """What is wrong; empty if the method keeps its word."""
+        """Undeclared failures and unexpected passes."""
         return tuple(record for record in self.records if record.unexpected)
 
     def __str__(self) -> str:
         """`scalar_mix: 27 passed, 1 skipped`, then a line for each unexpected record."""
         return "\n".join(
-            [f"{self.method}: {said(self.counts)}"]
+            [f"{self.method}: {counts_text(self.counts)}"]
             + [f"  {record.check}: {record.outcome}: {record.reason}" for record in self.unexpected]
         )
 
 
-def said(counts: Mapping[Outcome, int]) -> str:
-    """`27 passed, 1 skipped`: the outcomes that occur."""
+def counts_text(counts: Mapping[Outcome, int]) -> str:
+    """`27 passed, 1 skipped`: outcomes that occur."""
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
 
 
@@ -89,17 +86,14 @@ def total(reports: Sequence[CheckReport]) -> Mapping[Outcome, int]:
     return {outcome: sum(each.counts[outcome] for each in reports) for outcome in OUTCOMES}
 
 
-# Two runs that should agree, and how far they are apart.
-
-
 TOLERANCE = 1e-4
 """Relative to the largest entry; float32 sums in another order differ by about 1e-6."""
 ROUNDING = 1e-6
-"""For the same sums done twice."""
+"""For the same sums computed twice."""
 
 
 def expect_equal(left: Outputs, right: Outputs, what: str, *, tolerance: float = TOLERANCE) -> None:
-    """Raise CheckFailed unless all outputs agree; `what` says what makes them differ."""
+    """Raise CheckFailed unless all outputs agree; `what` names the comparison."""
     if left.keys() != right.keys():
         raise CheckFailed(f"{what}: gives {', '.join(left)} or {', '.join(right)}")
     for name, values in left.items():
@@ -140,12 +134,12 @@ def distance(left: Float[Tensor, "*shape"], right: Float[Tensor, "*shape"]) -> f
 
 
 Body = Callable[[Subject], str | None]
-"""Raises CheckFailed or CheckSkipped; what it gives back is noted with the pass."""
+"""Raises CheckFailed or CheckSkipped; a returned text is the reason of the pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One check, with the sentence it holds a method to."""
+    """One check and its rule in one sentence."""
 
     name: str
     body: Body
@@ -156,7 +150,7 @@ _checks: dict[str, Check] = {}
 
 
 def check(body: Body) -> Body:
-    """Add a function to the suite under its own name; its docstring's first line is the promise."""
+    """Register a function as a check; the first line of its docstring is the rule."""
     promise = (body.__doc__ or "").strip().splitlines()[0]
     _checks[body.__name__] = Check(name=body.__name__, body=body, promise=promise)
     return body

@@ -1,4 +1,4 @@
-"""Reports as one Markdown page: counts, what is unexpected, what is expected, what was skipped."""
+"""Find methods, run the checks on them, and write the report."""
 
 import platform
 import time
@@ -22,7 +22,7 @@ from fusionbench.checks.kit import (
     CheckSkipped,
     Outcome,
     checks,
-    said,
+    counts_text,
     total,
 )
 from fusionbench.checks.toy import TRACER, Subject
@@ -31,17 +31,13 @@ from fusionbench.registry.catalog import Catalog, MethodCard, read_catalog
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import Chosen, select_methods
 
-# From a name, a glob, `all`, a path or a class to the methods that are meant.
-
-
 Target = str | Path | type[Method]
 
 
 def find(target: Target, *, plugins: Sequence[str] = ()) -> tuple[Subject, ...]:
-    """The methods meant: a name, `name[key=value]`, a glob, `all`, a file, a folder, or a class.
+    """The methods of a name, `name[key=value]`, glob, `all`, file, folder or class.
 
-    `all` means every registered name, also those that a study's `all` leaves out. Raises UserError
-    for a target that names nothing.
+    `all` includes methods that a study's `all` leaves out. Raises UserError if nothing matches.
     """
     if isinstance(target, type):
         return (Subject(name=target.__name__, cls=target),)
@@ -73,9 +69,6 @@ def _subject(chosen: Chosen) -> Subject:
     )
 
 
-# Run the suite on a method: one record per check, whatever the method does.
-
-
 def check_method(
     target: Target,
     *,
@@ -85,10 +78,9 @@ def check_method(
 ) -> CheckReport:
     """Run every check, or `only` some, on one method.
 
-    `target` is a registered name (`mema-no_query`, `mema[reduction=2]`), a plug-in's file with one
-    method, or a class; only a class takes `settings`. `compiler` is the backend that
-    `torch.compile` is tried with. Raises UserError for a name or check that does not exist;
-    whatever the method does wrong is in the report.
+    `target` is a name (`mema-no_query`, `mema[reduction=2]`), a plug-in's file with one method, or
+    a class; only a class takes `settings`. `compiler` is the backend of `torch.compile`. Raises
+    UserError for an unknown name or check; errors of the method are in the report.
     """
     if settings and not isinstance(target, type):
         raise UserError("only a class takes settings", f"write {target}[key=value]")
@@ -106,18 +98,14 @@ def run_checks(
     subject: Subject,
     *,
     only: Collection[str] = (),
-    told: Callable[[CheckRecord], None] = lambda record: None,
 ) -> CheckReport:
-    """All checks of one subject in order; `told` hears of each record as it comes."""
-    records = []
-    for each in chosen(only):
-        records.append(run_check(each, subject))
-        told(records[-1])
-    return CheckReport(method=subject.name, records=tuple(records))
+    """Run all checks of one subject, or `only` some, in order."""
+    records = tuple(run_check(each, subject) for each in chosen(only))
+    return CheckReport(method=subject.name, records=records)
 
 
 def run_check(each: Check, subject: Subject) -> CheckRecord:
-    """One check of one subject; an expected failure that passes is not a pass."""
+    """Run one check; a declared failure that passes is an unexpected pass."""
     started = time.process_time()
     outcome, reason = _run(each, subject)
     expected = _expected(subject).get(each.name, "")
@@ -136,7 +124,7 @@ def run_check(each: Check, subject: Subject) -> CheckRecord:
 
 
 def chosen(only: Collection[str]) -> Iterator[Check]:
-    """The checks of these names, in order; all where none is named. Raises UserError."""
+    """The checks of these names, or all, in order. Raises UserError for an unknown name."""
     known = checks()
     for name in only:
         if name not in known:
@@ -151,35 +139,26 @@ def _run(each: Check, subject: Subject) -> tuple[Outcome, str]:
         return "failed", str(failure)
     except (CheckSkipped, Unsupported) as skip:
         return "skipped", str(skip)
-    # A strange method may raise anything at all; it is a record, and the next check follows.
+    # A method may raise anything; the error becomes a record and the next check runs.
     except Exception as error:
         return "failed", f"{type(error).__name__}: {error}"
 
 
 def _expected(subject: Subject) -> dict[str, str]:
-    """The failures it declares for these settings; none if it cannot even be built."""
+    """Declared failures for these settings; none if the method cannot be built."""
     try:
         return dict(subject.build().expected_failures)
     except Exception:
         return {}
 
 
-# For a method's own tests: one pytest item per check.
-#
-# from fusionbench.checks import each_check
-#
-# @each_check("my_method.py")
-# def test_my_method_keeps_its_promises(verdict):
-#     verdict()
-
-
 def each_check(
     *targets: Target, only: Collection[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Parametrize a test's `verdict` over methods and checks.
+    """Parametrize a pytest function's argument `verdict` over methods and checks.
 
-    Called, a verdict passes, skips, xfails with the method's reason, or fails; an expected failure
-    that passes fails. Raises UserError for an unknown target or check.
+    Calling `verdict()` passes, skips, fails, or xfails with the method's reason; an unexpected pass
+    fails. Raises UserError for an unknown target or check.
     """
     import pytest
 
@@ -209,23 +188,22 @@ def _verdict(subject: Subject, each: Check) -> Callable[[], None]:
 
 
 def page(reports: Sequence[CheckReport]) -> str:
-    """The whole page; the same reports give the same bytes."""
+    """The reports as a Markdown page; equal reports give equal bytes."""
     records = [record for report in reports for record in report.records]
     parts = [
         "# Conformance of methods",
-        f"{len(reports)} methods, {len(records)} checks: {said(total(reports))}.",
+        f"{len(reports)} methods, {len(records)} checks: {counts_text(total(reports))}.",
         f"Python {platform.python_version()}, torch {version('torch')}.",
         "## Unexpected",
-        _reasons(record for record in records if record.unexpected)
-        or "Nothing: every method keeps its promises.",
+        _reasons(record for record in records if record.unexpected) or "None.",
         "## Expected failures",
         _reasons(r for r in records if r.outcome == "expected failure") or "None.",
         "## Counts",
         _table([("method", *OUTCOMES), *(_counts(report) for report in reports)]),
         "## Skipped",
-        _skipped(records) or "Nothing.",
-        "## What the checks hold a method to",
-        _table([("check", "promise"), *((c.name, c.promise) for c in checks().values())]),
+        _skipped(records) or "None.",
+        "## Rules",
+        _table([("check", "rule"), *((c.name, c.promise) for c in checks().values())]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -241,7 +219,7 @@ def _reasons(records: Iterable[CheckRecord]) -> str:
 
 
 def _skipped(records: Iterable[CheckRecord]) -> str:
-    """One row per check and reason: most skips are alike."""
+    """One row per check and reason."""
     methods: dict[tuple[str, str], list[str]] = {}
     for record in records:
         if record.outcome == "skipped":

@@ -1,4 +1,4 @@
-"""A small random transformer behind the encoder contract, and batches for it: no weights needed."""
+"""Synthetic encoder, reader, batches and task for the checks; no weights or data needed."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,10 +27,9 @@ from fusionbench.records.cell import Budget, Setting
 
 
 class ToyEncoder(Encoder):
-    """Pre-norm blocks of one head and an MLP; checks start it from `hs[0]`, images do as well.
+    """Fixed random pre-norm blocks of one head and an MLP, started from `hs[0]` or images.
 
-    The weights are the same for every caller; those of all blocks lie in one tensor of each kind,
-    since checks build hundreds of these.
+    Weights of all blocks are stacked in one tensor of each kind, which is fast to build.
     """
 
     def __init__(self, shape: StackShape) -> None:
@@ -39,7 +38,7 @@ class ToyEncoder(Encoder):
         rng = torch.Generator().manual_seed(0)
 
         def drawn(rows: int, columns: int) -> nn.Parameter:
-            # The spread of torch's own Linear.
+            # Standard deviation of torch's Linear.
             weights = torch.randn(shape.layers, rows, columns, generator=rng)
             return nn.Parameter(weights / (3 * columns) ** 0.5)
 
@@ -93,9 +92,6 @@ def draw(
     return tokens, torch.randn(batch, shape.query_dim, generator=rng)
 
 
-# A fixed small decoder: what injections and patches come to can only be seen in its answer.
-
-
 READER = decoder_shape(32, 4)
 _ANSWERS = 7
 _WORDS = 5
@@ -103,7 +99,7 @@ _QUERY = 6
 
 
 class FixedReader(DecoderReader):
-    """Asks every image the same question; never trained."""
+    """A frozen decoder with one question: shows the effect of injections and patches."""
 
     question: Tensor
 
@@ -115,14 +111,14 @@ class FixedReader(DecoderReader):
         self.requires_grad_(False)
 
     def answer_to(self, fused: Fused) -> Float[Tensor, "batch answer"]:
-        """Logits on what the method gives, whatever its batch and precision."""
+        """Logits for fused tokens of any batch size and precision."""
         batch = len(fused.tokens)
         mask = torch.ones(batch, _WORDS, dtype=torch.bool, device=fused.tokens.device)
         return self(fused, self.question.expand(batch, -1, -1), mask)
 
 
 def reader_for(fused: Fused) -> FixedReader:
-    """A reader that fits, in the precision of the tokens."""
+    """A reader of the tokens' width and precision."""
     return _reader(fused.tokens.shape[-1], fused.tokens.dtype)
 
 
@@ -131,18 +127,15 @@ def _reader(in_dim: int, dtype: torch.dtype) -> FixedReader:
     return FixedReader(in_dim).to(dtype)
 
 
-# The method under check: how it is built, run, and brought away from a start that hides much.
-
-
 SHAPE = StackShape(layers=7, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=READER)
-"""Deep enough for papers' layers to stay apart; an even square grid, which some methods need."""
+"""Deep enough that papers' layers differ; an even square grid, which some methods need."""
 ANSWER = "the decoder's answer"
 
 TRACER = "aot_eager"
-"""Traces forward and backward; `inductor` also writes kernels, which takes minutes for all."""
+"""Traces forward and backward; `inductor` also generates kernels, which takes minutes."""
 
 Outputs = Mapping[str, Float[Tensor, "batch *rest"]]
-"""All that reaches the reader or the answer, by name."""
+"""Outputs by name: everything that reaches the reader or the answer."""
 
 _JITTER = 0.2
 
@@ -155,7 +148,7 @@ class Subject:
     cls: type[Method]
     settings: Mapping[str, Setting] = field(default_factory=dict)
     facts: Mapping[str, object] = field(default_factory=dict)
-    """What the registration declares; empty for a bare class."""
+    """Facts of the decorator; empty for a class."""
     compiler: str = TRACER
     """Backend of `torch.compile`."""
 
@@ -167,14 +160,19 @@ class Subject:
             return constructor(shape, **own_settings(self.settings))
 
     def jittered(self, shape: StackShape = SHAPE, *, seed: int = 0) -> Method:
-        """One whose weights have all moved: a gate that starts at zero hides what lies behind."""
+        """A new method with noise on every weight."""
         method = self.build(shape, seed=seed)
-        rng = torch.Generator().manual_seed(seed + 1)
-        with torch.no_grad():
-            for parameter in method.parameters():
-                noise = torch.randn(parameter.shape, generator=rng)
-                parameter.add_(_JITTER * noise.to(parameter.dtype))
+        jitter(method, seed)
         return method
+
+
+def jitter(method: Method, seed: int) -> None:
+    """Add normal noise to every weight: a gate that starts at zero hides what follows it."""
+    rng = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            noise = torch.randn(parameter.shape, generator=rng)
+            parameter.add_(_JITTER * noise.to(parameter.dtype))
 
 
 def run(
@@ -182,7 +180,7 @@ def run(
     tokens: Float[Tensor, "batch token dim"],
     query: Float[Tensor, "batch query_dim"],
 ) -> Fused:
-    """The method as the engine runs it, on the toy encoder's states of these `hs[0]`."""
+    """Run the method on the toy encoder's states of `hs[0]` = `tokens`."""
     encoder = ToyEncoder(method.shape).to(tokens.dtype)
     return run_on(method, encoder.states_from(tokens), query, encoder)
 
@@ -193,7 +191,7 @@ def run_on(
     query: Float[Tensor, "batch query_dim"],
     encoder: Encoder,
 ) -> Fused:
-    """The method on these `hs[0..L]`."""
+    """Run the method on these `hs[0..L]`."""
     return fuse(
         method,
         lambda taps: torch.stack([states[list(tap)].mean(dim=0) for tap in taps]),
@@ -207,26 +205,26 @@ def run_drawn(method: Method, *, batch: int = 3, seed: int = 1) -> Fused:
     return run(method, *draw(method.shape, batch=batch, seed=seed))
 
 
-def told(
+def outputs_of(
     method: Method,
     tokens: Float[Tensor, "batch token dim"],
     query: Float[Tensor, "batch query_dim"],
 ) -> Outputs:
-    """What the method gives, worked out at once: patches of the reader run when it is read."""
+    """All outputs of the method, computed at once."""
     return dict(outputs(run(method, tokens, query)))
 
 
 def outputs(
     fused: Fused, reader: FixedReader | None = None
 ) -> Iterator[tuple[str, Float[Tensor, "batch *rest"]]]:
-    """All that reaches the reader or the answer, by name; the batch is the first axis.
+    """(name, output) of everything that reaches the reader; the first axis is the batch.
 
-    Where a method reaches into the reader's layers, also what a decoder answers: `reader`, or one
-    that is made for it.
+    For a method that injects into the reader's layers also the answer of `reader`, by default a
+    fixed decoder.
     """
     yield "tokens", fused.tokens
     if fused.after_projector is not None:
-        # It has no parameters and takes tokens of any width: the projector can be left out.
+        # It has no parameters and accepts any width, so the projector can be omitted.
         yield "tokens after the projector", fused.after_projector(fused.tokens)
     if fused.summary is not None:
         yield "summary", fused.summary
@@ -237,11 +235,11 @@ def outputs(
 
 
 def without_query(shape: StackShape) -> StackShape:
-    """The same encoder where no question is given."""
+    """The same encoder without a question."""
     return replace(shape, query_dim=0)
 
 
-# A task made of thin air for the real harness: a signal in `hs[0]`, or labels drawn by lot.
+# A synthetic in-memory task for the real harness: a signal in `hs[0]`, or random labels.
 
 
 BUDGET = Budget(
@@ -252,21 +250,21 @@ BUDGET = Budget(
     reader_width=READER.width,
     query_dim=SHAPE.query_dim,
 )
-"""Every training example is seen once: a falling loss cannot come from learning by heart."""
+"""Every training example is seen once: a falling loss cannot come from memorising."""
 TEST_ITEMS = 256
 _QUESTIONS = ("is it there?", "do you see it?")
 _SIGNAL = 1.5
 
 
 class YesOrNo(Scoring):
-    """Two answers, each as often."""
+    """Two equally frequent answers."""
 
     chance = 0.5
 
 
 @dataclass(kw_only=True)
 class ToyMaterials(Materials):
-    """Materials whose hidden states lie in memory."""
+    """Materials with hidden states in memory."""
 
     stack: Float[Tensor, "state image token dim"]
 
@@ -279,6 +277,7 @@ class ToyMaterials(Materials):
         return gather
 
 
+@cache
 def materials(
     labels: Literal["planted", "random"],
     *,
@@ -286,9 +285,9 @@ def materials(
     flipped: bool = False,
     budget: Budget = BUDGET,
 ) -> ToyMaterials:
-    """Hidden states that hold the labels, or know nothing of them.
+    """Hidden states that contain the labels ("planted") or not ("random").
 
-    `words` are the answers' texts, `flipped` exchanges every answer; the images stay the same.
+    `words` are the texts of the answers; `flipped` exchanges all answers, not the images.
     """
     train, test = budget.steps * budget.batch, TEST_ITEMS
     draws = stream("checks", labels)

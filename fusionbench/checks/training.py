@@ -1,4 +1,4 @@
-"""Trained as in a study: a signal is learnt, labels drawn by lot are not."""
+"""Checks of training: gradients reach all weights; a signal is learnt, random labels are not."""
 
 import math
 
@@ -13,9 +13,6 @@ from fusionbench.checks.kit import CheckFailed, CheckSkipped, check
 from fusionbench.checks.toy import BUDGET, SHAPE, TEST_ITEMS, Subject, draw, materials, outputs, run
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import evaluate, train
-
-# Training reaches every trainable parameter, soon enough.
-
 
 _RATE = 1e-2
 _NOTHING = 1e-12
@@ -67,7 +64,7 @@ def influence(subject: Subject) -> None:
 
 
 def loss_of(fused: Fused) -> Float[Tensor, ""]:
-    """All outputs against random targets, and the method's own terms."""
+    """Squared error of all outputs against random targets, plus the method's own terms."""
     rng = torch.Generator().manual_seed(3)
     total = fused.tokens.new_zeros(())
     for name, values in outputs(fused):
@@ -102,7 +99,7 @@ _SPREAD = 4.5 * math.sqrt(0.25 / TEST_ITEMS)
 
 @check
 def learns_signal(subject: Subject) -> str:
-    """With the harness it learns, in 30 steps, a label that every hidden state shows."""
+    """With the harness it learns, in 30 steps, a label that is in every hidden state."""
     score, _ = _trained(subject, "planted")
     if score < _LEARNT:
         raise CheckFailed(f"accuracy {score:.2f} on a signal that every layer shows")
@@ -111,16 +108,16 @@ def learns_signal(subject: Subject) -> str:
 
 @check
 def random_labels(subject: Subject) -> str:
-    """Labels drawn by lot, each seen once, are learnt neither in training nor for the test."""
+    """Random labels, each seen once, are predicted neither in training nor in the test."""
     score, losses = _trained(subject, "random")
     late = float(np.mean(losses[-len(losses) // 3 :]))
     if late < _TOO_GOOD * _CHANCE_LOSS:
         raise CheckFailed(
-            f"training loss {late:.2f} on labels drawn by lot, chance is {_CHANCE_LOSS:.2f}: "
+            f"training loss {late:.2f} on random labels, chance is {_CHANCE_LOSS:.2f}: "
             "the answers leak into training"
         )
     if abs(score - 0.5) > _SPREAD:
-        raise CheckFailed(f"accuracy {score:.2f} on labels drawn by lot")
+        raise CheckFailed(f"accuracy {score:.2f} on random labels")
     return f"accuracy {score:.2f}, training loss {late:.2f}"
 
 

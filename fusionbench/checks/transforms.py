@@ -1,19 +1,16 @@
-"""torch.func: several seeds, their weights stacked, in one pass give what each gives alone."""
+"""Checks of precision, storage, torch.compile and torch.func.vmap."""
 
 import copy
 import pickle
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api.fusion import Fusion, InEncoderFusion, Method
-from fusionbench.api.types import Fused
+from fusionbench.api.fusion import Method
 from fusionbench.checks.kit import (
     ROUNDING,
     CheckFailed,
@@ -23,18 +20,21 @@ from fusionbench.checks.kit import (
     expect_equal,
 )
 from fusionbench.checks.toy import (
+    BUDGET,
     SHAPE,
     FixedReader,
     Subject,
     ToyEncoder,
     draw,
+    jitter,
+    materials,
     outputs,
+    outputs_of,
     run_on,
-    told,
 )
-
-# Numbers: full precision stays full, bf16 stays near it, and nothing overflows.
-
+from fusionbench.harness.materials import Materials
+from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.stack import Stack
 
 _ROUNDING = 0.1
 """Relative to the largest value: bf16 keeps 8 bits, and a network of blocks adds up its errors."""
@@ -50,24 +50,24 @@ def dtype_fp32(subject: Subject) -> None:
 
 @check
 def dtype_bf16(subject: Subject) -> None:
-    """In bfloat16 throughout it runs, stays in bfloat16, and near full precision."""
+    """In bfloat16 it runs, returns bfloat16, and is close to float32."""
     method = subject.jittered().eval()
     tokens, query = draw(SHAPE)
-    exact = told(method, tokens, query)
+    exact = outputs_of(method, tokens, query)
     method = method.to(torch.bfloat16)
-    rounded = told(method, tokens.bfloat16(), query.bfloat16())
+    rounded = outputs_of(method, tokens.bfloat16(), query.bfloat16())
     _expect_dtype(method, torch.bfloat16)
     expect_equal(exact, rounded, "bfloat16 and float32", tolerance=_ROUNDING)
 
 
 @check
 def autocast(subject: Subject) -> None:
-    """Under bfloat16 autocast it trains, and stays near full precision."""
+    """Under bfloat16 autocast it trains and is close to float32."""
     method = subject.jittered().eval()
     tokens, query = draw(SHAPE)
-    exact = told(method, tokens, query)
+    exact = outputs_of(method, tokens, query)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = told(method, tokens, query)
+        rounded = outputs_of(method, tokens, query)
     expect_equal(exact, rounded, "autocast and float32", tolerance=_ROUNDING)
     total = sum(values.float().sum() for values in rounded.values())
     if isinstance(total, Tensor) and total.requires_grad:
@@ -98,7 +98,7 @@ def extreme_inputs(subject: Subject) -> None:
 def _extremes() -> Iterator[
     tuple[str, Float[Tensor, "state batch token dim"], Float[Tensor, "batch query_dim"]]
 ]:
-    """Every state alike: the blocks of an encoder would make a constant vary."""
+    """(name, states, query); all states are equal, which an encoder's blocks would change."""
     tokens, query = draw(SHAPE)
     states = ToyEncoder(SHAPE).states_from(tokens)
     yield "zero", torch.zeros_like(states), torch.zeros_like(query)
@@ -108,17 +108,14 @@ def _extremes() -> Iterator[
 
 def _expect_dtype(method: Method, dtype: torch.dtype) -> None:
     tokens, query = (drawn.to(dtype) for drawn in draw(SHAPE))
-    for name, values in told(method, tokens, query).items():
+    for name, values in outputs_of(method, tokens, query).items():
         if values.dtype != dtype:
             raise CheckFailed(f"{dtype} states give {values.dtype} {name}")
 
 
-# A method survives being stored, copied and sent to another process.
-
-
 @check
 def state_dict(subject: Subject) -> None:
-    """Its state_dict makes one of another seed give the same outputs: nothing lies outside it."""
+    """Loading its state_dict into a method of another seed gives the same outputs."""
     method, other = subject.jittered(seed=0).eval(), subject.jittered(seed=5).eval()
     other.load_state_dict(method.state_dict())
     _expect_same(method, other, "after load_state_dict")
@@ -126,7 +123,7 @@ def state_dict(subject: Subject) -> None:
 
 @check
 def safetensors(subject: Subject) -> None:
-    """So do its weights as a safetensors file."""
+    """Loading its weights from safetensors gives the same outputs."""
     from safetensors.torch import load, save
 
     method, other = subject.jittered(seed=0).eval(), subject.jittered(seed=5).eval()
@@ -136,15 +133,17 @@ def safetensors(subject: Subject) -> None:
 
 @check
 def deepcopy(subject: Subject) -> None:
-    """A deep copy gives the same outputs, and training the copy leaves the original alone."""
+    """A deep copy gives the same outputs, and training the copy does not change the original."""
     method = subject.jittered().eval()
     twin = copy.deepcopy(method)
     _expect_same(method, twin, "a deep copy")
-    before = told(method, *draw(SHAPE))
+    before = outputs_of(method, *draw(SHAPE))
     with torch.no_grad():
         for values in (*twin.parameters(), *twin.buffers()):
             values.add_(1)
-    expect_equal(before, told(method, *draw(SHAPE)), "while its copy trains", tolerance=ROUNDING)
+    expect_equal(
+        before, outputs_of(method, *draw(SHAPE)), "while its copy trains", tolerance=ROUNDING
+    )
 
 
 @check
@@ -160,20 +159,17 @@ def pickled(subject: Subject) -> None:
 
 def _expect_same(method: Method, twin: Method, what: str) -> None:
     given = draw(SHAPE)
-    expect_equal(told(method, *given), told(twin, *given), what, tolerance=ROUNDING)
-
-
-# torch.compile: one graph without breaks, the same outputs and gradients.
+    expect_equal(outputs_of(method, *given), outputs_of(twin, *given), what, tolerance=ROUNDING)
 
 
 _SHAPE = replace(SHAPE, layers=3)
-"""Tracing time follows depth; every kind of step is there with three blocks."""
+"""Three blocks have every kind of step; tracing time grows with depth."""
 
 _BACKWARD = 1e-3
 
 
 class Whole(nn.Module):
-    """The method with all that the engine does around it."""
+    """Encoder, method and reader as one module."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -191,7 +187,7 @@ class Whole(nn.Module):
 
 @check
 def compiled(subject: Subject) -> str:
-    """torch.compile makes one graph of it, with the same outputs and gradients."""
+    """torch.compile produces one graph with the same outputs and gradients."""
     _expect_compiler(subject.compiler)
     whole = Whole(subject.jittered(_SHAPE).train())
     tokens, query = draw(_SHAPE)
@@ -228,7 +224,7 @@ def _outputs_and_grads(
 
 
 def _expect_close_gradients(plain: dict[str, Tensor], fast: dict[str, Tensor]) -> None:
-    """All together: what cancels out in one of them is rounding alone."""
+    """Compared as one vector, since a gradient that cancels to zero is only rounding error."""
     if plain.keys() != fast.keys():
         raise CheckFailed(f"compiled, other parameters get gradients: {plain.keys() ^ fast.keys()}")
     if plain:
@@ -248,65 +244,27 @@ def _expect_compiler(backend: str) -> None:
 
 
 _SEEDS = (0, 1)
-
-
-class Step(nn.Module):
-    """One of a method's steps as a module's forward, so that weights can be swapped in."""
-
-    def __init__(self, method: Method, step: str, block: int | None) -> None:
-        super().__init__()
-        self.method, self.step = method, step
-        self.given = () if block is None else (block,)
-        self.reader = FixedReader(method.out_dim)
-
-    def forward(self, *tensors: Any) -> Any:
-        """What the step gives; of Fused, the outputs by name."""
-        found = getattr(self.method, self.step)(*self.given, *tensors)
-        return dict(outputs(found, self.reader)) if isinstance(found, Fused) else found
+_EXAMPLES = 4
 
 
 @check
 def vmapped(subject: Subject) -> None:
     """Seeds trained in one pass by torch.func.vmap give what each gives alone."""
-    methods = [subject.jittered(seed=seed).eval() for seed in _SEEDS]
-    drawn = [draw(SHAPE, seed=5 + seed) for seed in _SEEDS]
-    tokens, query = (torch.stack(parts) for parts in zip(*drawn, strict=True))
-    together = (_fused if isinstance(methods[0], Fusion) else _stepped)(methods, tokens, query)
-    for seed, method in enumerate(methods):
-        for name, values in told(method, *drawn[seed]).items():
-            expect_close(together[name][seed], values, f"seed {seed} of several, {name}")
+    budget = replace(BUDGET, steps=1, batch=len(_SEEDS) * _EXAMPLES)
+    shared = materials("random", budget=budget)
+    models = [_model(subject, shared, seed) for seed in _SEEDS]
+    stack = Stack(models, shared)
+    batch = shared.splits["train"].pick(torch.arange(budget.batch).view(len(_SEEDS), _EXAMPLES))
+    one = batch.pick(torch.tensor(0))
+    losses = stack.losses(batch)
+    logits, _ = stack.outputs(one, shared.states(one.rows)(stack.taps))
+    for seed, model in enumerate(models):
+        loss = model.loss(batch.pick(torch.tensor(seed)), shared)
+        expect_close(losses[seed], loss, f"seed {seed} of several, the loss")
+        expect_close(logits[seed], model(one, shared)[0], f"seed {seed} of several, the answers")
 
 
-def _fused(methods: Sequence[Any], tokens: Tensor, query: Tensor) -> dict[str, Tensor]:
-    encoder = ToyEncoder(SHAPE)
-    states = torch.stack([encoder.states_from(each) for each in tokens])
-    hidden = torch.stack([states[:, list(tap)].mean(dim=1) for tap in methods[0].taps], dim=1)
-    return _at_once(methods, "forward", None, hidden, query)
-
-
-def _stepped(methods: Sequence[Any], tokens: Tensor, query: Tensor) -> dict[str, Tensor]:
-    """The frozen blocks run on each seed, only the method's own steps are mapped."""
-    encoder = ToyEncoder(SHAPE)
-    first: InEncoderFusion = methods[0]
-    frozen = torch.stack([encoder.states_from(each) for each in tokens], dim=1)
-    written, state = tokens, _at_once(methods, "start", None, tokens, query)
-    for block in range(1, first.depth + 1):
-        entered = torch.stack([encoder.block(block, each) for each in written])
-        given = entered if first.writes else frozen[block]
-        written, state = _at_once(methods, "after_block", block, given, state)
-    return _at_once(methods, "finish", None, written, state)
-
-
-def _at_once(methods: Sequence[Method], step: str, block: int | None, *given: Any) -> Any:
-    """One step of all seeds, as the engine folds them."""
-    weights, buffers = torch.func.stack_module_state(list(methods))
-    skeleton = Step(copy.deepcopy(methods[0]), step, block)
-
-    def call(own: dict[str, Tensor], fixed: dict[str, Tensor], *rest: Any) -> Any:
-        named = {f"method.{name}": values for name, values in (own | fixed).items()}
-        return torch.func.functional_call(skeleton, named, rest)
-
-    with warnings.catch_warnings():
-        # Right but slow, which is no matter here.
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        return torch.vmap(call)(weights, buffers, *given)
+def _model(subject: Subject, shared: Materials, seed: int) -> Model:
+    model = build_model(subject.cls, subject.settings, shared, seed)
+    jitter(model.fusion, seed)
+    return model.eval()

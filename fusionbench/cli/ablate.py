@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import Plugins, Settings, Strict, app
+from fusionbench.cli.app import Plugins, Settings, Strict, app, found, read, say
 from fusionbench.cli.run import checked_device
-from fusionbench.cli.shared import found, read, say
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
 

@@ -1,8 +1,19 @@
-"""The application that every command's module adds itself to, and the flags they share."""
+"""The typer application, the options that several commands share, and the catalog they read."""
 
-from typing import Annotated
+import os
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fusionbench.api.errors import Problem, UserError, disk_error
+from fusionbench.registry.catalog import Catalog, read_catalog
+
+if TYPE_CHECKING:
+    from fusionbench.encoders.card import EncoderCard
+    from fusionbench.records.store import Store
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -20,8 +31,77 @@ Plugins = Annotated[
     typer.Option("--plugin", help="A Python file or folder with methods, tasks or encoders."),
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict-plugins", help="A plug-in that cannot be used is an error.")
+    bool, typer.Option("--strict-plugins", help="Fail if a plug-in cannot be imported and used.")
 ]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a setting.")
 ]
+
+
+def read(plugins: Sequence[str], *, strict: bool = False) -> Catalog:
+    """The catalog; its problems are printed on stderr.
+
+    With `strict` every plug-in is also imported in a child process, and UserError is raised for one
+    that cannot be used.
+    """
+    catalog = read_catalog(plugins, packed=packed_here())
+    if strict:
+        from fusionbench.registry.plugins import require_sound
+
+        require_sound(catalog)
+    say(catalog.problems)
+    return catalog
+
+
+def packed_here() -> Collection[str]:
+    """Names of the tasks in the packed folder FUSIONBENCH_DATA; they need no data packages."""
+    if not os.environ.get("FUSIONBENCH_DATA"):
+        return ()
+    from fusionbench.study.data import packed_tasks
+
+    return packed_tasks()
+
+
+def check_encoder(catalog: Catalog, name: str, image_size: int) -> "EncoderCard":
+    """The card of an encoder. Raises UserError for an unknown name or an impossible size."""
+    from fusionbench.registry.encoder_cards import describe
+
+    try:
+        return describe(catalog, name, image_size=image_size)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error), "`fusionbench list encoders` shows all") from error
+
+
+def refuse_plugged(catalog: Catalog, encoder: str, command: str) -> None:
+    """Raise UserError for an encoder of a plug-in, which this command cannot use."""
+    if encoder in catalog.encoders:
+        raise UserError(
+            f"{command} does not take encoders of plug-ins, such as {encoder!r}",
+            "`fusionbench run` does",
+        )
+
+
+def found(store: "Store") -> Iterable[Problem]:
+    """Problems with the records of a store; reads all of them."""
+    store.finished()
+    return store.problems
+
+
+def say(problems: Iterable[Problem]) -> None:
+    """Print one line per problem on stderr."""
+    for problem in problems:
+        sys.stderr.write(f"note: {problem}\n")
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write a table as CSV, atomically. Raises UserError if the file cannot be written."""
+    from fusionbench.records.files import write_atomic
+    from fusionbench.report.tables import comma_separated
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, comma_separated([dict(row) for row in rows]).encode())
+    except OSError as error:
+        raise disk_error(error, file) from error

@@ -1,4 +1,4 @@
-"""`fusionbench check`: does a method keep the promises that a fair comparison rests on?"""
+"""`fusionbench check`: conformance checks of methods."""
 
 import sys
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def command(
     compiler: Annotated[str, typer.Option(help="Backend of torch.compile.")] = "aot_eager",
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
-    """Run the conformance checks on methods; exit code 1 if any is unexpected."""
+    """Run the conformance checks on methods; exit code 1 on an unexpected outcome."""
     code = check(targets, out=out, only=only, compiler=compiler, plugins=plugin, stream=sys.stdout)
     raise typer.Exit(code)
 
@@ -36,13 +36,13 @@ def check(
     plugins: Sequence[str],
     stream: TextIO,
 ) -> int:
-    """Say of each method how many checks have which outcome; the page has the details."""
+    """Print the counts of outcomes per method; write details to `out`. Returns the exit code."""
     import torch
 
-    from fusionbench.checks.kit import said, total
+    from fusionbench.checks.kit import counts_text, total
     from fusionbench.checks.run import find, page, run_checks
 
-    # One thread: the same sums in the same order on every machine.
+    # One thread: sums in the same order on every machine.
     torch.set_num_threads(1)
     found = {
         subject.name: replace(subject, compiler=compiler)
@@ -55,7 +55,7 @@ def check(
         stream.write(f"{reports[-1]}\n")
         stream.flush()
     seconds = sum(record.seconds for report in reports for record in report.records)
-    stream.write(f"{len(reports)} methods, {seconds:.0f} s of CPU: {said(total(reports))}\n")
+    stream.write(f"{len(reports)} methods, {seconds:.0f} s of CPU: {counts_text(total(reports))}\n")
     if out is not None:
         _write(out, page(reports))
         stream.write(f"{out}\n")

@@ -1,11 +1,16 @@
-"""`fusionbench list`: what exists here, as columns for people or as JSON."""
+"""`fusionbench list`: methods, tasks and encoders, as aligned columns or as JSON."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from fusionbench.cli.app import Plugins, Strict, app, read
 from fusionbench.registry.cards import count
 from fusionbench.registry.catalog import Catalog, MethodCard, TaskCard
 from fusionbench.registry.selection import shown
@@ -14,32 +19,63 @@ if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
 
 Row = tuple[str, ...]
-UNTOLD = "—"
-"""In place of a fact that the method's author has not given."""
+UNKNOWN = "—"
+"""Shown for a fact that a method does not declare."""
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    METHODS = "methods"
+    TASKS = "tasks"
+    ENCODERS = "encoders"
+
+
+@app.command("list")
+def command(
+    kind: Annotated[Kind, typer.Argument()],
+    long: Annotated[
+        bool, typer.Option("--long", help="Methods: paper, parity, parameters, needs.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugin: Plugins = [],  # noqa: B006
+    strict_plugins: Strict = False,
+) -> None:
+    """List methods, tasks or encoders, and how to get those that are not available."""
+    catalog = read(plugin, strict=strict_plugins)
+    if as_json:
+        text = json_text(kind.value, catalog)
+    elif kind is Kind.METHODS:
+        text = methods_long(catalog) if long else methods_text(catalog)
+    else:
+        text = tasks_text(catalog) if kind is Kind.TASKS else encoders_text(catalog)
+    sys.stdout.write(text + "\n")
 
 
 def methods_text(catalog: Catalog) -> str:
-    """One line per method: name, version, where it runs, settings, source."""
+    """A line per method: name, version, where it runs, settings, source."""
     header = ("method", "version", "runs", "settings (a variant's change first)", "from")
     return columns([header, *(_method(card) for card in catalog.methods.values())])
 
 
 def methods_long(catalog: Catalog) -> str:
-    """A paragraph per method: paper, parity, parameters, needs, and how it starts."""
-    sizes = "at CLIP-L/14-336 with an LLM 4096 wide, beside LLaVA's projector"
-    names = "D width, L blocks, N patches, Q the question's width, H and M the LLM's width and MLP"
+    """A paragraph per method: paper, parity, parameters, needs, start."""
+    sizes = "at CLIP-L/14-336 with an LLM of width 4096, in addition to LLaVA's projector"
+    names = (
+        "D width, L blocks, N patches, Q width of the question, H and M width and MLP of the LLM"
+    )
     head = f"parameters: {sizes}\n{names}"
     return "\n\n".join([head, *(_paragraph(card) for card in catalog.methods.values())])
 
 
 def tasks_text(catalog: Catalog) -> str:
-    """One line per task: name, version, skill, and how to get what is missing."""
+    """A line per task: name, version, skill, how to get missing data."""
     header = ("task", "version", "group", "in suite", "available", "from")
     return columns([header, *(_task(card) for card in catalog.tasks.values())])
 
 
 def encoders_text(catalog: Catalog) -> str:
-    """One line per encoder: its shape, and how to fetch it."""
+    """A line per encoder: shape, input, how to get missing weights."""
     header = ("encoder", "blocks x width", "input", "available", "from")
     rows: list[Row] = [header]
     for card in _encoders(catalog):
@@ -59,17 +95,17 @@ def _encoders(catalog: Catalog) -> "list[EncoderCard]":
     return [*available(), *plugged(catalog)]
 
 
-def as_json(kind: str, catalog: Catalog) -> str:
-    """The cards of a kind as a JSON list."""
+def json_text(kind: str, catalog: Catalog) -> str:
+    """The cards of `kind` as a JSON list."""
     if kind == "encoders":
         return json.dumps([asdict(card) for card in _encoders(catalog)], indent=1)
     cards: Mapping[str, MethodCard | TaskCard]
     cards = catalog.methods if kind == "methods" else catalog.tasks
-    return json.dumps([_plain(card) for card in cards.values()], indent=1)
+    return json.dumps([dict(_fields(card)) for card in cards.values()], indent=1)
 
 
 def columns(rows: Sequence[Row]) -> str:
-    """Rows as aligned text, two spaces between columns."""
+    """Rows as left-aligned text with two spaces between columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
              for row in rows)  # fmt: skip
@@ -85,20 +121,20 @@ def _method(card: MethodCard) -> Row:
 
 
 def _paragraph(card: MethodCard) -> str:
-    facts = told(card)
+    facts = facts_of(card)
     origin = f"  from {card.source}" if card.source != "built-in" else ""
     return "\n".join([f"{card.name}{origin}", *(f"  {key:<11} {facts[key]}" for key in facts)])
 
 
-def told(card: MethodCard) -> dict[str, str]:
-    """What is known of a method, in words; a dash for what its author has not said."""
+def facts_of(card: MethodCard) -> dict[str, str]:
+    """Facts of a method as text, `UNKNOWN` where it does not declare one."""
     facts = card.facts
     paper = ", ".join(str(facts[key]) for key in ("paper", "year") if facts.get(key))
     wants = str(facts["needs"]) or "hidden states only"
-    identity = "as the penultimate layer" if facts["identity"] else "elsewhere"
+    identity = "as the penultimate layer" if facts["identity"] else "differently"
     return {
-        "paper": paper or UNTOLD,
-        "parity": str(facts.get("parity") or UNTOLD),
+        "paper": paper or UNKNOWN,
+        "parity": str(facts.get("parity") or UNKNOWN),
         "parameters": _parameters(card),
         "needs": wants,
         "starts": identity,
@@ -108,18 +144,18 @@ def told(card: MethodCard) -> dict[str, str]:
 def _parameters(card: MethodCard) -> str:
     formula = str(card.facts.get("parameters", ""))
     if not formula:
-        return UNTOLD
+        return UNKNOWN
     try:
         number = f"{parameter_count(card):,}"
     except ValueError as error:
-        return f"{UNTOLD} ({error})"
+        return f"{UNKNOWN} ({error})"
     text = number if formula == number else f"{formula} = {number}"
     published = card.facts.get("published")
     return f"{text} (the official code: {published:,})" if isinstance(published, int) else text
 
 
 def parameter_count(card: MethodCard) -> int:
-    """The formula's number. ValueError if the method has none that can be read."""
+    """The value of the method's formula; ValueError if it has none or it cannot be read."""
     width = card.facts.get("query_width", 0)
     return count(str(card.facts.get("parameters", "")), card.settings, query_width=int(width))
 
@@ -135,16 +171,12 @@ def _how(card: TaskCard) -> str:
     return f"no: {card.get}" if card.get else f"no: needs {', '.join(card.missing)}"
 
 
-def _plain(card: MethodCard | TaskCard) -> Mapping[str, object]:
-    return dict(_fields(card))
-
-
 def _fields(card: MethodCard | TaskCard) -> Iterator[tuple[str, object]]:
-    # Paths of this machine are of no use to a reader of the list.
+    # `file` is a path of this machine.
     yield from ((key, value) for key, value in asdict(card).items() if key != "file")
     if isinstance(card, TaskCard):
         yield "available", card.available
     elif card.facts.get("parameters"):
-        # A plug-in's formula may be none.
+        # The formula of a plug-in may be invalid.
         with suppress(ValueError):
             yield "parameters_at_clip_l", parameter_count(card)

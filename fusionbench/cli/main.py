@@ -1,8 +1,4 @@
-"""The command line: the modules of `fusionbench.cli`, joined here.
-
-What a person got wrong ends in one line, a hint and exit code 2, a failed cell in exit code 1,
-Ctrl-C in 130.
-"""
+"""The command line. Exit codes: 0 success, 1 a cell or check failed, 2 user error, 130 Ctrl-C."""
 
 import os
 import sys
@@ -12,7 +8,7 @@ from fusionbench.cli import (
     ablate,
     check,
     doctor,
-    list_,
+    listing,
     merge,
     new,
     pack,
@@ -23,14 +19,14 @@ from fusionbench.cli import (
 )
 from fusionbench.cli.app import app
 
-COMMANDS = (run, reports, merge, ablate, probe_layers, profile, list_, check, pack, new, doctor)
-"""In the order of `--help`: a module adds its command when it is imported."""
+COMMANDS = (run, reports, merge, ablate, probe_layers, profile, listing, check, pack, new, doctor)
+"""In the order of `--help`; a module registers its commands when it is imported."""
 
 
 def main() -> None:
-    """Run the command line; the installed script and `python -m fusionbench` come here."""
-    # NumPy's threads wait for each other by spinning: a product of 1 ms takes 100 where other
-    # processes keep the cores, as workers and the report's own copies do. NumPy reads it once.
+    """Entry point of the installed script and of `python -m fusionbench`."""
+    # OpenBLAS threads wait by spinning: where workers occupy the cores, a product of 1 ms takes
+    # 100 ms. NumPy reads the variable once, at import.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app()

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fusionbench.cli.app import OK, app
-from fusionbench.cli.shared import say
+from fusionbench.cli.app import OK, app, say
 
 
 @app.command("merge")

@@ -1,4 +1,4 @@
-"""`fusionbench pack`: data and weights in one folder."""
+"""`fusionbench pack`: write data and weights into one folder."""
 
 import sys
 from collections.abc import Sequence
@@ -8,20 +8,19 @@ from typing import Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import disk_error
-from fusionbench.cli.app import OK, Plugins, Strict, app
-from fusionbench.cli.shared import check_encoder, read, refuse_plugged
+from fusionbench.cli.app import OK, Plugins, Strict, app, check_encoder, read, refuse_plugged
 
 
 @app.command("pack")
 def command(
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     tasks: Annotated[list[str], typer.Option(help="all, names, globs.")] = ["all"],  # noqa: B006
-    encoder: Annotated[str, typer.Option(help="Whose weights to pack.")] = "nano",
-    size: Annotated[int, typer.Option(min=0, help="Pixels; 0: the encoder's own.")] = 0,
+    encoder: Annotated[str, typer.Option(help="Encoder whose weights are packed.")] = "nano",
+    size: Annotated[int, typer.Option(min=0, help="Pixels; 0: the encoder's default.")] = 0,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
-    """Write data and weights into one folder for a machine without a package index."""
+    """Write data and weights into one folder for a machine without network access."""
     if strict_plugins:
         read(plugin, strict=True)
     stream = sys.stdout
@@ -38,7 +37,7 @@ def pack(
     plugins: Sequence[str],
     stream: TextIO,
 ) -> int:
-    """Pack tasks and weights into a folder and say how large it is."""
+    """Pack tasks and weights into `out` and print the size. Returns the exit code."""
     catalog = read(plugins)
     refuse_plugged(catalog, encoder, "pack")
     pixels = size or check_encoder(catalog, encoder, 0).size

@@ -1,4 +1,4 @@
-"""`fusionbench profile`: what methods cost over the bare encoder."""
+"""`fusionbench profile`: cost of methods over the bare encoder."""
 
 import sys
 from enum import StrEnum
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import FAILED, OK, Plugins, Settings, app
+from fusionbench.cli.app import FAILED, OK, Plugins, Settings, app, read
 from fusionbench.cli.run import checked_device
-from fusionbench.cli.shared import read
 from fusionbench.records.cost import ProfileOptions
 
 if TYPE_CHECKING:
@@ -34,15 +33,18 @@ def command(
     out: Annotated[Path, typer.Option(help="A folder of results.")] = Path("results/local"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or meta: count only.")] = "auto",
     mode: Annotated[Mode, typer.Option()] = Mode.INFERENCE,
-    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 32,
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    width: Annotated[int, typer.Option(min=1, help="Of the projector: 4096 for a 7B.")] = 4096,
-    size: Annotated[int, typer.Option(min=0, help="Pixels; 0: the encoder's own.")] = 0,
+    width: Annotated[
+        int, typer.Option(min=1, help="Width of the projector; 4096 for a 7B model.")
+    ] = 4096,
+    size: Annotated[int, typer.Option(min=0, help="Pixels; 0: the encoder's default.")] = 0,
     compile: Annotated[str, typer.Option(help="off, default, reduce-overhead.")] = "off",
     language_model: Annotated[
-        bool, typer.Option("--language-model", help="Time a 7B one behind it, random weights.")
+        bool,
+        typer.Option("--language-model", help="Include a 7B language model with random weights."),
     ] = False,
-    missing: Annotated[bool, typer.Option(help="Leave out what --out holds already.")] = False,
+    missing: Annotated[bool, typer.Option(help="Skip profiles that exist in --out.")] = False,
     blocks: Annotated[int, typer.Option(min=2, help="Timed blocks.")] = 30,
     settings: Settings = [],  # noqa: B006
     plugin: Plugins = [],  # noqa: B006
@@ -72,9 +74,9 @@ def profile(
     *,
     missing: bool = False,
 ) -> int:
-    """Profile each method, write its record, and say it in a line; what cannot run is named.
+    """Profile each method, write its record and print a line. Returns the exit code.
 
-    With `missing`, one that was profiled under these conditions before is left as it is.
+    With `missing`, methods that have a profile under these conditions are skipped.
     """
     from fusionbench.api.types import Unsupported
     from fusionbench.cost.profile import Bench
@@ -102,13 +104,13 @@ def profile(
 
 
 def line(record: "CostRecord") -> str:
-    """One method in words; what was not measured is not there."""
+    """The profile in one line, without what was not measured."""
     parts = [f"{record.parameters['over_projector']:+,} parameters"]
     if record.flops_over_encoder is not None:
         parts.append(f"{record.flops_over_encoder / 1e9:+.3g} GFLOP")
     if record.latency_over_encoder_ms is not None:
         over = record.latency_over_encoder_ms
-        parts.append(f"{over.median:+.2f} ms a batch ({over.q1:+.2f} to {over.q3:+.2f})")
+        parts.append(f"{over.median:+.2f} ms per batch ({over.q1:+.2f} to {over.q3:+.2f})")
     if record.throughput is not None:
         parts.append(f"{record.throughput:.4g} images/s")
     if record.peak_memory_over_encoder_bytes is not None:

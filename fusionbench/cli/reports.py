@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from fusionbench.cli.app import FAILED, OK, Plugins, app
-from fusionbench.cli.shared import read, say, write_rows
+from fusionbench.cli.app import FAILED, OK, Plugins, app, read, say, write_rows
 
 # `fusionbench report`: tables, plots and a page from a folder of results.
 

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import UserError, unknown
-from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, Settings, Strict, app
-from fusionbench.cli.shared import read, say
+from fusionbench.cli.app import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    Plugins,
+    Settings,
+    Strict,
+    app,
+    read,
+    say,
+)
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, load_study, preset, with_overrides
 

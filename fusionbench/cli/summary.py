@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from fusionbench import __version__
 from fusionbench.api.errors import UserError
+from fusionbench.cli.app import say
 from fusionbench.cli.listing import Row, columns
-from fusionbench.cli.shared import say
 from fusionbench.records.claims import exclusive
 from fusionbench.records.history import Run
 from fusionbench.records.store import Store

@@ -1,1 +1,1 @@
-"""What a fusion costs over the bare encoder: parameters, operations, time, memory."""
+"""Cost of a fusion over the bare encoder: parameters, operations, latency, memory."""

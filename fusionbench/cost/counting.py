@@ -1,8 +1,7 @@
-"""Floating-point operations, counted as they are dispatched; one multiply-add is two.
+"""Count floating-point operations; one multiply-add is two.
 
-`FlopCounterMode` has no entry for the CPU's fused attention and would count it as nothing; the
-entry is added here. `check` compares a count with the sum that anyone can do by hand, and every
-profile starts with it.
+`FlopCounterMode` counts the CPU's fused attention as zero, so its formula is added here. `check`
+compares the counter with an analytic count; every profile starts with it.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from fusionbench.encoders.vit import ViT, ViTConfig
 LARGEST_ERROR = 0.01
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-# torch leaves these two without types.
+# torch has no types for these two.
 _COUNT: Callable[..., int] = sdpa_flop_count
 _COUNT_BACKWARD: Callable[..., int] = sdpa_backward_flop_count
 _REFERENCE = ViTConfig(layers=2, dim=128, heads=4, patch=16, grid=8, size=128, mlp=512)
@@ -29,26 +28,23 @@ _REFERENCE = ViTConfig(layers=2, dim=128, heads=4, patch=16, grid=8, size=128, m
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """Operations of one call, and of the way back from the mean square of its output."""
+    """Operations of one forward call, and of the backward pass of its output's mean square."""
 
     forward: int
     backward: int | None
     tokens: int
-    """Along the output's second axis."""
+    """Size of the output's second axis."""
 
 
 def count(run: Callable[[], object]) -> int:
-    """Operations of everything that `run` dispatches, backward passes included."""
+    """Operations of all that `run` dispatches, including backward passes."""
     with _counter() as counter:
         run()
     return int(counter.get_total_flops())
 
 
 def step(run: Callable[[], Float[Tensor, "batch token width"]], *, back: bool) -> Counted:
-    """Both ways in one go: on no device, dispatching takes most of the time.
-
-    The optimiser is left out: it has no product.
-    """
+    """Operations of forward and, with `back`, backward; the optimiser has no product."""
     with _counter() as counter:
         with nullcontext() if back else torch.no_grad():
             output = run()
@@ -61,7 +57,7 @@ def step(run: Callable[[], Float[Tensor, "batch token width"]], *, back: bool) -
 
 
 def analytic(encoder: Encoder, *, blocks: int) -> int:
-    """Forward of one image by hand: patches, Linear layers, and the two products of attention.
+    """Analytic forward count of one image: patches, Linear layers, the two products of attention.
 
     4 T^2 D for the attention of a block on T tokens, 2 T i o for a Linear from i to o.
     """
@@ -77,9 +73,9 @@ def analytic(encoder: Encoder, *, blocks: int) -> int:
 
 
 def check(device: torch.device) -> float:
-    """Relative error of the count of a small ViT on this device.
+    """Relative error of the counter on a small ViT.
 
-    Raises ValueError beyond 1 %: then this release of PyTorch counts something else.
+    Raises ValueError above 1 %: this release of PyTorch counts differently.
     """
     with device:
         encoder = ViT(_REFERENCE)
@@ -90,7 +86,7 @@ def check(device: torch.device) -> float:
     if error > LARGEST_ERROR:
         raise ValueError(
             f"the operation counter is off by {error:.1%} on {device}: {found:.4g} counted, "
-            f"{expected:.4g} by hand"
+            f"{expected:.4g} expected"
         )
     return error
 

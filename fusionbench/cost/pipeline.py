@@ -1,7 +1,7 @@
-"""Encoder, method and projector as they run in a multimodal model, and the same without a method.
+"""Encoder, method and projector as in a multimodal model, and the bare encoder with a projector.
 
-Nothing is cached here: the encoder runs in every call, as it does when a model is used. The bare
-encoder runs as many blocks as the method needs, so that a difference is the method's own.
+Nothing is cached: the encoder runs in every call. The bare encoder runs as many blocks as the
+method needs, so the difference is the cost of the method.
 """
 
 from collections.abc import Callable, Set
@@ -32,11 +32,11 @@ class Pipeline:
     fusion: Method
     projector: Projector
     alone: Projector
-    """Of one layer: what stands behind the bare encoder."""
+    """Projector of the bare encoder: one layer wide."""
     images: UInt8[Tensor, "batch height width 3"]
     query: Float[Tensor, "batch query_dim"]
     reaches_inside: bool = False
-    """After a call: whether the method also acts in the language model's layers."""
+    """Set by a call: whether the method injects into the language model's layers."""
 
     @property
     def blocks(self) -> int:
@@ -44,35 +44,35 @@ class Pipeline:
         if isinstance(self.fusion, InEncoderFusion):
             return self.fusion.depth
         taps = self.fusion.taps if isinstance(self.fusion, Fusion) else ()
-        # Behind the last block stands one more tap, the final norm.
+        # The tap after the last block is the final norm.
         last = max((index for tap in taps for index in tap), default=0)
         return min(last, self.encoder.shape.layers)
 
     def fused(self) -> Float[Tensor, "batch token width"]:
-        """With the method. Gradients pass through the encoder only where the method writes."""
+        """Projected tokens with the method; gradients pass the encoder only where it writes."""
         found = self._fuse()
         self.reaches_inside = found.reaches_inside
         tokens = project(found, self.projector)
         for injection in found.injections:
             values = injection.values
             placed = self.projector(values) if injection.through_projector else values
-            # Each is added to a hidden state of the language model, at the image's positions.
+            # The language model adds each to a hidden state at the image's positions.
             tokens = tokens + placed if placed.shape == tokens.shape else tokens + placed.mean()
         return tokens
 
     def prefilled(self, model: language.LanguageModel) -> Float[Tensor, "batch position width"]:
-        """With the method, and on through a language model, in whose layers it may act."""
+        """Hidden states of a language model with the method."""
         found = self._fuse()
         return model(project(found, self.projector), found, self.projector)
 
     def bare_prefilled(
         self, model: language.LanguageModel
     ) -> Float[Tensor, "batch position width"]:
-        """Without it, and on through the same language model."""
+        """Hidden states of the same language model without the method."""
         return model(self.bare())
 
     def bare(self) -> Float[Tensor, "batch token width"]:
-        """Without it: the last of the same number of blocks, without CLS."""
+        """Projected tokens of the last of the same number of blocks, without prefix."""
         tokens = self._states({self.blocks})[self.blocks]
         return self.alone(tokens[:, self.encoder.shape.prefix :])
 
@@ -86,7 +86,7 @@ class Pipeline:
 
     @torch.no_grad()
     def _states(self, wanted: Set[int]) -> dict[int, Float[Tensor, "batch token dim"]]:
-        """These hidden states; no other is kept, as none would be where a model is used."""
+        """Hidden states of these indices; no other is kept in memory."""
         found, tokens, layers = {}, self.encoder.embed(self.images), self.encoder.shape.layers
         for index in range(max(wanted) + 1):
             if 0 < index <= layers:
@@ -96,12 +96,12 @@ class Pipeline:
         return found
 
     def trained(self, *, bare: bool = False) -> list[nn.Parameter]:
-        """What a training step moves."""
+        """Parameters that a training step updates."""
         modules = [self.alone] if bare else [self.fusion, self.projector]
         return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     def in_encoder(self) -> bool:
-        """True if gradients pass through the frozen encoder."""
+        """Whether gradients pass through the frozen encoder."""
         return needs_encoder(self.fusion)
 
 
@@ -113,7 +113,7 @@ def build_pipeline(
     width: int,
     batch: int,
 ) -> Pipeline:
-    """For an encoder where it is; the question is as wide as the projector's output.
+    """A pipeline on the encoder's device; the question is as wide as the projector's output.
 
     Raises Unsupported for a method that does not fit this encoder.
     """
@@ -142,7 +142,7 @@ def build_pipeline(
 
 
 def training_step(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Callable[[], None]:
-    """Forward, backward and AdamW; the loss is the tokens' mean square, the cheapest there is."""
+    """Forward, backward and AdamW step; the loss is the tokens' mean square."""
     optimiser = torch.optim.AdamW(parameters, lr=1e-6, fused=True) if parameters else None
 
     def step() -> None:
@@ -156,7 +156,7 @@ def training_step(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> 
 
 
 def compiled(run: Callable[[], Tensor], *, mode: str = "default") -> Callable[[], Tensor]:
-    """A call without arguments under `torch.compile`: encoder, method and projector, one graph."""
+    """`run` under `torch.compile`: encoder, method and projector in one graph."""
     fast: Callable[[], Tensor] = torch.compile(run, mode=mode, dynamic=False)
 
     def call() -> Tensor:

@@ -1,4 +1,4 @@
-"""One encoder on one device, and method after method beside it."""
+"""Profile methods on one encoder and device."""
 
 import datetime
 from collections.abc import Callable
@@ -21,13 +21,11 @@ from fusionbench.registry.plugins import load_method
 from fusionbench.registry.provenance import hardware, software
 from fusionbench.registry.selection import Chosen
 
-# A method's cost on one encoder: counted without a device, then timed on one.
-
 
 def counted(
     pipeline: Pipeline, conditions: Conditions, label: str, bare: flops.Counted
 ) -> CostRecord:
-    """Parameters and operations; the pipeline may lie on `meta`. `bare`: `Pipeline.bare`'s."""
+    """Record with parameters and operations; the pipeline may be on `meta`."""
     images, shape = len(pipeline.images), pipeline.encoder.shape
     found = flops.step(pipeline.fused, back=conditions.mode == "train")
     record = CostRecord(
@@ -56,18 +54,16 @@ def timed(
     *,
     blocks: int = BLOCKS,
 ) -> CostRecord:
-    """The record with latency, throughput and memory, measured where the pipeline lies.
+    """The record with latency, throughput and memory on the pipeline's device.
 
-    With `model` a language model stands behind both.
+    With `model` a language model follows both pipelines.
     """
     device = pipeline.images.device
     conditions = record.conditions
     with nullcontext() if conditions.mode == "train" else torch.no_grad():
         method, bare = _calls(pipeline, conditions, model)
         times = interleaved(method, bare, device=device, blocks=blocks, threads=conditions.threads)
-        # Compiled code on a CPU allocates where nobody looks.
-        seen = device.type == "cuda" or conditions.compile == "off"
-        memory = [peak_bytes(run, device) if seen else None for run in (method, bare)]
+        memory = [peak_bytes(run, device) for run in (method, bare)]
     images = len(pipeline.images)
     over = None if memory[0] is None or memory[1] is None else memory[0] - memory[1]
     return replace(
@@ -86,7 +82,7 @@ def timed(
 def _calls(
     pipeline: Pipeline, conditions: Conditions, model: language.LanguageModel | None
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """What is timed. Only what runs forward is compiled: the way back is compiled with it."""
+    """The timed calls (method, bare); compiling the forward pass compiles the backward pass."""
     fused, bare = (_compiled(run, conditions.compile) for run in (pipeline.fused, pipeline.bare))
     if conditions.mode == "train":
         return (
@@ -118,7 +114,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _language_model(pipeline: Pipeline, found: flops.Counted) -> int | None:
-    """Of one image: what other tokens, and layers that run otherwise, cost a 7B model's prefill."""
+    """Operations that the method adds to the prefill of a 7B model, per image."""
     shape = pipeline.encoder.shape
     if pipeline.query.shape[1] != language.SHAPE.width:
         return None
@@ -128,7 +124,7 @@ def _language_model(pipeline: Pipeline, found: flops.Counted) -> int | None:
     model = language.nowhere(pipeline.query.dtype)
     with torch.no_grad():
         whole = flops.count(lambda: pipeline.prefilled(model))
-    # What an injection costs the projector is in both.
+    # The projection of injections is in both.
     return (whole - found.forward) // len(pipeline.images) - usual
 
 
@@ -147,7 +143,7 @@ _META = torch.device("meta")
 
 
 class Bench:
-    """Built once, used for every method; checks the operation counter first."""
+    """Encoder and device of a profile, shared by all methods; checks the counter first."""
 
     def __init__(self, asked: ProfileOptions) -> None:
         self.asked = asked
@@ -163,19 +159,19 @@ class Bench:
         self.model = self._language_model() if asked.language_model else None
 
     def profile(self, chosen: Chosen) -> CostRecord:
-        """Count on no device, then measure on this one. Raises Unsupported."""
+        """Count on `meta`, then measure on the device. Raises Unsupported."""
         pipeline = self._pipeline(chosen, meta=True)
         conditions = self.conditions(chosen)
         record = counted(pipeline, conditions, chosen.label, self._bare_of(pipeline))
         if self.device.type == "meta":
             return record
         there = self._pipeline(chosen, meta=False)
-        # A graph is kept for each method otherwise, and with it the method's memory.
+        # Otherwise compiled graphs keep the memory of earlier methods.
         torch.compiler.reset()
         return timed(there, record, self.model, blocks=self.asked.blocks)
 
     def conditions(self, chosen: Chosen) -> Conditions:
-        """What a profile of this method is stored under."""
+        """Conditions of the profile, which give its id."""
         asked = self.asked
         return Conditions(
             method=chosen.card.name,
@@ -195,7 +191,7 @@ class Bench:
         )
 
     def _bare_of(self, pipeline: Pipeline) -> flops.Counted:
-        """Counted once for each number of blocks; all methods are compared with it."""
+        """Count of the bare encoder, once per number of blocks."""
         depth = pipeline.blocks
         if depth not in self._bare:
             self._bare[depth] = flops.step(pipeline.bare, back=self.asked.mode == "train")
@@ -206,7 +202,7 @@ class Bench:
         return subject(self.asked.encoder, image_size=size, device=device, dtype=dtype)
 
     def _language_model(self) -> LanguageModel | None:
-        """On the device, for its time; operations are counted without."""
+        """A language model on the device, for timing only."""
         asked = self.asked
         if asked.mode == "train" or asked.width != SHAPE.width or asked.compile != "off":
             raise UserError(

@@ -1,7 +1,6 @@
-"""Encoders at real scale without their weights: shapes with random values, or none at all.
+"""Encoders and a language model at real scale with random weights or on `meta`.
 
-Time and operations depend on shapes alone. The blocks are those of `encoders/vit.py` (one product
-for query, key and value; fused attention), the way any encoder is run fast.
+Latency and operations depend on shapes only. The blocks are those of `encoders/vit.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,7 @@ SHAPES: Mapping[str, ViTConfig] = {
     ),
 }
 RANDOM = "random"
-"""The fingerprint of weights that do not matter."""
+"""Fingerprint of random weights."""
 
 
 def subject(
@@ -63,25 +62,20 @@ def subject(
 
 
 def _draw(encoder: Encoder) -> None:
-    """Values that neither vanish nor explode: a time may depend on denormal numbers."""
+    """Weights of normal size: latency may depend on denormal numbers."""
     with torch.no_grad():
         for parameter in encoder.parameters():
             if parameter.ndim > 1 and parameter.device.type != "meta":
                 parameter.normal_(std=0.02)
 
 
-# A language model of LLaVA-1.5-7B's shape (Vicuna) with random weights, or none: its prefill.
-#
-# Liu et al. 2024 (arXiv 2310.03744). The image's tokens stand in front of the question's.
-
-
 SHAPE = ReaderShape(layers=32, width=4096, heads=32, mlp=11008)
-"""What a method that reaches into the reader meets at that width."""
+"""Layers of LLaVA-1.5-7B's language model (Liu et al. 2024, arXiv 2310.03744)."""
 TEXT_TOKENS = 64
 
 
 class LanguageModel(nn.Module):
-    """Frozen; on `meta` it is counted and takes no memory, in bfloat16 it takes 13 GiB."""
+    """Prefill of a frozen random Llama: image tokens, then text; 13 GiB in bfloat16."""
 
     def __init__(
         self, device: torch.device, dtype: torch.dtype, *, shape: ReaderShape = SHAPE
@@ -89,7 +83,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         from transformers import LlamaConfig, LlamaModel
 
-        # Its keywords are read from a dictionary: no checker knows them.
+        # Type checkers do not know the keywords of these classes.
         make: Any = LlamaConfig
         build: Any = LlamaModel
         config = make(
@@ -112,10 +106,10 @@ class LanguageModel(nn.Module):
         fused: Fused | None = None,
         projector: Projector | None = None,
     ) -> Float[Tensor, "batch position width"]:
-        """Last hidden states; `fused` acts in the layers it names."""
+        """Last hidden states, with the injections and patches of `fused`."""
         sequence = torch.cat([image, self.text.expand(len(image), -1, -1)], dim=1)
         length = sequence.shape[1]
-        # On meta a mask that is there already: building one looks at values.
+        # On meta the mask is given: transformers would read values to build one.
         on_meta = sequence.is_meta
         mask = sequence.new_zeros(1, 1, length, length) if on_meta else None
         named = {"inputs_embeds": sequence, "attention_mask": mask, "use_cache": False}
@@ -137,13 +131,13 @@ class LanguageModel(nn.Module):
 
 @cache
 def nowhere(dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Built once a process; its weights take no memory."""
+    """The language model on `meta`, built once per process."""
     return LanguageModel(torch.device("meta"), dtype)
 
 
 @cache
 def operations(tokens: int) -> int:
-    """Of the prefill of one image of so many tokens, with no method in the layers."""
+    """Operations of the prefill of one image of this many tokens."""
     with torch.no_grad():
         image = torch.zeros(1, tokens, SHAPE.width, device="meta")
         return flops.count(lambda: nowhere()(image))
@@ -151,7 +145,7 @@ def operations(tokens: int) -> int:
 
 @contextmanager
 def _default(dtype: torch.dtype) -> Iterator[None]:
-    """New parameters have this type at once: a copy in float32 would take 26 GiB."""
+    """Default type of new parameters; a float32 copy would take 26 GiB."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,84 +1,27 @@
-"""Time and memory of two things that are measured in turn.
+"""Latency and peak memory of a method and of the bare encoder, measured in alternating blocks.
 
-Clocks drift and neighbours come and go: so block follows block, the method's and the bare
-encoder's, and what a method costs is the median of the differences of neighbouring blocks.
+Clock rates and other processes change during a measurement, so blocks of the two alternate and the
+cost of the method is the median of the differences of neighbouring blocks.
 """
 
 import statistics
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import set_torch_threads, timer
 
 from fusionbench.records.cost import Spread
 
-# What tensors hold at most during a call, on a device whose allocator does not tell.
-
-
-def most_held(run: Callable[[], object]) -> int:
-    """Bytes of all storages made during the call that are alive at once, at the most.
-
-    What a kernel takes for itself while it works is not seen.
-    """
-    with _Held() as held:
-        kept = run()
-    del kept
-    return held.most
-
-
-class _Held(TorchDispatchMode):
-    """Follows each storage that an operation makes until it is freed."""
-
-    def __init__(self) -> None:
-        TorchDispatchMode.__init__(self)
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._now = self.most = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = {id(storage) for storage in _storages((args, kwargs))}
-        found = func(*args, **(kwargs or {}))
-        for storage in _storages(found):
-            # A view, or what was written in place, holds nothing more.
-            if id(storage) not in given and id(storage) not in self._alive:
-                self._follow(storage)
-        return found
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        name, size = id(storage), storage.nbytes()
-
-        def freed(_: weakref.ref[torch.UntypedStorage]) -> None:
-            self._now -= size
-            del self._alive[name]
-
-        self._alive[name] = weakref.ref(storage, freed)
-        self._now += size
-        self.most = max(self.most, self._now)
-
-
-def _storages(tree: object) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
 BLOCKS = 30
 _BLOCK_SECONDS = {"cuda": 0.05, "cpu": 0.2}
-"""Long enough for a clock's own error not to count; a GPU's events are exact to a microsecond."""
+"""Long against the resolution of the clock; CUDA events resolve a microsecond."""
 _WARM_UP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Milliseconds a call."""
+    """Milliseconds per call."""
 
     method: Spread
     bare: Spread
@@ -93,14 +36,14 @@ def interleaved(
     blocks: int = BLOCKS,
     threads: int = 1,
 ) -> Times:
-    """Time both in turn; calls a block are as many as fill `_BLOCK_SECONDS`."""
+    """Time both in alternating blocks of about `_BLOCK_SECONDS`."""
     for _ in range(_WARM_UP):
         method()
         bare()
     calls = [_calls(run, device, threads) for run in (method, bare)]
     found: list[tuple[float, float]] = []
     for block in range(blocks):
-        # Alternating which goes first, so that neither always follows the warmer chip.
+        # The order alternates, so that neither always runs on the warmer chip.
         order = (0, 1) if block % 2 == 0 else (1, 0)
         pair = {which: _block((method, bare)[which], calls[which], device, threads)
                 for which in order}  # fmt: skip
@@ -121,12 +64,12 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """The most that was allocated during a call above what was before.
+    """Peak bytes allocated during a call, minus those allocated before it; None without CUDA.
 
-    On a CPU what tensors hold of it (`held.py`), for a call that is not compiled.
+    Only the CUDA allocator records its peak.
     """
     if device.type != "cuda":
-        return most_held(run)
+        return None
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     start = torch.cuda.memory_allocated(device)
@@ -141,7 +84,7 @@ def _calls(run: Callable[[], object], device: torch.device, threads: int) -> int
 
 
 def _block(run: Callable[[], object], calls: int, device: torch.device, threads: int) -> float:
-    """Milliseconds a call, over one block."""
+    """Milliseconds per call in one block."""
     if device.type == "cuda":
         event: Callable[..., torch.cuda.Event] = torch.cuda.Event
         start, end = (event(enable_timing=True) for _ in range(2))
@@ -151,7 +94,7 @@ def _block(run: Callable[[], object], calls: int, device: torch.device, threads:
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / calls
-    # Not `Timer.timeit`, which runs twice before each block: here all is warm already.
+    # Not `Timer.timeit`, which warms up before each block.
     with set_torch_threads(threads):
         started = timer()
         for _ in range(calls):

@@ -1,11 +1,11 @@
-"""From a name to a frozen encoder on a device."""
+"""Build a frozen encoder by name."""
 
 from pathlib import Path
 
 import torch
 
 from fusionbench.api.encoders import Encoder
-from fusionbench.encoders import own
+from fusionbench.encoders import builtin
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.fetch import fetch
 from fusionbench.encoders.vit import ViT, ViTConfig
@@ -18,7 +18,7 @@ def build(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Encoder:
-    """A frozen encoder, fetched first if it has to be; `image_size` 0 means its own.
+    """A frozen encoder on a device, downloaded if missing; `image_size` 0: the encoder's default.
 
     Raises ValueError for an unknown name or an impossible size, OSError if fetching fails.
     """
@@ -32,7 +32,7 @@ def build(
 
 
 def _load(name: str, *, folder: Path, image_size: int) -> Encoder:
-    if name in own.OWN:
+    if name in builtin.NAMES:
         return load_vit(folder, image_size=image_size)
     if name.startswith("planted"):
         from fusionbench.encoders import planted
@@ -48,9 +48,9 @@ def _load(name: str, *, folder: Path, image_size: int) -> Encoder:
 
 
 def load_vit(path: Path, *, image_size: int = 0) -> ViT:
-    """A ViT of our own format, in float32 whatever type the file has."""
+    """A built-in ViT in float32, whatever the type of the stored weights."""
     from safetensors.torch import load_file
 
-    encoder = ViT(ViTConfig.from_json(own.architecture(path)), image_size=image_size)
+    encoder = ViT(ViTConfig.from_json(builtin.architecture(path)), image_size=image_size)
     encoder.load(load_file(path))
     return encoder

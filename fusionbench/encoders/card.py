@@ -1,7 +1,6 @@
-"""What is known about an encoder before anything heavy is imported.
+"""Description of an encoder and the fingerprint of its weights. Standard library only.
 
-Standard library only. The fingerprint of an encoder is the SHA-256 of its weight files' bytes and
-of its architecture; both are read from disk, never from a name.
+The fingerprint is the SHA-256 of the weight files' bytes and of the architecture.
 """
 
 import hashlib
@@ -14,20 +13,20 @@ from typing import Any
 from fusionbench.records.cell import canonical
 from fusionbench.records.files import file_hash
 
-# A safetensors header larger than this is no header: the file is something else.
+# A larger header means that the file is not safetensors.
 _LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderCard:
-    """One encoder at one input size; shape and fingerprint are empty where nothing is on disk."""
+    """One encoder at one input size; shape and fingerprint are empty if no weights are on disk."""
 
     name: str
     source: str
     """Where the weights come from, in words."""
     available: bool
     get: str = ""
-    """How to fetch it; empty where it is available."""
+    """How to fetch it; empty if it is available."""
     path: str = ""
     """Folder or file of the weights."""
     weights: str = ""
@@ -40,9 +39,9 @@ class EncoderCard:
     size: int = 0
     """Side of the input in pixels."""
     origin: str = "built-in"
-    """Who vouches for it: `built-in`, a distribution with its version, or a path."""
+    """Where it is declared: `built-in`, a distribution with its version, or a path."""
     module: str = ""
-    """Of a plug-in: where its class stands."""
+    """Module of a plug-in's class."""
     cls: str = ""
 
     @property
@@ -64,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f"{path} does not contain a JSON object")
     return values
 
 

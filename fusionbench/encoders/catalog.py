@@ -1,18 +1,17 @@
-"""The encoders that exist here and that could be fetched; standard library only.
+"""Cards of built-in encoders and of checkpoints on this machine. Standard library only.
 
-`nano` ships with the package, `dinov2-small` is fetched, `hf:<id or folder>` and
-`timm:<name or folder>` stand for checkpoints of those libraries. A name that starts with "planted"
-belongs to `fusionbench/encoders/planted.py`, whose literal `ENCODERS` maps names to `version`,
-`layers`, `dim`, `grid`, `prefix` and `size`; it is read here without importing it.
+`nano` ships with the package, `dinov2-small` is downloaded, `hf:<id or folder>` and
+`timm:<name or folder>` are checkpoints of those libraries. Names that start with "planted" are keys
+of the literal `ENCODERS` in `planted.py`, which is read without importing it.
 """
 
 import ast
-import difflib
 import hashlib
 from pathlib import Path
 from typing import Any
 
-from fusionbench.encoders import own, snapshots
+from fusionbench.api.errors import did_you_mean
+from fusionbench.encoders import builtin, snapshots
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.records.cell import canonical
 
@@ -21,13 +20,13 @@ _PLANTED = Path(__file__).parent / "planted.py"
 
 
 def describe(name: str, *, image_size: int = 0) -> EncoderCard:
-    """What an encoder is, without importing or fetching anything.
+    """Card of an encoder, without importing or downloading anything.
 
-    Raises ValueError for an unknown name (with the nearest one), a folder that holds no
+    Raises ValueError for an unknown name (with the nearest one), a folder without a
     supported checkpoint, or a size that the encoder cannot take.
     """
-    if name in own.OWN:
-        return own.card(name, image_size=image_size)
+    if name in builtin.NAMES:
+        return builtin.card(name, image_size=image_size)
     if name.startswith("planted"):
         return _planted_card(name, image_size)
     if name.startswith(PREFIXES):
@@ -36,13 +35,13 @@ def describe(name: str, *, image_size: int = 0) -> EncoderCard:
 
 
 def available() -> list[EncoderCard]:
-    """Encoders to choose from: ours, then the checkpoints in the Hugging Face cache."""
-    cards = [describe(name) for name in own.OWN]
+    """Cards of the built-in encoders, then of the checkpoints in the Hugging Face cache."""
+    cards = [describe(name) for name in builtin.NAMES]
     for name in snapshots.cached_names():
         try:
             cards.append(describe(name))
         except (ValueError, KeyError):
-            # Someone else's half-finished or foreign download is no error of a listing.
+            # An incomplete or unsupported download must not break the listing.
             continue
     return cards
 
@@ -62,13 +61,12 @@ def planted_facts() -> dict[str, dict[str, Any]]:
 
 
 def unknown(name: str) -> str:
-    """The sentence about a name that nobody has."""
-    near = difflib.get_close_matches(name, own.OWN, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    """Error message for an unknown encoder."""
+    hint = did_you_mean(name, builtin.NAMES)
     if Path(name).is_dir():
         hint = f"; for a checkpoint in this folder write 'hf:{name}' or 'timm:{name}'"
     return (
-        f"no encoder {name!r}{hint} (known: {', '.join(own.OWN)}, hf:<id or folder>, "
+        f"no encoder {name!r}{hint} (known: {', '.join(builtin.NAMES)}, hf:<id or folder>, "
         "timm:<name or folder>)"
     )
 

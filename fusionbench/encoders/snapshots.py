@@ -1,8 +1,7 @@
-"""Checkpoints of transformers and timm on this disk: found and described without either.
+"""Locate and describe checkpoints of transformers and timm on disk. Standard library only.
 
-Standard library only. `hf:` takes a folder written by `save_pretrained` or an id on the Hugging
-Face hub, `timm:` a folder in timm's local-dir layout or a model name; ids and names are looked up
-in the Hugging Face cache and nowhere else.
+`hf:` takes a folder written by `save_pretrained` or a hub id, `timm:` a folder in timm's local-dir
+layout or a model name; ids and names are looked up in the Hugging Face cache only.
 """
 
 import os
@@ -18,14 +17,12 @@ from fusionbench.encoders.card import (
     tensor_shapes,
 )
 
-# Checkpoints by name: a folder, or what the Hugging Face cache holds. Standard library only.
-
 
 def locate(name: str) -> Path | None:
-    """The checkpoint's folder, or None if it is not on this machine."""
+    """Folder of the checkpoint, or None if it is not on this machine."""
     library, _, checkpoint = name.partition(":")
     if not checkpoint:
-        raise ValueError(f"{name!r} names no checkpoint: write {name}<id or folder>")
+        raise ValueError(f"{name!r} has no checkpoint: write {name}<id or folder>")
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         return folder
@@ -39,7 +36,7 @@ def locate(name: str) -> Path | None:
 
 
 def snapshots() -> Iterator[tuple[str, Path]]:
-    """Every repository in the Hugging Face cache, as owner/name, and the folder of its files."""
+    """(owner/name, folder) of every repository in the Hugging Face cache."""
     for repo in sorted(_hub_cache().glob("models--*")):
         if folder := _snapshot(repo):
             yield repo.name.removeprefix("models--").replace("--", "/", 1), folder
@@ -51,11 +48,11 @@ def _hub_cache() -> Path:
 
 
 def _tagged(place: Path, name: str) -> Path:
-    """A timm name without its tag means the one checkpoint here that has any."""
+    """The cached checkpoint of a timm name without tag; ValueError if there are several."""
     found = sorted(place.parent.glob(f"{place.name}.*"))
     if len(found) > 1:
         names = ", ".join(f"timm:{path.name.removeprefix('models--timm--')}" for path in found)
-        raise ValueError(f"{name} could be any of {names}: give the tag as well")
+        raise ValueError(f"{name} is ambiguous ({names}): add the tag")
     return found[0] if found else place
 
 
@@ -77,19 +74,19 @@ FAMILIES: Mapping[str, int] = {
     "dinov2_with_registers": 1,
     "vit": 1,
 }
-# What a vision_config leaves out is what its class has as default: the base model's values.
+# Values that a vision_config leaves out: the defaults of its class (the base model).
 _DEFAULTS: Mapping[str, int] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "image_size": 224,
     "patch_size": 16,
 }
-_OWN_DEFAULTS: Mapping[str, Mapping[str, int]] = {
+_MODEL_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "clip": {"patch_size": 32},
     "dinov2": {"patch_size": 14},
     "dinov2_with_registers": {"patch_size": 16, "num_register_tokens": 4},
 }
-_NO_ARCHITECTURE = {
+_NOT_ARCHITECTURE = {
     "_name_or_path",
     "transformers_version",
     "torch_dtype",
@@ -124,7 +121,7 @@ def card(name: str, *, image_size: int = 0) -> EncoderCard:
 
 
 def how_to_get(name: str) -> str:
-    """What brings a checkpoint here."""
+    """How to download a checkpoint."""
     return (
         f"fetched by the first run that uses it, or now: python -m fusionbench.encoders.fetch "
         f"'{name}' (needs the Hugging Face hub)"
@@ -132,7 +129,7 @@ def how_to_get(name: str) -> str:
 
 
 def cached_names() -> list[str]:
-    """Names of the checkpoints in the Hugging Face cache that look like encoders of ours."""
+    """Names of the supported checkpoints in the Hugging Face cache."""
     names = []
     for repo, folder in snapshots():
         if not (folder / "config.json").is_file():
@@ -146,29 +143,27 @@ def cached_names() -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sharded or not; ValueError if there are none."""
+    """Safetensors files of a checkpoint, sharded or not; ValueError if there are none."""
     whole = folder / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
     if not files:
-        raise ValueError(f"{folder} holds no model.safetensors; other formats are not read")
+        raise ValueError(f"{folder} has no model.safetensors; other formats are not supported")
     return files
 
 
 def vision_config(folder: Path) -> dict[str, Any]:
-    """The vision tower's config; ValueError for a family that is not supported."""
+    """Config of the vision tower; ValueError for an unsupported model_type."""
     values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     family = values.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(
-            f"{folder} holds model_type {family!r}; supported are {', '.join(FAMILIES)}"
-        )
+        raise ValueError(f"{folder} has model_type {family!r}; supported: {', '.join(FAMILIES)}")
     values = values.get("vision_config", values)
     base = str(family).removesuffix("_vision_model")
-    return {**_DEFAULTS, **_OWN_DEFAULTS.get(base, {}), **values, "model_type": family}
+    return {**_DEFAULTS, **_MODEL_DEFAULTS.get(base, {}), **values, "model_type": family}
 
 
 def preprocessing(folder: Path) -> dict[str, Any]:
-    """Mean, std and input side from preprocessor_config.json, as far as it gives them."""
+    """`mean`, `std` and input `size` from preprocessor_config.json, where given."""
     path = folder / "preprocessor_config.json"
     values = read_json(path) if path.is_file() else {}
     found = {
@@ -188,7 +183,7 @@ def _side(size: Any) -> int:
 
 def _hf_facts(folder: Path, files: list[Path]) -> dict[str, Any]:
     config, images = vision_config(folder), preprocessing(folder)
-    architecture = {key: config[key] for key in sorted(config) if key not in _NO_ARCHITECTURE}
+    architecture = {key: config[key] for key in sorted(config) if key not in _NOT_ARCHITECTURE}
     return {
         "layers": config["num_hidden_layers"],
         "dim": config["hidden_size"],
@@ -200,14 +195,14 @@ def _hf_facts(folder: Path, files: list[Path]) -> dict[str, Any]:
 
 
 def _timm_facts(folder: Path, files: list[Path]) -> dict[str, Any]:
-    """From the tensors' shapes: timm's config.json holds a name instead of an architecture."""
+    """From the tensors' shapes: timm's config.json has only the name of the architecture."""
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     shapes = {name: shape for path in files for name, shape in tensor_shapes(path).items()}
     needed = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "pos_embed")
     missing = [name for name in needed if name not in shapes]
     if missing or "architecture" not in config:
         raise ValueError(
-            f"{folder} holds no timm VisionTransformer: it lacks "
+            f"{folder} is not a timm VisionTransformer: missing "
             f"{', '.join(missing) or 'an architecture in config.json'}"
         )
     registers = shapes.get("reg_token", (1, 0, 0))[1]

@@ -1,7 +1,7 @@
-"""The probe track's reader: projector, question-conditioned attention pool, classifier.
+"""Attentive reader: projector, question-conditioned attention pooling, classifier.
 
-A mean of token embeddings cannot tell "A left of B" from "B left of A", so the reader gets the
-question's tokens with their positions; the fusion gets only the mean.
+The reader gets the question's tokens with positions, since their mean is the same for "A left of B"
+and "B left of A"; the fusion gets only the mean.
 """
 
 import torch
@@ -20,8 +20,8 @@ _HEADS = 4
 class Projector(nn.Module):
     """LLaVA's `mlp2x_gelu` into the reader's width, on normalised tokens.
 
-    Hidden states differ in scale by layer and encoder by orders of magnitude; one parameter-free
-    LayerNorm in front, the same for every method, keeps one learning rate meaningful.
+    The scale of hidden states differs by orders of magnitude between layers and encoders; a
+    LayerNorm without parameters lets one learning rate fit all.
     Parameters as in LLaVA: k D H + H + H^2 + H.
     """
 
@@ -31,12 +31,12 @@ class Projector(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch width"]:
-        """Project each token on its own."""
+        """Project each token."""
         return self.outer(F.gelu(self.inner(_normed(tokens))))
 
 
 class Question(nn.Module):
-    """A question's tokens and positions to one vector that knows their order."""
+    """Encodes a question's tokens and positions as one vector."""
 
     def __init__(self, query_dim: int, width: int, length: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Question(nn.Module):
 
 
 class AttentiveReader(nn.Module):
-    """Fused tokens and a question to logits over the task's closed answer set."""
+    """Logits over the closed answer set from fused tokens and a question."""
 
     def __init__(
         self, in_dim: int, *, width: int, query_dim: int, length: int, answers: int
@@ -77,14 +77,14 @@ class AttentiveReader(nn.Module):
         question: Float[Tensor, "batch length query_dim"],
         mask: Bool[Tensor, "batch length"],
     ) -> Float[Tensor, "batch answer"]:
-        """Logits over the answers; Unsupported for a fusion that wants layers to reach into."""
+        """Logits over the answers; Unsupported for a fusion that injects into layers."""
         if fused.reaches_inside:
-            raise Unsupported("reaches into the reader's layers, and this reader has none")
+            raise Unsupported("injects into the reader's layers, and this reader has none")
         asked = _normed(self.question(question, mask))
         seen = _normed(project(fused, self.projector))
         pooled = self._pool(asked, seen)
-        # The product lets a linear layer see question and image together; the mean is there from
-        # the first step, when attention still looks everywhere and nowhere.
+        # The product gives a linear layer the interaction of question and image; the mean is
+        # useful from the first step, when attention is still uniform.
         parts = [pooled, asked, pooled * asked, reduce(seen, "b n d -> b d", "mean")]
         joint = torch.cat([_normed(part) for part in parts], dim=-1)
         return self.classify(F.gelu(self.combine(joint)))

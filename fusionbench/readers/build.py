@@ -1,4 +1,4 @@
-"""Readers by name. A study names one for all; a method that reaches into layers names its own."""
+"""Build a reader by name. The study sets one for all methods; a method may set its own."""
 
 from fusionbench.api.types import ReaderShape
 from fusionbench.readers.attentive import AttentiveReader
@@ -10,14 +10,14 @@ _DECODERS = {"decoder": 4, "decoder-6": 6}
 
 
 def reader_shape(name: str, width: int) -> ReaderShape | None:
-    """What a method may know of the reader's layers; None if it has none."""
+    """Shape of the reader's layers; None if it has none."""
     return decoder_shape(width, _DECODERS[name]) if name in _DECODERS else None
 
 
 def build_reader(  # noqa: PLR0913
     name: str, in_dim: int, *, width: int, query_dim: int, length: int, answers: int
 ) -> Reader:
-    """The reader of a budget or a method; ValueError for an unknown name."""
+    """A reader for tokens of width `in_dim`; ValueError for an unknown name."""
     shape = reader_shape(name, width)
     if shape is not None:
         return DecoderReader(in_dim, shape, query_dim=query_dim, length=length, answers=answers)

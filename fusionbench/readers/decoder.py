@@ -1,17 +1,17 @@
 """A small causal transformer decoder, trained from scratch like the attentive reader.
 
-    [projected image tokens ; question tokens ; answer]  ->  L layers  ->  logits at the last place
-Its layers are Llama's (RMSNorm, rotary positions, gated MLP), with the names of their parts, so
-that what a fusion does inside them can be done in the same way inside a language model.
+    [projected image tokens ; question tokens ; answer] -> L layers -> logits at the last position
+The layers and the names of their parts are Llama's (RMSNorm, rotary positions, gated MLP), so that
+a fusion acts inside them as it would inside a language model.
 """
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api.modules import sdpa
+from fusionbench.api.modules import GatedMLP, Heads, sdpa
 from fusionbench.api.types import Fused, ReaderShape
 from fusionbench.readers.attentive import Projector
 from fusionbench.readers.injection import Inside, project
@@ -24,14 +24,14 @@ Rotation = tuple[Float[Tensor, "batch position channel"], Float[Tensor, "batch p
 
 
 def decoder_shape(width: int, layers: int) -> ReaderShape:
-    """Heads and MLP of a decoder of this width; ValueError if it cannot be split into heads."""
+    """Shape of a decoder; ValueError if the width cannot be split into heads."""
     if width % (2 * _HEADS):
         raise ValueError(f"the decoder's width must be a multiple of {2 * _HEADS}, got {width}")
     return ReaderShape(layers=layers, width=width, heads=_HEADS, mlp=2 * width)
 
 
 class DecoderReader(nn.Module):
-    """Fused tokens and a question to logits over the task's closed answer set."""
+    """Logits over the closed answer set from fused tokens and a question."""
 
     def __init__(
         self, in_dim: int, shape: ReaderShape, *, query_dim: int, length: int, answers: int
@@ -43,7 +43,7 @@ class DecoderReader(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.width, eps=_EPS)
         self.classify = nn.Linear(shape.width, answers)
-        # Last: methods whose tokens differ in width share all other initial values.
+        # Last, so that methods of different widths share all other initial values.
         self.projector = Projector(in_dim, shape.width)
 
     def forward(
@@ -98,25 +98,6 @@ class DecoderLayer(nn.Module):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-class Heads(nn.Module):
-    """The projections of an attention without biases, named as in Llama."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(width, width, bias=False) for _ in range(4)
-        )
-
-    def split(self, values: Float[Tensor, "batch position width"]) -> Tensor:
-        """One slice of the width to each head: [batch head position part]."""
-        return rearrange(values, "b n (h d) -> b h n d", h=self.heads)
-
-    def joined(self, mixed: Float[Tensor, "batch head position part"]) -> Tensor:
-        """The heads side by side, through the output projection."""
-        return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)"))
-
-
 class SelfAttention(Heads):
     """Attention with rotary positions."""
 
@@ -127,7 +108,7 @@ class SelfAttention(Heads):
         attention_mask: Bool[Tensor, "batch 1 asking asked"],
         position_embeddings: Rotation,
     ) -> tuple[Float[Tensor, "batch position width"], None]:
-        """The mixed values; no attention map is ever made (second, as in transformers)."""
+        """Attended values and None in place of an attention map, as in transformers."""
         query, key, value = (
             self.split(part(hidden_states)) for part in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -136,28 +117,15 @@ class SelfAttention(Heads):
         return self.joined(mixed), None
 
 
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) up(x)), without biases."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
-        self.down_proj = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Float[Tensor, "batch position width"]) -> Tensor:
-        """Each position on its own."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 def causal(seen: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch 1 asking asked"]:
-    """Who may look at whom: back, and never at padding."""
+    """Causal attention mask without padding; True = visible."""
     length = seen.shape[1]
     back = torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
     return back & seen[:, None, None]
 
 
 def rotations(seen: Bool[Tensor, "batch position"], channels: int) -> Rotation:
-    """Positions count what is seen, so that padding moves no answer."""
+    """Cosines and sines of the rotary angles; padding does not count as a position."""
     positions = seen.to(torch.float32).cumsum(dim=1) - 1
     steps = torch.arange(0, channels, 2, device=seen.device, dtype=torch.float32) / channels
     angles = positions[..., None] * _THETA**-steps

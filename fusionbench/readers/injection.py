@@ -1,7 +1,6 @@
-"""What a fusion does inside a reader: values added around its layers, layers run in another way.
+"""Injections into a reader's layers and replacements of layers.
 
-The same for the decoder of the probe track, whose loop is ours, and for any causal language model
-of transformers, whose layers are wrapped while it runs.
+Used by the decoder reader and, through `wrapped`, by causal language models of transformers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,23 +15,23 @@ from fusionbench.api.types import Fused, Injection, ReaderLayer
 Values = Float[Tensor, "batch token width"]
 Hidden = Float[Tensor, "batch position width"]
 Place = Callable[[Values], Hidden]
-"""Puts image values at their positions in the reader's sequence, zeros elsewhere."""
+"""Places image values at their positions in the reader's sequence, zeros elsewhere."""
 Projector = Callable[[Tensor], Tensor]
 
 
 def project(
     fused: Fused, projector: Callable[[Tensor], Float[Tensor, "batch token width"]]
 ) -> Float[Tensor, "batch token width"]:
-    """The fused tokens in the reader's width."""
+    """Fused tokens after the projector."""
     projected = projector(fused.tokens)
     return projected if fused.after_projector is None else fused.after_projector(projected)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inside:
-    """A fusion's part in a reader of `layers` layers, for one batch.
+    """Injections and patches of one batch in a reader of `layers` layers.
 
-    Raises ValueError for an injection or a patch at a layer that does not exist.
+    Raises ValueError for a layer that does not exist.
     """
 
     fused: Fused
@@ -42,7 +41,7 @@ class Inside:
     _added: Mapping[tuple[int, str], list[Hidden]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Put all values at their positions once."""
+        """Place all injected values in the sequence."""
         reached = [one.layer for one in self.fused.injections]
         for layer in (*reached, *(patch.layer for patch in self.fused.patches)):
             if not 0 <= layer < self.layers:
@@ -54,11 +53,11 @@ class Inside:
         object.__setattr__(self, "_added", added)
 
     def around(self, index: int, layer: nn.Module) -> ReaderLayer:
-        """The layer as the fusion wants it to run."""
+        """The layer with its injections and patch; ValueError for two patches of one layer."""
         wraps = [patch.wrap for patch in self.fused.patches if patch.layer == index]
         if len(wraps) > 1:
             raise ValueError(f"layer {index} of the reader is replaced {len(wraps)} times")
-        # Its forward, not the layer: `wrapped` hangs this very function over the layer.
+        # `forward`, not `layer`: `wrapped` sets this function as the instance's forward.
         run = wraps[0](layer) if wraps else layer.forward
 
         def call(hidden_states: Hidden, *given: object, **named: object) -> Hidden:
@@ -79,9 +78,9 @@ class Inside:
 
 @contextmanager
 def wrapped(layers: Sequence[nn.Module], inside: Inside) -> Iterator[None]:
-    """While it lasts, the layers of a language model run as the fusion wants them to."""
+    """Within this block the layers of a language model run with injections and patches."""
     for index, layer in enumerate(layers):
-        # Set on the instance, over the class's own: the model's loop stays as it is.
+        # An instance attribute shadows the class's method; the model's loop is unchanged.
         layer.forward = inside.around(index, layer)
     try:
         yield
@@ -95,7 +94,7 @@ def at_positions(
     spots: Sequence[tuple[int, int]],
     like: Float[Tensor, "batch position width"],
 ) -> Float[Tensor, "batch position width"]:
-    """Zeros, and image i from position `spots[i] = (row, first)` on; what overhangs is cut."""
+    """Zeros with image i placed from `spots[i] = (row, first)` on, cut at the end."""
     placed = like.new_zeros(like.shape)
     for value, (row, first) in zip(values, spots, strict=True):
         room = min(len(value), like.shape[1] - first)

@@ -1,4 +1,4 @@
-"""What is known of a method, a task or a plugged-in encoder before it is imported."""
+"""Cards of methods, tasks and plug-in encoders: what is known before they are imported."""
 
 import ast
 import operator
@@ -11,7 +11,7 @@ from fusionbench.records.cell import QUESTION, READER
 
 @dataclass(frozen=True, kw_only=True)
 class MethodCard:
-    """What is known of a method before it is imported."""
+    """A method under one name."""
 
     name: str
     family: str
@@ -21,26 +21,26 @@ class MethodCard:
     settings: Mapping[str, Setting]
     """Complete: the constructor's defaults with the variant's changes."""
     changes: Mapping[str, Setting]
-    """What the variant changes; a setting given for the family leaves these alone."""
+    """Settings of the variant; a setting given for the family does not override them."""
     in_encoder: bool
     needs_query: bool
     reads_answers: bool
     control: str
     in_all: bool
     representative: bool
-    """It stands for its family where there is room for one of each."""
+    """Shown where each family has one row."""
     reader: str
-    """The reader it runs with; empty: the study's."""
+    """Its reader; empty: the study's."""
     question: str
-    """`shuffled`, or empty: the one that is asked."""
+    """`shuffled`, or empty: the question of the example."""
     tries: str
-    """The setting that is chosen on val among the encoder's layers; empty: none."""
+    """Setting chosen on val among the encoder's layers; empty: none."""
     facts: Mapping[str, str | int | bool]
     """Paper, year, parity, ... with the variant's details."""
     switches: Mapping[str, tuple[Setting, ...]]
-    """What an ablation tries in place of a setting, "off" first."""
+    """Values that an ablation tries for a setting, "off" first."""
     idle: tuple[tuple[Mapping[str, Setting], tuple[str, ...]], ...]
-    """Settings, and the switches that can do nothing beside them."""
+    """Settings and the switches without effect under them."""
     module: str
     """Dotted name, or the path of a plug-in file."""
     cls: str
@@ -50,14 +50,14 @@ class MethodCard:
 
     @property
     def as_run(self) -> Mapping[str, Setting]:
-        """The settings of its cells: with the reader and the question that are its own."""
+        """Settings of its cells, including its own reader and question."""
         own = {READER: self.reader, QUESTION: self.question}
         return {**self.settings, **{key: value for key, value in own.items() if value}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskCard:
-    """What is known of a task before it is imported."""
+    """A task."""
 
     name: str
     version: int
@@ -70,7 +70,7 @@ class TaskCard:
     """Runs on this encoder instead of the study's."""
     in_suite: bool
     missing: tuple[str, ...]
-    """Packages of `needs` that are not installed here."""
+    """Packages of `needs` that are not installed."""
     module: str
     cls: str
     file: str
@@ -78,13 +78,13 @@ class TaskCard:
 
     @property
     def available(self) -> bool:
-        """Whether the data is here."""
+        """Whether the data is on this machine."""
         return not self.missing
 
 
 @dataclass(frozen=True, kw_only=True)
 class PluggedEncoder:
-    """What a plug-in declares of an encoder; `fusionbench.encoder_cards` makes its card."""
+    """Declaration of a plug-in encoder; `registry.encoder_cards` makes its card."""
 
     name: str
     version: int
@@ -111,16 +111,6 @@ class PluggedEncoder:
 Card = MethodCard | TaskCard | PluggedEncoder
 
 
-# What a method trains, as a formula of the encoder's and the language model's sizes.
-#
-# Counted on top of LLaVA's projector of one layer (D H + H + H^2 + H), as papers do: the fusion, and
-# the projector's further input columns where a method gives more than D channels. In a formula stand
-# D (width), L (blocks), N (patches), H (width of the language model), M (inside its MLP), Q (width of
-# the question's vector; H unless the method says `query_width`), and the method's integer settings by
-# their names.
-# Standard library only.
-
-
 _OPERATIONS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -129,13 +119,13 @@ _OPERATIONS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Pow: operator.pow,
 }
 _LONGEST = 200
-"""Characters of a formula; a longer one, or a high power, is a mistake."""
+"""Characters of a formula."""
 _HIGHEST_POWER = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """An encoder and a language model, as far as parameters depend on them."""
+    """Sizes of an encoder and a language model."""
 
     width: int
     layers: int
@@ -156,7 +146,13 @@ def count(
     *,
     query_width: int = 0,
 ) -> int:
-    """The number that a formula means. ValueError for anything but sums, products and powers."""
+    """Value of a formula of integers, `+ - * // **` and names; ValueError for anything else.
+
+    It counts what a method trains in addition to LLaVA's one-layer projector (D H + H + H^2 + H):
+    the fusion, and further input columns of the projector. Names: D width, L blocks, N patches,
+    H width of the language model, M its MLP, Q width of the question (`query_width` or H), and the
+    method's integer settings.
+    """
     names: dict[str, int] = {key: value for key, value in settings.items() if type(value) is int}
     names |= {
         "D": sizes.width,
@@ -171,7 +167,7 @@ def count(
     except SyntaxError:
         tree = None
     if tree is None:
-        raise ValueError(f"{formula!r} is no formula: write for example 2*D*H + D//reduction")
+        raise ValueError(f"{formula!r} is not a formula; for example 2*D*H + D//reduction")
     return _value(tree.body, names, formula)
 
 

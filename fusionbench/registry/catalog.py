@@ -1,6 +1,6 @@
-"""All methods, tasks and plugged-in encoders, with versions and settings, read from source.
+"""All methods, tasks and plug-in encoders, with versions and settings, read from source.
 
-Built-ins win over plug-ins of the same name; a broken plug-in is a `Problem`, never an obstacle.
+A built-in is kept over a plug-in of the same name; a broken plug-in is a `Problem`, not an error.
 """
 
 import re
@@ -10,11 +10,11 @@ from typing import Any
 
 from fusionbench.api.errors import Problem, one_of
 from fusionbench.api.register import Kind, Setting
-from fusionbench.encoders.own import is_built_in
+from fusionbench.encoders.builtin import is_built_in
 from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry.cards import Card, MethodCard, PluggedEncoder, TaskCard
 from fusionbench.registry.declarations import Declaration, read_source
-from fusionbench.registry.discovery import BUILT_IN, Door, Place, doors, importable
+from fusionbench.registry.discovery import BUILT_IN, Location, Source, importable, sources
 
 __all__ = ["Card", "Catalog", "MethodCard", "PluggedEncoder", "TaskCard", "read_catalog"]
 
@@ -23,15 +23,15 @@ _NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """Everything that can be run here, sorted by name."""
+    """Everything that can be run, sorted by name."""
 
     methods: Mapping[str, MethodCard]
     tasks: Mapping[str, TaskCard]
     encoders: Mapping[str, PluggedEncoder] = field(default_factory=dict)
-    """Those of plug-ins; the built-in ones are in `fusionbench.encoders.catalog`."""
+    """Of plug-ins only; built-in ones are in `fusionbench.encoders.catalog`."""
     problems: tuple[Problem, ...] = ()
-    doors: tuple[Door, ...] = ()
-    """Where all this was found, plug-ins that could not be used included."""
+    sources: tuple[Source, ...] = ()
+    """Where the cards were found, unusable plug-ins included."""
 
 
 @dataclass
@@ -39,66 +39,66 @@ class _Draft:
     cards: dict[Kind, dict[str, Any]]
     problems: list[Problem] = field(default_factory=list)
 
-    def note(self, place: Place | Door, message: str) -> None:
-        source = str(place.file) if isinstance(place, Place) else place.source
-        if isinstance(place, Place) and place.source not in (BUILT_IN, str(place.file)):
-            source = f"{place.source} ({place.file})"
+    def note(self, location: Location | Source, message: str) -> None:
+        source = str(location.file) if isinstance(location, Location) else location.name
+        if isinstance(location, Location) and location.source not in (BUILT_IN, str(location.file)):
+            source = f"{location.source} ({location.file})"
         self.problems.append(Problem(source=source, message=message))
 
-    def add(self, place: Place, kind: Kind, card: Card) -> None:
+    def add(self, location: Location, kind: Kind, card: Card) -> None:
         cards = self.cards[kind]
         other = cards.get(card.name)
         if other is None and not (kind == "encoder" and is_built_in(card.name)):
             cards[card.name] = card
             return
         keeps = BUILT_IN if other is None or other.source == BUILT_IN else other.file
-        self.note(place, f"{kind} {card.name!r} is already {keeps}, which is kept")
+        self.note(location, f"{kind} {card.name!r} is already {keeps}, which is kept")
 
 
 def read_catalog(plugins: Sequence[str] = (), *, packed: Collection[str] = ()) -> Catalog:
     """Read built-ins, `plugins` (files or folders), FUSIONBENCH_PLUGINS and entry points.
 
-    Tasks named in `packed` need none of their packages. Raises UserError for a path in `plugins`
+    Tasks named in `packed` do not need their packages. Raises UserError for a path in `plugins`
     that does not exist.
     """
     draft = _Draft(cards={"method": {}, "task": {}, "encoder": {}})
     seen: set[str] = set()
-    ways = tuple(doors(plugins))
-    for door in ways:
-        if door.problem:
-            draft.note(door, door.problem)
+    origins = tuple(sources(plugins))
+    for origin in origins:
+        if origin.problem:
+            draft.note(origin, origin.problem)
             continue
-        places = [place for place in door.places if str(place.file) not in seen]
-        seen.update(str(place.file) for place in places)
-        found = [_read(draft, place, packed) for place in places]
-        if not any(found) and (places or not door.places):
-            draft.note(door, "declares no method, task or encoder that can be used")
+        locations = [location for location in origin.locations if str(location.file) not in seen]
+        seen.update(str(location.file) for location in locations)
+        found = [_read(draft, location, packed) for location in locations]
+        if not any(found) and (locations or not origin.locations):
+            draft.note(origin, "declares no method, task or encoder that can be used")
     return Catalog(
         methods=dict(sorted(draft.cards["method"].items())),
         tasks=dict(sorted(draft.cards["task"].items())),
         encoders=dict(sorted(draft.cards["encoder"].items())),
         problems=tuple(draft.problems),
-        doors=ways,
+        sources=origins,
     )
 
 
-def _read(draft: _Draft, place: Place, packed: Collection[str]) -> int:
-    """Add the cards of one file; how many declarations it has, good or bad."""
-    declarations, problems = read_source(place.file)
+def _read(draft: _Draft, location: Location, packed: Collection[str]) -> int:
+    """Add the cards of one file; returns its number of declarations, valid or not."""
+    declarations, problems = read_source(location.file)
     for problem in problems:
-        draft.note(place, problem)
+        draft.note(location, problem)
     for declaration in declarations:
         try:
-            for card in _cards(place, declaration, packed):
-                draft.add(place, declaration.kind, card)
+            for card in _cards(location, declaration, packed):
+                draft.add(location, declaration.kind, card)
         except (TypeError, ValueError, AttributeError) as error:
-            draft.note(place, f"class {declaration.cls}: {error}")
+            draft.note(location, f"class {declaration.cls}: {error}")
     return len(declarations) + len(problems)
 
 
-def _cards(place: Place, declaration: Declaration, packed: Collection[str]) -> Iterator[Card]:
-    where = {"module": place.module, "cls": declaration.cls, "file": str(place.file)}
-    where["source"] = place.source
+def _cards(location: Location, declaration: Declaration, packed: Collection[str]) -> Iterator[Card]:
+    where = {"module": location.module, "cls": declaration.cls, "file": str(location.file)}
+    where["source"] = location.source
     if declaration.kind == "task":
         yield _task(declaration, where, packed)
         return
@@ -125,9 +125,9 @@ def _method(
         raise ValueError(f"details of unknown variants: {', '.join(sorted(stray))}")
     settings, tries = {**declaration.settings, **changes}, given["tries"]
     if tries and tries not in settings:
-        raise ValueError(f"tries names {tries!r}, which is no setting")
+        raise ValueError(f"tries names {tries!r}, which is not a setting")
     if taken := {READER, QUESTION} & set(settings):
-        raise ValueError(f"every method has a setting {', '.join(taken)} already")
+        raise ValueError(f"{', '.join(taken)} is an engine-level setting of every method")
     return MethodCard(
         name=_name(f"{family}-{variant}") if variant else family,
         family=family,
@@ -152,7 +152,7 @@ def _method(
 
 
 def _facts(declaration: Declaration, details: dict[str, Any]) -> dict[str, Any]:
-    """What the decorator says, and else the class's attributes, of needs and of the start."""
+    """Facts of the decorator and its details; `needs` and `identity` default to the class."""
     attributes = declaration.attributes
     wants = {
         "query": attributes.get("needs_query", False),
@@ -189,15 +189,15 @@ def _writes(declaration: Declaration, settings: Mapping[str, Setting]) -> bool:
     return not any(settings[key] in values for key, values in silent_if.items())
 
 
-def _in_all(told: object, variant: str) -> bool:
-    return variant in told if isinstance(told, tuple) else bool(told)
+def _in_all(declared: object, variant: str) -> bool:
+    return variant in declared if isinstance(declared, tuple) else bool(declared)
 
 
 def _representative(given: Mapping[str, Any]) -> str:
-    """The variant that is declared, else the plain one, else the first that `all` means."""
+    """The declared variant, else the plain one, else the first in `all`."""
     variants = tuple(given["variants"] or {"": {}})
-    if told := str(given["representative"]):
-        return one_of("representative", told, variants)
+    if declared := str(given["representative"]):
+        return one_of("representative", declared, variants)
     return min(variants, key=lambda name: (name != "", not _in_all(given["in_all"], name)))
 
 
@@ -208,7 +208,7 @@ def _encoder(declaration: Declaration, where: dict[str, str]) -> PluggedEncoder:
     for fact in ("version", "layers", "dim", "patch", "size", "prefix"):
         _integer(given[fact], fact)
     if given["patch"] < 1 or given["size"] % given["patch"]:
-        raise ValueError(f"size {given['size']} is no multiple of patch {given['patch']}")
+        raise ValueError(f"size {given['size']} is not a multiple of patch {given['patch']}")
     given |= {"name": _name(given["name"]), "weights": tuple(given["weights"])}
     return PluggedEncoder(
         **given | where,

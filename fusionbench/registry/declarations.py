@@ -1,7 +1,7 @@
-"""Facts that stand as literals in the source of a method, task or encoder, read without running it.
+"""Read the literal declarations of methods, tasks and encoders from source, without importing.
 
-A module is parsed, not imported, so that listing and planning need neither torch nor the data
-packages. What cannot be read this way is reported as a problem of that file.
+Listing and planning then need neither torch nor data packages. A declaration that is not made of
+literals is reported as a problem of its file.
 """
 
 import ast
@@ -14,7 +14,7 @@ from typing import Any
 from fusionbench.api import register as registry
 
 ROOTS = {"Fusion": "method", "InEncoderFusion": "method", "Task": "task", "Encoder": "encoder"}
-"""The classes of `fusionbench.api` that make a class a method, a task or an encoder."""
+"""Base classes of `fusionbench.api` and the kind of their subclasses."""
 _KINDS: Mapping[str, registry.Kind] = {"method": "method", "task": "task", "encoder": "encoder"}
 _DECORATORS: Mapping[registry.Kind, Callable[..., Any]]
 _DECORATORS = {"method": registry.method, "task": registry.task, "encoder": registry.encoder}
@@ -22,7 +22,7 @@ _DECORATORS = {"method": registry.method, "task": registry.task, "encoder": regi
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """One `@method(...)`, `@task(...)` or `@encoder(...)` line and the class under it."""
+    """One `@method(...)`, `@task(...)` or `@encoder(...)` and its class."""
 
     kind: registry.Kind
     cls: str
@@ -41,7 +41,7 @@ class Unreadable(ValueError):
 
 
 def read_source(file: Path) -> tuple[list[Declaration], list[str]]:
-    """All declarations of a file, and what is wrong with the rest of it."""
+    """All declarations of a file and the problems of the others."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     except SyntaxError as error:
@@ -60,7 +60,7 @@ def read_source(file: Path) -> tuple[list[Declaration], list[str]]:
 
 
 class _Module:
-    """The classes of one file and what its imports call things."""
+    """Classes of one file and the original names of its imports."""
 
     def __init__(self, tree: ast.Module) -> None:
         self.classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
@@ -91,7 +91,7 @@ class _Module:
         return found
 
     def root(self, node: ast.ClassDef) -> str:
-        """Which class of the contract this one descends from."""
+        """The base class of `ROOTS`; Unreadable if there is none in this file."""
         bases = [self.name(base) for cls in self.lineage(node) for base in cls.bases]
         for base in bases:
             if base in ROOTS:

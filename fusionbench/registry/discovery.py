@@ -1,6 +1,6 @@
-"""Where the files of methods and tasks lie: the package, `--plugin`, the environment, other wheels.
+"""Find the files of methods, tasks and encoders: package, `--plugin`, environment, entry points.
 
-Nothing is imported here, parent packages of a plug-in included.
+Nothing is imported, not even the parent packages of a plug-in.
 """
 
 import importlib.util
@@ -21,27 +21,27 @@ BUILT_IN = "built-in"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """A file that may declare methods or tasks."""
+class Location:
+    """A file that may declare methods, tasks or encoders."""
 
     file: Path
     module: str
     """Dotted name to import it by, or its absolute path."""
     source: str
-    """`built-in`, a distribution with its version, or a path: who vouches for it."""
+    """`built-in`, a distribution with its version, or a path."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Door:
-    """One way in: a folder, a file or an entry point, with the files found there."""
+class Source:
+    """A folder, a file or an entry point, with the files found there."""
 
-    source: str
-    places: tuple[Place, ...]
+    name: str
+    locations: tuple[Location, ...]
     problem: str = ""
 
 
-def doors(plugins: Sequence[str]) -> Iterator[Door]:
-    """All ways in, built-ins first, since the first of two equal names wins.
+def sources(plugins: Sequence[str]) -> Iterator[Source]:
+    """All sources, built-ins first: the first of two equal names is kept.
 
     Raises UserError if a path in `plugins` does not exist.
     """
@@ -59,42 +59,42 @@ def doors(plugins: Sequence[str]) -> Iterator[Door]:
         yield _installed(point.module, distribution)
 
 
-def _built_in(folder: str) -> Iterator[Door]:
+def _built_in(folder: str) -> Iterator[Source]:
     for root in fusionbench.__path__:
-        # A checkout puts its root on the package path; only a folder of ours has an __init__.
+        # In a checkout the root is on the package path; only our folders have an __init__.
         if (Path(root, folder) / "__init__.py").is_file():
-            places = _files(Path(root, folder), f"fusionbench.{folder}", BUILT_IN)
-            yield Door(source=BUILT_IN, places=places)
+            locations = _files(Path(root, folder), f"fusionbench.{folder}", BUILT_IN)
+            yield Source(name=BUILT_IN, locations=locations)
             return
 
 
-def _path(path: str) -> Door:
+def _path(path: str) -> Source:
     resolved = Path(path).resolve()
     if resolved.is_dir():
-        places = tuple(
-            Place(file=file, module=str(file), source=str(file)) for file in _modules(resolved)
+        locations = tuple(
+            Location(file=file, module=str(file), source=str(file)) for file in _modules(resolved)
         )
-        return Door(source=path, places=places)
+        return Source(name=path, locations=locations)
     if resolved.is_file():
-        place = Place(file=resolved, module=str(resolved), source=str(resolved))
-        return Door(source=path, places=(place,))
-    return Door(source=path, places=(), problem=f"does not exist (named in {VARIABLE})")
+        location = Location(file=resolved, module=str(resolved), source=str(resolved))
+        return Source(name=path, locations=(location,))
+    return Source(name=path, locations=(), problem=f"does not exist (named in {VARIABLE})")
 
 
-def _installed(module: str, distribution: str) -> Door:
+def _installed(module: str, distribution: str) -> Source:
     spec = locate(module)
     if spec is None or spec.origin is None:
-        return Door(source=distribution, places=(), problem=f"module {module} cannot be found")
+        return Source(name=distribution, locations=(), problem=f"module {module} cannot be found")
     file = Path(spec.origin)
-    places: tuple[Place, ...] = (Place(file=file, module=module, source=distribution),)
+    locations: tuple[Location, ...] = (Location(file=file, module=module, source=distribution),)
     if spec.submodule_search_locations:
-        places += _files(file.parent, module, distribution)
-    return Door(source=distribution, places=places)
+        locations += _files(file.parent, module, distribution)
+    return Source(name=distribution, locations=locations)
 
 
-def _files(folder: Path, package: str, source: str) -> tuple[Place, ...]:
+def _files(folder: Path, package: str, source: str) -> tuple[Location, ...]:
     return tuple(
-        Place(file=file, module=f"{package}.{file.stem}", source=source)
+        Location(file=file, module=f"{package}.{file.stem}", source=source)
         for file in _modules(folder)
     )
 

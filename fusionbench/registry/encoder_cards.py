@@ -1,17 +1,17 @@
-"""An encoder by its name: a built-in one, or one that a plug-in brings. No torch here."""
+"""Cards of encoders by name, built-in or of plug-ins. No torch here."""
 
 from pathlib import Path
 
 from fusionbench.api.errors import did_you_mean
 from fusionbench.encoders import catalog as built_in
+from fusionbench.encoders.builtin import is_built_in
 from fusionbench.encoders.card import EncoderCard, fingerprint, patches
-from fusionbench.encoders.own import is_built_in
 from fusionbench.registry.cards import PluggedEncoder
 from fusionbench.registry.catalog import Catalog
 
 
 def describe(catalog: Catalog, name: str, *, image_size: int = 0) -> EncoderCard:
-    """What an encoder is, without importing or fetching anything.
+    """Card of an encoder, without importing or downloading anything.
 
     Raises ValueError for an unknown name (with the nearest one) or a size that it cannot take.
     """
@@ -24,7 +24,7 @@ def describe(catalog: Catalog, name: str, *, image_size: int = 0) -> EncoderCard
 
 
 def plugged(catalog: Catalog) -> list[EncoderCard]:
-    """The cards of all encoders that plug-ins bring."""
+    """Cards of all plug-in encoders."""
     return [_card(one, 0) for one in catalog.encoders.values()]
 
 

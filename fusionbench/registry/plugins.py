@@ -1,7 +1,7 @@
-"""The only module that imports methods, tasks and plugged-in encoders, and it does so by name.
+"""Import methods, tasks and plug-in encoders by name, and check plug-ins in a child process.
 
-A plug-in file is loaded under a name made from its path, the same in every process, so that a
-worker which has loaded the card can unpickle the plug-in's objects.
+The module name of a plug-in file is made from its path, the same in every process, so that workers
+can unpickle the plug-in's objects.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from fusionbench.api.tasks import Task
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.registry.cards import Card
 from fusionbench.registry.catalog import Catalog, MethodCard, TaskCard
-from fusionbench.registry.discovery import BUILT_IN, Place
+from fusionbench.registry.discovery import BUILT_IN, Location
 
 if TYPE_CHECKING:
     from fusionbench.api.encoders import Encoder
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 
 def load_method(card: MethodCard) -> "type[Method]":
-    """The method's class. Raises UserError if its module cannot be imported or is no method."""
+    """Class of a method. Raises UserError if it cannot be imported or is not a method."""
     cls: type[Method] = _load(card)
     require_kind("method", card.name, cls)
     return cls
 
 
 def load_task(card: TaskCard) -> Task:
-    """The task, not yet loaded. Raises UserError if its module cannot be imported or is no task."""
+    """A task before `load()`. Raises UserError if it cannot be imported or is not a task."""
     cls: type[Task] = _load(card)
     require_kind("task", card.name, cls)
     return cls()
 
 
 def require_kind(kind: str, name: str, cls: object) -> None:
-    """Raise UserError unless this is a class of the contract that `kind` means."""
+    """Raise UserError unless `cls` is a subclass of the base class of `kind`."""
     wanted = _contract(kind)
     if isinstance(cls, type) and issubclass(cls, wanted):
         return
@@ -55,7 +55,7 @@ def require_kind(kind: str, name: str, cls: object) -> None:
 
 
 def _contract(kind: str) -> tuple[type, ...]:
-    # A task is loaded in processes that never load torch.
+    # Tasks are loaded in processes without torch.
     if kind == "task":
         return (Task,)
     if kind == "encoder":
@@ -68,10 +68,10 @@ def _contract(kind: str) -> tuple[type, ...]:
 
 
 def load_encoder(card: EncoderCard, *, image_size: int = 0, device: str = "cpu") -> "Encoder":
-    """The frozen encoder of a card, of a plug-in or built in, fetched first if it has to be.
+    """The frozen encoder of a card, downloaded if missing.
 
-    Raises UserError if a plug-in's module cannot be imported, is no encoder, or is not the one
-    that it declares; ValueError and OSError as `encoders.build` does.
+    Raises UserError if a plug-in cannot be imported, is not an encoder or differs from its
+    declaration; ValueError and OSError as `encoders.build` does.
     """
     from fusionbench.encoders.build import build
 
@@ -98,10 +98,10 @@ def _load(card: MethodCard | TaskCard) -> Any:
 
 
 def load_class(name: str, module: str, cls: str, source: str) -> Any:
-    """A class of a module or file. Raises UserError if it cannot be imported or is not there."""
+    """A class of a module or file. Raises UserError if the import fails or the class is missing."""
     try:
         imported = import_from(module)
-    # A plug-in may raise anything; what it raised goes into the record of its cells.
+    # A plug-in may raise anything; the error goes into the record of its cells.
     except Exception as error:
         raise UserError(
             f"{name}: {source} cannot be imported: {type(error).__name__}: {error}",
@@ -132,59 +132,53 @@ def _from_file(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        # A half-executed module must not pass for the plug-in the next time.
+        # The next import must not find a half-executed module.
         del sys.modules[name]
         raise
     return module
 
 
-# Whether plug-ins can be used: each is imported for real, in a process of its own.
-#
-# A catalog only reads source. What an import raises, prints or breaks, even a crash or an endless
-# loop, stays in the child. No torch in this process.
-
-
-_PATIENCE = 120.0
-"""Seconds an import may take; torch alone may need ten from a cold disk."""
+_TIMEOUT_SECONDS = 120.0
+"""Of one import; torch alone may take ten seconds from a cold disk."""
 Named = tuple[str, str, str]
-"""Kind, name and class of something that a file declares."""
+"""Kind, name and class of a declaration."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
-    """One file of a plug-in."""
+class PluginCheck:
+    """Result of checking one file of a plug-in."""
 
     source: str
     """Its distribution and version, or its path."""
     file: str
     declares: tuple[str, ...]
-    """`method blend`, `task toy`: what can be used."""
+    """`method blend`, `task toy`: the valid declarations."""
     problems: tuple[str, ...]
-    """What reading its source brought to light."""
+    """Problems of its source."""
     traceback: str = ""
-    """What importing it raised."""
+    """Of its import."""
 
     @property
     def sound(self) -> bool:
-        """Whether all of it can be used."""
+        """Whether it has no problem."""
         return not self.problems and not self.traceback
 
 
-def check_plugins(catalog: Catalog) -> list[Checked]:
-    """Import every plug-in that was found, and say of each what it brings and what is wrong."""
+def check_plugins(catalog: Catalog) -> list[PluginCheck]:
+    """Import every plug-in in a child process, which contains crashes and endless loops."""
     found = []
-    for door in catalog.doors:
-        if door.source == BUILT_IN:
+    for origin in catalog.sources:
+        if origin.name == BUILT_IN:
             continue
-        if door.problem or not door.places:
-            told = door.problem or "no Python file in it"
-            found.append(Checked(source=door.source, file="", declares=(), problems=(told,)))
-        found += [_checked(catalog, place, door.source) for place in door.places]
+        if origin.problem or not origin.locations:
+            problem = origin.problem or "no Python file in it"
+            found.append(PluginCheck(source=origin.name, file="", declares=(), problems=(problem,)))
+        found += [_checked(catalog, location, origin.name) for location in origin.locations]
     return found
 
 
 def require_sound(catalog: Catalog) -> None:
-    """Raise UserError if a plug-in cannot be used, in whole or in part."""
+    """Raise UserError for the first plug-in that cannot be used completely."""
     broken = [one for one in check_plugins(catalog) if not one.sound]
     if not broken:
         return
@@ -194,32 +188,32 @@ def require_sound(catalog: Catalog) -> None:
     raise UserError(f"plug-in {_name(first)}: {why}{more}", "`fusionbench doctor` shows all of it")
 
 
-def _checked(catalog: Catalog, place: Place, source: str) -> Checked:
-    named = _declared(catalog, place)
+def _checked(catalog: Catalog, location: Location, source: str) -> PluginCheck:
+    named = _declared(catalog, location)
     problems = tuple(
         problem.message
         for problem in catalog.problems
-        if problem.source == source or str(place.file) in problem.source
+        if problem.source == source or str(location.file) in problem.source
     )
-    return Checked(
-        source=place.source,
-        file=str(place.file),
+    return PluginCheck(
+        source=location.source,
+        file=str(location.file),
         declares=tuple(f"{kind} {name}" for kind, name, _ in named),
         problems=problems,
-        traceback=_import_apart(place.module, named),
+        traceback=_import_in_child(location.module, named),
     )
 
 
-def _declared(catalog: Catalog, place: Place) -> list[Named]:
+def _declared(catalog: Catalog, location: Location) -> list[Named]:
     cards: list[tuple[str, Card]] = [("method", card) for card in catalog.methods.values()]
     cards += [("task", card) for card in catalog.tasks.values()]
     cards += [("encoder", card) for card in catalog.encoders.values()]
-    file = str(place.file)
+    file = str(location.file)
     return [(kind, card.name, card.cls) for kind, card in cards if card.file == file]
 
 
-def _import_apart(module: str, named: Sequence[Named]) -> str:
-    """The traceback of an import in another process; empty if all went well."""
+def _import_in_child(module: str, named: Sequence[Named]) -> str:
+    """Traceback of an import in a child process; empty if it succeeds."""
     # Spawned like a worker, with the same search path.
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -227,8 +221,8 @@ def _import_apart(module: str, named: Sequence[Named]) -> str:
     child.start()
     theirs.close()
     try:
-        if not ours.poll(_PATIENCE):
-            return f"its import did not end within {_PATIENCE:.0f} s"
+        if not ours.poll(_TIMEOUT_SECONDS):
+            return f"its import did not end within {_TIMEOUT_SECONDS:.0f} s"
         return str(ours.recv())
     except EOFError:
         child.join(5)
@@ -240,19 +234,18 @@ def _import_apart(module: str, named: Sequence[Named]) -> str:
 
 
 def _import(connection: Connection, module: str, named: list[Named]) -> None:
-
-    told = ""
+    error = ""
     try:
         with redirect_stdout(sys.stderr):
             imported = import_from(module)
             for kind, name, cls in named:
                 require_kind(kind, name, getattr(imported, cls, None))
-    # Anything at all: sys.exit in a plug-in must not pass for success.
+    # Including SystemExit: sys.exit in a plug-in is a failure.
     except BaseException:
-        told = traceback.format_exc().strip()
-    connection.send(told)
+        error = traceback.format_exc().strip()
+    connection.send(error)
 
 
-def _name(checked: Checked) -> str:
+def _name(checked: PluginCheck) -> str:
     file = checked.file
     return f"{checked.source} ({file})" if file and file != checked.source else checked.source

@@ -1,4 +1,4 @@
-"""Where a record came from: code, packages, machine. No torch at import."""
+"""Provenance of a record: code, packages, machine. No torch at import."""
 
 import platform
 import subprocess
@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "transformers", "timm", "numpy", "einops", "safetensors")
 
 @cache
 def code_state() -> Mapping[str, str | bool]:
-    """Version, git commit and dirty flag of the package that runs (no commit in a wheel)."""
+    """Version, git commit and dirty flag of this package; a wheel has no commit."""
     folder = Path(__file__).resolve().parent.parent
     commit = _git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else ""
     state: dict[str, str | bool] = {"fusionbench": __version__, "commit": commit}
@@ -30,7 +30,7 @@ def code_state() -> Mapping[str, str | bool]:
 
 @cache
 def software() -> Mapping[str, str]:
-    """Python and the packages that a result can depend on."""
+    """Versions of Python and of packages that affect results."""
     versions = {"python": platform.python_version(), "platform": sys.platform}
     for package in _PACKAGES:
         try:
@@ -42,7 +42,7 @@ def software() -> Mapping[str, str]:
 
 @cache
 def hardware(device: str) -> Mapping[str, str]:
-    """The processor, and the GPU with its driver if the run is on one."""
+    """Processor, and GPU with driver for a CUDA device."""
     described = {"device": device, "machine": platform.machine(), "cpu": _cpu_name()}
     if device.startswith("cuda"):
         import torch
@@ -54,7 +54,7 @@ def hardware(device: str) -> Mapping[str, str]:
 
 
 def plugin_files(method: MethodCard, task: TaskCard, encoder: EncoderCard) -> Mapping[str, str]:
-    """Name and hash of each plug-in's source file: a version that was not bumped shows here."""
+    """Name and hash of each plug-in's source file, which reveal an unchanged version."""
     sources = [(method.source, method.file), (task.source, task.file)]
     sources.append((encoder.origin, encoder.path))
     files = [Path(file) for source, file in sources if source != BUILT_IN]

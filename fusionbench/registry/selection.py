@@ -1,4 +1,4 @@
-"""Names, globs, `all` and settings from a study -> the methods and tasks they mean."""
+"""Resolve names, globs, `all` and settings of a study to methods and tasks."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,17 +16,17 @@ _GLOB = set("*?")
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """A method with all its settings, as it will run."""
+    """A method with all settings of its cells."""
 
     label: str
-    """The name with changed settings: `mema[reduction=2]`."""
+    """Name with changed settings: `mema[reduction=2]`."""
     card: MethodCard
     settings: Mapping[str, Setting]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unavailable:
-    """A task that was left out since its data is not here."""
+    """A task that is left out because its data is missing."""
 
     card: TaskCard
     reason: str
@@ -37,10 +37,10 @@ def select_methods(
     names: Sequence[str],
     settings: Mapping[str, Mapping[str, object]] | None = None,
 ) -> tuple[Chosen, ...]:
-    """The methods meant by names, globs, `all` and inline settings, in order, each once.
+    """The methods of names, globs, `all` and inline settings, in order, without duplicates.
 
-    `settings` holds changes by method name or family; a family's change leaves alone what a
-    variant is about, a change by name or inline does not. Raises UserError.
+    `settings` holds changes by method name or family; a change for the family does not override the
+    settings of a variant, a change by name or inline does. Raises UserError.
     """
     settings = settings or {}
     chosen: dict[str, Chosen] = {}
@@ -56,9 +56,9 @@ def select_methods(
 def select_tasks(
     catalog: Catalog, names: Sequence[str]
 ) -> tuple[tuple[TaskCard, ...], tuple[Unavailable, ...]]:
-    """The tasks meant by names, globs and `all`; those of a glob or `all` without data apart.
+    """(available, unavailable) tasks of names, globs and `all`.
 
-    Raises UserError for an unknown name and for a task asked for by name whose data is missing.
+    Raises UserError for an unknown name, and for a task given by name whose data is missing.
     """
     here: dict[str, TaskCard] = {}
     left_out: dict[str, Unavailable] = {}
@@ -112,7 +112,7 @@ def _choose(
 def _refuse_unused(
     catalog: Catalog, settings: Mapping[str, object], chosen: Iterable[Chosen]
 ) -> None:
-    """A setting for a method that does not run is a slip of the pen, not a wish."""
+    """Raise UserError for settings of a method that is unknown or not chosen."""
     cards = [one.card for one in chosen]
     used = {card.name for card in cards} | {card.family for card in cards}
     known = set(catalog.methods) | {card.family for card in catalog.methods.values()}
@@ -139,10 +139,7 @@ def _all_ways(left_out: Iterable[Unavailable]) -> str:
     return "; ".join(sorted({_how(one.card) for one in left_out})) or "name at least one task"
 
 
-# Settings as people write them: `layer[index=4]`, `--set mema.reduction=2`, YAML values.
-#
-# A setting's default decides its type; text is read as that type, and what does not fit is refused.
-
+# Settings as text: the type of a setting is that of its default.
 
 _INLINE = re.compile(r"([^\[\]]+)\[(.*)\]")
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -156,7 +153,7 @@ _KINDS: Mapping[type, str] = {
 
 
 def split_inline(text: str) -> tuple[str, dict[str, str]]:
-    """`mema[reduction=2,query=false]` -> the name (or glob) and its settings as text."""
+    """`mema[reduction=2,query=false]` -> name or glob, settings as text."""
     match = _INLINE.fullmatch(text.strip())
     if match is None or "=" not in match[2]:
         return text.strip(), {}
@@ -171,13 +168,13 @@ def split_inline(text: str) -> tuple[str, dict[str, str]]:
 
 
 def split_names(text: str) -> list[str]:
-    """`last, mema[reduction=2,query=false]` -> two names: commas in brackets do not count."""
+    """Split at commas outside brackets: `last, mema[reduction=2,query=false]` has two names."""
     parts = re.split(r",(?![^\[\]]*\])", text)
     return [part.strip() for part in parts if part.strip()]
 
 
 def inline(name: str, settings: Mapping[str, object]) -> str:
-    """Settings from a file as a person would type them: `layer[index=4]`."""
+    """Settings of a file as inline text: `layer[index=4]`."""
     typed = [f"{key}={shown(_plain(value))}" for key, value in settings.items()]
     return f"{name}[{','.join(typed)}]" if typed else name
 
@@ -194,7 +191,7 @@ def split_assignment(text: str) -> tuple[str, str, str]:
 def checked(
     name: str, defaults: Mapping[str, Setting], given: Mapping[str, object]
 ) -> dict[str, Setting]:
-    """`given` in the types of `defaults`. Raises UserError for an unknown key or a wrong type."""
+    """`given`, converted to the types of `defaults`. Raises UserError for a key or type."""
     result = {}
     for key, value in given.items():
         if key not in defaults:
@@ -210,7 +207,7 @@ def checked(
 
 
 def coerce(what: str, value: object, kind: type) -> Setting:
-    """`value`, or the value that its text means, as `kind`. Raises UserError if it is none."""
+    """`value`, or the value of its text, as `kind`. Raises UserError for another type."""
     try:
         found = _read(value, kind)
     except ValueError:
@@ -222,12 +219,12 @@ def coerce(what: str, value: object, kind: type) -> Setting:
 
 
 def _plain(value: Any) -> Setting:
-    """YAML's lists are tuples here."""
+    """Lists of YAML as tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def _read(value: Any, kind: type) -> Setting | None:
-    """None for a value of the wrong type, ValueError for text that does not parse."""
+    """None for a value of the wrong type; ValueError for text that does not parse."""
     if kind is tuple:
         return _integers(value)
     if isinstance(value, str):
@@ -253,7 +250,7 @@ def _integers(value: object) -> tuple[int, ...] | None:
 
 
 def shown(value: Setting) -> str:
-    """A setting as a person would type it: `false`, `(1,2)`, `0.5`."""
+    """A setting as text: `false`, `(1,2)`, `0.5`."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -262,7 +259,7 @@ def shown(value: Setting) -> str:
 
 
 def label(name: str, defaults: Mapping[str, Setting], settings: Mapping[str, Setting]) -> str:
-    """The name with the settings that differ from its own defaults: `mema[reduction=2]`."""
+    """The name with the settings that differ from `defaults`: `mema[reduction=2]`."""
     changed = [
         f"{key}={shown(settings[key])}"
         for key in sorted(settings)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from fusionbench.api.errors import UserError, did_you_mean, unknown
 from fusionbench.records.cell import READERS, Budget, Setting
+from fusionbench.records.yaml_files import Section, read_section
 from fusionbench.registry.selection import inline, split_assignment, split_names
 from fusionbench.study.contrasts import check_margins, read_contrasts
 
@@ -112,17 +113,15 @@ def preset(name: str) -> Study:
 
 def load_study(path: str | Path) -> Study:
     """Read a study file. Raises UserError for what is not a study."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the study {path}: {error}", "run takes a YAML file or --preset"
-        ) from error
-    values = _yaml(text, path)
+    hint = "`run` takes a YAML file, which may start with `preset: quick`, or --preset"
+    values = read_section(path, "study", hint=hint)
+    values.check_keys([*(one.name for one in fields(Study)), "preset"])
     start = preset(str(values.pop("preset", "quick")))
     budget = values.pop("budget", {})
     if not isinstance(budget, Mapping):
         raise UserError(f"{path}: budget must hold keys, got {budget!r}", "for example steps: 60")
+    if isinstance(budget, Section):
+        budget.check_keys([one.name for one in fields(Budget)])
     study = _changed(start, {"name": Path(path).stem} | values, f"{path}: ")
     read_contrasts(study.contrasts, study.baseline)
     check_margins(study.margins)
@@ -151,30 +150,9 @@ def with_overrides(  # noqa: PLR0913  (one argument for each flag)
     return _changed(study, changes, "")
 
 
-def _yaml(text: str, path: object) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"{path} is not YAML: {line}", "look at that line's brackets") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no study", "its first line could be `preset: quick`")
-    return values
-
-
 def _changed(start: T, values: Mapping[str, Any], prefix: str) -> T:
     """`start` with `values`, each checked against the type of its field."""
     hints = get_type_hints(type(start))
-    known = [field.name for field in fields(start)]
-    extra = ["preset"] if isinstance(start, Study) else []
-    for key in values:
-        if key not in known:
-            near = did_you_mean(str(key), known + extra)
-            raise UserError(
-                f"{prefix}unknown key {key!r}{near}", f"known: {', '.join(sorted(known + extra))}"
-            )
     changes = {key: _field(prefix + key, value, hints[key]) for key, value in values.items()}
     for key, value in changes.items():
         _check(prefix + key, key, value)

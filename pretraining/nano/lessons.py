@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fusionbench.api.encoders import Encoder
-from fusionbench.encoders import own
+from fusionbench.encoders import builtin
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.vit import ViTConfig, resize
 from fusionbench.records.files import cache_dir, write_atomic
@@ -77,7 +77,7 @@ def answers(
     """`last` and `middle` in float16, from the cache where the teacher has seen these images."""
     from safetensors.torch import load, save
 
-    weights = describe(own.DINOV2).weights
+    weights = describe(builtin.DINOV2).weights
     content = hashlib.sha256(f"{weights} {TEACHER_SIZE} {TEACHER_MIDDLE} {images.shape}".encode())
     content.update(images.tobytes())
     path = cache_dir("pretraining", f"{content.hexdigest()[:32]}.safetensors")

@@ -12,7 +12,7 @@ from toy_cells import train_cell
 
 import fusionbench
 from fusionbench.api.errors import UserError
-from fusionbench.cli.scaffold import new_package
+from fusionbench.cli.new import new_package
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.encoder_cards import describe
 from fusionbench.registry.plugins import load_encoder, load_method
@@ -73,7 +73,12 @@ def test_the_tutorial_from_the_first_line_to_the_last(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("mema", "already"), ("Mema2", "is no name"), ("all", "is no name"), ("a-b", "is no name")],
+    [
+        ("mema", "exists already"),
+        ("Mema2", "not a valid"),
+        ("all", "not a valid"),
+        ("a-b", "not a valid"),
+    ],
 )
 def test_a_name_that_is_taken_or_none_is_refused(name, told, tmp_path):
     with pytest.raises(UserError, match=told):

@@ -111,9 +111,9 @@ def test_doctor_shows_the_machine_and_the_broken_plugin(install, call, tmp_path,
 
 
 def test_doctor_fails_strictly_after_it_has_said_everything(call, tmp_path, monkeypatch):
-    from fusionbench.cli import health
+    from fusionbench.cli import doctor
 
-    monkeypatch.setattr(health, "_device", lambda: ["not asked"])
+    monkeypatch.setattr(doctor, "_device", lambda: ["not asked"])
     file = tmp_path / "raiser.py"
     file.write_text(BROKEN["raises"][0].format(name="raiser"))
     code, out, said = call("doctor", "--plugin", file, "--strict-plugins")

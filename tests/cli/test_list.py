@@ -8,7 +8,7 @@ from plugin_files import GOOD
 from published_sizes import PUBLISHED_UNIT, REFERENCE
 
 from fusionbench.api.types import ReaderShape, StackShape
-from fusionbench.cli.listing import UNTOLD, as_json, methods_long, parameter_count, told
+from fusionbench.cli.listing import UNKNOWN, facts_of, json_text, methods_long, parameter_count
 from fusionbench.harness.stepping import needs_encoder
 from fusionbench.methods._units import RecurrentUnit
 from fusionbench.registry.cards import CLIP_L, Sizes, count
@@ -138,13 +138,13 @@ def test_the_text_shows_formula_and_number_and_a_dash_for_what_was_not_said(tmp_
     mema = text[text.index("\nmema\n") :].split("\n\n")[0]
     assert "arXiv:2603.00655, 2026" in mema and "= 11,021,569" in mema
     assert "query, encoder gradients" in mema
-    facts = told(catalog.methods["stepper"])
-    assert facts["paper"] == facts["parity"] == facts["parameters"] == UNTOLD
+    facts = facts_of(catalog.methods["stepper"])
+    assert facts["paper"] == facts["parity"] == facts["parameters"] == UNKNOWN
     assert f"stepper  from {file}" in text
 
 
 def test_programs_get_the_number_as_well():
-    cards = {card["name"]: card for card in json.loads(as_json("methods", CATALOG))}
+    cards = {card["name"]: card for card in json.loads(json_text("methods", CATALOG))}
     assert cards["tgif"]["parameters_at_clip_l"] == 2_112_024
 
 
@@ -155,8 +155,8 @@ def test_programs_get_the_number_as_well():
         ("D**D", "power"),
         ("2*X", "'X'"),
         ("D/2", "cannot read"),
-        ("2*", "no formula"),
-        ("1+" * 200 + "1", "no formula"),
+        ("2*", "not a formula"),
+        ("1+" * 200 + "1", "not a formula"),
     ],
 )
 def test_a_formula_is_arithmetic_and_nothing_else(formula, told_what):
@@ -168,5 +168,5 @@ def test_a_wrong_formula_of_a_plugin_stops_no_list(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(GOOD.replace('"stepper", version=1', '"stepper", version=1, parameters="2*X"'))
     catalog = read_catalog([str(file)])
-    assert "'X'" in told(catalog.methods["stepper"])["parameters"]
-    assert "stepper" in as_json("methods", catalog)
+    assert "'X'" in facts_of(catalog.methods["stepper"])["parameters"]
+    assert "stepper" in json_text("methods", catalog)

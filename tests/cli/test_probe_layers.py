@@ -40,7 +40,7 @@ def test_the_one_layer_that_knows_stands_out_of_the_map(folder):
 def test_what_is_there_is_kept_and_not_made_again(folder):
     file = probe_file(folder, "planted_layer")
     before = file.read_bytes(), file.stat().st_mtime_ns
-    assert "there already" in run(folder)
+    assert "kept, best layer" in run(folder)
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
 
 

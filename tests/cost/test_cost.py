@@ -16,7 +16,7 @@ from fusionbench.cost import shapes as language
 from fusionbench.cost import timing
 from fusionbench.cost.profile import Bench
 from fusionbench.cost.shapes import SHAPES, subject
-from fusionbench.cost.timing import interleaved, most_held, spread
+from fusionbench.cost.timing import interleaved, spread
 from fusionbench.records.cost import ProfileOptions, read
 from fusionbench.registry import provenance
 from fusionbench.registry.catalog import read_catalog
@@ -210,7 +210,7 @@ def test_the_command_measures_writes_and_says_what_does_not_fit(tmp_path, capsys
     assert set(records) == {"scalar_mix", "mema"}
     for record in records.values():
         assert record.latency_ms.median > 0 and record.throughput > 0
-        assert record.peak_memory_bytes > 0 and record.measured["hardware"]["cpu"]
+        assert record.peak_memory_bytes is None and record.measured["hardware"]["cpu"]
         assert record.conditions.device == record.measured["hardware"]["cpu"]
     assert records["mema"].in_encoder and not records["scalar_mix"].in_encoder
     assert "images/s" in capsys.readouterr().out
@@ -249,44 +249,15 @@ def test_the_peak_is_above_what_was_there_at_the_start(monkeypatch):
     assert calls == ["wait", "run", "wait"]
 
 
-def test_on_a_cpu_the_peak_is_what_tensors_hold_at_once():
-    given = torch.zeros(1000)  # 4,000 bytes, there before
-
-    def run():
-        first = given + 1
-        second = first.reshape(10, 100) * 2  # the view holds nothing
-        del first
-        given.add_(1)
-        return torch.cat([second, second])[:1].clone()
-
-    # second and the two of it; then these two and a row.
-    assert timing.peak_bytes(run, torch.device("cpu")) == 4000 + 8000 + 400
-    assert timing.peak_bytes(lambda: given[:5], torch.device("cpu")) == 0
-
-
-def test_on_a_cpu_the_way_back_is_in_the_peak():
-    weight = torch.zeros(1000, requires_grad=True)
-
-    def there():
-        return (weight.exp().exp() * 1.0).sum()
-
-    def and_back():
-        there().backward()
-        weight.grad = None
-
-    assert most_held(and_back) >= most_held(there) >= 3 * 4000
+def test_on_a_cpu_no_peak_is_reported():
+    assert timing.peak_bytes(lambda: torch.zeros(1000), torch.device("cpu")) is None
 
 
 @torch.no_grad()
 def test_of_all_hidden_states_those_that_are_read_are_kept():
-    bench, states = Bench(ProfileOptions(encoder=CLIP, device="meta")), {}
-    for name in ("penultimate", "scalar_mix"):
-        (chosen,) = select_methods(read_catalog(), (name,), {})
-        pipeline = bench._pipeline(chosen, meta=True)
-        over = most_held(pipeline.fused) - most_held(pipeline.bare)
-        states[name] = over / (4 * 577 * 1024)
-    # What a block works with is more than the bare encoder's one state; the mix reads 24, stacked.
-    assert states["penultimate"] == 0 and 24 < states["scalar_mix"] < 60
+    bench = Bench(ProfileOptions(encoder=CLIP, device="meta"))
+    (chosen,) = select_methods(read_catalog(), ("penultimate",), {})
+    assert set(bench._pipeline(chosen, meta=True)._states({3, 23})) == {3, 23}
 
 
 def test_an_unknown_shape_is_refused_with_the_nearest():

@@ -98,9 +98,9 @@ def test_mean_std_and_size_come_from_the_folder(tmp_path):
 def test_a_folder_of_another_kind_is_refused_by_name(tmp_path):
     save_vit(tmp_path)
     edit(tmp_path / "config.json", model_type="swin")
-    with pytest.raises(ValueError, match="'swin'.*supported are clip"):
+    with pytest.raises(ValueError, match="'swin'.*supported: clip"):
         describe(f"hf:{tmp_path}")
-    with pytest.raises(ValueError, match="no timm VisionTransformer"):
+    with pytest.raises(ValueError, match="not a timm VisionTransformer"):
         describe(f"timm:{tmp_path}")
     (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 not json at all")
     with pytest.raises(ValueError, match="truncated"):

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from registered_methods import variants
 from toy_encoder import SHAPE, draw, run
 
-from fusionbench.api.register import registered
 from fusionbench.api.types import StackShape
 from fusionbench.methods.mema import Mema
 from fusionbench.methods.single_layer import SingleLayer
 
 CLIP_L = StackShape(layers=24, dim=1024, grid=(24, 24), prefix=1, query_dim=4096)
 RECORDED = Path(__file__).parent / "parity" / "mema_effective_init.json"
-VARIANTS = registered("method", "mema").facts["variants"]
+VARIANTS = variants("mema")
 
 
 def seeded(seed: int = 0, **settings) -> Mema:

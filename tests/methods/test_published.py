@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from registered_methods import build, names, registrations
+from registered_methods import CARDS, build, names
 
-from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import paper_taps
 from fusionbench.api.types import ReaderShape, StackShape
 from fusionbench.methods._inside import first_of_each_layer, targets
-from fusionbench.methods.controls import RandomLayers, WideProjector
+from fusionbench.methods.controls import _MATCHED, RandomLayers, WideProjector, parameters_of
 
 LLM = 4096
 VICUNA = ReaderShape(layers=32, width=LLM, heads=32, mlp=11008)
@@ -153,19 +152,21 @@ def test_the_parameters_are_those_of_the_published_formula(name):
     assert fusion + projector(method.out_dim) - projector(1024) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("dim", [64, 96, 1024])
-@pytest.mark.parametrize("like", ["mmfuser", "token_packer", "lsf_external_modular-18", "tgif"])
-def test_the_wide_projector_is_as_large_as_the_method_it_names_on_every_encoder(like, dim):
-    shape = StackShape(layers=12, dim=dim, grid=(8, 8), prefix=1, query_dim=64)
+@pytest.mark.parametrize("layers", [2, 5, 8, 24])
+@pytest.mark.parametrize("dim", [13, 96, 1024])
+@pytest.mark.parametrize("like", _MATCHED)
+def test_the_wide_projector_has_the_parameters_of_the_method_it_names(like, dim, layers):
+    shape = StackShape(layers=layers, dim=dim, grid=(8, 8), prefix=1, query_dim=64)
     with torch.device("meta"):
         matched, named = WideProjector(shape, like=like), build(like, shape)
     sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in (matched, named)]
+    assert sizes[1] == parameters_of(like, shape)
     # A hidden unit more or less is 2 D + 1 parameters.
     assert abs(sizes[0] - sizes[1]) <= dim + 1
 
 
-def test_a_projector_like_a_method_that_does_not_exist_is_a_users_error():
-    with pytest.raises(UserError, match="mmfuser"):
+def test_a_projector_like_a_method_without_a_formula_is_refused():
+    with pytest.raises(ValueError, match="did you mean 'mmfuser'"):
         WideProjector(CLIP_L, like="mmfusr")
 
 
@@ -212,9 +213,8 @@ def test_the_efficient_connector_shrinks_behind_the_projector():
 
 
 def test_every_control_that_a_method_names_exists():
-    for registered in registrations():
-        control = registered.facts["control"]
-        assert control.startswith("none: ") or control in names(), registered.family
+    for card in CARDS.values():
+        assert card.control.startswith("none: ") or card.control in names(), card.name
 
 
 def test_random_layers_are_the_same_for_every_seed_and_differ_by_draw():

@@ -1,5 +1,6 @@
 """Reading methods and tasks from source: the same facts as importing them, and no import."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -9,8 +10,8 @@ import pytest
 from plugin_files import BROKEN, GOOD
 
 import fusionbench
+from fusionbench.api import encoder, method, task
 from fusionbench.api.errors import UserError
-from fusionbench.api.register import registered
 from fusionbench.api.types import StackShape
 from fusionbench.harness.stepping import needs_encoder
 from fusionbench.readers.decoder import decoder_shape
@@ -29,17 +30,9 @@ def plugin(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG.methods))
-def test_the_card_of_a_method_says_what_its_import_registers(name):
+def test_the_card_of_a_method_says_what_its_class_says(name):
     card = CATALOG.methods[name]
     cls = load_method(card)
-    found = registered("method", card.family)
-    assert found.cls is cls
-    assert (card.version, card.control) == (found.facts["version"], found.facts["control"])
-    told = found.facts["in_all"]
-    assert card.in_all == (card.variant in told if isinstance(told, tuple) else told)
-    assert (card.reader, card.tries) == (found.facts["reader"], found.facts["tries"])
-    assert card.question == found.facts["question"]
-    assert found.facts["variants"][card.variant] == card.changes
     assert card.needs_query == cls.needs_query
     defaults = cls.__init__.__kwdefaults__ or {}
     settings = defaults | card.changes
@@ -49,21 +42,26 @@ def test_the_card_of_a_method_says_what_its_import_registers(name):
         layers=8, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=decoder_shape(16, 4)
     )
     assert card.in_encoder == needs_encoder(cls(shape, **settings))
-    assert card.switches == found.facts["switches"] and card.idle == found.facts["idle"]
-    axes = {"version", "control", "in_all", "variants", "switches", "idle", "details"}
-    axes |= {"reader", "question", "tries", "representative"}
-    told = set(found.facts) | set(found.facts["details"].get(card.variant, ()))
-    assert set(card.facts) == (told - axes) | {"needs", "identity"}
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG.tasks))
-def test_the_card_of_a_task_says_what_its_import_registers(name):
+def test_the_card_of_a_task_names_its_class(name):
     card = CATALOG.tasks[name]
-    loaded = load_task(card)
-    found = registered("task", name)
-    assert found.cls is type(loaded)
-    for fact in ("version", "family", "group", "needs", "get", "encoder", "in_suite"):
-        assert getattr(card, fact) == found.facts[fact]
+    assert type(load_task(card)).__name__ == card.cls
+
+
+@pytest.mark.parametrize("decorator", [method, task, encoder])
+def test_a_decorator_returns_the_class_unchanged(decorator):
+    class Mine:
+        pass
+
+    needed = {
+        name: 1
+        for name, one in inspect.signature(decorator).parameters.items()
+        if one.default is one.empty and one.kind is not one.VAR_KEYWORD
+    }
+    before = dict(vars(Mine))
+    assert decorator(**needed)(Mine) is Mine and dict(vars(Mine)) == before
 
 
 def test_each_family_has_one_method_that_stands_for_it():
@@ -85,7 +83,7 @@ def test_the_built_ins_have_no_problem():
 
 def test_reading_the_catalog_imports_no_method_and_no_heavy_package():
     code = (
-        "import sys; from fusionbench.catalog import read_catalog; read_catalog();"
+        "import sys; from fusionbench.registry.catalog import read_catalog; read_catalog();"
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'numpy')"
         " or m.startswith(('fusionbench.methods.', 'fusionbench.tasks.'))]; sys.exit(bool(bad))"
     )
@@ -111,7 +109,6 @@ def test_a_plugin_file_is_read_with_inherited_settings_variants_and_stacked_name
 def test_a_plugin_loads_as_the_same_class_each_time_and_as_what_its_card_says(plugin):
     card = read_catalog([str(plugin)]).methods["blend-wide"]
     assert load_method(card) is load_method(card)
-    assert registered("method", "blend").cls is load_method(card)
     assert load_method(card).__init__.__kwdefaults__.keys() == card.settings.keys()
 
 
@@ -122,7 +119,7 @@ def test_a_plugin_class_is_unpickled_by_a_process_that_loaded_its_card(plugin, t
     (tmp_path / "card.pickle").write_bytes(pickle.dumps(card))
     (tmp_path / "class.pickle").write_bytes(pickle.dumps(load_method(card)))
     code = (
-        "import pickle, sys, pathlib; from fusionbench.plugins import load_method;"
+        "import pickle, sys, pathlib; from fusionbench.registry.plugins import load_method;"
         f"here = pathlib.Path({str(tmp_path)!r});"
         "cls = load_method(pickle.loads((here / 'card.pickle').read_bytes()));"
         "sys.exit(pickle.loads((here / 'class.pickle').read_bytes()) is not cls)"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.listing import as_json, encoders_text
+from fusionbench.cli.listing import encoders_text, json_text
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.encoder_cards import describe
 from fusionbench.registry.plugins import load_encoder
@@ -57,7 +57,7 @@ def test_an_encoder_is_described_without_importing_it(plugin):
 def test_it_is_listed_with_where_it_comes_from(plugin):
     catalog = read_catalog([str(plugin)])
     assert "patchwork" in encoders_text(catalog) and str(plugin) in encoders_text(catalog)
-    assert "patchwork" in [card["name"] for card in json.loads(as_json("encoders", catalog))]
+    assert "patchwork" in [card["name"] for card in json.loads(json_text("encoders", catalog))]
 
 
 def test_its_weights_and_its_version_are_its_identity(plugin):
@@ -123,7 +123,7 @@ LAYERS = ("layers=2, dim=12, patch", "layers='2', dim=12, patch")
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [(("size=4", "size=5"), "no multiple"), (LAYERS, "layers must be an integer")],
+    [(("size=4", "size=5"), "not a multiple"), (LAYERS, "layers must be an integer")],
 )
 def test_facts_that_cannot_be_are_problems_of_the_file(plugin, change, told):
     plugin.write_text(SOURCE.replace(*change))

@@ -178,7 +178,7 @@ def test_two_versions_of_a_method_are_told_apart(tmp_path):
         ("claims: [", "is not YAML"),
         ("a list", "holds no claims"),
         ("claims: []", "holds no claims"),
-        ("claim:\n" + claim(), "holds no claims"),
+        ("claim:\n" + claim(), "unknown key 'claim'; did you mean 'claims'?"),
         ("notes: x\nclaims:\n" + claim(), "unknown key 'notes'; did you mean 'note'?"),
         ("claims:\n" + claim(sentense="x"), "unknown key 'sentense'; did you mean 'sentence'?"),
         ("claims:\n  - id: one\n", "sentence is missing"),

@@ -17,6 +17,7 @@ from fusionbench.checks.toy import ToyEncoder
 
 TRAINED = ("answer_leak", "learns_signal", "random_labels")
 STORED = ("state_dict", "safetensors")
+SHAPES = ("shapes", "shapes_depth", "shapes_width", "shapes_grid", "shapes_prefix")
 
 
 class Sound(Fusion):
@@ -64,7 +65,7 @@ class SoundStepper(InEncoderFusion):
 class WrongWidth(Sound):
     """Declares one channel more than it gives."""
 
-    caught_by = ("shapes", "shapes_depth", "shapes_width", "shapes_grid", "shapes_prefix", *TRAINED)
+    caught_by = (*SHAPES, "vmapped", *TRAINED)
 
     def __init__(self, shape):
         super().__init__(shape)

@@ -12,10 +12,10 @@ from parity_cases import (
     tapped,
     trainable,
 )
+from registered_methods import variants
 from torch import Tensor
 
 from fusionbench.api.fusion import Fusion
-from fusionbench.api.register import registered
 from fusionbench.api.types import StackShape
 from fusionbench.methods.concat import Concat
 from fusionbench.methods.mmfuser import MMFuser, MSDeformAttn, centres
@@ -40,7 +40,7 @@ def fused_tokens(fusion: Fusion, states: Tensor) -> Tensor:
 
 def _variant(family: str, strategy: str) -> dict[str, str]:
     """The settings of a strategy that the official code calls, say, "3-18-23"."""
-    return registered("method", family).facts["variants"][strategy.replace("-", "_")]
+    return variants(family)[strategy.replace("-", "_")]
 
 
 def replay_external_direct(case: Case) -> dict[str, Tensor]:

@@ -46,9 +46,9 @@ CUTS = {
 
 LOADER = """
 import json, sys
-from fusionbench.catalog import read_catalog
-from fusionbench.plugins import load_task
-from fusionbench.task import data_hash
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_task
+from fusionbench.api.tasks import data_hash
 cards = read_catalog().tasks
 hashes = {name: data_hash(load_task(cards[name]).load()) for name in sys.argv[1:]}
 heavy = [m for m in ("torch", "pandas", "scipy", "sklearn", "tensorflow") if m in sys.modules]

@@ -1,12 +1,13 @@
 """Claims from YAML: unknown keys, missing keys and wrong values are refused in one line."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fusionbench.api.errors import UserError, did_you_mean, unknown
+from fusionbench.api.errors import UserError, unknown
+from fusionbench.records.yaml_files import Section, parse_section, read_section
 from fusionbench.registry.selection import split_names
 from fusionbench.report.claims.claim import Claim, Relation
 from fusionbench.study.study import QUICK
@@ -24,6 +25,7 @@ _BY = {
     Relation.NOT_WORSE: "within",
 }
 KEYS = (*_NEEDED, "more_than_on", "by_at_least", "within", *_TEXTS)
+_START = "the file starts with `claims:` and a list"
 _EXAMPLE = "a claim has id, sentence, method, relation, than and tasks; see docs/reporting.md"
 
 
@@ -34,17 +36,20 @@ def load_claims(source: str | Path) -> tuple[Claim, ...]:
     """
     if str(source) == PUBLISHED:
         return parse_claims(_shipped(), PUBLISHED)
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        hint = f"give a YAML file, or `{PUBLISHED}` for the claims that ship with FusionBench"
-        raise UserError(f"cannot read the claims {source}: {error}", hint) from error
-    return parse_claims(text, source)
+    hint = f"give a YAML file, or `{PUBLISHED}` for the claims that ship with FusionBench"
+    return _claims(read_section(source, "claims", hint=hint), source)
 
 
 def parse_claims(text: str, source: object) -> tuple[Claim, ...]:
     """Claims from the text of a file. Raises UserError."""
-    entries = _entries(text, source)
+    return _claims(parse_section(text, str(source), "claims", hint=_START), source)
+
+
+def _claims(section: Section, source: object) -> tuple[Claim, ...]:
+    section.check_keys(("claims", "note"))
+    entries = section.get("claims")
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{source} holds no claims", _START)
     claims = tuple(_claim(entry, f"{source}: claim {n}") for n, entry in enumerate(entries, 1))
     twice = [name for name, times in Counter(claim.id for claim in claims).items() if times > 1]
     if twice:
@@ -56,37 +61,12 @@ def _shipped() -> str:
     return (files("fusionbench.report.claims") / f"{PUBLISHED}.yaml").read_text(encoding="utf-8")
 
 
-def _entries(text: str, source: object) -> Sequence[object]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"{source} is not YAML: {line}", "a sentence with a colon needs quotes") \
-            from error  # fmt: skip
-    if not isinstance(values, dict) or not isinstance(values.get("claims"), list):
-        raise UserError(f"{source} holds no claims", "it starts with `claims:` and a list")
-    for key in values:
-        if key not in ("claims", "note"):
-            near = did_you_mean(str(key), ("claims", "note"))
-            raise UserError(f"{source}: unknown key {key!r}{near}", "known: claims, note")
-    if not values["claims"]:
-        raise UserError(f"{source} holds no claims", _EXAMPLE)
-    return list(values["claims"])
-
-
 def _claim(entry: object, where: str) -> Claim:
-    if not isinstance(entry, Mapping):
+    if not isinstance(entry, Section):
         raise UserError(f"{where} must hold keys, got {entry!r}", _EXAMPLE)
     if "id" in entry:
         where = f"{where} ({entry['id']})"
-    for key in entry:
-        if key not in KEYS:
-            near = did_you_mean(str(key), KEYS)
-            raise UserError(f"{where}: unknown key {key!r}{near}", f"known: {', '.join(KEYS)}")
-    if missing := [key for key in _NEEDED if key not in entry]:
-        raise UserError(f"{where}: {missing[0]} is missing", _EXAMPLE)
+    entry.check_keys(KEYS, needed=_NEEDED)
     relation = _relation(entry["relation"], where)
     texts = {key: _text(entry[key], key, where) for key in (*_WORDS, *_TEXTS) if key in entry}
     return Claim(

@@ -1,6 +1,6 @@
-"""Where the encoders in our own format lie: `<name>.safetensors` beside `<name>.json`.
+"""Built-in encoders, stored as `<name>.safetensors` and `<name>.json`.
 
-Standard library only. The JSON file holds `architecture` (the fields of `ViTConfig`) and `source`.
+Standard library only. The JSON file has `architecture` (fields of `ViTConfig`) and `source`.
 """
 
 import os
@@ -11,12 +11,12 @@ from fusionbench.records.files import cache_dir
 
 NANO = "nano"
 DINOV2 = "dinov2-small"
-OWN = (NANO, DINOV2)
+NAMES = (NANO, DINOV2)
 
 
 def is_built_in(name: str) -> bool:
-    """Whether a plug-in may not take this name."""
-    return name in OWN or name.startswith("planted")
+    """Whether the name is reserved for a built-in encoder."""
+    return name in NAMES or name.startswith("planted")
 
 
 _GET_DINOV2 = (
@@ -27,7 +27,7 @@ _GET_DINOV2 = (
 
 
 def places(name: str) -> list[Path]:
-    """Where the weights may lie, the first that exists wins."""
+    """Possible paths of the weights, in order of precedence."""
     file = f"{name}.safetensors"
     if name == NANO:
         return [Path(__file__).parent / file]
@@ -37,13 +37,13 @@ def places(name: str) -> list[Path]:
 
 
 def weights_file(name: str) -> Path | None:
-    """The weights on this machine, or None."""
+    """Path of the weights on this machine, or None."""
     found = (path for path in places(name) if path.is_file() and _config(path).is_file())
     return next(found, None)
 
 
 def architecture(path: Path) -> dict[str, object]:
-    """The architecture that belongs to these weights; ValueError if the file holds none."""
+    """The `architecture` of the weights' JSON file; ValueError if it has none."""
     values = read_json(_config(path)).get("architecture")
     if not isinstance(values, dict):
         raise ValueError(f"{_config(path)} has no `architecture`")
@@ -59,7 +59,7 @@ def card(name: str, *, image_size: int = 0) -> EncoderCard:
 
 
 def card_of(name: str, path: Path, *, image_size: int = 0) -> EncoderCard:
-    """Card of weights that lie at `path`."""
+    """Card of the weights at `path`."""
     values = read_json(_config(path))
     design = values["architecture"]
     size = image_size or design["size"]

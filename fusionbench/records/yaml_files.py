@@ -1,0 +1,69 @@
+"""YAML files that people write: every error names the file, the line and the nearest known key."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from fusionbench.api.errors import UserError, did_you_mean
+
+
+class Section(dict[str, Any]):
+    """A mapping of a YAML file with the line of each key, counted from 1."""
+
+    source = ""
+    line = 0
+    lines: Mapping[str, int] = {}
+
+    def at(self, key: str = "") -> str:
+        """`study.yaml, line 3`: where a key, or the mapping itself, starts."""
+        return f"{self.source}, line {self.lines.get(key, self.line)}"
+
+    def check_keys(self, known: Collection[str], *, needed: Collection[str] = ()) -> None:
+        """Raise UserError for a key that is not in `known` or one of `needed` that is missing."""
+        allowed = f"known: {', '.join(sorted(known))}"
+        for key in self:
+            if key not in known:
+                near = did_you_mean(str(key), known)
+                raise UserError(f"{self.at(key)}: unknown key {key!r}{near}", allowed)
+        for key in needed:
+            if key not in self:
+                raise UserError(f"{self.at()}: {key} is missing", f"needed: {', '.join(needed)}")
+
+
+def read_section(path: str | Path, what: str, *, hint: str) -> Section:
+    """The mapping in a file; `what` ("study", "claims") and `hint` are used in the errors.
+
+    Raises UserError if the file cannot be read, is not YAML, or holds no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the {what} {path}: {error}", hint) from error
+    return parse_section(text, str(path), what, hint=hint)
+
+
+def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
+    """The mapping in a text; `source` names the file in errors. Raises UserError as above."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: Any, node: Any) -> Section:
+        loader.flatten_mapping(node)
+        section = Section(loader.construct_mapping(node, deep=True))
+        section.source, section.line = source, node.start_mark.line + 1
+        section.lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+        return section
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        values = yaml.load(text, Loader)  # noqa: S506  (a SafeLoader with line numbers)
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise UserError(
+            f"{source} is not YAML: {line}", "text with a colon needs quotes"
+        ) from error
+    if not isinstance(values, Section):
+        raise UserError(f"{source} holds no {what}", hint)
+    return values

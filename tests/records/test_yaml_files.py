@@ -1,0 +1,64 @@
+"""Errors in YAML files name the file, the line and the nearest known key."""
+
+import pytest
+
+from fusionbench.api.errors import UserError
+from fusionbench.records.yaml_files import parse_section, read_section
+
+TEXT = "seeds: 3\nbudget:\n  steps: 4\n  bacth: 8\nclaims:\n  - {id: a}\n  - id: b\n    than: c\n"
+
+
+def section(text=TEXT):
+    return parse_section(text, "mine.yaml", "study", hint="start with `preset: quick`")
+
+
+def test_a_section_is_a_dictionary_whose_nested_mappings_know_their_lines():
+    found = section()
+    assert found == {
+        "seeds": 3,
+        "budget": {"steps": 4, "bacth": 8},
+        "claims": [{"id": "a"}, {"id": "b", "than": "c"}],
+    }
+    assert (found.at("budget"), found["budget"].at("bacth")) == (
+        "mine.yaml, line 2",
+        "mine.yaml, line 4",
+    )
+    assert found["claims"][1].at("than") == "mine.yaml, line 8"
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_one():
+    with pytest.raises(UserError) as caught:
+        section()["budget"].check_keys(("steps", "batch"))
+    assert caught.value.message == ("mine.yaml, line 4: unknown key 'bacth'; did you mean 'batch'?")
+    assert caught.value.hint == "known: batch, steps"
+
+
+def test_a_missing_key_is_named_with_the_line_of_its_mapping():
+    claim = section()["claims"][0]
+    claim.check_keys(("id", "than"), needed=("id",))
+    with pytest.raises(UserError, match="mine.yaml, line 6: than is missing"):
+        claim.check_keys(("id", "than"), needed=("id", "than"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "mine.yaml is not YAML"),
+        ("a: b: c", "line 1"),
+        ("- a", "holds no study"),
+        ("", "holds no study"),
+        ("a: !!python/object:os.system {}", "not YAML"),
+    ],
+)
+def test_what_is_no_mapping_is_refused_in_one_line(text, message):
+    with pytest.raises(UserError) as caught:
+        section(text)
+    assert message in caught.value.message and "\n" not in caught.value.message
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the study .*nothing.yaml"):
+        read_section(tmp_path / "nothing.yaml", "study", hint="give a YAML file")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="bytes.yaml"):
+        read_section(tmp_path / "bytes.yaml", "study", hint="give a YAML file")
