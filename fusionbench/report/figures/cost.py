@@ -95,8 +95,10 @@ def _axes(
     for key, (title, parts) in _PARAMETERS.items():
         counts = [_parameters(data, row, parts) for row in rows]
         yield key, title, np.tile(counts, (3, 1))
+    encoder = data.table.condition.encoder
+    here = [profile for profile in data.profiles if profile.conditions.encoder == encoder]
     for key, title in _MEASURED.items():
-        conditions, profiles = comparable_profiles(data.profiles, key)
+        conditions, profiles = comparable_profiles(here, key)
         found = [getattr(profiles.get(data.table.methods[row]), key, None) for row in rows]
         spreads = np.array([_spread(value) for value in found]).reshape(-1, 3).T
         yield key, f"{title}\n({conditions})", spreads

@@ -17,7 +17,7 @@ MOST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class FigureData:
-    """One condition: its score table, its contrasts, and the profiles and probes of its encoder."""
+    """One condition: its score table and contrasts, cost profiles, and probes of its encoder."""
 
     table: ScoreTable
     results: Results

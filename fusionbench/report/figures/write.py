@@ -121,9 +121,7 @@ def figure_data(report: Material) -> Iterator[FigureData]:
             contrasts=analysis.rows,
             planned=[contrast.method for contrast in plan.contrasts],
             margins=(100 * plan.suite_margin, 100 * plan.task_margin),
-            profiles=[
-                one for one in report.profiles if one.conditions.encoder == condition.encoder
-            ],
+            profiles=report.profiles,
             probes=[one for one in probes if one.weights == condition.weights],
         )
 
