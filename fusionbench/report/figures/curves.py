@@ -7,6 +7,7 @@ from jaxtyping import Int
 
 from fusionbench.report.figures.data import FigureData, representatives
 from fusionbench.report.figures.panels import (
+    at_edge,
     legend,
     method_curves,
     method_handles,
@@ -66,7 +67,7 @@ def _losses(data: FigureData) -> "pd.DataFrame":
     ]
     frame = pd.DataFrame(runs, columns=losses).explode(["step", "loss"])
     frame = frame.astype({"step": int, "loss": float})
-    return frame.groupby(keys, sort=False, as_index=False)["loss"].mean()
+    return frame.groupby(keys, sort=False)["loss"].mean().reset_index()
 
 
 def _learning(data: FigureData, rows: "pd.DataFrame") -> "Figure":
@@ -74,11 +75,11 @@ def _learning(data: FigureData, rows: "pd.DataFrame") -> "Figure":
     shown = [data.labels[row] for row in representatives(data)]
     figure, panels = panel_grid(len(tasks), columns=5, size=(1.95, 1.55))
     for panel, task in zip(panels, tasks, strict=True):
-        place = panel.get_subplotspec()
+        first_column, last_line = at_edge(panel)
         method_curves(panel, rows[rows["task"] == task], "step", "loss", shown, every=8)
         panel.set_title(wrapped(task))
-        panel.set_xlabel("step" if place.is_last_row() else "")
-        panel.set_ylabel("training loss" if place.is_first_col() else "")
+        panel.set_xlabel("step" if last_line else "")
+        panel.set_ylabel("training loss" if first_column else "")
         panel.grid(visible=True, axis="y", color=GRID)
         panel.margins(x=0.02)
     legend(figure, method_handles(shown))

@@ -1,7 +1,7 @@
 """Forest plots: paired difference of each method from its baseline, over the suite and per task."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -135,7 +135,8 @@ def _figure(data: FigureData, found: "pd.DataFrame", labels: Sequence[str]) -> "
     figure, panels = method_panels(
         labels, len(scopes), columns=4 if suite else 5, width=2.2 if suite else 1.75, sharex=suite
     )
-    for panel, ((level, name), here) in zip(panels, scopes, strict=True):
+    for panel, (scope, here) in zip(panels, scopes, strict=True):
+        level, name = map(str, scope)
         _panel(panel, here, labels, data.margins[level == "task"])
         titles = {"task": wrapped(name), "suite": "all tasks of the suite"}
         panel.set_title(titles.get(level, wrapped(f"{name} tasks", 30)))
@@ -186,7 +187,7 @@ def _handles(found: "pd.DataFrame") -> list["Line2D"]:
     from matplotlib.lines import Line2D
 
     dot = {"marker": "o", "linestyle": "", "color": INK}
-    looks = [
+    looks: list[tuple[object, str, dict[str, Any]]] = [
         (True, "no difference", {"color": GUIDE, "linewidth": 0.8}),
         (True, "margin", {"color": GRID, "linewidth": 6}),
         (not found["tested"].all(), "one seed (no test is printed)",

@@ -75,18 +75,11 @@ def layer_scores(data: FigureData) -> "pd.DataFrame":
     import pandas as pd
 
     rows = [*_probes(data), *_single_layers(data), *_leave_one_out(data)]
+    titles = list(dict.fromkeys(title for title, *_ in rows))
+    rows.sort(key=lambda row: (titles.index(row[0]), row[4], row[5]))
     frame = pd.DataFrame(rows, columns=_COLUMNS)
-    enough = [len(layer_means(scores)) > 1 for _, scores in frame.groupby("title", sort=False)]
-    kept = frame["title"].unique()[np.array(enough, dtype=bool)]
-    scores = frame[frame["title"].isin(kept)]
-    return scores.sort_values(["layer"], kind="stable").sort_values(
-        ["title", "task"], kind="stable", key=lambda column: column.map(_places(frame, column.name))
-    )
-
-
-def _places(frame: "pd.DataFrame", column: str) -> dict[str, int]:
-    """Position of each value of a column by first appearance."""
-    return {value: place for place, value in enumerate(frame[column].unique())}
+    kept = [title for title in titles if len(layer_means(frame[frame["title"] == title])) > 1]
+    return frame[frame["title"].isin(kept)]
 
 
 def layer_means(scores: "pd.DataFrame") -> "pd.Series[float]":
@@ -150,8 +143,8 @@ def rank_correlation(first: "pd.Series[float]", second: "pd.Series[float]") -> f
     """Spearman's rho over layers in both; NaN below four layers, or if one is constant."""
     import pandas as pd
 
-    both = pd.concat([first, second], axis=1, join="inner", keys=["first", "second"]).rank()
-    return float(both.corr(min_periods=_FEWEST_LAYERS).loc["first", "second"])
+    both = pd.concat([first, second], axis=1, join="inner").rank()
+    return float(both.corr(min_periods=_FEWEST_LAYERS).to_numpy()[0, 1])
 
 
 def _learned(data: FigureData) -> "pd.DataFrame":
@@ -178,7 +171,7 @@ def _figure(scores: "pd.DataFrame", found: "pd.DataFrame", curves: "pd.DataFrame
         draw_curve(panel, curve, runs[key])
         panel.set_title(wrapped(curve["method"].iloc[0], 26))
         panel.set_xlabel(_axis_label(curve, maps))
-        panel.set_ylabel(key[1].replace("_", " "))
+        panel.set_ylabel(str(curve["instrument"].iloc[0]).replace("_", " "))
     return figure
 
 

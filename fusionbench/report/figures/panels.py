@@ -63,12 +63,17 @@ def method_panels(
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.4, -0.6)
     for panel in panels:
-        place = panel.get_subplotspec()
-        panel.yaxis.set_visible(place is not None and place.is_first_col())
+        panel.yaxis.set_visible(at_edge(panel)[0])
         panel.tick_params(axis="x", labelbottom=True)
         panel.hlines(range(len(labels)), 0, 1, colors=GRID, linewidth=0.5,
                      transform=panel.get_yaxis_transform(), zorder=0)  # fmt: skip
     return figure, panels
+
+
+def at_edge(panel: "Axes") -> tuple[bool, bool]:
+    """Whether a panel is in the first column, and whether it is in the last line."""
+    place = panel.get_subplotspec()
+    return (place.is_first_col(), place.is_last_row()) if place else (True, True)
 
 
 def grey_lines(

@@ -96,8 +96,9 @@ def _heatmap(data: FigureData, rows: "pd.DataFrame") -> "Figure":
     )  # fmt: skip
     _style_numbers(axes, share.to_numpy())
     for row, column in np.argwhere(means.isna().to_numpy()):
-        axes.text(column + 0.5, row + 0.53, status.iloc[row, column], ha="center", va="center",
-                  fontsize=SMALL, color=INK)  # fmt: skip
+        reason = status.to_numpy()[row, column]
+        axes.text(column + 0.5, row + 0.53, reason, ha="center", va="center", fontsize=SMALL,
+                  color=INK)  # fmt: skip
     axes.set(xlabel="", ylabel="")
     axes.set_yticks(np.arange(len(means)) + 0.5, means.index)
     axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=50, ha="left",

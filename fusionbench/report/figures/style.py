@@ -176,5 +176,6 @@ def _lay_out(figure: "Figure") -> None:
 
 def _csv(rows: "pd.DataFrame") -> str:
     """Six significant digits; NaN is empty; flags are `true` and `false`."""
-    flags = {name: np.where(rows[name], "true", "false") for name in rows.select_dtypes("bool")}
+    names = map(str, rows.select_dtypes("bool"))
+    flags: dict[str, Any] = {name: np.where(rows[name], "true", "false") for name in names}
     return rows.assign(**flags).to_csv(index=False, float_format="%.6g", lineterminator="\n")

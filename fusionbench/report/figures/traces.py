@@ -76,7 +76,8 @@ def trace_curves(found: "pd.DataFrame") -> "pd.DataFrame":
     """Median over seeds of the mean over tasks, and its band: one row per trace and layer."""
     by_seed = found.groupby([*_KEYS, "seed"], sort=False)["value"].mean()
     outer = 0.0 if found["seed"].nunique() <= _MOST_FOR_RANGE else 0.1
-    quantiles = by_seed.groupby(_KEYS, sort=False).quantile([outer, 0.5, 1 - outer]).unstack()
+    shares = np.array([outer, 0.5, 1 - outer])
+    quantiles = by_seed.groupby(_KEYS, sort=False).quantile(shares).unstack()
     return quantiles.set_axis(["low", "median", "high"], axis=1).reset_index()
 
 
@@ -87,7 +88,10 @@ def draw_traces(data: FigureData) -> Drawing | None:
     if found.empty:
         return None
     curves = trace_curves(found)
-    warnings = {row: dead_parts(data, row, here) for row, here in curves.groupby("row")}
+    warnings = {
+        row: dead_parts(data, row, curves[curves["row"] == row])
+        for row in sorted(set(curves["row"]))
+    }
     rows = curves.assign(
         order=curves["instrument"].map(list(IN_ENCODER_TRACES).index),
         alarm=curves["row"].map({row: "; ".join(texts) for row, texts in warnings.items()}),
