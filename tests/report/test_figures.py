@@ -259,6 +259,18 @@ def test_probes_stand_beside_the_weights_with_their_correlation(data):
     assert "each layer, linear probe" in " ".join(titles).replace("\n", " ")
 
 
+def test_layer_scores_are_drawn_without_traces_and_no_cost_where_no_method_is_complete(tmp_path):
+    with Store.create(tmp_path) as store:
+        for index in range(1, 5):
+            cell = spec("layer", settings={"index": index})
+            put(store, cell, index / 10, label=f"layer[index={index}]", taps=((index,),))
+        put(store, spec("mema", "scenes_count"), 0.5)
+    (found,) = figure_data(read(tmp_path))
+    drawing = draw_layers(found)
+    assert drawing.rows["median"].tolist() == pytest.approx([10, 20, 30, 40])
+    assert draw_cost(found) is None
+
+
 def test_a_layer_left_out_is_found_from_two_cells_of_one_method(tmp_path):
     with Store.create(tmp_path) as store:
         for seed in range(2):

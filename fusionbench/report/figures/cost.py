@@ -71,6 +71,8 @@ def _costs(data: FigureData) -> "pd.DataFrame":
     table = data.table
     scores = {row: across(table, row, table.suite) for row in range(len(table.methods))}
     scores = {row: summary for row, summary in scores.items() if summary.runs}
+    if not scores:
+        return pd.DataFrame(columns=_COLUMNS)
     start = pd.DataFrame({
         "method": [data.labels[row] for row in scores],
         "in_encoder": [data.in_encoder[row] for row in scores],

@@ -74,6 +74,8 @@ def traces(data: FigureData) -> "pd.DataFrame":
 
 def trace_curves(found: "pd.DataFrame") -> "pd.DataFrame":
     """Median over seeds of the mean over tasks, and its band: one row per trace and layer."""
+    if found.empty:
+        return found.assign(low=0.0, median=0.0, high=0.0)
     by_seed = found.groupby([*_KEYS, "seed"], sort=False)["value"].mean()
     outer = 0.0 if found["seed"].nunique() <= _MOST_FOR_RANGE else 0.1
     shares = np.array([outer, 0.5, 1 - outer])
