@@ -8,7 +8,8 @@ from wide_study import labels, write_study
 
 from fusionbench.records.store import Store
 from fusionbench.report.build import collect
-from fusionbench.report.figures.style import house_style, spread, wrapped
+from fusionbench.report.figures.panels import spread, wrapped
+from fusionbench.report.figures.style import house_style
 from fusionbench.report.figures.write import drawings as drawings_of
 
 

@@ -1,9 +1,7 @@
-"""Score against cost: who gives the most for what, with the Pareto front."""
+"""Score against cost, with the Pareto front: parameters, FLOPs and latency."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,148 +9,148 @@ from jaxtyping import Bool, Float
 
 from fusionbench.records.cost import CostRecord
 from fusionbench.report.cost_table import COUNTED
-from fusionbench.report.figures.material import Material
+from fusionbench.report.figures.data import FigureData
+from fusionbench.report.figures.panels import LABEL_INCHES, encoder_handles, label_column, legend
 from fusionbench.report.figures.style import (
     GRID,
     GUIDE,
     IN_ENCODER,
     INK,
-    LINE_INCHES,
     ON_FEATURES,
     Drawing,
-    label_column,
-    legend,
-    where_handles,
 )
-from fusionbench.report.tables import Row, Summary, across
+from fusionbench.report.tables import across
 
-# What methods cost: parameters from the records, FLOPs and latency where they were measured.
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-
-_MEASURED = (
-    ("flops_over_encoder", "FLOPs over the encoder"),
-    # Timed in turn with the encoder: a machine that slows down from one method to the next does
-    # not move it.
-    ("latency_over_encoder_ms", "ms a batch over the encoder"),
-)
+_PARAMETERS = {
+    "parameters_fusion": ("parameters of the fusion", ("fusion",)),
+    "parameters_fusion_projector": ("fusion and projector", ("fusion", "projector")),
+}
+_MEASURED = {
+    "flops_over_encoder": "FLOPs over the encoder",
+    # Timed in turn with the encoder, so that slow drifts of the machine cancel.
+    "latency_over_encoder_ms": "ms a batch over the encoder",
+}
+_COLUMNS = ["cost", "method", "value", "q1", "q3", "score", "ci_low", "ci_high", "on_front"]
+_READING = """\
+Up is better, left is cheaper. The stepped line is the Pareto front: for a method on it (filled), no
+other one is at least as good and as cheap, and better in one of the two. It joins means: the grey
+bar is the median 95 % interval over runs, and a method within that distance of the front may
+belong to it. Horizontal lines at marks are quartiles of measured times. Names are in the order of
+the score."""
+_MOST_TICKS = 6
 
 Costs = Float[np.ndarray, " method"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """One measure of cost: a value per method with its spread, NaN where it was not measured."""
-
-    key: str
-    title: str
-    value: Float[np.ndarray, " method"]
-    low: Float[np.ndarray, " method"]
-    high: Float[np.ndarray, " method"]
-
-
-def measures(material: Material, rows: Sequence[int]) -> list[Axis]:
-    """Parameters from the records; FLOPs and latency where somebody measured them."""
-    fusion = _parameters(material, rows, ("fusion",))
-    trained = _parameters(material, rows, ("fusion", "projector"))
-    axes = [
-        Axis(key="parameters_fusion", title="parameters of the fusion", value=fusion,
-             low=fusion, high=fusion),
-        Axis(key="parameters_fusion_projector", title="fusion and projector", value=trained,
-             low=trained, high=trained),
-    ]  # fmt: skip
-    axes += [_measured(material, rows, key, title) for key, title in _MEASURED]
-    return [axis for axis in axes if not np.isnan(axis.value).all()]
-
-
-def _parameters(
-    material: Material, rows: Sequence[int], parts: Sequence[str]
-) -> Float[np.ndarray, " method"]:
-    """The median over tasks: the projector's width may follow the task's encoder."""
-    counts = [
-        [sum(record.parameters.get(part, 0) for part in parts)
-         for record in material.table.row(row) if record.status == "done"]
-        for row in rows
-    ]  # fmt: skip
-    return np.array([float(np.median(count)) for count in counts])
-
-
-def _measured(material: Material, rows: Sequence[int], key: str, title: str) -> Axis:
-    """FLOPs are one number; a time is a median between quartiles."""
-    encoder = material.table.condition.encoder
-    here = [one for one in material.profiles if one.conditions.encoder == encoder]
-    profiles = alike(here, attrgetter(key))
-    methods = [material.table.methods[row] for row in rows]
-    found = [getattr(profiles.by_method.get(method), key, None) for method in methods]
-    title = f"{title}\n({profiles.conditions})" if profiles.conditions else title
-    median, low, high = (
-        np.array([_end(one, end) for one in found]) for end in ("median", "q1", "q3")
+def draw_cost(data: FigureData) -> Drawing | None:
+    """A panel per measure of cost, the mean over the suite up the side; None below two methods."""
+    rows = _costs(data)
+    methods = rows["method"].nunique()
+    if methods < 2:
+        return None
+    left = len(data.table.methods) - methods
+    note = f" Left out, because some tasks did not run: {left} of {left + methods}." if left else ""
+    return Drawing(
+        name="cost",
+        title="Score against cost",
+        reading=_READING + note,
+        figure=_figure(rows),
+        rows=rows[_COLUMNS],
     )
-    return Axis(key=key, title=title, value=median, low=low, high=high)
 
 
-def _end(value: object, end: str) -> float:
-    """The median or a quartile; a number that was counted is its own median and has no spread."""
-    found = getattr(value, end, value if end == "median" else None)
-    return float(found) if isinstance(found, int | float) else float("nan")
+def _costs(data: FigureData) -> "pd.DataFrame":
+    """One row per measure of cost and method: cost with quartiles, score with its interval."""
+    import pandas as pd
+
+    table = data.table
+    scores = {row: across(table, row, table.suite) for row in range(len(table.methods))}
+    scores = {row: summary for row, summary in scores.items() if summary.runs}
+    if not scores:
+        return pd.DataFrame(columns=_COLUMNS)
+    start = pd.DataFrame({
+        "method": [data.labels[row] for row in scores],
+        "in_encoder": [data.in_encoder[row] for row in scores],
+        "score": [one.mean for one in scores.values()],
+        "ci_low": [one.low for one in scores.values()],
+        "ci_high": [one.high for one in scores.values()],
+    })  # fmt: skip
+    frames = [
+        start.assign(cost=key, title=title, value=value, q1=q1, q3=q3)
+        for key, title, (value, q1, q3) in _axes(data, list(scores))
+        if not np.isnan(value).all()
+    ]
+    for frame in frames:
+        frame["on_front"] = pareto(frame["value"].to_numpy(), frame["score"].to_numpy())
+    return pd.concat(frames, ignore_index=True)
 
 
-# Measured cost from `DIR/profiles`: one set of conditions, never two mixed on one axis.
+def _axes(
+    data: FigureData, rows: Sequence[int]
+) -> Iterator[tuple[str, str, Float[np.ndarray, "3 method"]]]:
+    """(key, title, [median, q1, q3]) of each measure of cost; NaN where it was not measured."""
+    for key, (title, parts) in _PARAMETERS.items():
+        counts = [_parameters(data, row, parts) for row in rows]
+        yield key, title, np.tile(counts, (3, 1))
+    encoder = data.table.condition.encoder
+    here = [profile for profile in data.profiles if profile.conditions.encoder == encoder]
+    for key, title in _MEASURED.items():
+        conditions, profiles = comparable_profiles(here, key)
+        found = [getattr(profiles.get(data.table.methods[row]), key, None) for row in rows]
+        spreads = np.array([_spread(value) for value in found]).reshape(-1, 3).T
+        yield key, f"{title}\n({conditions})", spreads
 
 
-Measure = Callable[[CostRecord], object]
+def _parameters(data: FigureData, row: int, parts: Sequence[str]) -> float:
+    """Median over tasks, because the width of the projector may depend on the task."""
+    done = [record for record in data.table.row(row) if record.status == "done"]
+    return float(np.median([sum(one.parameters.get(part, 0) for part in parts) for one in done]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profiles:
-    """Profiles of equal conditions by method."""
+def _spread(value: object) -> tuple[float, float, float]:
+    """Median and quartiles of a measured time; a counted number has no quartiles."""
+    if isinstance(value, int | float):
+        return float(value), np.nan, np.nan
+    found = [getattr(value, end, np.nan) for end in ("median", "q1", "q3")]
+    return found[0], found[1], found[2]
 
-    conditions: str
-    """For an axis: `inference, NVIDIA H100, batch 32`."""
-    by_method: Mapping[str, CostRecord]
 
+def comparable_profiles(
+    profiles: Sequence[CostRecord], key: str
+) -> tuple[str, Mapping[str, CostRecord]]:
+    """Conditions as text, and by method the profiles that share them and have the measure `key`.
 
-def alike(profiles: Sequence[CostRecord], measure: Measure) -> Profiles:
-    """The largest set of profiles of equal conditions that know a measure, inference first.
-
-    FLOPs are counted and times measured, so that the two may come from different conditions.
+    Of several sets the largest is taken, inference before training. FLOPs are counted and times
+    measured, so that the two may come from different conditions.
     """
     groups: dict[tuple[str, ...], dict[str, CostRecord]] = defaultdict(dict)
     for profile in profiles:
-        if measure(profile) is not None:
+        if getattr(profile, key) is not None:
             groups[_conditions(profile)][profile.label] = profile
     if not groups:
-        return Profiles(conditions="", by_method={})
+        return "", {}
     best = min(groups, key=lambda one: (one[0] == "train", -len(groups[one]), one))
     mode, device, batch, *_ = best
-    text = "counted" if device == COUNTED else f"{mode}, {device}, batch {batch}"
-    return Profiles(conditions=text, by_method=groups[best])
+    return ("counted" if device == COUNTED else f"{mode}, {device}, batch {batch}"), groups[best]
 
 
 def _conditions(profile: CostRecord) -> tuple[str, ...]:
-    """All but the method."""
+    """Everything that must be equal for two costs to be compared."""
     facts = profile.conditions
     values = (facts.mode, facts.device, facts.batch, facts.dtype, facts.image_size, facts.width,
               facts.compile, facts.threads, facts.language_model, facts.weights)  # fmt: skip
     return tuple(str(value) for value in values)
 
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_READING = """\
-Up is better, left is cheaper. The stepped line is the Pareto front: no method on it (filled) is
-beaten by one that is at least as good and as cheap. It runs through means: the grey bar is the
-median 95 % interval over runs, and a method that lies less than that below the front may belong to
-it as well. Names stand in the order of the score, each led to its height."""
-_DECADES = 1.0
-"""From here on an axis is logarithmic."""
-
-
 def pareto(
     cost: Float[np.ndarray, " method"], score: Float[np.ndarray, " method"]
 ) -> Bool[np.ndarray, " method"]:
-    """Methods that no other one equals or beats in both and beats in one; NaN never counts."""
+    """Methods that no other one equals or beats in both and beats in one; False for NaN."""
     known = ~(np.isnan(cost) | np.isnan(score))
     no_worse = (cost[:, None] <= cost) & (score[:, None] >= score)
     better = (cost[:, None] < cost) | (score[:, None] > score)
@@ -160,150 +158,88 @@ def pareto(
     return np.asarray(known & ~beaten)
 
 
-def draw(material: Material) -> Drawing | None:
-    """A panel per measure of cost, the score of the suite up the side."""
-    table = material.table
-    found = [across(table, row, table.suite) for row in range(len(table.methods))]
-    ran = [row for row, summary in enumerate(found) if summary.runs]
-    if len(ran) < 2:
-        return None
-    left = len(found) - len(ran)
-    note = f" Left out, for tasks that did not run: {left} of {len(found)}." if left else ""
-    axes = measures(material, ran)
-    return Drawing(
-        name="cost",
-        title="Score against cost",
-        reading=_READING + note,
-        figure=_figure(material, [found[row] for row in ran], ran, axes),
-        data=_rows(material, [found[row] for row in ran], ran, axes),
-    )
-
-
-def _figure(
-    material: Material, found: Sequence[Summary], rows: Sequence[int], axes: Sequence[Axis]
-) -> "Figure":
+def _figure(rows: "pd.DataFrame") -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    inches = max(2.6, LINE_INCHES * len(rows))
-    width = 3.2 if len(axes) < 3 else 2.3
-    figure = Figure(figsize=(0.6 + width * len(axes) + 1.6, inches + 0.6), layout="constrained")
-    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
-    for panel, axis in zip(panels, axes, strict=True):
-        _panel(panel, material, found, rows, axis)
+    groups = [group for _, group in rows.groupby("cost", sort=False)]
+    count = len(groups[0])
+    inches = max(2.6, LABEL_INCHES * count)
+    width = 3.2 if len(groups) < 3 else 2.3
+    figure = Figure(figsize=(0.6 + width * len(groups) + 1.6, inches + 0.6), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for panel, group in zip(panels, groups, strict=True):
+        _panel(panel, group)
     panels[0].set_ylabel("mean over the suite, %")
-    means = np.array([100 * one.mean for one in found])
-    _heights(panels[0], means, 50 * np.array([one.high - one.low for one in found]))
-    label_column(panels[-1], means, [material.labels[row] for row in rows], inches)
+    scores = 100 * groups[0]["score"].to_numpy()
+    _set_heights(panels[0], scores, 50 * (groups[0]["ci_high"] - groups[0]["ci_low"]).median())
+    label_column(panels[-1], scores, list(groups[0]["method"]), inches)
     for panel in panels:
         panel.tick_params(axis="y", left=False)
     front = Line2D([], [], color=INK, linewidth=0.9, label="Pareto front (filled)")
-    legend(figure, [*where_handles(), front])
+    legend(figure, [*encoder_handles(), front])
     return figure
 
 
-def _panel(
-    panel: "Axes",
-    material: Material,
-    found: Sequence[Summary],
-    rows: Sequence[int],
-    axis: Axis,
-) -> None:
-    score = np.array([100 * one.mean for one in found])
-    front = pareto(axis.value, score)
-    to_place = _places(panel, axis.value)
-    place = to_place(axis.value)
-    steps = np.array(sorted(np.flatnonzero(front), key=lambda i: (axis.value[i], score[i])), int)
-    panel.step(place[steps], score[steps], where="post", color=INK, linewidth=0.9, zorder=1)
-    for inside, color, marker in ((False, ON_FEATURES, "o"), (True, IN_ENCODER, "^")):
-        for filled in (False, True):
-            here = [i for i, row in enumerate(rows)
-                    if material.in_encoder[row] == inside and front[i] == filled]  # fmt: skip
-            panel.hlines(score[here], to_place(axis.low[here]), to_place(axis.high[here]),
-                         colors=color, linewidth=0.7)  # fmt: skip
-            panel.plot(place[here], score[here], marker, markersize=4.5, color=color,
-                       markerfacecolor=color if filled else "none", linestyle="")  # fmt: skip
+def _panel(panel: "Axes", rows: "pd.DataFrame") -> None:
+    rows = rows.assign(score=100 * rows["score"])
+    set_cost_axis(panel, rows["value"].to_numpy())
     limits = panel.get_xlim()
-    panel.hlines(score, place, limits[1], colors=GRID, linewidth=0.5, zorder=0)
+    front = rows[rows["on_front"]].sort_values(["value", "score"])
+    panel.step(front["value"], front["score"], where="post", color=INK, linewidth=0.9, zorder=1)
+    for (inside, filled), here in rows.groupby(["in_encoder", "on_front"]):
+        color, marker = (IN_ENCODER, "^") if inside else (ON_FEATURES, "o")
+        panel.hlines(here["score"], here["q1"], here["q3"], colors=color, linewidth=0.7)
+        panel.plot(here["value"], here["score"], marker, markersize=4.5, color=color,
+                   markerfacecolor=color if filled else "none", linestyle="")  # fmt: skip
+    panel.hlines(rows["score"], rows["value"], limits[1], colors=GRID, linewidth=0.5, zorder=0)
     panel.set_xlim(limits)
-    panel.set_xlabel(axis.title)
+    panel.set_xlabel(rows["title"].iloc[0])
 
 
-def _heights(
-    panel: "Axes", means: Float[np.ndarray, " method"], half: Float[np.ndarray, " method"]
-) -> None:
-    """Limits that hold all means and the bar of the median interval, drawn at the left."""
-    middle = float(means.min() + means.max()) / 2
-    typical = float(np.nanmedian(half)) if not np.isnan(half).all() else 0.0
-    reach = 1.06 * max(float(np.ptp(means)) / 2, typical, 0.5)
+def _set_heights(panel: "Axes", scores: Float[np.ndarray, " method"], half: float) -> None:
+    """Limits that hold all scores and, at the left, a bar of the median interval."""
+    middle = float(scores.min() + scores.max()) / 2
+    half = float(np.nan_to_num(half))
+    reach = 1.06 * max(float(np.ptp(scores)) / 2, half, 0.5)
     panel.set_ylim(middle - reach, middle + reach)
-    panel.plot([0.02, 0.02], [middle - typical, middle + typical], color=GUIDE, linewidth=3,
+    panel.plot([0.02, 0.02], [middle - half, middle + half], color=GUIDE, linewidth=3,
                alpha=0.5, transform=panel.get_yaxis_transform(), solid_capstyle="butt")  # fmt: skip
 
 
-def _places(panel: "Axes", cost: Costs) -> Callable[[Costs], Costs]:
-    """From a cost to its place, with ticks and limits set: powers of ten, and 0 on its own.
+def set_cost_axis(panel: "Axes", cost: Costs) -> None:
+    """Set scale, limits and ticks: powers of ten, with 0 one step left of the smallest.
 
-    What spans less than a power of ten, or is negative somewhere, keeps a plain axis.
+    The axis is linear for costs below zero or within one power of ten.
     """
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     known = cost[~np.isnan(cost)]
     positive = known[known > 0]
-    if not len(positive) or known.min() < 0 or _decades(known) < _DECADES:
-        panel.margins(x=0.12)
+    zero = bool((known == 0).any())
+    if known.min() < 0 or not len(positive) or (not zero and known.max() < 10 * known.min()):
+        room = 0.12 * max(float(np.ptp(known)), 1e-9)
+        panel.set_xlim(known.min() - room, known.max() + room)
         panel.xaxis.set_major_locator(MaxNLocator(nbins=4))
-        if len(known) and np.abs(known).max() >= 1000:
-            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-        return lambda values: values
-    powers = np.log10(positive)
-    first, last = float(np.floor(powers.min())), float(powers.max())
-    ticks = [float(power) for power in np.arange(first, np.ceil(last) + 1)]
-    texts = [_power(int(power)) for power in ticks]
-    if (known == 0).any():
-        ticks, texts = [first - 1, *ticks], ["0", *texts]
-        panel.axvline(first - 0.5, color=GUIDE, linewidth=0.6, linestyle=(0, (1, 2)))
-    step = -(-len(ticks) // 6)
-    panel.set_xticks(ticks[::step], texts[::step])
-    left = first - 1 if (known == 0).any() else float(powers.min())
-    panel.set_xlim(min(left, last - 1) - 0.4, last + 0.4)
-
-    def place(values: Costs) -> Costs:
-        powers = np.log10(np.where(values > 0, values, np.nan))
-        # The end of a spread may be negative where no value is: its line runs off the edge.
-        return np.where(values > 0, powers, np.where(values == 0, first - 1, first - 9))
-
-    return lambda values: np.where(np.isnan(values), np.nan, place(values))
+        panel.xaxis.set_major_formatter(lambda value, _: _cost_text(value))
+        return
+    first, last = np.floor(np.log10(positive.min())), np.log10(positive.max())
+    ticks = [10.0**power for power in np.arange(first, np.ceil(last) + 1)]
+    left = 10 ** (min(np.log10(positive.min()), last - 1) - 0.4)
+    if zero:
+        panel.set_xscale("symlog", linthresh=10**first, linscale=0.9)
+        panel.axvline(10**first / 2, color=GUIDE, linewidth=0.6, linestyle=(0, (1, 2)))
+        ticks, left = [0.0, *ticks], -0.4 * 10**first
+    else:
+        panel.set_xscale("log")
+    ticks = ticks[:: -(-len(ticks) // _MOST_TICKS)]
+    panel.set_xticks(ticks, [_cost_text(tick) for tick in ticks])
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xlim(left, 10 ** (last + 0.4))
 
 
-def _decades(known: Costs) -> float:
-    """How many powers of ten lie between the smallest and the largest; 0 counts as far away."""
-    return float("inf") if known.min() == 0 else float(np.log10(known.max() / known.min()))
+def _cost_text(value: float) -> str:
+    """`0.01`, `10k`, `2.5M`."""
+    from matplotlib.ticker import EngFormatter
 
-
-def _power(exponent: int) -> str:
-    named = {-2: "0.01", -1: "0.1", 0: "1", 1: "10", 2: "100", 3: "1k", 4: "10k", 5: "100k",
-             6: "1M", 7: "10M", 8: "100M", 9: "1G", 10: "10G", 11: "100G", 12: "1T"}  # fmt: skip
-    return named.get(exponent, f"1e{exponent}")
-
-
-def _rows(
-    material: Material, found: Sequence[Summary], rows: Sequence[int], axes: Sequence[Axis]
-) -> list[Row]:
-    score = np.array([one.mean for one in found])
-    return [
-        {
-            "cost": axis.key,
-            "method": material.labels[row],
-            "value": f"{axis.value[i]:g}",
-            "q1": f"{axis.low[i]:g}",
-            "q3": f"{axis.high[i]:g}",
-            "score": f"{found[i].mean:.6f}",
-            "ci_low": f"{found[i].low:.6f}",
-            "ci_high": f"{found[i].high:.6f}",
-            "on_front": str(bool(front[i])).lower(),
-        }
-        for axis in axes
-        for front in [pareto(axis.value, score)]
-        for i, row in enumerate(rows)
-    ]
+    return EngFormatter(sep="")(value) if abs(value) >= 1000 else f"{value:g}"
