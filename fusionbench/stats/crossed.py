@@ -78,6 +78,16 @@ def two_way(values: Real[np.ndarray, "*batch seed item"]) -> Components:
     )
 
 
+def weighted_sum(
+    weights: Real[np.ndarray, " row"], scores: Real[np.ndarray, "row seed item"]
+) -> Float[np.ndarray, "seed item"]:
+    """A contrast of rows within one (seed, item), for `compare` or, task by task, for the suite."""
+    table = finite("scores", scores)
+    if len(table) != len(weights):
+        raise ValueError(f"needs {len(weights)} rows of scores, got {len(table)}")
+    return np.asarray(np.tensordot(weights, table, 1))
+
+
 def compare(
     differences: Real[np.ndarray, "*batch seed item"],
     groups: Shaped[np.ndarray, " item"] | None = None,
@@ -153,22 +163,4 @@ def satterthwaite(parts: Components, factor: float) -> Estimate:
         variance=variance,
         nu=np.asarray(np.maximum(floor, nu)),
         replicates=seeds,
-    )
-
-
-def one_run(differences: Real[np.ndarray, "*batch item"]) -> Estimate:
-    """One run against one run, new images only: the paired t over items (binary: McNemar).
-
-    It says nothing about the next run; it is here for data that have no seeds.
-    """
-    values = finite("differences", differences)
-    items = values.shape[-1]
-    if items < 2:
-        raise ValueError(f"needs at least 2 items, got {items}")
-    mean = np.asarray(values.mean(axis=-1))
-    return Estimate(
-        value=mean,
-        variance=np.asarray(values.var(axis=-1, ddof=1) / items),
-        nu=np.full(mean.shape, float(items - 1)),
-        replicates=items,
     )

@@ -26,13 +26,6 @@ from fusionbench.stats.groups import TaskScores, by_group, refuse_unequal_seeds
 FAR_IN_MADS = 5
 
 
-def iqm(scores: Real[np.ndarray, "run task"]) -> float:
-    """Mean of the middle half of all scores: steadier than the median, deaf to outliers."""
-    ordered = np.sort(finite("scores", scores), axis=None)
-    cut = ordered.size // 4
-    return float(ordered[cut : ordered.size - cut].mean())
-
-
 def performance_profile(
     scores: Real[np.ndarray, "run task"], thresholds: Real[np.ndarray, " threshold"]
 ) -> Float[np.ndarray, " threshold"]:
@@ -40,20 +33,6 @@ def performance_profile(
     ordered = np.sort(finite("scores", scores), axis=None)
     above = ordered.size - np.searchsorted(ordered, finite("thresholds", thresholds), side="right")
     return above / ordered.size
-
-
-def probability_of_improvement(
-    scores: Real[np.ndarray, "run task"], others: Real[np.ndarray, "other_run other_task"]
-) -> float:
-    """How often a run of the first beats a run of the second on a task drawn at random.
-
-    Ties count half (Mann-Whitney); 0.5 is no difference.
-    """
-    first, second = finite("scores", scores), finite("others", others)
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(f"needs the same tasks, got {first.shape[1]} and {second.shape[1]}")
-    gaps = first[:, None, :] - second[None, :, :]
-    return float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
 
 
 def outlying_seeds(

@@ -39,13 +39,6 @@ def t_over_seeds(seed_differences: Real[np.ndarray, "*batch seed"]) -> Estimate:
     )
 
 
-def sign_flip(seed_differences: Real[np.ndarray, " seed"]) -> FlipTest:
-    """Exact two-sided test of one comparison; statistic: the mean."""
-    values = _per_seed(seed_differences)
-    family = step_down_max_t(values[None])
-    return FlipTest(p_value=np.asarray(family.p_value[0]), smallest_p=family.smallest_p)
-
-
 def step_down_max_t(seed_differences: Real[np.ndarray, "contrast seed"]) -> FlipTest:
     """Adjusted p-values of a family; the signs of a seed flip jointly in all its contrasts.
 
@@ -88,11 +81,6 @@ def sign_patterns(seeds: int, key: int = FLIP_KEY) -> Float[np.ndarray, "flip se
         return 1.0 - 2.0 * (bits & 1)
     drawn = np.random.default_rng(key).integers(0, 2, size=(DRAWN_FLIPS, seeds))
     return np.concatenate([np.ones((1, seeds)), 1.0 - 2.0 * drawn])
-
-
-def mde_reachable(seeds: int, alpha: float = 0.05) -> bool:
-    """Whether any effect, however large, can give p <= alpha; if not, the MDE is infinite."""
-    return smallest_p(seeds) <= alpha
 
 
 def _per_seed(values: Real[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
