@@ -281,8 +281,8 @@ def _full_method(planned: Planned, table: ScoreTable) -> list[str]:
     label, scores = planned.design.arms[0].label, []
     for name, column in _columns(planned, table).items():
         row = table.methods.index(label) if label in table.methods else None
-        runs = [] if row is None else [one.score for one in table.runs(row, column)]
-        shown = f"{100 * np.mean(runs):.1f}" if runs else "not run"
+        runs = np.zeros(0) if row is None else table.values[row, column]
+        shown = f"{100 * np.nanmean(runs):.1f}" if np.isfinite(runs).any() else "not run"
         scores.append(f"{name} {shown} (chance {100 * table.tasks[column].chance:.1f})")
     wanted = sum(len(ids) for tasks in planned.cells.values() for ids in tasks.values())
     done = len(table.cells)

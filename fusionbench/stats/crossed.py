@@ -1,9 +1,9 @@
-"""The crossed t: how sure a difference is when both the runs and the images are drawn anew.
+"""The crossed t: the uncertainty of a difference for new runs and new images.
 
 Every seed is scored on the same items, so the (seed, item) table of differences
 d = y_method - y_reference is a two-way layout without replication (Cornfield and Tukey 1956).
 Its three mean squares give the variance of the grand mean for new seeds *and* new items. A t over
-seeds alone answers for these very images only (measured: 52 % coverage where items matter).
+seeds alone covers these images only (measured: 52 % coverage where items matter).
 
 The degrees of freedom are Satterthwaite's with one change: a seed variance that happens to be
 small would both shrink the variance and raise nu, which ruins small p-values at 5 seeds, so nu
@@ -21,7 +21,7 @@ from scipy.special import chdtri
 from fusionbench.stats.estimate import Estimate, finite, two_way_layout
 from fusionbench.stats.groups import by_group, discordant_groups
 
-# Below this many items with any difference, two pseudo-items (+1, -1) stand for the unseen ones.
+# Below this many items with any difference, two pseudo-items (+1, -1) represent the unseen ones.
 FEW_DISCORDANT = 10
 
 
@@ -142,7 +142,7 @@ def guard(seeds: int) -> float:
 
 
 def crossed_t(parts: Components) -> Estimate:
-    """The estimate behind every verdict: new runs, new images, these tasks, this training pool."""
+    """The estimate of every verdict: new runs, new images, these tasks, this training pool."""
     return satterthwaite(parts, guard(parts.seeds))
 
 

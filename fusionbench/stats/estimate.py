@@ -1,4 +1,4 @@
-"""An estimate, its t interval, its tests, and the effect it could have found.
+"""An estimate with its t interval, its tests and its minimum detectable effect.
 
 Everything is elementwise over leading axes, so one `Estimate` may hold a whole table.
 """
@@ -26,7 +26,7 @@ def finite(name: str, values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, ".
 def two_way_layout(name: str, values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """`values` as finite doubles whose last two axes are (seed, item), at least 2 x 2.
 
-    One run says nothing about the next one: ValueError. So does an array with NaN.
+    ValueError for a single run or item, and on NaN.
     """
     numbers = finite(name, values)
     if numbers.ndim < 2 or numbers.shape[-2] < 2 or numbers.shape[-1] < 2:
@@ -45,7 +45,7 @@ FEWEST_REPLICATES = 4
 class Estimate:
     """A value with its variance and the degrees of freedom `nu` of that variance.
 
-    `replicates` is the number of seeds (or task families) behind it; with fewer than
+    `replicates` is the number of seeds (or task families); with fewer than
     `FEWEST_REPLICATES` the tests raise ValueError, the interval does not.
     """
 

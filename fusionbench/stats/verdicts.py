@@ -109,8 +109,8 @@ def judge(
     answers = [Answer() for _ in questions]
     measured = [index for index, one in enumerate(questions) if one.references]
     bounds = _bounds([questions[index] for index in measured], level, alpha)
-    for index, ends in zip(measured, bounds, strict=True):
-        answers[index] = Answer(**ends)
+    for index, answer in zip(measured, bounds, strict=True):
+        answers[index] = answer
     for index in tested:
         question, answer = questions[index], answers[index]
         asks_equivalence = question.margin is not None
@@ -166,9 +166,8 @@ def _p_values(
     return p, np.where([one.margin is None for one in questions], 1.0, same)
 
 
-def _bounds(
-    questions: Sequence[Question], level: float, alpha: float
-) -> Iterator[dict[str, float]]:
+def _bounds(questions: Sequence[Question], level: float, alpha: float) -> Iterator[Answer]:
+    """Intervals and minimum detectable effects, without tests."""
     if not questions:
         return
     table, starts = _flat(questions)
@@ -176,9 +175,7 @@ def _bounds(
     mdes = np.maximum.reduceat(table.mde(level), starts)
     alone = np.maximum.reduceat(table.mde(alpha), starts)
     for low, high, mde, mde_alone in zip(lows, highs, mdes, alone, strict=True):
-        yield {
-            "low": float(low), "high": float(high), "mde": float(mde), "mde_alone": float(mde_alone)
-        }  # fmt: skip
+        yield Answer(low=float(low), high=float(high), mde=float(mde), mde_alone=float(mde_alone))
 
 
 def _verdict(question: Question, answer: Answer, differs: bool, same: bool) -> Verdict:
