@@ -160,7 +160,7 @@ _LARGE = 0.05
 _HOW_TO_READ = {
     "one_factor_out": (
         "Each row changes one setting of the full method and leaves the rest: **simple effects** "
-        "at the full model, variant minus full. They are no main effects and do not add up."
+        "at the full model, variant minus full. They are not main effects and do not add up."
     ),
     "factorial": (
         "All combinations of the switches were run. A **main effect** is on minus off, averaged "
@@ -170,7 +170,7 @@ _HOW_TO_READ = {
 }
 _INTERVALS = (
     "In points, with the 95 % interval for new runs and new images: every effect is a difference "
-    "within the same seed and test image and has its own error. {overall} p: crossed t, two-sided; "
+    "within the same seed and test image, with its own error. {overall} p: crossed t, two-sided; "
     "adjusted by Holm among {family}."
 )
 

@@ -98,7 +98,7 @@ class NewTasks:
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastRow:
-    """One method against one baseline over one scope."""
+    """One method against one baseline over one scope, with its answer."""
 
     kind: Kind
     scope: Scope
@@ -227,7 +227,7 @@ def _judged_planned(rows: Sequence[ContrastRow], table: ScoreTable) -> list[Cont
 
 
 def _new_tasks(rows: Sequence[ContrastRow], table: ScoreTable) -> list[NewTasks]:
-    """Of every planned contrast; one that has no such inference stays in Holm with p = 1."""
+    """Inference to new tasks for each planned contrast, corrected over all of them (Holm)."""
     questions, reasons = [], []
     for row in rows:
         families = [table.tasks[task].family for task in row.scope.tasks]
