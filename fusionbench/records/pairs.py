@@ -113,7 +113,7 @@ class Results:
 
     @property
     def planned(self) -> Run | None:
-        """The last request, with its study; None where the folder does not say."""
+        """The last request, with its study; None without a history."""
         return next(reversed(self.store.history.runs()), None)
 
     def outcomes(self, record: CellRecord) -> Shaped[np.ndarray, " item"]:
@@ -305,7 +305,7 @@ def shared_runs(pairs: Sequence[Pair]) -> bool:
     scopes = {pair.scope for pair in pairs}
     if len(scopes) > 1:
         raise NotComparable(
-            "a seed is a run of one task in some tasks, of the whole suite in others"
+            "a seed is a run of one task in some tasks, of the suite in others"
         )
     return len(pairs) > 1 and scopes == {"suite"}
 

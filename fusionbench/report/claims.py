@@ -345,9 +345,9 @@ class Answer:
 
 
 _REASONS = {
-    Verdict.HOLDS: "the whole interval lies within the claim",
-    Verdict.FAILS: "the whole interval contradicts the claim",
-    Verdict.UNDECIDED: "the interval reaches both sides; {mde:.1f} points would be found",
+    Verdict.HOLDS: "the interval is inside the claimed range",
+    Verdict.FAILS: "the interval is outside the claimed range",
+    Verdict.UNDECIDED: "the interval crosses a limit of the range; the MDE is {mde:.1f} points",
 }
 
 
@@ -476,18 +476,18 @@ def _long_row(answer: Answer) -> Row:
     return csv_row(
         {
             "claim": claim.id,
-            "verdict": answer.verdict,
+            "verdict": str(answer.verdict),
             "condition": answer.condition,
             "method": claim.method,
             "reference": claim.than,
-            "relation": claim.relation,
+            "relation": str(claim.relation),
             "by": f"{claim.by:g}",
             "tasks": " ".join(measured.tasks if known else claim.tasks),
             "n_seeds": len(measured.seeds) if known else None,
-            "difference": answer.value,
-            "low": answer.low,
-            "high": answer.high,
-            "mde": answer.mde,
+            "difference": answer.value if known else None,
+            "low": answer.low if known else None,
+            "high": answer.high if known else None,
+            "mde": answer.mde if known else None,
             "reason": answer.reason,
             "sentence": claim.sentence,
             "source": claim.source,

@@ -129,7 +129,7 @@ def resolved(table: ScoreTable, contrast: Contrast) -> tuple[Contrast, str]:
 
 def _absent(table: ScoreTable, name: str) -> str:
     marked = [one for one in table.methods if one.startswith(f"{name} (")]
-    return f"{name} stands for {' and '.join(marked)}" if marked else f"{name} was not run"
+    return f"{name} is ambiguous: {' and '.join(marked)}" if marked else f"{name} was not run"
 
 
 def _margins(study: Mapping[str, object]) -> tuple[float, float]:

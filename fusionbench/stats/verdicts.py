@@ -120,11 +120,13 @@ def judge(
             p_adjusted=float(p_adjusted[index]),
             p_equivalent=float(same[index]) if asks_equivalence else None,
             p_equivalent_adjusted=float(same_adjusted[index]) if asks_equivalence else None,
-            verdict=_verdict(
-                question,
-                answer,
-                bool(p_adjusted[index] < alpha),
-                bool(same_adjusted[index] < alpha),
+            verdict=str(
+                _verdict(
+                    question,
+                    answer,
+                    bool(p_adjusted[index] < alpha),
+                    bool(same_adjusted[index] < alpha),
+                )
             ),
         )
     return answers

@@ -96,7 +96,7 @@ def test_main_effects_and_the_interaction_are_those_of_the_four_cells(tmp_path):
     # 0.8, 0.6, 0.7, 0.4: on minus off, averaged over the other switch.
     assert float(main["query"]["value"]) == pytest.approx((0.2 + 0.3) / 2)
     assert float(main["reduction"]["value"]) == pytest.approx((0.1 + 0.2) / 2)
-    assert main["query"]["kind"] == "main effect" and main["query"]["contexts"] == "2"
+    assert main["query"]["kind"] == "main effect" and int(main["query"]["contexts"]) == 2
     both = found["reduction x query/digits"]
     assert both["kind"] == "two-way interaction"
     assert float(both["value"]) == pytest.approx((0.2 - 0.3) / 2)
@@ -140,9 +140,9 @@ def test_a_missing_run_drops_its_pair_and_is_said(tmp_path):
     store, _ = fill(tmp_path, ONE, seeds=5, without={(1, "digits", 2)})
     page = page_of(store)
     found = rows(store)
-    assert found["query=false/digits"]["n_seeds"] == "4"
-    assert found["query=false/overall"]["n_seeds"] == "4"
-    assert found["reduction=2/digits"]["n_seeds"] == "5"
+    assert int(found["query=false/digits"]["n_seeds"]) == 4
+    assert int(found["query=false/overall"]["n_seeds"]) == 4
+    assert int(found["reduction=2/digits"]["n_seeds"]) == 5
     assert "(4 of 5 runs)" in page.markdown and "1 of 30 cells are missing" in page.markdown
 
 
