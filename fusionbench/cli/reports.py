@@ -75,9 +75,8 @@ def check(
 ) -> int:
     """Write the answers as Markdown, and as CSV where asked."""
     from fusionbench.records.pairs import Results
-    from fusionbench.report.claims.answers import Verdict, answers
-    from fusionbench.report.claims.reading import load_claims
-    from fusionbench.report.claims.text import long_rows, page
+    from fusionbench.report.claims import answers, load_claims, long_rows, page
+    from fusionbench.stats.verdicts import Verdict
 
     stated = load_claims(claims)
     results = Results.open(folder)
@@ -93,7 +92,7 @@ def check(
 
 
 if TYPE_CHECKING:
-    from fusionbench.report.power.planning import PowerOptions
+    from fusionbench.report.power import PowerOptions
 
 
 @app.command("power")
@@ -110,7 +109,7 @@ def power_command(
 ) -> None:
     """Minimum detectable effects per task and for the suite, and the seeds an effect needs."""
     from fusionbench.registry.selection import split_names
-    from fusionbench.report.power.planning import PowerOptions
+    from fusionbench.report.power import PowerOptions
 
     names = tuple(name for text in methods for name in split_names(text))
     wanted = PowerOptions(
@@ -123,8 +122,7 @@ def power(folder: Path, wanted: "PowerOptions", *, out: Path | None, stream: Tex
     """Write the plan as Markdown, and every contrast as CSV where asked."""
     from fusionbench.api.errors import UserError
     from fusionbench.records.pairs import Results
-    from fusionbench.report.power.planning import planned
-    from fusionbench.report.power.text import long_rows, page
+    from fusionbench.report.power import long_rows, page, planned
 
     if not wanted.effect > 0:
         message = f"--effect must be positive, got {wanted.effect:g}"
@@ -154,7 +152,7 @@ def diff_command(
 def diff(first: Path, second: Path, *, out: Path | None, stream: TextIO) -> int:
     """Write the comparison as Markdown, and every difference as CSV where asked."""
     from fusionbench.records.pairs import Results
-    from fusionbench.report.diff.text import Folder, page
+    from fusionbench.report.diff import Folder, page
 
     a, b = (Folder(name=str(name), results=Results.open(name)) for name in (first, second))
     text, rows = page(a, b)

@@ -1,12 +1,13 @@
-"""One estimate from the pairs of one or several tasks: the crossed t of a task or of the suite.
+"""Contrasts of methods: weighted sums of rows on the same tasks, seeds and examples.
 
-A single task is in points of its metric. Several tasks are a weighted sum: every task counts the
-same between chance (0) and perfect (1), see `stats.suite_weights`.
+Each contrast becomes one crossed t over new runs and new images. A single task is in points of its
+metric; several tasks are a weighted sum in which every task counts the same between chance (0) and
+perfect (1), see `stats.suite_weights`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,29 +19,28 @@ from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Run
 from fusionbench.records.scores import ScoreTable, TaskFacts, score_tables
 from fusionbench.records.store import Items, Store
-from fusionbench.stats.crossed import compare, crossed_t
-from fusionbench.stats.estimate import Estimate
-from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.crossed import weighted_sum
+from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
+from fusionbench.stats.groups import TaskScores, discordant_groups
 from fusionbench.stats.suite import suite_weights, sum_over_shared_runs, sum_over_tasks
+from fusionbench.stats.testset import t_over_seeds
 
-# A folder of results, read once: its score tables and the outcomes behind each cell.
-#
-# The pair is the unit of every comparison: two cells of one table that share task and seed, scored
-# on the same examples. What cannot be paired is a `Gap` with its reason, never a number.
+FEWEST_SEEDS = 2
+"""One run has no interval."""
 
 
-class Gap(Exception):
-    """Why two methods cannot be compared on a task; the text is one line for a reader."""
+class NotComparable(Exception):
+    """Why rows of a table cannot be compared on a task; one line of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One task: what a method scored more than its reference, on the same seeds and examples."""
+    """A contrast on one task: the weighted sum of rows on the same seeds and examples."""
 
     task: TaskFacts
     seeds: tuple[int, ...]
     unpaired: tuple[int, ...]
-    """Seeds that only one of the two has; they are left out, and said."""
+    """Seeds that only some of the rows have; left out."""
     differences: Float[np.ndarray, "seed item"]
     groups: Shaped[np.ndarray, " item"]
     """The image of each item."""
@@ -50,15 +50,44 @@ class Pair:
     def of_seeds(self, seeds: Sequence[int]) -> "Pair":
         """The pair on some of its seeds; the others count as unpaired."""
         keep = [index for index, seed in enumerate(self.seeds) if seed in seeds]
-        left = set(self.seeds) - set(seeds)
-        return Pair(
-            task=self.task,
+        return replace(
+            self,
             seeds=tuple(self.seeds[index] for index in keep),
-            unpaired=tuple(sorted({*self.unpaired, *left})),
+            unpaired=tuple(sorted({*self.unpaired, *self.seeds} - set(seeds))),
             differences=self.differences[keep],
-            groups=self.groups,
-            scope=self.scope,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A contrast over one or several tasks, or the reason (`gap`) why it has no estimate."""
+
+    gap: str = ""
+    estimate: Estimate | None = None
+    """New runs and new images (crossed t): the estimate behind every verdict."""
+    runs: Estimate | None = None
+    """New runs on these test images (t over seeds)."""
+    by_seed: Float[np.ndarray, " seed"] | None = None
+    by_task: Float[np.ndarray, " task"] | None = None
+    """Mean difference of each task, from chance (0) to perfect (1)."""
+    tasks: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    unpaired: tuple[int, ...] = ()
+    """Seeds that some cell lacks; left out of every task."""
+    examples: int = 0
+    discordant: int = 0
+    """Images with a nonzero difference in some run; the smallest count over tasks."""
+    identical: bool = False
+    """The difference is zero on every example of every seed."""
+
+    @property
+    def untestable(self) -> str:
+        """Why there is no p-value; empty where there is one."""
+        if self.gap:
+            return self.gap
+        if len(self.seeds) < FEWEST_REPLICATES:
+            return f"{len(self.seeds)} runs: no test below {FEWEST_REPLICATES}"
+        return ""
 
 
 class Results:
@@ -84,7 +113,7 @@ class Results:
 
     @property
     def planned(self) -> Run | None:
-        """The last request, with its study; None where the folder does not say."""
+        """The last request, with its study; None without a history."""
         return next(reversed(self.store.history.runs()), None)
 
     def outcomes(self, record: CellRecord) -> Shaped[np.ndarray, " item"]:
@@ -136,131 +165,151 @@ class Results:
                     found.setdefault(record.items, record)
         return found.values()
 
-    def pair(self, table: ScoreTable, method: int, reference: int, task: int) -> Pair:
-        """Differences of two rows of a table on one of its tasks. Raises Gap."""
-        mine, theirs = (finished(table, row, task) for row in (method, reference))
-        seeds = sorted(mine.keys() & theirs.keys())
+    def pair(self, table: ScoreTable, weights: Mapping[int, float], task: int) -> Pair:
+        """The weighted sum of rows of a table on one of its tasks. Raises NotComparable."""
+        rows = [finished(table, row, task) for row in weights]
+        name = table.tasks[task].name
+        seeds = sorted(set.intersection(*(set(row) for row in rows)))
         if not seeds:
-            raise Gap(f"no seed has both on {table.tasks[task].name}")
-        cells = [mine[seed] for seed in seeds] + [theirs[seed] for seed in seeds]
-        if not all(cell.outcomes for cell in cells):
-            raise Gap(f"a cell on {table.tasks[task].name} kept no outcomes of its examples")
-        if len({cell.items for cell in cells}) > 1:
-            raise Gap(f"scored on different examples of {table.tasks[task].name}")
-        rows = np.stack([self.outcomes(cell) for cell in cells]).astype(np.float64)
+            which = "both" if len(rows) == 2 else f"all {len(rows)}"
+            raise NotComparable(f"no seed has {which} on {name}")
+        cells = [[row[seed] for seed in seeds] for row in rows]
+        every = [cell for row in cells for cell in row]
+        if not all(cell.outcomes for cell in every):
+            raise NotComparable(f"a cell on {name} kept no outcomes of its examples")
+        if len({cell.items for cell in every}) > 1:
+            raise NotComparable(f"scored on different examples of {name}")
+        scores = np.stack([[self.outcomes(cell) for cell in row] for row in cells])
         return Pair(
             task=table.tasks[task],
             seeds=tuple(seeds),
-            unpaired=tuple(sorted(mine.keys() ^ theirs.keys())),
-            differences=rows[: len(seeds)] - rows[len(seeds) :],
-            groups=self.images(cells[0]),
-            scope=one_scope(cells, table.tasks[task].name),
+            unpaired=tuple(sorted(set().union(*rows) - set(seeds))),
+            differences=weighted_sum(np.array(list(weights.values())), scores),
+            groups=self.images(every[0]),
+            scope=one_scope(every, name),
         )
+
+    def try_pair(
+        self, table: ScoreTable, weights: Mapping[int, float], task: int
+    ) -> Pair | NotComparable:
+        """`pair`, with the reason returned instead of raised."""
+        try:
+            return self.pair(table, weights, task)
+        except NotComparable as reason:
+            return reason
+
+    def contrast(
+        self,
+        table: ScoreTable,
+        weights: Mapping[int, float],
+        tasks: Sequence[int],
+        task_weights: Float[np.ndarray, " task"],
+    ) -> Measured:
+        """The weighted sum of rows over some tasks of a table."""
+        return measure([self.try_pair(table, weights, task) for task in tasks], task_weights)
+
+
+def minus(method: int, reference: int) -> dict[int, float]:
+    """Weights of one row minus another."""
+    return {method: 1.0, reference: -1.0}
 
 
 def finished(table: ScoreTable, method: int, task: int) -> dict[int, CellRecord]:
-    """Done cells of a method on a task by seed. Raises Gap, with the reason, if there is none."""
+    """Done cells of a method on a task by seed. Raises NotComparable if there is none."""
     here = table.runs(method, task)
     done = {record.spec.seed: record for record in here if record.status == "done"}
     if done:
         return done
     name = f"{table.methods[method]} on {table.tasks[task].name}"
     if not here:
-        raise Gap(f"{name} was not run")
+        raise NotComparable(f"{name} was not run")
     reason = here[0].reason.strip().splitlines() or ["no reason given"]
-    raise Gap(f"{name} {here[0].status}: {reason[-1]}")
+    raise NotComparable(f"{name} {here[0].status}: {reason[-1]}")
 
 
 def one_scope(cells: Sequence[CellRecord], task: str) -> Literal["task", "suite"]:
-    """What a seed of these cells stands for. Raises Gap if they do not agree."""
+    """The seed scope of cells on one task. Raises NotComparable if they do not agree."""
     scopes = {cell.seed_scope for cell in cells}
     if len(scopes) > 1:
-        raise Gap(f"on {task} a seed is a run of the task in some cells, of the suite in others")
+        raise NotComparable(
+            f"on {task} a seed is a run of the task in some cells, of the suite in others"
+        )
     return cells[0].seed_scope
 
 
-FEWEST_SEEDS = 2
+def measure(pairs: Sequence[Pair | NotComparable], weights: Float[np.ndarray, " task"]) -> Measured:
+    """The contrast over all tasks of `pairs`; a single missing task leaves a gap.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Method minus reference over some tasks, with what it rests on."""
-
-    estimate: Estimate
-    tasks: tuple[str, ...]
-    seeds: tuple[int, ...]
-    unpaired: tuple[int, ...]
-    """Seeds that some cell lacks; left out everywhere."""
-    identical: bool
-    """The two scored alike on every example of every seed."""
-
-
-def difference(
-    results: Results,
-    table: ScoreTable,
-    rows: tuple[int, int],
-    tasks: Sequence[int],
-    *,
-    beyond: Sequence[int] = (),
-) -> Difference:
-    """Row `rows[0]` minus row `rows[1]` over `tasks`, less the same over the tasks `beyond`.
-
-    Only seeds that every cell has enter. Raises Gap if a cell is missing or there are too few.
+    With one common seed there is a gap, too, but `by_seed` and `by_task` hold its values.
     """
-    pairs = common([results.pair(table, *rows, task) for task in (*tasks, *beyond)])
-    weights = task_weights(table, tasks)
-    if beyond:
-        weights = np.concatenate([weights, -task_weights(table, beyond)])
-    return Difference(
-        estimate=combined(pairs, weights),
-        tasks=tuple(pair.task.name for pair in pairs),
-        seeds=pairs[0].seeds,
-        unpaired=pairs[0].unpaired,
-        identical=not any(pair.differences.any() for pair in pairs),
+    found = [pair for pair in pairs if isinstance(pair, Pair)]
+    gaps = [pair for pair in pairs if isinstance(pair, NotComparable)]
+    if gaps:
+        tasks = f"{len(found)} of {len(pairs)} tasks: " if len(pairs) > 1 else ""
+        return Measured(gap=f"{tasks}{gaps[0]}")
+    try:
+        shared = common(found)
+    except NotComparable as gap:
+        return Measured(gap=str(gap))
+    chance = np.array([pair.task.chance for pair in shared])
+    by_seed = [w * pair.differences.mean(axis=-1) for pair, w in zip(shared, weights, strict=True)]
+    measured = Measured(
+        by_seed=np.sum(by_seed, axis=0),
+        by_task=np.array([pair.differences.mean() for pair in shared]) / (1 - chance),
+        tasks=tuple(pair.task.name for pair in shared),
+        seeds=shared[0].seeds,
+        unpaired=shared[0].unpaired,
+        examples=sum(pair.differences.shape[-1] for pair in shared),
+        discordant=min(int(discordant_groups(p.differences, p.groups)) for p in shared),
+        identical=not any(pair.differences.any() for pair in shared),
     )
+    try:
+        estimate = combined(shared, weights)
+    except NotComparable as gap:
+        return replace(measured, gap=str(gap))
+    return replace(measured, estimate=estimate, runs=t_over_seeds(np.sum(by_seed, axis=0)))
 
 
 def common(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs on the seeds that all of them have. Raises Gap below two seeds."""
+    """The pairs on the seeds that all of them have. Raises NotComparable if there is none."""
     seeds = sorted(set.intersection(*(set(pair.seeds) for pair in pairs)))
-    if len(seeds) < FEWEST_SEEDS:
-        have = f"{len(seeds)} common seed" + ("" if len(seeds) == 1 else "s")
-        raise Gap(f"{have}: the noise between runs needs at least {FEWEST_SEEDS}")
+    if not seeds:
+        raise NotComparable("0 common seeds")
     cut = [pair.of_seeds(seeds) for pair in pairs]
     lost = tuple(sorted(set().union(*(pair.unpaired for pair in cut))))
-    return [
-        Pair(
-            task=pair.task,
-            seeds=pair.seeds,
-            unpaired=lost,
-            differences=pair.differences,
-            groups=pair.groups,
-            scope=pair.scope,
-        )
-        for pair in cut
-    ]
+    return [replace(pair, unpaired=lost) for pair in cut]
 
 
 def task_weights(table: ScoreTable, tasks: Sequence[int]) -> Float[np.ndarray, " task"]:
     """1 for a single task: its own points; else the suite's weights."""
-    if len(tasks) == 1:
-        return np.ones(1)
+    return np.ones(1) if len(tasks) == 1 else corrected_weights(table, tasks)
+
+
+def corrected_weights(table: ScoreTable, tasks: Sequence[int]) -> Float[np.ndarray, " task"]:
+    """The suite's weights: the mean over tasks, each from chance (0) to perfect (1)."""
     return suite_weights(np.array([table.tasks[task].chance for task in tasks]))
 
 
 def combined(pairs: Sequence[Pair], weights: Float[np.ndarray, " task"]) -> Estimate:
-    """The crossed t of one task, or of the weighted sum over several. Raises Gap."""
-    if len(pairs) == 1:
-        return crossed_t(compare(pairs[0].differences, pairs[0].groups))
+    """The crossed t of the weighted sum over tasks. Raises NotComparable below two seeds."""
+    seeds = len(pairs[0].seeds)
+    if seeds < FEWEST_SEEDS:
+        raise NotComparable(f"1 common seed: the noise between runs needs at least {FEWEST_SEEDS}")
     parts = scaled(pairs, weights)
+    shared = shared_runs(pairs)
+    return sum_over_shared_runs(parts) if shared else sum_over_tasks(parts)
+
+
+def shared_runs(pairs: Sequence[Pair]) -> bool:
+    """Whether one run serves all of several tasks. Raises NotComparable for a mixture."""
     scopes = {pair.scope for pair in pairs}
     if len(scopes) > 1:
-        raise Gap("a seed is a run of one task in some tasks, of the whole suite in others")
-    return sum_over_tasks(parts) if scopes == {"task"} else sum_over_shared_runs(parts)
+        raise NotComparable("a seed is a run of one task in some tasks, of the suite in others")
+    return len(pairs) > 1 and scopes == {"suite"}
 
 
 def scaled(pairs: Sequence[Pair], weights: Float[np.ndarray, " task"]) -> list[TaskScores]:
-    """The pairs as the statistics take them."""
+    """The pairs as weighted tasks of the statistics."""
     return [
         TaskScores(values=pair.differences, groups=pair.groups, weight=float(weight))
         for pair, weight in zip(pairs, weights, strict=True)

@@ -1,119 +1,79 @@
-"""Ablation tables: Markdown and LaTeX for people, CSV for programs, and the report's section."""
+"""Ablation tables: Markdown and LaTeX for people, CSV for programs, and the report's section.
+
+An effect is a contrast with weights over the cells of a design, measured like any other contrast
+(`records.pairs`) and answered by the one judge, corrected within its kind.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import SupportsFloat
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Design, Planned, read_designs
-from fusionbench.records.store import Store
+from fusionbench.records.pairs import Measured, Results, corrected_weights
+from fusionbench.records.scores import ScoreTable, score_tables
 from fusionbench.report.page import Page
-from fusionbench.report.tables import Row, latex_grid, markdown
-from fusionbench.stats.crossed import compare, crossed_t
-from fusionbench.stats.estimate import Estimate
+from fusionbench.report.tables import Row, csv_row, latex_grid, markdown, p_text
+from fusionbench.stats import verdicts
 from fusionbench.stats.factorial import MOST_SWITCHES, factorial_effects, fractional_effects
-from fusionbench.stats.groups import TaskScores
-from fusionbench.stats.suite import suite_weights, sum_over_shared_runs, sum_over_tasks
-from fusionbench.stats.verdicts import holm
+from fusionbench.stats.verdicts import Answer, Correction, Question
 
-# What a change does: contrasts of cells within one (seed, image), each with its own error.
-#
-# Every effect is a weighted sum of arms on the same seed and the same test example; its interval is
-# the crossed t over new runs and new images (`stats.crossed`), over tasks that of `stats.suite`.
-
-
-_FEWEST_SEEDS = 2
-"""One run has no interval."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskCells:
-    """The finished cells of one task: records and scores by arm and seed."""
-
-    name: str
-    records: Mapping[tuple[int, int], CellRecord]
-    scores: Mapping[tuple[int, int], Float[np.ndarray, " example"]]
-    groups: tuple[str, ...]
-
-    @property
-    def facts(self) -> CellRecord:
-        """Any of its records: chance, metric and suite are the same in all."""
-        return next(iter(self.records.values()))
+OVERALL = "overall"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Weights over the arms, and what they mean."""
+    """Weights over the cells of a design."""
 
     name: str
     kind: str
     """`simple effect`, `main effect` or `two-way interaction`."""
-    weights: Float[np.ndarray, " arm"]
+    weights: Float[np.ndarray, " cell"]
     contexts: int = 1
     """Settings of the other switches over which it is averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """An effect on one task, or over several, in shares of a score."""
-
-    estimate: Estimate | None = None
-    """None where there is no run, or a single one."""
-    value: float = float("nan")
-    seeds: int = 0
-    planned: int = 0
-    discordant: int = -1
-    """Images on which any run of any arm differs; -1 over several tasks."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Effect:
-    """A contrast with its numbers."""
+    """A contrast, measured over the counted tasks (`overall`) and on each task, and its answer."""
 
     contrast: Contrast
-    overall: Found
-    tasks: Mapping[str, Found] = field(default_factory=dict)
-    p: float | None = None
-    p_holm: float | None = None
+    overall: Measured
+    tasks: Mapping[str, Measured]
+    answer: Answer = Answer()
 
 
-def read_cells(store: Store, planned: Planned) -> list[TaskCells]:
-    """The finished cells of a design, task by task; tasks without any are left out."""
-    found = []
-    for task in planned.tasks:
-        records: dict[tuple[int, int], CellRecord] = {}
-        for row, arm in enumerate(planned.design.arms):
-            for seed, cell in enumerate(planned.cells[arm.label][task]):
-                record = store.find(cell)
-                if record is not None and record.status == "done":
-                    records[row, seed] = record
-        if records:
-            first = next(iter(records.values()))
-            # Another list of examples cannot be paired with this one, so its cells do not count.
-            records = {key: one for key, one in records.items() if one.items == first.items}
-            scores = {key: store.outcomes(record) for key, record in records.items()}
-            groups = store.items(first).groups
-            found.append(TaskCells(name=task, records=records, scores=scores, groups=groups))
-    return found
+def design_table(results: Results, planned: Planned) -> ScoreTable | None:
+    """Finished cells of a design; the rows are its variants by label. None if none has run.
+
+    The design names its cells by id, so another version or budget under one label cannot enter.
+    """
+    records = [
+        replace(record, label=label)
+        for label, tasks in planned.cells.items()
+        for ids in tasks.values()
+        for record in map(results.store.find, ids)
+        if record is not None and record.status == "done"
+    ]
+    return next(iter(score_tables(records)), None)
 
 
 def contrasts(design: Design) -> list[Contrast]:
-    """One change: arm minus full method. Factorial: main effects, then two-way interactions."""
+    """One change: variant minus full method. Factorial: main effects, then two-way interactions."""
     if design.kind == "one_factor_out":
+        every = np.eye(len(design.arms))
         return [
             Contrast(
-                name=f"{arm.switch}={arm.level}",
+                name=f"{variant.switch}={variant.level}",
                 kind="simple effect",
-                weights=np.eye(len(design.arms))[row] - np.eye(len(design.arms))[0],
+                weights=every[row] - every[0],
             )
-            for row, arm in enumerate(design.arms)
+            for row, variant in enumerate(design.arms)
             if row
         ]
     names = [text.partition("=")[0] for text in design.switches]
-    on = np.array([arm.on for arm in design.arms], dtype=np.bool_)
+    on = np.array([variant.on for variant in design.arms], dtype=np.bool_)
     if len(names) > MOST_SWITCHES:
         return [
             _contrast(one.sum_of, one.effect.weights, one.effect.contexts)
@@ -127,7 +87,7 @@ def contrasts(design: Design) -> list[Contrast]:
 
 
 def _contrast(
-    sum_of: Sequence[tuple[str, ...]], weights: Float[np.ndarray, " arm"], contexts: int
+    sum_of: Sequence[tuple[str, ...]], weights: Float[np.ndarray, " cell"], contexts: int
 ) -> Contrast:
     return Contrast(
         name=" + ".join(" x ".join(names) for names in sum_of),
@@ -137,102 +97,61 @@ def _contrast(
     )
 
 
-def effects(planned: Planned, cells: Sequence[TaskCells]) -> list[Effect]:
-    """All effects of a design, with p-values corrected (Holm) within their kind."""
-    seeds = len(next(iter(planned.cells.values()))[planned.tasks[0]])
-    # A mean over tasks stands only where all of them ran.
-    counted = aggregated(cells) if len(cells) == len(planned.tasks) else []
+def effects(results: Results, planned: Planned, table: ScoreTable) -> list[Effect]:
+    """All effects of a design; p-values are corrected (Holm) within their kind."""
+    columns = _columns(planned, table)
+    counted = [columns[name] for name in counted_tasks(planned, table)]
+    complete = len(columns) == len(planned.tasks)
     found = []
     for contrast in contrasts(planned.design):
-        overall = _overall(contrast, counted, seeds)
-        tasks = {task.name: _on_task(contrast, task, seeds) for task in cells}
-        found.append(Effect(contrast=contrast, overall=overall, tasks=tasks))
-    return _tested(found)
-
-
-def aggregated(cells: Sequence[TaskCells]) -> list[TaskCells]:
-    """The tasks of the suite, or all of them if none belongs to it."""
-    return [task for task in cells if task.facts.in_suite] or list(cells)
-
-
-def shared_seeds(contrast: Contrast, task: TaskCells) -> list[int]:
-    """Seeds in which every arm of the contrast has run."""
-    arms = [int(arm) for arm in np.flatnonzero(contrast.weights)]
-    seeds = sorted({seed for _, seed in task.scores})
-    return [seed for seed in seeds if all((arm, seed) in task.scores for arm in arms)]
-
-
-def _differences(
-    contrast: Contrast, task: TaskCells, seeds: Sequence[int]
-) -> Float[np.ndarray, "seed example"]:
-    arms = [int(arm) for arm in np.flatnonzero(contrast.weights)]
-    table = np.array([[task.scores[arm, seed] for seed in seeds] for arm in arms], dtype=np.float64)
-    return np.einsum("a,asi->si", contrast.weights[arms], table)
-
-
-def _on_task(contrast: Contrast, task: TaskCells, planned: int) -> Found:
-    seeds = shared_seeds(contrast, task)
-    if not seeds:
-        return Found(planned=planned)
-    differences = _differences(contrast, task, seeds)
-    value = float(differences.mean())
-    if len(seeds) < _FEWEST_SEEDS:
-        return Found(value=value, seeds=len(seeds), planned=planned)
-    parts = compare(differences, np.array(task.groups))
-    return Found(
-        estimate=crossed_t(parts),
-        value=value,
-        seeds=len(seeds),
-        planned=planned,
-        discordant=int(parts.discordant),
-    )
-
-
-def _overall(contrast: Contrast, tasks: Sequence[TaskCells], planned: int) -> Found:
-    """The weighted mean over tasks, in the seeds that all of them have."""
-    seeds = [shared_seeds(contrast, task) for task in tasks]
-    common = sorted(set.intersection(*map(set, seeds))) if seeds else []
-    if not common:
-        return Found(planned=planned)
-    weights = suite_weights(np.array([task.facts.chance for task in tasks]))
-    scores = [
-        TaskScores(
-            values=_differences(contrast, task, common),
-            groups=np.array(task.groups),
-            weight=float(weight),
+        rows = _rows(contrast, planned, table)
+        if rows is None:
+            gap = Measured(gap="a variant was not run")
+            found.append(Effect(contrast=contrast, overall=gap, tasks=dict.fromkeys(columns, gap)))
+            continue
+        overall = (
+            results.contrast(table, rows, counted, corrected_weights(table, counted))
+            if complete
+            else Measured(gap="a task was not run")
         )
-        for task, weight in zip(tasks, weights, strict=True)
-    ]
-    value = float(sum(one.weight * one.values.mean() for one in scores))
-    if len(common) < _FEWEST_SEEDS:
-        return Found(value=value, seeds=len(common), planned=planned)
-    shared = {task.facts.seed_scope for task in tasks} == {"suite"}
-    estimate = (sum_over_shared_runs if shared else sum_over_tasks)(scores)
-    return Found(estimate=estimate, value=value, seeds=len(common), planned=planned)
+        tasks = {
+            name: results.contrast(table, rows, [column], np.ones(1))
+            for name, column in columns.items()
+        }
+        found.append(Effect(contrast=contrast, overall=overall, tasks=tasks))
+    return _judged(found)
 
 
-def _tested(found: Sequence[Effect]) -> list[Effect]:
-    """Test the overall effects, Holm among those of one kind; with too few runs there is no p."""
-    raw = [
-        float(effect.overall.estimate.p_value())
-        if effect.overall.estimate is not None and effect.overall.estimate.testable
-        else None
-        for effect in found
-    ]
-    adjusted: list[float | None] = [None] * len(found)
-    for kind in {effect.contrast.kind for effect in found}:
-        family = [
-            row
-            for row, effect in enumerate(found)
-            if effect.contrast.kind == kind and raw[row] is not None
-        ]
-        values = holm(np.array([raw[row] for row in family], dtype=np.float64))
-        for row, value in zip(family, values, strict=True):
-            adjusted[row] = float(value)
-    return [
-        Effect(contrast=one.contrast, overall=one.overall, tasks=one.tasks, p=p, p_holm=q)
-        for one, p, q in zip(found, raw, adjusted, strict=True)
-    ]
+def _judged(found: Sequence[Effect]) -> list[Effect]:
+    estimates = [effect.overall.estimate for effect in found]
+    answers = verdicts.judge_groups(
+        [Question(references=() if one is None else (one,)) for one in estimates],
+        [effect.contrast.kind for effect in found],
+        Correction.HOLM,
+    )
+    return [replace(one, answer=answer) for one, answer in zip(found, answers, strict=True)]
+
+
+def counted_tasks(planned: Planned, table: ScoreTable) -> list[str]:
+    """The tasks of the suite, or all of them if none belongs to it."""
+    columns = _columns(planned, table)
+    suite = [name for name, column in columns.items() if table.tasks[column].in_suite]
+    return suite or list(columns)
+
+
+def _columns(planned: Planned, table: ScoreTable) -> dict[str, int]:
+    """Column of each task that ran, in the order of the request."""
+    names = [task.name for task in table.tasks]
+    return {name: names.index(name) for name in planned.tasks if name in names}
+
+
+def _rows(contrast: Contrast, planned: Planned, table: ScoreTable) -> dict[int, float] | None:
+    """Weights by row of the table; None if a variant has no finished cell."""
+    labels = [variant.label for variant in planned.design.arms]
+    used = [int(cell) for cell in np.flatnonzero(contrast.weights)]
+    if not {labels[cell] for cell in used} <= set(table.methods):
+        return None
+    return {table.methods.index(labels[cell]): float(contrast.weights[cell]) for cell in used}
 
 
 NAME = "ablation"
@@ -241,7 +160,7 @@ _LARGE = 0.05
 _HOW_TO_READ = {
     "one_factor_out": (
         "Each row changes one setting of the full method and leaves the rest: **simple effects** "
-        "at the full model, variant minus full. They are no main effects and do not add up."
+        "at the full model, variant minus full. They are not main effects and do not add up."
     ),
     "factorial": (
         "All combinations of the switches were run. A **main effect** is on minus off, averaged "
@@ -251,90 +170,89 @@ _HOW_TO_READ = {
 }
 _INTERVALS = (
     "In points, with the 95 % interval for new runs and new images: every effect is a difference "
-    "within the same seed and test image and has its own error. {overall} p: crossed t, two-sided; "
+    "within the same seed and test image, with its own error. {overall} p: crossed t, two-sided; "
     "adjusted by Holm among {family}."
 )
 
 
-def ablation_page(store: Store) -> Page:
+def ablation_page(results: Results) -> Page:
     """Every design that was run into the folder, in the order in which it was asked for."""
     texts, rows, latex = [], list[Row](), []
-    for planned in read_designs(store.folder):
-        cells = read_cells(store, planned)
-        if not cells:
+    for planned in read_designs(results.store.folder):
+        table = design_table(results, planned)
+        if table is None:
             continue
-        found = effects(planned, cells)
-        shown = effect_rows(planned, cells, found)
-        texts.append(_text(planned, cells, shown))
+        found = effects(results, planned, table)
+        shown = effect_rows(planned, table, found)
+        texts.append(_text(planned, table, shown))
         latex.append(_latex(planned, shown))
-        rows += long_rows(planned, cells, found)
+        rows += long_rows(planned, found)
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 
 
-def effect_rows(planned: Planned, cells: Sequence[TaskCells], found: Sequence[Effect]) -> list[Row]:
+def effect_rows(planned: Planned, table: ScoreTable, found: Sequence[Effect]) -> list[Row]:
     """One row for each effect: overall, p, and task by task."""
     single = planned.design.kind == "one_factor_out"
+    seeds = _planned_seeds(planned)
     rows = []
     for effect in found:
         row = {"change" if single else "effect": effect.contrast.name}
         row |= {} if single else {"kind": effect.contrast.kind}
         row |= {
-            "overall": _points(effect.overall),
-            "p": _p(effect.p),
-            "p (Holm)": _p(effect.p_holm),
+            OVERALL: _points(effect.overall, seeds),
+            "p": p_text(effect.answer.p),
+            "p (Holm)": p_text(effect.answer.p_adjusted),
         }
-        row |= {task.name: _points(effect.tasks[task.name]) for task in cells}
-        rows.append(row | ({"parameters": _parameters(effect, cells)} if single else {}))
+        row |= {name: _points(one, seeds) for name, one in effect.tasks.items()}
+        rows.append(row | ({"parameters": _parameters(effect, planned, table)} if single else {}))
     return rows
 
 
-def long_rows(planned: Planned, cells: Sequence[TaskCells], found: Sequence[Effect]) -> list[Row]:
+def long_rows(planned: Planned, found: Sequence[Effect]) -> list[Row]:
     """One row for each effect and task, and one over the tasks, all digits."""
-    rows = []
-    for effect in found:
-        places = {"overall": effect.overall, **effect.tasks}
-        for place, one in places.items():
-            total = place == "overall"
-            rows.append(
-                {
-                    "design": planned.design.kind,
-                    "method": planned.design.method,
-                    "encoder": planned.encoder,
-                    "budget": planned.budget,
-                    "effect": effect.contrast.name,
-                    "kind": effect.contrast.kind,
-                    "contexts": str(effect.contrast.contexts),
-                    "task": place,
-                    **_numbers(one),
-                    "p": _digits(effect.p) if total else "",
-                    "p_holm": _digits(effect.p_holm) if total else "",
-                }
-            )
-    return rows
+    return [
+        csv_row(
+            {
+                "design": planned.design.kind,
+                "method": planned.design.method,
+                "encoder": planned.encoder,
+                "budget": planned.budget,
+                "effect": effect.contrast.name,
+                "kind": effect.contrast.kind,
+                "contexts": effect.contrast.contexts,
+                "task": place,
+                **_numbers(one, place),
+                "p": effect.answer.p if place == OVERALL else None,
+                "p_holm": effect.answer.p_adjusted if place == OVERALL else None,
+            }
+        )
+        for effect in found
+        for place, one in {OVERALL: effect.overall, **effect.tasks}.items()
+    ]
 
 
-def _numbers(found: Found) -> Row:
-    estimate = found.estimate
+def _numbers(one: Measured, place: str) -> dict[str, object]:
+    estimate = one.estimate
     low, high = estimate.interval() if estimate is not None else (None, None)
     return {
-        "value": _digits(found.value) if found.seeds else "",
-        "ci_low": _digits(low),
-        "ci_high": _digits(high),
-        "nu": _digits(estimate.nu if estimate is not None else None),
-        "n_seeds": str(found.seeds),
-        "discordant_images": str(found.discordant) if found.discordant >= 0 else "",
+        "value": None if one.by_seed is None else one.by_seed.mean(),
+        "ci_low": low,
+        "ci_high": high,
+        "nu": estimate.nu if estimate is not None else None,
+        "n_seeds": len(one.seeds),
+        "discordant_images": None if estimate is None or place == OVERALL else one.discordant,
     }
 
 
-def _text(planned: Planned, cells: Sequence[TaskCells], rows: Sequence[Row]) -> str:
+def _text(planned: Planned, table: ScoreTable, rows: Sequence[Row]) -> str:
     design = planned.design
     family = "the rows" if design.kind == "one_factor_out" else "main effects, then among two-way"
-    counted = ", ".join(task.name for task in aggregated(cells))
+    counted = ", ".join(counted_tasks(planned, table))
     overall = f"Overall: 100 points from chance to perfect, the mean over {counted}."
     lines = [f"### {title(planned)}", "", _HOW_TO_READ[design.kind]]
     lines += [_INTERVALS.format(overall=overall, family=family)]
     lines += _switches(planned)
-    lines += ["", *_baseline(planned, cells), "", markdown(rows)]
+    lines += ["", *_full_method(planned, table), "", markdown(rows)]
     return "\n".join(lines)
 
 
@@ -358,15 +276,16 @@ def _switches(planned: Planned) -> list[str]:
     return lines
 
 
-def _baseline(planned: Planned, cells: Sequence[TaskCells]) -> list[str]:
-    """The full method's own scores, and what is missing."""
-    scores = []
-    for task in cells:
-        runs = [values.mean() for (arm, _), values in sorted(task.scores.items()) if arm == 0]
-        shown = f"{100 * np.mean(runs):.1f}" if runs else "not run"
-        scores.append(f"{task.name} {shown} (chance {100 * task.facts.chance:.1f})")
+def _full_method(planned: Planned, table: ScoreTable) -> list[str]:
+    """Scores of the full method, and the number of missing cells."""
+    label, scores = planned.design.arms[0].label, []
+    for name, column in _columns(planned, table).items():
+        row = table.methods.index(label) if label in table.methods else None
+        runs = np.zeros(0) if row is None else table.values[row, column]
+        shown = f"{100 * np.nanmean(runs):.1f}" if np.isfinite(runs).any() else "not run"
+        scores.append(f"{name} {shown} (chance {100 * table.tasks[column].chance:.1f})")
     wanted = sum(len(ids) for tasks in planned.cells.values() for ids in tasks.values())
-    done = sum(len(task.records) for task in cells)
+    done = len(table.cells)
     missing = [f"{wanted - done} of {wanted} cells are missing."] if done < wanted else []
     return [f"The full method: {'; '.join(scores)} percent.", *missing]
 
@@ -376,45 +295,37 @@ def _latex(planned: Planned, rows: Sequence[Row]) -> str:
     return latex_grid(rows, title(planned), label)
 
 
-def _points(found: Found) -> str:
-    """`+1.2 [-0.3, 2.7]` in points; fewer runs than planned are said."""
-    if not found.seeds:
+def _planned_seeds(planned: Planned) -> int:
+    return len(next(iter(planned.cells.values()))[planned.tasks[0]])
+
+
+def _points(one: Measured, planned: int) -> str:
+    """`+1.2 [-0.3, 2.7]` in points, with the number of runs where it is not the planned one."""
+    if one.by_seed is None:
         return "not run"
-    runs = "" if found.seeds == found.planned else f" ({found.seeds} of {found.planned} runs)"
-    if found.estimate is None:
-        return (
-            f"{100 * found.value:+.1f} (1 run)" if not runs else f"{100 * found.value:+.1f}{runs}"
-        )
-    if found.discordant == 0:
+    count = len(one.seeds)
+    runs = "" if count == planned else f" ({count} of {planned} runs)"
+    value = 100 * float(one.by_seed.mean())
+    if one.estimate is None:
+        return f"{value:+.1f}{runs or ' (1 run)'}"
+    if one.identical:
         return f"no example differs{runs}"
-    low, high = (100 * float(end) for end in found.estimate.interval())
-    return f"{100 * found.value:+.1f} [{low:+.1f}, {high:+.1f}]{runs}"
+    low, high = (100 * float(end) for end in one.estimate.interval())
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]{runs}"
 
 
-def _p(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+def _parameters(effect: Effect, planned: Planned, table: ScoreTable) -> str:
+    """The variant's fusion parameters, with the change in percent where it is large."""
+    variant = planned.design.arms[int(np.flatnonzero(effect.contrast.weights > 0)[0])]
+    for column in range(len(table.tasks)):
+        one = _fusion_parameters(table, variant.label, column)
+        full = _fusion_parameters(table, planned.design.arms[0].label, column)
+        if one is not None and full is not None:
+            share = one / full - 1 if full else 0.0
+            return f"{one:,} ({100 * share:+.0f} %)" if abs(share) > _LARGE else f"{one:,}"
+    return "-"
 
 
-def _parameters(effect: Effect, cells: Sequence[TaskCells]) -> str:
-    """The variant's fusion parameters, and how many more or fewer, where that is much."""
-    arm = int(np.flatnonzero(effect.contrast.weights > 0)[0])
-    counts = [_count(task, arm) for task in cells]
-    fulls = [_count(task, 0) for task in cells]
-    known = [(one, full) for one, full in zip(counts, fulls, strict=True) if one and full]
-    if not known:
-        return "-"
-    one, full = known[0]
-    share = one[0] / full[0] - 1 if full[0] else 0.0
-    return f"{one[0]:,} ({100 * share:+.0f} %)" if abs(share) > _LARGE else f"{one[0]:,}"
-
-
-def _count(task: TaskCells, arm: int) -> tuple[int] | None:
-    records = (record for (row, _), record in task.records.items() if row == arm)
-    record = next(records, None)
-    return None if record is None else (int(record.parameters.get("fusion", 0)),)
-
-
-def _digits(value: SupportsFloat | None) -> str:
-    return "" if value is None else f"{float(value):.6f}"
+def _fusion_parameters(table: ScoreTable, label: str, column: int) -> int | None:
+    runs = table.runs(table.methods.index(label), column) if label in table.methods else []
+    return int(runs[0].parameters.get("fusion", 0)) if runs else None

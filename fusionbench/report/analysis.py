@@ -1,4 +1,4 @@
-"""Everything that a report says about one condition, computed once."""
+"""The analysis of one condition: intervals of scores, best and tied methods, contrasts."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,15 +24,13 @@ from fusionbench.stats.ranks import outlying_seeds
 from fusionbench.stats.suite import sum_over_shared_runs, sum_over_tasks
 from fusionbench.stats.tied import shared_run_suite_pairs, suite_pairs, task_pairs, tied_set
 
-# The interval of a score (a cell, or a method on the suite) and runs that stand out.
-#
-# With at least four runs: for new runs and new images (Wilson with an effective n, crossed t for
-# scores between 0 and 1). With fewer: a t over the runs, for these very images. Neither compares
-# methods, since the pairing is lost.
-
 
 def cell_interval(results: Results, table: ScoreTable, method: int, task: int) -> Summary:
-    """Mean score of one cell and its 95 % interval."""
+    """Mean score of one cell and its 95 % interval.
+
+    With at least four runs for new runs and new images (Wilson with an effective n, crossed t for
+    scores between 0 and 1); with fewer a t over the runs on these images.
+    """
     plain = cell(table, method, task)
     found = _outcomes(results, table, method, task)
     if found is None:
@@ -129,19 +127,17 @@ def _scores(  # noqa: PLR0913  (one cell's runs and where they come from)
     return TaskScores(values=kept.astype(np.float64), groups=images, weight=float(weight))
 
 
-# The best method of a column, and the set of methods that may be it: bold and shaded.
-#
-# A column is a task, a group or the suite. Methods enter with the same runs on the same examples;
-# one that lacks a run, or that reads the answers, is not compared and is neither bold nor shaded.
-
-
 Runs = frozenset[tuple[int, str]]
 """Seeds and the file of examples that each was scored on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """Rows of the table by what may be said of them in one column."""
+    """The best and the tied methods of one column (a task, a group or the suite).
+
+    Only methods with the same runs on the same examples are compared; one that lacks a run or
+    reads the answers is neither.
+    """
 
     best: frozenset[int] = frozenset()
     """The highest mean among the compared; several if they are exactly equal."""
@@ -234,7 +230,7 @@ class Analysis:
 
     table: ScoreTable
     labels: tuple[str, ...]
-    """Methods as a reader should see them: `mema-no_feedback (= penultimate)`."""
+    """Display names of methods: `mema-no_feedback (= penultimate)`."""
     plan: Plan
     scopes: tuple[Scope, ...]
     rows: tuple[ContrastRow, ...]
@@ -244,7 +240,7 @@ class Analysis:
     """Chance-corrected means over the suite and its groups."""
     columns: Mapping[Scope, Column]
     outlying: Mapping[tuple[int, int], tuple[int, ...]]
-    """Seeds that stand out, by (method, task)."""
+    """Outlying seeds, by (method, task)."""
 
     @cached_property
     def uncommitted(self) -> frozenset[int]:
@@ -286,7 +282,7 @@ def analyse_all(
     """Analyse conditions, each in a process of its own where there is much to do."""
     if sum(len(table.cells) for table in tables) < _WORTH_A_PROCESS:
         return tuple(analyse(results, table, runs, baseline) for table in tables)
-    # Here, since whoever looks at a record makes a copy of its memory.
+    # Before the fork: reference counts make each process copy the pages it reads.
     results.number_images()
     jobs = [partial(_findings, results, table, runs, baseline) for table in tables]
     found = zip(tables, in_order(jobs), strict=True)
@@ -296,7 +292,7 @@ def analyse_all(
 def _findings(
     results: Results, table: ScoreTable, runs: Sequence[Run], baseline: str | None
 ) -> dict[str, Any]:
-    """The fields of an analysis but the table: its records are where this process came from."""
+    """The fields of an analysis except the table, which the parent process already has."""
     fields = vars(analyse(results, table, runs, baseline))
     return {name: value for name, value in fields.items() if name != "table"}
 

@@ -128,7 +128,7 @@ def _coverage(material: Material) -> Page:
 
 
 def _ablation(material: Material) -> Page:
-    return ablation_page(material.results.store)
+    return ablation_page(material.results)
 
 
 def _outlying(analysis: Analysis) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One comparison with everything a report says about it, and the families it is judged in."""
+"""Every comparison of one condition: questions, correction groups and answers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -6,28 +6,26 @@ from typing import Literal
 
 import numpy as np
 
+from fusionbench.records.pairs import Measured
 from fusionbench.records.scores import ScoreTable
-from fusionbench.report.contrasts import Measured, Measurer, Plan, Scope, resolved
+from fusionbench.report.contrasts import Measurer, Plan, Scope, resolved
+from fusionbench.stats import verdicts
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
 from fusionbench.stats.suite import over_families
 from fusionbench.stats.testset import step_down_max_t
-from fusionbench.stats.verdicts import benjamini_hochberg, both_differ, decide, holm
+from fusionbench.stats.verdicts import ALPHA, Answer, Correction, all_differ
 from fusionbench.study.contrasts import Contrast
 
-# Questions that are asked together, and the answers after correction for their number.
-#
-# A question that cannot be answered stays in its family with p = 1: a cell that failed makes no
-# other p-value smaller.
-
-
-ALPHA = 0.05
-HIGHER, LOWER, OPEN = "higher", "lower", "open"
-"""What an exploratory comparison may say; verdicts are for planned ones."""
+OPEN = verdicts.Verdict.OPEN
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A method against all its references at once: the baseline, then the control if any."""
+    """A method against all its references: the baseline, then the control if any.
+
+    A question that cannot be answered stays in its correction group with p = 1, so a failed cell
+    makes no other p-value smaller.
+    """
 
     references: tuple[Measured, ...]
     blocked: str = ""
@@ -39,69 +37,10 @@ class Question:
         reasons = [self.blocked, *(one.untestable for one in self.references)]
         return next((reason for reason in reasons if reason), "")
 
-    @property
-    def estimates(self) -> list[Estimate]:
-        """What was measured against each reference."""
-        return [one.estimate for one in self.references if one.estimate is not None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """The decision on one question; `None` where nothing may be said."""
-
-    p: float | None = None
-    p_adjusted: float | None = None
-    p_equivalent: float | None = None
-    p_equivalent_adjusted: float | None = None
-    verdict: str = ""
-    mde: float | None = None
-    """Minimum detectable effect at the first step of the family's correction."""
-    mde_alone: float | None = None
-
-
-def planned_answers(questions: Sequence[Question], margin: Sequence[float]) -> list[Answer]:
-    """Holm over tests of difference and, apart, over tests of equivalence; one margin each."""
-    count = len(questions)
-    p, same, values = np.ones(count), np.ones(count), np.zeros(count)
-    tested = [index for index, one in enumerate(questions) if not one.silent]
-    for index in tested:
-        estimates = questions[index].estimates
-        p[index] = _p_of_all(estimates)
-        same[index] = max(float(one.p_equivalent(margin[index])) for one in estimates)
-        values[index] = estimates[0].value
-    adjusted, same_adjusted = holm(p), holm(same)
-    verdicts = decide(values, adjusted, same_adjusted, alpha=ALPHA)
-    answers = [Answer() for _ in questions]
-    for index in tested:
-        estimates = questions[index].estimates
-        answers[index] = Answer(
-            p=float(p[index]),
-            p_adjusted=float(adjusted[index]),
-            p_equivalent=float(same[index]),
-            p_equivalent_adjusted=float(same_adjusted[index]),
-            verdict=str(verdicts[index]),
-            mde=max(float(one.mde(ALPHA / count)) for one in estimates),
-            mde_alone=max(float(one.mde(ALPHA)) for one in estimates),
-        )
-    return answers
-
-
-def exploratory_answers(questions: Sequence[Question]) -> list[Answer]:
-    """Benjamini-Hochberg over everything that nobody planned; a hint, never a verdict."""
-    tested = [index for index, one in enumerate(questions) if not one.silent]
-    p = np.array([_p_of_all(questions[index].estimates) for index in tested])
-    answers = [Answer() for _ in questions]
-    for index, raw, adjusted in zip(tested, p, benjamini_hochberg(p), strict=True):
-        estimate = questions[index].estimates[0]
-        side = HIGHER if estimate.value > 0 else LOWER
-        answers[index] = Answer(
-            p=float(raw),
-            p_adjusted=float(adjusted),
-            verdict=side if adjusted < ALPHA else OPEN,
-            mde=float(estimate.mde(ALPHA)),
-            mde_alone=float(estimate.mde(ALPHA)),
-        )
-    return answers
+    def judged(self, margin: float | None = None) -> verdicts.Question:
+        """The question as the judge takes it."""
+        estimates = () if self.silent else tuple(one.estimate for one in self.references)
+        return verdicts.Question(references=tuple(e for e in estimates if e), margin=margin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +49,7 @@ class FlipAnswers:
 
     p: tuple[float | None, ...] = ()
     smallest_p: float | None = None
-    """No effect, however large, gets below it with this many seeds."""
+    """The smallest p that this many seeds can give."""
     seeds: int = 0
 
 
@@ -120,21 +59,19 @@ def flip_answers(questions: Sequence[Question]) -> FlipAnswers:
     All flips are joint, so only seeds that every contrast has can enter.
     """
     tested = [index for index, one in enumerate(questions) if not one.silent]
-    none = FlipAnswers(p=tuple(None for _ in questions))
-    if not tested:
-        return none
-    shared = set.intersection(*(set(m.seeds) for i in tested for m in questions[i].references))
-    if len(shared) < FEWEST_REPLICATES:
-        return none
-    rows = [_on(m, shared) for i in tested for m in questions[i].references]
-    flips = step_down_max_t(np.stack(rows))
     found: list[float | None] = [None] * len(questions)
-    start = 0
-    for index in tested:
-        stop = start + len(questions[index].references)
-        means = np.array([row.mean() for row in rows[start:stop]])
-        found[index] = float(both_differ(flips.p_value[start:stop], means))
-        start = stop
+    references = [one for index in tested for one in questions[index].references]
+    shared = set.intersection(*(set(one.seeds) for one in references)) if references else set()
+    if len(shared) < FEWEST_REPLICATES:
+        return FlipAnswers(p=tuple(found))
+    differences = np.stack([_on(one, shared) for one in references])
+    flips = step_down_max_t(differences)
+    counts = [len(questions[index].references) for index in tested]
+    starts = np.cumsum([0, *counts[:-1]])
+    for index, p in zip(
+        tested, all_differ(flips.p_value, differences.mean(axis=1), starts), strict=True
+    ):
+        found[index] = float(p)
     return FlipAnswers(p=tuple(found), smallest_p=flips.smallest_p, seeds=len(shared))
 
 
@@ -145,28 +82,23 @@ def _on(measured: Measured, seeds: set[int]) -> np.ndarray:
     return measured.by_seed[[seed in seeds for seed in measured.seeds]]
 
 
-def _p_of_all(estimates: Sequence[Estimate]) -> float:
-    p = np.array([float(one.p_value()) for one in estimates])
-    return float(both_differ(p, np.array([float(one.value) for one in estimates])))
-
-
 Kind = Literal["planned", "followup", "exploratory"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewTasks:
-    """The claim about new tasks like these: t over the means of task families."""
+    """Inference to new tasks of this kind: t over the means of task families."""
 
     estimate: Estimate | None = None
     p_adjusted: float | None = None
     """Holm over the planned contrasts; baseline and control must both be beaten."""
     reason: str = ""
-    """Why there is no such claim."""
+    """Why there is no such inference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastRow:
-    """One method against one baseline over one scope."""
+    """One method against one baseline over one scope, with its answer."""
 
     kind: Kind
     scope: Scope
@@ -175,9 +107,9 @@ class ContrastRow:
     answer: Answer = Answer()
     margin: float
     family: int = 1
-    """Questions in the family it was judged in."""
+    """Size of its correction group."""
     flip_p: float | None = None
-    """On this test set, adjusted for the whole family."""
+    """On this test set, adjusted for all planned contrasts."""
     flips: FlipAnswers = FlipAnswers()
     new_tasks: NewTasks = NewTasks()
 
@@ -193,7 +125,7 @@ class ContrastRow:
 
     @property
     def simultaneous(self) -> float:
-        """The level of an interval that holds for the whole family at once (Bonferroni)."""
+        """Level of an interval that is simultaneous over the correction group (Bonferroni)."""
         return ALPHA / self.family
 
 
@@ -203,12 +135,7 @@ def contrast_rows(measurer: Measurer, table: ScoreTable, plan: Plan) -> tuple[Co
     followups = _judged(list(_followups(measurer, table, plan)))
     known = {_key(row) for row in (*planned, *followups)}
     others = [row for row in _others(measurer, table, plan) if _key(row) not in known]
-    answers = exploratory_answers([row.question for row in others])
-    found = (
-        replace(row, answer=one, family=len(others))
-        for row, one in zip(others, answers, strict=True)
-    )
-    return (*planned, *followups, *found)
+    return (*planned, *followups, *_explored(others))
 
 
 def _key(row: ContrastRow) -> tuple[Scope, str, str]:
@@ -273,11 +200,21 @@ def _question(
 
 
 def _judged(rows: Sequence[ContrastRow]) -> list[ContrastRow]:
-    answers = planned_answers([row.question for row in rows], [row.margin for row in rows])
+    answers = verdicts.judge([row.question.judged(row.margin) for row in rows], Correction.HOLM)
     return [
         replace(row, answer=answer, family=len(rows))
         for row, answer in zip(rows, answers, strict=True)
     ]
+
+
+def _explored(rows: Sequence[ContrastRow]) -> Iterator[ContrastRow]:
+    """Benjamini-Hochberg over the testable ones; only the direction is decided."""
+    tested = [row.question.judged() for row in rows if not row.question.silent]
+    answers = iter(verdicts.judge(tested, Correction.BENJAMINI_HOCHBERG))
+    for row in rows:
+        yield replace(
+            row, answer=Answer() if row.question.silent else next(answers), family=len(rows)
+        )
 
 
 def _judged_planned(rows: Sequence[ContrastRow], table: ScoreTable) -> list[ContrastRow]:
@@ -290,27 +227,29 @@ def _judged_planned(rows: Sequence[ContrastRow], table: ScoreTable) -> list[Cont
 
 
 def _new_tasks(rows: Sequence[ContrastRow], table: ScoreTable) -> list[NewTasks]:
-    """The claim of every planned contrast; one that cannot be made stays in Holm with p = 1."""
-    p, found = np.ones(len(rows)), [NewTasks() for _ in rows]
-    for index, row in enumerate(rows):
+    """Inference to new tasks for each planned contrast, corrected over all of them (Holm)."""
+    questions, reasons = [], []
+    for row in rows:
         families = [table.tasks[task].family for task in row.scope.tasks]
-        if row.question.silent or not all(families):
-            reason = row.question.silent or "the records name no task families"
-            found[index] = NewTasks(reason=reason)
-            continue
+        reason = row.question.silent or ("" if all(families) else _NO_FAMILIES)
         try:
-            estimates = [_over(one, families) for one in row.question.references]
+            estimates = () if reason else [_over(m, families) for m in row.question.references]
         except ValueError as error:
-            found[index] = NewTasks(reason=str(error))
-            continue
-        tests = np.array([float(one.p_value()) for one in estimates])
-        p[index] = float(both_differ(tests, np.array([float(one.value) for one in estimates])))
-        found[index] = NewTasks(estimate=estimates[0])
-    adjusted = holm(p)
+            estimates, reason = (), str(error)
+        questions.append(verdicts.Question(references=tuple(estimates)))
+        reasons.append(reason)
+    answers = verdicts.judge(questions, Correction.HOLM)
     return [
-        replace(one, p_adjusted=float(value)) if one.estimate is not None else one
-        for one, value in zip(found, adjusted, strict=True)
+        NewTasks(
+            estimate=next(iter(question.references), None),
+            p_adjusted=answer.p_adjusted,
+            reason=reason,
+        )
+        for question, answer, reason in zip(questions, answers, reasons, strict=True)
     ]
+
+
+_NO_FAMILIES = "the records name no task families"
 
 
 def _over(measured: Measured, families: Sequence[str]) -> Estimate:

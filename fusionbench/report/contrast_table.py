@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fusionbench.records.pairs import Measured
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrast_rows import OPEN, ContrastRow
-from fusionbench.report.contrasts import Measured
 from fusionbench.report.page import Page
 from fusionbench.report.tables import (
     GridRow,

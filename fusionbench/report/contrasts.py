@@ -1,6 +1,8 @@
-"""One method minus another over the suite, a group of tasks or one task: all that tests rest on.
+"""The planned contrasts of one condition, and the measured difference of two methods.
 
-A measurement depends on its two methods alone; which others were run changes no bit of it.
+Planned are the contrasts that a study declares. A study without any gets one contrast per family
+of methods, against its baseline and the family's matched control, in the order of the request and
+at most twelve; names decide, never scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,31 +15,20 @@ from jaxtyping import Float
 from fusionbench.api.errors import unknown
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Run
-from fusionbench.records.pairs import Gap, Pair, Results, combined, common, scaled
+from fusionbench.records.pairs import Measured, Results, corrected_weights, measure, minus
 from fusionbench.records.scores import ScoreTable
-from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
-from fusionbench.stats.groups import discordant_groups
-from fusionbench.stats.suite import seed_sums, suite_weights, sum_over_tasks
-from fusionbench.stats.testset import t_over_seeds
 from fusionbench.stats.verdicts import SUITE_MARGIN, TASK_MARGIN
 from fusionbench.study.contrasts import MOST_PLANNED, SUITE, Contrast, read_contrasts
-
-# What was planned: the contrasts a study declares, or the ones that stand in for them.
-#
-# A study that names none gets one contrast per family of methods, against its baseline and the
-# family's matched control, in the order of the request and at most twelve: a rule that looks at
-# names only, never at scores.
-
 
 BASELINE = "penultimate"
 _NO_CONTROL = "none"
 _REFERENCE = "none: it is a "
-"""How a card says that its method is a control or a baseline itself."""
+"""Start of the control field of a method that is a control or a baseline itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The comparisons of one condition and what they are judged by."""
+    """The planned contrasts of one condition and their margins (shares of a score)."""
 
     baseline: str
     contrasts: tuple[Contrast, ...] = ()
@@ -50,7 +41,7 @@ class Plan:
 def make_plan(table: ScoreTable, runs: Sequence[Run], baseline: str | None = None) -> Plan:
     """The plan of the last request. Raises UserError for a baseline that was never run.
 
-    With another baseline than the study's nothing is planned: it was chosen after the run.
+    A baseline other than the study's was chosen after the run: nothing is planned then.
     """
     study: Mapping[str, object] = runs[-1].study if runs else {}
     declared = str(study.get("baseline", BASELINE))
@@ -77,7 +68,7 @@ def make_plan(table: ScoreTable, runs: Sequence[Run], baseline: str | None = Non
 
 
 def control_of(table: ScoreTable, method: int) -> str:
-    """What the records say of a method's matched control; empty if they say nothing."""
+    """The matched control of a method in its records; empty if they name none."""
     return max((record.control for record in table.row(method)), default="")
 
 
@@ -138,7 +129,7 @@ def resolved(table: ScoreTable, contrast: Contrast) -> tuple[Contrast, str]:
 
 def _absent(table: ScoreTable, name: str) -> str:
     marked = [one for one in table.methods if one.startswith(f"{name} (")]
-    return f"{name} stands for {' and '.join(marked)}" if marked else f"{name} was not run"
+    return f"{name} is ambiguous: {' and '.join(marked)}" if marked else f"{name} was not run"
 
 
 def _margins(study: Mapping[str, object]) -> tuple[float, float]:
@@ -152,7 +143,7 @@ def _margins(study: Mapping[str, object]) -> tuple[float, float]:
 
 
 def _changes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """A plan that changed between two requests may have been changed by what the first showed."""
+    """A warning if the plan changed between two requests: the first results may have caused it."""
     kinds = ("baseline", "contrasts", "margins")
     changed = [key for key in kinds if len({repr(run.study.get(key)) for run in runs}) > 1]
     if not changed:
@@ -175,34 +166,6 @@ class Scope:
     tasks: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A difference with its two kinds of noise, or the reason why there is none."""
-
-    gap: str = ""
-    """Why nothing could be measured; then all the rest is empty."""
-    estimate: Estimate | None = None
-    """New runs and new images (crossed t): what verdicts rest on."""
-    runs: Estimate | None = None
-    """New runs on these very images (t over seeds)."""
-    by_seed: Float[np.ndarray, " seed"] | None = None
-    by_task: Float[np.ndarray, " task"] | None = None
-    """Mean difference of each task, from chance (0) to perfect (1)."""
-    seeds: tuple[int, ...] = ()
-    examples: int = 0
-    discordant: int = 0
-    """Images on which the two differ in some run; the fewest of any task."""
-
-    @property
-    def untestable(self) -> str:
-        """Why there is no p-value; empty where there is one."""
-        if self.gap:
-            return self.gap
-        if len(self.seeds) < FEWEST_REPLICATES:
-            return f"{len(self.seeds)} runs: no test below {FEWEST_REPLICATES}"
-        return ""
-
-
 def scopes(table: ScoreTable) -> tuple[Scope, ...]:
     """The suite, its groups of tasks, and each task."""
     columns = range(len(table.tasks))
@@ -215,8 +178,16 @@ def scopes(table: ScoreTable) -> tuple[Scope, ...]:
     return tuple(found)
 
 
+def weights_of(table: ScoreTable, scope: Scope) -> Float[np.ndarray, " task"]:
+    """Points of the metric for a task; an aggregate, even of one task, from chance to perfect."""
+    return np.ones(1) if scope.level == "task" else corrected_weights(table, scope.tasks)
+
+
 class Measurer:
-    """Measures pairs of methods of one table, each only once."""
+    """Differences of two rows of one table over every scope, each computed once.
+
+    A difference depends on its two rows alone; other methods in the table change no bit of it.
+    """
 
     def __init__(self, results: Results, table: ScoreTable) -> None:
         self._results = results
@@ -227,61 +198,13 @@ class Measurer:
     def against(self, method: int, reference: int) -> Mapping[Scope, Measured]:
         """Row `method` minus row `reference`, over every scope."""
         if (method, reference) not in self._known:
-            pairs = [self._pair(method, reference, task) for task in range(len(self._table.tasks))]
+            weights = minus(method, reference)
+            columns = range(len(self._table.tasks))
+            pairs = [self._results.try_pair(self._table, weights, column) for column in columns]
             self._known[method, reference] = {
-                scope: self._measured(scope, [pairs[task] for task in scope.tasks])
+                scope: measure(
+                    [pairs[task] for task in scope.tasks], weights_of(self._table, scope)
+                )
                 for scope in self.scopes
             }
         return self._known[method, reference]
-
-    def _pair(self, method: int, reference: int, task: int) -> Pair | Gap:
-        try:
-            return self._results.pair(self._table, method, reference, task)
-        except Gap as gap:
-            return gap
-
-    def _measured(self, scope: Scope, pairs: Sequence[Pair | Gap]) -> Measured:
-        here = [pair for pair in pairs if isinstance(pair, Pair)]
-        gaps = [pair for pair in pairs if isinstance(pair, Gap)]
-        if gaps and len(pairs) > 1:
-            return Measured(gap=f"{len(here)} of {len(pairs)} tasks: {gaps[0]}")
-        if gaps:
-            return Measured(gap=str(gaps[0]))
-        try:
-            shared = common(here)
-            weights = weights_of(self._table, scope)
-            estimate = _estimate(scope, shared, weights)
-        except Gap as gap:
-            return Measured(gap=str(gap))
-        return _measured(shared, weights, estimate)
-
-
-def weights_of(table: ScoreTable, scope: Scope) -> Float[np.ndarray, " task"]:
-    """A task counts in its own points; an aggregate, be it of one task, from chance to perfect."""
-    if scope.level == "task":
-        return np.ones(1)
-    return suite_weights(np.array([table.tasks[task].chance for task in scope.tasks]))
-
-
-def _estimate(scope: Scope, pairs: Sequence[Pair], weights: Float[np.ndarray, " task"]) -> Estimate:
-    if scope.level != "task" and len(pairs) == 1:
-        return sum_over_tasks(scaled(pairs, weights))
-    return combined(pairs, weights)
-
-
-def _measured(
-    pairs: Sequence[Pair], weights: Float[np.ndarray, " task"], estimate: Estimate
-) -> Measured:
-    by_seed = seed_sums(scaled(pairs, weights))
-    chance = np.array([pair.task.chance for pair in pairs])
-    means = np.array([pair.differences.mean() for pair in pairs])
-    counts = [int(discordant_groups(pair.differences, pair.groups)) for pair in pairs]
-    return Measured(
-        estimate=estimate,
-        runs=t_over_seeds(by_seed),
-        by_seed=by_seed,
-        by_task=means / (1 - chance),
-        seeds=pairs[0].seeds,
-        examples=sum(pair.differences.shape[-1] for pair in pairs),
-        discordant=min(counts),
-    )

@@ -11,10 +11,10 @@ from typing import Any
 
 from fusionbench.api.errors import disk_error, unknown
 from fusionbench.records.files import write_atomic
-from fusionbench.records.pairs import Results
+from fusionbench.records.pairs import Measured, Results
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import cell_interval, suite_interval
-from fusionbench.report.contrasts import Measured, Measurer, Scope
+from fusionbench.report.contrasts import Measurer, Scope
 from fusionbench.report.published import Reported, reported
 from fusionbench.report.tables import (
     GridRow,

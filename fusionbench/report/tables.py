@@ -359,3 +359,18 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def _label(text: str) -> str:
     return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in text)
+
+
+def csv_row(values: Mapping[str, object]) -> Row:
+    """Typed values as text for programs: six decimals, lower-case booleans, nothing for None."""
+    return {key: _csv_value(value) for key, value in values.items()}
+
+
+def _csv_value(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float | np.floating | np.ndarray):
+        return digits(float(value))
+    return str(value)

@@ -1,7 +1,7 @@
-"""The interval of one cell: a score, not a difference. It must never be used to compare methods.
+"""The interval of one cell's score. It must not be used to compare methods: pairing is lost.
 
-The same crossed variance as for differences, then Wilson's interval with the number of
-independent answers that this variance is worth, since near 0 and 1 a plain t covers 82 to 91 %.
+The crossed variance of `crossed`, then Wilson's interval with the effective number of independent
+answers that has this variance: near 0 and 1 a plain t covers only 82 to 91 %.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def mean_score(
 ) -> CellInterval:
     """Crossed t for continuous scores in [0, 1]; the interval is cut off there.
 
-    Scores that never vary get Wilson's interval: no variance seen is not no variance. ValueError
+    Scores without any variance get Wilson's interval. ValueError
     on NaN or outside [0, 1].
     """
     table = two_way_layout("scores", scores)
@@ -92,7 +92,7 @@ def _cell(parts: Components, items: int, alpha: float) -> CellInterval:
     most = np.full(mean.shape, float(parts.seeds * items))
     worth = np.divide(mean * (1 - mean), parts.variance, out=most.copy(), where=~constant)
     effective = np.where(constant, parts.items, np.minimum(worth, most))
-    # Without any variance nu is 0/0; images are then what limits us, and there are many.
+    # Without any variance nu is 0/0; the number of images then limits the precision.
     nu = np.where(constant, parts.items - 1, crossed_t(parts).nu)
     low, high = wilson(mean, effective, np.asarray(stdtrit(nu, 1 - alpha / 2)))
     return CellInterval(mean=mean, low=low, high=high, effective=effective)

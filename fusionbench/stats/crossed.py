@@ -1,9 +1,9 @@
-"""The crossed t: how sure a difference is when both the runs and the images are drawn anew.
+"""The crossed t: the uncertainty of a difference for new runs and new images.
 
 Every seed is scored on the same items, so the (seed, item) table of differences
 d = y_method - y_reference is a two-way layout without replication (Cornfield and Tukey 1956).
 Its three mean squares give the variance of the grand mean for new seeds *and* new items. A t over
-seeds alone answers for these very images only (measured: 52 % coverage where items matter).
+seeds alone covers these images only (measured: 52 % coverage where items matter).
 
 The degrees of freedom are Satterthwaite's with one change: a seed variance that happens to be
 small would both shrink the variance and raise nu, which ruins small p-values at 5 seeds, so nu
@@ -21,7 +21,7 @@ from scipy.special import chdtri
 from fusionbench.stats.estimate import Estimate, finite, two_way_layout
 from fusionbench.stats.groups import by_group, discordant_groups
 
-# Below this many items with any difference, two pseudo-items (+1, -1) stand for the unseen ones.
+# Below this many items with any difference, two pseudo-items (+1, -1) represent the unseen ones.
 FEW_DISCORDANT = 10
 
 
@@ -78,6 +78,16 @@ def two_way(values: Real[np.ndarray, "*batch seed item"]) -> Components:
     )
 
 
+def weighted_sum(
+    weights: Real[np.ndarray, " row"], scores: Real[np.ndarray, "row seed item"]
+) -> Float[np.ndarray, "seed item"]:
+    """A contrast of rows within one (seed, item), for `compare` or, task by task, for the suite."""
+    table = finite("scores", scores)
+    if len(table) != len(weights):
+        raise ValueError(f"needs {len(weights)} rows of scores, got {len(table)}")
+    return np.asarray(np.tensordot(weights, table, 1))
+
+
 def compare(
     differences: Real[np.ndarray, "*batch seed item"],
     groups: Shaped[np.ndarray, " item"] | None = None,
@@ -132,7 +142,7 @@ def guard(seeds: int) -> float:
 
 
 def crossed_t(parts: Components) -> Estimate:
-    """The estimate behind every verdict: new runs, new images, these tasks, this training pool."""
+    """The estimate of every verdict: new runs, new images, these tasks, this training pool."""
     return satterthwaite(parts, guard(parts.seeds))
 
 
@@ -153,22 +163,4 @@ def satterthwaite(parts: Components, factor: float) -> Estimate:
         variance=variance,
         nu=np.asarray(np.maximum(floor, nu)),
         replicates=seeds,
-    )
-
-
-def one_run(differences: Real[np.ndarray, "*batch item"]) -> Estimate:
-    """One run against one run, new images only: the paired t over items (binary: McNemar).
-
-    It says nothing about the next run; it is here for data that have no seeds.
-    """
-    values = finite("differences", differences)
-    items = values.shape[-1]
-    if items < 2:
-        raise ValueError(f"needs at least 2 items, got {items}")
-    mean = np.asarray(values.mean(axis=-1))
-    return Estimate(
-        value=mean,
-        variance=np.asarray(values.var(axis=-1, ddof=1) / items),
-        nu=np.full(mean.shape, float(items - 1)),
-        replicates=items,
     )

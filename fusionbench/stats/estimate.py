@@ -1,19 +1,14 @@
-"""An estimate, its t interval, its tests, and the effect it could have found.
+"""An estimate with its t interval, its tests and its minimum detectable effect.
 
 Everything is elementwise over leading axes, so one `Estimate` may hold a whole table.
 """
 
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy.special import nctdtrinc, stdtr, stdtrit
-
-# What the statistics refuse: a number that is not one, a run counted twice.
-#
-# A missing cell is left out by the caller and printed as "not run"; nothing here averages it away.
 
 
 def finite(name: str, values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -31,7 +26,7 @@ def finite(name: str, values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, ".
 def two_way_layout(name: str, values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """`values` as finite doubles whose last two axes are (seed, item), at least 2 x 2.
 
-    One run says nothing about the next one: ValueError. So does an array with NaN.
+    ValueError for a single run or item, and on NaN.
     """
     numbers = finite(name, values)
     if numbers.ndim < 2 or numbers.shape[-2] < 2 or numbers.shape[-1] < 2:
@@ -42,24 +37,7 @@ def two_way_layout(name: str, values: Shaped[np.ndarray, "..."]) -> Float[np.nda
     return numbers
 
 
-def distinct_ids(name: str, ids: Sequence[Hashable]) -> None:
-    """ValueError if an id comes twice: a run counted twice halves its variance for nothing."""
-    twice = sorted(str(key) for key, times in Counter(ids).items() if times > 1)
-    if twice:
-        raise ValueError(f"{name}: every id must come once, these come more often: {twice}")
-
-
-def identical_runs(scores_SI: Shaped[np.ndarray, "seed item"]) -> list[tuple[int, int]]:
-    """Pairs of runs with the same outcome on every item: a seed that changed nothing?
-
-    Near the ceiling two honest runs may agree, so this is shown, not refused.
-    """
-    seeds = finite("scores", scores_SI)
-    pairs = [(one, two) for one in range(len(seeds)) for two in range(one + 1, len(seeds))]
-    return [(one, two) for one, two in pairs if np.array_equal(seeds[one], seeds[two])]
-
-
-# Three runs have a mean and a very wide interval; a p-value on them is decoration.
+# On three runs an interval is still honest, if very wide; a p-value is not informative.
 FEWEST_REPLICATES = 4
 
 
@@ -67,7 +45,7 @@ FEWEST_REPLICATES = 4
 class Estimate:
     """A value with its variance and the degrees of freedom `nu` of that variance.
 
-    `replicates` is the number of seeds (or task families) behind it; with fewer than
+    `replicates` is the number of seeds (or task families); with fewer than
     `FEWEST_REPLICATES` the tests raise ValueError, the interval does not.
     """
 
@@ -102,13 +80,15 @@ class Estimate:
         self._refuse_few_replicates()
         return np.asarray(2 * self._upper_tail(np.asarray(np.abs(self.value))))
 
-    def p_equivalent(self, margin: float) -> Float[np.ndarray, "*batch"]:
+    def p_equivalent(
+        self, margin: float | Float[np.ndarray, "*batch"]
+    ) -> Float[np.ndarray, "*batch"]:
         """Two one-sided tests (TOST) of |value| >= margin, in the unit of `value`.
 
         Below 0.05 when the 90 % interval lies inside (-margin, margin).
         """
         self._refuse_few_replicates()
-        if not margin > 0:
+        if not np.all(np.asarray(margin) > 0):
             raise ValueError(f"margin must be positive and declared before the run, got {margin}")
         return np.asarray(self._upper_tail(np.asarray(margin - np.abs(self.value))))
 
@@ -119,13 +99,6 @@ class Estimate:
         -35 to +45 % at 5 seeds, and by about 20 % at 10. See `_noncentrality`.
         """
         return np.asarray(self._noncentrality(1 - alpha / 2, power) * self.se)
-
-    def detectable_margin(
-        self, alpha: float = 0.05, power: float = 0.80
-    ) -> Float[np.ndarray, "*batch"]:
-        """The smallest margin that TOST confirms with `power` if the truth is zero."""
-        both_sides = 1 - (1 - power) / 2
-        return np.asarray(self._noncentrality(1 - alpha, both_sides) * self.se)
 
     def __getitem__(self, index: int | tuple[int, ...] | Bool[np.ndarray, "..."]) -> "Estimate":
         return Estimate(

@@ -1,9 +1,16 @@
-"""Fractional factorials: 5 to 8 switches in 16 cells, and which effects cannot be told apart.
+"""Factorial ablations: weights over cells for main effects and interactions.
 
-The generators of Box, Hunter and Hunter (Statistics for Experimenters, table 12.15): with 5
-switches every main effect and every two-way interaction stands alone among effects of order 1 and
-2 (resolution V); with 6 to 8 the main effects do, and two-way interactions come in sums of 2 to 4
-(resolution IV). All switches on is always a cell.
+A cell is one setting of all switches. Every effect is a contrast of cells within one (seed, item)
+with its own error: the crossed t on D[s, i] = sum_c weight_c y[c, s, i]. An error pooled over
+effects calls an unstable switch "significant" in 31 to 37 % of null experiments.
+
+Full 2^k designs give weights of +-1 / 2^(k-1). Where a combination is skipped (feedback without a
+memory), an effect is the mean over the settings of the other switches in which all its cells exist.
+
+Fractions hold 5 to 8 switches in 16 cells, with the generators of Box, Hunter and Hunter
+(Statistics for Experimenters, table 12.15). With 5 switches no main effect or two-way interaction
+is aliased with another (resolution V); with 6 to 8, two-way interactions are aliased in sums of 2
+to 4 (resolution IV). All switches on is always a cell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,21 +18,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
-from jaxtyping import Bool, Float, Real
-
-from fusionbench.stats.estimate import finite
-from fusionbench.stats.verdicts import holm
-
-# Ablations as factorial experiments: what a switch does on average, and whether two interact.
-#
-# Every effect is a contrast of cells within one (seed, item), so it has its own error: the crossed
-# t on D[s, i] = sum_c weight_c y[c, s, i]. An error pooled over effects calls an unstable switch
-# "significant" in 31 to 37 % of null experiments.
-#
-# A cell is one setting of all switches. Full 2^k designs give weights of +-1 / 2^(k-1). Where a
-# combination is void (feedback without a memory), an effect is the mean over the settings of the
-# other switches in which all its cells exist.
-
+from jaxtyping import Bool, Float
 
 MOST_SWITCHES = 4
 
@@ -49,7 +42,7 @@ class Effect:
 def factorial_effects(
     switches: Sequence[str], on: Bool[np.ndarray, "cell switch"]
 ) -> tuple[Effect, ...]:
-    """Main effects, then two-way, and so on; an effect that void cells make unknowable is left out.
+    """Main effects, then two-way, and so on; omits effects that skipped cells make unknowable.
 
     ValueError for more than 4 switches, a wrong table, or a cell that comes twice.
     """
@@ -57,52 +50,9 @@ def factorial_effects(
     found = []
     for order in range(1, len(switches) + 1):
         for chosen in combinations(range(len(switches)), order):
-            effect = _effect_of(switches, rows, chosen, {})
+            effect = _effect_of(switches, rows, chosen)
             found += [effect] if effect.contexts else []
     return tuple(found)
-
-
-def simple_effect(
-    switches: Sequence[str],
-    on: Bool[np.ndarray, "cell switch"],
-    *,
-    of: str,
-    given: Mapping[str, bool],
-) -> Effect:
-    """The effect of one switch at fixed others, to print beside an interaction.
-
-    With all others given it is a one-change variant: a simple effect, not a main effect.
-    ValueError where no two cells allow it.
-    """
-    rows = _settings(switches, on)
-    fixed = {list(switches).index(name): state for name, state in given.items()}
-    effect = _effect_of(switches, rows, (list(switches).index(of),), fixed)
-    if not effect.contexts:
-        raise ValueError(f"no two cells differ in {of!r} alone where {dict(given)}")
-    return effect
-
-
-def effect_differences(
-    effect: Effect, scores: Real[np.ndarray, "cell seed item"]
-) -> Float[np.ndarray, "seed item"]:
-    """D[s, i] of one effect, for `crossed.compare` or, per task, for the suite."""
-    table = finite("scores", scores)
-    if len(table) != len(effect.weights):
-        raise ValueError(f"needs {len(effect.weights)} cells, got {len(table)}")
-    return np.asarray(np.einsum("c,csi->si", effect.weights, table))
-
-
-def adjust_within_order(
-    effects: Sequence[Effect], p_values: Real[np.ndarray, " effect"]
-) -> list[float | None]:
-    """Holm among main effects and, apart, among two-way ones; higher orders are only plotted."""
-    p = finite("p-values", p_values)
-    adjusted: list[float | None] = [None] * len(effects)
-    for order in (1, 2):
-        family = [index for index, effect in enumerate(effects) if effect.order == order]
-        for index, value in zip(family, holm(p[family]), strict=True):
-            adjusted[index] = float(value)
-    return adjusted
 
 
 def _settings(
@@ -123,14 +73,11 @@ def _effect_of(
     switches: Sequence[str],
     rows: Mapping[tuple[bool, ...], int],
     chosen: tuple[int, ...],
-    fixed: Mapping[int, bool],
 ) -> Effect:
     weights, contexts = np.zeros(len(rows)), 0
     others = [index for index in range(len(switches)) if index not in chosen]
     for states in product((False, True), repeat=len(others)):
         context = dict(zip(others, states, strict=True))
-        if any(context.get(index, state) != state for index, state in fixed.items()):
-            continue
         cells = _cells_of(rows, chosen, context)
         if cells is not None:
             contexts += 1
@@ -143,7 +90,7 @@ def _effect_of(
 def _cells_of(
     rows: Mapping[tuple[bool, ...], int], chosen: tuple[int, ...], context: Mapping[int, bool]
 ) -> list[tuple[int, int]] | None:
-    """The cells of an effect in one context with their signs; None if one of them is void."""
+    """The cells of an effect in one context with their signs; None if one was skipped."""
     cells = []
     for states in product((False, True), repeat=len(chosen)):
         setting = {**context, **dict(zip(chosen, states, strict=True))}

@@ -1,8 +1,8 @@
-"""The unit is the image: questions about one image, in one task or in several, are one item.
+"""Groups of items: questions about one image, in one task or in several, are one item.
 
 An image of a task with I questions on G images counts x = mean + (G / I) * sum(d - mean) over its
-questions d. These G numbers have the same mean as the I questions, whatever the group sizes, and
-everything that treats them as items is right. The map is linear in d, so the x of a difference is
+questions d. These G numbers have the same mean as the I questions for any group sizes and
+are analysed as items. The map is linear in d, so the x of a difference is
 the difference of the x.
 """
 
@@ -85,7 +85,7 @@ def discordant_groups(
 def _runs_of_images(
     groups: Shaped[np.ndarray, " item"],
 ) -> tuple[Int[np.ndarray, " item"], Int[np.ndarray, " image"]]:
-    """An order that puts an image's items side by side, and where each image begins in it."""
+    """An order in which the items of an image are adjacent, and the start of each image in it."""
     order = np.argsort(groups, kind="stable")
     ordered = np.asarray(groups)[order]
     return order, np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))

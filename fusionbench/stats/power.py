@@ -1,8 +1,8 @@
-"""How many seeds are enough, and what no number of seeds will show.
+"""Power: the minimum detectable effect (MDE) for any number of seeds and images.
 
 The variance of a difference is V(n, I) = seed / n + item / I + both / (n I). From a pilot's mean
 squares these three give the components at any other n and I, and the crossed t then gives the
-minimum detectable effect: planning and reporting use one formula.
+MDE: planning and reporting use one formula.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ ENDLESS_SEEDS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class VarianceParts:
-    """Variance of one (seed, item) difference, split by what has to be redrawn to change it."""
+    """Variance components of one (seed, item) difference: seed, item and interaction."""
 
     seed: Float[np.ndarray, "*batch"]
     item: Float[np.ndarray, "*batch"]
@@ -44,7 +44,7 @@ class VarianceParts:
         return crossed_t(self.at(seeds, items)).mde(alpha)
 
     def floor(self, items: int, *, alpha: float = 0.05) -> Float[np.ndarray, "*batch"]:
-        """The effect that even infinitely many seeds would miss on these `items` images."""
+        """The MDE with infinitely many seeds on these `items` images."""
         return self.mde(ENDLESS_SEEDS, items, alpha=alpha)
 
 
@@ -59,9 +59,9 @@ def variance_parts(parts: Components) -> VarianceParts:
 
 
 def pilot_parts(parts: Components) -> VarianceParts:
-    """For planning from a small pilot: the upper 80 % limit of its seed variance.
+    """Components with the upper 80 % limit of the seed variance, to plan from a small pilot.
 
-    The variance of 3 to 5 runs is as often far too small as too large; too small costs a study.
+    The variance of 3 to 5 runs is as often far too small as too large.
     """
     return variance_parts(replace(parts, seed=np.asarray(guard(parts.seeds) * parts.seed)))
 

@@ -1,10 +1,9 @@
-"""From tasks to the suite: one weighted mean, two ways to add up its noise.
+"""From tasks to the suite: one weighted mean, two ways to add up its variance.
 
-Which one is right was decided when the cells were trained (`seed_scope` in the record). If every
-task trains its own run, the seeds of two tasks are different draws and variances add. If one run
-serves all tasks, a lucky run is lucky everywhere: seeds must be averaged over tasks first (adding
-instead gives 14 % false alarms at 5 %). Tasks are fixed in both; `over_families` is the claim
-about new tasks.
+`seed_scope` of the records decides which. If every task has its own runs, the seeds of two tasks
+are different draws and variances add. If one run serves all tasks, its seed effect is common to
+them: scores are summed over tasks first (adding variances gives 14 % false alarms at 5 %). Tasks
+are fixed in both; `over_families` infers to new tasks.
 
 S: seed.
 """
@@ -57,8 +56,8 @@ def shared_image_blocks(tasks: Sequence[TaskScores]) -> list[list[TaskScores]]:
 def block_components(block: Sequence[TaskScores]) -> Components:
     """Components of the weighted sum over a block of tasks whose images overlap.
 
-    A task with few discordant images brings its own two pseudo-images, so a large task beside it
-    cannot hide that its variance is unknown.
+    A task with few discordant images adds its own two pseudo-images, so that a large task in the
+    same block does not hide its unknown variance.
     """
     table = merge(block)
     parts = two_way(table)

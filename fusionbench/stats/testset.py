@@ -1,7 +1,7 @@
-"""The second column: retraining on this pool, scored on *these* test images. Never the verdict.
+"""Inference for this test set: new runs on the same test images. No verdict rests on it.
 
-Tests flip signs: under no difference, method and reference of one seed could be swapped. With n
-seeds there are 2^n such worlds, so no p-value is below 2 / 2^n: 5 seeds can never reach 0.05.
+Sign-flip tests: without a difference, method and reference of a seed are exchangeable. With n
+seeds there are 2^n sign patterns, so no p-value is below 2 / 2^n: 5 seeds cannot reach 0.05.
 """
 
 from dataclasses import dataclass
@@ -39,18 +39,11 @@ def t_over_seeds(seed_differences: Real[np.ndarray, "*batch seed"]) -> Estimate:
     )
 
 
-def sign_flip(seed_differences: Real[np.ndarray, " seed"]) -> FlipTest:
-    """Exact two-sided test of one comparison; statistic: the mean."""
-    values = _per_seed(seed_differences)
-    family = step_down_max_t(values[None])
-    return FlipTest(p_value=np.asarray(family.p_value[0]), smallest_p=family.smallest_p)
-
-
 def step_down_max_t(seed_differences: Real[np.ndarray, "contrast seed"]) -> FlipTest:
-    """Adjusted p-values of a family; the signs of a seed flip jointly in all its contrasts.
+    """Adjusted p-values of a group of contrasts; the signs of a seed flip jointly in all of them.
 
-    Westfall and Young's step-down (1993, algorithm 2.8): the correlation of the contrasts is in
-    the flips, so near-clones cost nothing and 0.05 is reachable from 6 seeds in any family.
+    Westfall and Young's step-down (1993, algorithm 2.8): the flips preserve the
+    correlation of the contrasts: near-clones cost no power, and 6 seeds can reach 0.05.
     """
     values_KS = _per_seed(seed_differences)
     flips_FS = sign_patterns(values_KS.shape[-1])
@@ -71,7 +64,7 @@ def step_down_max_t(seed_differences: Real[np.ndarray, "contrast seed"]) -> Flip
 
 
 def smallest_p(seeds: int) -> float:
-    """The smallest p-value a sign-flip test can give, for one contrast or for any family."""
+    """The smallest p-value a sign-flip test can give, for one contrast or any group."""
     if seeds <= MOST_LISTED_SEEDS:
         return 2 / 2**seeds
     return 1 / (DRAWN_FLIPS + 1)
@@ -88,11 +81,6 @@ def sign_patterns(seeds: int, key: int = FLIP_KEY) -> Float[np.ndarray, "flip se
         return 1.0 - 2.0 * (bits & 1)
     drawn = np.random.default_rng(key).integers(0, 2, size=(DRAWN_FLIPS, seeds))
     return np.concatenate([np.ones((1, seeds)), 1.0 - 2.0 * drawn])
-
-
-def mde_reachable(seeds: int, alpha: float = 0.05) -> bool:
-    """Whether any effect, however large, can give p <= alpha; if not, the MDE is infinite."""
-    return smallest_p(seeds) <= alpha
 
 
 def _per_seed(values: Real[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

@@ -1,7 +1,7 @@
-"""All pairs of one column, and the set of methods that may be the best one.
+"""All pairs of methods in one column, and the set of methods that may be the best.
 
-990 pairs per task have no business having p-values. What a reader needs is which methods the data
-cannot exclude from first place. Squared distances between rows come from one matrix product each
+990 pairs per task get no p-values: the set holds the methods that the data cannot exclude from
+first place. Squared distances between rows come from one matrix product each
 (|a - b|^2 = |a|^2 + |b|^2 - 2 a.b), so all pairs cost little more than one.
 
 M: method, S: seed, G: image (group of items).

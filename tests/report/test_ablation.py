@@ -8,8 +8,9 @@ import pytest
 from toy_records import ITEMS, record, spec
 
 from fusionbench.records.history import Arm, Design, Planned, note_design
+from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
-from fusionbench.report.ablation import ablation_page, contrasts, effects, read_cells
+from fusionbench.report.ablation import ablation_page, contrasts, design_table, effects
 from fusionbench.report.build import up_to_date, write_report
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.factorial import fraction
@@ -56,8 +57,17 @@ def fill(folder, design, *, seeds=4, without=(), suite=True):
     return Store.open(folder), planned
 
 
+def page_of(store):
+    return ablation_page(Results(store))
+
+
+def effects_of(store, planned):
+    results = Results(store)
+    return effects(results, planned, design_table(results, planned))
+
+
 def rows(store):
-    return {row["effect"] + "/" + row["task"]: row for row in ablation_page(store).rows}
+    return {row["effect"] + "/" + row["task"]: row for row in page_of(store).rows}
 
 
 def test_a_changed_part_is_scored_against_the_full_method_on_the_same_seeds_and_images(tmp_path):
@@ -86,7 +96,7 @@ def test_main_effects_and_the_interaction_are_those_of_the_four_cells(tmp_path):
     # 0.8, 0.6, 0.7, 0.4: on minus off, averaged over the other switch.
     assert float(main["query"]["value"]) == pytest.approx((0.2 + 0.3) / 2)
     assert float(main["reduction"]["value"]) == pytest.approx((0.1 + 0.2) / 2)
-    assert main["query"]["kind"] == "main effect" and main["query"]["contexts"] == "2"
+    assert main["query"]["kind"] == "main effect" and int(main["query"]["contexts"]) == 2
     both = found["reduction x query/digits"]
     assert both["kind"] == "two-way interaction"
     assert float(both["value"]) == pytest.approx((0.2 - 0.3) / 2)
@@ -94,11 +104,13 @@ def test_main_effects_and_the_interaction_are_those_of_the_four_cells(tmp_path):
 
 def test_holm_is_taken_among_main_effects_and_apart_among_interactions(tmp_path):
     store, planned = fill(tmp_path, BOTH)
-    found = effects(planned, read_cells(store, planned))
-    main = sorted((one.p, one.p_holm) for one in found if one.contrast.kind == "main effect")
+    found = effects_of(store, planned)
+    main = sorted(
+        (one.answer.p, one.answer.p_adjusted) for one in found if one.contrast.kind == "main effect"
+    )
     assert main[0][1] == pytest.approx(min(1, 2 * main[0][0]))
     two_way = [one for one in found if one.contrast.kind == "two-way interaction"]
-    assert two_way[0].p_holm == two_way[0].p
+    assert two_way[0].answer.p_adjusted == two_way[0].answer.p
 
 
 def test_the_order_of_the_arms_changes_no_number(tmp_path):
@@ -121,16 +133,16 @@ def test_with_three_seeds_there_are_intervals_and_no_p(tmp_path):
     store, _ = fill(tmp_path / "one", ONE, seeds=1)
     found = rows(store)["query=false/digits"]
     assert found["value"] and not found["ci_low"]
-    assert "(1 run)" in ablation_page(store).markdown
+    assert "(1 run)" in page_of(store).markdown
 
 
 def test_a_missing_run_drops_its_pair_and_is_said(tmp_path):
     store, _ = fill(tmp_path, ONE, seeds=5, without={(1, "digits", 2)})
-    page = ablation_page(store)
+    page = page_of(store)
     found = rows(store)
-    assert found["query=false/digits"]["n_seeds"] == "4"
-    assert found["query=false/overall"]["n_seeds"] == "4"
-    assert found["reduction=2/digits"]["n_seeds"] == "5"
+    assert int(found["query=false/digits"]["n_seeds"]) == 4
+    assert int(found["query=false/overall"]["n_seeds"]) == 4
+    assert int(found["reduction=2/digits"]["n_seeds"]) == 5
     assert "(4 of 5 runs)" in page.markdown and "1 of 30 cells are missing" in page.markdown
 
 
@@ -140,21 +152,20 @@ def test_a_task_that_did_not_run_is_never_left_out_of_a_mean(tmp_path):
     found = rows(store)
     assert found["query=false/digits"]["value"]
     assert not found["query=false/overall"]["value"]
-    assert "| not run" in ablation_page(store).markdown
+    assert "| not run" in page_of(store).markdown
 
 
 def test_examples_that_are_not_the_same_are_not_paired(tmp_path):
-    store, planned = fill(tmp_path, ONE)
-    cells = read_cells(store, planned)
-    assert len(cells[0].records) == 12
+    store, planned = fill(tmp_path, ONE, without={(2, "digits", seed) for seed in range(4)})
     other = replace(ITEMS, names=tuple(reversed(ITEMS.names)))
     with Store.create(tmp_path) as again:
-        cell = spec("mema[reduction=2]", "digits", 9)
-        values = scores(2, "digits", 9)
-        again.write(record(cell, values), values, other)
-    ids = {**planned.cells["mema[reduction=2]"], "digits": (cell.id,) * 4}
-    mixed = replace(planned, cells={**planned.cells, "mema[reduction=2]": ids})
-    assert len(read_cells(store, mixed)[0].records) == 8
+        for seed in range(4):
+            values = scores(2, "digits", seed)
+            again.write(record(spec("mema[reduction=2]", "digits", seed), values), values, other)
+    query, reduction = effects_of(Store.open(tmp_path), planned)
+    assert query.tasks["digits"].estimate is not None
+    assert reduction.tasks["digits"].gap == "scored on different examples of digits"
+    assert reduction.overall.gap.startswith("1 of 2 tasks")
 
 
 def test_a_part_that_changes_no_example_is_said_to_and_has_no_empty_interval(tmp_path):
@@ -169,7 +180,7 @@ def test_a_part_that_changes_no_example_is_said_to_and_has_no_empty_interval(tmp
                                        ITEMS).id)  # fmt: skip
             cells[arm.label] = {"digits": tuple(ids)}
         note_design(tmp_path, Planned(design=same, encoder="nano", budget="b", cells=cells))
-    page = ablation_page(Store.open(tmp_path))
+    page = page_of(Store.open(tmp_path))
     assert "no example differs" in page.markdown
     on_task = next(row for row in page.rows if row["task"] == "digits")
     assert float(on_task["ci_high"]) > 0 > float(on_task["ci_low"])
@@ -182,7 +193,7 @@ def test_tasks_with_planted_truth_alone_are_averaged_and_beside_others_are_not(t
 
 def test_a_large_change_of_the_parameters_is_shown_with_the_change(tmp_path):
     store, _ = fill(tmp_path, ONE)
-    text = ablation_page(store).markdown
+    text = page_of(store).markdown
     assert "70 (-30 %)" in text and "40 (-60 %)" in text
 
 

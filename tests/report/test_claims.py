@@ -16,10 +16,17 @@ from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
-from fusionbench.report.claims.answers import Verdict, answers, checked
-from fusionbench.report.claims.reading import PUBLISHED, load_claims, parse_claims
-from fusionbench.report.claims.text import long_rows, page
+from fusionbench.report.claims import (
+    PUBLISHED,
+    answers,
+    checked,
+    load_claims,
+    long_rows,
+    page,
+    parse_claims,
+)
 from fusionbench.stats.crossed import compare, crossed_t
+from fusionbench.stats.verdicts import Verdict
 
 GAINS = {
     "penultimate": 0.0,
@@ -117,7 +124,7 @@ def test_with_fewer_than_four_seeds_nothing_is_decided_and_the_reason_says_so(tm
     assert np.isfinite([answer.value, answer.low, answer.high, answer.mde]).all()
     single = study(tmp_path / "single", GAINS, seeds=1)
     (answer,) = asked(single, claim())
-    assert "1 common seed" in answer.reason and answer.found is None
+    assert "1 common seed" in answer.reason and answer.measured.estimate is None
 
 
 def test_a_missing_cell_is_named_and_never_averaged_away(tmp_path):
@@ -128,7 +135,7 @@ def test_a_missing_cell_is_named_and_never_averaged_away(tmp_path):
             file.unlink()
     (answer,) = asked(folder, claim())
     assert answer.verdict is Verdict.UNDECIDED
-    assert answer.reason == "mema on textile was not run"
+    assert answer.reason == "2 of 3 tasks: mema on textile was not run"
     assert verdict(folder, tasks=["digits", "easy_vqa"]) is Verdict.HOLDS
 
 
@@ -138,8 +145,8 @@ def test_seeds_that_one_cell_lacks_are_left_out_everywhere_and_said(tmp_path):
                if (r.label, r.spec.task, r.spec.seed) == ("mema", "textile", 5))  # fmt: skip
     (folder / "cells" / f"{one.id}.json").unlink()
     (answer,) = asked(folder, claim())
-    assert answer.found.seeds == (0, 1, 2, 3, 4) and answer.found.unpaired == (5,)
-    assert "not every cell has them: seeds 5" in page([answer], "results")
+    assert answer.measured.seeds == (0, 1, 2, 3, 4) and answer.measured.unpaired == (5,)
+    assert "some cell lacks them: seeds 5" in page([answer], "results")
 
 
 def test_a_failed_cell_gives_its_reason_and_a_leak_is_never_part_of_a_claim(tmp_path):

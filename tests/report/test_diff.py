@@ -14,10 +14,15 @@ from fusionbench.cli.reports import diff
 from fusionbench.records.history import Run
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
-from fusionbench.report.diff.facts import changes, identity_changes, origin_changes
-from fusionbench.report.diff.matching import matched
-from fusionbench.report.diff.scores import shifts
-from fusionbench.report.diff.text import Folder, page
+from fusionbench.report.diff import (
+    Folder,
+    changes,
+    identity_changes,
+    matched,
+    origin_changes,
+    page,
+    shifts,
+)
 from fusionbench.study.study import QUICK, as_plain
 
 GAINS = {"penultimate": 0.0, "mema": 0.0}
@@ -42,9 +47,9 @@ def text_of(a, b):
 def test_a_folder_and_its_copy_do_not_differ(folder, tmp_path):
     copy = study(tmp_path / "copy", GAINS)
     _, found = compared(folder, copy)
-    assert all(one.identical and one.estimate is None for one in found.values())
+    assert all(one.measured.identical and one.answer.p is None for one in found.values())
     text = text_of(folder, copy)
-    assert "36 of them are the same cell by their identity, of which 36 scored alike" in text
+    assert "36 of them are the same cell by their identity, of which 36 have equal scores" in text
     assert text.count("No difference.") == 2 and "±" not in text.split("| method")[1]
 
 
@@ -102,17 +107,19 @@ def test_a_planted_shift_is_found_and_turns_round_with_the_folders(folder, tmp_p
     _, back = compared(other, folder)
     for over in ("suite", "digits", "textile", "easy_vqa"):
         one, two = found["mema", over], back["mema", over]
-        assert float(one.estimate.value) > 0.05 and one.q < 0.05
-        assert float(two.estimate.value) == pytest.approx(-float(one.estimate.value))
-        assert two.p == pytest.approx(one.p)
-        assert found["penultimate", over].identical
+        assert float(one.measured.estimate.value) > 0.05 and one.answer.p_adjusted < 0.05
+        assert float(two.measured.estimate.value) == pytest.approx(
+            -float(one.measured.estimate.value)
+        )
+        assert two.answer.p == pytest.approx(one.answer.p)
+        assert found["penultimate", over].measured.identical
 
 
 def test_with_three_seeds_no_test_is_printed(tmp_path):
     one = study(tmp_path / "a", GAINS, seeds=3)
     two = study(tmp_path / "b", {"penultimate": 0.0, "mema": 0.1}, seeds=3)
     _, found = compared(one, two)
-    assert all(np.isnan(shift.p) and np.isnan(shift.q) for shift in found.values())
+    assert all(shift.answer.p is shift.answer.p_adjusted is None for shift in found.values())
     assert "(q" not in text_of(one, two)
 
 
@@ -129,7 +136,7 @@ def test_only_examples_that_both_folders_have_are_paired_by_name(tmp_path):
         folders[name] = tmp_path / name
     _, found = compared(folders["a"], folders["b"])
     one = found["mema", "digits"]
-    assert one.identical and one.items == 200
+    assert one.measured.identical and one.measured.examples == 200
 
 
 def test_what_only_one_folder_has_is_listed_and_not_compared(folder, tmp_path):

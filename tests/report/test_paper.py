@@ -9,7 +9,7 @@ from paired_studies import study
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.reports import NAMES, write
-from fusionbench.records.pairs import Results, difference
+from fusionbench.records.pairs import Results, minus, task_weights
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
 from fusionbench.report.paper import paper, papers
@@ -82,7 +82,8 @@ def test_our_scores_and_gains_are_those_of_the_records(folder, home):
     cell = rows["without the question", "digits"]
     assert float(cell["mean"]) == pytest.approx(table.values[mine, digits].mean(), abs=1e-6)
     for column, tasks in (("suite", [0, 1, 2]), ("digits", [digits])):
-        estimate = difference(results, table, (mine, full), tasks).estimate
+        weights = task_weights(table, tasks)
+        estimate = results.contrast(table, minus(mine, full), tasks, weights).estimate
         cell = rows["without the question", column]
         assert float(cell["gain"]) == pytest.approx(float(estimate.value), abs=1e-6)
         low, high = estimate.interval()

@@ -1,4 +1,4 @@
-"""Looking ahead: what a study can find, and what more seeds would buy."""
+"""Minimum detectable effects: with the seeds at hand, with more, and in the limit."""
 
 import csv
 import io
@@ -11,11 +11,18 @@ from paired_studies import study
 from fusionbench.api.errors import UserError
 from fusionbench.cli.reports import power
 from fusionbench.records.history import Run
-from fusionbench.records.pairs import Results, difference
+from fusionbench.records.pairs import Results, minus, task_weights
 from fusionbench.records.store import Store
-from fusionbench.report.power.outlook import AT_SEEDS, Goal, outlook
-from fusionbench.report.power.planning import PowerOptions, planned
-from fusionbench.report.power.text import long_rows, page
+from fusionbench.report.power import (
+    AT_SEEDS,
+    Goal,
+    PowerOptions,
+    long_rows,
+    page,
+    planned,
+    power_estimate,
+)
+from fusionbench.report.tables import comma_separated
 from fusionbench.study.study import QUICK, as_plain
 
 GAINS = {"penultimate": 0.0, "repeat": 0.0, "mema": 0.1}
@@ -32,7 +39,7 @@ def look(results, goal=ONE, over="suite"):
     names = [task.name for task in table.tasks]
     tasks = range(len(names)) if over == "suite" else [names.index(over)]
     rows = table.methods.index("mema"), table.methods.index("penultimate")
-    return outlook(results, table, rows, list(tasks), over=over, goal=goal)
+    return power_estimate(results, table, rows, list(tasks), over=over, goal=goal)
 
 
 @pytest.mark.parametrize("over", ["suite", "digits"])
@@ -41,7 +48,7 @@ def test_what_is_found_now_is_the_mde_of_the_very_estimate_that_is_tested(result
     found = look(results, replace(ONE, contrasts=7), over)
     tasks = list(range(3)) if over == "suite" else [[t.name for t in table.tasks].index(over)]
     rows = table.methods.index("mema"), table.methods.index("penultimate")
-    estimate = difference(results, table, rows, tasks).estimate
+    estimate = results.contrast(table, minus(*rows), tasks, task_weights(table, tasks)).estimate
     assert found.mde == pytest.approx(100 * float(estimate.mde(0.05 / 7)))
 
 
@@ -84,7 +91,7 @@ def test_a_pilot_of_five_seeds_foretells_the_mde_of_ten_within_its_own_uncertain
 def test_a_floor_above_the_effect_means_never_and_the_page_says_so(results):
     plans = planned(results, PowerOptions(effect=0.5))
     assert "never (never)" in page(plans, PowerOptions(effect=0.5), "results")
-    high = [one for plan in plans for one in plan.outlooks if one.floor > 0.5]
+    high = [one for plan in plans for one in plan.estimates if one.floor > 0.5]
     assert high and all(one.needed is None for one in high)
 
 
@@ -94,7 +101,7 @@ def test_the_harder_of_baseline_and_control_counts(tmp_path):
     declared = replace(QUICK, contrasts=({"method": "mema", "control": "repeat"},))
     store.history.add(Run(study=as_plain(declared), labels=tuple(GAINS), tasks=("digits",)))
     (plan,) = planned(Results.open(folder), PowerOptions())
-    suite = [one for one in plan.outlooks if one.over == "suite"]
+    suite = [one for one in plan.estimates if one.over == "suite"]
     assert [one.reference for one in suite] == ["penultimate", "repeat"]
     assert plan.goal.contrasts == 1
     (hardest,) = [one for one in plan.hardest if one.over == "suite"]
@@ -112,7 +119,7 @@ def test_two_names_of_one_function_are_left_out_and_named(tmp_path):
                 replace(one, spec=twin, label="twin"), store.outcomes(one), store.items(one)
             )
     (plan,) = planned(Results.open(folder), PowerOptions())
-    assert plan.same == ("twin",) and {one.method for one in plan.outlooks} == {"mema"}
+    assert plan.same == ("twin",) and {one.method for one in plan.estimates} == {"mema"}
     assert "`twin`" in page([plan], PowerOptions(), "results")
 
 
@@ -123,7 +130,7 @@ def test_a_cell_that_is_missing_is_named_and_the_rest_is_still_planned(tmp_path)
             (folder / "cells" / f"{one.id}.json").unlink()
     (plan,) = planned(Results.open(folder), PowerOptions())
     assert any("mema on textile was not run" in gap for gap in plan.gaps)
-    assert {one.over for one in plan.outlooks} == {"digits", "easy_vqa"}
+    assert {one.over for one in plan.estimates} == {"digits", "easy_vqa"}
 
 
 def test_the_command_writes_a_row_for_each_contrast_and_set_of_tasks(results, tmp_path):
@@ -132,7 +139,7 @@ def test_the_command_writes_a_row_for_each_contrast_and_set_of_tasks(results, tm
     assert power(results.store.folder, wanted, out=out, stream=stream) == 0
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert [row["over"] for row in rows] == ["suite", "fine", "digits", "easy_vqa", "textile"]
-    assert rows == list(map(dict, long_rows(planned(results, wanted))))
+    assert out.read_text() == comma_separated(long_rows(planned(results, wanted)))
     assert "| suite (3 tasks)" in stream.getvalue() and "upper 80 %" in stream.getvalue()
 
 

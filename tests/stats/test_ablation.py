@@ -5,12 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from fusionbench.stats.factorial import (
-    adjust_within_order,
-    effect_differences,
-    factorial_effects,
-    simple_effect,
-)
+from fusionbench.stats.crossed import weighted_sum
+from fusionbench.stats.factorial import factorial_effects
 
 SWITCHES = ("memory", "feedback", "query")
 FULL = np.array(list(product((False, True), repeat=3)))
@@ -30,7 +26,7 @@ def test_effects_recover_what_was_planted():
     planted = 0.5 + 0.10 * memory + 0.02 * query + 0.08 * memory * feedback
     scores = np.tile(planted[:, None, None], (1, 3, 4))
     found = {
-        effect.switches: effect_differences(effect, scores).mean()
+        effect.switches: weighted_sum(effect.weights, scores).mean()
         for effect in factorial_effects(SWITCHES, FULL)
     }
     assert found[("memory",)] == pytest.approx(0.10 + 0.08 / 2)
@@ -40,7 +36,7 @@ def test_effects_recover_what_was_planted():
     assert found[("memory", "query")] == pytest.approx(0)
 
 
-def test_void_combinations_leave_the_contexts_that_exist():
+def test_skipped_combinations_leave_the_contexts_that_exist():
     cells = FULL[~(~FULL[:, 0] & FULL[:, 1])]  # no feedback without memory
     effects = {effect.switches: effect for effect in factorial_effects(SWITCHES, cells)}
     assert effects[("memory",)].contexts == 2
@@ -51,22 +47,6 @@ def test_void_combinations_leave_the_contexts_that_exist():
         assert effect.weights.sum() == pytest.approx(0)
 
 
-def test_a_one_change_variant_is_the_simple_effect_at_the_full_model():
-    effect = simple_effect(SWITCHES, FULL, of="memory", given={"feedback": True, "query": True})
-    assert effect.weights.tolist() == [0, 0, 0, -1, 0, 0, 0, 1]
-    cells = FULL[FULL[:, 1]]
-    with pytest.raises(ValueError, match="no two cells differ in 'memory' alone"):
-        simple_effect(SWITCHES, cells, of="memory", given={"feedback": False})
-
-
-def test_holm_runs_within_each_order_and_three_way_effects_are_only_plotted():
-    effects = factorial_effects(SWITCHES, FULL)
-    p = np.array([0.01, 0.02, 0.5, 0.01, 0.3, 0.4, 0.001])
-    expected = [0.03, 0.04, 0.5, 0.03, 0.6, 0.6, None]
-    for found, known in zip(adjust_within_order(effects, p), expected, strict=True):
-        assert found == (pytest.approx(known) if known is not None else None)
-
-
 def test_designs_that_are_none_are_refused():
     with pytest.raises(ValueError, match="1 to 4 switches"):
         factorial_effects(tuple("abcde"), np.zeros((2, 5), dtype=bool))
@@ -75,5 +55,5 @@ def test_designs_that_are_none_are_refused():
     with pytest.raises(ValueError, match="one column per switch"):
         factorial_effects(SWITCHES, FULL[:, :2])
     effect = factorial_effects(SWITCHES, FULL)[0]
-    with pytest.raises(ValueError, match="needs 8 cells, got 7"):
-        effect_differences(effect, np.zeros((7, 3, 4)))
+    with pytest.raises(ValueError, match="needs 8 rows of scores, got 7"):
+        weighted_sum(effect.weights, np.zeros((7, 3, 4)))

@@ -5,7 +5,6 @@ import pytest
 from nullsuites import SCENARIOS, differences, two_methods
 
 from fusionbench.stats.crossed import compare, crossed_t, guard, satterthwaite, two_way
-from fusionbench.stats.estimate import distinct_ids, identical_runs
 
 
 def some_differences(seeds=5, items=40, seed=0):
@@ -134,12 +133,3 @@ def test_one_seed_or_one_item_is_refused():
     for shape in ((1, 40), (5, 1)):
         with pytest.raises(ValueError, match="at least 2 seeds and 2 items"):
             compare(np.zeros(shape))
-
-
-def test_a_seed_counted_twice_is_refused_and_a_seed_without_effect_is_seen():
-    distinct_ids("seeds", [0, 1, 2])
-    with pytest.raises(ValueError, match="seeds.*'1'"):
-        distinct_ids("seeds", [0, 1, 1])
-    d = some_differences()
-    d[4] = d[1]
-    assert identical_runs(d) == [(1, 4)]

@@ -5,7 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fusionbench.stats.factorial import LARGEST, effect_differences, fraction, fractional_effects
+from fusionbench.stats.crossed import weighted_sum
+from fusionbench.stats.factorial import LARGEST, fraction, fractional_effects
 
 NAMES = "ABCDEFGH"
 
@@ -36,7 +37,7 @@ def test_main_effects_are_free_of_every_two_way_interaction(k):
     scores = np.tile((0.5 + 0.02 * signs[:, 0] + 0.05 * signs[:, 1] * signs[:, 3])[:, None, None],
                      (1, 2, 3))  # fmt: skip
     for one in fractional_effects(NAMES[:k], on):
-        value = effect_differences(one.effect, scores).mean()
+        value = weighted_sum(one.effect.weights, scores).mean()
         expected = 0.04 if one.effect.switches == ("A",) else 0.1 if ("B", "D") in one.sum_of else 0
         assert value == pytest.approx(expected, abs=1e-12), one.effect.switches
 
@@ -54,7 +55,7 @@ def test_five_switches_give_what_the_full_design_gives_where_three_way_effects_a
     for one in fractional_effects(NAMES[:5], signs > 0):
         index = [NAMES.index(name) for name in one.effect.switches]
         truth = 2 * main[index[0]] if len(index) == 1 else 2 * pair[tuple(index)]
-        assert effect_differences(one.effect, scores).mean() == pytest.approx(truth)
+        assert weighted_sum(one.effect.weights, scores).mean() == pytest.approx(truth)
 
 
 def test_cells_that_are_no_fraction_are_refused():

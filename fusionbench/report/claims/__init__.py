@@ -1,1 +1,0 @@
-"""Claims of papers, answered from records."""

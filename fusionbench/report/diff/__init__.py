@@ -1,1 +1,0 @@
-"""Why two folders of results differ."""

@@ -1,1 +1,0 @@
-"""Minimum detectable effects, now and with more seeds or tasks."""
