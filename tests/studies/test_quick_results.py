@@ -14,7 +14,8 @@ from fusionbench.stats.verdicts import holm
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "results" / "quick"
 pytestmark = pytest.mark.skipif(
-    not (RESULTS / "study.json").exists(), reason="the shipped results travel with the checkout only"
+    not (RESULTS / "study.json").exists(),
+    reason="the shipped results travel with the checkout only",
 )
 SEED = 0
 """One run, so that its test examples are independent of each other."""
