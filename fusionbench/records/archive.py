@@ -22,13 +22,14 @@ from jaxtyping import Shaped
 
 from fusionbench.api.errors import Problem
 from fusionbench.records.cell import canonical, json_object
+from fusionbench.records.cost import PROFILES
 from fusionbench.records.facts import Fact, Facts
 from fusionbench.records.files import write_atomic
 from fusionbench.records.outcomes import Items
 from fusionbench.records.verified import State, examine, size_of
 
 CELLS, FACTS, OUTCOMES, ITEMS = "cells.jsonl", "facts.json", "outcomes.npz", "items.json"
-PROFILES, FAILURES = "profiles.jsonl", "failures.jsonl"
+FAILURES = "failures.jsonl"
 TUNING = '"stage": "tune"'
 """In the line of a tuning run and in no other: a quote inside a text is escaped."""
 _ID = re.compile(r'"id": "([0-9a-f]{20})"')

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusionbench.api.errors import Problem
-from fusionbench.records.archive import PROFILES
 from fusionbench.records.cell import Setting, canonical, checksum, json_object
 from fusionbench.records.files import write_atomic
 
@@ -41,6 +40,8 @@ class ProfileOptions:
 
 SCHEMA = 1
 FOLDER = "profiles"
+PROFILES = "profiles.jsonl"
+"""The file of all profiles in the compact form."""
 
 
 @dataclass(frozen=True, kw_only=True)
