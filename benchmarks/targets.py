@@ -88,13 +88,6 @@ TARGETS = (
         command="python benchmarks/two_devices.py results/quick results/local",
     ),
     Target(
-        id="linear-layers-cpu",
-        work="training of one cell of the quick study, one CPU thread: linear layers by oneDNN",
-        plain="by MKL, as PyTorch does",
-        wanted="reported, no target",
-        command="python benchmarks/linear_layers.py",
-    ),
-    Target(
         id="seed-loop-cpu",
         work="three seeds of a post-encoder method in one pass, one CPU thread",
         plain="a loop over seeds on cached features",

@@ -24,7 +24,6 @@ from torch import Tensor
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Tap
-from fusionbench.encoders.products import by_onednn
 from fusionbench.records.cell import canonical
 from fusionbench.records.files import cache_dir
 
@@ -210,7 +209,7 @@ def encode(
         return
     shape = (len(images), encoder.shape.tokens, encoder.shape.dim)
     _refuse_overflow(shape, key.dtype, len(wanted), limit_gib)
-    with _pending(key, wanted, shape) as files, by_onednn(encoder), written(files, device) as write:
+    with _pending(key, wanted, shape) as files, written(files, device) as write:
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(images[start : start + _BATCH]).to(device)
             states = _hidden_states(encoder, batch, key.precision)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fusionbench.api.fusion import Method
-from fusionbench.encoders.products import by_onednn
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stepping import needs_encoder, taps_of
@@ -92,12 +91,11 @@ def run_alone(
     model = build_model(method, {**spec.settings, **tuned.settings}, materials, spec.seed)
     log: TrainingLog | FloatingPointError
     found: list[Evaluation] = []
-    with by_onednn(model, materials.encoder):
-        try:
-            log = train(model, materials, spec.seed, tuned.lr)
-            found = [evaluate(model, task, spec.split, eval_batch) for task in materials.by_task]
-        except FloatingPointError as error:
-            log = error
+    try:
+        log = train(model, materials, spec.seed, tuned.lr)
+        found = [evaluate(model, task, spec.split, eval_batch) for task in materials.by_task]
+    except FloatingPointError as error:
+        log = error
     seconds = (time.perf_counter() - started) / len(members)
     return outcomes(
         members, model, log, materials, found, seconds=seconds, notes=(note,) if note else ()

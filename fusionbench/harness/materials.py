@@ -1,4 +1,4 @@
-"""What the cells of one task share: examples, questions and hidden states, on the device."""
+"""Examples, questions and hidden states of a task on the device, shared by its cells."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ class Batch:
         return len(self.rows)
 
     def pick(self, index: Int[Tensor, " picked"]) -> "Batch":
-        """Some of the examples, in the given order."""
+        """The examples at these positions, in this order."""
         return Batch(
             rows=self.rows[index], questions=self.questions[index], answers=self.answers[index]
         )
@@ -69,7 +69,7 @@ class Materials:
     queries: Float[Tensor, "question query_dim"] = field(init=False)
     """What a fusion sees of each question."""
     shuffled_questions: Int[Tensor, " image"] = field(init=False)
-    """For each image a question that was drawn from all training examples, whatever is asked."""
+    """Row of a random training question for each image (control `question=shuffled`)."""
     answers: Float[Tensor, "answer width"] = field(init=False)
     """Frozen embeddings of the answers, in the reader's width."""
     _leak: QuestionTable = field(init=False)
@@ -114,13 +114,13 @@ class Materials:
         return gather
 
     def resident(self, taps: Sequence[Tap]) -> bool:
-        """Whether these hidden states lie on the device; others are mapped from disk."""
+        """True if these hidden states are on the device; others are mapped from disk."""
         return all(self._stored(tap).device.type == self.device.type for tap in taps)
 
     def mapped(
         self, taps: Sequence[Tap], rows: Int[Tensor, " example"]
     ) -> Float[Tensor, "tap batch token dim"]:
-        """Hidden states as they are stored, where they are stored: nothing reaches the device."""
+        """The hidden states of these images from disk, in the stored type and not on the device."""
         return torch.stack([self._stored(tap).index_select(0, rows) for tap in taps])
 
     def _rows(self, tap: Tap, rows: Int[Tensor, " example"]) -> Float[Tensor, "batch token dim"]:
@@ -183,7 +183,7 @@ def joined(parts: Sequence[Materials], bundle: Bundle) -> Materials:
 
 
 _AHEAD = 3
-"""Batches that wait at most: one is copied, one is ready, one is read."""
+"""Most batches in flight: one is copied, one is ready, one is read."""
 Hidden = Float[Tensor, "tap example token dim"]
 
 
@@ -208,7 +208,7 @@ def prefetch(
 def _read(
     materials: Materials, taps: Sequence[Tap], rows: Sequence[Int[Tensor, " example"]]
 ) -> Iterator[Hidden]:
-    """What is mapped from disk, a few batches ahead of what is asked for."""
+    """Hidden states mapped from disk, read a few batches before they are used."""
     pin = materials.device.type == "cuda"
 
     def gather(picked: Int[Tensor, " example"]) -> Hidden:

@@ -42,7 +42,7 @@ _GRADIENT_FLOOR = {"fp32": 1e-5, "bf16": 1e-2}
 
 
 class NotEquivalent(Exception):
-    """Together the runs do not do what each does alone; says how."""
+    """The first step or the logits of a pass differ from those of each model alone."""
 
 
 def check_equivalence(
@@ -72,7 +72,7 @@ def check_equivalence(
 def _difference(  # noqa: PLR0913
     stack: Stack, found: Tensor, model: Model, loss: Tensor, run: int, materials: Materials
 ) -> str:
-    """What a run does otherwise in the pass than alone; empty if nothing."""
+    """How a run in the pass differs from the run alone; empty if it does not."""
     precision = materials.budget.precision
     if not torch.allclose(found.float(), loss.float(), atol=_LOSS_TOLERANCE[precision]):
         return f"the first loss is {found:.6g} in the pass, {loss:.6g} alone"
@@ -100,7 +100,7 @@ def _difference(  # noqa: PLR0913
 
 @dataclass(frozen=True, kw_only=True)
 class PassMember:
-    """What tells one run of a pass from another."""
+    """The seed and learning rate of one training of a pass."""
 
     seed: int
     lr: float
@@ -164,7 +164,7 @@ class _Optimisers:
             self.parts.append((part, lr, views, optimiser))
 
     def forget(self) -> None:
-        """Drop the gradients of the step before, or of one that ended half-way."""
+        """Drop the gradients of the last step."""
         for name in self.names:
             self.parameters[name].grad = None
 
@@ -296,9 +296,9 @@ def _check_logits(
         with autocast(materials):
             alone, _ = model(few, materials)
         apart = (together[run, : len(few)] - alone).float().norm()
-        # A run that diverged says nothing, together or alone.
+        # A run that diverged has NaN logits both ways, which no comparison rejects.
         if apart > _TOLERANCE[materials.budget.precision] * alone.float().norm():
-            raise NotEquivalent("a trained run says something else in the pass than alone")
+            raise NotEquivalent("the logits of a trained run differ in the pass and alone")
 
 
 def _trace_of(run: int, counts: Sequence[int], traces: Sequence[Mapping[str, Tensor]]) -> Trace:

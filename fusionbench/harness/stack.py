@@ -42,7 +42,7 @@ def loss_of(  # noqa: PLR0913
     hidden: Float[Tensor, "tap batch token dim"],
     query: Float[Tensor, "batch query_dim"],
 ) -> Float[Tensor, ""]:
-    """The loss of a method whose hidden states all lie ready."""
+    """The loss of a batch whose hidden states are loaded."""
     batch = Batch(rows=rows, questions=questions, answers=answers)
     fused = fuse(model.fusion, lambda _: hidden, query)
     return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
@@ -55,12 +55,12 @@ def output_of(
     hidden: Float[Tensor, "tap batch token dim"],
     query: Float[Tensor, "batch query_dim"],
 ) -> Output:
-    """What a trained model says of a batch whose hidden states lie ready."""
+    """Logits and trace for a batch whose hidden states are loaded."""
     return _output(model, materials, batch, fuse(model.fusion, lambda _: hidden, query))
 
 
 def start(model: Model, materials: Materials, tokens: Tensor, query: Tensor) -> Any:
-    """A state before the first block."""
+    """The method's state before the first block."""
     return _stepping(model).start(tokens, query)
 
 
@@ -82,7 +82,7 @@ def finish(  # noqa: PLR0913
     tokens: Float[Tensor, "batch token dim"],
     state: Any,
 ) -> Float[Tensor, ""]:
-    """The loss behind the last block."""
+    """The loss after the last block."""
     batch = Batch(rows=rows, questions=questions, answers=answers)
     fused = _stepping(model).finish(tokens, state)
     return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
@@ -91,7 +91,7 @@ def finish(  # noqa: PLR0913
 def output_after(
     model: Model, materials: Materials, tokens: Tensor, state: Any, batch: Batch
 ) -> Output:
-    """What a trained model says behind the last block."""
+    """Logits and trace after the last block."""
     return _output(model, materials, batch, _stepping(model).finish(tokens, state))
 
 
@@ -146,7 +146,7 @@ class Stack:
         hidden: Float[Tensor, "run tap batch token dim"],
         query: Float[Tensor, "run batch query_dim"],
     ) -> Float[Tensor, " run"]:
-        """From hidden states that lie ready: nothing here reads a file or looks at a value."""
+        """The losses from loaded hidden states: no file is read, no branch depends on a value."""
         if needs_encoder(self._call.model.fusion):
             return self._stepped((rows, questions, answers), hidden, query)
         return self._over(loss_of, rows, questions, answers, hidden, query)
@@ -161,7 +161,7 @@ class Stack:
     def outputs(
         self, batch: Batch, hidden: Float[Tensor, "tap batch token dim"], *, room: int = 0
     ) -> Output:
-        """What each run says of the same examples: [run batch answer], and traces by [run].
+        """Logits [run batch answer] and traces [run ...] of all runs on the same examples.
 
         The hidden states are there once for all runs. `room`: examples a run that the frozen
         blocks always get, the last batch filled up, so that one compiled graph serves them all.
@@ -189,7 +189,7 @@ class Stack:
     def _walked(
         self, tokens: Float[Tensor, "run batch token dim"], state: Any, room: int = 0
     ) -> tuple[Float[Tensor, "run batch token dim"], Any]:
-        """From behind block 1 to behind the last that the method needs."""
+        """Tokens and state after the last block that the method needs, from those after block 1."""
         fusion = self._call.model.fusion
         for index in range(2, getattr(fusion, "depth", 1) + 1):
             tokens = self._frozen(index, tokens, room)

@@ -23,7 +23,7 @@ _LOSS_POINTS = 21
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLog:
-    """What a training run leaves behind, the weights apart."""
+    """Losses of a training and the parameters that it did not train."""
 
     losses: tuple[float, ...]
     """The loss at evenly spaced steps, first and last included."""
@@ -94,7 +94,7 @@ def autocast(materials: Materials) -> torch.autocast:
 
 
 def _without_gradient(fusion: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Weight decay moves dead parameters too, so the first moment is what tells them."""
+    """Parameters whose first moment is zero; weight decay moves even those without a gradient."""
     moments = {p: state["exp_avg"] for p, state in optimiser.state.items()}
     return tuple(
         name
@@ -122,9 +122,6 @@ def _optimiser(model: Model, budget: Budget, lr: float) -> torch.optim.AdamW:
     # Free: biases, norms, gates and mixing weights.
     decayed, free = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
     return adamw(decayed, free, budget, lr)
-
-
-# Scores per example, and the method's instruments averaged over the examples.
 
 
 Scores = Float[np.ndarray, " example"]

@@ -32,7 +32,7 @@ def remaining(done: int, total: int, seconds: float) -> str:
 
 
 class Silent:
-    """Nothing but notes: what went wrong is always said."""
+    """Prints notes only: errors are always shown."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -47,7 +47,7 @@ class Silent:
         """`n` cells have ended, well or badly."""
 
     def note(self, text: str) -> None:
-        """Something a person should read."""
+        """Print one line."""
         self.stream.write(f"{text}\n")
         self.stream.flush()
 
@@ -84,7 +84,7 @@ class Lines:
             self._print()
 
     def note(self, text: str) -> None:
-        """Something a person should read."""
+        """Print one line."""
         self.stream.write(f"{text}\n")
         self.stream.flush()
 
@@ -100,7 +100,7 @@ class Lines:
 
 
 class Live:
-    """One line that moves: a bar, cells done and total, the current cell, the time left."""
+    """A live line: a bar, cells done and total, the current cell, the time left."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -137,7 +137,7 @@ class Live:
             self.bar.update(self.row, advance=n, left=f"{left} left")
 
     def note(self, text: str) -> None:
-        """Something a person should read, above the bar."""
+        """Print one line above the bar."""
         if self.bar is None:
             self.stream.write(f"{text}\n")
             return

@@ -1,7 +1,7 @@
 """Which variants of a method an ablation runs: one change each, or combinations of switches.
 
-A method declares its switches beside itself (`@method(switches=...)`): for a setting, what to try
-in its place, "off" first. No torch here.
+A method declares its switches (`@method(switches=...)`): for a setting, the values to try
+instead, "off" first. No torch here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -108,13 +108,13 @@ def _levels(base: Chosen, switch: str) -> tuple[Setting, ...]:
 
 
 def _is_void(base: Chosen, off: Mapping[str, Setting], on: Sequence[bool]) -> bool:
-    """Whether a switch that is on in this cell can do nothing in it."""
+    """True if a switch that is on in this cell has no effect there."""
     idle = _idle(base, {**base.settings, **_changes(off, on)})
     return any(state and name in idle for name, state in zip(off, on, strict=True))
 
 
 def _idle(base: Chosen, settings: Mapping[str, Setting]) -> set[str]:
-    """The switches that can do nothing beside these settings."""
+    """The switches without effect under these settings."""
     return {
         switch
         for given, switches in base.card.idle

@@ -72,7 +72,7 @@ PRESETS: Mapping[str, Study] = {study.name: study for study in (QUICK, PAPER, SM
 
 
 def as_plain(study: Study) -> dict[str, Any]:
-    """The study as it stands in JSON."""
+    """The study as JSON values."""
     return dict(json.loads(json.dumps(asdict(study))))
 
 
@@ -137,7 +137,7 @@ def with_overrides(  # noqa: PLR0913  (one argument for each flag)
     seeds: int | None = None,
     settings: Sequence[str] = (),
 ) -> Study:
-    """The study with what the command line says instead; settings are added to its own."""
+    """The study with the values of the flags; settings are added to its own."""
     merged: dict[str, dict[str, Any]] = {k: dict(v) for k, v in study.settings.items()}
     for text in settings:
         name, key, value = split_assignment(text)
@@ -160,7 +160,7 @@ def _changed(start: T, values: Mapping[str, Any], prefix: str) -> T:
 
 
 def _field(what: str, value: object, hint: Any) -> Any:
-    """`value` in the type that the field of a study is annotated with."""
+    """`value` in the annotated type of its field."""
     if hint == tuple[str, ...]:
         return _names(what, value)
     origin, inner = get_origin(hint), get_args(hint)

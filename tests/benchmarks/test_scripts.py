@@ -32,9 +32,6 @@ RUNS = {
         (*CPU, "--seeds", "2", "--steps", "2", "--methods", "scalar_mix"),
         {"seed-loop-cpu", "scoring-seeds"},
     ),
-    "linear_layers.py": (
-        ("--steps", "1", "--turns", "1", "--methods", "mema"), {"linear-layers-cpu"},
-    ),
     "seeds_in_encoder.py": (
         (*CPU, "--seeds", "2", "--steps", "11", "--batch", "1", "--ways", "steps",
          "--method", "dia_lstm"),

@@ -133,7 +133,10 @@ class KeepsANumberForLater(_OneLayer):
 
 @pytest.mark.parametrize(
     ("method", "words"),
-    [(LooksWhenItIsTrained, "RuntimeError"), (KeepsANumberForLater, "something else")],
+    [
+        (LooksWhenItIsTrained, "RuntimeError"),
+        (KeepsANumberForLater, "logits of a trained run differ"),
+    ],
 )
 def test_what_cannot_be_scored_together_is_scored_alone_and_says_why(method, words):
     shared = shared_by(method, {})
