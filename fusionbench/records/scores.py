@@ -20,14 +20,14 @@ from fusionbench.records.cell import Budget, CellRecord, canonical
 # Names of rows and columns: plain where they are unique, else marked with what differs.
 
 
-def method_mark(record: CellRecord, version_tells: bool) -> str:
+def method_suffix(record: CellRecord, version_tells: bool) -> str:
     """What tells two methods of one label apart: the version, or the settings as well."""
     settings = sha256(canonical(dict(record.spec.settings)).encode()).hexdigest()[:6]
     version = f"version {record.spec.method_version}"
     return version if version_tells else f"{version}, settings {settings}"
 
 
-def task_mark(record: CellRecord, version_tells: bool) -> str:
+def task_suffix(record: CellRecord, version_tells: bool) -> str:
     """What tells two tasks of one name apart: the version, or the data as well."""
     version = f"version {record.spec.task_version}"
     return version if version_tells else f"{version}, data {record.spec.data[:6]}"
@@ -138,9 +138,9 @@ class ScoreTable:
         return [run for task in range(len(self.tasks)) for run in self.runs(method, task)]
 
     @cached_property
-    def twins(self) -> Mapping[int, int]:
-        """Methods that scored alike on every example of every cell: row -> row, shortest name."""
-        alike: dict[tuple[tuple[str, int, str], ...], list[int]] = {}
+    def identical(self) -> Mapping[int, int]:
+        """Methods with equal outcomes in every cell: row -> row of the shortest name."""
+        groups: dict[tuple[tuple[str, int, str], ...], list[int]] = {}
         for method in range(len(self.methods)):
             done = tuple(
                 (record.spec.task, record.spec.seed, record.outcomes)
@@ -148,9 +148,9 @@ class ScoreTable:
                 if record.status == "done"
             )
             if done and all(outcomes for _, _, outcomes in done):
-                alike.setdefault(done, []).append(method)
+                groups.setdefault(done, []).append(method)
         found: dict[int, int] = {}
-        for rows in alike.values():
+        for rows in groups.values():
             first = min(rows, key=lambda row: (len(self.methods[row]), row))
             found |= {row: first for row in rows if row != first}
         return found
@@ -182,8 +182,8 @@ def _table(records: list[CellRecord]) -> ScoreTable:
     # Keys are JSON of all settings: made once for each record, there may be 100,000.
     method_keys = [_method_key(record) for record in records]
     task_keys = [_task_key(record) for record in records]
-    method_names = unique_names(records, method_keys, _label, method_mark)
-    task_names = unique_names(records, task_keys, lambda r: r.spec.task, task_mark)
+    method_names = unique_names(records, method_keys, _label, method_suffix)
+    task_names = unique_names(records, task_keys, lambda r: r.spec.task, task_suffix)
     methods = sorted(method_names, key=lambda key: method_names[key])
     tasks = sorted(task_names, key=lambda key: task_names[key])
     rows = {key: index for index, key in enumerate(methods)}

@@ -10,7 +10,7 @@ from fusionbench.records.cost import CostRecord, Spread
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Page
-from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown_grid
+from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown
 
 # What a profile says, as text: for people, and with all digits for programs.
 
@@ -18,36 +18,33 @@ from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, mark
 NOT_MEASURED = "not measured"
 COUNTED = "meta"
 """The device of a profile that was counted and not run; one that ran takes its place."""
+_CONDITIONS = ("device", "dtype", "batch", "mode", "compile")
+_FLOPS = (
+    "flops_over_encoder",
+    "flops_backward_over_encoder",
+    "flops_language_model_over",
+    "flops_encoder",
+)
+_LOAD = ("throughput", "peak_memory_bytes", "peak_memory_over_encoder_bytes")
 
 
 def columns(profile: CostRecord | None) -> Row:
-    """The numbers of one profile; empty fields where there is none."""
+    """Conditions and numbers of one profile, in FLOPs, ms, images per second and bytes."""
     how = profile.conditions if profile else None
-    latency = profile.latency_ms if profile else None
-    over = profile.latency_over_encoder_ms if profile else None
     return {
-        "device": how.device if how else "",
-        "dtype": how.dtype if how else "",
-        "batch": str(how.batch) if how else "",
-        "mode": how.mode if how else "",
-        "compile": how.compile if how else "",
-        "flops_over_encoder": number(profile.flops_over_encoder if profile else None),
-        "flops_backward_over_encoder": number(
-            profile.flops_backward_over_encoder if profile else None
-        ),
-        "flops_language_model_over": number(profile.flops_language_model_over if profile else None),
-        "flops_encoder": number(profile.flops_encoder if profile else None),
-        "latency_ms": number(latency.median if latency else None),
-        "latency_q1_ms": number(latency.q1 if latency else None),
-        "latency_q3_ms": number(latency.q3 if latency else None),
-        "latency_over_encoder_ms": number(over.median if over else None),
-        "latency_over_encoder_q1_ms": number(over.q1 if over else None),
-        "latency_over_encoder_q3_ms": number(over.q3 if over else None),
-        "throughput": number(profile.throughput if profile else None),
-        "peak_memory_bytes": number(profile.peak_memory_bytes if profile else None),
-        "peak_memory_over_encoder_bytes": number(
-            profile.peak_memory_over_encoder_bytes if profile else None
-        ),
+        **{name: getattr(how, name, None) for name in _CONDITIONS},
+        **{name: getattr(profile, name, None) for name in _FLOPS},
+        **_quartiles("latency", profile.latency_ms if profile else None),
+        **_quartiles("latency_over_encoder", profile.latency_over_encoder_ms if profile else None),
+        **{name: getattr(profile, name, None) for name in _LOAD},
+    }
+
+
+def _quartiles(name: str, found: Spread | None) -> Row:
+    return {
+        f"{name}_ms": found.median if found else None,
+        f"{name}_q1_ms": found.q1 if found else None,
+        f"{name}_q3_ms": found.q3 if found else None,
     }
 
 
@@ -90,11 +87,6 @@ def plain(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def number(value: float | int | None) -> str:
-    """All digits; empty for what is not known."""
-    return "" if value is None else f"{value:.8g}" if isinstance(value, float) else str(value)
-
-
 # Cost on encoders that no cell used: shapes at real scale, profiled without a study.
 #
 # Everything is the profile's own; a count is the same on every device, so a row takes the counts of
@@ -122,7 +114,7 @@ def at_scale(profiles: Sequence[CostRecord]) -> Page:
         found = list(_rows(group))
         grid = [_shown_scale(one, counts) for one, counts in found]
         note = _NOTE_scale.format(weights=group[0].conditions.weights, size=size, width=width)
-        texts.append(f"### {encoder}\n\n{note}\n\n{markdown_grid(grid)}")
+        texts.append(f"### {encoder}\n\n{note}\n\n{markdown(grid)}")
         latex.append(latex_grid(grid, f"Cost; {encoder}", f"cost-{encoder}"))
         rows += [_long_scale(one) for one, _ in found]
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
@@ -152,7 +144,7 @@ def _shown_scale(one: CostRecord, counts: Sequence[CostRecord]) -> GridRow:
         "trained": f"{trained:,}",
         "added": f"{one.parameters['over_projector']:,}",
         "total": f"{trained + one.parameters['encoder']:,}",
-        "tokens out": str(one.tokens_out),
+        "tokens out": one.tokens_out,
         "forward": large(one.flops_over_encoder),
         "backward": large(back),
         "language model": large(one.flops_language_model_over),
@@ -175,10 +167,10 @@ def _long_scale(one: CostRecord) -> Row:
     return {
         "track": "",
         "encoder": one.conditions.encoder,
-        "steps": "",
+        "steps": None,
         "method": one.label,
-        **{f"{key}_{end}": str(value) for key, value in counts.items() for end in ("min", "max")},
-        "cacheable": str(not one.in_encoder).lower(),
+        **{f"{key}_{end}": value for key, value in counts.items() for end in ("min", "max")},
+        "cacheable": not one.in_encoder,
         **columns(one),
     }
 
@@ -200,7 +192,7 @@ def cost_page(analyses: Sequence[Analysis], profiles: Sequence[CostRecord]) -> P
         here = [one for one in profiles if one.conditions.encoder == condition.encoder]
         grid = [row for method in methods for row in _shown(analysis, method, here)]
         note = _NOTE.format(baseline=analysis.plan.baseline)
-        texts.append(f"### {condition.title}\n\n{note}\n\n{markdown_grid(grid)}")
+        texts.append(f"### {condition.title}\n\n{note}\n\n{markdown(grid)}")
         latex.append(latex_grid(grid, f"Cost; {condition.title}", f"cost-{condition.encoder}"))
         rows += [row for method in methods for row in _long(analysis, method, here)]
     seen = {analysis.table.condition.encoder for analysis in analyses}
@@ -232,17 +224,16 @@ def _shown(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> I
 
 def _long(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> Iterator[Row]:
     table = analysis.table
-    counts = {key: _ends(values) for key, values in _counts(analysis, method).items()}
     for profile in _of(table, method, profiles) or [None]:
         yield {
             **conditions(table),
             "method": table.methods[method],
             **{
-                f"{key}_{end}": count
-                for key, ends in counts.items()
-                for end, count in zip(("min", "max"), ends, strict=True)
+                f"{key}_{end.__name__}": end(values, default=None)
+                for key, values in _counts(analysis, method).items()
+                for end in (min, max)
             },
-            "cacheable": str(not _inside(table, method)).lower(),
+            "cacheable": not _inside(table, method),
             **columns(profile),
         }
 
@@ -297,7 +288,3 @@ def _range(values: Sequence[int]) -> str:
         return NOT_MEASURED
     ends = sorted({min(values), max(values)})
     return " to ".join(f"{value:,}" for value in ends)
-
-
-def _ends(values: Sequence[int]) -> tuple[str, str]:
-    return (str(min(values)), str(max(values))) if values else ("", "")

@@ -1,4 +1,4 @@
-"""What ran, what did not and why, and where the records come from."""
+"""`tables/coverage`: what ran, what did not and why, and where the records come from."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,9 +6,46 @@ from collections.abc import Iterable, Iterator, Sequence
 from fusionbench.records.cell import CellRecord, Status
 from fusionbench.records.history import Run
 from fusionbench.records.scores import ScoreTable
-from fusionbench.report.tables import Row, conditions
+from fusionbench.report.analysis import Analysis
+from fusionbench.report.page import Page, Report
+from fusionbench.report.tables import Row, conditions, latex_grid, markdown
 
 _STATES: tuple[Status, ...] = ("done", "skipped", "failed")
+
+
+def coverage_page(report: Report) -> Page:
+    """Cells by status, reasons, warnings of the training, and the records' origins."""
+    records, planned = report.results.records, report.planned
+    status = status_rows(records, planned)
+    outlying = [line for one in report.analyses for line in _outlying(one)]
+    parts = [markdown(status)]
+    for heading, lines in (
+        ("Skipped and failed", reasons(records)),
+        ("Tasks left out", left_out(planned)),
+        ("Worth knowing", [*warnings(records), *outlying]),
+        ("Files that were ignored", [f"- {problem}" for problem in report.problems]),
+        ("Origins", origins(records)),
+    ):
+        if lines:
+            parts.append(f"### {heading}\n\n" + "\n".join(lines) + "\n")
+    tables = report.results.tables
+    return Page(
+        markdown="\n".join(parts),
+        rows=[row for table in tables for row in coverage_rows(table, planned)],
+        latex=latex_grid(status, "What ran", "coverage"),
+    )
+
+
+def _outlying(analysis: Analysis) -> Iterator[str]:
+    """A line for each cell with a run far from the others, since such a run shifts its mean."""
+    table = analysis.table
+    for (method, task), seeds in analysis.outlying.items():
+        scores = ", ".join(f"{100 * value:.1f}" for value in table.values[method, task])
+        which = ", ".join(map(str, seeds))
+        yield (
+            f"- {table.methods[method]} on {table.tasks[task].name}: seed {which} lies more than "
+            f"5 MAD from the median; all runs: {scores}"
+        )
 
 
 def status_rows(records: Sequence[CellRecord], planned: Run | None) -> list[Row]:
@@ -18,8 +55,8 @@ def status_rows(records: Sequence[CellRecord], planned: Run | None) -> list[Row]
     labels = sorted({_label(record) for record in records} | set(missing))
     return [
         {"method": label}
-        | {state: str(counts[label, state]) for state in _STATES}
-        | {"not run": str(missing[label])}
+        | {state: counts[label, state] for state in _STATES}
+        | {"not run": missing[label]}
         for label in labels
     ]
 
@@ -37,8 +74,8 @@ def coverage_rows(table: ScoreTable, planned: Run | None) -> Iterator[Row]:
                 **conditions(table),
                 "method": name,
                 "task": task.name,
-                **{state: str(counts[state]) for state in _STATES},
-                "not_run": str(missing[asked]),
+                **{state: counts[state] for state in _STATES},
+                "not_run": missing[asked],
                 "reason": "; ".join(why),
             }
 

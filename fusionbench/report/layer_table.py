@@ -14,7 +14,7 @@ from fusionbench.records.cell import CellRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Page
-from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown_grid
+from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown
 
 Places = tuple[str, ...]
 Trace = Float[np.ndarray, "run layer"]
@@ -33,7 +33,7 @@ def layer_page(analyses: Sequence[Analysis]) -> Page:
         if not grids:
             continue
         parts = [f"### {table.condition.title}", "", _NOTE, ""]
-        texts.append("\n".join([*parts, *(markdown_grid(grid) for grid in grids)]))
+        texts.append("\n".join([*parts, *(markdown(grid) for grid in grids)]))
         for number, grid in enumerate(grids, 1):
             label = f"layers-{table.condition.encoder}-{number}"
             latex.append(latex_grid(grid, f"Layers; {table.condition.title}", label))
@@ -66,11 +66,11 @@ def _long(table: ScoreTable) -> Iterator[Row]:
                         "task": facts.name,
                         "trace": instrument,
                         "layer": place,
-                        "position": str(index),
-                        "median": f"{middle:.6f}",
-                        "low": f"{low:.6f}",
-                        "high": f"{high:.6f}",
-                        "n_seeds": str(len(runs)),
+                        "position": index,
+                        "median": float(middle),
+                        "low": float(low),
+                        "high": float(high),
+                        "n_seeds": len(runs),
                     }
 
 

@@ -8,6 +8,7 @@ regime and has a table of its own, in the order of the file and not of the score
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 
@@ -184,12 +185,13 @@ def _benchmark(number: Reported) -> str:
 
 
 def _long_row(number: Reported, title: str, summary: Summary) -> Row:
-    percent = {"mean": summary.mean, "low": summary.low, "high": summary.high}
-    ours = {f"ours_{k}": "" if v != v else f"{100 * v:.6f}" for k, v in percent.items()}
+    ours = {"mean": summary.mean, "low": summary.low, "high": summary.high}
     return {
         **vars(number),
-        "comparable": str(bool(title)).lower(),
-        **ours,
-        "ours_runs": str(summary.runs) if title else "",
+        # Prints as published (`21.00`) and sorts as a number.
+        "value": Decimal(number.value),
+        "comparable": bool(title),
+        **{f"ours_{key}": 100 * value for key, value in ours.items()},
+        "ours_runs": summary.runs if title else None,
         "ours_condition": title,
     }

@@ -98,7 +98,8 @@ def _label(material: Material, method: str, baseline: str) -> str:
 
 
 def _points(row: Row, key: str) -> float:
-    return 100 * float(row.get(key) or "nan")
+    value = row.get(key)
+    return float("nan") if value is None else 100 * float(value)
 
 
 def _from_runs(material: Material) -> Iterator[Difference]:

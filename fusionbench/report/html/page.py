@@ -17,8 +17,8 @@ from fusionbench.records.history import Run
 from fusionbench.report import coverage
 from fusionbench.report.figures.style import DARK, Drawn
 from fusionbench.report.html.grid import Grid, pivots, plain
-from fusionbench.report.page import Material as Report
-from fusionbench.report.tables import Row
+from fusionbench.report.page import Report
+from fusionbench.report.tables import Row, is_missing
 
 # What stands below the scores: methods and versions, environment, and how to run it again.
 
@@ -28,7 +28,7 @@ def method_rows(records: Sequence[CellRecord]) -> list[Row]:
     found = {
         (record.label or record.spec.method, record.spec.method_version, _settings(record)): {
             "method": record.label or record.spec.method,
-            "version": str(record.spec.method_version),
+            "version": record.spec.method_version,
             "where": "in the encoder" if record.in_encoder else "on cached features",
             "settings": _settings(record),
             "from": str(record.provenance.get("method", "")),
@@ -48,12 +48,12 @@ def task_rows(records: Sequence[CellRecord]) -> list[Row]:
     found = {
         (record.spec.task, record.spec.task_version, record.spec.data): {
             "task": record.spec.task,
-            "version": str(record.spec.task_version),
+            "version": record.spec.task_version,
             "group": record.group,
             "in the suite": "yes" if record.in_suite else "no",
             "metric": record.metric,
-            "chance": f"{record.chance:.6f}",
-            "test examples": str(record.examples),
+            "chance": record.chance,
+            "test examples": record.examples,
             "data": record.spec.data[:12],
         }
         for record in sorted(records, key=lambda record: record.status == "done")
@@ -70,7 +70,7 @@ def environment_rows(records: Iterable[CellRecord]) -> list[Row]:
         if record.status == "done":
             found.update(_origins(record.provenance))
     return [
-        {"part": part, "name": name, "value": value, "cells": str(count)}
+        {"part": part, "name": name, "value": value, "cells": count}
         for (part, name, value), count in sorted(found.items())
     ]
 
@@ -248,7 +248,11 @@ def grids(tables: Mapping[str, Sequence[Row]]) -> list[Grid]:
 
 def _shown(name: str, rows: Sequence[Row]) -> list[Row]:
     """The columns that a reader needs; the CSV file has all of them."""
-    keep = [key for key in _COLUMNS.get(name) or rows[0] if any(row.get(key) for row in rows)]
+    keep = [
+        key
+        for key in _COLUMNS.get(name) or rows[0]
+        if not all(is_missing(row.get(key)) for row in rows)
+    ]
     same = [key for key in _CONDITION if len({row.get(key) for row in rows}) == 1]
     return [{key: row[key] for key in keep if key in row and key not in same} for row in rows]
 
