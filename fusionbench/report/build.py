@@ -68,7 +68,7 @@ def mark(home: Path, inputs: str) -> None:
 
 
 def fingerprint(store: Store, finished: Iterable[str]) -> str:
-    """SHA-256 over everything that a report shows; `finished` are the ids of the store's cells."""
+    """Hash over everything that a report shows; `finished` are the ids of the store's cells."""
     failures = [path.name for path in (store.folder / "failures").glob("*.json")]
     names = sorted([*finished, *failures])
     profiles = sorted((store.folder / FOLDER).glob("*.json"))

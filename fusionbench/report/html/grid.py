@@ -156,7 +156,8 @@ def shorter(key: str, value: object) -> str:
     if is_missing(value) or not isinstance(value, int | float) or isinstance(value, bool):
         return digits(key, value)
     if key in SHARES:
-        return f"{100 * value:.1f}"
+        # Adding zero turns -0.0 into 0.0.
+        return f"{round(100 * value, 1) + 0.0:.1f}"
     if key in P_VALUES:
         return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
     large = abs(value) >= 10_000 and value == int(value)
