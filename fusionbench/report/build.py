@@ -14,7 +14,7 @@ from fusionbench.records.history import ABLATIONS
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.report.ablation import ablation_page
-from fusionbench.report.analysis import analyse_all
+from fusionbench.report.analysis import Analysis, analyse_all
 from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.cost_table import cost_page
 from fusionbench.report.coverage import coverage_page, reasons
@@ -148,16 +148,20 @@ def collect(store: Store, baseline: str | None = None, finished: Cells | None = 
         raise UserError(f"{store.folder} holds no records", "run a study into it first")
     problems: list[Problem] = []
     profiles = tuple(read_profiles(store.folder, problems))
-    runs = store.history.runs()
-    suite = [table.pick(table.suite) for table in results.tables if table.suite.any()]
     return Report(
         results=results,
-        planned=runs[-1] if runs else None,
-        analyses=analyse_all(results, suite, runs, baseline),
+        planned=results.planned,
+        analyses=analyses_of(results, baseline),
         planted=[table.pick(~table.suite) for table in results.tables if not table.suite.all()],
         profiles=profiles,
         problems=[_relative(str(one), store.folder) for one in (*store.problems, *problems)],
     )
+
+
+def analyses_of(results: Results, baseline: str | None = None) -> tuple[Analysis, ...]:
+    """The analysis of each condition with tasks of the suite."""
+    suite = [table.pick(table.suite) for table in results.tables if table.suite.any()]
+    return analyse_all(results, suite, results.store.history.runs(), baseline)
 
 
 def _check(wanted: ReportOptions) -> None:

@@ -242,12 +242,16 @@ def frame(rows: Sequence[Row]) -> "DataFrame":
     """Rows as a data frame; whole numbers and booleans with gaps get nullable types."""
     import pandas as pd
 
-    found = pd.DataFrame(rows, dtype=object).infer_objects()
-    for name in found.select_dtypes(object):
+    found = pd.DataFrame(rows, dtype=object)
+    for name in found:
         kind = pd.api.types.infer_dtype(found[name], skipna=True)
-        if kind in ("integer", "boolean"):
-            found[name] = found[name].astype("Int64" if kind == "integer" else "boolean")
+        gaps = bool(found[name].isna().any())
+        dtype = _WITH_GAPS.get(kind) if gaps else None
+        found[name] = found[name].astype(dtype) if dtype else found[name].infer_objects()
     return found
+
+
+_WITH_GAPS = {"integer": "Int64", "boolean": "boolean", "floating": "float64", "empty": "float64"}
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
