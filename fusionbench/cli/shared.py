@@ -1,8 +1,8 @@
-"""What several commands need: the catalog, an encoder's card, a store's problems, said."""
+"""Shared by several commands: catalog, encoder cards, notes on stderr, CSV files."""
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,13 @@ from fusionbench.registry.catalog import Catalog, read_catalog
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
     from fusionbench.records.store import Store
+    from fusionbench.report.tables import Row
 
 
 def read(plugins: Sequence[str], *, strict: bool = False) -> Catalog:
-    """The catalog; what could not be used is said and stops nothing, unless `strict` says so.
+    """The catalog; its problems are printed to stderr.
 
-    Strictly, every plug-in is imported too, in a process of its own. Raises UserError then.
+    With `strict` every plug-in is imported in a child process, and one that fails raises UserError.
     """
     catalog = read_catalog(plugins, packed=packed_here())
     if strict:
@@ -29,7 +30,7 @@ def read(plugins: Sequence[str], *, strict: bool = False) -> Catalog:
 
 
 def packed_here() -> Collection[str]:
-    """Tasks of the packed folder, if there is one: they need none of their packages."""
+    """Tasks of the packed folder, which do not need their data packages."""
     if not os.environ.get("FUSIONBENCH_DATA"):
         return ()
     from fusionbench.study.data import packed_tasks
@@ -38,7 +39,7 @@ def packed_here() -> Collection[str]:
 
 
 def check_encoder(catalog: Catalog, name: str, image_size: int) -> "EncoderCard":
-    """What is known of an encoder. Raises UserError for a name or size that cannot be."""
+    """The card of an encoder. Raises UserError for an unknown name or an impossible size."""
     from fusionbench.registry.encoder_cards import describe
 
     try:
@@ -59,7 +60,7 @@ def refuse_plugged(catalog: Catalog, encoder: str, command: str) -> None:
 
 
 def found(store: "Store") -> Iterable[Problem]:
-    """What reading a store's records brought to light."""
+    """Problems found while reading a store's records."""
     store.finished()
     return store.problems
 
@@ -70,13 +71,13 @@ def say(problems: Iterable[Problem]) -> None:
         sys.stderr.write(f"note: {problem}\n")
 
 
-def write_rows(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """A table as CSV, whole or not at all. Raises UserError if the file cannot be written."""
+def write_rows(file: Path, rows: "Sequence[Row]") -> None:
+    """Write a CSV file atomically. Raises UserError if that fails."""
     from fusionbench.records.files import write_atomic
     from fusionbench.report.tables import comma_separated
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, comma_separated([dict(row) for row in rows]).encode())
+        write_atomic(file, comma_separated(rows).encode())
     except OSError as error:
         raise disk_error(error, file) from error

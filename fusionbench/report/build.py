@@ -22,7 +22,7 @@ from fusionbench.report.figures.write import write_figures
 from fusionbench.report.html.page import write_html
 from fusionbench.report.layer_table import layer_page
 from fusionbench.report.main_table import main_page, planted_page, summary_page
-from fusionbench.report.page import Page, Report, Section, figure_section, joined, title
+from fusionbench.report.page import Material, Page, Section, figure_section, joined, title
 from fusionbench.report.published import reported_page
 from fusionbench.report.tables import comma_separated
 
@@ -141,14 +141,14 @@ def write_report(
     return paths
 
 
-def collect(store: Store, baseline: str | None = None, finished: Cells | None = None) -> Report:
+def collect(store: Store, baseline: str | None = None, finished: Cells | None = None) -> Material:
     """Read a folder and analyse it. Raises UserError if it holds no record."""
     results = Results(store, finished)
     if not results.records:
         raise UserError(f"{store.folder} holds no records", "run a study into it first")
     problems: list[Problem] = []
     profiles = tuple(read_profiles(store.folder, problems))
-    return Report(
+    return Material(
         results=results,
         planned=results.planned,
         analyses=analyses_of(results, baseline),
@@ -203,7 +203,9 @@ def _files(stem: Path, page: Page, formats: Collection[str]) -> Iterator[Path]:
             file.unlink(missing_ok=True)
 
 
-def _pages(report: Report, pages: Mapping[str, Page], home: Path, formats: Collection[str]) -> None:
+def _pages(
+    report: Material, pages: Mapping[str, Page], home: Path, formats: Collection[str]
+) -> None:
     """The figures, and the pages that show them."""
     figures = write_figures(report, home / "figures") if {"md", "html"} & set(formats) else []
     if "md" in formats:

@@ -1,6 +1,6 @@
-"""`tables/contrasts`: what was planned and its verdicts, task by task, and everything else."""
+"""`tables/contrasts`: planned contrasts with verdicts, task by task, and exploratory ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def _p(estimate: Estimate | None) -> float | None:
     return float(estimate.p_value()) if estimate is not None and estimate.testable else None
 
 
-# What must be said above the contrasts: the claim, the family, and what this study cannot show.
+# The paragraphs above the contrasts: the claim, the correction, and the limits of this study.
 
 
 _CLAIM = (
@@ -184,7 +184,7 @@ def _few(analysis: Analysis) -> Iterator[str]:
 
 
 RING = "○"
-"""Marks an exploratory comparison that Benjamini-Hochberg lets through; no star."""
+"""Marks an exploratory difference after Benjamini-Hochberg; not a verdict."""
 
 
 def contrast_page(analyses: Sequence[Analysis]) -> Page:
@@ -225,7 +225,7 @@ def _text(analysis: Analysis) -> str:
 
 
 def _untested(analysis: Analysis) -> list[GridRow]:
-    """Runs instead of an interval: beside a handful of them it would be read as a test."""
+    """Single runs instead of an interval, which would be read as a test."""
     return [
         {
             "contrast": _name(row),
@@ -244,24 +244,35 @@ def _runs(measured: Measured) -> str:
     return "" if values is None else ", ".join(points(float(value)) for value in values)
 
 
+_COLUMNS: Mapping[str, Callable[[ContrastRow], str]] = {
+    "contrast": lambda row: _name(row),
+    "on": lambda row: row.scope.name,
+    "task": lambda row: row.scope.name,
+    "difference": lambda row: interval(row.measured.estimate),
+    "this test set": lambda row: interval(row.measured.runs),
+    "from control": lambda row: interval(row.to_control.estimate) if row.to_control else "-",
+    "control": lambda row: row.contrast.control or "none exists",
+    "p": lambda row: p_text(row.answer.p),
+    "p (Holm)": lambda row: p_text(row.answer.p_adjusted),
+    "p (this test set)": lambda row: p_text(row.flip_p),
+    "verdict": lambda row: _verdict(row),
+    "MDE": lambda row: points(row.answer.mde, sign=False),
+    "n": lambda row: _size(row),
+}
+_PLANNED = [name for name in _COLUMNS if name != "task"]
+_FOLLOWUP = ["contrast", "task", "difference", "this test set", "p (Holm)", "verdict", "MDE", "n"]
+
+
+def _tested(analysis: Analysis, kind: str, columns: Sequence[str]) -> list[GridRow]:
+    return [{name: _COLUMNS[name](row) for name in columns} for row in analysis.of(kind)]
+
+
 def _planned(analysis: Analysis) -> list[GridRow]:
-    return [
-        {
-            "contrast": _name(row),
-            "on": row.scope.name,
-            "difference": interval(row.measured.estimate),
-            "this test set": interval(row.measured.runs),
-            "from control": interval(row.to_control.estimate) if row.to_control else "-",
-            "control": row.contrast.control or "none exists",
-            "p": p_text(row.answer.p),
-            "p (Holm)": p_text(row.answer.p_adjusted),
-            "p (this test set)": p_text(row.flip_p),
-            "verdict": _verdict(row),
-            "MDE": points(row.answer.mde, sign=False),
-            "n": _size(row),
-        }
-        for row in analysis.of("planned")
-    ]
+    return _tested(analysis, "planned", _PLANNED)
+
+
+def _followups(analysis: Analysis) -> list[GridRow]:
+    return _tested(analysis, "followup", _FOLLOWUP)
 
 
 def _new_tasks(analysis: Analysis) -> list[GridRow]:
@@ -275,22 +286,6 @@ def _new_tasks(analysis: Analysis) -> list[GridRow]:
             "note": row.new_tasks.reason,
         }
         for row in rows
-    ]
-
-
-def _followups(analysis: Analysis) -> list[GridRow]:
-    return [
-        {
-            "contrast": _name(row),
-            "task": row.scope.name,
-            "difference": interval(row.measured.estimate),
-            "this test set": interval(row.measured.runs),
-            "p (Holm)": p_text(row.answer.p_adjusted),
-            "verdict": _verdict(row),
-            "MDE": points(row.answer.mde, sign=False),
-            "n": _size(row),
-        }
-        for row in analysis.of("followup")
     ]
 
 

@@ -7,13 +7,13 @@ from fusionbench.records.cell import CellRecord, Status
 from fusionbench.records.history import Run
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
-from fusionbench.report.page import Page, Report
+from fusionbench.report.page import Material, Page
 from fusionbench.report.tables import Row, conditions, latex_grid, markdown
 
 _STATES: tuple[Status, ...] = ("done", "skipped", "failed")
 
 
-def coverage_page(report: Report) -> Page:
+def coverage_page(report: Material) -> Page:
     """Cells by status, reasons, warnings of the training, and the records' origins."""
     records, planned = report.results.records, report.planned
     status = status_rows(records, planned)
@@ -49,7 +49,7 @@ def _outlying(analysis: Analysis) -> Iterator[str]:
 
 
 def status_rows(records: Sequence[CellRecord], planned: Run | None) -> list[Row]:
-    """Cells of each method by what became of them."""
+    """Number of cells of each method by status."""
     counts = Counter((_label(record), record.status) for record in records)
     missing = Counter(label for label, _, _ in not_run(records, planned))
     labels = sorted({_label(record) for record in records} | set(missing))
@@ -62,7 +62,7 @@ def status_rows(records: Sequence[CellRecord], planned: Run | None) -> list[Row]
 
 
 def coverage_rows(table: ScoreTable, planned: Run | None) -> Iterator[Row]:
-    """One row for each method and task: how many cells came to what, and why not."""
+    """One row for each method and task: cells by status, with the reasons."""
     missing = Counter((label, task) for label, task, _ in not_run(table.cells.values(), planned))
     for method, name in enumerate(table.methods):
         for column, task in enumerate(table.tasks):
@@ -81,7 +81,7 @@ def coverage_rows(table: ScoreTable, planned: Run | None) -> Iterator[Row]:
 
 
 def not_run(records: Iterable[CellRecord], planned: Run | None) -> list[tuple[str, str, int]]:
-    """(method, task, seed) of the last request's cells that left nothing behind."""
+    """(method, task, seed) of the last request's cells without a record."""
     if planned is None:
         return []
     there = {(_label(record), record.spec.task, record.spec.seed) for record in records}
@@ -91,7 +91,7 @@ def not_run(records: Iterable[CellRecord], planned: Run | None) -> list[tuple[st
 
 
 def reasons(records: Iterable[CellRecord]) -> list[str]:
-    """A line for each reason why cells were skipped or failed, with how many it concerns."""
+    """A line for each reason why cells were skipped or failed, with their number."""
     counts = Counter(
         (record.status, _label(record), record.spec.task, last_line(record.reason))
         for record in records
@@ -104,13 +104,13 @@ def reasons(records: Iterable[CellRecord]) -> list[str]:
 
 
 def left_out(planned: Run | None) -> list[str]:
-    """A line for each task whose data was not here."""
+    """A line for each task whose data was not available."""
     unavailable = planned.unavailable if planned else {}
     return [f"- {task}: {reason}" for task, reason in sorted(unavailable.items())]
 
 
 def warnings(records: Iterable[CellRecord]) -> list[str]:
-    """What a reader should know of the training: dead parameters, learning rates at the edge."""
+    """Warnings of the training: unchanged parameters, learning rates at the edge of the grid."""
     done = [record for record in records if record.status == "done"]
     cells = Counter(_label(record) for record in done)
     unmoved = Counter((_label(r), ", ".join(r.unmoved)) for r in done if r.unmoved)
@@ -163,8 +163,8 @@ def _label(record: CellRecord) -> str:
 
 
 def last_line(reason: str) -> str:
-    """What went wrong, in one line."""
-    # The lines above it are a traceback: they name files of the machine that ran the cell.
+    """The last line of an error."""
+    # The lines above are a traceback with paths of the machine that ran the cell.
     return reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
 
 

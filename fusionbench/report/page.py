@@ -26,7 +26,7 @@ class Page:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Material:
     """What sections are made from: the records, read once, and their analysis."""
 
     results: Results
@@ -47,7 +47,7 @@ class Section:
 
     name: str
     title: str
-    write: Callable[[Report], Page]
+    write: Callable[[Material], Page]
 
 
 _READING = """\

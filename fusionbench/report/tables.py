@@ -53,6 +53,12 @@ def digits(column: str, value: object) -> str:
     return str(value)
 
 
+def csv_row(values: Mapping[str, object]) -> Row:
+    """A row with numpy numbers as Python floats."""
+    numpy = np.floating | np.ndarray
+    return {key: float(v) if isinstance(v, numpy) else v for key, v in values.items()}
+
+
 def points(value: float | None, *, sign: bool = True) -> str:
     """A difference in points: `+1.2`."""
     if value is None or math.isnan(value):

@@ -15,7 +15,7 @@ from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.figures import cost, differences, layers, ranks, scores
 from fusionbench.report.figures.material import Material
 from fusionbench.report.figures.style import Drawing, Drawn, files, house_style
-from fusionbench.report.page import Report
+from fusionbench.report.page import Material as Report
 
 Drawer = Callable[[Material], Drawing | None]
 _DRAWERS: Sequence[Drawer] = (
