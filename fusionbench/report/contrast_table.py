@@ -118,7 +118,7 @@ def _p(estimate: Estimate | None) -> float | None:
 _CLAIM = (
     "Differences are method minus {baseline}, in points, with 95 % intervals for new runs and new "
     "images of the same kind (crossed t); on the suite every task counts the same from chance (0) "
-    "to perfect (100). `this test set` speaks of new runs on these very images."
+    "to perfect (100). `this test set`: intervals for new runs on the same images."
 )
 _VERDICTS = (
     "A method is called better or worse only if it differs both from {baseline} and from its "
@@ -156,8 +156,8 @@ def _untestable(analysis: Analysis) -> str:
         runs = "1 run" if seeds == 1 else f"{seeds} runs"
         return (
             f"No test is printed and no verdict is given: {runs} per cell, and below "
-            f"{FEWEST_REPLICATES} a p-value would be decoration. The runs themselves are shown; "
-            "intervals stand in contrasts.csv."
+            f"{FEWEST_REPLICATES} runs no p-value is reliable. The table shows the single runs, "
+            "contrasts.csv the intervals."
         )
     return "No test is printed: no two methods share enough runs."
 

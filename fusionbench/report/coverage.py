@@ -43,7 +43,7 @@ def _outlying(analysis: Analysis) -> Iterator[str]:
         scores = ", ".join(f"{100 * value:.1f}" for value in table.values[method, task])
         which = ", ".join(map(str, seeds))
         yield (
-            f"- {table.methods[method]} on {table.tasks[task].name}: seed {which} lies more than "
+            f"- {table.methods[method]} on {table.tasks[task].name}: seed {which} is more than "
             f"5 MAD from the median; all runs: {scores}"
         )
 
@@ -121,7 +121,7 @@ def warnings(records: Iterable[CellRecord]) -> list[str]:
         for (label, names), count in sorted(unmoved.items())
     ]
     lines += [
-        f"- {label}: the learning rate lies at the edge of the grid in {count} of "
+        f"- {label}: the learning rate is at the edge of the grid in {count} of "
         f"{cells[label]} cells"
         for label, count in sorted(edge.items())
     ]

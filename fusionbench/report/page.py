@@ -53,11 +53,11 @@ class Section:
 _READING = """\
 Scores are percentages of the test examples: the mean over runs (seeds) ± half of the 95 % t
 interval over runs. The interval says what other seeds would give on these test examples. It
-compares no two methods{tests}. ± 0.0 says that all runs scored alike, not
-that the score is certain. A single run has no interval; a cell without a run is named, never
-counted as 0; a mean over tasks stands only where all of them ran."""
+compares no two methods{tests}. ± 0.0 means equal scores in all runs, not
+a certain score. A single run has no interval. A cell without runs shows the reason and does not
+count as 0. A mean over tasks needs runs on all of them."""
 _UNTESTED = ", and no test is printed here"
-_TESTED = """: that is done, pair by pair, under Contrasts. The table of scores
+_TESTED = """: for that, see the paired tests under Contrasts. The table of scores
 has wider intervals, for new runs and new images"""
 _PLANTED = """\
 Synthetic encoders with a known right answer: they test the suite itself and enter no mean."""

@@ -99,7 +99,7 @@ def _label(material: Material, method: str, baseline: str) -> str:
 
 def _points(row: Row, key: str) -> float:
     value = row.get(key)
-    return float("nan") if value is None else 100 * round(float(value), 6)
+    return float("nan") if value is None else 100 * round(float(value), 6) + 0.0
 
 
 def _from_runs(material: Material) -> Iterator[Difference]:

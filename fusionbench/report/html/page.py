@@ -175,15 +175,15 @@ _CONDITION = ("track", "encoder", "steps")
 _MOST_ROWS = 1000
 """Longer tables are left to their CSV files."""
 _NOTES: Mapping[str, str] = {
-    "summary": "Mean ± half of the 95 % interval over runs, in percent; it stands only where all "
-    "tasks ran. Intervals of cells compare no two methods.",
+    "summary": "Mean ± half of the 95 % interval over runs, in percent; it needs runs on all "
+    "tasks. Intervals of cells compare no two methods.",
     "main": "Mean ± half of the 95 % interval, in percent; the highest mean of a column is bold, "
     "which does not say that it is the best method. Hover or tap a cell for n, p and MDE.",
     "planted": "Synthetic encoders with a known right answer: they test the suite itself and "
     "enter no mean.",
     "contrasts": "Differences, intervals and MDE in points; over several tasks a point is a "
     "hundredth of the way from chance to all right. A verdict needs both references beaten and "
-    "a corrected p; undecided stands with the smallest effect it could have found.",
+    "a corrected p; undecided is shown with the smallest effect that would have been found.",
     "reported": "From papers, in their regime; never ranked together with the records.",
 }
 
