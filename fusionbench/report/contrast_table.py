@@ -77,7 +77,7 @@ def long_row(analysis: Analysis, row: ContrastRow) -> Row:
         "simultaneous_high": simultaneous[1],
         **_estimate(
             "control_delta",
-            control and control.estimate,
+            control.estimate if control else None,
             low="control_low",
             high="control_high",
         ),

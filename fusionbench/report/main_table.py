@@ -190,7 +190,7 @@ def _rows(labels: Sequence[str], columns: Sequence[GridColumn]) -> list[GridRow]
     ]
     chance = {one.title: one.chance for one in columns}
     examples = {one.title: one.examples for one in columns}
-    return [*rows, {"method": "chance"} | chance, {"method": "test examples"} | examples]
+    return [*rows, {"method": "chance", **chance}, {"method": "test examples", **examples}]
 
 
 def _count(tasks: int) -> str:

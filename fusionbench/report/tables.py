@@ -253,7 +253,8 @@ def frame(rows: Sequence[Row]) -> "DataFrame":
         kind = pd.api.types.infer_dtype(found[name], skipna=True)
         gaps = bool(found[name].isna().any())
         dtype = _WITH_GAPS.get(kind) if gaps else None
-        found[name] = found[name].astype(dtype) if dtype else found[name].infer_objects()
+        column = found[name].infer_objects()
+        found[name] = pd.Series(column, dtype=dtype) if dtype else column
     return found
 
 

@@ -1,5 +1,6 @@
 """Tables of the HTML page: a text to read, a number to sort by, details on hover."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
@@ -89,7 +90,7 @@ def pivots(
     by_condition = table.groupby(list(_CONDITION), sort=False, dropna=False)
     for number, (condition, here) in enumerate(by_condition, start=1):
         track, encoder, steps = condition
-        facts = [track, encoder, f"{steps} steps" if steps else ""]
+        facts = [str(track), str(encoder), f"{steps} steps" if steps else ""]
         heads, cells = _pivot(here, across)
         heading = f"{title}: {', '.join(filter(None, facts))}"
         yield Grid(id=f"{name}-{number}", title=heading, heads=heads, rows=cells, note=note)
@@ -97,8 +98,9 @@ def pivots(
 
 def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[Cell]]]:
     best = table["mean"].astype(float).groupby(table[across]).transform("max")
-    rows = table.to_dict("records")
-    table = table.assign(cell=[_score(row, top) for row, top in zip(rows, best, strict=True)])
+    rows = [dict(zip(table.columns, values, strict=True)) for values in table.to_numpy()]
+    scores = [_score(row, top) for row, top in zip(rows, best, strict=True)]
+    table = table.assign(cell=pd.Series(scores, index=table.index, dtype=object))
     groups = dict(zip(table[across], table.get("group", [""] * len(table)), strict=True))
     order = sorted(groups, key=groups.__getitem__)
     cells = table.pivot(index="method", columns=across, values="cell")
@@ -113,10 +115,10 @@ def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[Cell
 
 def _score(row: Row, best: float) -> Cell:
     """`71.2 ± 3.1`, with everything else in its details."""
-    mean, low, high = row["mean"], row.get("ci_low"), row.get("ci_high")
+    mean, low, high = (row.get(name, math.nan) for name in ("mean", "ci_low", "ci_high"))
     if is_missing(mean):
         return Cell(text=row.get("status") or row.get("text") or "not run")
-    half = "" if is_missing(low) or is_missing(high) else f" ± {50 * (high - low):.1f}"
+    half = "" if is_missing(low) else f" ± {50 * (high - low):.1f}"
     return Cell(
         text=f"{100 * mean:.1f}{half}",
         value=_sort_key("mean", mean),
