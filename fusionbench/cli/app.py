@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -95,7 +95,7 @@ def say(problems: Iterable[Problem]) -> None:
         sys.stderr.write(f"note: {problem}\n")
 
 
-def write_rows(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a table as CSV, atomically. Raises UserError if the file cannot be written."""
     from fusionbench.records.files import write_atomic
     from fusionbench.report.tables import comma_separated

@@ -1,4 +1,4 @@
-"""`fusionbench paper`: a paper's tables in their shape, from our records."""
+"""`fusionbench report`, `check-claims`, `power`, `diff` and `paper`: tables from results."""
 
 import sys
 from collections.abc import Sequence
@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from fusionbench.cli.app import FAILED, OK, Plugins, app, read, say, write_rows
-
-# `fusionbench report`: tables, plots and a page from a folder of results.
-
 
 if TYPE_CHECKING:
     from fusionbench.report.build import ReportOptions
@@ -47,16 +44,13 @@ def report_command(
 def report(
     folder: Path, out: Path | None, stream: TextIO, wanted: "ReportOptions | None" = None
 ) -> int:
-    """Write the report of a folder of results and name its page, or the files of one table."""
+    """Write the report of a folder; print the path of its page, or of the files of one table."""
     from fusionbench.cli.summary import report_writer
 
     paths = report_writer()(folder, out, wanted, hear=say)
     files = paths.written if wanted and wanted.table else (paths.page,)
     stream.write("".join(f"{file}\n" for file in files))
     return OK
-
-
-# `fusionbench check-claims`: sentences of papers against a folder of results.
 
 
 @app.command("check-claims")
@@ -86,9 +80,6 @@ def check(
     if out is not None:
         write_rows(out, long_rows(found))
     return FAILED if any(answer.verdict is Verdict.FAILS for answer in found) else OK
-
-
-# `fusionbench power`: what a study can find, and how many seeds an effect would need.
 
 
 if TYPE_CHECKING:
@@ -136,9 +127,6 @@ def power(folder: Path, wanted: "PowerOptions", *, out: Path | None, stream: Tex
     return OK
 
 
-# `fusionbench diff`: why two folders of results differ.
-
-
 @app.command("diff")
 def diff_command(
     first: Annotated[Path, typer.Argument(metavar="A", help="A folder of results.")],
@@ -172,12 +160,12 @@ def paper_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
     out: Annotated[Path | None, typer.Option(help="Default: DIR/report/paper.")] = None,
 ) -> None:
-    """Write a paper's tables, its rows filled from our records, its numbers beside them."""
+    """Write a paper's tables with its published numbers and ours."""
     raise typer.Exit(write(name, folder, out, sys.stdout))
 
 
 def write(name: str, folder: Path, out: Path | None, stream: TextIO) -> int:
-    """Write the page and its tables, and name the page."""
+    """Write the page and its tables; print the path of the page."""
     from fusionbench.records.pairs import Results
     from fusionbench.report.paper import paper, write_paper
 

@@ -1,7 +1,7 @@
-"""Records -> arrays: one table per condition, NaN where a run is missing, nothing mixed silently.
+"""Records -> arrays: one table of scores per condition, NaN where a run is missing.
 
-Two records may share a cell of a table only if they differ in the seed alone. Another version of a
-method, other settings or other data give a row or column of their own, marked as such.
+Records of one cell differ in the seed alone. Another version of a method, other settings or other
+data have a row or column of their own, with a suffix in its name.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -17,38 +17,38 @@ from jaxtyping import Bool, Float
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import Budget, CellRecord, canonical
 
-# Names of rows and columns: plain where they are unique, else marked with what differs.
+# Label disambiguation: plain names where they are unique, else with a suffix for what differs.
 
 
-def method_mark(record: CellRecord, version_tells: bool) -> str:
-    """What tells two methods of one label apart: the version, or the settings as well."""
+def method_suffix(record: CellRecord, version_suffices: bool) -> str:
+    """Suffix for methods of one label: the version, with the settings if versions are equal."""
     settings = sha256(canonical(dict(record.spec.settings)).encode()).hexdigest()[:6]
     version = f"version {record.spec.method_version}"
-    return version if version_tells else f"{version}, settings {settings}"
+    return version if version_suffices else f"{version}, settings {settings}"
 
 
-def task_mark(record: CellRecord, version_tells: bool) -> str:
-    """What tells two tasks of one name apart: the version, or the data as well."""
+def task_suffix(record: CellRecord, version_suffices: bool) -> str:
+    """Suffix for tasks of one name: the version, with the data if versions are equal."""
     version = f"version {record.spec.task_version}"
-    return version if version_tells else f"{version}, data {record.spec.data[:6]}"
+    return version if version_suffices else f"{version}, data {record.spec.data[:6]}"
 
 
 def unique_names(
     records: Sequence[CellRecord],
     keys: Sequence[Hashable],
     name: Callable[[CellRecord], str],
-    mark: Callable[[CellRecord, bool], str],
+    suffix: Callable[[CellRecord, bool], str],
 ) -> dict[Hashable, str]:
-    """A unique name per key: the plain one, or with its version, or with what else differs."""
+    """A unique name per key: `name`, followed by a suffix in brackets where it is not unique."""
     by_name: dict[str, dict[Hashable, CellRecord]] = {}
     for record, key in zip(records, keys, strict=True):
         by_name.setdefault(name(record), {})[key] = record
     found: dict[Hashable, str] = {}
     for plain, variants in by_name.items():
-        versions = {mark(record, True) for record in variants.values()}
+        versions = {suffix(record, True) for record in variants.values()}
         for one, record in variants.items():
-            marked = f"{plain} ({mark(record, len(versions) == len(variants))})"
-            found[one] = plain if len(variants) == 1 else marked
+            full = f"{plain} ({suffix(record, len(versions) == len(variants))})"
+            found[one] = plain if len(variants) == 1 else full
     return found
 
 
@@ -63,7 +63,7 @@ class Condition:
 
     @property
     def title(self) -> str:
-        """`nano, 60 steps of 32, lr 0.003`: enough for a reader to tell tables apart."""
+        """`nano, 60 steps of 32, lr 0.003`, for headings."""
         budget = self.budget
         rates = "/".join(f"{rate:g}" for rate in budget.lrs)
         parts = [self.encoder, f"{budget.steps} steps of {budget.batch}", f"lr {rates}"]
@@ -74,10 +74,10 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts:
-    """What the records of one column say about their task."""
+    """Facts on the task of one column, from its records."""
 
     name: str
-    """Marked with its version or data where the results hold several."""
+    """With a suffix where the results hold several versions or data sets."""
     group: str
     family: str
     in_suite: bool
@@ -106,7 +106,7 @@ class ScoreTable:
 
     @cached_property
     def leaky(self) -> frozenset[int]:
-        """Methods that see the answers in training; they enter no aggregate."""
+        """Methods that see the answers in training; left out of every aggregate."""
         return frozenset(m for (m, _, _), record in self.cells.items() if record.reads_answers)
 
     def pick(self, keep: Bool[np.ndarray, " task"]) -> "ScoreTable":
@@ -123,7 +123,7 @@ class ScoreTable:
 
     @cached_property
     def _runs(self) -> Mapping[tuple[int, int], Sequence[CellRecord]]:
-        """Sorted once: a report asks for the runs of every cell dozens of times."""
+        """Records by (method, task), sorted by seed."""
         found: dict[tuple[int, int], list[CellRecord]] = {}
         for (method, task, _), record in sorted(self.cells.items(), key=itemgetter(0)):
             found.setdefault((method, task), []).append(record)
@@ -138,9 +138,9 @@ class ScoreTable:
         return [run for task in range(len(self.tasks)) for run in self.runs(method, task)]
 
     @cached_property
-    def twins(self) -> Mapping[int, int]:
-        """Methods that scored alike on every example of every cell: row -> row, shortest name."""
-        alike: dict[tuple[tuple[str, int, str], ...], list[int]] = {}
+    def identical(self) -> Mapping[int, int]:
+        """Methods with equal outcomes in every cell: row -> row of the shortest name."""
+        groups: dict[tuple[tuple[str, int, str], ...], list[int]] = {}
         for method in range(len(self.methods)):
             done = tuple(
                 (record.spec.task, record.spec.seed, record.outcomes)
@@ -148,9 +148,9 @@ class ScoreTable:
                 if record.status == "done"
             )
             if done and all(outcomes for _, _, outcomes in done):
-                alike.setdefault(done, []).append(method)
+                groups.setdefault(done, []).append(method)
         found: dict[int, int] = {}
-        for rows in alike.values():
+        for rows in groups.values():
             first = min(rows, key=lambda row: (len(self.methods[row]), row))
             found |= {row: first for row in rows if row != first}
         return found
@@ -182,8 +182,8 @@ def _table(records: list[CellRecord]) -> ScoreTable:
     # Keys are JSON of all settings: made once for each record, there may be 100,000.
     method_keys = [_method_key(record) for record in records]
     task_keys = [_task_key(record) for record in records]
-    method_names = unique_names(records, method_keys, _label, method_mark)
-    task_names = unique_names(records, task_keys, lambda r: r.spec.task, task_mark)
+    method_names = unique_names(records, method_keys, _label, method_suffix)
+    task_names = unique_names(records, task_keys, lambda r: r.spec.task, task_suffix)
     methods = sorted(method_names, key=lambda key: method_names[key])
     tasks = sorted(task_names, key=lambda key: task_names[key])
     rows = {key: index for index, key in enumerate(methods)}

@@ -1,6 +1,6 @@
-"""`tables/contrasts`: what was planned and its verdicts, task by task, and everything else."""
+"""`tables/contrasts`: planned contrasts with verdicts, task by task, and exploratory ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,103 +12,92 @@ from fusionbench.report.tables import (
     GridRow,
     Row,
     conditions,
-    digits,
     interval,
     latex_grid,
-    markdown_grid,
+    markdown,
     p_text,
     points,
-    precise,
 )
 from fusionbench.stats.crossed import FEW_DISCORDANT
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
 
-# The columns of `contrasts.csv`, and what other tables say of a method against the baseline.
-#
-# Differences, intervals and MDE are shares (0.01 is one point); `scope` says whether a row is about
-# the suite, a group of tasks or one task, `name` which.
+# The columns of `contrasts.csv`, and those on the baseline in `main.csv` and `summary.csv`.
 
 
 def measured_columns(row: ContrastRow | None) -> Row:
-    """What `main.csv` says of a method against the baseline; empty for the baseline itself."""
-    estimate = row.measured.estimate if row else None
-    low, high = _ends(estimate)
-    answer = row.answer if row else None
+    """A method against the baseline, as shares; empty for the baseline itself."""
+    estimate, answer = (row.measured.estimate, row.answer) if row else (None, None)
     return {
-        "delta": digits(value(estimate)),
-        "delta_low": digits(low),
-        "delta_high": digits(high),
-        "p": precise(answer.p if answer else None),
-        "p_adjusted": precise(answer.p_adjusted if answer else None),
+        **_estimate("delta", estimate, low="delta_low", high="delta_high"),
+        "p": answer and answer.p,
+        "p_adjusted": answer and answer.p_adjusted,
         "verdict": answer.verdict if answer else "",
-        "mde": digits(answer.mde if answer else None),
+        "mde": answer and answer.mde,
         "kind": row.kind if row else "",
     }
 
 
 def long_row(analysis: Analysis, row: ContrastRow) -> Row:
-    """One row of `contrasts.csv`."""
-    measured, answer = row.measured, row.answer
-    low, high = _ends(measured.estimate)
-    testset_low, testset_high = _ends(measured.runs)
+    """One row of `contrasts.csv`.
+
+    Differences, intervals and MDE are shares (0.01 is one point); `scope` is `suite`, `group` or
+    `task`, `name` the group or task.
+    """
+    measured, answer, control, new = row.measured, row.answer, row.to_control, row.new_tasks
+    estimate, testset = measured.estimate, _ends(measured.runs)
+    simultaneous = _ends(estimate, row.simultaneous)
     return {
         "scope": row.scope.level,
         "name": row.scope.name,
         "method": row.contrast.method,
         "baseline": row.contrast.baseline,
         "control": row.contrast.control,
-        "delta": digits(value(measured.estimate)),
-        "low": digits(low),
-        "high": digits(high),
-        "testset_low": digits(testset_low),
-        "testset_high": digits(testset_high),
-        "p": precise(answer.p),
-        "p_adjusted": precise(answer.p_adjusted),
+        **_estimate("delta", estimate, low="low", high="high"),
+        "testset_low": testset[0],
+        "testset_high": testset[1],
+        "p": answer.p,
+        "p_adjusted": answer.p_adjusted,
         "verdict": answer.verdict,
-        "mde": digits(answer.mde),
-        "n_seeds": str(len(measured.seeds)),
-        "n_examples": str(measured.examples),
+        "mde": answer.mde,
+        "n_seeds": len(measured.seeds),
+        "n_examples": measured.examples,
         "kind": row.kind,
         **conditions(analysis.table),
-        **_more(row),
-    }
-
-
-def _more(row: ContrastRow) -> Row:
-    """What stands behind the first columns: the variance, the control, the other claims."""
-    measured, control, new = row.measured, row.to_control, row.new_tasks
-    low, high = _ends(measured.estimate, row.simultaneous)
-    control_low, control_high = _ends(control.estimate if control else None)
-    new_low, new_high = _ends(new.estimate)
-    return {
         "contrast": row.contrast.name,
-        "family": str(row.family),
-        "margin": digits(row.margin),
-        "se": precise(float(measured.estimate.se) if measured.estimate else None),
-        "nu": precise(float(measured.estimate.nu) if measured.estimate else None),
-        "p_baseline": precise(_p(measured.estimate)),
-        "p_control": precise(_p(control.estimate) if control else None),
-        "p_equivalent": precise(row.answer.p_equivalent),
-        "p_equivalent_adjusted": precise(row.answer.p_equivalent_adjusted),
-        "mde_alone": digits(row.answer.mde_alone),
-        "simultaneous_low": digits(low),
-        "simultaneous_high": digits(high),
-        "control_delta": digits(value(control.estimate if control else None)),
-        "control_low": digits(control_low),
-        "control_high": digits(control_high),
-        "testset_p": precise(row.flip_p),
-        "testset_smallest_p": precise(row.flips.smallest_p),
-        "new_tasks_delta": digits(value(new.estimate)),
-        "new_tasks_low": digits(new_low),
-        "new_tasks_high": digits(new_high),
-        "new_tasks_p_adjusted": precise(new.p_adjusted),
-        "discordant_images": "" if measured.gap else str(measured.discordant),
+        "family": row.family,
+        "margin": row.margin,
+        "se": float(estimate.se) if estimate else None,
+        "nu": float(estimate.nu) if estimate else None,
+        "p_baseline": _p(estimate),
+        "p_control": _p(control.estimate) if control else None,
+        "p_equivalent": answer.p_equivalent,
+        "p_equivalent_adjusted": answer.p_equivalent_adjusted,
+        "mde_alone": answer.mde_alone,
+        "simultaneous_low": simultaneous[0],
+        "simultaneous_high": simultaneous[1],
+        **_estimate(
+            "control_delta",
+            control.estimate if control else None,
+            low="control_low",
+            high="control_high",
+        ),
+        "testset_p": row.flip_p,
+        "testset_smallest_p": row.flips.smallest_p,
+        **_estimate("new_tasks_delta", new.estimate, low="new_tasks_low", high="new_tasks_high"),
+        "new_tasks_p_adjusted": new.p_adjusted,
+        "discordant_images": None if measured.gap else measured.discordant,
         "reason": row.question.silent,
     }
 
 
+def _estimate(name: str, estimate: Estimate | None, *, low: str, high: str) -> Row:
+    """A difference and the ends of its 95 % interval, under these column names."""
+    ends = _ends(estimate)
+    return {name: value(estimate), low: ends[0], high: ends[1]}
+
+
 def value(estimate: Estimate | None) -> float | None:
-    """The difference, where something was measured."""
+    """The difference; None where nothing was measured."""
     return None if estimate is None else float(estimate.value)
 
 
@@ -123,13 +112,13 @@ def _p(estimate: Estimate | None) -> float | None:
     return float(estimate.p_value()) if estimate is not None and estimate.testable else None
 
 
-# What must be said above the contrasts: the claim, the family, and what this study cannot show.
+# The paragraphs above the contrasts: the claim, the correction, and the limits of this study.
 
 
 _CLAIM = (
     "Differences are method minus {baseline}, in points, with 95 % intervals for new runs and new "
     "images of the same kind (crossed t); on the suite every task counts the same from chance (0) "
-    "to perfect (100). `this test set` speaks of new runs on these very images."
+    "to perfect (100). `this test set`: intervals for new runs on the same images."
 )
 _VERDICTS = (
     "A method is called better or worse only if it differs both from {baseline} and from its "
@@ -167,8 +156,8 @@ def _untestable(analysis: Analysis) -> str:
         runs = "1 run" if seeds == 1 else f"{seeds} runs"
         return (
             f"No test is printed and no verdict is given: {runs} per cell, and below "
-            f"{FEWEST_REPLICATES} a p-value would be decoration. The runs themselves are shown; "
-            "intervals stand in contrasts.csv."
+            f"{FEWEST_REPLICATES} runs no p-value is reliable. The table shows the single runs, "
+            "contrasts.csv the intervals."
         )
     return "No test is printed: no two methods share enough runs."
 
@@ -195,7 +184,7 @@ def _few(analysis: Analysis) -> Iterator[str]:
 
 
 RING = "○"
-"""Marks an exploratory comparison that Benjamini-Hochberg lets through; no star."""
+"""Marks an exploratory difference after Benjamini-Hochberg; not a verdict."""
 
 
 def contrast_page(analyses: Sequence[Analysis]) -> Page:
@@ -225,18 +214,18 @@ _CAPTIONS = {
 def _text(analysis: Analysis) -> str:
     parts = [f"### {analysis.table.condition.title}", "", *notes(analysis), ""]
     if not analysis.testable:
-        return "\n".join([*parts, markdown_grid(_untested(analysis))])
+        return "\n".join([*parts, markdown(_untested(analysis))])
     for heading, grid in (
         ("Planned", _planned(analysis)),
         ("New tasks like these", _new_tasks(analysis)),
         ("The planned contrasts task by task", _followups(analysis)),
     ):
-        parts += [f"#### {heading}", "", markdown_grid(grid)] if grid else []
+        parts += [f"#### {heading}", "", markdown(grid)] if grid else []
     return "\n".join([*parts, *_exploratory(analysis)]) + "\n"
 
 
 def _untested(analysis: Analysis) -> list[GridRow]:
-    """Runs instead of an interval: beside a handful of them it would be read as a test."""
+    """Single runs instead of an interval, which would be read as a test."""
     return [
         {
             "contrast": _name(row),
@@ -255,24 +244,35 @@ def _runs(measured: Measured) -> str:
     return "" if values is None else ", ".join(points(float(value)) for value in values)
 
 
+_COLUMNS: Mapping[str, Callable[[ContrastRow], str]] = {
+    "contrast": lambda row: _name(row),
+    "on": lambda row: row.scope.name,
+    "task": lambda row: row.scope.name,
+    "difference": lambda row: interval(row.measured.estimate),
+    "this test set": lambda row: interval(row.measured.runs),
+    "from control": lambda row: interval(row.to_control.estimate) if row.to_control else "-",
+    "control": lambda row: row.contrast.control or "none exists",
+    "p": lambda row: p_text(row.answer.p),
+    "p (Holm)": lambda row: p_text(row.answer.p_adjusted),
+    "p (this test set)": lambda row: p_text(row.flip_p),
+    "verdict": lambda row: _verdict(row),
+    "MDE": lambda row: points(row.answer.mde, sign=False),
+    "n": lambda row: _size(row),
+}
+_PLANNED = [name for name in _COLUMNS if name != "task"]
+_FOLLOWUP = ["contrast", "task", "difference", "this test set", "p (Holm)", "verdict", "MDE", "n"]
+
+
+def _tested(analysis: Analysis, kind: str, columns: Sequence[str]) -> list[GridRow]:
+    return [{name: _COLUMNS[name](row) for name in columns} for row in analysis.of(kind)]
+
+
 def _planned(analysis: Analysis) -> list[GridRow]:
-    return [
-        {
-            "contrast": _name(row),
-            "on": row.scope.name,
-            "difference": interval(row.measured.estimate),
-            "this test set": interval(row.measured.runs),
-            "from control": interval(row.to_control.estimate) if row.to_control else "-",
-            "control": row.contrast.control or "none exists",
-            "p": p_text(row.answer.p),
-            "p (Holm)": p_text(row.answer.p_adjusted),
-            "p (this test set)": p_text(row.flip_p),
-            "verdict": _verdict(row),
-            "MDE": points(row.answer.mde, sign=False),
-            "n": _size(row),
-        }
-        for row in analysis.of("planned")
-    ]
+    return _tested(analysis, "planned", _PLANNED)
+
+
+def _followups(analysis: Analysis) -> list[GridRow]:
+    return _tested(analysis, "followup", _FOLLOWUP)
 
 
 def _new_tasks(analysis: Analysis) -> list[GridRow]:
@@ -286,22 +286,6 @@ def _new_tasks(analysis: Analysis) -> list[GridRow]:
             "note": row.new_tasks.reason,
         }
         for row in rows
-    ]
-
-
-def _followups(analysis: Analysis) -> list[GridRow]:
-    return [
-        {
-            "contrast": _name(row),
-            "task": row.scope.name,
-            "difference": interval(row.measured.estimate),
-            "this test set": interval(row.measured.runs),
-            "p (Holm)": p_text(row.answer.p_adjusted),
-            "verdict": _verdict(row),
-            "MDE": points(row.answer.mde, sign=False),
-            "n": _size(row),
-        }
-        for row in analysis.of("followup")
     ]
 
 
@@ -328,7 +312,7 @@ def _exploratory(analysis: Analysis) -> Iterator[str]:
         for row in found
     ]
     if grid:
-        yield markdown_grid(grid)
+        yield markdown(grid)
 
 
 def _name(row: ContrastRow) -> str:

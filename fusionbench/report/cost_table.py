@@ -1,6 +1,6 @@
-"""`tables/cost`: parameters from the records, everything else from `DIR/profiles`.
+"""`tables/cost`: parameters from the records, everything else from the profiles.
 
-What was not measured says so; nothing is estimated from something else.
+A missing measurement is shown as `not measured`; nothing is estimated.
 """
 
 from collections import defaultdict
@@ -10,49 +10,46 @@ from fusionbench.records.cost import CostRecord, Spread
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Page
-from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown_grid
+from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown
 
-# What a profile says, as text: for people, and with all digits for programs.
+# The columns of a profile, in CSV and in Markdown.
 
 
 NOT_MEASURED = "not measured"
 COUNTED = "meta"
 """The device of a profile that was counted and not run; one that ran takes its place."""
+_CONDITIONS = ("device", "dtype", "batch", "mode", "compile")
+_FLOPS = (
+    "flops_over_encoder",
+    "flops_backward_over_encoder",
+    "flops_language_model_over",
+    "flops_encoder",
+)
+_LOAD = ("throughput", "peak_memory_bytes", "peak_memory_over_encoder_bytes")
 
 
 def columns(profile: CostRecord | None) -> Row:
-    """The numbers of one profile; empty fields where there is none."""
+    """Conditions and numbers of one profile, in FLOPs, ms, images per second and bytes."""
     how = profile.conditions if profile else None
-    latency = profile.latency_ms if profile else None
-    over = profile.latency_over_encoder_ms if profile else None
     return {
-        "device": how.device if how else "",
-        "dtype": how.dtype if how else "",
-        "batch": str(how.batch) if how else "",
-        "mode": how.mode if how else "",
-        "compile": how.compile if how else "",
-        "flops_over_encoder": number(profile.flops_over_encoder if profile else None),
-        "flops_backward_over_encoder": number(
-            profile.flops_backward_over_encoder if profile else None
-        ),
-        "flops_language_model_over": number(profile.flops_language_model_over if profile else None),
-        "flops_encoder": number(profile.flops_encoder if profile else None),
-        "latency_ms": number(latency.median if latency else None),
-        "latency_q1_ms": number(latency.q1 if latency else None),
-        "latency_q3_ms": number(latency.q3 if latency else None),
-        "latency_over_encoder_ms": number(over.median if over else None),
-        "latency_over_encoder_q1_ms": number(over.q1 if over else None),
-        "latency_over_encoder_q3_ms": number(over.q3 if over else None),
-        "throughput": number(profile.throughput if profile else None),
-        "peak_memory_bytes": number(profile.peak_memory_bytes if profile else None),
-        "peak_memory_over_encoder_bytes": number(
-            profile.peak_memory_over_encoder_bytes if profile else None
-        ),
+        **{name: getattr(how, name, None) for name in _CONDITIONS},
+        **{name: getattr(profile, name, None) for name in _FLOPS},
+        **_quartiles("latency", profile.latency_ms if profile else None),
+        **_quartiles("latency_over_encoder", profile.latency_over_encoder_ms if profile else None),
+        **{name: getattr(profile, name, None) for name in _LOAD},
+    }
+
+
+def _quartiles(name: str, found: Spread | None) -> Row:
+    return {
+        f"{name}_ms": found.median if found else None,
+        f"{name}_q1_ms": found.q1 if found else None,
+        f"{name}_q3_ms": found.q3 if found else None,
     }
 
 
 def measured_as(profile: CostRecord | None) -> str:
-    """The conditions in words."""
+    """Mode, device, type and batch; `counted` or `not measured`."""
     if profile is None:
         return NOT_MEASURED
     how = profile.conditions
@@ -62,7 +59,7 @@ def measured_as(profile: CostRecord | None) -> str:
 
 
 def large(value: float | None) -> str:
-    """With a prefix of a thousand."""
+    """Three digits and a prefix: `12.3 G`."""
     if value is None:
         return NOT_MEASURED
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
@@ -71,37 +68,31 @@ def large(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def spread(value: Spread | None) -> str:
-    """Median and quartiles."""
-    if value is None:
-        return NOT_MEASURED
-    return f"{value.median:.3g} [{value.q1:.3g}, {value.q3:.3g}]"
+def _spread(value: Spread | None) -> str:
+    """Median [quartiles]."""
+    return f"{value.median:.3g} [{value.q1:.3g}, {value.q3:.3g}]" if value else NOT_MEASURED
 
 
-def mebibytes(value: int | None) -> str:
-    """Whole MiB."""
-    return NOT_MEASURED if value is None else f"{value / 2**20:,.0f} MiB"
-
-
-def plain(value: float | None) -> str:
-    """Whole units, or three digits of less than a hundred."""
-    if value is None:
-        return NOT_MEASURED
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def number(value: float | int | None) -> str:
-    """All digits; empty for what is not known."""
-    return "" if value is None else f"{value:.8g}" if isinstance(value, float) else str(value)
+def _timing(profile: CostRecord | None) -> GridRow:
+    """Latency, throughput and memory of one profile."""
+    speed = profile.throughput if profile else None
+    memory = profile.peak_memory_bytes if profile else None
+    rate = "" if speed is None else f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+    return {
+        "latency, ms": _spread(profile.latency_ms if profile else None),
+        "over the encoder, ms": _spread(profile.latency_over_encoder_ms if profile else None),
+        "images/s": rate or NOT_MEASURED,
+        "peak memory": NOT_MEASURED if memory is None else f"{memory / 2**20:,.0f} MiB",
+    }
 
 
 # Cost on encoders that no cell used: shapes at real scale, profiled without a study.
 #
-# Everything is the profile's own; a count is the same on every device, so a row takes the counts of
-# all profiles of its method, and its times from one.
+# Counts are the same on every device: a row takes them from all profiles of its method, and its
+# times from one.
 
 
-_NOTE_scale = """\
+_SCALE_NOTE = """\
 Counted for {weights} weights of this shape, {size} px, projector {width} wide; nothing was trained.
 `trained` is fusion and projector; `added` is that beyond the projector of one layer; `total`
 includes the frozen encoder. FLOPs are those of one image, 2 per multiply-add: `forward` beyond the
@@ -120,11 +111,11 @@ def at_scale(profiles: Sequence[CostRecord]) -> Page:
     texts, latex, rows = [], [], list[Row]()
     for (encoder, size, width), group in sorted(groups.items()):
         found = list(_rows(group))
-        grid = [_shown_scale(one, counts) for one, counts in found]
-        note = _NOTE_scale.format(weights=group[0].conditions.weights, size=size, width=width)
-        texts.append(f"### {encoder}\n\n{note}\n\n{markdown_grid(grid)}")
+        grid = [_scale_grid_row(one, counts) for one, counts in found]
+        note = _SCALE_NOTE.format(weights=group[0].conditions.weights, size=size, width=width)
+        texts.append(f"### {encoder}\n\n{note}\n\n{markdown(grid)}")
         latex.append(latex_grid(grid, f"Cost; {encoder}", f"cost-{encoder}"))
-        rows += [_long_scale(one) for one, _ in found]
+        rows += [_scale_row(one) for one, _ in found]
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 
 
@@ -144,7 +135,7 @@ def _order(one: CostRecord) -> tuple[str, str, str, int, str]:
     return how.mode, how.device, how.dtype, how.batch, one.id
 
 
-def _shown_scale(one: CostRecord, counts: Sequence[CostRecord]) -> GridRow:
+def _scale_grid_row(one: CostRecord, counts: Sequence[CostRecord]) -> GridRow:
     trained = one.parameters["fusion"] + one.parameters["projector"]
     back = next((v for c in counts if (v := c.flops_backward_over_encoder) is not None), None)
     return {
@@ -152,20 +143,17 @@ def _shown_scale(one: CostRecord, counts: Sequence[CostRecord]) -> GridRow:
         "trained": f"{trained:,}",
         "added": f"{one.parameters['over_projector']:,}",
         "total": f"{trained + one.parameters['encoder']:,}",
-        "tokens out": str(one.tokens_out),
+        "tokens out": one.tokens_out,
         "forward": large(one.flops_over_encoder),
         "backward": large(back),
         "language model": large(one.flops_language_model_over),
         "measured as": measured_as(one),
-        "latency, ms": spread(one.latency_ms),
-        "over the encoder, ms": spread(one.latency_over_encoder_ms),
-        "images/s": plain(one.throughput),
-        "peak memory": mebibytes(one.peak_memory_bytes),
+        **_timing(one),
         "training": "in the encoder" if one.in_encoder else "cacheable",
     }
 
 
-def _long_scale(one: CostRecord) -> Row:
+def _scale_row(one: CostRecord) -> Row:
     trained = one.parameters["fusion"] + one.parameters["projector"]
     counts = {
         "trainable": trained,
@@ -175,10 +163,10 @@ def _long_scale(one: CostRecord) -> Row:
     return {
         "track": "",
         "encoder": one.conditions.encoder,
-        "steps": "",
+        "steps": None,
         "method": one.label,
-        **{f"{key}_{end}": str(value) for key, value in counts.items() for end in ("min", "max")},
-        "cacheable": str(not one.in_encoder).lower(),
+        **{f"{key}_{end}": value for key, value in counts.items() for end in ("min", "max")},
+        "cacheable": not one.in_encoder,
         **columns(one),
     }
 
@@ -200,14 +188,14 @@ def cost_page(analyses: Sequence[Analysis], profiles: Sequence[CostRecord]) -> P
         here = [one for one in profiles if one.conditions.encoder == condition.encoder]
         grid = [row for method in methods for row in _shown(analysis, method, here)]
         note = _NOTE.format(baseline=analysis.plan.baseline)
-        texts.append(f"### {condition.title}\n\n{note}\n\n{markdown_grid(grid)}")
+        texts.append(f"### {condition.title}\n\n{note}\n\n{markdown(grid)}")
         latex.append(latex_grid(grid, f"Cost; {condition.title}", f"cost-{condition.encoder}"))
         rows += [row for method in methods for row in _long(analysis, method, here)]
     seen = {analysis.table.condition.encoder for analysis in analyses}
-    beside = at_scale([one for one in profiles if one.conditions.encoder not in seen])
-    texts.append(beside.markdown)
-    latex.append(beside.latex)
-    rows += beside.rows
+    others = at_scale([one for one in profiles if one.conditions.encoder not in seen])
+    texts.append(others.markdown)
+    latex.append(others.latex)
+    rows += others.rows
     return Page(
         markdown="\n".join(filter(None, texts)), rows=rows, latex="\n".join(filter(None, latex))
     )
@@ -222,27 +210,23 @@ def _shown(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> I
             **{key: counts[key] for key in ("trainable", "added", "total")},
             "measured as": measured_as(profile),
             "FLOPs": large(profile.flops_over_encoder if profile else None),
-            "latency, ms": spread(profile.latency_ms if profile else None),
-            "over the encoder, ms": spread(profile.latency_over_encoder_ms if profile else None),
-            "images/s": plain(profile.throughput if profile else None),
-            "peak memory": mebibytes(profile.peak_memory_bytes if profile else None),
+            **_timing(profile),
             "training": "in the encoder" if _inside(table, method) else "cacheable",
         }
 
 
 def _long(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> Iterator[Row]:
     table = analysis.table
-    counts = {key: _ends(values) for key, values in _counts(analysis, method).items()}
     for profile in _of(table, method, profiles) or [None]:
         yield {
             **conditions(table),
             "method": table.methods[method],
             **{
-                f"{key}_{end}": count
-                for key, ends in counts.items()
-                for end, count in zip(("min", "max"), ends, strict=True)
+                f"{key}_{end.__name__}": end(values, default=None)
+                for key, values in _counts(analysis, method).items()
+                for end in (min, max)
             },
-            "cacheable": str(not _inside(table, method)).lower(),
+            "cacheable": not _inside(table, method),
             **columns(profile),
         }
 
@@ -285,11 +269,7 @@ def _of(
     label = table.row(method)[0].label or table.row(method)[0].spec.method
     mine = [one for one in profiles if one.label == label]
     here = [one for one in mine if one.conditions.device != COUNTED] or mine
-    return sorted(here, key=lambda one: (*_key(one), one.id))
-
-
-def _key(one: CostRecord) -> tuple[str, str, str, int]:
-    return one.conditions.mode, one.conditions.device, one.conditions.dtype, one.conditions.batch
+    return sorted(here, key=_order)
 
 
 def _range(values: Sequence[int]) -> str:
@@ -297,7 +277,3 @@ def _range(values: Sequence[int]) -> str:
         return NOT_MEASURED
     ends = sorted({min(values), max(values)})
     return " to ".join(f"{value:,}" for value in ends)
-
-
-def _ends(values: Sequence[int]) -> tuple[str, str]:
-    return (str(min(values)), str(max(values))) if values else ("", "")

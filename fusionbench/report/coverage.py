@@ -1,4 +1,4 @@
-"""What ran, what did not and why, and where the records come from."""
+"""`tables/coverage`: what ran, what did not and why, and where the records come from."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,26 +6,63 @@ from collections.abc import Iterable, Iterator, Sequence
 from fusionbench.records.cell import CellRecord, Status
 from fusionbench.records.history import Run
 from fusionbench.records.scores import ScoreTable
-from fusionbench.report.tables import Row, conditions
+from fusionbench.report.analysis import Analysis
+from fusionbench.report.page import Material, Page
+from fusionbench.report.tables import Row, conditions, latex_grid, markdown
 
 _STATES: tuple[Status, ...] = ("done", "skipped", "failed")
 
 
+def coverage_page(report: Material) -> Page:
+    """Cells by status, reasons, warnings of the training, and the records' origins."""
+    records, planned = report.results.records, report.planned
+    status = status_rows(records, planned)
+    outlying = [line for one in report.analyses for line in _outlying(one)]
+    parts = [markdown(status)]
+    for heading, lines in (
+        ("Skipped and failed", reasons(records)),
+        ("Tasks left out", left_out(planned)),
+        ("Worth knowing", [*warnings(records), *outlying]),
+        ("Files that were ignored", [f"- {problem}" for problem in report.problems]),
+        ("Origins", origins(records)),
+    ):
+        if lines:
+            parts.append(f"### {heading}\n\n" + "\n".join(lines) + "\n")
+    tables = report.results.tables
+    return Page(
+        markdown="\n".join(parts),
+        rows=[row for table in tables for row in coverage_rows(table, planned)],
+        latex=latex_grid(status, "What ran", "coverage"),
+    )
+
+
+def _outlying(analysis: Analysis) -> Iterator[str]:
+    """A line for each cell with a run far from the others, since such a run shifts its mean."""
+    table = analysis.table
+    for (method, task), seeds in analysis.outlying.items():
+        scores = ", ".join(f"{100 * value:.1f}" for value in table.values[method, task])
+        which = ", ".join(map(str, seeds))
+        yield (
+            f"- {table.methods[method]} on {table.tasks[task].name}: seed {which} is more than "
+            f"5 MAD from the median; all runs: {scores}"
+        )
+
+
 def status_rows(records: Sequence[CellRecord], planned: Run | None) -> list[Row]:
-    """Cells of each method by what became of them."""
+    """Number of cells of each method by status."""
     counts = Counter((_label(record), record.status) for record in records)
     missing = Counter(label for label, _, _ in not_run(records, planned))
     labels = sorted({_label(record) for record in records} | set(missing))
     return [
         {"method": label}
-        | {state: str(counts[label, state]) for state in _STATES}
-        | {"not run": str(missing[label])}
+        | {state: counts[label, state] for state in _STATES}
+        | {"not run": missing[label]}
         for label in labels
     ]
 
 
 def coverage_rows(table: ScoreTable, planned: Run | None) -> Iterator[Row]:
-    """One row for each method and task: how many cells came to what, and why not."""
+    """One row for each method and task: cells by status, with the reasons."""
     missing = Counter((label, task) for label, task, _ in not_run(table.cells.values(), planned))
     for method, name in enumerate(table.methods):
         for column, task in enumerate(table.tasks):
@@ -37,14 +74,14 @@ def coverage_rows(table: ScoreTable, planned: Run | None) -> Iterator[Row]:
                 **conditions(table),
                 "method": name,
                 "task": task.name,
-                **{state: str(counts[state]) for state in _STATES},
-                "not_run": str(missing[asked]),
+                **{state: counts[state] for state in _STATES},
+                "not_run": missing[asked],
                 "reason": "; ".join(why),
             }
 
 
 def not_run(records: Iterable[CellRecord], planned: Run | None) -> list[tuple[str, str, int]]:
-    """(method, task, seed) of the last request's cells that left nothing behind."""
+    """(method, task, seed) of the last request's cells without a record."""
     if planned is None:
         return []
     there = {(_label(record), record.spec.task, record.spec.seed) for record in records}
@@ -54,7 +91,7 @@ def not_run(records: Iterable[CellRecord], planned: Run | None) -> list[tuple[st
 
 
 def reasons(records: Iterable[CellRecord]) -> list[str]:
-    """A line for each reason why cells were skipped or failed, with how many it concerns."""
+    """A line for each reason why cells were skipped or failed, with their number."""
     counts = Counter(
         (record.status, _label(record), record.spec.task, last_line(record.reason))
         for record in records
@@ -67,13 +104,13 @@ def reasons(records: Iterable[CellRecord]) -> list[str]:
 
 
 def left_out(planned: Run | None) -> list[str]:
-    """A line for each task whose data was not here."""
+    """A line for each task whose data was not available."""
     unavailable = planned.unavailable if planned else {}
     return [f"- {task}: {reason}" for task, reason in sorted(unavailable.items())]
 
 
 def warnings(records: Iterable[CellRecord]) -> list[str]:
-    """What a reader should know of the training: dead parameters, learning rates at the edge."""
+    """Warnings of the training: unchanged parameters, learning rates at the edge of the grid."""
     done = [record for record in records if record.status == "done"]
     cells = Counter(_label(record) for record in done)
     unmoved = Counter((_label(r), ", ".join(r.unmoved)) for r in done if r.unmoved)
@@ -84,7 +121,7 @@ def warnings(records: Iterable[CellRecord]) -> list[str]:
         for (label, names), count in sorted(unmoved.items())
     ]
     lines += [
-        f"- {label}: the learning rate lies at the edge of the grid in {count} of "
+        f"- {label}: the learning rate is at the edge of the grid in {count} of "
         f"{cells[label]} cells"
         for label, count in sorted(edge.items())
     ]
@@ -126,8 +163,8 @@ def _label(record: CellRecord) -> str:
 
 
 def last_line(reason: str) -> str:
-    """What went wrong, in one line."""
-    # The lines above it are a traceback: they name files of the machine that ran the cell.
+    """The last line of an error."""
+    # The lines above are a traceback with paths of the machine that ran the cell.
     return reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
 
 

@@ -1,7 +1,7 @@
-"""`tables/layers`: what methods learnt of the layers, from their traces on the test images.
+"""`tables/layers`: traces of the methods on the test images, one number per layer.
 
-Weights, gate openings, memory and feedback sizes, one number for each layer, as the method itself
-reports them: a picture of what it uses, no evidence of what it needs.
+Layer weights, gate openings, memory and feedback sizes as the method reports them: they describe
+what it uses and are no evidence of what it needs.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ from fusionbench.records.cell import CellRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Page
-from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown_grid
+from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown
 
 Places = tuple[str, ...]
 Trace = Float[np.ndarray, "run layer"]
@@ -25,7 +25,7 @@ _NOTE = (
 
 
 def layer_page(analyses: Sequence[Analysis]) -> Page:
-    """Methods that leave a trace, instrument by instrument."""
+    """Methods that report a trace, one row for each kind of trace."""
     texts, latex, rows = [], [], list[Row]()
     for analysis in analyses:
         table = analysis.table
@@ -33,7 +33,7 @@ def layer_page(analyses: Sequence[Analysis]) -> Page:
         if not grids:
             continue
         parts = [f"### {table.condition.title}", "", _NOTE, ""]
-        texts.append("\n".join([*parts, *(markdown_grid(grid) for grid in grids)]))
+        texts.append("\n".join([*parts, *(markdown(grid) for grid in grids)]))
         for number, grid in enumerate(grids, 1):
             label = f"layers-{table.condition.encoder}-{number}"
             latex.append(latex_grid(grid, f"Layers; {table.condition.title}", label))
@@ -66,16 +66,16 @@ def _long(table: ScoreTable) -> Iterator[Row]:
                         "task": facts.name,
                         "trace": instrument,
                         "layer": place,
-                        "position": str(index),
-                        "median": f"{middle:.6f}",
-                        "low": f"{low:.6f}",
-                        "high": f"{high:.6f}",
-                        "n_seeds": str(len(runs)),
+                        "position": index,
+                        "median": float(middle),
+                        "low": float(low),
+                        "high": float(high),
+                        "n_seeds": len(runs),
                     }
 
 
 def _traces(records: Sequence[CellRecord]) -> dict[tuple[str, Places], Trace]:
-    """Runs by instrument and by what its numbers belong to; methods may draw taps anew."""
+    """Runs by kind of trace and labels of its numbers; taps may differ between runs."""
     found: dict[tuple[str, Places], list[list[float]]] = defaultdict(list)
     for record in records:
         for name, values in sorted(record.trace.items()):
@@ -85,7 +85,7 @@ def _traces(records: Sequence[CellRecord]) -> dict[tuple[str, Places], Trace]:
 
 
 def _places(record: CellRecord, count: int) -> Places:
-    """What each number belongs to: the method's taps, or the blocks that it steps with."""
+    """The label of each number: the method's taps, or the encoder's blocks."""
     if len(record.taps) == count and not record.in_encoder:
         return tuple("tap " + _tap(tap) for tap in record.taps)
     return tuple(f"block {index}" for index in range(1, count + 1))

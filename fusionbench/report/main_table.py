@@ -1,33 +1,38 @@
-"""`tables/main`: methods by tasks with intervals, the best in bold, the tied set shaded.
+"""`tables/main`, `tables/summary` and `tables/planted`: methods by tasks, or by means over tasks.
 
-`main.csv` has one row for each method and task; `tables/summary` holds the suite.
+`main` marks the best method of a column (bold) and its tied set (shaded).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from fusionbench.report.analysis import Analysis
+from fusionbench.records.scores import ScoreTable
+from fusionbench.report.analysis import Analysis, Column
 from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrast_table import measured_columns
 from fusionbench.report.contrasts import Scope
 from fusionbench.report.metric_table import NOTE, metric_grid, metric_rows
-from fusionbench.report.page import Page, same_function
+from fusionbench.report.page import Page
 from fusionbench.report.tables import (
     Entry,
     GridRow,
     Marked,
     Row,
-    Summary,
+    across,
+    aggregates,
+    cell,
+    conditions,
     digits,
     latex_grid,
     long_row,
-    markdown_grid,
-    summary_long_rows,
+    markdown,
+    names,
 )
 
 DIRTY = "‡"
-"""Beside a method whose records come from uncommitted code."""
+"""Follows the name of a method whose records come from uncommitted code."""
 _NOTES = {
     True: "Mean ± half of the 95 % interval for new runs and new images of the same kind. These "
     "intervals compare no two methods, since the pairing is lost: see the contrasts.",
@@ -45,31 +50,83 @@ _SUITE = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class GridColumn:
+    """One column of the Markdown and LaTeX table of scores."""
+
+    title: str
+    entries: Sequence[Entry]
+    """One for each method."""
+    chance: str
+    examples: int
+
+
 def main_page(analyses: Sequence[Analysis]) -> Page:
-    """Every condition: a table for each group of tasks, each with the suite's column first."""
+    """Every condition: a table for each group of tasks, the means over tasks first."""
     texts, latex, rows = [], [], list[Row]()
     for analysis in analyses:
-        grids = list(_grids(analysis))
-        texts.append(_text(analysis, grids))
-        for group, grid in grids:
-            condition = analysis.table.condition
-            title = f"{condition.title}; tasks: {group or 'no group'}"
-            latex.append(latex_grid(grid, title, f"main-{condition.encoder}-{group}"))
+        table = analysis.table
+        grids = {group: _grid(analysis, group) for group in _groups(table)}
+        texts.append("\n".join([_grouped(table, grids), *_notes(analysis)]) + "\n")
+        for group, grid in grids.items():
+            title = f"{table.condition.title}; tasks: {group or 'no group'}"
+            latex.append(latex_grid(grid, title, f"main-{table.condition.encoder}-{group}"))
         rows += _long(analysis)
         if named := metric_grid(analysis):
-            texts.append("\n".join([markdown_grid(named), NOTE]) + "\n")
+            texts.append("\n".join([markdown(named), NOTE]) + "\n")
             title = f"{analysis.table.condition.title}; named metrics"
             latex.append(latex_grid(named, title, f"metrics-{analysis.table.condition.encoder}"))
             rows += metric_rows(analysis, rows)
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 
 
-def _text(analysis: Analysis, grids: Sequence[tuple[str, list[GridRow]]]) -> str:
-    table = analysis.table
-    parts = [f"### {table.condition.title}", "", *same_function(table)]
-    for group, grid in grids:
-        parts += [f"Tasks: {group or 'no group'}", "", markdown_grid(grid)]
-    return "\n".join([*parts, *_notes(analysis)]) + "\n"
+def planted_page(tables: Sequence[ScoreTable]) -> Page:
+    """Scores on tasks with a known right answer, without marks."""
+    texts, rows = [], list[Row]()
+    for table in tables:
+        cells = {
+            (method, task): cell(table, method, task)
+            for method in range(len(table.methods))
+            for task in range(len(table.tasks))
+        }
+        grids = {
+            group: _rows(
+                names(table),
+                [
+                    _task_column(
+                        table, task, [cells[row, task].text for row in range(len(table.methods))]
+                    )
+                    for task, facts in enumerate(table.tasks)
+                    if facts.group == group
+                ],
+            )
+            for group in _groups(table)
+        }
+        texts.append(_grouped(table, grids))
+        rows += [long_row(table, method, task, cells[method, task]) for method, task in cells]
+    return Page(markdown="\n".join(texts), rows=rows)
+
+
+def _groups(table: ScoreTable) -> list[str]:
+    return sorted({task.group for task in table.tasks})
+
+
+def _grouped(table: ScoreTable, grids: Mapping[str, Sequence[GridRow]]) -> str:
+    """The tables of one condition, one for each group of tasks so that they fit a page."""
+    parts = [f"### {table.condition.title}", "", *_identical(table)]
+    for group, grid in grids.items():
+        parts += [f"Tasks: {group or 'no group'}", "", markdown(grid)]
+    return "\n".join(parts)
+
+
+def _identical(table: ScoreTable) -> Iterator[str]:
+    """A sentence for each method that scored as another on every example."""
+    for row, other in sorted(table.identical.items()):
+        cells = sum(record.status == "done" for record in table.row(row))
+        yield (
+            f"`{table.methods[row]}` scored as `{table.methods[other]}` on every single example of "
+            f"all {cells} cells: the two are the same function here.\n"
+        )
 
 
 def _notes(analysis: Analysis) -> Iterator[str]:
@@ -89,131 +146,158 @@ def _notes(analysis: Analysis) -> Iterator[str]:
         yield f"{', '.join(leaky)}: sees the answers in training and enters no aggregate."
 
 
-def _grids(analysis: Analysis) -> Iterator[tuple[str, list[GridRow]]]:
-    """One table for each group of tasks, so that they fit a page."""
-    groups = sorted({task.group for task in analysis.table.tasks})
-    for group in groups:
-        scopes = [
-            scope
-            for scope in analysis.scopes
-            if scope.level == "suite"
-            or (scope.level == "group" and scope.name == group)
-            or (scope.level == "task" and analysis.table.tasks[scope.tasks[0]].group == group)
-        ]
-        yield group, _grid(analysis, scopes)
+def _grid(analysis: Analysis, group: str) -> list[GridRow]:
+    """Methods by the suite, the group and the group's tasks."""
+    tasks = analysis.table.tasks
+    columns = []
+    for scope in analysis.scopes:
+        own = tasks[scope.tasks[0]].group if scope.level == "task" else scope.name
+        if scope.level == "suite" or own == group:
+            columns.append(_scope_column(analysis, scope))
+    labels = [
+        f"{name} {DIRTY}" if method in analysis.uncommitted else name
+        for method, name in enumerate(analysis.labels)
+    ]
+    return _rows(labels, columns)
 
 
-def _grid(analysis: Analysis, scopes: Sequence[Scope]) -> list[GridRow]:
-    rows: list[GridRow] = []
-    for method, name in enumerate(analysis.labels):
-        mark = f" {DIRTY}" if method in analysis.uncommitted else ""
-        row: dict[str, Entry] = {"method": name + mark}
-        for scope in scopes:
-            column = analysis.columns[scope]
-            row[_title(scope)] = Marked(
-                text=_summary(analysis, method, scope).text,
-                best=method in column.best,
-                tied=method in column.tied,
-            )
-        rows.append(row)
-    return [*rows, _chance(analysis, scopes), _examples(analysis, scopes)]
+def _scope_column(analysis: Analysis, scope: Scope) -> GridColumn:
+    column, task = analysis.columns[scope], scope.tasks[0]
+    methods, aggregate = range(len(analysis.labels)), scope.level != "task"
+    entries = [
+        Marked(
+            text=(analysis.suite[row, scope] if aggregate else analysis.cells[row, task]).text,
+            best=row in column.best,
+            tied=row in column.tied,
+        )
+        for row in methods
+    ]
+    if not aggregate:
+        return _task_column(analysis.table, task, entries)
+    return GridColumn(
+        title=f"{scope.name} ({_count(len(scope.tasks))})",
+        entries=entries,
+        chance="0",
+        examples=sum(analysis.table.tasks[task].examples for task in scope.tasks),
+    )
 
 
-def _title(scope: Scope) -> str:
-    return scope.name if scope.level == "task" else f"{scope.name} ({_count(len(scope.tasks))})"
+def _task_column(table: ScoreTable, task: int, entries: Sequence[Entry]) -> GridColumn:
+    facts = table.tasks[task]
+    chance = f"{100 * facts.chance:.1f}"
+    return GridColumn(title=facts.name, entries=entries, chance=chance, examples=facts.examples)
+
+
+def _rows(labels: Sequence[str], columns: Sequence[GridColumn]) -> list[GridRow]:
+    """A row for each method, then the chance level and the number of test examples."""
+    rows: list[GridRow] = [
+        {"method": name} | {one.title: one.entries[row] for one in columns}
+        for row, name in enumerate(labels)
+    ]
+    chance = {one.title: one.chance for one in columns}
+    examples = {one.title: one.examples for one in columns}
+    return [*rows, {"method": "chance", **chance}, {"method": "test examples", **examples}]
 
 
 def _count(tasks: int) -> str:
     return "1 task" if tasks == 1 else f"{tasks} tasks"
 
 
-def _summary(analysis: Analysis, method: int, scope: Scope) -> Summary:
-    if scope.level == "task":
-        return analysis.cells[method, scope.tasks[0]]
-    return analysis.suite[method, scope]
-
-
-def _chance(analysis: Analysis, scopes: Sequence[Scope]) -> GridRow:
-    tasks = analysis.table.tasks
-    levels = {
-        _title(scope): f"{100 * tasks[scope.tasks[0]].chance:.1f}" if scope.level == "task" else "0"
-        for scope in scopes
-    }
-    return {"method": "chance"} | levels
-
-
-def _examples(analysis: Analysis, scopes: Sequence[Scope]) -> GridRow:
-    tasks = analysis.table.tasks
-    counts = {_title(one): str(sum(tasks[task].examples for task in one.tasks)) for one in scopes}
-    return {"method": "test examples"} | counts
-
-
 def _long(analysis: Analysis) -> Iterator[Row]:
     known = analysis.against_baseline()
+    scopes = [scope for scope in analysis.scopes if scope.level == "task"]
     for method, name in enumerate(analysis.table.methods):
-        for scope in analysis.scopes:
-            if scope.level == "task":
-                yield _long_row(analysis, method, scope, known.get((name, scope)))
+        for scope in scopes:
+            yield _long_row(analysis, method, scope, known.get((name, scope)))
 
 
 def _long_row(analysis: Analysis, method: int, scope: Scope, row: ContrastRow | None) -> Row:
-    found, task = analysis.cells[method, scope.tasks[0]], scope.tasks[0]
-    column = analysis.columns[scope]
-    plain = long_row(analysis.table, method, task, found)
-    here = (run.provenance.get("code", {}) for run in analysis.table.runs(method, task))
+    table, task = analysis.table, scope.tasks[0]
+    found = analysis.cells[method, task]
+    here = (run.provenance.get("code", {}) for run in table.runs(method, task))
     codes = {str(code.get("commit", "")) for code in here}
-    far = analysis.outlying.get((method, task), ())
-    return (
-        plain
-        | measured_columns(row)
-        | {
-            "interval": _interval(found),
-            "best": str(method in column.best).lower() if column.tied else "",
-            "tied": str(method in column.tied).lower() if column.tied else "",
-            "seeds": _per_seed(analysis, method, task),
-            "outlying_seeds": " ".join(map(str, far)),
-            "code": " ".join(sorted(code[:7] for code in codes if code)),
-            "uncommitted": str(method in analysis.uncommitted).lower(),
-        }
+    over = "runs and images" if found.images else "runs"
+    seeds = (digits("mean", float(value)) or "-" for value in table.values[method, task])
+    return {
+        **long_row(table, method, task, found),
+        **measured_columns(row),
+        "interval": "" if np.isnan(found.low) else over,
+        **_marks(analysis.columns[scope], method),
+        "seeds": " ".join(seeds),
+        "outlying_seeds": " ".join(map(str, analysis.outlying.get((method, task), ()))),
+        "code": " ".join(sorted(code[:7] for code in codes if code)),
+        "uncommitted": method in analysis.uncommitted,
+    }
+
+
+def _marks(column: Column, method: int) -> Row:
+    """`best` and `tied`; None where no tied set was computed."""
+    known = bool(column.tied)
+    return {
+        "best": method in column.best if known else None,
+        "tied": method in column.tied if known else None,
+    }
+
+
+# `tables/summary`: `mean` is the plain mean over tasks; `score` counts every task from chance (0)
+# to perfect (1), and differences and tests are about it.
+
+
+def summary_page(analyses: Sequence[Analysis]) -> Page:
+    """One row for each method: its means over the suite and each group of tasks."""
+    texts, latex = [], []
+    for table in (analysis.table for analysis in analyses):
+        title, grid = table.condition.title, _summary_grid(table)
+        texts.append(f"### {title}\n\n{markdown(grid)}")
+        label = f"summary-{table.condition.encoder}"
+        latex.append(latex_grid(grid, f"Means over tasks; {title}", label))
+    return Page(
+        markdown="\n".join(texts),
+        rows=[row for analysis in analyses for row in _summary_long(analysis)],
+        latex="\n".join(latex),
     )
 
 
-def _interval(found: Summary) -> str:
-    if np.isnan(found.low):
-        return ""
-    return "runs and images" if found.images else "runs"
+def _summary_grid(table: ScoreTable) -> list[GridRow]:
+    columns = {f"{name} ({_count(int(keep.sum()))})": keep for name, keep in aggregates(table)}
+    return [
+        {"method": name}
+        | {title: across(table, method, keep).text for title, keep in columns.items()}
+        | {"fusion parameters": fusion_size(table, method)}
+        for method, name in enumerate(names(table))
+    ]
 
 
-def _per_seed(analysis: Analysis, method: int, task: int) -> str:
-    return " ".join(digits(float(value)) or "-" for value in analysis.table.values[method, task])
-
-
-# `tables/summary.csv`: one row for each method and aggregate, with everything tested on it.
-#
-# `mean` is the plain mean over tasks, as in the Markdown table and on the terminal; `score` counts
-# every task from chance (0) to perfect (1), and differences and tests are about it.
-
-
-def suite_rows(analysis: Analysis) -> Iterator[Row]:
-    """The rows of `summary_long_rows`, each with its chance-corrected score and difference."""
-    known = analysis.against_baseline()
+def _summary_long(analysis: Analysis) -> Iterator[Row]:
+    """One row for each method and aggregate, with its chance-corrected score and difference."""
+    table, known = analysis.table, analysis.against_baseline()
     scopes = {scope.name: scope for scope in analysis.aggregates}
-    table = analysis.table
-    plain = summary_long_rows(table)
-    for index, row in enumerate(plain):
-        method, scope = index // len(scopes), scopes[row["aggregate"]]
-        found, column = analysis.suite[method, scope], analysis.columns[scope]
-        yield (
-            row
-            | {
-                "track": table.condition.track,
-                "score": digits(found.mean),
-                "score_low": digits(found.low),
-                "score_high": digits(found.high),
+    facts = conditions(table)
+    track = facts.pop("track")
+    for method, name in enumerate(names(table)):
+        for title, keep in aggregates(table):
+            scope, plain = scopes[title], across(table, method, keep)
+            found = analysis.suite[method, scope]
+            yield {
+                **facts,
+                "method": name,
+                "aggregate": title,
+                "n_tasks": int(keep.sum()),
+                **plain.columns,
+                "text": plain.text,
+                "fusion": fusion_size(table, method),
+                "track": track,
+                "score": found.mean,
+                "score_low": found.low,
+                "score_high": found.high,
+                **measured_columns(known.get((table.methods[method], scope))),
+                **_marks(analysis.columns[scope], method),
             }
-            | measured_columns(known.get((table.methods[method], scope)))
-            | {
-                "best": str(method in column.best).lower() if column.tied else "",
-                "tied": str(method in column.tied).lower() if column.tied else "",
-            }
-        )
+
+
+def fusion_size(table: ScoreTable, method: int) -> str:
+    """Parameters of the fusion over all tasks: `1,024`, or `980-1,024` where tasks differ."""
+    records = table.row(method)
+    counts = [one.parameters.get("fusion", 0) for one in records if one.status == "done"]
+    ends = sorted({min(counts), max(counts)}) if counts else []
+    return "-".join(f"{count:,}" for count in ends) or "-"

@@ -48,7 +48,7 @@ def metric_rows(analysis: Analysis, like: Sequence[Row]) -> Iterator[Row]:
     for task, name in named(table):
         for method in range(len(table.methods)):
             row = long_row(table, method, task, metric_summary(table, method, task, name))
-            yield dict.fromkeys(like[0], "") | row | {"metric": name, "chance": ""}
+            yield dict.fromkeys(like[0]) | row | {"metric": name, "chance": None}
 
 
 def metric_summary(table: ScoreTable, method: int, task: int, name: str) -> Summary:

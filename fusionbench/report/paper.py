@@ -1,9 +1,9 @@
-"""A paper's page: what differs, its tables in Markdown and LaTeX, all numbers as CSV."""
+"""`fusionbench paper`: a paper's tables with its published numbers and ours."""
 
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -21,17 +21,17 @@ from fusionbench.report.tables import (
     Row,
     Summary,
     comma_separated,
-    digits,
     interval,
     latex_grid,
-    markdown_grid,
+    markdown,
 )
+from fusionbench.stats.estimate import Estimate
 
-# The shapes of four papers' tables: `papers.yaml` as data.
+# `papers.yaml`: the tables of four papers.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class PaperRow:
     """One row of a paper's table."""
 
     row: str
@@ -43,31 +43,31 @@ class Line:
     method: str = ""
     """Its name in `reported.csv`."""
     reported: tuple[str, ...] = ()
-    """In whose tables its published numbers stand."""
+    """`given_by` of its published numbers in `reported.csv`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """One table."""
+class PaperTable:
+    """One table of a paper."""
 
     name: str
     title: str
     against: str
     """The method that the others are compared with."""
-    rows: tuple[Line, ...]
+    rows: tuple[PaperRow, ...]
     benchmarks: tuple[str, ...] = ()
     base_models: tuple[str, ...] = ()
 
-    def published(self, line: Line) -> dict[str, Reported]:
-        """The line's published numbers by benchmark; the first of the file where two exist.
+    def published(self, row: PaperRow) -> dict[str, Reported]:
+        """The row's published numbers by benchmark; the first of the file where two exist.
 
-        OCRBench has a number for each of its parts and one for all; it is the last that is meant.
+        Of OCRBench, which has a number for each part, the total.
         """
         found: dict[str, Reported] = {}
         for number in reported():
-            here = number.method == line.method and number.given_by in line.reported
-            whole = not number.metric.endswith(_PARTS)
-            if here and whole and number.base_model in self.base_models:
+            here = number.method == row.method and number.given_by in row.reported
+            total = not number.metric.endswith(_PARTS)
+            if here and total and number.base_model in self.base_models:
                 found.setdefault(number.benchmark, number)
         return {name: found[name] for name in self.benchmarks if name in found}
 
@@ -82,13 +82,13 @@ class Paper:
     """Authors, venue, number."""
     regime: str
     differs: tuple[str, ...]
-    tables: tuple[Shape, ...]
+    tables: tuple[PaperTable, ...]
 
     @property
     def methods(self) -> list[str]:
         """Every method of ours that its tables need."""
-        lines = [line for table in self.tables for line in table.rows]
-        names = [line.ours for line in lines] + [table.against for table in self.tables]
+        names = [row.ours for table in self.tables for row in table.rows]
+        names += [table.against for table in self.tables]
         return [name for name in dict.fromkeys(names) if name]
 
 
@@ -112,37 +112,37 @@ def paper(name: str) -> Paper:
 
 
 def _paper(name: str, values: Mapping[str, Any]) -> Paper:
-    tables = tuple(_shape(table) for table in values["tables"])
+    tables = tuple(_paper_table(table) for table in values["tables"])
     return Paper(name=name, **{**values, "differs": tuple(values["differs"]), "tables": tables})
 
 
-def _shape(values: Mapping[str, Any]) -> Shape:
-    lines = tuple(
-        Line(**{**line, "reported": tuple(line.get("reported", ()))}) for line in values["rows"]
+def _paper_table(values: Mapping[str, Any]) -> PaperTable:
+    rows = tuple(
+        PaperRow(**{**row, "reported": tuple(row.get("reported", ()))}) for row in values["rows"]
     )
     lists = {name: tuple(values.get(name, ())) for name in ("benchmarks", "base_models")}
-    return Shape(**{**values, **lists, "rows": lines})
+    return PaperTable(**{**values, **lists, "rows": rows})
 
 
-# A table of a paper with our numbers: scores with intervals, gains against its baseline.
+# Our numbers for a table: scores with intervals, gains against the table's baseline.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filled:
-    """One row: the paper's and ours."""
+class FilledRow:
+    """One row of a paper's table with its published numbers and ours."""
 
-    line: Line
+    row: PaperRow
     published: Mapping[str, Reported]
     gap: str = ""
     """Why there are no scores of ours."""
-    scores: Mapping[Scope, Summary]
+    scores: Mapping[Scope, Summary] = field(default_factory=dict)
     """The suite and its groups from chance (0) to perfect (1), a task in its own metric."""
-    gains: Mapping[Scope, Measured]
+    gains: Mapping[Scope, Measured] = field(default_factory=dict)
     """Against the table's baseline; empty for the baseline itself."""
 
 
-class Filler:
-    """Fills tables from one condition."""
+class ConditionScores:
+    """Scores and gains of one condition, for the tables of a paper."""
 
     def __init__(self, results: Results, table: ScoreTable) -> None:
         self.results = results
@@ -154,27 +154,30 @@ class Filler:
         """The suite, its groups, its tasks."""
         return self.measurer.scopes
 
-    def fill(self, shape: Shape) -> list[Filled]:
+    def fill(self, shape: PaperTable) -> list[FilledRow]:
         """Every row of a table."""
-        return [self._row(shape, line) for line in shape.rows]
+        return [self._filled(shape, row) for row in shape.rows]
 
-    def _row(self, shape: Shape, line: Line) -> Filled:
-        published = shape.published(line)
-        if line.ours not in self.table.methods:
-            gap = "not run" if line.ours else line.why or "not here"
-            return Filled(line=line, published=published, gap=gap, scores={}, gains={})
-        method = self.table.methods.index(line.ours)
-        scores = {scope: self._score(method, scope) for scope in self.scopes}
+    def _filled(self, shape: PaperTable, row: PaperRow) -> FilledRow:
+        published, methods = shape.published(row), self.table.methods
+        if row.ours not in methods:
+            gap = "not run" if row.ours else row.why or "not here"
+            return FilledRow(row=row, published=published, gap=gap)
+        method = methods.index(row.ours)
         gains: Mapping[Scope, Measured] = {}
-        if line.ours != shape.against and shape.against in self.table.methods:
-            gains = self.measurer.against(method, self.table.methods.index(shape.against))
-        return Filled(line=line, published=published, scores=scores, gains=gains)
+        if row.ours != shape.against and shape.against in methods:
+            gains = self.measurer.against(method, methods.index(shape.against))
+        scores = {scope: self._score(method, scope) for scope in self.scopes}
+        return FilledRow(row=row, published=published, scores=scores, gains=gains)
 
     def _score(self, method: int, scope: Scope) -> Summary:
         if scope.level == "task":
             return cell_interval(self.results, self.table, method, scope.tasks[0])
         return suite_interval(self.results, self.table, method, scope)
 
+
+Filled = Sequence[tuple[ConditionScores, Sequence[FilledRow]]]
+"""The rows of one table in each condition."""
 
 _DIFFERS = (
     'The rows are the paper\'s, the columns "published" its own numbers on its own benchmarks, all '
@@ -195,15 +198,16 @@ def write_paper(paper: Paper, results: Results, home: Path) -> Path:
     Raises UserError if the folder cannot be written.
     """
     tables = [table.pick(table.suite) for table in results.tables if table.suite.any()]
-    fillers = [Filler(results, table) for table in tables]
-    filled = {shape: [filler.fill(shape) for filler in fillers] for shape in paper.tables}
-    contents = {f"{paper.name}.md": "\n".join(_page(paper, fillers, filled))}
-    for shape in paper.tables:
+    conditions = [ConditionScores(results, table) for table in tables]
+    filled: list[tuple[PaperTable, Filled]] = [
+        (shape, [(one, one.fill(shape)) for one in conditions]) for shape in paper.tables
+    ]
+    contents = {f"{paper.name}.md": "\n".join(_page(paper, conditions, filled))}
+    for shape, by_condition in filled:
         stem = f"{paper.name}-{shape.name}"
-        rows = [r for f, lines in zip(fillers, filled[shape], strict=True)
-                for r in _long_rows(f, shape, lines)]  # fmt: skip
-        contents[f"{stem}.csv"] = comma_separated(rows)
-        contents[f"{stem}.tex"] = "\n".join(_latex_paper(paper, shape, fillers, filled[shape]))
+        long = [line for one, rows in by_condition for line in _long_rows(one, shape, rows)]
+        contents[f"{stem}.csv"] = comma_separated(long)
+        contents[f"{stem}.tex"] = "\n".join(_latex_paper(paper, shape, by_condition))
     try:
         home.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
@@ -214,24 +218,26 @@ def write_paper(paper: Paper, results: Results, home: Path) -> Path:
 
 
 def _page(
-    paper: Paper, fillers: Sequence[Filler], filled: dict[Shape, list[list[Filled]]]
+    paper: Paper,
+    conditions: Sequence[ConditionScores],
+    filled: Sequence[tuple[PaperTable, Filled]],
 ) -> Iterator[str]:
-    told = textwrap.fill(_DIFFERS.format(regime=paper.regime), 100)
-    yield f"# {paper.title}\n\n{paper.paper}\n\n{told}\n"
+    note = textwrap.fill(_DIFFERS.format(regime=paper.regime), 100)
+    yield f"# {paper.title}\n\n{paper.paper}\n\n{note}\n"
     yield from (f"- {note}" for note in paper.differs)
     yield ""
-    yield from _missing(paper, fillers)
-    for shape, by_filler in filled.items():
+    yield from _missing(paper, conditions)
+    for shape, by_condition in filled:
         yield f"## {shape.title}\n\n{_READING.format(against=shape.against)}\n"
-        for filler, rows in zip(fillers, by_filler, strict=True):
-            yield f"### {filler.table.condition.title}\n"
-            yield markdown_grid(_shape_rows(filler, shape, rows))
-            yield markdown_grid(_task_rows(filler, rows))
+        for one, rows in by_condition:
+            yield f"### {one.table.condition.title}\n"
+            yield markdown(_paper_grid(one, shape, rows))
+            yield markdown(_task_grid(one, rows))
 
 
-def _missing(paper: Paper, fillers: Sequence[Filler]) -> Iterator[str]:
+def _missing(paper: Paper, conditions: Sequence[ConditionScores]) -> Iterator[str]:
     """What to run so that no row of ours is empty."""
-    here = {name for filler in fillers for name in filler.table.methods}
+    here = {name for one in conditions for name in one.table.methods}
     if lacking := [name for name in paper.methods if name not in here]:
         names = shlex.quote(",".join(lacking))
         yield (
@@ -240,81 +246,85 @@ def _missing(paper: Paper, fillers: Sequence[Filler]) -> Iterator[str]:
         )
 
 
-def _shape_rows(filler: Filler, shape: Shape, rows: Sequence[Filled]) -> list[GridRow]:
+def _paper_grid(
+    condition: ConditionScores, shape: PaperTable, rows: Sequence[FilledRow]
+) -> list[GridRow]:
     """The paper's table: ours over the suite and its groups, then its published columns."""
-    wide = [scope for scope in filler.scopes if scope.level != "task"]
+    wide = [scope for scope in condition.scopes if scope.level != "task"]
     return [
-        {"row": one.line.row, "ours": one.line.ours or f"({one.gap})"}
+        {"row": one.row.row, "ours": one.row.ours or f"({one.gap})"}
         | {scope.name: _score(one, scope) for scope in wide}
-        | {"gain on the suite": _gain(one, filler)}
+        | {"gain on the suite": _gain(one, condition)}
         | {f"published {name}": _published(one, name) for name in shape.benchmarks}
         for one in rows
     ]
 
 
-def _task_rows(filler: Filler, rows: Sequence[Filled]) -> list[GridRow]:
-    tasks = [scope for scope in filler.scopes if scope.level == "task"]
+def _task_grid(condition: ConditionScores, rows: Sequence[FilledRow]) -> list[GridRow]:
+    tasks = [scope for scope in condition.scopes if scope.level == "task"]
     return [
-        {"row": one.line.row} | {scope.name: one.scores[scope].text for scope in tasks}
+        {"row": one.row.row} | {scope.name: one.scores[scope].text for scope in tasks}
         for one in rows
         if one.scores
     ]
 
 
-def _score(one: Filled, scope: Scope) -> str:
+def _score(one: FilledRow, scope: Scope) -> str:
     if one.scores:
         return one.scores[scope].text
-    return one.gap if one.line.ours else "-"
+    return one.gap if one.row.ours else "-"
 
 
-def _gain(one: Filled, filler: Filler) -> str:
-    found = one.gains.get(filler.scopes[0])
+def _gain(one: FilledRow, condition: ConditionScores) -> str:
+    found = one.gains.get(condition.scopes[0])
     return interval(found.estimate) if found else ""
 
 
-def _published(one: Filled, benchmark: str) -> str:
+def _published(one: FilledRow, benchmark: str) -> str:
     number = one.published.get(benchmark)
     return "" if number is None else number.value + ("" if number.first_hand else "†")
 
 
-def _latex_paper(
-    paper: Paper, shape: Shape, fillers: Sequence[Filler], by_filler: Sequence[Sequence[Filled]]
-) -> Iterator[str]:
-    for filler, rows in zip(fillers, by_filler, strict=True):
-        title = f"{paper.title}: {shape.title}; {filler.table.condition.title}"
-        label = f"{paper.name}-{shape.name}-{filler.table.condition.encoder}"
+def _latex_paper(paper: Paper, shape: PaperTable, filled: Filled) -> Iterator[str]:
+    for condition, rows in filled:
+        title = f"{paper.title}: {shape.title}; {condition.table.condition.title}"
+        label = f"{paper.name}-{shape.name}-{condition.table.condition.encoder}"
         note = "Published columns: another regime, not comparable; † read second-hand."
-        yield latex_grid(_shape_rows(filler, shape, rows), f"{title}. {note}", label)
+        yield latex_grid(_paper_grid(condition, shape, rows), f"{title}. {note}", label)
 
 
-def _long_rows(filler: Filler, shape: Shape, rows: Sequence[Filled]) -> Iterator[Row]:
+def _long_rows(
+    condition: ConditionScores, shape: PaperTable, rows: Sequence[FilledRow]
+) -> Iterator[Row]:
     """One row for each row of the table and each column, published or ours."""
     for one in rows:
-        start = {"table": shape.name, "row": one.line.row, "method": one.line.ours}
-        start["condition"] = filler.table.condition.title
+        start = _NOTHING | {"table": shape.name, "row": one.row.row, "method": one.row.ours}
+        start["condition"] = condition.table.condition.title
         for name, number in one.published.items():
             columns = {"kind": "published", "column": name, "published": number.value}
-            sources = {"evidence": number.evidence, "source": number.source}
-            yield _NOTHING | start | columns | sources
+            yield start | columns | {"evidence": number.evidence, "source": number.source}
         if not one.scores:
-            yield _NOTHING | start | {"kind": "ours", "why_not": one.gap}
+            yield start | {"kind": "ours", "why_not": one.gap}
         for scope, score in one.scores.items():
             found = one.gains.get(scope)
-            gain = found.estimate if found else None
-            low, high = gain.interval() if gain else (None, None)
-            yield _NOTHING | start | {
+            yield start | {
                 "kind": "ours",
                 "column": scope.name,
-                "mean": digits(score.mean),
-                "low": digits(score.low),
-                "high": digits(score.high),
-                "n_seeds": str(score.runs),
-                "gain": digits(float(gain.value) if gain else None),
-                "gain_low": digits(None if low is None else float(low)),
-                "gain_high": digits(None if high is None else float(high)),
+                "mean": score.mean,
+                "low": score.low,
+                "high": score.high,
+                "n_seeds": score.runs,
+                **(_gain_columns(found.estimate) if found else {}),
                 "against": shape.against if found else "",
                 "why_not": "" if score.runs else score.why,
-            }  # fmt: skip
+            }
+
+
+def _gain_columns(gain: Estimate | None) -> Row:
+    if gain is None:
+        return {}
+    low, high = gain.interval()
+    return {"gain": float(gain.value), "gain_low": float(low), "gain_high": float(high)}
 
 
 _NOTHING: Row = dict.fromkeys(
@@ -322,6 +332,5 @@ _NOTHING: Row = dict.fromkeys(
         *("table", "row", "method", "condition", "kind", "column", "mean", "low", "high"),
         *("n_seeds", "gain", "gain_low", "gain_high", "against", "why_not"),
         *("published", "evidence", "source"),
-    ),
-    "",
+    )
 )

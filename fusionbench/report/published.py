@@ -1,13 +1,14 @@
-"""Published numbers, each with its source, never in one ranking with ours.
+"""`tables/reported`: published numbers with their sources, not ranked together with ours.
 
-`reported.csv` holds what papers and their repositories print. A number stands beside one of ours
-only where track, encoder, language model and benchmark are the same; everything else is another
-regime and has a table of its own, in the order of the file and not of the scores.
+`reported.csv` holds numbers from papers and their repositories. A number shares a row with one of
+ours only if track, encoder, language model and benchmark are equal; all others have tables of their
+own, in the order of the file.
 """
 
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 
@@ -16,7 +17,7 @@ from fusionbench.report.page import Page
 from fusionbench.report.tables import Row, Summary, cell, latex_grid, markdown
 
 _TRACK = "vlm"
-"""All of these papers train a projector, or more, in front of a language model."""
+"""These papers train a projector, or more, in front of a language model."""
 _OTHER = """\
 None of these results was made in the regime of a published number (a language model behind the same
 encoder, on the same benchmark), so nothing published can be compared with them. The tables below
@@ -37,7 +38,7 @@ class Reported:
     ours: str
     """The name under which the method is registered here; empty where it is not."""
     given_by: str
-    """Whose table it stands in."""
+    """Authors of the table that contains it."""
     base_model: str
     regime: str
     encoder: str
@@ -45,7 +46,7 @@ class Reported:
     """The language model."""
     benchmark: str
     task: str
-    """What a task of that benchmark is called here."""
+    """Name of the task here."""
     metric: str
     value: str
     """As it was printed."""
@@ -59,7 +60,7 @@ class Reported:
         return self.evidence.startswith("first-hand")
 
     def comparable(self, condition: Condition) -> bool:
-        """Whether a table of ours was made in this number's regime."""
+        """True if track, encoder and language model are those of this number."""
         budget = condition.budget
         known = bool(self.encoder and self.reader) and condition.track == _TRACK
         return known and (condition.encoder, budget.reader) == (self.encoder, self.reader)
@@ -83,8 +84,8 @@ def reported_section(tables: Sequence[ScoreTable]) -> str:
     numbers = _of_methods(tables)
     if not numbers:
         return ""
-    beside = [_beside_row(number, *ours) for number in numbers for ours in _ours(number, tables)]
-    parts = [_SAME, "", markdown(beside)] if beside else [_OTHER, ""]
+    shared = [_shared_row(number, *ours) for number in numbers for ours in _ours(number, tables)]
+    parts = [_SAME, "", markdown(shared)] if shared else [_OTHER, ""]
     parts += [_EVIDENCE, ""]
     for (base_model, regime, _), here in _by_table(numbers).items():
         parts += [f"### {base_model}: {regime}", "", _origin(here[0]), ""]
@@ -109,7 +110,7 @@ def _of_methods(tables: Sequence[ScoreTable]) -> list[Reported]:
 
 
 def _by_table(numbers: Sequence[Reported]) -> dict[tuple[str, str, str], list[Reported]]:
-    """Numbers as they stood together: by base model, regime and source, in the file's order."""
+    """Numbers by base model, regime and source, in the order of the file."""
     found: dict[tuple[str, str, str], list[Reported]] = {}
     for number in numbers:
         place = number.base_model, number.regime, number.source
@@ -143,11 +144,11 @@ def _ours(number: Reported, tables: Sequence[ScoreTable]) -> Iterator[tuple[str,
 
 
 def _plain(name: str) -> str:
-    """A method's name without the mark of its version."""
+    """A method's name without its suffix."""
     return name.split(" (")[0]
 
 
-def _beside_row(number: Reported, title: str, summary: Summary) -> Row:
+def _shared_row(number: Reported, title: str, summary: Summary) -> Row:
     return {
         "benchmark": number.benchmark,
         "method": number.ours,
@@ -184,12 +185,13 @@ def _benchmark(number: Reported) -> str:
 
 
 def _long_row(number: Reported, title: str, summary: Summary) -> Row:
-    percent = {"mean": summary.mean, "low": summary.low, "high": summary.high}
-    ours = {f"ours_{k}": "" if v != v else f"{100 * v:.6f}" for k, v in percent.items()}
+    ours = {"mean": summary.mean, "low": summary.low, "high": summary.high}
     return {
         **vars(number),
-        "comparable": str(bool(title)).lower(),
-        **ours,
-        "ours_runs": str(summary.runs) if title else "",
+        # Prints as published (`21.00`) and sorts as a number.
+        "value": Decimal(number.value),
+        "comparable": bool(title),
+        **{f"ours_{key}": 100 * value for key, value in ours.items()},
+        "ours_runs": summary.runs if title else None,
         "ours_condition": title,
     }

@@ -1,10 +1,12 @@
-"""Tables as rows of text: Markdown for people, CSV for programs. Nothing here is rounded twice."""
+"""Numbers as text, means over seeds, and tables as CSV, Markdown and LaTeX.
 
-import csv
-import io
+Rows hold typed values (numbers, booleans, text); they become text when a table is written.
+"""
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -13,17 +15,48 @@ from tabulate import tabulate
 from fusionbench.records.scores import ScoreTable
 from fusionbench.stats.estimate import Estimate
 
-# Numbers as text: all digits for programs, points for people, nothing where there is nothing.
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Row = dict[str, Any]
+"""Column -> value: text, a number, a boolean, or None where there is no value."""
+
+# Numbers as text: by column for CSV and HTML, in points and percent for Markdown.
+
+SHARES = frozenset(
+    "mean ci_low ci_high chance delta delta_low delta_high mde low high testset_low testset_high"
+    .split()
+)  # fmt: skip
+"""Columns from 0 to 1 that the HTML page shows in percent or points."""
+P_VALUES = frozenset(("p", "p_adjusted"))
+_SIGNIFICANT = P_VALUES | frozenset(
+    "se nu p_baseline p_control p_equivalent p_equivalent_adjusted testset_p testset_smallest_p "
+    "new_tasks_p_adjusted latency_ms latency_q1_ms latency_q3_ms latency_over_encoder_ms "
+    "latency_over_encoder_q1_ms latency_over_encoder_q3_ms throughput".split()
+)
+"""Columns with eight significant digits in CSV; all other fractions have six decimals."""
 
 
-def digits(value: float | None) -> str:
-    """A share or a difference for programs: six decimals."""
-    return "" if value is None or math.isnan(value) else f"{round(value, 6) + 0.0:.6f}"
+def is_missing(value: object) -> bool:
+    """True for None, NaN and empty text."""
+    return value is None or value == "" or value != value
 
 
-def precise(value: float | None) -> str:
-    """A p-value, a standard error, degrees of freedom: eight digits that count."""
-    return "" if value is None or math.isnan(value) else f"{value:.8g}"
+def digits(column: str, value: object) -> str:
+    """A value as CSV holds it: six decimals or eight significant digits, by column."""
+    if is_missing(value):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.8g}" if column in _SIGNIFICANT else f"{round(value, 6) + 0.0:.6f}"
+    return str(value)
+
+
+def csv_row(values: Mapping[str, object]) -> Row:
+    """A row with numpy numbers as Python floats."""
+    numpy = np.floating | np.ndarray
+    return {key: float(v) if isinstance(v, numpy) else v for key, v in values.items()}
 
 
 def points(value: float | None, *, sign: bool = True) -> str:
@@ -50,15 +83,15 @@ def interval(estimate: Estimate | None) -> str:
     return f"{points(float(estimate.value))} [{points(float(low))}, {points(float(high))}]"
 
 
-# A cell, a row, a suite in numbers: the mean over seeds and its t interval.
+# The mean over seeds and its t interval, of a cell or of a method over several tasks.
 #
-# The unit of resampling is the training run: the interval says what another set of seeds would give
-# on the same test examples. It compares no two methods.
+# The unit of resampling is the training run: the interval is about other seeds on the same test
+# examples and does not compare methods.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Mean over seeds, 0 to 1; without runs `why` says what happened instead."""
+    """Mean over seeds, 0 to 1; without runs `why` gives the reason."""
 
     mean: float = float("nan")
     low: float = float("nan")
@@ -69,7 +102,7 @@ class Summary:
     """Runs that the other cells of the table have."""
     why: str = "not run"
     images: bool = False
-    """Whether the interval speaks of new images too, not of new runs alone."""
+    """True if the interval is for new runs and new images, False for new runs alone."""
 
     @property
     def text(self) -> str:
@@ -82,9 +115,20 @@ class Summary:
         text = f"{mean} ± {50 * (self.high - self.low):.1f}"
         return text if self.runs == self.seeds else f"{text} ({self.runs} of {self.seeds} runs)"
 
+    @property
+    def columns(self) -> Row:
+        """`mean`, `ci_low`, `ci_high`, `n_seeds` and `status`."""
+        return {
+            "mean": self.mean,
+            "ci_low": self.low,
+            "ci_high": self.high,
+            "n_seeds": self.runs,
+            "status": "done" if self.runs else self.why,
+        }
+
 
 def over_seeds(scores: Float[np.ndarray, " seed"], why: str = "not run") -> Summary:
-    """Summarise one score per seed; NaN is a run that is missing and counts for nothing."""
+    """Mean and 95 % t interval of one score per seed; NaN marks a missing run."""
     present = scores[~np.isnan(scores)]
     runs = len(present)
     if not runs:
@@ -104,11 +148,13 @@ def over_seeds(scores: Float[np.ndarray, " seed"], why: str = "not run") -> Summ
 
 def cell(table: ScoreTable, method: int, task: int) -> Summary:
     """One method on one task."""
-    return over_seeds(table.values[method, task], _why(table, method, task))
+    statuses = {record.status for record in table.runs(method, task)}
+    why = "failed" if "failed" in statuses else "skipped" if "skipped" in statuses else "not run"
+    return over_seeds(table.values[method, task], why)
 
 
 def across(table: ScoreTable, method: int, keep: Bool[np.ndarray, " task"]) -> Summary:
-    """The plain mean over some tasks, seed by seed; refused unless all of them ran alike."""
+    """The plain mean over some tasks, seed by seed; a reason instead if a run is missing."""
     if method in table.leaky:
         return Summary(why="reads the answers")
     scores = table.values[method, keep]
@@ -118,70 +164,6 @@ def across(table: ScoreTable, method: int, keep: Bool[np.ndarray, " task"]) -> S
     if complete < len(scores):
         return Summary(seeds=len(table.seeds), why=f"{complete} of {len(scores)} tasks")
     return over_seeds(scores.mean(axis=0))
-
-
-def _why(table: ScoreTable, method: int, task: int) -> str:
-    statuses = {record.status for record in table.runs(method, task)}
-    return "failed" if "failed" in statuses else "skipped" if "skipped" in statuses else "not run"
-
-
-Row = dict[str, str]
-
-_NUMBERS = ("fusion", "projector", "reader")
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table; numbers stay as they were written."""
-    if not rows:
-        return "Nothing to show.\n"
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True) + "\n"
-
-
-def comma_separated(rows: Sequence[Row]) -> str:
-    """The same as CSV."""
-    if not rows:
-        return ""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def names(table: ScoreTable) -> list[str]:
-    """Methods as a reader should see them: `mema-no_feedback (= penultimate)`."""
-    same = table.twins
-    return [
-        f"{name} (= {table.methods[same[row]]})" if row in same else name
-        for row, name in enumerate(table.methods)
-    ]
-
-
-def summary_rows(table: ScoreTable) -> list[Row]:
-    """One row per method: the suite's mean, that of each group of tasks, the fusion's size."""
-    columns = {f"{name} ({_tasks(keep)})": keep for name, keep in aggregates(table)}
-    return [
-        {"method": name}
-        | {title: across(table, method, keep).text for title, keep in columns.items()}
-        | {"fusion parameters": sizes(table, method)["fusion"]}
-        for method, name in enumerate(names(table))
-    ]
-
-
-def summary_long_rows(table: ScoreTable) -> list[Row]:
-    """One row for each method and aggregate, all digits, for programs."""
-    rows = []
-    for method, name in enumerate(names(table)):
-        fusion = sizes(table, method)["fusion"]
-        for title, keep in aggregates(table):
-            found = across(table, method, keep)
-            rows.append(
-                {"encoder": table.condition.encoder, "steps": str(table.condition.budget.steps)}
-                | {"method": name, "aggregate": title, "n_tasks": str(int(keep.sum()))}
-                | _interval(found)
-                | {"text": found.text, "fusion": fusion}
-            )
-    return rows
 
 
 def aggregates(table: ScoreTable) -> list[tuple[str, Bool[np.ndarray, " task"]]]:
@@ -194,86 +176,49 @@ def aggregates(table: ScoreTable) -> list[tuple[str, Bool[np.ndarray, " task"]]]
     return found
 
 
-def score_rows(table: ScoreTable) -> list[Row]:
-    """Methods by tasks, and the chance level below."""
-    rows: list[Row] = [
-        {"method": name}
-        | {task.name: cell(table, method, column).text for column, task in enumerate(table.tasks)}
-        for method, name in enumerate(names(table))
-    ]
-    chance = {task.name: f"{100 * task.chance:.1f}" for task in table.tasks}
-    examples = {task.name: str(task.examples) for task in table.tasks}
-    return [*rows, {"method": "chance"} | chance, {"method": "test examples"} | examples]
+# Columns that several tables share.
 
 
-def long_rows(table: ScoreTable) -> list[Row]:
-    """One row for each method and task, all digits, for programs."""
+def names(table: ScoreTable) -> list[str]:
+    """Methods with the one they are identical to: `mema-no_feedback (= penultimate)`."""
+    same = table.identical
     return [
-        long_row(table, method, column, cell(table, method, column))
-        for method in range(len(table.methods))
-        for column in range(len(table.tasks))
+        f"{name} (= {table.methods[same[row]]})" if row in same else name
+        for row, name in enumerate(table.methods)
     ]
-
-
-def sizes(table: ScoreTable, method: int) -> dict[str, str]:
-    """Parameters of the fusion, the projector and the reader: `1,024` or `980-1,024`."""
-    done = [record for record in table.row(method) if record.status == "done"]
-    texts = {}
-    for part in _NUMBERS:
-        counts = [record.parameters.get(part, 0) for record in done]
-        ends = sorted({min(counts), max(counts)}) if counts else []
-        texts[part] = "-".join(f"{count:,}" for count in ends) or "-"
-    return texts
 
 
 def conditions(table: ScoreTable) -> Row:
-    """What tells the rows of several conditions apart."""
+    """The columns that distinguish the rows of several conditions."""
     condition = table.condition
-    steps = str(condition.budget.steps)
-    return {"track": condition.track, "encoder": condition.encoder, "steps": steps}
+    return {
+        "track": condition.track,
+        "encoder": condition.encoder,
+        "steps": condition.budget.steps,
+    }
 
 
 def long_row(table: ScoreTable, method: int, column: int, found: Summary) -> Row:
-    """One method on one task; `found` is its mean and interval."""
+    """One method on one task, with its mean and interval, 0 to 1."""
     task, here = table.tasks[column], table.runs(method, column)
     done = [record for record in here if record.status == "done"]
     parameters = done[0].parameters if done else {}
+    parts = ("fusion", "projector", "reader")
     return {
         **conditions(table),
         "method": table.methods[method],
         "task": task.name,
         "group": task.group,
         "metric": task.metric,
-        **_interval(found),
-        "n_examples": str(task.examples),
-        "chance": _digits(task.chance),
-        **{f"parameters_{part}": str(parameters.get(part, "")) for part in _NUMBERS},
-        "in_encoder": str(any(record.in_encoder for record in here)).lower(),
+        **found.columns,
+        "n_examples": task.examples,
+        "chance": task.chance,
+        **{f"parameters_{part}": parameters.get(part) for part in parts},
+        "in_encoder": any(record.in_encoder for record in here),
     }
 
 
-def _interval(found: Summary) -> Row:
-    return {
-        "mean": _digits(found.mean),
-        "ci_low": _digits(found.low),
-        "ci_high": _digits(found.high),
-        "n_seeds": str(found.runs),
-        "status": "done" if found.runs else found.why,
-    }
-
-
-def _tasks(keep: Bool[np.ndarray, " task"]) -> str:
-    return "1 task" if keep.sum() == 1 else f"{int(keep.sum())} tasks"
-
-
-def _digits(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.6f}"
-
-
-# A table for people: text with marks, written as Markdown or as LaTeX with booktabs.
-#
-# Own LaTeX instead of a library's: the bytes then change with no library, and a test checks the
-# grammar of every character that a name can hold.
+# The writers: CSV through pandas, Markdown through tabulate, LaTeX with booktabs.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +230,7 @@ class Marked:
     tied: bool = False
 
 
-Entry = str | Marked
+Entry = str | int | Marked
 GridRow = Mapping[str, Entry]
 
 _LATEX = {
@@ -299,16 +244,52 @@ _LATEX = {
 PACKAGES = r"\usepackage{booktabs}, \usepackage[table]{xcolor}"
 
 
-def markdown_grid(rows: Sequence[GridRow]) -> str:
-    """A Markdown table; numbers stay as they were written."""
+def frame(rows: Sequence[Row]) -> "DataFrame":
+    """Rows as a data frame; whole numbers and booleans with gaps get nullable types."""
+    import pandas as pd
+
+    found = pd.DataFrame(rows, dtype=object)
+    for name in found:
+        kind = pd.api.types.infer_dtype(found[name], skipna=True)
+        gaps = bool(found[name].isna().any())
+        dtype = _WITH_GAPS.get(kind) if gaps else None
+        column = found[name].infer_objects()
+        found[name] = pd.Series(column, dtype=dtype) if dtype else column
+    return found
+
+
+_WITH_GAPS = {"integer": "Int64", "boolean": "boolean", "floating": "float64", "empty": "float64"}
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """CSV with one header line; numbers as in `digits`."""
+    import pandas as pd
+
+    if not rows:
+        return ""
+    texts = [{name: digits(name, value) for name, value in row.items()} for row in rows]
+    return pd.DataFrame(texts).to_csv(index=False, lineterminator="\n")
+
+
+def markdown(rows: Sequence[GridRow]) -> str:
+    """A Markdown table; all rows have the first one's columns."""
     if not rows:
         return "Nothing to show.\n"
     shown = [{key: _markdown(value) for key, value in row.items()} for row in rows]
     return tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True) + "\n"
 
 
+def _markdown(entry: Entry) -> str:
+    if not isinstance(entry, Marked):
+        return str(entry).replace("|", "\\|")
+    text = entry.text.replace("|", "\\|")
+    return f"**{text}**" if entry.best else f"*{text}*" if entry.tied else text
+
+
 def latex_grid(rows: Sequence[GridRow], caption: str, label: str) -> str:
     """A LaTeX table to paste or to input; all rows share the first one's columns."""
+    # Not `DataFrame.to_latex`: it cannot shade a cell, passes on characters that LaTeX does not
+    # know, and reads a row that starts with a bracket as an argument of the line above.
     if not rows:
         return ""
     columns = list(rows[0])
@@ -331,46 +312,23 @@ def latex_grid(rows: Sequence[GridRow], caption: str, label: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX prints it; a character that LaTeX may not know becomes a question mark."""
+    """Text as LaTeX prints it; other characters than ASCII and `_LATEX` become `?`."""
     found = "".join(_LATEX.get(letter, letter) for letter in text)
     return "".join(letter if letter.isascii() else "?" for letter in found)
 
 
-def _markdown(entry: Entry) -> str:
-    if isinstance(entry, str):
-        return entry.replace("|", "\\|")
-    text = entry.text.replace("|", "\\|")
-    return f"**{text}**" if entry.best else f"*{text}*" if entry.tied else text
-
-
 def _latex(entry: Entry) -> str:
-    if isinstance(entry, str):
-        return escaped(entry)
+    if not isinstance(entry, Marked):
+        return escaped(str(entry))
     text = escaped(entry.text)
     text = rf"\textbf{{{text}}}" if entry.best else text
     return rf"\cellcolor{{gray!20}}{text}" if entry.tied else text
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    # A bracket at the start of a row would be read as an argument of the line before.
     first = f"{{}}{cells[0]}" if cells[0].startswith("[") else cells[0]
     return " & ".join([first, *cells[1:]]) + r" \\"
 
 
 def _label(text: str) -> str:
     return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in text)
-
-
-def csv_row(values: Mapping[str, object]) -> Row:
-    """Typed values as text for programs: six decimals, lower-case booleans, nothing for None."""
-    return {key: _csv_value(value) for key, value in values.items()}
-
-
-def _csv_value(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float | np.floating | np.ndarray):
-        return digits(float(value))
-    return str(value)

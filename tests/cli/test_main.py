@@ -14,7 +14,7 @@ from plugin_files import GOOD
 import fusionbench
 
 ROOT = Path(fusionbench.__file__).parent.parent
-HEAVY = ("torch", "timm", "transformers", "pandas", "scipy", "matplotlib", "sklearn")
+HEAVY = ("torch", "timm", "transformers", "pandas", "seaborn", "scipy", "matplotlib", "sklearn")
 
 
 @pytest.fixture

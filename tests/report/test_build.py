@@ -120,7 +120,7 @@ def test_what_did_not_run_is_named_with_its_reason_and_no_path(report, results):
     assert "elpv: needs elpv_dataset; get it with: pip install elpv-dataset" in page
     assert re.search(r"\| planned +\| 0 +\| 0 +\| 0 +\| 6 ", page)
     assert "odd: training left unchanged: gate.weight (1 of 1 cells)" in page
-    assert "odd: the learning rate lies at the edge of the grid in 1 of 1 cells" in page
+    assert "odd: the learning rate is at the edge of the grid in 1 of 1 cells" in page
     for content in files(report).values():
         assert str(results).encode() not in content
 

@@ -8,7 +8,7 @@ import pytest
 from toy_suite import write_suite
 
 from fusionbench.report.build import ReportOptions, write_report
-from fusionbench.report.tables import Marked, escaped, latex_grid, markdown_grid
+from fusionbench.report.tables import Marked, escaped, latex_grid, markdown
 
 NASTY = r"50% & up_to #3 {a} \x ~ ^ $ <b> | ± ‡ – é [q]"
 KNOWN = {
@@ -112,7 +112,7 @@ def test_the_first_cell_of_a_row_may_start_with_a_bracket():
 def test_markdown_marks_the_best_and_the_tied():
     marked = Marked(text="1", best=True, tied=True), Marked(text="2", tied=True), Marked(text="3")
     rows = [{"m": name, "x": entry} for name, entry in zip(("a|b", "c", "d"), marked, strict=True)]
-    text = markdown_grid(rows)
+    text = markdown(rows)
     assert r"a\|b" in text and "**1**" in text and "*2*" in text and "| 3 " in text
 
 

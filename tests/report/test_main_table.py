@@ -113,14 +113,14 @@ def test_a_task_enters_the_suite_only_if_its_records_say_so():
 def test_methods_that_score_alike_on_every_example_are_twins_of_the_shortest_name():
     records = [done(m, t, s) for m in ("ab", "a", "c") for t in ("x", "y") for s in (0, 1)]
     (table,) = score_tables(records)
-    assert {table.methods[r]: table.methods[o] for r, o in table.twins.items()} == {
+    assert {table.methods[r]: table.methods[o] for r, o in table.identical.items()} == {
         "ab": "a", "c": "a"
     }  # fmt: skip
     records[0] = replace(records[0], outcomes="other")
     (table,) = score_tables(records)
-    assert {table.methods[r] for r in table.twins} == {"c"}
+    assert {table.methods[r] for r in table.identical} == {"c"}
     (table,) = score_tables([replace(one, outcomes="") for one in records])
-    assert not table.twins
+    assert not table.identical
 
 
 def test_an_interval_over_seeds_covers_the_truth_about_95_times_in_100():

@@ -108,7 +108,7 @@ def test_a_run_far_from_the_others_is_flagged_and_all_runs_are_shown(folder, tmp
     row = the(read(tmp_path / "o", "main"), method="concat", task="digits")
     assert row["outlying_seeds"] == "6" and row["seeds"].split()[6] == "0.000000"
     page = (tmp_path / "o" / "tables" / "coverage.md").read_text()
-    assert "concat on digits: seed 6 lies more than 5 MAD from the median; all runs:" in page
+    assert "concat on digits: seed 6 is more than 5 MAD from the median; all runs:" in page
     flagged = [row for row in read(tmp_path / "o", "main") if row["outlying_seeds"]]
     assert page.count("5 MAD") == len(flagged) < 4
 

@@ -1,12 +1,14 @@
-"""Tables as a page shows them: a text to read, a number to sort by, details to hover over."""
+"""Tables of the HTML page: a text to read, a number to sort by, details on hover."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
 
-from fusionbench.report.tables import Row
+import pandas as pd
 
-_SHARES = {"mean", "ci_low", "ci_high", "chance", "delta", "delta_low", "delta_high", "mde", "low",
-           "high", "testset_low", "testset_high"}  # fmt: skip
+from fusionbench.report.tables import P_VALUES, SHARES, Row, digits, is_missing
+
 _DETAILS: Mapping[str, str] = {
     "status": "status",
     "n_seeds": "runs (seeds)",
@@ -22,6 +24,7 @@ _DETAILS: Mapping[str, str] = {
     "verdict": "verdict",
     "mde": "smallest effect it can find (MDE), points",
 }
+_CONDITION = ("track", "encoder", "steps")
 _FEWEST_RUNS = 4
 _LONG_TEXT = 40
 
@@ -32,15 +35,15 @@ class Cell:
 
     text: str
     value: float | None = None
-    """What it is sorted by; None sorts as text."""
+    """Sort key; None sorts by the text."""
     details: str = ""
     best: bool = False
     tied: bool = False
-    """True in the set of methods that hold the best one."""
+    """True in the set of methods that contains the best one."""
 
     @property
     def marks(self) -> str:
-        """Classes for the page's style."""
+        """CSS classes."""
         known = {"best": self.best, "tied": self.tied, "words": len(self.text) > _LONG_TEXT}
         return " ".join(name for name, on in known.items() if on)
 
@@ -72,69 +75,61 @@ class Grid:
 def plain(name: str, title: str, rows: Sequence[Row], note: str = "") -> Grid:
     """Rows as they are, numbers shortened."""
     heads = [Head(text=key.replace("_", " ")) for key in (rows[0] if rows else ())]
-    cells = [[_plain(key, text) for key, text in row.items()] for row in rows]
+    cells = [
+        [Cell(text=shorter(key, value), value=_sort_key(key, value)) for key, value in row.items()]
+        for row in rows
+    ]
     return Grid(id=name, title=title, heads=heads, rows=cells, note=note)
 
 
-def pivots(name: str, title: str, rows: Sequence[Row], across: str, note: str = "") -> list[Grid]:
-    """One table per condition, methods down and `across` (`task`, `aggregate`) along."""
-    grids = []
-    for number, (condition, here) in enumerate(_by_condition(rows).items(), start=1):
-        heading = f"{title}: {condition}" if condition else title
-        grid = _pivot(here, across)
-        grids.append(
-            Grid(id=f"{name}-{number}", title=heading, heads=grid[0], rows=grid[1], note=note)
-        )
-    return grids
+def pivots(
+    name: str, title: str, rows: Sequence[Row], across: str, note: str = ""
+) -> Iterator[Grid]:
+    """One table per condition: methods down, the values of the column `across` along."""
+    table = pd.DataFrame(rows, dtype=object)
+    by_condition = table.groupby(list(_CONDITION), sort=False, dropna=False)
+    for number, (condition, here) in enumerate(by_condition, start=1):
+        track, encoder, steps = condition
+        facts = [str(track), str(encoder), f"{steps} steps" if steps else ""]
+        heads, cells = _pivot(here, across)
+        heading = f"{title}: {', '.join(filter(None, facts))}"
+        yield Grid(id=f"{name}-{number}", title=heading, heads=heads, rows=cells, note=note)
 
 
-def _by_condition(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        facts = [row.get("track", ""), row.get("encoder", ""),
-                 f"{row['steps']} steps" if row.get("steps") else ""]  # fmt: skip
-        found.setdefault(", ".join(fact for fact in facts if fact), []).append(row)
-    return found
-
-
-def _pivot(rows: Sequence[Row], across: str) -> tuple[list[Head], list[list[Cell]]]:
-    columns = {row[across]: row.get("group", "") for row in rows}
-    order = sorted(columns, key=lambda name: (columns[name], list(columns).index(name)))
-    by_place = {(row["method"], row[across]): row for row in rows}
-    best = {name: _best(rows, across, name) for name in order}
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    cells = [
-        [Cell(text=method), *(_score(by_place.get((method, name)), best[name]) for name in order)]
-        for method in methods
+def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[Cell]]]:
+    best = table["mean"].astype(float).groupby(table[across]).transform("max")
+    rows = [dict(zip(table.columns, values, strict=True)) for values in table.to_numpy()]
+    scores = [_score(row, top) for row, top in zip(rows, best, strict=True)]
+    table = table.assign(cell=pd.Series(scores, index=table.index, dtype=object))
+    groups = dict(zip(table[across], table.get("group", [""] * len(table)), strict=True))
+    order = sorted(groups, key=groups.__getitem__)
+    cells = table.pivot(index="method", columns=across, values="cell")
+    cells = cells.reindex(index=table["method"].unique(), columns=order)
+    heads = [Head(text="method"), *(Head(text=name, group=groups[name]) for name in order)]
+    missing = Cell(text="not run")
+    return heads, [
+        [Cell(text=method), *(one if isinstance(one, Cell) else missing for one in row)]
+        for method, *row in cells.itertuples(name=None)
     ]
-    return [Head(text="method"), *(Head(text=name, group=columns[name]) for name in order)], cells
 
 
-def _best(rows: Sequence[Row], across: str, name: str) -> float:
-    means = [_number(row["mean"]) for row in rows if row[across] == name]
-    return max((mean for mean in means if mean is not None), default=float("nan"))
-
-
-def _score(row: Row | None, best: float) -> Cell:
+def _score(row: Row, best: float) -> Cell:
     """`71.2 ± 3.1`, with everything else in its details."""
-    mean = _number(row["mean"]) if row else None
-    if row is None or mean is None:
-        return Cell(text=(row or {}).get("status") or (row or {}).get("text") or "not run")
-    low, high = _number(row.get("ci_low", "")), _number(row.get("ci_high", ""))
-    text = f"{100 * mean:.1f}"
-    if low is not None and high is not None:
-        text += f" ± {50 * (high - low):.1f}"
+    mean, low, high = (row.get(name, math.nan) for name in ("mean", "ci_low", "ci_high"))
+    if is_missing(mean):
+        return Cell(text=row.get("status") or row.get("text") or "not run")
+    half = "" if is_missing(low) else f" ± {50 * (high - low):.1f}"
     return Cell(
-        text=text,
-        value=mean,
+        text=f"{100 * mean:.1f}{half}",
+        value=_sort_key("mean", mean),
         details=details(row),
-        best=row["best"] == "true" if "best" in row else mean == best,
-        tied=row.get("tied", "") == "true",
+        best=bool(row["best"]) if "best" in row else mean == best,
+        tied=bool(row.get("tied")),
     )
 
 
 def details(row: Row) -> str:
-    """Lines of what hovering shows: n, interval, difference, p and MDE where they are known."""
+    """Lines shown on hover: n, interval, difference, p and MDE where they are known."""
     known = dict(row)
     if row.get("status") == "done":
         del known["status"]
@@ -143,39 +138,36 @@ def details(row: Row) -> str:
     known["interval"] = ends and ends + over
     known["delta_interval"] = _ends(row, "delta_low", "delta_high")
     lines = [
-        f"{title}: {shorter(key, known[key])}" for key, title in _DETAILS.items() if known.get(key)
+        f"{title}: {shorter(key, known[key])}"
+        for key, title in _DETAILS.items()
+        if not is_missing(known.get(key))
     ]
-    runs = _number(row.get("n_seeds", ""))
-    if not row.get("p") and runs is not None and runs < _FEWEST_RUNS:
+    if is_missing(row.get("p")) and row.get("n_seeds", _FEWEST_RUNS) < _FEWEST_RUNS:
         lines.append(f"p and MDE: none, a test needs at least {_FEWEST_RUNS} runs")
     return "\n".join(lines)
 
 
 def _ends(row: Row, low: str, high: str) -> str:
-    if not row.get(low) or not row.get(high):
+    if is_missing(row.get(low)) or is_missing(row.get(high)):
         return ""
     return f"{shorter(low, row[low])} to {shorter(high, row[high])}"
 
 
-def _plain(key: str, text: str) -> Cell:
-    return Cell(text=shorter(key, text), value=_number(text))
-
-
-def shorter(key: str, text: str) -> str:
-    """A number as a reader wants it: shares in percent, p with two digits, else as it came."""
-    value = _number(text)
-    if value is None:
-        return text
-    if key in _SHARES:
-        return f"{100 * value:.1f}"
-    if key in ("p", "p_adjusted"):
+def shorter(key: str, value: object) -> str:
+    """Shares in percent, p with two digits, large numbers with commas, all else as in the CSV."""
+    if is_missing(value) or not isinstance(value, int | float) or isinstance(value, bool):
+        return digits(key, value)
+    if key in SHARES:
+        # Adding zero turns -0.0 into 0.0.
+        return f"{round(100 * value, 1) + 0.0:.1f}"
+    if key in P_VALUES:
         return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
-    return f"{value:,.0f}" if value == int(value) and abs(value) >= 10_000 else text
+    large = abs(value) >= 10_000 and value == int(value)
+    return f"{value:,.0f}" if large else digits(key, value)
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
+def _sort_key(key: str, value: object) -> float | None:
+    """A number as rounded in the CSV; None for anything else."""
+    if is_missing(value) or not isinstance(value, Number) or isinstance(value, bool):
         return None
-    return value if abs(value) < float("inf") else None
+    return float(digits(key, value))

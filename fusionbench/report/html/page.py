@@ -17,10 +17,10 @@ from fusionbench.records.history import Run
 from fusionbench.report import coverage
 from fusionbench.report.figures.style import DARK, Drawn
 from fusionbench.report.html.grid import Grid, pivots, plain
-from fusionbench.report.page import Material as Report
-from fusionbench.report.tables import Row
+from fusionbench.report.page import Material
+from fusionbench.report.tables import Row, is_missing
 
-# What stands below the scores: methods and versions, environment, and how to run it again.
+# Below the scores: methods and versions, environment, and how to run the study again.
 
 
 def method_rows(records: Sequence[CellRecord]) -> list[Row]:
@@ -28,7 +28,7 @@ def method_rows(records: Sequence[CellRecord]) -> list[Row]:
     found = {
         (record.label or record.spec.method, record.spec.method_version, _settings(record)): {
             "method": record.label or record.spec.method,
-            "version": str(record.spec.method_version),
+            "version": record.spec.method_version,
             "where": "in the encoder" if record.in_encoder else "on cached features",
             "settings": _settings(record),
             "from": str(record.provenance.get("method", "")),
@@ -48,12 +48,12 @@ def task_rows(records: Sequence[CellRecord]) -> list[Row]:
     found = {
         (record.spec.task, record.spec.task_version, record.spec.data): {
             "task": record.spec.task,
-            "version": str(record.spec.task_version),
+            "version": record.spec.task_version,
             "group": record.group,
             "in the suite": "yes" if record.in_suite else "no",
             "metric": record.metric,
-            "chance": f"{record.chance:.6f}",
-            "test examples": str(record.examples),
+            "chance": record.chance,
+            "test examples": record.examples,
             "data": record.spec.data[:12],
         }
         for record in sorted(records, key=lambda record: record.status == "done")
@@ -62,7 +62,7 @@ def task_rows(records: Sequence[CellRecord]) -> list[Row]:
 
 
 def environment_rows(records: Iterable[CellRecord]) -> list[Row]:
-    """What the records were made with, and how many of them by each."""
+    """Encoder, code, software and hardware of the records, with the number of cells of each."""
     found: Counter[tuple[str, str, str]] = Counter()
     for record in records:
         spec = record.spec
@@ -70,7 +70,7 @@ def environment_rows(records: Iterable[CellRecord]) -> list[Row]:
         if record.status == "done":
             found.update(_origins(record.provenance))
     return [
-        {"part": part, "name": name, "value": value, "cells": str(count)}
+        {"part": part, "name": name, "value": value, "cells": count}
         for (part, name, value), count in sorted(found.items())
     ]
 
@@ -84,17 +84,17 @@ def _origins(provenance: Mapping[str, object]) -> Iterable[tuple[str, str, str]]
 
 
 def study_yaml(planned: Run | None) -> str:
-    """The last study as a file that `fusionbench run` takes; empty without one."""
+    """The last study as YAML for `fusionbench run`; empty without one."""
     if planned is None:
         return ""
     import yaml
 
-    # Every key, empty ones too: what is left out would come from the quick preset.
+    # With empty keys: a missing one would be filled from the quick preset.
     return yaml.safe_dump(dict(planned.study), sort_keys=True, allow_unicode=True)
 
 
 def commands(records: Sequence[CellRecord], planned: Run | None) -> str:
-    """From an empty machine to these tables, as far as the records know."""
+    """Shell commands that install this version, run the study and write the report."""
     commits = sorted({str(r.provenance.get("code", {}).get("commit", "")) for r in records} - {""})
     versions = sorted({str(r.provenance.get("code", {}).get("fusionbench", "")) for r in records})
     version = planned.version if planned and planned.version else (versions or [""])[-1]
@@ -108,7 +108,7 @@ def commands(records: Sequence[CellRecord], planned: Run | None) -> str:
     return "\n".join(lines)
 
 
-# Figures inside the page: ids of their own, house colours that follow the page's theme.
+# Figures inside the page: unique ids, and colours that follow the page's theme.
 
 
 _ID = re.compile(r'\bid="([^"]+)"')
@@ -119,7 +119,7 @@ _COLOR = re.compile("|".join(map(re.escape, DARK)), re.IGNORECASE)
 
 
 def inline(svg: str, name: str, title: str) -> str:
-    """The `<svg>` element of a file, for a page that holds several; `title` is read aloud."""
+    """The `<svg>` element with unique ids; `title` is its label for screen readers."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = _ID.sub(lambda found: f'id="{name}-{found[1]}"', body)
@@ -132,12 +132,12 @@ def inline(svg: str, name: str, title: str) -> str:
 
 
 def variable(color: str) -> str:
-    """The page's name for a colour."""
+    """The CSS variable of a colour."""
     return f"--f{color.lower().removeprefix('#')}"
 
 
 def theme(dark: bool) -> Mapping[str, str]:
-    """What each colour of the figures is on a light or a dark page."""
+    """CSS variable -> colour of the figures on a light or a dark page."""
     return {variable(light): other if dark else light for light, other in DARK.items()}
 
 
@@ -146,7 +146,7 @@ def _referring(found: re.Match[str], name: str) -> str:
 
 
 def _rounded(text: str) -> str:
-    """A hundredth of a point is less than any screen shows, and a third of the file."""
+    """Coordinates with two decimals, which makes the file a third smaller."""
     return _LONG_NUMBER.sub(lambda number: f"{float(number[0]):.2f}", text)
 
 
@@ -155,7 +155,7 @@ _PIVOTS: Mapping[str, tuple[str, str]] = {
     "main": ("Scores", "task"),
     "planted": ("Planted ground truth", "task"),
 }
-"""Tables with methods down and something along; all others are shown as they are."""
+"""Tables with methods as rows; all others are shown as they are."""
 _TITLES: Mapping[str, str] = {
     "contrasts": "Differences and verdicts",
     "ablation": "Ablations",
@@ -173,25 +173,25 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
 _CONDITION = ("track", "encoder", "steps")
 """Shown only where they differ between the rows."""
 _MOST_ROWS = 1000
-"""A longer table is for programs, and stays in its CSV file."""
+"""Longer tables are left to their CSV files."""
 _NOTES: Mapping[str, str] = {
-    "summary": "Mean ± half of the 95 % interval over runs, in percent; it stands only where all "
-    "tasks ran. Intervals of cells compare no two methods.",
+    "summary": "Mean ± half of the 95 % interval over runs, in percent; it needs runs on all "
+    "tasks. Intervals of cells compare no two methods.",
     "main": "Mean ± half of the 95 % interval, in percent; the highest mean of a column is bold, "
     "which does not say that it is the best method. Hover or tap a cell for n, p and MDE.",
     "planted": "Synthetic encoders with a known right answer: they test the suite itself and "
     "enter no mean.",
     "contrasts": "Differences, intervals and MDE in points; over several tasks a point is a "
     "hundredth of the way from chance to all right. A verdict needs both references beaten and "
-    "a corrected p; undecided stands with the smallest effect it could have found.",
+    "a corrected p; undecided is shown with the smallest effect that would have been found.",
     "reported": "From papers, in their regime; never ranked together with the records.",
 }
 
 
 def write_html(
-    page: Path, report: Report, tables: Mapping[str, Sequence[Row]], figures: Sequence[Drawn]
+    page: Path, report: Material, tables: Mapping[str, Sequence[Row]], figures: Sequence[Drawn]
 ) -> None:
-    """Write the page from the rows of all tables, by name, and the figures as they lie on disk."""
+    """Write the page from the rows of all tables, by name, and the figures on disk."""
     records, planned = report.results.records, report.planned
     context = {
         "name": str(planned.study.get("name", "")) if planned else "",
@@ -232,7 +232,7 @@ def _breakable(text: str) -> Markup:
 
 
 def grids(tables: Mapping[str, Sequence[Row]]) -> list[Grid]:
-    """The tables of a report: scores first, what is not known here last and as it is."""
+    """The tables of a report in the order of `_PIVOTS` and `_TITLES`, then all others."""
     known = [*_PIVOTS, *_TITLES]
     found: list[Grid] = []
     for name in sorted(tables, key=lambda name: known.index(name) if name in known else len(known)):
@@ -248,7 +248,11 @@ def grids(tables: Mapping[str, Sequence[Row]]) -> list[Grid]:
 
 def _shown(name: str, rows: Sequence[Row]) -> list[Row]:
     """The columns that a reader needs; the CSV file has all of them."""
-    keep = [key for key in _COLUMNS.get(name) or rows[0] if any(row.get(key) for row in rows)]
+    keep = [
+        key
+        for key in _COLUMNS.get(name) or rows[0]
+        if not all(is_missing(row.get(key)) for row in rows)
+    ]
     same = [key for key in _CONDITION if len({row.get(key) for row in rows}) == 1]
     return [{key: row[key] for key in keep if key in row and key not in same} for row in rows]
 
@@ -282,7 +286,7 @@ def _counts(records: Sequence[CellRecord]) -> dict[str, int]:
     }
 
 
-def _remarks(report: Report) -> dict[str, list[str]]:
+def _remarks(report: Material) -> dict[str, list[str]]:
     records = report.results.records
     found = {
         "Skipped and failed": coverage.reasons(records),
