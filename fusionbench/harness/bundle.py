@@ -116,11 +116,11 @@ def join(bundles: Sequence[Bundle]) -> tuple[Bundle, tuple[Bundle, ...]]:
 
 def _with_questions(bundle: Bundle, questions: tuple[str, ...]) -> Bundle:
     number = np.array([questions.index(question) for question in bundle.questions])
-    splits = {
-        name: replace(bundle.split(name), questions=number[bundle.split(name).questions])
+    train, val, test = (
+        replace(bundle.split(name), questions=number[bundle.split(name).questions])
         for name in SPLITS
-    }
-    return replace(bundle, questions=questions, **splits)
+    )
+    return replace(bundle, questions=questions, train=train, val=val, test=test)
 
 
 def _joined(splits: Sequence[Examples], first: Int[np.ndarray, " split"]) -> Examples:

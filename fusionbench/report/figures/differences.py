@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusionbench.report.contrast_rows import ALPHA, ContrastRow
+from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.figures.data import FigureData
 from fusionbench.report.figures.panels import legend, method_panels, wrapped
 from fusionbench.report.figures.style import (
@@ -18,6 +18,7 @@ from fusionbench.report.figures.style import (
     Drawing,
 )
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
+from fusionbench.stats.verdicts import ALPHA
 
 if TYPE_CHECKING:
     import pandas as pd
