@@ -125,8 +125,9 @@ def _profile(data: FigureData, rows: "pd.DataFrame") -> "Figure":
     axes = figure.subplots()
     shown = [data.labels[row] for row in representatives(data, complete=True)]
     method_curves(axes, rows, "threshold", "share", shown, every=20)
-    reached = rows.loc[rows["share"] > 0, "threshold"].max()
-    axes.set_xlim(rows["threshold"].min(), min(reached + 0.02, 1.0))
+    # No score is above the lowest threshold where all of them equal it: the axis ends at 1.
+    reached = rows["threshold"].where(rows["share"] > 0).max()
+    axes.set_xlim(rows["threshold"].min(), float(np.fmin(reached + 0.02, 1.0)))
     axes.set_ylim(0, 1)
     axes.grid(visible=True, color=GRID)
     axes.set_xlabel("threshold: chance-corrected score")
