@@ -101,7 +101,7 @@ def report_writer() -> "Callable[..., ReportPaths]":
 
 
 def _update(folder: Path, home: Path) -> None:
-    from fusionbench.report.build import up_to_date
+    from fusionbench.report.freshness import up_to_date
 
     store = Store.open(folder)
     finished = store.finished()

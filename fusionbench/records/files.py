@@ -55,7 +55,8 @@ def _publish(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS or path.exists():
             raise
-        # Some network and FAT file systems have no links; two runs may then both write it, with equal bytes.
+        # Some network and FAT file systems have no links: two runs may then both write it, with
+        # equal bytes.
         temporary.rename(path)
 
 

@@ -1,17 +1,12 @@
 """Records in, tables, figures and one page out; the same bytes for the same records."""
 
-import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusionbench import __version__
 from fusionbench.api.errors import Problem, UserError, disk_error, unknown
-from fusionbench.records.archive import FAILURES
-from fusionbench.records.cost import profile_files
 from fusionbench.records.cost import read as read_profiles
 from fusionbench.records.files import write_atomic
-from fusionbench.records.history import ABLATIONS
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.report.ablation import ablation_page
@@ -20,6 +15,7 @@ from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.cost_table import cost_page
 from fusionbench.report.coverage import coverage_page, reasons
 from fusionbench.report.figures.write import write_figures
+from fusionbench.report.freshness import fingerprint, mark
 from fusionbench.report.html.page import write_html
 from fusionbench.report.layer_table import layer_page
 from fusionbench.report.main_table import main_page, planted_page, summary_page
@@ -43,43 +39,6 @@ SECTIONS: Sequence[Section] = (
     Section("coverage", "What ran", coverage_page),
 )
 """In the order of the page; an empty one is left out."""
-
-
-# Whether a report shows what its folder holds, told from names alone: records never change.
-
-
-_NOTE = ".inputs"
-
-
-def up_to_date(store: Store, home: Path, finished: "Cells | None" = None) -> bool:
-    """Whether the report in `home` was made from exactly these records."""
-    note = home / _NOTE
-    if not note.exists():
-        return False
-    cells = store.finished() if finished is None else finished
-    return note.read_text(encoding="utf-8") == fingerprint(store, cells)
-
-
-def mark(home: Path, inputs: str) -> None:
-    """Write the fingerprint of what the report was made from.
-
-    Take it before any record is read, so that one which appears meanwhile is not missed, and write
-    it last, so that an interrupted report is made again.
-    """
-    write_atomic(home / _NOTE, inputs.encode())
-
-
-def fingerprint(store: Store, finished: Iterable[str]) -> str:
-    """Hash over everything that a report shows; `finished` are the ids of the store's cells."""
-    failures = [path.name for path in (store.folder / "failures").glob("*.json")]
-    names = sorted([*finished, *failures])
-    others = [store.history.file, store.folder / ABLATIONS, store.folder / FAILURES]
-    others += profile_files(store.folder)
-    beside = b"".join(file.read_bytes() for file in others if file.exists())
-    problems = [str(problem) for problem in store.problems]
-    text = "\n".join([__version__, *names, *problems])
-    return hashlib.sha256(text.encode() + beside).hexdigest()
-
 
 FORMATS = ("md", "tex", "csv", "html")
 Cells = Mapping[str, Path]

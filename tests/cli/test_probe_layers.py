@@ -63,7 +63,7 @@ def test_a_damaged_map_stops_the_command_and_is_only_noted_by_a_reader(folder, t
     (tmp_path / "probes").mkdir()
     (tmp_path / "probes" / "good.json").write_text(good)
     (tmp_path / "probes" / "planted_layer.json").write_text(good[:100])
-    with pytest.raises(UserError, match="is no map of probes"):
+    with pytest.raises(UserError, match="is no probe map"):
         run(tmp_path)
     problems = []
     assert [one.task for one in probe_maps(tmp_path, problems)] == ["planted_layer"]

@@ -138,6 +138,6 @@ def test_a_timm_name_without_its_tag_is_found_unless_two_are_there(tmp_path, mon
         (repo / "refs" / "main").write_text("x")
         if tag == "one":
             assert locate("timm:vit_tiny") == repo / "snapshots" / "x"
-    with pytest.raises(ValueError, match="timm:vit_tiny.one, timm:vit_tiny.two: give the tag"):
+    with pytest.raises(ValueError, match=r"timm:vit_tiny.one, timm:vit_tiny.two\): add the tag"):
         locate("timm:vit_tiny")
     assert locate("timm:vit_tiny.two") == tmp_path / "models--timm--vit_tiny.two/snapshots/x"

@@ -11,7 +11,8 @@ from fusionbench.records.history import Arm, Design, Planned, note_design
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.report.ablation import ablation_page, contrasts, design_table, effects
-from fusionbench.report.build import up_to_date, write_report
+from fusionbench.report.build import write_report
+from fusionbench.report.freshness import up_to_date
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.factorial import fraction
 

@@ -17,7 +17,8 @@ import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.records.cost import Conditions, CostRecord, Spread, write
 from fusionbench.records.store import Store
-from fusionbench.report.build import FORMATS, SECTIONS, ReportOptions, up_to_date, write_report
+from fusionbench.report.build import FORMATS, SECTIONS, ReportOptions, write_report
+from fusionbench.report.freshness import up_to_date
 from fusionbench.stats.cells import share_correct
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.tied import task_pairs, tied_set
