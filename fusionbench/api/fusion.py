@@ -156,5 +156,5 @@ def _parse(tap: str) -> list[int]:
             raise ValueError(f"layers are written like 23,7,15 or 23,0..11,12..23, not {tap!r}")
         found += range(int(first), int(last or first) + 1)
     if not found:
-        raise ValueError(f"the range {tap!r} is empty")
+        raise ValueError(f"the range of layers {tap!r} is empty")
     return found

@@ -43,9 +43,8 @@ def long_row(analysis: Analysis, row: ContrastRow) -> Row:
     Differences, intervals and MDE are shares (0.01 is one point); `scope` is `suite`, `group` or
     `task`, `name` the group or task.
     """
-    measured, answer, control, new = row.measured, row.answer, row.to_control, row.new_tasks
+    measured, answer = row.measured, row.answer
     estimate, testset = measured.estimate, _ends(measured.runs)
-    simultaneous = _ends(estimate, row.simultaneous)
     return {
         "scope": row.scope.level,
         "name": row.scope.name,
@@ -63,6 +62,16 @@ def long_row(analysis: Analysis, row: ContrastRow) -> Row:
         "n_examples": measured.examples,
         "kind": row.kind,
         **conditions(analysis.table),
+        **_technical(row),
+    }
+
+
+def _technical(row: ContrastRow) -> Row:
+    """The columns behind the verdict: correction group, standard errors, single p-values."""
+    measured, answer, control, new = row.measured, row.answer, row.to_control, row.new_tasks
+    estimate = measured.estimate
+    simultaneous = _ends(estimate, row.simultaneous)
+    return {
         "contrast": row.contrast.name,
         "family": row.family,
         "margin": row.margin,

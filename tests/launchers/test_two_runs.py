@@ -5,8 +5,8 @@ import subprocess
 import sys
 import threading
 
-from fusionbench.records.cell import CellRecord
 from fusionbench.records.claims import CLAIMS, claimed, exclusive
+from fusionbench.records.store import Store
 
 STUDY = ("run", "--preset", "smoke", "--tasks", "planted_layer", "--workers", "1")
 METHODS = "penultimate,scalar_mix,last"
@@ -34,9 +34,7 @@ def test_two_runs_at_once_share_the_cells_and_both_report_all(tmp_path):
     said = [run.communicate(timeout=240) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     (few, few_there), (many, many_there) = (counts(out) for out, _ in said)
-    records = [
-        CellRecord.from_json(path.read_text()) for path in (tmp_path / "cells").glob("*.json")
-    ]
+    records = list(Store.open(tmp_path).records())
     assert len(records) == 4 * 2 and all(record.status == "done" for record in records)
     assert few + few_there == 3 and many + many_there == 8
     assert few + many == 8

@@ -57,7 +57,7 @@ def test_cells_keep_their_identity_and_packages_are_not_needed(folder, monkeypat
     study = replace(QUICK, methods=("last",), tasks=("digits",))
     before = {cell.spec.id for cell in make_plan(resolve(study, read_catalog()), ()).cells}
     monkeypatch.setenv("FUSIONBENCH_DATA", str(folder))
-    monkeypatch.setattr("fusionbench.catalog.importable", lambda name: False)
+    monkeypatch.setattr("fusionbench.registry.catalog.importable", lambda name: False)
     catalog = read_catalog(packed=packed_tasks())
     assert catalog.tasks["digits"].available and not catalog.tasks["easy_vqa"].available
     after = {cell.spec.id for cell in make_plan(resolve(study, catalog), ()).cells}

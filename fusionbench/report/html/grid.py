@@ -87,6 +87,11 @@ def pivots(
 ) -> Iterator[Grid]:
     """One table per condition: methods down, the values of the column `across` along."""
     table = pd.DataFrame(rows, dtype=object)
+    if "metric" in table:
+        # A named metric is a column of its own, after its task's headline metric.
+        named = table["metric"] != table.groupby(across)["metric"].transform("first")
+        names = table[across].str.cat(table["metric"].astype(str), sep=": ")
+        table[across] = table[across].where(~named, names)
     by_condition = table.groupby(list(_CONDITION), sort=False, dropna=False)
     for number, (condition, here) in enumerate(by_condition, start=1):
         track, encoder, steps = condition
