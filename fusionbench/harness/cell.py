@@ -10,8 +10,9 @@ import numpy as np
 from fusionbench.api.fusion import Method
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.ridge import Fit, train_model
 from fusionbench.harness.stepping import needs_encoder, taps_of
-from fusionbench.harness.train import Evaluation, Scores, TrainingLog, evaluate, train
+from fusionbench.harness.train import Evaluation, Scores, TrainingLog, evaluate
 from fusionbench.records.cell import CellRecord, CellSpec, Setting
 from fusionbench.stats.metric import named_metrics
 
@@ -91,15 +92,17 @@ def run_alone(
     model = build_model(method, {**spec.settings, **tuned.settings}, materials, spec.seed)
     log: TrainingLog | FloatingPointError
     found: list[Evaluation] = []
+    fit: Fit = {}
     try:
-        log = train(model, materials, spec.seed, tuned.lr)
+        log, fit = train_model(model, materials, spec.seed, tuned.lr, eval_batch)
         found = [evaluate(model, task, spec.split, eval_batch) for task in materials.by_task]
     except FloatingPointError as error:
         log = error
     seconds = (time.perf_counter() - started) / len(members)
     return outcomes(
-        members, model, log, materials, found, seconds=seconds, notes=(note,) if note else ()
-    )
+        members, model, log, materials, found,
+        fit=fit, seconds=seconds, notes=(note,) if note else (),
+    )  # fmt: skip
 
 
 def outcomes(  # noqa: PLR0913
@@ -109,6 +112,7 @@ def outcomes(  # noqa: PLR0913
     materials: Materials,
     found: Sequence[Evaluation],
     *,
+    fit: Fit,
     seconds: float,
     notes: tuple[str, ...],
 ) -> list[Outcome | None]:
@@ -132,6 +136,7 @@ def outcomes(  # noqa: PLR0913
                 loss=log.losses,
                 trace=trace,
                 unmoved=log.unmoved,
+                fit=fit,
                 seconds=round(seconds, 3),
             ),
             scores,

@@ -21,6 +21,7 @@ from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.stepping import States
 from fusionbench.readers.questions import QuestionTable
+from fusionbench.readers.ridge import question_kernel
 from fusionbench.records.cell import Budget
 
 # Features may take this share of a GPU's free memory; the rest stays mapped from disk.
@@ -68,6 +69,8 @@ class Materials:
     questions: QuestionTable = field(init=False)
     queries: Float[Tensor, "question query_dim"] = field(init=False)
     """What a fusion sees of each question."""
+    question_kernel: Float[Tensor, "question question"] = field(init=False)
+    """Of the ridge reader."""
     shuffled_questions: Int[Tensor, " image"] = field(init=False)
     """Row of a random training question for each image (control `question=shuffled`)."""
     answers: Float[Tensor, "answer width"] = field(init=False)
@@ -81,6 +84,7 @@ class Materials:
         table = QuestionTable.build(self.bundle.questions, self.budget.query_dim)
         self.questions = table.to(self.device)
         self.queries = self.questions.mean()
+        self.question_kernel = question_kernel(self.queries)
         asked = self.bundle.train.questions
         drawn = stream(self.name, "strangers").integers(0, len(asked), size=self.bundle.count)
         self.shuffled_questions = torch.from_numpy(asked[drawn]).to(self.device)

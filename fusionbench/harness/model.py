@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +14,7 @@ from fusionbench.api.types import Fused, StackShape, Unsupported
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.stepping import fuse
 from fusionbench.readers.build import Reader, build_reader, reader_shape
+from fusionbench.readers.ridge_reader import RidgeReader
 from fusionbench.records.cell import QUESTION, READER, Budget, Setting, reader_of
 
 
@@ -28,8 +29,8 @@ class Model(nn.Module):
 
     def forward(
         self, batch: Batch, materials: Materials
-    ) -> tuple[Float[Tensor, "batch answer"], Fused]:
-        """Logits over the answers, and all the fusion gave."""
+    ) -> tuple[Float[Tensor, "batch output"], Fused]:
+        """The reader's output, and all the fusion gave."""
         query = self.query(batch, materials)
         states = materials.states(batch.rows)
         fused = fuse(self.fusion, states, query, materials.encoder)
@@ -37,27 +38,29 @@ class Model(nn.Module):
 
     def read(
         self, fused: Fused, batch: Batch, materials: Materials
-    ) -> Float[Tensor, "batch answer"]:
-        """Logits from what the fusion gave and the questions."""
+    ) -> Float[Tensor, "batch output"]:
+        """Logits over the answers, or the features of the ridge reader."""
+        if isinstance(self.reader, RidgeReader):
+            return self.reader(fused)
         questions = materials.questions
         return self.reader(
             fused, questions.tokens[batch.questions], questions.mask[batch.questions]
         )
 
     def loss(self, batch: Batch, materials: Materials) -> Float[Tensor, ""]:
-        """Cross-entropy, the fusion's own terms, and its alignment with the answer."""
-        logits, fused = self(batch, materials)
-        return self.loss_of(logits, fused, batch, materials)
+        """The reader's loss, the fusion's own terms, and its alignment with the answer."""
+        output, fused = self(batch, materials)
+        return self.loss_of(output, fused, batch, materials)
 
     def loss_of(
         self,
-        logits: Float[Tensor, "batch answer"],
+        output: Float[Tensor, "batch output"],
         fused: Fused,
         batch: Batch,
         materials: Materials,
     ) -> Float[Tensor, ""]:
         """The loss, once fusion and reader have run."""
-        total = F.cross_entropy(logits.float(), batch.answers)
+        total = self._reader_loss(output, batch, materials)
         for term in fused.losses.values():
             total = total + term
         if fused.summary is not None and self.fusion.summary_weight:
@@ -65,6 +68,28 @@ class Model(nn.Module):
             alike = F.cosine_similarity(projected.float(), materials.answers[batch.answers])
             total = total + self.fusion.summary_weight * (1 - alike).mean()
         return total
+
+    def _reader_loss(
+        self, output: Float[Tensor, "batch output"], batch: Batch, materials: Materials
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy, or the leave-one-out error of the ridge reader."""
+        if isinstance(self.reader, RidgeReader):
+            return self.reader.loss(
+                output, materials.question_kernel, batch.questions, batch.answers, batch.rows,
+                len(materials.bundle.answers),
+            )  # fmt: skip
+        return F.cross_entropy(output.float(), batch.answers)
+
+    def answers(self, output: Float[Tensor, "batch output"], batch: Batch) -> Int[Tensor, " batch"]:
+        """The answer that the reader gives to each example, an index into the answer set."""
+        if isinstance(self.reader, RidgeReader):
+            output = self.reader.scores(output, batch.questions)
+        return output.argmax(dim=-1)
+
+    @property
+    def trainable(self) -> bool:
+        """False if neither fusion nor reader has a parameter to train."""
+        return any(p.requires_grad for p in self.parameters())
 
     def query(self, batch: Batch, materials: Materials) -> Float[Tensor, "batch query_dim"]:
         """What the fusion sees of the question, and in training of the answer if it reads it."""
@@ -103,6 +128,8 @@ def build_model(
             query_dim=materials.budget.query_dim,
             length=materials.questions.tokens.shape[1],
             answers=len(materials.bundle.answers),
+            grid=materials.shape.grid,
+            aligned=bool(fusion.summary_weight),
         )
     shuffled = settings.get(QUESTION) == "shuffled"
     return Model(fusion, reader, shuffled=shuffled).to(materials.device)

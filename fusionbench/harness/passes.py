@@ -15,6 +15,7 @@ from fusionbench.api.tasks import SplitName
 from fusionbench.harness.cell import Outcome, PassCell, outcomes, run_alone
 from fusionbench.harness.materials import Batch, Materials, prefetch
 from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.ridge import Fit, before, fit, own_examples, plain
 from fusionbench.harness.stack import Output, Stack
 from fusionbench.harness.train import (
     Evaluation,
@@ -29,6 +30,8 @@ from fusionbench.harness.train import (
     schedule,
     spaced,
 )
+from fusionbench.readers.ridge import CHOICE, Choice
+from fusionbench.readers.ridge_reader import RidgeReader
 
 # Whether runs do together what each does alone: losses and gradients of the first step.
 
@@ -106,6 +109,88 @@ class PassMember:
     lr: float
 
 
+def train_all(
+    models: Sequence[Model], materials: Materials, runs: Sequence[PassMember], size: int
+) -> tuple[list[TrainingLog | FloatingPointError], list[Fit]]:
+    """Train in place, with the closed-form steps where the reader has them.
+
+    `size`: most examples at a time outside of training, over all runs. Raises NotEquivalent as
+    `train_together` and `fit_together` do.
+    """
+    if not isinstance(models[0].reader, RidgeReader):
+        return train_together(models, materials, runs), [{} for _ in runs]
+    seeds = [run.seed for run in runs]
+    fits: list[Fit] = [{} for _ in runs]
+    logs: list[TrainingLog | FloatingPointError]
+    logs = [TrainingLog(losses=(), unmoved=()) for _ in runs]
+    if models[0].trainable:
+        chosen = fit_together(models, materials, seeds, size, most=CHOICE)
+        for model, choice in zip(models, chosen, strict=True):
+            if isinstance(choice, FloatingPointError):
+                raise NotEquivalent(f"{choice}, before any training")
+            model.reader.use(choice)
+        fits = [before(choice) for choice in chosen]
+        logs = train_together(models, materials, runs)
+    for run, choice in enumerate(fit_together(models, materials, seeds, size)):
+        if isinstance(choice, FloatingPointError):
+            logs[run] = choice
+        else:
+            fits[run] = {**fits[run], **plain(choice)}
+    return logs, fits
+
+
+@torch.no_grad()
+def fit_together(
+    models: Sequence[Model], materials: Materials, seeds: Sequence[int], size: int, most: int = 0
+) -> list[Choice | FloatingPointError]:
+    """Each model's ridge head on the examples of its own seed, from features of one pass.
+
+    Raises NotEquivalent for models whose features differ from those of each alone.
+    """
+    batch = own_examples(materials, seeds, most)
+    for model in models:
+        model.eval()
+    stack = Stack(models, materials)
+    parts = []
+    for columns in torch.split(
+        torch.arange(batch.rows.shape[1], device=materials.device), max(1, size // len(models))
+    ):
+        part = Batch(
+            rows=batch.rows[:, columns],
+            questions=batch.questions[:, columns],
+            answers=batch.answers[:, columns],
+        )
+        try:
+            with autocast(materials):
+                hidden = materials.states(part.rows.flatten())(stack.taps)
+                parts.append(stack.own_outputs(part, hidden).float())
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise NotEquivalent(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    features = torch.cat(parts, dim=1)
+    found: list[Choice | FloatingPointError] = []
+    for run, model in enumerate(models):
+        own = Batch(
+            rows=batch.rows[run], questions=batch.questions[run], answers=batch.answers[run]
+        )
+        _same_features(model, materials, own, features[run])
+        try:
+            found.append(fit(model, materials, own, features[run]))
+        except FloatingPointError as error:
+            found.append(error)
+    return found
+
+
+def _same_features(
+    model: Model, materials: Materials, batch: Batch, together: Float[Tensor, "example output"]
+) -> None:
+    few = batch.pick(torch.arange(min(_PROBE, len(batch)), device=materials.device))
+    with autocast(materials):
+        alone, _ = model(few, materials)
+    apart = (together[: len(few)] - alone).float().norm()
+    if apart > _TOLERANCE[materials.budget.precision] * alone.float().norm():
+        raise NotEquivalent("the features of a run differ in the pass and alone")
+
+
 def train_together(
     models: Sequence[Model], materials: Materials, runs: Sequence[PassMember]
 ) -> list[TrainingLog | FloatingPointError]:
@@ -152,7 +237,7 @@ class _Optimisers:
         self.clip = materials.budget.clip
         self.names = [name for name, p in stack.parameters.items() if p.requires_grad]
         self.fusion = [name for name in self.names if name.startswith("fusion.")]
-        self.parts: list[tuple[slice, float, dict[str, Tensor], torch.optim.AdamW]] = []
+        self.parts: list[tuple[slice, dict[str, Tensor], torch.optim.AdamW]] = []
         first = 0
         for lr, same in groupby(runs, key=lambda run: run.lr):
             part = slice(first, first := first + len(list(same)))
@@ -161,7 +246,7 @@ class _Optimisers:
             decayed = [view for view in views.values() if view.ndim > 2]
             free = [view for view in views.values() if view.ndim <= 2]
             optimiser = adamw(decayed, free, materials.budget, lr)
-            self.parts.append((part, lr, views, optimiser))
+            self.parts.append((part, views, optimiser))
 
     def forget(self) -> None:
         """Drop the gradients of the last step."""
@@ -171,17 +256,17 @@ class _Optimisers:
     def step(self, share: float) -> None:
         """Clip and move; `share` of the peak learning rate."""
         clip_each([g for n in self.names if (g := self.parameters[n].grad) is not None], self.clip)
-        for part, lr, views, optimiser in self.parts:
+        for part, views, optimiser in self.parts:
             for name, view in views.items():
                 gradient = self.parameters[name].grad
                 view.grad = None if gradient is None else gradient[part]
             for group in optimiser.param_groups:
-                group["lr"] = lr * share
+                group["lr"] = group["peak"] * share
             optimiser.step()
 
     def unmoved(self, run: int) -> tuple[str, ...]:
         """Parameters of the run's fusion that no gradient ever reached."""
-        part, _, views, optimiser = next(p for p in self.parts if run < p[0].stop)
+        part, views, optimiser = next(p for p in self.parts if run < p[0].stop)
         moments = {name: optimiser.state.get(views[name], {}) for name in self.fusion}
         return tuple(
             name.removeprefix("fusion.")
@@ -255,8 +340,9 @@ def evaluate_together(
     index = torch.arange(len(examples), device=materials.device)
     parts = [examples.pick(rows) for rows in torch.split(index, size)]
     predicted, traces = [], []
-    for logits, trace in _outputs(models, materials, parts, size):
-        predicted.append(logits.argmax(dim=-1))
+    for batch, (output, trace) in zip(parts, _outputs(models, materials, parts, size), strict=True):
+        own = [one.answers(output[run], batch) for run, one in enumerate(models)]
+        predicted.append(torch.stack(own))
         traces.append(trace)
     found = torch.cat(predicted, dim=1).cpu().numpy()
     counts = [len(part) for part in parts]
@@ -343,7 +429,7 @@ def _run_together(
         for one in firsts
     ]
     runs = [PassMember(seed=one.spec.seed, lr=one.tuned.lr) for one in firsts]
-    logs = train_together(models, materials, runs)
+    logs, fits = train_all(models, materials, runs, eval_batch)
     # All of them, wanted or not: what is missing changes no layout, and so no rounding.
     split = firsts[0].spec.split
     scored = [evaluate_all(models, task, split, eval_batch) for task in materials.by_task]
@@ -352,5 +438,7 @@ def _run_together(
     found: list[Outcome | None] = []
     for run, (training, model, log) in enumerate(zip(trainings, models, logs, strict=True)):
         own = [evaluations[run] for evaluations, _ in scored]
-        found += outcomes(training, model, log, materials, own, seconds=seconds, notes=notes)
+        found += outcomes(
+            training, model, log, materials, own, fit=fits[run], seconds=seconds, notes=notes
+        )
     return found

@@ -30,7 +30,7 @@ from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
 
 
 Output = tuple[Float[Tensor, "batch answer"], dict[str, Tensor]]
-"""Logits over the answers, and the method's trace."""
+"""The reader's output, and the method's trace."""
 
 
 def loss_of(  # noqa: PLR0913
@@ -46,6 +46,34 @@ def loss_of(  # noqa: PLR0913
     batch = Batch(rows=rows, questions=questions, answers=answers)
     fused = fuse(model.fusion, lambda _: hidden, query)
     return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
+
+
+def own_output_of(  # noqa: PLR0913
+    model: Model,
+    materials: Materials,
+    rows: Int[Tensor, " batch"],
+    questions: Int[Tensor, " batch"],
+    answers: Int[Tensor, " batch"],
+    hidden: Float[Tensor, "tap batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+) -> Float[Tensor, "batch output"]:
+    """The reader's output for a batch of this run alone, whose hidden states are loaded."""
+    batch = Batch(rows=rows, questions=questions, answers=answers)
+    return model.read(fuse(model.fusion, lambda _: hidden, query), batch, materials)
+
+
+def own_output_after(  # noqa: PLR0913
+    model: Model,
+    materials: Materials,
+    rows: Int[Tensor, " batch"],
+    questions: Int[Tensor, " batch"],
+    answers: Int[Tensor, " batch"],
+    tokens: Float[Tensor, "batch token dim"],
+    state: Any,
+) -> Float[Tensor, "batch output"]:
+    """The reader's output for a batch of this run alone, after the last block."""
+    batch = Batch(rows=rows, questions=questions, answers=answers)
+    return model.read(_stepping(model).finish(tokens, state), batch, materials)
 
 
 def output_of(
@@ -151,6 +179,17 @@ class Stack:
             return self._stepped((rows, questions, answers), hidden, query)
         return self._over(loss_of, rows, questions, answers, hidden, query)
 
+    def own_outputs(
+        self, batch: Batch, hidden: Float[Tensor, "tap example token dim"]
+    ) -> Float[Tensor, "run batch output"]:
+        """The reader's output of each run on its own examples; arguments as for `losses`."""
+        hidden, query = self._inputs(batch, hidden)
+        examples = (batch.rows, batch.questions, batch.answers)
+        with _vmappable_attention(self.materials.device):
+            if not needs_encoder(self._call.model.fusion):
+                return self._over(own_output_of, *examples, hidden, query)
+            return self._stepped(examples, hidden, query, own_output_after)
+
     def write_back(self, models: Sequence[Model]) -> None:
         """Give each model the weights of its run."""
         with torch.no_grad():
@@ -180,11 +219,12 @@ class Stack:
         examples: tuple[Tensor, Tensor, Tensor],
         hidden: Float[Tensor, "run tap batch token dim"],
         query: Float[Tensor, "run batch query_dim"],
-    ) -> Float[Tensor, " run"]:
-        """As `stepping.fuse` does it for one run."""
+        last: Callable[..., Tensor] = finish,
+    ) -> Float[Tensor, "run ..."]:
+        """As `stepping.fuse` does it for one run; `last` makes the result of each."""
         state = self._over(start, hidden[:, 0], query)
         tokens, state = self._over(after(1), state, hidden[:, 1])
-        return self._over(finish, *examples, *self._walked(tokens, state))
+        return self._over(last, *examples, *self._walked(tokens, state))
 
     def _walked(
         self, tokens: Float[Tensor, "run batch token dim"], state: Any, room: int = 0

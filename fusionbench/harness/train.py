@@ -26,7 +26,7 @@ class TrainingLog:
     """Losses of a training and the parameters that it did not train."""
 
     losses: tuple[float, ...]
-    """The loss at evenly spaced steps, first and last included."""
+    """The loss at evenly spaced steps, first and last included; empty without parameters."""
     unmoved: tuple[str, ...]
     """Parameters of the fusion that no gradient ever reached."""
 
@@ -34,13 +34,15 @@ class TrainingLog:
 def train(model: Model, materials: Materials, seed: int, lr: float) -> TrainingLog:
     """Train in place. Raises FloatingPointError if the loss stops being finite."""
     budget = materials.budget
+    if not model.trainable:
+        return TrainingLog(losses=(), unmoved=())
     optimiser = _optimiser(model, budget, lr)
     pool = materials.splits["train"]
     losses = []
     model.train()
     for step, picked in enumerate(batches(materials.name, seed, len(pool), budget)):
         for group in optimiser.param_groups:
-            group["lr"] = lr * schedule(step, budget)
+            group["lr"] = group["peak"] * schedule(step, budget)
         with autocast(materials):
             loss = model.loss(pool.pick(picked.to(materials.device)), materials)
         optimiser.zero_grad(set_to_none=True)
@@ -73,18 +75,27 @@ def schedule(step: int, budget: Budget) -> float:
 
 
 def batches(task: str, seed: int, pool: int, budget: Budget) -> Iterator[Int[Tensor, " batch"]]:
-    """Rows of the pool, batch by batch: a resample of the pool, then one shuffle an epoch.
+    """Rows of the pool, batch by batch: one shuffle of the drawn examples an epoch.
 
-    Both depend on task and seed alone, never on the method: cells of one seed are paired.
+    It depends on task and seed alone, never on the method: cells of one seed are paired.
     """
-    resampled = np.arange(pool)
-    if budget.resample == "bootstrap":
-        resampled = stream(task, seed, "resample").integers(0, pool, size=pool)
+    examples = drawn(task, seed, pool, budget)
     order = stream(task, seed, "order")
     wanted = budget.steps * budget.batch
-    epochs = [order.permutation(resampled) for _ in range(math.ceil(wanted / pool))]
+    epochs = [order.permutation(examples) for _ in range(math.ceil(wanted / len(examples)))]
     rows = torch.from_numpy(np.concatenate(epochs)[:wanted])
     yield from torch.split(rows, budget.batch)
+
+
+def drawn(task: str, seed: int, pool: int, budget: Budget) -> Int[np.ndarray, " example"]:
+    """Rows of the pool that a seed trains on, by task and seed alone."""
+    resample = stream(task, seed, "resample")
+    if budget.resample == "bootstrap":
+        return resample.integers(0, pool, size=pool)
+    if budget.resample == "distinct":
+        # At most three quarters of the pool: seeds that draw all of it would not differ.
+        return resample.permutation(pool)[: min(budget.draw, max(1, 3 * pool // 4))]
+    return np.arange(pool)
 
 
 def autocast(materials: Materials) -> torch.autocast:
@@ -109,10 +120,14 @@ def adamw(
     budget: Budget,
     lr: float,
 ) -> torch.optim.AdamW:
-    """The optimiser of every run; `free` parameters get no weight decay."""
+    """The optimiser of every run; `free` parameters get no weight decay and a rate of their own.
+
+    The rate at the top of the schedule is each group's `peak`.
+    """
+    other = budget.vector_lr or lr
     groups = [
-        {"params": list(decayed), "weight_decay": budget.weight_decay},
-        {"params": list(free), "weight_decay": 0.0},
+        {"params": list(decayed), "weight_decay": budget.weight_decay, "lr": lr, "peak": lr},
+        {"params": list(free), "weight_decay": 0.0, "lr": other, "peak": other},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
 
@@ -141,8 +156,8 @@ def evaluate(model: Model, materials: Materials, split: SplitName, batch_size: i
     for rows in torch.split(everything, batch_size):
         batch = examples.pick(rows)
         with autocast(materials):
-            logits, fused = model(batch, materials)
-        predicted.append(logits.argmax(dim=-1).cpu().numpy())
+            output, fused = model(batch, materials)
+        predicted.append(model.answers(output, batch).cpu().numpy())
         traces.append((len(batch), fused.trace))
     return outcomes_of(np.concatenate(predicted), materials, split), mean_trace(traces)
 

@@ -3,25 +3,41 @@
 from fusionbench.api.types import ReaderShape
 from fusionbench.readers.attentive import AttentiveReader
 from fusionbench.readers.decoder import DecoderReader, decoder_shape
+from fusionbench.readers.ridge_reader import RidgeReader
 
-Reader = AttentiveReader | DecoderReader
+Reader = AttentiveReader | DecoderReader | RidgeReader
 _DECODERS = {"decoder": 4, "decoder-6": 6}
 """Layers by name."""
+_RIDGE = "ridge"
 
 
 def reader_shape(name: str, width: int) -> ReaderShape | None:
     """Shape of the reader's layers; None if it has none."""
-    return decoder_shape(width, _DECODERS[name]) if name in _DECODERS else None
+    layers = _DECODERS.get(name.removeprefix(f"{_RIDGE}-"))
+    return None if layers is None else decoder_shape(width, layers)
 
 
 def build_reader(  # noqa: PLR0913
-    name: str, in_dim: int, *, width: int, query_dim: int, length: int, answers: int
+    name: str,
+    in_dim: int,
+    *,
+    width: int,
+    query_dim: int,
+    length: int,
+    answers: int,
+    grid: tuple[int, int] = (1, 1),
+    aligned: bool = False,
 ) -> Reader:
-    """A reader for tokens of width `in_dim`; ValueError for an unknown name."""
+    """A reader for tokens of width `in_dim`; ValueError for an unknown name.
+
+    `grid`: the encoder's patches; `aligned`: the method aligns a summary through the projector.
+    """
     shape = reader_shape(name, width)
+    if name.split("-")[0] == _RIDGE:
+        return RidgeReader(in_dim, grid, width=width, shape=shape, aligned=aligned)
     if shape is not None:
         return DecoderReader(in_dim, shape, query_dim=query_dim, length=length, answers=answers)
     if name != "attentive":
-        known = ", ".join(("attentive", *_DECODERS))
+        known = ", ".join(("attentive", _RIDGE, *_DECODERS))
         raise ValueError(f"no reader {name!r}; known: {known}")
     return AttentiveReader(in_dim, width=width, query_dim=query_dim, length=length, answers=answers)

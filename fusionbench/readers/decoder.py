@@ -5,6 +5,8 @@ The layers and the names of their parts are Llama's (RMSNorm, rotary positions, 
 a fusion acts inside them as it would inside a language model.
 """
 
+from collections.abc import Iterable
+
 import torch
 from einops import repeat
 from jaxtyping import Bool, Float
@@ -57,18 +59,35 @@ class DecoderReader(nn.Module):
         answer = repeat(self.answer, "d -> b 1 d", b=len(image))
         hidden = torch.cat([image, self.embed(question), answer], dim=1)
         seen = F.pad(F.pad(mask, (image.shape[1], 0), value=True), (0, 1), value=True)
-        inside = Inside(
-            fused=fused,
-            layers=self.shape.layers,
-            place=lambda values: _in_front(values, hidden.shape[1]),
-            projector=self.projector,
-        )
-        look = causal(seen)
-        rotation = rotations(seen, self.shape.width // self.shape.heads)
-        for index, layer in enumerate(self.layers):
-            run = inside.around(index, layer)
-            hidden = run(hidden, attention_mask=look, position_embeddings=rotation)
+        hidden = run_layers(self.layers, self.shape, hidden, seen, fused, self.projector)
         return self.classify(self.norm(hidden[:, -1]))
+
+
+def run_layers(  # noqa: PLR0913
+    layers: Iterable[nn.Module],
+    shape: ReaderShape,
+    hidden: Float[Tensor, "batch position width"],
+    seen: Bool[Tensor, "batch position"],
+    fused: Fused,
+    projector: Projector,
+) -> Float[Tensor, "batch position width"]:
+    """Hidden states behind the last layer, with the fusion's injections and patches.
+
+    The image comes first in the sequence; `seen` is False at padding.
+    """
+    length = hidden.shape[1]
+    inside = Inside(
+        fused=fused,
+        layers=shape.layers,
+        place=lambda values: _in_front(values, length),
+        projector=projector,
+    )
+    look = causal(seen)
+    rotation = rotations(seen, shape.width // shape.heads)
+    for index, layer in enumerate(layers):
+        run = inside.around(index, layer)
+        hidden = run(hidden, attention_mask=look, position_embeddings=rotation)
+    return hidden
 
 
 class DecoderLayer(nn.Module):

@@ -19,7 +19,8 @@ TUNING_SEED = 1000
 READER, QUESTION = "reader", "question"
 """Engine-level settings: accepted for every method, not passed to its constructor, stored only
 when they differ from the default. They set the cell's reader and the question the fusion sees."""
-READERS = ("attentive", "decoder", "decoder-6")
+READERS = ("attentive", "ridge", "decoder", "decoder-6")
+RIDGE = "ridge"
 QUESTIONS = ("shuffled",)
 """`shuffled`: the fusion sees the question of a random training example; the reader's is true."""
 
@@ -48,7 +49,8 @@ class Budget:
     val_items: int = 0
     test_items: int = 0
     resample: str = "bootstrap"
-    """What a seed redraws of the training examples: `bootstrap` (N of N) or `none`."""
+    """What a seed redraws of the training examples: `bootstrap` (N of N with replacement),
+    `distinct` (`draw` of N without) or `none`."""
     reader: str = "attentive"
     reader_width: int = 64
     query_dim: int = 64
@@ -60,6 +62,12 @@ class Budget:
     """Side of the encoder's input in pixels; 0: the encoder's own."""
     seeds_per_pass: int = 1
     """Seeds trained together in one pass; the layout is part of the identity."""
+    draw: int = 0
+    """Training examples of a seed with `resample: distinct`, at most three quarters of them, so
+    that seeds differ."""
+    vector_lr: float = 0.0
+    """Learning rate of parameters with at most one dimension (mixing weights, gates, norms); 0:
+    that of the matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +156,9 @@ class CellRecord:
     """The method's instruments on the test examples, one number per layer."""
     unmoved: tuple[str, ...] = ()
     """Parameters of the fusion that no gradient ever reached."""
+    fit: Mapping[str, str | float] = field(default_factory=dict)
+    """Of the ridge reader: `kernel` and `strength`, and the leave-one-out `error` with it, as a
+    share of the answers' variance; the same with `_before` from before the fusion was trained."""
     seconds: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -193,8 +204,14 @@ NOT_IDENTITY = frozenset(
 
 
 def reader_of(settings: Mapping[str, Setting], budget: Budget) -> str:
-    """The reader of a cell: the method's own where it has one, else the budget's."""
-    return str(settings.get(READER) or budget.reader)
+    """The reader of a cell: the method's own where it has one, else the budget's.
+
+    `ridge-decoder` is a decoder whose classifier is replaced by the ridge head.
+    """
+    own = str(settings.get(READER) or "")
+    if budget.reader == RIDGE and own.startswith("decoder"):
+        return f"{RIDGE}-{own}"
+    return own or budget.reader
 
 
 # Fields of schema 1, hashed whatever their value.

@@ -39,8 +39,20 @@ class Study:
 # Fixed from a measured budget: docs/design.md, "The quick study".
 QUICK = Study(
     name="quick",
-    seeds=3,
-    budget=Budget(steps=28, batch=32, lrs=(5e-3,), train_items=512, val_items=128, test_items=448),
+    seeds=4,
+    budget=Budget(
+        steps=10,
+        batch=64,
+        lrs=(3e-3,),
+        vector_lr=0.1,
+        tuning_seeds=1,
+        train_items=2048,
+        resample="distinct",
+        draw=1024,
+        val_items=256,
+        test_items=448,
+        reader="ridge",
+    ),
     note="the whole machine on real input, too small to settle the question",
 )
 PAPER = Study(
@@ -85,7 +97,7 @@ T = TypeVar("T", Study, Budget)
 
 _CHOICES = {
     "track": ("probe",),
-    "resample": ("bootstrap", "none"),
+    "resample": ("bootstrap", "distinct", "none"),
     "precision": ("fp32", "bf16"),
     "feature_dtype": ("float32", "float16"),
     "optimiser": ("adamw",),
