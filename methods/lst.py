@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import CrossAttention, Fused, Fusion, StackShape, method
+from fusionbench.api import CrossAttention, Fused, Fusion, StackShape, Unsupported, method
 
 _TEMPERATURE = 0.1
+_NARROWEST = 2
 
 
 class SideBlock(nn.Module):
@@ -56,7 +57,7 @@ class LST(Fusion):
     """`reduction`: D / d'; `heads` as far as they divide d'; `every`: a side block per so many.
 
     With `every` k blocks L, L - k, L - 2 k, ... have a side block and are read. `gated` False:
-    Side_l( s[l-1] + W[l] hs[l] ).
+    Side_l( s[l-1] + W[l] hs[l] ). Raises Unsupported where d' is below 2.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class LST(Fusion):
         if min(reduction, every) < 1:
             raise ValueError(f"reduction and every must be at least 1, got {reduction} and {every}")
         self.layers = [0, *range((shape.layers - 1) % every + 1, shape.layers + 1, every)]
-        width = max(shape.dim // reduction, 1)
+        width = shape.dim // reduction
+        if width < _NARROWEST:
+            raise Unsupported(f"a side network of width {width}: LayerNorm needs {_NARROWEST}")
         base = shape.layer(-2)
         self.taps = ((base,),) if repeat else tuple((layer,) for layer in self.layers)
         self.rows = [0] * len(self.layers) if repeat else list(range(len(self.layers)))

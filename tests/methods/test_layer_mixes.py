@@ -19,7 +19,7 @@ PREFIX = SHAPE.prefix
 
 def rms_scores(method, states):
     scale = np.sqrt((states**2).mean(axis=-1, keepdims=True) + 1e-6)
-    keys = states / scale * values(method.norm.weight)
+    keys = states / scale * values(method.gain)
     return keys @ values(method.query)
 
 

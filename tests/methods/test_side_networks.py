@@ -61,11 +61,13 @@ def test_the_ladder_mixes_each_layer_with_the_side_state_before_its_block(settin
 
 
 def test_the_ladder_starts_with_equal_shares():
-    method = build("lst", SHAPE)
+    method = LST(SHAPE, reduction=4)
     hidden = torch.randn(len(method.taps), 2, SHAPE.tokens, SHAPE.dim)
     assert torch.equal(method(hidden, torch.zeros(2, 4)).trace["gate"], torch.full((6,), 0.5))
     with pytest.raises(ValueError, match="at least 1"):
         LST(SHAPE, every=0)
+    with pytest.raises(Unsupported, match="width 1"):
+        LST(SHAPE, reduction=8)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -131,10 +133,11 @@ def test_parts_that_are_switched_off_have_no_parameters():
 
 @pytest.mark.parametrize("name", ["lst", "qladder", "unipt", "head2toe"])
 def test_the_control_is_the_same_module_on_one_layer(name):
-    method, control = build(name, SHAPE), build(f"{name}-repeat", SHAPE)
+    shape = replace(SHAPE, dim=16)
+    method, control = build(name, shape), build(f"{name}-repeat", shape)
     assert control.taps == ((SHAPE.layers if name == "unipt" else SHAPE.layers - 1,),)
     control.load_state_dict(method.state_dict())
-    state = torch.randn(1, 2, SHAPE.tokens, SHAPE.dim)
+    state = torch.randn(1, 2, shape.tokens, shape.dim)
     query = torch.zeros(2, SHAPE.query_dim)
     # Where every layer is the same, method and control are too.
     same = method(state.expand(len(method.taps), -1, -1, -1), query).tokens
