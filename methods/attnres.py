@@ -29,6 +29,7 @@ _EPS = 1e-6
     parity="equations: a read-out of frozen layers, not a residual of trained ones",
     parameters="2*D",
     switches={"first": (0,), "values": ("updates",)},
+    idle=(({"values": "updates"}, ("first",)),),
 )
 class AttnRes(Fusion):
     """`first`: the lowest hidden state, 1 or 0; `values`: "states" or "updates" (these from 0)."""

@@ -46,7 +46,7 @@ class LowRank(nn.Module):
     control="dtl-readout",
     paper="arXiv:2312.07856",
     year=2024,
-    parity="equations: up to block L-1",
+    parity="deviates: the exact side network, up to block L-1",
     parameters="(L - 1)*2*rank*D",
     needs="encoder gradients",
     identity=True,
@@ -67,7 +67,7 @@ class LowRank(nn.Module):
     control="dtl-plus-readout",
     paper="arXiv:2312.07856",
     year=2024,
-    parity="equations: up to block L-1",
+    parity="deviates: the exact side network, up to block L-1",
     parameters="(L - 1)*2*rank*D + kernel*kernel*D",
     needs="grid, encoder gradients",
     identity=True,
@@ -116,7 +116,8 @@ class DTL(InEncoderFusion):
         self.carried = one_of("memory", memory, ("carried", "rebuilt")) == "carried"
         self.sharpness, self.pooled, self.needs_grid = sharpness, pooled, kernel > 0
         read = range(1, self.depth + 1) if self.carried else self.written
-        self.lora_dict = nn.ModuleDict({str(block): LowRank(shape.dim, rank) for block in read})
+        # Official names count blocks from 0.
+        self.lora_dict = nn.ModuleDict({str(block - 1): LowRank(shape.dim, rank) for block in read})
         self.lora_fusion = (
             nn.Conv2d(
                 shape.dim, shape.dim, kernel, padding=kernel // 2, groups=shape.dim, bias=False
@@ -152,10 +153,11 @@ class DTL(InEncoderFusion):
     def _collect(self, block: int, tokens: Float[Tensor, "batch token dim"], state: State) -> State:
         """The state r of a block, from its input."""
         before = state if self.carried else torch.zeros_like(state)
-        if str(block) not in self.lora_dict:
+        name = str(block - 1)
+        if name not in self.lora_dict:
             return before
         seen = self.patches(tokens).mean(dim=1, keepdim=True) if self.pooled else tokens
-        return before + self.lora_dict[str(block)](seen)
+        return before + self.lora_dict[name](seen)
 
     def _feedback(self, state: State) -> State:
         """C of swish of r."""

@@ -5,17 +5,17 @@ Sun et al. 2024 (Arcana), arXiv:2410.13733. With K queries q[0] ~ N(0, 1), for l
     q[l] = u + MLP( LN2 u )
 and the reader sees the tokens [hs[L-1] patches ; q[L-1]]. XAttn sees all tokens of a state, CLS
 too. The official code has a rung of its own for each of the 24 layers (the last one unused), 302 M
-parameters; here one rung serves all (`shared`), 12.6 M. Deviations: GELU, where CLIP's MLP has
-QuickGELU. `repeat`, the control, reads hs[L-1] in every rung.
+parameters; here one rung serves all (`shared`), 12.6 M. MLP has CLIP's QuickGELU. `repeat`, the
+control, reads hs[L-1] in every rung.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fusionbench.api import (
     CrossAttention,
@@ -24,8 +24,17 @@ from fusionbench.api import (
     StackShape,
     Unsupported,
     anchored,
+    matched,
     method,
 )
+
+_PARTS = (
+    *(f"layer_norm{number}" for number in range(3)),
+    *(f"cross_attn.{part}_proj" for part in ("q", "k", "v", "out")),
+    *(f"mlp.fc{number}" for number in (1, 2)),
+)
+_OFFICIAL = tuple(f"{part}.{kind}" for part in _PARTS for kind in ("weight", "bias"))
+"""Names of a rung's weights in the official code."""
 
 
 class Rung(nn.Module):
@@ -43,7 +52,12 @@ class Rung(nn.Module):
         """The queries one rung higher."""
         seen = self.layer_norm1(state)
         queries = queries + self.cross_attn(self.layer_norm0(queries), seen, seen)
-        return queries + self.fc2(F.gelu(self.fc1(self.layer_norm2(queries))))
+        return queries + self.fc2(self._quick_gelu(self.fc1(self.layer_norm2(queries))))
+
+    def _quick_gelu(
+        self, x: Float[Tensor, "batch query inner"]
+    ) -> Float[Tensor, "batch query inner"]:
+        return x * torch.sigmoid(1.702 * x)
 
 
 @method(
@@ -54,7 +68,7 @@ class Rung(nn.Module):
     control="qladder-repeat",
     paper="Arcana, arXiv:2410.13733",
     year=2024,
-    parity="equations: one rung for all layers",
+    parity="deviates: the exact rung, one for all layers unless shared=false",
     parameters="12*D*D + 15*D + queries*D",
     switches={"shared": (False,), "queries": (8, 16, 256), "repeat": (True,)},
 )
@@ -95,3 +109,18 @@ class QLadder(Fusion):
         for step, row in enumerate(self.rows):
             asked = self.rungs[step % len(self.rungs)](asked, hidden[row])
         return Fused(tokens=torch.cat([self.patches(hidden[self.base]), asked], dim=1))
+
+    def load_official(self, weights: Mapping[str, Tensor]) -> None:
+        """As in the base class; ValueError for a shared rung, which the official code has not."""
+        if len(self.rungs) != self.steps:
+            raise ValueError("the official code has a rung for each layer; set shared=False")
+        own = {"qladder_embeds": matched(("qladder_embeds",), weights)["qladder_embeds"][0]}
+        for step in range(self.steps):
+            official = f"LadderAdapters.{step}."
+            found = matched([official + name for name in _OFFICIAL], weights)
+            parts = {name: found[official + name] for name in _OFFICIAL}
+            for kind in ("weight", "bias"):
+                packed = [parts.pop(f"cross_attn.{part}_proj.{kind}") for part in "qkv"]
+                own[f"rungs.{step}.cross_attn.in_proj_{kind}"] = torch.cat(packed)
+            own |= {f"rungs.{step}.{k.removeprefix('mlp.')}": v for k, v in parts.items()}
+        self.load_state_dict(own)

@@ -1,8 +1,7 @@
 """SparseCut: shortcuts from vision layers to layers of the language model, through one projector.
 
 arXiv:2602.00505; code public since February 2026, without a licence, so that this is written from
-its equations. The reader sees P(hs[L-1]) as image tokens, and in front of
-reader layer m(j)
+its equations. The reader sees P(hs[L-1]) as image tokens, and in front of reader layer m(j)
     h[image] += P(hs[i(j)])      with the reader's own projector P for all j
 No parameter is added. As checked in, i = 1, 4, ..., 22 of 24 blocks and m = 4, 9, ..., 39 of 40
 layers (counted from 0): eight shortcuts, m(j) = (j + 1) R / 8 - 1, rounded towards zero for a
@@ -34,6 +33,7 @@ _BASE = 23
     parity="equations: without the cross-attention to high-resolution crops",
     parameters="0",
     switches={"shortcuts": (2, 4, 24), "order": ("descending",), "repeat": (True,)},
+    idle=(({"repeat": True}, ("order",)),),
 )
 class SparseCut(Fusion):
     """`shortcuts`: how many, 1 to 24; `order`: "ascending", or "descending" (deep layers first)."""

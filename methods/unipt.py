@@ -11,6 +11,8 @@ without CLS the mean of all tokens stands for row cls. Deviation: w has no bias,
 would cancel. `repeat`, the control, reads hs[L], the anchor, in place of every state.
 """
 
+from collections.abc import Mapping
+
 import torch
 from einops import reduce
 from jaxtyping import Float
@@ -29,7 +31,7 @@ _LEAST = 1e-6
     control="unipt-repeat",
     paper="arXiv:2308.14316",
     year=2024,
-    parity="equations: without the bias of the layer scores, which cancels",
+    parity="exact",
     parameters="(L + 2)*(D + 1)*(D//reduction) + (D//reduction + 1)*D + D//reduction",
     switches={
         "interaction": (False,),
@@ -89,6 +91,13 @@ class UniPT(Fusion):
         tokens = anchor + self.upsample_layer(found.relu())
         return Fused(
             tokens=self.patches(tokens), trace={"layer_weights": shares.detach().mean(dim=1)}
+        )
+
+    def load_official(self, weights: Mapping[str, Tensor]) -> None:
+        """As in the base class; the official maps stand behind a ReLU in a Sequential."""
+        parts = {name: name.rpartition(".1.") for name in weights}
+        super().load_official(
+            {f"{p[0]}.{p[2]}" if p[1] else name: weights[name] for name, p in parts.items()}
         )
 
     def _merged(
