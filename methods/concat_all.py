@@ -35,6 +35,7 @@ _LAST = 4
     year=2023,
     parity="equations: no recorded case",
     parameters="3*D*H",
+    details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={"norm": ("none", "own"), "layers": ("even",), "repeat": (True,)},
 )
 @method(
@@ -47,6 +48,7 @@ _LAST = 4
     year=2026,
     parity="equations: patches, where the linear arm pools",
     parameters="(L - 1)*D*H",
+    details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={"norm": ("final", "own"), "layers": ("last", "even"), "repeat": (True,)},
 )
 @method(
@@ -59,6 +61,7 @@ _LAST = 4
     year=2026,
     parity="equations: without its classifier, which the reader replaces",
     parameters="(2*L - 1)*D*H",
+    details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={"norm": ("final", "own"), "layers": ("last", "even"), "repeat": (True,)},
 )
 class LayerConcat(Fusion):
@@ -115,6 +118,7 @@ class LayerConcat(Fusion):
     year=2025,
     parity="equations: no recorded case",
     parameters="0",
+    details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={"norm": (False,), "layers": ("23", "24", "6,12,18,24"), "repeat": (True,)},
 )
 class TokenConcat(Fusion):

@@ -25,6 +25,7 @@ from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method
     year=2023,
     parity="equations: without the linear classifier, which the reader replaces",
     parameters="blocks*D*H",
+    details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={"blocks": (1, 2), "average": (False,), "repeat": (True,)},
 )
 @method(

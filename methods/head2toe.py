@@ -34,6 +34,7 @@ _LEAST = 1e-6
     year=2022,
     parity="equations: the group lasso is a loss, and no second fit follows",
     parameters="(L + 1)*D*D + D",
+    details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={"weight": (0.0, 0.01, 1.0), "repeat": (True,)},
 )
 class Head2Toe(Fusion):

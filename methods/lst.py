@@ -51,6 +51,7 @@ class SideBlock(nn.Module):
     parameters=(
         "L*(12*(D//reduction)**2 + 13*(D//reduction) + D*(D//reduction) + 1) + 2*D*(D//reduction)"
     ),
+    details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={"gated": (False,), "every": (2, 3), "reduction": (2, 4, 16), "repeat": (True,)},
 )
 class LST(Fusion):

@@ -70,6 +70,7 @@ class Rung(nn.Module):
     year=2024,
     parity="deviates: the exact rung, one for all layers unless shared=false",
     parameters="12*D*D + 15*D + queries*D",
+    details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={"shared": (False,), "queries": (8, 16, 256), "repeat": (True,)},
 )
 class QLadder(Fusion):

@@ -32,6 +32,7 @@ _BASE = 23
     year=2026,
     parity="equations: without the cross-attention to high-resolution crops",
     parameters="0",
+    details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={"shortcuts": (2, 4, 24), "order": ("descending",), "repeat": (True,)},
     idle=(({"repeat": True}, ("order",)),),
 )

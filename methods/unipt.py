@@ -33,6 +33,7 @@ _LEAST = 1e-6
     year=2024,
     parity="exact",
     parameters="(L + 2)*(D + 1)*(D//reduction) + (D//reduction + 1)*D + D//reduction",
+    details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={
         "interaction": (False,),
         "confidence": (False,),
