@@ -4,7 +4,8 @@ Scalar mix (ELMo; Peters et al., NAACL 2018, eq. 1): y = gamma * sum_l softmax(s
 l = 1..L, starting from the plain mean. Without a norm the layers of large norm dominate, so the
 mix of layer-normed states is a variant of its own. `one_hot` has free weights that start at the
 penultimate layer (DenseFormer's start, Pagliardini et al. 2024), `per_channel` a softmax over
-layers for each channel, without gamma.
+layers for each channel, without gamma. `superb` is the Featurizer of s3prl (SUPERB; Yang et al.,
+Interspeech 2021): y = sum_l softmax(w)_l hs[l] over l = 0..L, w = 0 at the start, without gamma.
 """
 
 import torch
@@ -24,6 +25,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, one_of
         "norm": {"norm": True},
         "one_hot": {"weights": "one_hot"},
         "per_channel": {"weights": "per_channel"},
+        "superb": {"weights": "superb"},
     },
     control="uniform_mean",
     paper="ELMo, arXiv:1802.05365",
@@ -33,19 +35,25 @@ from fusionbench.api import Fused, Fusion, StackShape, method, one_of
     details={
         "one_hot": {"parameters": "L", "identity": True},
         "per_channel": {"parameters": "L*D"},
+        "superb": {
+            "paper": "SUPERB, arXiv:2105.01051",
+            "year": 2021,
+            "parity": "equations: no recorded case",
+        },
     },
-    switches={"weights": ("one_hot", "per_channel"), "norm": (True,)},
+    switches={"weights": ("one_hot", "per_channel", "superb"), "norm": (True,)},
 )
 class ScalarMix(Fusion):
-    """`weights`: "softmax" (one each, and gamma), "one_hot" (free), "per_channel"."""
+    """`weights`: "softmax" (one each, and gamma), "one_hot" (free), "per_channel", "superb"."""
 
     def __init__(self, shape: StackShape, *, weights: str = "softmax", norm: bool = False) -> None:
         super().__init__(shape)
-        self.taps = tuple((index,) for index in range(1, shape.layers + 1))
-        self.weights = one_of("weights", weights, ("softmax", "one_hot", "per_channel"))
+        self.weights = one_of("weights", weights, ("softmax", "one_hot", "per_channel", "superb"))
+        first = 0 if weights == "superb" else 1
+        self.taps = tuple((index,) for index in range(first, shape.layers + 1))
         self.norm = norm
         columns = (shape.dim,) if weights == "per_channel" else ()
-        self.scores = nn.Parameter(torch.zeros(shape.layers, *columns))
+        self.scores = nn.Parameter(torch.zeros(len(self.taps), *columns))
         if weights == "one_hot":
             nn.init.ones_(self.scores[max(shape.layers - 2, 0)])
         self.gamma = nn.Parameter(torch.ones(())) if weights == "softmax" else None

@@ -48,7 +48,20 @@ class StackShape:
     @property
     def normed(self) -> int:
         """Index of an extra tap: `hs[layers]` after the encoder's final norm."""
-        return self.layers + 1
+        return self.normed_layer(-1)
+
+    def normed_layer(self, index: int) -> int:
+        """Index of an extra tap: `hs[index]` after the encoder's final norm.
+
+        Extra taps follow `hs[layers]`, the last layer first: `normed_layer(-1)` is `layers + 1`,
+        `normed_layer(0)` is `2 * layers + 1`. Raises ValueError for an index outside the stack.
+        """
+        return 2 * self.layers + 1 - self.layer(index)
+
+    def source(self, index: int) -> tuple[int, bool]:
+        """The hidden state that an index of a tap names, and whether the final norm follows it."""
+        normed = index > self.layers
+        return (2 * self.layers + 1 - index if normed else index), normed
 
     def reader_layers(self) -> ReaderShape:
         """The reader's layers; Unsupported if it has none."""

@@ -72,11 +72,11 @@ class ToyEncoder(Encoder):
     def states_from(
         self, tokens: Float[Tensor, "batch token dim"]
     ) -> Float[Tensor, "state batch token dim"]:
-        """`hs[0..L]` of these `hs[0]`, and behind them `hs[L]` after the final norm."""
+        """`hs[0..L]` of these `hs[0]`, and behind them `hs[L..0]` after the final norm."""
         states = [tokens]
         for index in range(1, self.shape.layers + 1):
             states.append(self.block(index, states[-1]))
-        return torch.stack([*states, self.norm(states[-1])])
+        return torch.stack([*states, *(self.norm(state) for state in reversed(states))])
 
 
 def _normed(tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:

@@ -44,9 +44,8 @@ class Pipeline:
         if isinstance(self.fusion, InEncoderFusion):
             return self.fusion.depth
         taps = self.fusion.taps if isinstance(self.fusion, Fusion) else ()
-        # The tap after the last block is the final norm.
-        last = max((index for tap in taps for index in tap), default=0)
-        return min(last, self.encoder.shape.layers)
+        layers = (self.encoder.shape.source(index)[0] for tap in taps for index in tap)
+        return max(layers, default=0)
 
     def fused(self) -> Float[Tensor, "batch token width"]:
         """Projected tokens with the method; gradients pass the encoder only where it writes."""
@@ -86,13 +85,16 @@ class Pipeline:
 
     @torch.no_grad()
     def _states(self, wanted: Set[int]) -> dict[int, Float[Tensor, "batch token dim"]]:
-        """Hidden states of these indices; no other is kept in memory."""
-        found, tokens, layers = {}, self.encoder.embed(self.images), self.encoder.shape.layers
-        for index in range(max(wanted) + 1):
-            if 0 < index <= layers:
-                tokens = self.encoder.block(index, tokens)
-            if index in wanted:
-                found[index] = tokens if index <= layers else self.encoder.norm(tokens)
+        """Hidden states of these indices of taps; no other is kept in memory."""
+        shape, tokens = self.encoder.shape, self.encoder.embed(self.images)
+        found = {}
+        for layer in range(max(shape.source(index)[0] for index in wanted) + 1):
+            if layer:
+                tokens = self.encoder.block(layer, tokens)
+            if layer in wanted:
+                found[layer] = tokens
+            if (index := shape.normed_layer(layer)) in wanted:
+                found[index] = self.encoder.norm(tokens)
         return found
 
     def trained(self, *, bare: bool = False) -> list[nn.Parameter]:

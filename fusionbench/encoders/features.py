@@ -212,7 +212,7 @@ def encode(
     with _pending(key, wanted, shape) as files, written(files, device) as write:
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(images[start : start + _BATCH]).to(device)
-            states = _hidden_states(encoder, batch, key.precision)
+            states = _hidden_states(encoder, batch, key.precision, wanted)
             write(start, {tap: _averaged(states, tap, key.dtype) for tap in files})
 
 
@@ -222,17 +222,25 @@ def read(key: FeatureKey, tap: Tap) -> Float[Tensor, "image token dim"]:
 
 
 def _hidden_states(
-    encoder: Encoder, batch: UInt8[Tensor, "batch height width 3"], precision: str
-) -> list[Float[Tensor, "batch token dim"]]:
-    """`hs[0..L]`, and behind them `hs[L]` after the final norm (`StackShape.normed`)."""
+    encoder: Encoder,
+    batch: UInt8[Tensor, "batch height width 3"],
+    precision: str,
+    taps: Iterable[Tap],
+) -> dict[int, Float[Tensor, "batch token dim"]]:
+    """`hs[0..L]`, and those that the taps want after the final norm (`StackShape.normed_layer`)."""
+    wanted = {index for tap in taps for index in tap}
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bf16"):
         states = encoder.hidden_states(batch)
+        found = dict(enumerate(states))
         with torch.no_grad():
-            return [*states, encoder.norm(states[-1])]
+            for index in sorted(wanted - found.keys()):
+                layer, _ = encoder.shape.source(index)
+                found[index] = encoder.norm(states[layer])
+    return found
 
 
 def _averaged(
-    states: Sequence[Float[Tensor, "batch token dim"]], tap: Tap, dtype: str
+    states: Mapping[int, Float[Tensor, "batch token dim"]], tap: Tap, dtype: str
 ) -> Float[Tensor, "batch token dim"]:
     """On the encoder's device, in the type that is stored."""
     stored: torch.dtype = getattr(torch, dtype)

@@ -136,3 +136,32 @@ def test_a_bundle_is_cut_to_the_budget_and_comes_back_whole(tmp_path):
     assert again.questions == bundle.questions and again.test.items == bundle.test.items
     np.testing.assert_array_equal(again.train.rows, bundle.train.rows)
     assert bundle_path("t", "h", budget) != bundle_path("t", "h", BUDGET)
+
+
+def test_any_layer_is_stored_after_the_final_norm_where_a_tap_asks_for_it(key, images):
+    encoder = PixelToyEncoder()
+    shape = encoder.shape
+    taps = [(shape.normed_layer(layer),) for layer in (-1, -2, 0)]
+    assert taps == [(shape.layers + 1,), (shape.layers + 2,), (2 * shape.layers + 1,)]
+    assert taps[0] == (shape.normed,)
+    features.encode(encoder, images, key, [*taps, (2, shape.normed_layer(2))], limit_gib=1)
+    states = [state.numpy() for state in encoder.hidden_states(torch.from_numpy(images))]
+    for tap, layer in zip(taps, (-1, -2, 0), strict=True):
+        assert np.allclose(features.read(key, tap), _layer_norm(states[layer]), atol=1e-4)
+    mean = (states[2] + _layer_norm(states[2])) / 2
+    assert np.allclose(features.read(key, (2, shape.normed_layer(2))), mean, atol=1e-4)
+
+
+def test_an_index_of_a_tap_names_its_layer_and_norm():
+    shape = PixelToyEncoder().shape
+    for layer in range(shape.layers + 1):
+        assert shape.source(layer) == (layer, False)
+        assert shape.source(shape.normed_layer(layer)) == (layer, True)
+    with pytest.raises(ValueError, match="does not exist"):
+        shape.normed_layer(shape.layers + 1)
+
+
+def _layer_norm(values):
+    """Of the toy encoder, without scale and shift."""
+    centred = values - values.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)

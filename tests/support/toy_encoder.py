@@ -48,11 +48,11 @@ class ToyEncoder(Encoder):
 
     @torch.no_grad()
     def states_from(self, tokens: Tensor) -> list[Tensor]:
-        """hs[0..L], and hs[L] after the final norm."""
+        """hs[0..L], and hs[L..0] after the final norm."""
         states = [tokens]
         for index in range(1, self.shape.layers + 1):
             states.append(self.block(index, states[-1]))
-        return [*states, self.norm(states[-1])]
+        return [*states, *(self.norm(state) for state in reversed(states))]
 
 
 def draw(shape: StackShape = SHAPE, *, batch: int = 3, seed: int = 1) -> tuple[Tensor, Tensor]:
