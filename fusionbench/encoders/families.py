@@ -94,7 +94,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "vit": Family(cls="ViTModel", prefix=1, defaults=_SHAPE, images=_images(HALF, "bilinear")),
 }
-"""`clip` and `siglip` nest the tower in `vision_config`; `siglip` is SigLIP 2 at a fixed size too."""
+"""`clip` and `siglip` nest the tower in `vision_config`; SigLIP 2 at a fixed size is `siglip`."""
 
 REFUSED: Mapping[str, str] = {
     name: "its NaFlex variant packs images of any shape into one sequence; checkpoints of SigLIP 2 "
