@@ -33,7 +33,7 @@ def locate(name: str) -> Path | None:
         return folder
     if checkpoint.startswith((".", "/", "~")):
         raise ValueError(f"{name}: there is no folder {checkpoint}")
-    repo = checkpoint if library == "hf" else f"timm/{checkpoint}"
+    repo = checkpoint if library == "hf" or "/" in checkpoint else f"timm/{checkpoint}"
     place = _hub_cache() / f"models--{repo.replace('/', '--')}"
     if library == "timm" and not place.is_dir():
         place = _tagged(place, name)
@@ -105,12 +105,17 @@ def card(name: str, *, image_size: int = 0) -> EncoderCard:
 def _facts(name: str, folder: Path, files: list[Path]) -> dict[str, Any]:
     read = _hf_facts if name.startswith("hf:") else _timm_facts
     try:
-        return read(folder, files, split_fit(name)[1])
-    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        facts = read(folder, files, split_fit(name)[1])
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         # Somebody's files of another kind: any field may be missing or of another type.
-        raise UserError(
-            f"{folder} does not describe an encoder: {type(error).__name__}: {error}"
-        ) from error
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+        raise UserError(f"{folder} does not describe an encoder: {kind}{error}") from error
+    if min(facts[field] for field in ("layers", "dim", "patch", "size")) < 1:
+        shown = ", ".join(f"{field} {facts[field]}" for field in ("layers", "dim", "patch", "size"))
+        raise UserError(f"{folder} does not describe an encoder: {shown}")
+    return facts
 
 
 def how_to_get(name: str) -> str:
@@ -148,7 +153,7 @@ def weight_files(folder: Path) -> list[Path]:
 def vision_config(folder: Path) -> dict[str, Any]:
     """Config of the vision tower; UserError for an unsupported model_type."""
     values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    kind = values.get("model_type")
+    kind = str(values.get("model_type"))
     if kind in REFUSED:
         raise UserError(f"{folder} has model_type {kind!r}: {REFUSED[kind]}")
     if kind not in FAMILIES:

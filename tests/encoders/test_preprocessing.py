@@ -141,12 +141,10 @@ def test_timm_images_are_prepared_as_its_config_says(tmp_path, images):
     encoder = build(f"{name}[fit=crop]")
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    right = torch.stack([transform(Image.fromarray(image)) for image in images.numpy()])
-    mine = encoder.pixels(images)
-    # timm rounds the corner of an odd margin to the other side: (51 - 32) / 2.
-    inner = [right[:, :, :-1], mine[:, :, 1:]]
-    nearest = min((mine - right).abs().max(), (inner[0] - inner[1]).abs().max())
-    assert nearest <= 1.01 * LEVEL / min(encoder.std)
+    # 80 x 70 becomes 45 x 40: timm rounds half a margin of 13 to the even number, as we do down.
+    right = torch.stack([transform(Image.fromarray(image)) for image in images[:, :80].numpy()])
+    mine = encoder.pixels(images[:, :80])
+    assert (mine - right).abs().max() <= 1.01 * LEVEL / min(encoder.std)
     assert build(name).images == Preprocessing(
         mean=(0.1,) * 3, std=encoder.std, interpolation="bicubic"
     )
