@@ -24,9 +24,10 @@ from fusionbench.api.encoders import Encoder
 from fusionbench.cost.pipeline import build_pipeline, compiled, training_step
 from fusionbench.cost.timing import interleaved, peak_bytes
 from fusionbench.encoders.hf import HfEncoder
+from fusionbench.encoders.preprocessing import Preprocessing
 from fusionbench.encoders.vit import ViT, ViTConfig
 
-_HALF = (0.5, 0.5, 0.5)
+_PIXELS = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _WIDTH = 64
 _GIB = 10
 # Mode of torch.compile, and the share of activations that may be kept.
@@ -53,7 +54,7 @@ def published(config: ViTConfig, device: torch.device, dtype: torch.dtype) -> En
     )
     model = CLIPVisionModel(wanted)
     tower = getattr(model, "vision_model", model)
-    encoder = HfEncoder(tower, family="clip", size=config.size, mean=_HALF, std=_HALF)
+    encoder = HfEncoder(tower, family="clip", size=config.size, images=_PIXELS)
     encoder.freeze()
     return encoder.to(device=device, dtype=dtype)
 

@@ -5,9 +5,12 @@ from pathlib import Path
 import torch
 
 from fusionbench.api.encoders import Encoder
+from fusionbench.api.errors import UserError
 from fusionbench.encoders import builtin
+from fusionbench.encoders.card import EncoderCard
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.fetch import fetch
+from fusionbench.encoders.preprocessing import split_fit
 from fusionbench.encoders.vit import ViT, ViTConfig
 
 
@@ -27,6 +30,7 @@ def build(
         fetch(name)
         card = describe(name, image_size=image_size)
     encoder = _load(name, folder=Path(card.path), image_size=image_size)
+    _compare(card, encoder)
     encoder.freeze()
     return encoder.to(device=device, dtype=dtype)
 
@@ -38,13 +42,26 @@ def _load(name: str, *, folder: Path, image_size: int) -> Encoder:
         from fusionbench.encoders import planted
 
         return planted.planted(name)
+    fit = split_fit(name)[1]
     if name.startswith("hf:"):
         from fusionbench.encoders.hf import load_hf
 
-        return load_hf(folder, image_size=image_size)
+        return load_hf(folder, image_size=image_size, fit=fit)
     from fusionbench.encoders.timm_vit import load_timm
 
-    return load_timm(folder, image_size=image_size)
+    return load_timm(folder, image_size=image_size, fit=fit)
+
+
+def _compare(card: EncoderCard, encoder: Encoder) -> None:
+    """UserError if a model is not what its files promised: plans are made from the card."""
+    shape = encoder.shape
+    built = (shape.layers, shape.dim, tuple(shape.grid), shape.prefix, encoder.size)
+    said = (card.layers, card.dim, tuple(card.grid), card.prefix, card.size)
+    if built != said:
+        raise UserError(
+            f"{card.name} is built as (layers, dim, grid, prefix, pixels) {built}, but its files "
+            f"describe {said}: this architecture is not supported"
+        )
 
 
 def load_vit(path: Path, *, image_size: int = 0) -> ViT:

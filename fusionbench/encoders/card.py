@@ -82,12 +82,17 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry["shape"]) for name, entry in header.items() if "shape" in entry}
 
 
-def patches(size: int, *, patch: int, name: str) -> tuple[int, int]:
-    """The grid of a square input; ValueError if the patches do not fill it."""
-    if size <= 0 or size % patch:
+def patches(size: int, *, patch: int, name: str, native: int = 0) -> tuple[int, int]:
+    """The grid of a square input; ValueError if the patches do not fill it.
+
+    At the checkpoint's own size (`native`) the pixels behind the last whole patch are not read:
+    SigLIP so400m/14 has 27 x 27 patches at 384.
+    """
+    if size != native and (size <= 0 or size % patch):
         nearest = max(1, round(size / patch)) * patch
+        own = f", or {native}, the checkpoint's own" if native % patch else ""
         raise ValueError(
             f"image_size {size} does not fit {name}: it must be a multiple of {patch} "
-            f"(the nearest is {nearest})"
+            f"(the nearest is {nearest}){own}"
         )
     return size // patch, size // patch

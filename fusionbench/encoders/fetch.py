@@ -12,11 +12,18 @@ from filelock import FileLock
 
 from fusionbench.encoders import builtin
 from fusionbench.encoders.catalog import PREFIXES, describe, unknown
+from fusionbench.encoders.preprocessing import split_fit
 from fusionbench.records.files import cache_dir
 
 _PATIENCE_SECONDS = 4.0
 _DINOV2 = "facebook/dinov2-small"
-_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors", "*.index.json")
+_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "model*.safetensors",
+    "*.index.json",
+)
 
 
 def dinov2_from_hub(target: Path) -> None:
@@ -36,7 +43,7 @@ def dinov2_from_hub(target: Path) -> None:
 
 def fetch_snapshot(name: str) -> Path:
     """Download `hf:<id>` or `timm:<name>`; returns its folder in the cache. Raises OSError."""
-    library, _, checkpoint = name.partition(":")
+    library, _, checkpoint = split_fit(name)[0].partition(":")
     repo = checkpoint if library == "hf" else timm_repo(checkpoint)
     require_hub()
     from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""Vision towers of transformers: CLIP, SigLIP, DINOv2 (with and without registers), plain ViT.
+"""Vision towers of transformers: CLIP, SigLIP, DINOv2, DINOv3, RADIO, plain ViT.
 
 The tower is stepped block by block through its own modules. Its `output_hidden_states` is never
 used: transformers 5 may leave entries out or put the normed output in the last place.
@@ -12,125 +12,118 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fusionbench.api.encoders import Encoder
+from fusionbench.api.errors import UserError
 from fusionbench.api.types import StackShape
 from fusionbench.encoders import snapshots
-from fusionbench.encoders.card import patches
-from fusionbench.encoders.vit import Triple, prepare
+from fusionbench.encoders.families import FAMILIES
+from fusionbench.encoders.preprocessing import FITS, Preprocessing, side
+from fusionbench.encoders.stepped import Stepped, blank
 
-_CLASSES = {
-    "clip": "CLIPVisionModel",
-    "clip_vision_model": "CLIPVisionModel",
-    "siglip": "SiglipVisionModel",
-    "siglip_vision_model": "SiglipVisionModel",
-    "dinov2": "Dinov2Model",
-    "dinov2_with_registers": "Dinov2WithRegistersModel",
-    "vit": "ViTModel",
-}
-_HALF: Triple = (0.5, 0.5, 0.5)
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-# What each family's own image processor does where a folder brings none.
-_NORMALISATION = {"clip": _OPENAI, "siglip": (_HALF, _HALF), "vit": (_HALF, _HALF)}
 # Parts of a checkpoint's class that no hidden state depends on.
-_UNUSED = ("pooler.", "head.", "mask_token")
+_UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token", "summary_idxs")
 
 
-class HfEncoder(Encoder):
+class HfEncoder(Stepped):
     """One of the supported towers at one input size."""
 
-    def __init__(self, tower: nn.Module, *, family: str, size: int, mean: Triple, std: Triple):
-        super().__init__()
+    def __init__(self, tower: nn.Module, *, family: str, size: int, images: Preprocessing) -> None:
         config: Any = tower.config
-        self.family = family
-        self.tower = tower
-        self.size, self.mean, self.std = size, mean, std
-        # The others resample their positions unasked.
-        asks = family in ("clip", "siglip", "vit") and size != config.image_size
-        self.resample = {"interpolate_pos_encoding": True} if asks else {}
-        registers = getattr(config, "num_register_tokens", 0)
-        self.shape = StackShape(
-            layers=config.num_hidden_layers,
-            dim=config.hidden_size,
-            grid=patches(size, patch=config.patch_size, name=family),
-            prefix=snapshots.FAMILIES[family] + registers,
+        folder = Path(str(config.name_or_path or family))
+        blocks = _blocks(tower)
+        grid = size // side(config.patch_size, folder)
+        super().__init__(
+            blocks,
+            _final_norm(tower) if FAMILIES[family].final_norm else nn.Identity(),
+            [_keywords(tower, blocks[0], size)] * len(blocks),
+            shape=StackShape(
+                layers=config.num_hidden_layers,
+                dim=config.hidden_size,
+                grid=(grid, grid),
+                prefix=FAMILIES[family].prefix_of(vars(config)),
+            ),
+            size=size,
+            images=images,
         )
-        self.blocks = _blocks(tower)
-        # Older releases give some families' blocks no mask; those of others demand one.
-        takes = inspect.signature(self.blocks[0].forward).parameters
-        self.unmasked = {"attention_mask": None} if "attention_mask" in takes else {}
-        self.final = _first(tower, "post_layernorm", "layernorm")
+        self.tower = tower
+        self.entry = FAMILIES[family].entry
+        # Some families resample their positions only where asked.
+        takes = inspect.signature(tower.get_submodule("embeddings").forward).parameters
+        asks = "interpolate_pos_encoding" in takes and size != side(config.image_size, folder)
+        self.resample = {"interpolate_pos_encoding": True} if asks else {}
 
     def embed(
         self, images: UInt8[Tensor, "batch height width 3"]
     ) -> Float[Tensor, "batch token dim"]:
         """Embeddings with positions; for CLIP after its norm in front of block 1."""
-        dtype = next(self.tower.parameters()).dtype
-        pixels = prepare(images, size=self.size, mean=self.mean, std=self.std, dtype=dtype)
-        tokens = self.tower.get_submodule("embeddings")(pixels, **self.resample)
-        if self.family == "clip":
-            # The misspelling is CLIP's.
-            tokens = self.tower.get_submodule("pre_layrnorm")(tokens)
+        tokens = self.pixels(images)
+        for name in self.entry:
+            asked = self.resample if name == "embeddings" else {}
+            tokens = self.tower.get_submodule(name)(tokens, **asked)
         return tokens
 
-    def block(
-        self, index: int, tokens: Float[Tensor, "batch token dim"]
-    ) -> Float[Tensor, "batch token dim"]:
-        """Output of block `index`, counted from 1, without a mask."""
-        return self.blocks[index - 1](tokens, **self.unmasked)
 
-    def norm(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
-        """The final norm; CLIP's own forward applies it to the CLS token only."""
-        return self.final(tokens)
-
-
-def load_hf(folder: Path, *, image_size: int = 0) -> HfEncoder:
+def load_hf(folder: Path, *, image_size: int = 0, fit: str = FITS[0]) -> HfEncoder:
     """The vision tower of a folder written by `save_pretrained`; nothing is downloaded.
 
-    Raises ValueError for an unsupported family, an impossible size, or weights that are missing.
+    Raises UserError for an unsupported family or weights that are missing.
     """
     family = snapshots.vision_config(folder)["model_type"]
-    tower = _tower(folder, family)
-    images = snapshots.preprocessing(folder)
-    short = family.removesuffix("_vision_model")
-    mean, std = _NORMALISATION.get(short, _IMAGENET)
-    config: Any = tower.config
+    images, native = snapshots.hf_images(folder, fit=fit)
     return HfEncoder(
-        tower,
-        family=short,
-        size=image_size or images.get("size") or config.image_size,
-        mean=tuple(images.get("mean", mean)),
-        std=tuple(images.get("std", std)),
+        _tower(folder, family), family=family, size=image_size or native, images=images
     )
+
+
+def _keywords(tower: nn.Module, block: nn.Module, size: int) -> dict[str, Any]:
+    """What every block gets beside the tokens: no mask, and rotary positions of this size."""
+    # Blocks of some families and releases demand a mask, those of others take none.
+    takes = inspect.signature(block.forward).parameters
+    given: dict[str, Any] = {"attention_mask": None} if "attention_mask" in takes else {}
+    rotary = _first(tower, "rope_embeddings")
+    if rotary is not None:
+        with torch.no_grad():
+            given["position_embeddings"] = rotary(blank(size, tower))
+    return given
 
 
 def _tower(folder: Path, family: str) -> nn.Module:
     import transformers
 
-    cls = getattr(transformers, _CLASSES[family])
+    name = FAMILIES[family].cls
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        raise UserError(f"transformers {transformers.__version__} has no {name}", "install a newer")
     model, report = cls.from_pretrained(
         folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
     )
-    missing = [name for name in report["missing_keys"] if not name.startswith(_UNUSED)]
+    missing = [key for key in report["missing_keys"] if not key.startswith(_UNUSED)]
     if missing:
-        raise ValueError(f"{folder} lacks weights of {_CLASSES[family]}: {', '.join(missing[:3])}")
+        raise UserError(f"{folder} lacks weights of {name}: {', '.join(missing[:3])}")
     # Older releases keep the tower of CLIP and SigLIP one level down.
     return getattr(model, "vision_model", model)
 
 
 def _blocks(tower: nn.Module) -> nn.ModuleList:
-    blocks = _first(tower, "encoder.layers", "encoder.layer", "layers")
-    if not isinstance(blocks, nn.ModuleList):
-        raise ValueError(f"{type(tower).__name__} keeps its blocks in no ModuleList")
-    return blocks
+    found = _first(tower, "encoder.layers", "encoder.layer", "model.layer", "layer", "layers")
+    if isinstance(found, nn.ModuleList):
+        return found
+    raise _unknown(tower, "list of blocks")
 
 
-def _first(tower: nn.Module, *names: str) -> nn.Module:
+def _final_norm(tower: nn.Module) -> nn.Module:
+    found = _first(tower, "post_layernorm", "layernorm", "norm")
+    if found is None:
+        raise _unknown(tower, "final norm")
+    return found
+
+
+def _first(tower: nn.Module, *names: str) -> nn.Module | None:
     modules = dict(tower.named_modules())
-    for name in names:
-        if name in modules:
-            return modules[name]
-    raise ValueError(
-        f"{type(tower).__name__} has none of {', '.join(names)}: this release of transformers "
-        "builds it in a way that is not known here"
+    return next((modules[name] for name in names if name in modules), None)
+
+
+def _unknown(tower: nn.Module, part: str) -> UserError:
+    return UserError(
+        f"{type(tower).__name__} has no {part} where it is looked for: this release of "
+        "transformers builds it in a way that is not known here"
     )

@@ -1,14 +1,17 @@
 """Locate and describe checkpoints of transformers and timm on disk. Standard library only.
 
 `hf:` takes a folder written by `save_pretrained` or a hub id, `timm:` a folder in timm's local-dir
-layout or a model name; ids and names are looked up in the Hugging Face cache only.
+layout or a model name; ids and names are looked up in the Hugging Face cache only. `[fit=crop]`
+behind either names how images become square.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
+from fusionbench.api.errors import UserError
 from fusionbench.encoders.card import (
     EncoderCard,
     fingerprint,
@@ -16,11 +19,13 @@ from fusionbench.encoders.card import (
     read_json,
     tensor_shapes,
 )
+from fusionbench.encoders.families import FAMILIES, REFUSED
+from fusionbench.encoders.preprocessing import Preprocessing, of_processor, of_timm, side, split_fit
 
 
 def locate(name: str) -> Path | None:
     """Folder of the checkpoint, or None if it is not on this machine."""
-    library, _, checkpoint = name.partition(":")
+    library, _, checkpoint = split_fit(name)[0].partition(":")
     if not checkpoint:
         raise ValueError(f"{name!r} has no checkpoint: write {name}<id or folder>")
     folder = Path(checkpoint).expanduser()
@@ -28,7 +33,7 @@ def locate(name: str) -> Path | None:
         return folder
     if checkpoint.startswith((".", "/", "~")):
         raise ValueError(f"{name}: there is no folder {checkpoint}")
-    repo = checkpoint if library == "hf" else f"timm/{checkpoint}"
+    repo = checkpoint if library == "hf" or "/" in checkpoint else f"timm/{checkpoint}"
     place = _hub_cache() / f"models--{repo.replace('/', '--')}"
     if library == "timm" and not place.is_dir():
         place = _tagged(place, name)
@@ -64,28 +69,6 @@ def _snapshot(repo: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-# Prefix tokens by the vision tower's model_type; `clip` and `siglip` nest it in `vision_config`.
-FAMILIES: Mapping[str, int] = {
-    "clip": 1,
-    "clip_vision_model": 1,
-    "siglip": 0,
-    "siglip_vision_model": 0,
-    "dinov2": 1,
-    "dinov2_with_registers": 1,
-    "vit": 1,
-}
-# Values that a vision_config leaves out: the defaults of its class (the base model).
-_DEFAULTS: Mapping[str, int] = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "image_size": 224,
-    "patch_size": 16,
-}
-_MODEL_DEFAULTS: Mapping[str, Mapping[str, int]] = {
-    "clip": {"patch_size": 32},
-    "dinov2": {"patch_size": 14},
-    "dinov2_with_registers": {"patch_size": 16, "num_register_tokens": 4},
-}
 _NOT_ARCHITECTURE = {
     "_name_or_path",
     "transformers_version",
@@ -103,8 +86,7 @@ def card(name: str, *, image_size: int = 0) -> EncoderCard:
             name=name, source="Hugging Face hub", available=False, get=how_to_get(name)
         )
     files = weight_files(folder)
-    describe = _hf_facts if name.startswith("hf:") else _timm_facts
-    facts = describe(folder, files)
+    facts = _facts(name, folder, files)
     size = image_size or facts["size"]
     return EncoderCard(
         name=name,
@@ -114,17 +96,33 @@ def card(name: str, *, image_size: int = 0) -> EncoderCard:
         weights=fingerprint(files, architecture=facts["architecture"]),
         layers=facts["layers"],
         dim=facts["dim"],
-        grid=patches(size, patch=facts["patch"], name=name),
+        grid=patches(size, patch=facts["patch"], name=name, native=facts["size"]),
         prefix=facts["prefix"],
         size=size,
     )
+
+
+def _facts(name: str, folder: Path, files: list[Path]) -> dict[str, Any]:
+    read = _hf_facts if name.startswith("hf:") else _timm_facts
+    try:
+        facts = read(folder, files, split_fit(name)[1])
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        # Somebody's files of another kind: any field may be missing or of another type.
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+        raise UserError(f"{folder} does not describe an encoder: {kind}{error}") from error
+    if min(facts[field] for field in ("layers", "dim", "patch", "size")) < 1:
+        shown = ", ".join(f"{field} {facts[field]}" for field in ("layers", "dim", "patch", "size"))
+        raise UserError(f"{folder} does not describe an encoder: {shown}")
+    return facts
 
 
 def how_to_get(name: str) -> str:
     """How to download a checkpoint."""
     return (
         f"fetched by the first run that uses it, or now: python -m fusionbench.encoders.fetch "
-        f"'{name}' (needs the Hugging Face hub)"
+        f"'{split_fit(name)[0]}' (needs the Hugging Face hub)"
     )
 
 
@@ -132,12 +130,13 @@ def cached_names() -> list[str]:
     """Names of the supported checkpoints in the Hugging Face cache."""
     names = []
     for repo, folder in snapshots():
-        if not (folder / "config.json").is_file():
+        try:
+            values = read_json(folder / "config.json")
+        except (OSError, ValueError):
             continue
-        values = read_json(folder / "config.json")
         if values.get("model_type") in FAMILIES:
             names.append(f"hf:{repo}")
-        elif str(values.get("architecture", "")).startswith("vit_"):
+        elif str(values.get("architecture", "")).startswith(_TIMM_NAMES):
             names.append(f"timm:{repo.removeprefix('timm/')}")
     return names
 
@@ -152,70 +151,92 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def vision_config(folder: Path) -> dict[str, Any]:
-    """Config of the vision tower; ValueError for an unsupported model_type."""
+    """Config of the vision tower; UserError for an unsupported model_type."""
     values = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    family = values.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"{folder} has model_type {family!r}; supported: {', '.join(FAMILIES)}")
+    kind = str(values.get("model_type"))
+    if kind in REFUSED:
+        raise UserError(f"{folder} has model_type {kind!r}: {REFUSED[kind]}")
+    if kind not in FAMILIES:
+        raise UserError(f"{folder} has model_type {kind!r}; supported: {', '.join(FAMILIES)}")
     values = values.get("vision_config", values)
-    base = str(family).removesuffix("_vision_model")
-    return {**_DEFAULTS, **_MODEL_DEFAULTS.get(base, {}), **values, "model_type": family}
+    return {**FAMILIES[kind].defaults, **values, "model_type": kind}
 
 
-def preprocessing(folder: Path) -> dict[str, Any]:
-    """`mean`, `std` and input `size` from preprocessor_config.json, where given."""
-    path = folder / "preprocessor_config.json"
-    values = read_json(path) if path.is_file() else {}
-    found = {
-        name: list(values[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in values
-    }
-    cropped = values.get("do_center_crop") and values.get("crop_size")
-    side = _side(cropped or values.get("size"))
-    return {**found, "size": side} if side else found
+def hf_images(folder: Path, *, fit: str) -> tuple[Preprocessing, int]:
+    """(preprocessing, side of the input) of a folder written by `save_pretrained`."""
+    config = vision_config(folder)
+    how, size = of_processor(folder, FAMILIES[config["model_type"]].images, fit=fit)
+    return how, size or side(config["image_size"], folder)
 
 
-def _side(size: Any) -> int:
-    if isinstance(size, int):
-        return size
-    known = [size[key] for key in ("height", "shortest_edge") if key in size] if size else []
-    return int(known[0]) if known else 0
+def timm_images(folder: Path, *, fit: str) -> tuple[Preprocessing, int]:
+    """(preprocessing, side of the input) of a folder in timm's layout."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return of_timm(config.get("pretrained_cfg") or {}, folder, fit=fit)
 
 
-def _hf_facts(folder: Path, files: list[Path]) -> dict[str, Any]:
-    config, images = vision_config(folder), preprocessing(folder)
+def _hf_facts(folder: Path, files: list[Path], fit: str) -> dict[str, Any]:
+    config = vision_config(folder)
+    how, size = hf_images(folder, fit=fit)
     architecture = {key: config[key] for key in sorted(config) if key not in _NOT_ARCHITECTURE}
     return {
-        "layers": config["num_hidden_layers"],
-        "dim": config["hidden_size"],
-        "patch": config["patch_size"],
-        "prefix": FAMILIES[config["model_type"]] + config.get("num_register_tokens", 0),
-        "size": images.get("size") or config["image_size"],
-        "architecture": {"transformers": architecture, "images": images},
+        "layers": int(config["num_hidden_layers"]),
+        "dim": int(config["hidden_size"]),
+        "patch": side(config["patch_size"], folder),
+        "prefix": FAMILIES[config["model_type"]].prefix_of(config),
+        "size": size,
+        "architecture": {"transformers": architecture, "images": {**how.identity(), "size": size}},
     }
 
 
-def _timm_facts(folder: Path, files: list[Path]) -> dict[str, Any]:
+# Names of architectures that may be a VisionTransformer or an Eva; the tensors decide.
+_TIMM_NAMES = ("vit_", "deit", "eva", "flexivit")
+# Parts of tensors' names of timm's other transformers: relative positions, SAM, CaiT, NaFlex.
+_FOREIGN = {
+    "rel_pos": "relative position biases",
+    "relative_position": "relative position biases",
+    "neck.": "a neck (SAM)",
+    "blocks_token_only.": "class attention (CaiT)",
+    "embeds.": "NaFlex patches of any image shape; RADIO is read from transformers' format (hf:)",
+}
+
+
+def _timm_facts(folder: Path, files: list[Path], fit: str) -> dict[str, Any]:
     """From the tensors' shapes: timm's config.json has only the name of the architecture."""
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     shapes = {name: shape for path in files for name, shape in tensor_shapes(path).items()}
-    needed = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "pos_embed")
-    missing = [name for name in needed if name not in shapes]
-    if missing or "architecture" not in config:
-        raise ValueError(
-            f"{folder} is not a timm VisionTransformer: missing "
-            f"{', '.join(missing) or 'an architecture in config.json'}"
-        )
-    registers = shapes.get("reg_token", (1, 0, 0))[1]
-    images = config.get("pretrained_cfg", {})
+    _refuse_foreign(folder, config, shapes)
+    how, size = timm_images(folder, fit=fit)
+    if not size:
+        raise UserError(f"{folder} reads rectangular images, which are not supported")
+    patch, dim = shapes["patch_embed.proj.weight"][-1], shapes["patch_embed.proj.weight"][0]
+    if any(name.startswith("patch_embed.backbone.") for name in shapes):
+        # Behind a convolutional stem one patch is many pixels wide; few tokens are no patches.
+        patch = size // isqrt(shapes["pos_embed"][1])
+    tokens = sum(shapes[name][1] for name in ("cls_token", "dist_token", "reg_token")
+                 if name in shapes)  # fmt: skip
     return {
         "layers": 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("blocks.")),
-        "dim": shapes["pos_embed"][-1],
-        "patch": shapes["patch_embed.proj.weight"][-1],
-        "prefix": registers + ("cls_token" in shapes),
-        "size": images.get("input_size", [3, 224, 224])[-1],
+        "dim": dim,
+        "patch": patch,
+        "prefix": tokens,
+        "size": size,
         "architecture": {
             "timm": config["architecture"],
             "arguments": config.get("model_args", {}),
-            "images": {key: images.get(key) for key in ("mean", "std", "input_size")},
+            "images": {**how.identity(), "size": size},
         },
     }
+
+
+def _refuse_foreign(folder: Path, config: dict[str, Any], shapes: dict[str, Any]) -> None:
+    for part, what in _FOREIGN.items():
+        if any(part in name for name in shapes):
+            raise UserError(f"{folder} is not a timm VisionTransformer or Eva: it has {what}")
+    needed = ("patch_embed.proj.weight", "blocks.0.")
+    missing = [part for part in needed if not any(name.startswith(part) for name in shapes)]
+    missing += [] if "architecture" in config else ["an architecture in config.json"]
+    if missing:
+        raise UserError(
+            f"{folder} is not a timm VisionTransformer or Eva: missing {', '.join(missing)}"
+        )

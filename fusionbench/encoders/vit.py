@@ -18,8 +18,7 @@ from torch.nn import functional as F
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.types import StackShape
-
-Triple = tuple[float, float, float]
+from fusionbench.encoders.preprocessing import Triple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +171,20 @@ def prepare(
     mean: Triple,
     std: Triple,
     dtype: torch.dtype,
+    divisor: float = 255,
+    interpolation: str = "bilinear",
+    fit: str = "squash",
+    crop: float = 1.0,
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Resize to a square, scale to 0..1, normalise per channel.
+    """Make images square, divide by `divisor`, normalise per channel.
 
-    The arithmetic is float32 whatever `dtype` is.
+    The fields of `Preprocessing` are explained there. The arithmetic is float32 whatever `dtype`
+    is; the resized image has whole grey levels.
     """
-    pixels = rearrange(resize(images, size), "b h w c -> b c h w").to(torch.float32) / 255
+    if fit == "crop":
+        images = _centre(images, size, short=int(size / crop + 1e-6), interpolation=interpolation)
+    squared = resize(images, size, interpolation=interpolation)
+    pixels = rearrange(squared, "b h w c -> b c h w").to(torch.float32) / divisor
     shift, scale = (
         torch.tensor(values, dtype=torch.float32, device=images.device) for values in (mean, std)
     )
@@ -185,16 +192,37 @@ def prepare(
 
 
 def resize(
-    images: UInt8[Tensor, "batch height width 3"], size: int
+    images: UInt8[Tensor, "batch height width 3"], size: int, *, interpolation: str = "bilinear"
 ) -> UInt8[Tensor, "batch size size 3"]:
-    """Bilinear with antialiasing, back to whole levels; images of that size come back as they are.
+    """To a square, back to whole levels; images of that size come back as they are.
 
     Whole levels, so that images packed after resizing are the same as images resized here.
     """
-    if images.shape[1:3] == (size, size):
+    return _resized(images, (size, size), interpolation)
+
+
+def _centre(
+    images: UInt8[Tensor, "batch height width 3"], size: int, *, short: int, interpolation: str
+) -> UInt8[Tensor, "batch size size 3"]:
+    """The centre of images whose short side was resized to `short`."""
+    height, width = images.shape[1:3]
+    least = min(height, width)
+    tall, wide = int(short * height / least), int(short * width / least)
+    whole = _resized(images, (tall, wide), interpolation)
+    top, left = (tall - size) // 2, (wide - size) // 2
+    return whole[:, top : top + size, left : left + size]
+
+
+def _resized(
+    images: UInt8[Tensor, "batch height width 3"], shape: tuple[int, int], interpolation: str
+) -> UInt8[Tensor, "batch tall wide 3"]:
+    if images.shape[1:3] == shape:
         return images
     pixels = rearrange(images, "b h w c -> b c h w").to(torch.float32)
-    resized = F.interpolate(
-        pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )
+    if interpolation == "nearest":
+        resized = F.interpolate(pixels, size=shape, mode="nearest-exact")
+    else:
+        resized = F.interpolate(
+            pixels, size=shape, mode=interpolation, antialias=True, align_corners=False
+        )
     return rearrange(resized.round().clamp(0, 255).to(torch.uint8), "b c h w -> b h w c")

@@ -1,165 +1,23 @@
 """One contract for encoders of every family, checked against each library's own forward pass."""
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 from attention_maps import Maps
-from torch import Tensor, nn
+from encoder_families import DIM, LAYERS, MAKERS, PATCH, SIZE, Family, normalisation
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
 
-LAYERS, DIM, PATCH, SIZE = 3, 32, 8, 32
 
-
-@dataclass(frozen=True)
-class Family:
-    """A tiny random checkpoint on disk and what its library says about images."""
-
-    name: str
-    prefix: int
-    native: Callable[[Tensor], tuple[list[Tensor], Tensor]]
-    """Normalised pixels -> all hidden states before the final norm, and the normed output."""
-    normed_count: int | None = None
-    """How many leading tokens the library norms at the end; None: all of them."""
-
-
-def small() -> dict[str, int]:
-    return {
-        "hidden_size": DIM,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "image_size": SIZE,
-        "patch_size": PATCH,
-    }
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Fresh weights are too tame: zero CLS tokens and positions would hide mistakes."""
-    torch.manual_seed(7)
-    for parameter in model.parameters():
-        parameter.data.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1) * 0.5)
-    return model.eval()
-
-
-def normalisation(folder: Path, mean: float, std: float) -> None:
-    values = {"image_mean": [mean] * 3, "image_std": [std] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(values))
-
-
-def clip(folder: Path) -> Family:
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    model = randomised(CLIPVisionModel(CLIPVisionConfig(**small(), hidden_act="quick_gelu")))
-    model.save_pretrained(folder)
-
-    def native(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        out = model(pixels, output_hidden_states=True)
-        return list(out.hidden_states), out.pooler_output[:, None]
-
-    return Family(f"hf:{folder}", 1, native, 1)
-
-
-def siglip(folder: Path) -> Family:
-    from transformers import SiglipVisionConfig, SiglipVisionModel
-
-    model = randomised(SiglipVisionModel(SiglipVisionConfig(**small())))
-    model.save_pretrained(folder)
-
-    def native(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        out = model(pixels, output_hidden_states=True)
-        return list(out.hidden_states), out.last_hidden_state
-
-    return Family(f"hf:{folder}", 0, native)
-
-
-def dinov2(folder: Path, registers: int = 0) -> Family:
-    from transformers import (
-        Dinov2Config,
-        Dinov2Model,
-        Dinov2WithRegistersConfig,
-        Dinov2WithRegistersModel,
-    )
-
-    values = {**small(), "mlp_ratio": 2}
-    del values["intermediate_size"]
-    if registers:
-        config = Dinov2WithRegistersConfig(**values, num_register_tokens=registers)
-        model = randomised(Dinov2WithRegistersModel(config))
-    else:
-        model = randomised(Dinov2Model(Dinov2Config(**values)))
-    model.save_pretrained(folder)
-
-    def native(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        out = model(pixels, output_hidden_states=True)
-        return list(out.hidden_states), out.last_hidden_state
-
-    return Family(f"hf:{folder}", 1 + registers, native)
-
-
-def dinov2_with_registers(folder: Path) -> Family:
-    return dinov2(folder, registers=3)
-
-
-def vit(folder: Path) -> Family:
-    from transformers import ViTConfig, ViTModel
-
-    model = randomised(ViTModel(ViTConfig(**small())))
-    model.save_pretrained(folder)
-
-    def native(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        out = model(pixels, output_hidden_states=True)
-        return list(out.hidden_states), out.last_hidden_state
-
-    return Family(f"hf:{folder}", 1, native)
-
-
-def timm_vit(folder: Path) -> Family:
-    import timm
-    from timm.models import save_for_hf
-
-    arguments = {"embed_dim": DIM, "depth": LAYERS, "num_heads": 4, "img_size": SIZE}
-    model = timm.create_model(
-        "vit_tiny_patch16_224",
-        **arguments,
-        patch_size=PATCH,
-        reg_tokens=2,
-        init_values=0.1,
-        num_classes=5,
-    )
-    randomised(model)
-    model.pretrained_cfg["input_size"] = (3, SIZE, SIZE)
-    save_for_hf(
-        model,
-        folder,
-        model_args={**arguments, "patch_size": PATCH, "reg_tokens": 2, "init_values": 0.1},
-        safe_serialization=True,
-    )
-
-    def native(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        normed, between = model.forward_intermediates(
-            pixels, return_prefix_tokens=True, output_fmt="NLC", indices=LAYERS
-        )
-        first = model.norm_pre(model._pos_embed(model.patch_embed(pixels)))
-        return [first, *(torch.cat([p, t], dim=1) for t, p in between)], normed
-
-    return Family(f"timm:{folder}", 3, native)
-
-
-MAKERS = [clip, siglip, dinov2, dinov2_with_registers, vit, timm_vit]
-
-
-@pytest.fixture(scope="module", params=MAKERS, ids=lambda maker: maker.__name__)
+@pytest.fixture(scope="module", params=MAKERS)
 def family(request, tmp_path_factory) -> Family:
-    folder = tmp_path_factory.mktemp(request.param.__name__)
-    made = request.param(folder)
+    folder = tmp_path_factory.mktemp(request.param)
+    made = MAKERS[request.param](folder)
     if made.name.startswith("hf:"):
         normalisation(folder, 0.4, 0.3)
     return made
@@ -193,7 +51,11 @@ def test_there_is_one_hidden_state_more_than_blocks_and_each_has_the_promised_sh
 
 
 @torch.no_grad()
-def test_hidden_states_and_final_norm_are_those_of_the_library(family, encoder, images):
+@pytest.mark.parametrize("size", [SIZE, 48])
+def test_hidden_states_and_final_norm_are_those_of_the_library(family, size):
+    encoder = build(family.name, image_size=size)
+    draw = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (2, size, size, 3), generator=draw, dtype=torch.uint8)
     native, normed = family.native(normalised(images, encoder))
     ours = encoder.hidden_states(images)
     assert len(native) == len(ours)
@@ -201,7 +63,8 @@ def test_hidden_states_and_final_norm_are_those_of_the_library(family, encoder, 
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5, msg=f"hs[{index}]")
     mine = encoder.norm(ours[-1])[:, : family.normed_count]
     torch.testing.assert_close(mine, normed, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(mine, ours[-1][:, : family.normed_count], atol=1e-2)
+    same = torch.allclose(mine, ours[-1][:, : family.normed_count], atol=1e-2)
+    assert same != family.norms
 
 
 def test_the_card_agrees_with_the_encoder_without_loading_it(family, encoder):
@@ -279,8 +142,8 @@ def test_an_image_gives_the_same_tokens_alone_and_in_company_and_twice(encoder):
 
 
 def test_other_weights_have_another_fingerprint_and_other_pixels_too(tmp_path):
-    first = describe(vit(tmp_path / "a").name)
-    second = describe(vit(tmp_path / "b").name)
+    first = describe(MAKERS["vit"](tmp_path / "a").name)
+    second = describe(MAKERS["vit"](tmp_path / "b").name)
     assert first.weights == second.weights
     assert first == replace(second, name=first.name, source=first.source, path=first.path)
     normalisation(tmp_path / "b", 0.1, 0.2)

@@ -1,0 +1,167 @@
+"""Which checkpoints are taken, at which sizes, and in which words the others are refused."""
+
+import pytest
+import torch
+from encoder_families import MAKERS, of_timm, of_transformers
+from safetensors.torch import load_file, save_file
+
+from fusionbench.api.errors import UserError
+from fusionbench.encoders import build as building
+from fusionbench.encoders.build import build
+from fusionbench.encoders.catalog import available, describe
+
+ODD = 30  # pixels: three patches of 8, and six pixels that no patch reads
+
+
+def refusal(name: str, *, load: bool = False) -> str:
+    """The message of the error, which must be one line for a user."""
+    with pytest.raises(UserError) as refused:
+        build(name) if load else describe(name)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "maker",
+    [of_transformers("SiglipVision", prefix=0, image_size=ODD),
+     of_timm("vit_so400m_patch14_siglip_384", pixels=ODD)],
+    ids=["transformers", "timm"],
+)  # fmt: skip
+def test_pixels_behind_the_last_whole_patch_are_left_out_at_the_checkpoints_own_size(
+    maker, tmp_path
+):
+    made = maker(tmp_path)
+    encoder = build(made.name)
+    assert encoder.size == describe(made.name).size == ODD
+    assert encoder.shape.grid == describe(made.name).grid == (3, 3)
+    draw = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (2, ODD, ODD, 3), generator=draw, dtype=torch.uint8)
+    native, normed = made.native(encoder.pixels(images))
+    states = encoder.hidden_states(images)
+    for mine, theirs in zip(states, native, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder.norm(states[-1]), normed, atol=1e-5, rtol=1e-5)
+    assert build(made.name, image_size=24).shape.grid == (3, 3)
+    with pytest.raises(ValueError, match=r"multiple of 8 \(the nearest is 32\), or 30, the check"):
+        describe(made.name, image_size=31)
+
+
+def test_naflex_is_refused_and_the_way_out_is_named(tmp_path):
+    from timm import create_model
+    from timm.models import save_for_hf
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    config = Siglip2VisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_patches=16, patch_size=8,
+    )  # fmt: skip
+    Siglip2VisionModel(config).save_pretrained(tmp_path / "hf")
+    assert "NaFlex" in (text := refusal(f"hf:{tmp_path}/hf")) and "fixed resolution" in text
+    model = create_model("naflexvit_base_patch16_gap", embed_dim=32, depth=1, num_heads=4)
+    save_for_hf(model, tmp_path / "timm", safe_serialization=True)
+    assert "NaFlex" in refusal(f"timm:{tmp_path}/timm")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "word"),
+    [("beit_base_patch16_224", "relative position"), ("samvit_base_patch16", "relative position"),
+     ("cait_xxs24_224", "class attention")],
+)  # fmt: skip
+def test_other_transformers_of_timm_are_refused_before_they_are_loaded(
+    architecture, word, tmp_path
+):
+    from timm import create_model
+    from timm.models import save_for_hf
+
+    model = create_model(architecture, embed_dim=32, depth=1, num_heads=4)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    assert word in refusal(f"timm:{tmp_path}")
+
+
+def test_a_model_that_differs_from_its_description_is_refused(tmp_path, monkeypatch):
+    name = MAKERS["vit"](tmp_path).name
+    right = describe(name)
+    monkeypatch.setattr(building, "describe", lambda *_, **__: right.__class__(
+        name=name, source="", available=True, path=right.path, layers=2, dim=right.dim,
+        grid=right.grid, prefix=right.prefix, size=right.size,
+    ))  # fmt: skip
+    text = refusal(name, load=True)
+    assert "(3, 32, (4, 4), 1, 32)" in text and "(2, 32, (4, 4), 1, 32)" in text
+
+
+def test_a_release_without_the_class_is_named(tmp_path, monkeypatch):
+    import transformers
+
+    name = MAKERS["radio"](tmp_path).name
+    monkeypatch.setattr(transformers, "RadioModel", None)
+    assert f"transformers {transformers.__version__} has no RadioModel" in refusal(name, load=True)
+
+
+def test_the_patches_of_a_hybrid_are_counted_behind_its_stem(tmp_path):
+    from timm import create_model
+    from timm.models import save_for_hf
+
+    size = {"embed_dim": 32, "depth": 1, "num_heads": 4, "img_size": 64}
+    model = create_model("vit_small_r26_s32_224", **size, num_classes=0)
+    model.pretrained_cfg |= {"input_size": (3, 64, 64), "num_classes": 0}
+    save_for_hf(model, tmp_path, model_args=size, safe_serialization=True)
+    card = describe(f"timm:{tmp_path}")
+    assert (card.grid, card.prefix) == ((2, 2), 1)
+    assert build(f"timm:{tmp_path}").shape.grid == (2, 2)
+
+
+def test_weights_of_another_shape_than_the_config_says_are_no_random_weights(tmp_path):
+    name = MAKERS["dinov3"](tmp_path).name
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = next(key for key in weights if key.endswith("norm.weight"))
+    del weights[lost]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert "lacks weights of DINOv3ViTModel" in refusal(name, load=True)
+
+
+ODDITIES = {
+    "list": "[1, 2]",
+    "text": "not JSON",
+    "bytes": b"\xff\xfe{\x00}\x00",
+    "no patch": '{"model_type": "vit", "patch_size": null}',
+    "no tower": '{"model_type": "clip", "vision_config": null}',
+    "words": '{"model_type": "vit", "num_hidden_layers": "many"}',
+    "rectangle": '{"model_type": "vit", "image_size": [32, 64]}',
+    "timm": '{"architecture": "vit_small_patch16_224", "pretrained_cfg": {"input_size": 3}}',
+}
+
+
+@pytest.mark.parametrize("odd", ODDITIES)
+def test_an_odd_repository_in_the_cache_hides_no_other(odd, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for owner in ("good", "odd"):
+        repo = tmp_path / f"models--{owner}--vit"
+        MAKERS["vit"](repo / "snapshots" / "x")
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text("x")
+    content = ODDITIES[odd]
+    raw = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "models--odd--vit" / "snapshots" / "x" / "config.json").write_bytes(raw)
+    names = [card.name for card in available()]
+    assert "hf:good/vit" in names and "hf:odd/vit" not in names
+    with pytest.raises(ValueError) as refused:
+        describe("timm:odd/vit" if odd == "timm" else "hf:odd/vit")
+    assert "\n" not in str(refused.value) and "odd" in str(refused.value)
+
+
+def test_processor_settings_of_a_new_release_travel_with_a_download():
+    from fusionbench.encoders import fetch
+
+    assert {"processor_config.json", "preprocessor_config.json"} <= set(fetch._FILES)
+
+
+def test_the_names_in_the_library_and_here_agree():
+    import transformers
+
+    from fusionbench.encoders.families import FAMILIES
+
+    for kind, family in FAMILIES.items():
+        config = getattr(transformers, family.cls).config_class()
+        for field, value in family.defaults.items():
+            assert getattr(config, field) == value, (kind, field)
