@@ -109,8 +109,10 @@ def _tower(folder: Path, family: str) -> nn.Module:
 @contextmanager
 def _silent() -> Iterator[None]:
     """No progress bar and no table of missing weights: what is missing is an error of ours."""
-    from transformers.utils import logging
+    from transformers.utils import logging as their_logging
 
+    # Type checkers do not know these functions.
+    logging: Any = their_logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
