@@ -83,8 +83,8 @@ def encoders_text(catalog: Catalog) -> str:
         size = f"{card.size} px" if card.size else "-"
         here = "yes" if card.available else f"no: {card.get}"
         rows.append((card.name, stack, size, here, card.origin))
-    rows.append(("hf:<id or folder>", "-", "-", "CLIP, SigLIP, DINOv2, ViT of transformers", ""))
-    rows.append(("timm:<name or folder>", "-", "-", "ViTs of timm", ""))
+    rows.append(("hf:<id or folder>", "-", "-", "CLIP, SigLIP, DINOv2, DINOv3, RADIO, ViT", ""))
+    rows.append(("timm:<name or folder>", "-", "-", "ViT, DINOv3, EVA-02, Perception Encoder", ""))
     return columns(rows)
 
 

@@ -5,6 +5,8 @@ used: transformers 5 may leave entries out or put the normed output in the last 
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +95,33 @@ def _tower(folder: Path, family: str) -> nn.Module:
     cls = getattr(transformers, name, None)
     if cls is None:
         raise UserError(f"transformers {transformers.__version__} has no {name}", "install a newer")
-    model, report = cls.from_pretrained(
-        folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
-    )
+    with _silent():
+        model, report = cls.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
     missing = [key for key in report["missing_keys"] if not key.startswith(_UNUSED)]
     if missing:
         raise UserError(f"{folder} lacks weights of {name}: {', '.join(missing[:3])}")
     # Older releases keep the tower of CLIP and SigLIP one level down.
     return getattr(model, "vision_model", model)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bar and no table of missing weights: what is missing is an error of ours."""
+    from transformers.utils import logging as their_logging
+
+    # Type checkers do not know these functions.
+    logging: Any = their_logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _blocks(tower: nn.Module) -> nn.ModuleList:

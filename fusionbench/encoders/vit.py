@@ -178,8 +178,8 @@ def prepare(
 ) -> Float[Tensor, "batch 3 size size"]:
     """Make images square, divide by `divisor`, normalise per channel.
 
-    The fields of `Preprocessing` are explained there. The arithmetic is float32 whatever `dtype`
-    is; the resized image has whole grey levels.
+    The keywords are the fields of `preprocessing.Preprocessing`. The arithmetic is float32 whatever
+    `dtype` is; the resized image has whole grey levels.
     """
     if fit == "crop":
         images = _centre(images, size, short=int(size / crop + 1e-6), interpolation=interpolation)
