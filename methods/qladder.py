@@ -71,7 +71,7 @@ class Rung(nn.Module):
     parity="deviates: the exact rung, one for all layers unless shared=false",
     parameters="12*D*D + 15*D + queries*D",
     details={"repeat": {"parity": "deviates: its matched control, of ours"}},
-    switches={"shared": (False,), "queries": (8, 16, 256), "repeat": (True,)},
+    switches={"shared": (False,), "queries": (8, 64, 256), "repeat": (True,)},
 )
 class QLadder(Fusion):
     """`queries`: K; `shared`: one rung for all layers; `heads` as far as they divide the width.
@@ -83,7 +83,7 @@ class QLadder(Fusion):
         self,
         shape: StackShape,
         *,
-        queries: int = 64,
+        queries: int = 16,
         shared: bool = True,
         heads: int = 16,
         repeat: bool = False,

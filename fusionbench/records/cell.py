@@ -198,7 +198,10 @@ IDENTITY = frozenset(
 NOT_IDENTITY = frozenset(
     {f"RunOptions.{name}" for name in ("out", "device", "workers", "plugins", "cache_gib")}
     | {"RunOptions.eval_batch", "RunOptions.quiet", "RunOptions.compile", "RunOptions.checkpoint"}
-    | {f"Study.{name}" for name in ("name", "baseline", "contrasts", "margins", "note")}
+    | {
+        f"Study.{name}"
+        for name in ("name", "baseline", "contrasts", "margins", "note", "references")
+    }
 )
 """Fields that do not; every configuration field is in exactly one of the two sets (a test)."""
 

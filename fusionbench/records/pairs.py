@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Shaped
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Run
+from fusionbench.records.references import marked
 from fusionbench.records.scores import ScoreTable, TaskFacts, score_tables
 from fusionbench.records.store import Items, Store
 from fusionbench.stats.crossed import weighted_sum
@@ -97,7 +98,7 @@ class Results:
         cells = store.finished() if finished is None else finished
         self.store = store
         self.records: list[CellRecord] = [*store.records(cells), *store.failures(cells)]
-        self.tables: list[ScoreTable] = score_tables(self.records)
+        self.tables: list[ScoreTable] = [marked(one) for one in score_tables(self.records)]
         self._outcomes: dict[str, Shaped[np.ndarray, " item"]] = {}
         self._items: dict[str, Items] = {}
         self._numbers: dict[str, int] = {}

@@ -52,6 +52,9 @@ def unique_names(
     return found
 
 
+INSENSITIVE, SATURATED = "insensitive", "saturated"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Condition:
     """What all cells of one table have in common."""
@@ -84,6 +87,13 @@ class TaskFacts:
     metric: str
     chance: float
     examples: int
+    mark: str = ""
+    """`insensitive` or `saturated`, by the references: `records.references`."""
+
+    @property
+    def counts(self) -> bool:
+        """True if the task enters the aggregate: in the suite, and not insensitive."""
+        return self.in_suite and self.mark != INSENSITIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +112,12 @@ class ScoreTable:
     @property
     def suite(self) -> Bool[np.ndarray, " task"]:
         """Which tasks count in the aggregate."""
-        return np.array([task.in_suite for task in self.tasks], dtype=np.bool_)
+        return np.array([task.counts for task in self.tasks], dtype=np.bool_)
+
+    @property
+    def planted(self) -> Bool[np.ndarray, " task"]:
+        """Which tasks are no part of the suite, whatever the scores."""
+        return np.array([not task.in_suite for task in self.tasks], dtype=np.bool_)
 
     @cached_property
     def leaky(self) -> frozenset[int]:

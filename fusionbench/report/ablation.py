@@ -135,7 +135,7 @@ def _judged(found: Sequence[Effect]) -> list[Effect]:
 def counted_tasks(planned: Planned, table: ScoreTable) -> list[str]:
     """The tasks of the suite, or all of them if none belongs to it."""
     columns = _columns(planned, table)
-    suite = [name for name, column in columns.items() if table.tasks[column].in_suite]
+    suite = [name for name, column in columns.items() if table.tasks[column].counts]
     return suite or list(columns)
 
 

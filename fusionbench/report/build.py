@@ -21,12 +21,18 @@ from fusionbench.report.layer_table import layer_page
 from fusionbench.report.main_table import main_page, planted_page, summary_page
 from fusionbench.report.page import Material, Page, Section, figure_section, joined, title
 from fusionbench.report.published import reported_page
+from fusionbench.report.reference_table import reference_page
 from fusionbench.report.tables import comma_separated
 
 SECTIONS: Sequence[Section] = (
     Section("summary", "Summary", lambda report: summary_page(report.analyses)),
     Section("contrasts", "Contrasts", lambda report: contrast_page(report.analyses)),
     Section("main", "Scores", lambda report: main_page(report.analyses)),
+    Section(
+        "references",
+        "What single layers hold",
+        lambda report: reference_page([analysis.table for analysis in report.analyses]),
+    ),
     Section("planted", "Planted ground truth", lambda report: planted_page(report.planted)),
     Section("cost", "Cost", lambda report: cost_page(report.analyses, report.profiles)),
     Section("ablation", "Ablations", lambda report: ablation_page(report.results)),
@@ -113,7 +119,7 @@ def collect(store: Store, baseline: str | None = None, finished: Cells | None = 
         results=results,
         planned=results.planned,
         analyses=analyses_of(results, baseline),
-        planted=[table.pick(~table.suite) for table in results.tables if not table.suite.all()],
+        planted=[table.pick(table.planted) for table in results.tables if table.planted.any()],
         profiles=profiles,
         problems=[_relative(str(one), store.folder) for one in (*store.problems, *problems)],
     )
@@ -121,7 +127,7 @@ def collect(store: Store, baseline: str | None = None, finished: Cells | None = 
 
 def analyses_of(results: Results, baseline: str | None = None) -> tuple[Analysis, ...]:
     """The analysis of each condition with tasks of the suite."""
-    suite = [table.pick(table.suite) for table in results.tables if table.suite.any()]
+    suite = [table.pick(~table.planted) for table in results.tables if not table.planted.all()]
     return analyse_all(results, suite, results.store.history.runs(), baseline)
 
 

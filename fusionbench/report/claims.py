@@ -219,7 +219,7 @@ def checked(claim: Claim, catalog: Catalog, tables: Sequence[ScoreTable]) -> Cla
     tasks = {task.name for table in tables for task in table.tasks} | set(catalog.tasks)
     cards = catalog.tasks.values()
     groups = {SUITE} | {card.group for card in cards if card.in_suite}
-    groups |= {task.group for table in tables for task in table.tasks if task.in_suite}
+    groups |= {task.group for table in tables for task in table.tasks if task.counts}
     for name in (*claim.tasks, *claim.more_than_on):
         _check_task(name, tasks, groups - {""}, claim.id)
     return replace(
@@ -248,7 +248,7 @@ def columns(table: ScoreTable, names: Sequence[str]) -> list[int]:
         for column, task in enumerate(table.tasks)
         if any(
             task.name == name
-            or (task.in_suite and name in (SUITE, task.group))
+            or (task.counts and name in (SUITE, task.group))
             or (_GLOB & set(name) and fnmatchcase(task.name, name))
             for name in names
         )

@@ -167,12 +167,13 @@ class Scope:
 
 
 def scopes(table: ScoreTable) -> tuple[Scope, ...]:
-    """The suite, its groups of tasks, and each task."""
+    """The suite, its groups of tasks, and each task; insensitive tasks are in no aggregate."""
     columns = range(len(table.tasks))
-    groups = sorted({task.group for task in table.tasks if task.group})
-    found = [Scope(level="suite", name="suite", tasks=tuple(columns))]
+    counted = [column for column in columns if table.tasks[column].counts]
+    groups = sorted({table.tasks[column].group for column in counted} - {""})
+    found = [Scope(level="suite", name="suite", tasks=tuple(counted))]
     for group in groups:
-        tasks = tuple(index for index in columns if table.tasks[index].group == group)
+        tasks = tuple(column for column in counted if table.tasks[column].group == group)
         found.append(Scope(level="group", name=group, tasks=tasks))
     found += [Scope(level="task", name=table.tasks[one].name, tasks=(one,)) for one in columns]
     return tuple(found)

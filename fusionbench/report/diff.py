@@ -245,7 +245,7 @@ def _of_method(a: Results, b: Results, sides: Sides, method: str) -> Iterator[Sh
             pairs[task] = _pair(a, b, sides, method, task)
         except NotComparable as gap:
             pairs[task] = gap
-    suite = [task.name for task in sides.a.tasks if task.in_suite and task.name in pairs]
+    suite = [task.name for task in sides.a.tasks if task.counts and task.name in pairs]
     overs = {SUITE: suite} if len(suite) > 1 else {}
     for over, tasks in (overs | {task: [task] for task in pairs}).items():
         columns = [_column(sides, task) for task in tasks]

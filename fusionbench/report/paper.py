@@ -197,7 +197,7 @@ def write_paper(paper: Paper, results: Results, home: Path) -> Path:
 
     Raises UserError if the folder cannot be written.
     """
-    tables = [table.pick(table.suite) for table in results.tables if table.suite.any()]
+    tables = [table.pick(~table.planted) for table in results.tables if not table.planted.all()]
     conditions = [ConditionScores(results, table) for table in tables]
     filled: list[tuple[PaperTable, Filled]] = [
         (shape, [(one, one.fill(shape)) for one in conditions]) for shape in paper.tables

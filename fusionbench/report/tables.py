@@ -168,7 +168,7 @@ def across(table: ScoreTable, method: int, keep: Bool[np.ndarray, " task"]) -> S
 
 def aggregates(table: ScoreTable) -> list[tuple[str, Bool[np.ndarray, " task"]]]:
     """The sets of tasks that a mean is taken over: the suite and its groups."""
-    groups = sorted({task.group for task in table.tasks if task.in_suite and task.group})
+    groups = sorted({task.group for task in table.tasks if task.counts and task.group})
     found = [("suite", table.suite)]
     for group in groups:
         keep = np.array([task.group == group for task in table.tasks], dtype=np.bool_)

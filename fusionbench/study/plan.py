@@ -8,13 +8,21 @@ from typing import Literal
 
 from fusionbench.api.errors import UserError
 from fusionbench.encoders.card import EncoderCard
-from fusionbench.records.cell import TUNING_SEED, Budget, CellSpec, Setting, canonical
+from fusionbench.records.cell import (
+    READER,
+    RIDGE,
+    TUNING_SEED,
+    Budget,
+    CellSpec,
+    Setting,
+    canonical,
+)
 from fusionbench.registry.catalog import Catalog, TaskCard
 from fusionbench.registry.encoder_cards import describe
 from fusionbench.registry.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study.contrasts import check_known, read_contrasts
 from fusionbench.study.data import task_hashes
-from fusionbench.study.study import Study
+from fusionbench.study.study import ALL, Study
 
 SeedScope = Literal["task", "suite"]
 SEED_SCOPES: Mapping[str, SeedScope] = {"probe": "task"}
@@ -51,7 +59,9 @@ def resolve(study: Study, catalog: Catalog, *, download: bool = False) -> Resolv
     """
     # The study's own encoder first: a wrong name is an error even if no task uses it.
     study_encoder = _encoder(catalog, study.encoder, study.budget.image_size, download=download)
-    methods = select_methods(catalog, study.methods, study.settings)
+    methods = select_methods(
+        catalog, (*study.methods, *references(study, study_encoder.layers)), study.settings
+    )
     tasks, unavailable = select_tasks(catalog, study.tasks)
     planned = read_contrasts(study.contrasts, study.baseline)
     check_known(planned, {one.label for one in methods} | set(catalog.methods))
@@ -64,6 +74,19 @@ def resolve(study: Study, catalog: Catalog, *, download: bool = False) -> Resolv
         unavailable=unavailable,
         encoders={task.name: brought.get(task.encoder, study_encoder) for task in tasks},
     )
+
+
+def references(study: Study, layers: int) -> tuple[str, ...]:
+    """The single layers that `--methods all` adds: what each hidden state holds.
+
+    They are read by the closed-form reader, whatever the study's own.
+    """
+    if not study.references or ALL not in study.methods:
+        return ()
+    own = "" if study.budget.reader == RIDGE else f", {READER}={RIDGE}"
+    # With the ridge reader the last two layers are methods of their own: `penultimate`, `last`.
+    kept = layers - 1 if not own else layers + 1
+    return tuple(f"layer[index={index}{own}]" for index in range(kept))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,11 @@ class Study:
     margins: Mapping[str, float] = field(default_factory=lambda: {"suite": 1.0, "task": 2.0})
     """Differences that do not matter, in points."""
     note: str = ""
+    references: bool = True
+    """With `methods: all`, also run each single layer with the ridge reader."""
+
+
+ALL = "all"
 
 
 # Fixed from a measured budget: docs/design.md, "The quick study".
@@ -78,6 +83,7 @@ SMOKE = Study(
     budget=Budget(
         steps=2, batch=8, lrs=(3e-3,), train_items=32, val_items=16, test_items=32, reader_width=32
     ),
+    references=False,
     note="two steps on a few images: shows that the machine runs, not what a method is worth",
 )
 PRESETS: Mapping[str, Study] = {study.name: study for study in (QUICK, PAPER, SMOKE)}
