@@ -6,7 +6,7 @@ layer is nearly perfect. The rule looks at no fusion method.
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import ndtr
+from scipy.special import bdtrc
 
 from fusionbench.stats.verdicts import holm
 
@@ -18,14 +18,13 @@ SATURATED = 0.98
 def above_chance(scores: Float[np.ndarray, " layer"], chance: float, examples: int) -> float:
     """One-sided p of the best layer against chance, times the number of layers (Bonferroni).
 
-    Normal approximation of a guesser's score on `examples` examples; the mean over seeds varies
-    less than one seed, so the p is an upper one.
+    Binomial, for a guesser on `examples` independent examples; the mean over seeds, rounded down
+    to whole examples, varies less than one seed does.
     """
-    spread = float(np.sqrt(chance * (1 - chance) / max(1, examples)))
-    best = float(np.max(scores))
-    if spread == 0:
-        return float(best <= chance)
-    return min(1.0, float(ndtr((chance - best) / spread)) * len(scores))
+    right = int(np.floor(float(np.max(scores)) * examples + 1e-9))
+    if right == 0:
+        return 1.0
+    return min(1.0, float(bdtrc(right - 1, examples, chance)) * len(scores))
 
 
 def insensitive(p_values: Float[np.ndarray, " task"]) -> Bool[np.ndarray, " task"]:
