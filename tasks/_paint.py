@@ -6,6 +6,7 @@ question nor the image alone gives more away than it must.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -43,7 +44,19 @@ SIDES = ("left", "right", "above", "below")
 
 
 def paint_text(draws: np.random.Generator, answer: int) -> Scene:
-    """A word in small print, dark or light, faint or clear, anywhere."""
+    """A word in print of 14 pixels near the centre, dark or light, half faint to clear."""
+    image = background(draws)
+    mask = word_mask(WORDS[answer], 2)
+    slip = draws.integers(-6, 7, 2)
+    ink = int(draws.integers(0, 2)) * 215 + 20
+    top, left = ((SIDE - side) // 2 + int(s) for side, s in zip(mask.shape, slip, strict=True))
+    strength = int(draws.integers(6, 17))
+    stamp_faintly(image, mask, (top, left), colour=(ink, ink, ink), strength=strength)
+    return image, "which word is written?"
+
+
+def paint_small_text(draws: np.random.Generator, answer: int) -> Scene:
+    """A word in print of 7 pixels, dark or light, faint or clear, anywhere: for pretraining."""
     image = background(draws)
     mask = word_mask(WORDS[answer], 1)
     corner = draws.integers(2, (SIDE - 1 - mask.shape[0], SIDE - 1 - mask.shape[1]))
@@ -111,8 +124,8 @@ def paint_relation(draws: np.random.Generator, answer: int) -> Scene:
     return image, f"on which side of the {two} is the {hue_one} shape?"
 
 
-def paint_exists(draws: np.random.Generator, answer: int) -> Scene:
-    """Is a coloured shape there? Answer 0 is yes.
+def paint_exists(draws: np.random.Generator, answer: int, *, count: int = 2) -> Scene:
+    """Is a coloured shape among `count`? Answer 0 is yes.
 
     After POPE (Li et al., EMNLP 2023): some kinds of objects are popular, in scenes and questions
     alike. Half of the scenes are adversarial: a no has the colour and the shape, but apart, and a
@@ -126,11 +139,11 @@ def paint_exists(draws: np.random.Generator, answer: int) -> Scene:
     if bool(draws.integers(0, 2)):
         apart = [(hue, other_shape), (other_hue, shape)]
         things = [*things, (other_hue, other_shape)] if answer == 0 else apart
-    while len(things) < 3:
+    while len(things) < count:
         thing = _popular(draws)
         if thing != (hue, shape):
             things.append(thing)
-    for thing, centre in zip(things, cells(draws, 3, across=3), strict=True):
+    for thing, centre in zip(things, cells(draws, count, across=3), strict=True):
         size = int(draws.integers(11, 17))
         stamp_shape(image, thing[1], size, centre=jitter(draws, centre, 2), colour=thing[0])
     return image, f"is there a {hue} {shape}?"
@@ -169,3 +182,10 @@ PAINTERS: Mapping[str, Painter] = {
     "scenes_exists": Painter(answers=("yes", "no"), paint=paint_exists),
     "scenes_orientation": Painter(answers=TILTS, paint=paint_orientation),
 }
+"""By task."""
+PRETRAINING: Mapping[str, Painter] = {
+    **PAINTERS,
+    "scenes_text": Painter(answers=WORDS, paint=paint_small_text),
+    "scenes_exists": Painter(answers=("yes", "no"), paint=partial(paint_exists, count=3)),
+}
+"""The scenes that `nano` was pretrained on: first versions of two tasks, too hard to read."""

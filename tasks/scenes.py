@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fusionbench.api import Split, Task, TaskData, stream, task
-from fusionbench.tasks._paint import PAINTERS
+from fusionbench.tasks._paint import PAINTERS, PRETRAINING
 
 _SIZES = {"train": 4096, "val": 512, "test": 1024}
 
@@ -22,7 +22,7 @@ class _Scenes(Task):
 
     def load(self) -> TaskData:
         """One image for each example; each has its own stream, so pools may grow."""
-        return _drawn(self.skill, _SIZES, series="scene")
+        return _drawn(self.skill, _SIZES, series="scene, second series")
 
 
 def extra_examples(name: str, sizes: Mapping[str, int]) -> TaskData:
@@ -52,10 +52,10 @@ def _drawn(skill: str, sizes: Mapping[str, int], *, series: str) -> TaskData:
 
 def extra_images(count: int, *, seed: int) -> np.ndarray:
     """Scenes of all kinds that no task uses, uint8 [count 64 64 3]: for pretraining an encoder."""
-    names = sorted(PAINTERS)
+    names = sorted(PRETRAINING)
     images = []
     for index in range(count):
-        painter = PAINTERS[names[index % len(names)]]
+        painter = PRETRAINING[names[index % len(names)]]
         draws = stream("scene extra", seed, index)
         images.append(painter.paint(draws, int(draws.integers(0, len(painter.answers))))[0])
     return np.stack(images)
@@ -69,7 +69,7 @@ def _even_answers(series: str, skill: str, split: str, count: int) -> np.ndarray
     return np.argsort(draws, axis=1, kind="stable").reshape(-1)[:count]
 
 
-@task("scenes_text", version=1, family="scenes", group="fine")
+@task("scenes_text", version=2, family="scenes", group="fine")
 class ScenesText(_Scenes):
     """Which word stands there in small print? A constant question."""
 
@@ -77,7 +77,7 @@ class ScenesText(_Scenes):
     chance = 0.25
 
 
-@task("scenes_count", version=1, family="scenes", group="semantic")
+@task("scenes_count", version=2, family="scenes", group="semantic")
 class ScenesCount(_Scenes):
     """How many shapes? A constant question."""
 
@@ -85,7 +85,7 @@ class ScenesCount(_Scenes):
     chance = 0.25
 
 
-@task("scenes_texture", version=1, family="scenes", group="fine")
+@task("scenes_texture", version=2, family="scenes", group="fine")
 class ScenesTexture(_Scenes):
     """Which texture? A constant question."""
 
@@ -93,7 +93,7 @@ class ScenesTexture(_Scenes):
     chance = 0.25
 
 
-@task("scenes_tiny_color", version=1, family="scenes", group="fine")
+@task("scenes_tiny_color", version=2, family="scenes", group="fine")
 class ScenesTinyColor(_Scenes):
     """Which colour has the small circle, square or triangle?"""
 
@@ -101,7 +101,7 @@ class ScenesTinyColor(_Scenes):
     chance = 0.25
 
 
-@task("scenes_relation", version=1, family="scenes", group="semantic")
+@task("scenes_relation", version=2, family="scenes", group="semantic")
 class ScenesRelation(_Scenes):
     """On which side of one shape is the other?"""
 
@@ -109,7 +109,7 @@ class ScenesRelation(_Scenes):
     chance = 0.25
 
 
-@task("scenes_exists", version=1, family="scenes", group="semantic")
+@task("scenes_exists", version=2, family="scenes", group="semantic")
 class ScenesExists(_Scenes):
     """Is there such a shape? Popular and adversarial scenes, half of them with yes."""
 
@@ -117,7 +117,7 @@ class ScenesExists(_Scenes):
     chance = 0.5
 
 
-@task("scenes_orientation", version=1, family="scenes", group="fine")
+@task("scenes_orientation", version=2, family="scenes", group="fine")
 class ScenesOrientation(_Scenes):
     """Which way do the lines run? A constant question."""
 
