@@ -63,6 +63,7 @@ class Aggregator(nn.Module):
     "igva",
     version=1,
     control="frozen_average",
+    unmatched="parameters: the average is the same mix without what is trained",
     paper="arXiv:2501.08443",
     year=2026,
     parity="exact, with the balance loss repaired",

@@ -67,12 +67,25 @@ _TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
     parity="exact",
     parameters="Q*D + 5*D*D + 6*D*D//reduction + D//reduction + 11*D + 1",
     details={
-        "no_memory": {"parameters": "2*D*D + 3*D + 1", "needs": "encoder gradients"},
-        "stateless": {"parameters": "Q*D + 5*D*D + 4*D*D//reduction + D//reduction + 9*D + 1"},
-        "no_feedback": {"parameters": "0", "needs": "", "identity": True},
+        "no_memory": {
+            "parameters": "2*D*D + 3*D + 1",
+            "needs": "encoder gradients",
+            "unmatched": "parameters: a part of mema, against the control of the whole",
+        },
+        "stateless": {
+            "parameters": "Q*D + 5*D*D + 4*D*D//reduction + D//reduction + 9*D + 1",
+            "unmatched": "parameters: a part of mema, against the control of the whole",
+        },
+        "no_feedback": {
+            "parameters": "0",
+            "needs": "",
+            "identity": True,
+            "unmatched": "parameters: it has none",
+        },  # fmt: skip
         "no_query": {
             "parameters": "5*D*D + 5*D*D//reduction + D//reduction + 10*D + 1",
             "needs": "encoder gradients",
+            "unmatched": "parameters: a part of mema, against the control of the whole",
         },
         "as_written": {"identity": True},
         "repaired": {"parity": "deviates: a start of ours that is alive", "identity": True},

@@ -126,9 +126,17 @@ def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:
     parameters="4*D*D + 12*D + 3*heads*points*(D + 1)*(12 + 1)",
     identity=True,
     details={
-        "18": {"parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(1 + 1)"},
+        "18": {
+            "parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(1 + 1)",
+            "control": "wide_projector-lsf_external_modular-18",
+        },
         "3_18_23": {"parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(2 + 1)"},
-        "all": {"parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(24 + 1)"},
+        "former": {"control": "wide_projector-lsf_external_modular-former"},
+        "latter": {"control": "wide_projector-lsf_external_modular-latter"},
+        "all": {
+            "parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(24 + 1)",
+            "control": "wide_projector-lsf_external_modular-all",
+        },
     },
     switches={"points": (1, 2, 8)},
 )
