@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from fusionbench.api import StackShape, Unsupported, one_of
 
-
 TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
 
 

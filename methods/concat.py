@@ -98,7 +98,7 @@ class Concat(Fusion):
         interleaved: bool = False,
     ) -> None:
         super().__init__(shape)
-        self.taps = paper_taps(shape, layers, blocks=blocks)
+        self.taps = self.paper_taps(layers, blocks=blocks)
         self.out_dim = shape.dim * len(self.taps)
         self.interleaved = interleaved
         self.norm = nn.LayerNorm(self.out_dim) if norm else nn.Identity()

@@ -14,7 +14,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, paper_taps, stream
+from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, stream
 
 
 @method("repeat", version=1, control="none: it is a control itself", parameters="(times - 1)*D*H")
@@ -73,7 +73,7 @@ class RepeatLike(Fusion):
     ) -> None:
         super().__init__(shape)
         self.taps = ((shape.layer(index),),)
-        self.times = len(paper_taps(shape, layers, blocks=blocks))
+        self.times = len(self.paper_taps(layers, blocks=blocks))
         self.out_dim = self.times * shape.dim
         self.norm = nn.LayerNorm(self.out_dim) if norm else nn.Identity()
 

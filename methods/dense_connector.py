@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, one_of, paper_taps
+from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, one_of
 
 # By convention: the blocks of the encoder that is meant, and its layers; the final one first.
 _BLOCKS = {"clip": 24, "siglip": 27}
@@ -51,7 +51,7 @@ class DenseConnector(Fusion):
         self.form = one_of("form", form, ("sti", "sci", "dci"))
         blocks = _BLOCKS[one_of("convention", convention, tuple(_BLOCKS))]
         layers = (_SPARSE if form in ("sti", "sci") else _DENSE)[convention]
-        self.taps = paper_taps(shape, layers, blocks=blocks)
+        self.taps = self.paper_taps(layers, blocks=blocks)
         if form != "sti":
             self.out_dim = shape.dim * len(self.taps)
         elif shape.grid[0] * shape.grid[1] < _POOL:

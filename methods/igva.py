@@ -17,7 +17,7 @@ from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import CrossAttention, Fused, Fusion, StackShape, anchored, method, paper_taps
+from fusionbench.api import CrossAttention, Fused, Fusion, StackShape, anchored, method
 
 
 class QueryTransformer(nn.Module):
@@ -104,7 +104,7 @@ class IGVA(Fusion):
         average: bool = False,
     ) -> None:
         super().__init__(shape)
-        found = paper_taps(shape, groups, blocks=blocks)
+        found = self.paper_taps(groups, blocks=blocks)
         self.groups, self.balance = len(found), balance
         self.taps, self.base = anchored(found, (shape.layer(base),))
         self.out_dim = 2 * shape.dim

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, Fusion, StackShape, anchored, method, paper_taps
+from fusionbench.api import Fused, Fusion, StackShape, anchored, method
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -162,7 +162,7 @@ class MMFuser(Fusion):
         points: int = 4,
     ) -> None:
         super().__init__(shape)
-        keys = paper_taps(shape, layers, blocks=blocks)
+        keys = self.paper_taps(layers, blocks=blocks)
         self.levels = len(keys)
         # The query may be one of the keys as well.
         self.taps, self.asking = anchored(keys, (shape.layer(asking),))
