@@ -3,7 +3,7 @@
 A reader that gets no information from a method gives one answer to every example, whatever the
 image. Outcomes are stored without answers, but show it: on a task, the right examples of two such
 runs are those of one class each, hence the same or without overlap, and their share is at most
-sqrt(chance), since chance is the sum of the squared shares of the answers. Pure of torch.
+sqrt(chance), since chance is the sum of the squared shares of the answers.
 """
 
 from collections.abc import Iterator, Sequence
