@@ -73,11 +73,11 @@ class ToyEncoder(Encoder):
             return plain if delta is None else plain + delta(name, given)
 
         normed = _normed(tokens)
-        attended = (
+        query, key, value = (
             layer(name, weight, normed)
             for name, weight in zip("qkv", self.mix[index - 1].chunk(3), strict=True)
         )
-        mixed = F.scaled_dot_product_attention(*attended)
+        mixed = F.scaled_dot_product_attention(query, key, value)
         tokens = tokens + (mixed if delta is None else mixed + delta("o", mixed))
         widened = F.gelu(layer("fc1", self.widen[index - 1], _normed(tokens)))
         return tokens + layer("fc2", self.narrow[index - 1], widened)
