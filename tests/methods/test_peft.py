@@ -7,6 +7,7 @@ import torch
 from method_sizes import SHAPES, added_parameters, built
 from registered_methods import CARDS, build
 from torch.nn import functional as F
+from toy_passes import both_ways
 
 from fusionbench.api.types import StackShape, Unsupported
 from fusionbench.checks.toy import SHAPE, ToyEncoder, draw, jitter, run_on
@@ -113,6 +114,15 @@ def test_lora_is_the_frozen_block_with_merged_weights():
             hidden = F.gelu(F.linear(F.layer_norm(tokens, (SHAPE.dim,)), merged.widen[block - 1]))
             tokens = tokens + F.linear(hidden, merged.narrow[block - 1])
     torch.testing.assert_close(tokens_of(method, encoder), tokens[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lora", "vpt_deep"])
+def test_seeds_in_one_pass_are_those_trained_one_by_one(name):
+    expected, found, same = both_ways(name)
+    for one, other in zip(expected, found, strict=True):
+        assert one.losses == pytest.approx(other.losses, abs=1e-5)
+        assert one.losses[0] != one.losses[-1]
+    assert same >= 0.999
 
 
 def test_ranks_fill_the_size_up_to_half_a_unit_of_the_cheapest_layer():
