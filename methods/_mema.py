@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from fusionbench.api import StackShape, Unsupported, one_of
 
+TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
+
 
 class State(NamedTuple):
     """What passes from block to block; `kept` are the tokens of block L-1, once there."""

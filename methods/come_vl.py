@@ -39,6 +39,7 @@ class Orthogonal(nn.Module):
     "come_vl",
     version=1,
     control="uniform_mean",
+    unmatched="parameters: the mean is the same mix without what is trained",
     paper="arXiv:2604.03231",
     year=2026,
     parity="deviates: one encoder instead of two; not compared",

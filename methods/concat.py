@@ -21,7 +21,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
     "vip_llava",
     version=1,
     variants={"": {"layers": "23,20,17,14,6", "norm": True}},
-    control="repeat",
+    control="repeat_like-vip_llava",
     paper="arXiv:2312.00784",
     year=2024,
     parity="not compared: no recorded case",
@@ -32,7 +32,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
     "hf_list",
     version=1,
     variants={"": {"layers": "4,8,16,27", "blocks": 27}},
-    control="repeat",
+    control="repeat_like-hf_list",
     paper="Granite Vision, arXiv:2502.09927",
     year=2025,
     parity="not compared: no recorded case",
@@ -56,6 +56,9 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
     parity="exact",
     parameters="D*H",
     details={
+        "18": {"control": "repeat_like-lsf_external_direct-18"},
+        "former": {"control": "repeat_like-lsf_external_direct-18"},
+        "latter": {"control": "repeat_like-lsf_external_direct-18"},
         "3_18": {
             "parameters": "2*D*H",
             "parity": "not compared: the official code cannot build it apart from 3-18-23",
@@ -72,7 +75,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
     "mllama",
     version=1,
     variants={"": {"layers": "32,3,7,15,23,30", "blocks": 32, "interleaved": True}},
-    control="repeat",
+    control="repeat_like-mllama",
     paper="arXiv:2407.21783",
     year=2024,
     parity="deviates: hs[L] stands for the output of the global encoder",
@@ -95,7 +98,7 @@ class Concat(Fusion):
         interleaved: bool = False,
     ) -> None:
         super().__init__(shape)
-        self.taps = paper_taps(shape, layers, blocks=blocks)
+        self.taps = self.paper_taps(layers, blocks=blocks)
         self.out_dim = shape.dim * len(self.taps)
         self.interleaved = interleaved
         self.norm = nn.LayerNorm(self.out_dim) if norm else nn.Identity()

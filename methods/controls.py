@@ -1,28 +1,20 @@
 """Controls: the budget of a fusion without its information.
 
-    repeat          one layer several times: width and projector of a concatenation
-    uniform_mean    the plain mean of all blocks: a mix without weights
-    random_layers   a concatenation of layers drawn by lot, the same for all seeds of a cell
-    wide_projector  a residual MLP on one layer: the parameters of a fusion with modules
-The layer is the penultimate one, the base of the methods that they control.
+    repeat         one layer several times: width and projector of a concatenation
+    repeat_like    the same with the width of the method that its name ends with
+    repeat_tokens  one layer, and behind it its own pooled patches: tokens of a concatenation
+    uniform_mean   the plain mean of all blocks: a mix without weights
+    random_layers  a concatenation of layers drawn by lot, the same for all seeds of a cell
+The layer is the penultimate one, the base of the methods that they control. Controls with the
+parameters of a method are in `wide_projector.py` and `peft.py`.
 """
 
-import math
-
-from einops import rearrange, repeat
+import torch
+from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import (
-    Fused,
-    Fusion,
-    StackShape,
-    Unsupported,
-    method,
-    one_of,
-    paper_taps,
-    stream,
-)
+from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, stream
 
 
 @method("repeat", version=1, control="none: it is a control itself", parameters="(times - 1)*D*H")
@@ -44,6 +36,83 @@ class Repeat(Fusion):
     ) -> Fused:
         """Repeat the patches along the channels."""
         return Fused(tokens=repeat(self.patches(hidden[0]), "b n d -> b n (k d)", k=self.times))
+
+
+@method(
+    "repeat_like",
+    version=1,
+    in_all=("vip_llava", "hf_list", "mllama"),
+    variants={
+        "lsf_external_direct-18": {"layers": "18,23"},
+        "hf_list": {"layers": "4,8,16,27", "blocks": 27},
+        "vip_llava": {"layers": "23,20,17,14,6", "norm": True},
+        "mllama": {"layers": "32,3,7,15,23,30", "blocks": 32},
+    },
+    control="none: it is a control itself",
+    parameters="D*H",
+    details={
+        "hf_list": {"parameters": "3*D*H"},
+        "vip_llava": {"parameters": "4*D*H + 10*D"},
+        "mllama": {"parameters": "5*D*H"},
+    },
+)
+class RepeatLike(Fusion):
+    """`hs[index]` as often as a concatenation of `layers` has taps on this encoder.
+
+    `layers` and `blocks`: as in `concat.py`; `norm`: an affine LayerNorm over all channels.
+    """
+
+    def __init__(
+        self,
+        shape: StackShape,
+        *,
+        index: int = -2,
+        layers: str = "18,23",
+        blocks: int = 24,
+        norm: bool = False,
+    ) -> None:
+        super().__init__(shape)
+        self.taps = ((shape.layer(index),),)
+        self.times = len(self.paper_taps(layers, blocks=blocks))
+        self.out_dim = self.times * shape.dim
+        self.norm = nn.LayerNorm(self.out_dim) if norm else nn.Identity()
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tap batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> Fused:
+        """Repeat the patches along the channels and normalise them."""
+        wide = repeat(self.patches(hidden[0]), "b n d -> b n (k d)", k=self.times)
+        return Fused(tokens=self.norm(wide))
+
+
+@method("repeat_tokens", version=1, control="none: it is a control itself", parameters="0")
+class RepeatTokens(Fusion):
+    """The patches of `hs[index]`, then `copies` times their means over `pool` neighbours.
+
+    Neighbours in raster order, left-overs dropped, as in `dense_connector-sti`.
+    """
+
+    def __init__(
+        self, shape: StackShape, *, index: int = -2, copies: int = 2, pool: int = 8
+    ) -> None:
+        super().__init__(shape)
+        self.taps = ((shape.layer(index),),)
+        self.copies, self.pool = copies, pool
+        if shape.grid[0] * shape.grid[1] < pool:
+            raise Unsupported(f"{pool} patches are pooled into one; the grid is {shape.grid}")
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tap batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> Fused:
+        """Append the pooled patches along the tokens."""
+        patches = self.patches(hidden[0])
+        whole = patches.shape[1] // self.pool * self.pool
+        pooled = reduce(patches[:, :whole], "b (n k) d -> b n d", "mean", k=self.pool)
+        return Fused(tokens=torch.cat([patches, *[pooled] * self.copies], dim=1))
 
 
 @method("uniform_mean", version=1, control="none: it is a control itself", parameters="0")
@@ -82,95 +151,3 @@ class RandomLayers(Fusion):
         """Concatenate the patches."""
         patches = hidden[:, :, self.shape.prefix :]
         return Fused(tokens=rearrange(patches, "tap b n d -> b n (tap d)"))
-
-
-@method(
-    "wide_projector",
-    version=2,
-    variants={
-        "": {"like": "mmfuser"},
-        "alf": {"like": "alf"},
-        "llava_stf": {"like": "llava_stf"},
-        "lln_layerscale": {"like": "lln_layerscale-shared"},
-        "lsf_external_modular": {"like": "lsf_external_modular-3_18_23"},
-        "token_packer": {"like": "token_packer"},
-    },
-    control="none: it is a control itself",
-    parameters="(4*D*D + 10*D + 960*(D + 1))//(2*D + 1)*(2*D + 1) + 3*D",
-    identity=True,
-    details={
-        "alf": {"parameters": "(8*D*D + 6*D)//(2*D + 1)*(2*D + 1) + 3*D"},
-        "llava_stf": {"parameters": "(36*D*D + 3*D)//(2*D + 1)*(2*D + 1) + 3*D"},
-        "lln_layerscale": {"parameters": "(D*D + D + L)//(2*D + 1)*(2*D + 1) + 3*D"},
-        "lsf_external_modular": {
-            "parameters": "(4*D*D + 10*D + 576*(D + 1))//(2*D + 1)*(2*D + 1) + 3*D"
-        },
-        "token_packer": {"parameters": "(15*D*D + 12*D)//(2*D + 1)*(2*D + 1) + 3*D"},
-    },
-)
-class WideProjector(Fusion):
-    """x + MLP(LN(x)) on `hs[index]`, with the parameters of the method `like` on the same encoder.
-
-    Equal to within half a hidden unit (2 D + 1 parameters). Extra input columns of the projector
-    are not counted. The last Linear starts at zero, so training starts from the layer itself.
-    """
-
-    live_after_steps = 2
-
-    def __init__(self, shape: StackShape, *, index: int = -2, like: str = "mmfuser") -> None:
-        super().__init__(shape)
-        self.taps = ((shape.layer(index),),)
-        self.identity_at_init = self.taps == ((shape.layer(-2),),)
-        budget = parameters_of(like, shape) - 3 * shape.dim
-        width = max(round(budget / (2 * shape.dim + 1)), 1)
-        self.norm = nn.LayerNorm(shape.dim)
-        self.inner, self.outer = nn.Linear(shape.dim, width), nn.Linear(width, shape.dim)
-        nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
-
-    def forward(
-        self,
-        hidden: Float[Tensor, "tap batch token dim"],
-        query: Float[Tensor, "batch query_dim"],
-    ) -> Fused:
-        """The patches plus the output of the MLP."""
-        patches = self.patches(hidden[0])
-        widened = nn.functional.gelu(self.inner(self.norm(patches)))
-        return Fused(tokens=patches + self.outer(widened))
-
-
-_MATCHED = (
-    "mmfuser",
-    "alf",
-    "llava_stf",
-    "lln_layerscale-shared",
-    "lsf_external_modular-3_18_23",
-    "token_packer",
-)
-
-
-def parameters_of(like: str, shape: StackShape) -> int:
-    """Trained parameters of a method of `_MATCHED`, from its equations; ValueError for another.
-
-    Raises Unsupported for a grid that the method cannot tile, where there is nothing to control.
-
-    The layers that a paper names may coincide on a shallow encoder, and heads must divide the
-    width, so the counts depend on the shape in the same way as in the methods.
-    """
-    one_of("like", like, _MATCHED)
-    if like in ("llava_stf", "token_packer") and (shape.grid[0] % 2 or shape.grid[1] % 2):
-        raise Unsupported(f"regions of 2 x 2 do not tile a grid of {shape.grid}")
-    dim, layers = shape.dim, shape.layers
-    if like == "alf":
-        return 8 * dim**2 + 8 * dim
-    if like == "lln_layerscale-shared":
-        return dim**2 + 3 * dim + layers
-    if like == "llava_stf":
-        wide = len(paper_taps(shape, "23,21,18,15,12,9,6,3")) * dim
-        return wide * (wide // 2) + wide // 2 + wide // 2 * dim + dim
-    if like == "token_packer":
-        seen = len(paper_taps(shape, "12,16,22,23"))
-        return (7 + 2 * seen) * dim**2 + 14 * dim
-    levels = len(paper_taps(shape, "3,8,13,18" if like == "mmfuser" else "3,18"))
-    points = 4 * math.gcd(16, dim)
-    return 4 * dim**2 + 12 * dim + 3 * points * (dim + 1) * (levels + 1)

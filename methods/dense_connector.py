@@ -12,12 +12,12 @@ No code was released for the efficient form.
 """
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, one_of, paper_taps
+from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, one_of
 
 # By convention: the blocks of the encoder that is meant, and its layers; the final one first.
 _BLOCKS = {"clip": 24, "siglip": 27}
@@ -40,7 +40,7 @@ _POOL = 8
     year=2024,
     parity="exact",
     parameters="2*D*H",
-    details={"sti": {"parameters": "0"}},
+    details={"sti": {"parameters": "0", "control": "repeat_tokens"}},
     switches={"form": ("sci", "sti", "dci"), "convention": ("siglip",)},
 )
 class DenseConnector(Fusion):
@@ -51,7 +51,7 @@ class DenseConnector(Fusion):
         self.form = one_of("form", form, ("sti", "sci", "dci"))
         blocks = _BLOCKS[one_of("convention", convention, tuple(_BLOCKS))]
         layers = (_SPARSE if form in ("sti", "sci") else _DENSE)[convention]
-        self.taps = paper_taps(shape, layers, blocks=blocks)
+        self.taps = self.paper_taps(layers, blocks=blocks)
         if form != "sti":
             self.out_dim = shape.dim * len(self.taps)
         elif shape.grid[0] * shape.grid[1] < _POOL:
@@ -73,7 +73,7 @@ class DenseConnector(Fusion):
     "dense_connector-efficient",
     version=2,
     variants={"": {"form": "dci"}},
-    control="repeat",
+    control="dense_connector-efficient-repeat",
     paper="arXiv:2405.13800",
     year=2024,
     parity="no official code",
@@ -101,6 +101,30 @@ class EfficientDenseConnector(DenseConnector):
         images = rearrange(tokens, "b (y x) d -> b d y x", y=height)
         size = (max(height // 2, 1), max(width // 2, 1))
         return rearrange(F.interpolate(images, size, mode="bilinear"), "b d y x -> b (y x) d")
+
+
+@method(
+    "dense_connector-efficient-repeat",
+    version=1,
+    control="none: it is a control itself",
+    parameters="2*D*H",
+)
+class EfficientRepeat(EfficientDenseConnector):
+    """`hs[L-1]` three times side by side, and behind the projector a quarter of its tokens."""
+
+    def __init__(self, shape: StackShape) -> None:
+        super().__init__(shape)
+        self.taps = ((shape.layer(-2),),)
+        self.times = self.out_dim // shape.dim
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tap batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> Fused:
+        """As the efficient form, with the penultimate layer in place of every other state."""
+        wide = repeat(self.patches(hidden[0]), "b n d -> b n (k d)", k=self.times)
+        return Fused(tokens=wide, after_projector=self.halved)
 
 
 def _append_pooled(

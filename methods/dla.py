@@ -48,6 +48,7 @@ class Block(nn.Module):
     "dla",
     version=1,
     control="mrla-light",
+    unmatched="parameters: the method that it extends, which lacks the recurrent unit",
     paper="arXiv:2406.13392",
     year=2024,
     parity="deviates: exact unit and attention in a transformer; the sample leak is repaired",

@@ -17,7 +17,7 @@ from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import CrossAttention, Fused, Fusion, StackShape, anchored, method, paper_taps
+from fusionbench.api import CrossAttention, Fused, Fusion, StackShape, anchored, method
 
 
 class QueryTransformer(nn.Module):
@@ -63,6 +63,7 @@ class Aggregator(nn.Module):
     "igva",
     version=1,
     control="frozen_average",
+    unmatched="parameters: the average is the same mix without what is trained",
     paper="arXiv:2501.08443",
     year=2026,
     parity="exact, with the balance loss repaired",
@@ -103,7 +104,7 @@ class IGVA(Fusion):
         average: bool = False,
     ) -> None:
         super().__init__(shape)
-        found = paper_taps(shape, groups, blocks=blocks)
+        found = self.paper_taps(groups, blocks=blocks)
         self.groups, self.balance = len(found), balance
         self.taps, self.base = anchored(found, (shape.layer(base),))
         self.out_dim = 2 * shape.dim

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, paper_taps
+from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method
 
 _SIDE = 2
 
@@ -33,7 +33,7 @@ class LlavaSTF(Fusion):
         super().__init__(shape)
         if shape.grid[0] % _SIDE or shape.grid[1] % _SIDE:
             raise Unsupported(f"neighbourhoods of 2 x 2 do not tile a grid of {shape.grid}")
-        self.taps = paper_taps(shape, layers)
+        self.taps = self.paper_taps(layers)
         wide = len(self.taps) * shape.dim
         self.squeeze = nn.Sequential(
             nn.Linear(wide, wide // 2), nn.GELU(), nn.Linear(wide // 2, shape.dim)

@@ -23,7 +23,12 @@ from fusionbench.api import Fused, Fusion, StackShape, method
     year=2023,
     parity="no official code",
     parameters="D*D + 3*D + L",
-    details={"per_layer": {"parameters": "L*(D*D + 3*D + 1)"}},
+    details={
+        "per_layer": {
+            "parameters": "L*(D*D + 3*D + 1)",
+            "control": "wide_projector-lln_layerscale-per_layer",
+        }
+    },
     switches={"shared": (True, False)},
 )
 class LLNLayerscale(Fusion):

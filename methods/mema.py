@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fusionbench.api import Fused, InEncoderFusion, StackShape, Unsupported, method, one_of
 from fusionbench.methods._mema import (
+    TRACE,
     DynamicSharingUnit,
     SpatialGate,
     State,
@@ -23,8 +24,6 @@ from fusionbench.methods._mema import (
     initialise,
     looks_of,
 )
-
-_TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
 
 
 @method(
@@ -67,12 +66,25 @@ _TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
     parity="exact",
     parameters="Q*D + 5*D*D + 6*D*D//reduction + D//reduction + 11*D + 1",
     details={
-        "no_memory": {"parameters": "2*D*D + 3*D + 1", "needs": "encoder gradients"},
-        "stateless": {"parameters": "Q*D + 5*D*D + 4*D*D//reduction + D//reduction + 9*D + 1"},
-        "no_feedback": {"parameters": "0", "needs": "", "identity": True},
+        "no_memory": {
+            "parameters": "2*D*D + 3*D + 1",
+            "needs": "encoder gradients",
+            "unmatched": "parameters: a part of mema, against the control of the whole",
+        },
+        "stateless": {
+            "parameters": "Q*D + 5*D*D + 4*D*D//reduction + D//reduction + 9*D + 1",
+            "unmatched": "parameters: a part of mema, against the control of the whole",
+        },
+        "no_feedback": {
+            "parameters": "0",
+            "needs": "",
+            "identity": True,
+            "unmatched": "parameters: it has none",
+        },
         "no_query": {
             "parameters": "5*D*D + 5*D*D//reduction + D//reduction + 10*D + 1",
             "needs": "encoder gradients",
+            "unmatched": "parameters: those of the question",
         },
         "as_written": {"identity": True},
         "repaired": {"parity": "deviates: a start of ours that is alive", "identity": True},
@@ -88,7 +100,6 @@ class Mema(InEncoderFusion):
     since `from_pretrained` re-draws what the LLaVA checkpoint lacks; "as_written" the source's
     values, with which both weights of the feedback's MLP stay zero for ever; "repaired" ours: the
     identity, but alive. `reduction`: r. `alignment`: weight of 1 - cos(projector(c_L), answer).
-
     Parts to switch off: `gates` "forget+input", one of them, or "none"; `summary`, any of mean, max
     and cls joined by "+"; `opening` of the feedback by "token" or one learned "scalar", written
     after every `every`-th block, in the "all", "shallow" or "deep" half (`where`) of 1..L-1.
@@ -134,8 +145,7 @@ class Mema(InEncoderFusion):
         elif alignment:
             raise ValueError("alignment compares the memory with the answer, but memory is 'none'")
         if init == "as_written":
-            why = "as written: behind two layers that are zero no gradient ever comes"
-            self.expected_failures = {"live": why}
+            self.expected_failures = {"live": "as written: no gradient passes two layers of zeros"}
         initialise(self, one_of("init", init, ("effective", "as_written", "repaired")))
 
     def _build_memory(self, carried: bool, reduction: int, gates: str, summary: str) -> None:
@@ -172,7 +182,7 @@ class Mema(InEncoderFusion):
         memory = state.memory
         if self.remembers:
             memory = self.dsu(self.summarise(tokens), state.query, memory)
-        fused, looks = tokens, memory.new_zeros(memory.shape[0], len(_TRACE) - 1)
+        fused, looks = tokens, memory.new_zeros(memory.shape[0], len(TRACE) - 1)
         if self.spatial_gate is not None and block in self.gated:
             fused, looks = self.spatial_gate(tokens, memory)
         row = torch.cat([looks, memory.detach().norm(dim=-1, keepdim=True)], dim=-1)
@@ -186,5 +196,5 @@ class Mema(InEncoderFusion):
         return Fused(
             tokens=self.patches(state.kept[0]),
             summary=state.memory if self.summary_weight else None,
-            trace=dict(zip(_TRACE, rows.unbind(dim=1), strict=True)),
+            trace=dict(zip(TRACE, rows.unbind(dim=1), strict=True)),
         )

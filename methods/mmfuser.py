@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, Fusion, StackShape, anchored, method, paper_taps
+from fusionbench.api import Fused, Fusion, StackShape, anchored, method
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -126,9 +126,17 @@ def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:
     parameters="4*D*D + 12*D + 3*heads*points*(D + 1)*(12 + 1)",
     identity=True,
     details={
-        "18": {"parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(1 + 1)"},
+        "18": {
+            "parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(1 + 1)",
+            "control": "wide_projector-lsf_external_modular-18",
+        },
         "3_18_23": {"parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(2 + 1)"},
-        "all": {"parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(24 + 1)"},
+        "former": {"control": "wide_projector-lsf_external_modular-former"},
+        "latter": {"control": "wide_projector-lsf_external_modular-latter"},
+        "all": {
+            "parameters": "4*D*D + 12*D + 3*heads*points*(D + 1)*(24 + 1)",
+            "control": "wide_projector-lsf_external_modular-all",
+        },
     },
     switches={"points": (1, 2, 8)},
 )
@@ -154,7 +162,7 @@ class MMFuser(Fusion):
         points: int = 4,
     ) -> None:
         super().__init__(shape)
-        keys = paper_taps(shape, layers, blocks=blocks)
+        keys = self.paper_taps(layers, blocks=blocks)
         self.levels = len(keys)
         # The query may be one of the keys as well.
         self.taps, self.asking = anchored(keys, (shape.layer(asking),))

@@ -41,6 +41,7 @@ class Merger(nn.Module):
         "": {},
         "as_published": {"base": -1, "merge": 2},
         "repeat": {"repeat": True},
+        "repeat_as_published": {"base": -1, "merge": 2, "repeat": True},
     },
     in_all=("",),
     control="qwen3vl_deepstack-repeat",
@@ -54,7 +55,13 @@ class Merger(nn.Module):
             "parity": "exact",
             "parameters": "3*(8*D + 16*D*D + 4*D + 4*D*H + H) + 3*D*H",
             "needs": "grid",
-        }
+            "control": "qwen3vl_deepstack-repeat_as_published",
+        },
+        "repeat_as_published": {
+            "parameters": "3*(8*D + 16*D*D + 4*D + 4*D*H + H) + 3*D*H",
+            "needs": "grid",
+            "control": "qwen3vl_deepstack-repeat_as_published",
+        },
     },
     switches={"repeat": (True,), "base": (-1,)},
 )

@@ -28,6 +28,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, one_of
         "superb": {"weights": "superb"},
     },
     control="uniform_mean",
+    unmatched="parameters: the mean is the same mix without what is trained",
     paper="ELMo, arXiv:1802.05365",
     year=2018,
     parity="no official code for vision encoders",

@@ -28,7 +28,8 @@ class LayerSelector(nn.Module):
 @method(
     "tgif",
     version=1,
-    control="frozen_average",
+    control="uniform_mean",
+    unmatched="parameters: the mean is the same mix without what is trained",
     paper="arXiv:2601.03100",
     year=2026,
     parity="exact",

@@ -21,7 +21,6 @@ from fusionbench.api import (
     Unsupported,
     anchored,
     method,
-    paper_taps,
 )
 
 
@@ -49,7 +48,7 @@ class TokenPacker(Fusion):
         super().__init__(shape)
         if shape.grid[0] % scale or shape.grid[1] % scale:
             raise Unsupported(f"regions of {scale} x {scale} do not tile a grid of {shape.grid}")
-        found = paper_taps(shape, layers)
+        found = self.paper_taps(layers)
         self.seen, self.scale = len(found), scale
         self.taps, self.base = anchored(found, (shape.layer(-2),))
         dim = shape.dim

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fusionbench.api.encoders import Encoder
     from fusionbench.api.errors import one_of
     from fusionbench.api.fusion import Fusion, InEncoderFusion, Tap, anchored, matched, paper_taps
+    from fusionbench.api.linears import LAYERS
     from fusionbench.api.modules import CrossAttention, GatedMLP, Heads, sdpa
     from fusionbench.api.register import encoder, method, task
     from fusionbench.api.seeding import stream
@@ -20,6 +21,7 @@ _MODULES = {
     "encoders": ("Encoder",),
     "errors": ("one_of",),
     "fusion": ("Fusion", "InEncoderFusion", "Tap", "anchored", "matched", "paper_taps"),
+    "linears": ("LAYERS",),
     "modules": ("CrossAttention", "GatedMLP", "Heads", "sdpa"),
     "register": ("encoder", "method", "task"),
     "seeding": ("stream",),
@@ -29,6 +31,7 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "LAYERS",
     "CrossAttention",
     "Encoder",
     "Example",

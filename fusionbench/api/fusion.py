@@ -32,12 +32,22 @@ class Method(nn.Module, ABC):
     """Weight of 1 - cos(projector(summary), answer embedding) in the loss."""
     expected_failures: Mapping[str, str] = MappingProxyType({})
     """Checks of `fusionbench.checks` that are expected to fail, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What a reader of its scores must know on this encoder; stored in every record."""
     out_dim: int
 
     def __init__(self, shape: StackShape) -> None:
         super().__init__()
         self.shape = shape
         self.out_dim = shape.dim
+
+    def paper_taps(self, layers: str, *, blocks: int = 24) -> tuple[Tap, ...]:
+        """`paper_taps` for the method's encoder, with a note where taps coincide on it."""
+        taps, named = paper_taps(self.shape, layers, blocks=blocks), layers.count(",") + 1
+        if len(taps) < named:
+            coincide = f"{len(taps)} of {named} taps: the others coincide with them"
+            self.notes = (*self.notes, f"{coincide} on {self.shape.layers} blocks")
+        return taps
 
     def patches(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch patch dim"]:
         """Tokens without CLS and registers."""
@@ -75,6 +85,8 @@ class InEncoderFusion(Method):
     """
 
     writes: bool = True
+    adapts: bool = False
+    """Whether `delta` adds to the linear layers of the blocks; `writes` must be True."""
     silent_if: Mapping[str, tuple[object, ...]] = {}
     """Setting values under which it writes nothing; a literal, read without importing."""
     depth: int
@@ -101,6 +113,16 @@ class InEncoderFusion(Method):
     @abstractmethod
     def finish(self, tokens: Float[Tensor, "batch token dim"], state: Any) -> Fused:
         """Fused tokens from the (modified) output of block `depth` and the state."""
+
+    def delta(
+        self, block: int, layer: str, given: Float[Tensor, "batch token from"]
+    ) -> Float[Tensor, "batch token to"]:
+        """What is added to the output of a linear layer of a block, from the layer's input.
+
+        Called for blocks 2 to `depth` and every layer of `fusionbench.api.linears.LAYERS` where
+        the method declares `adapts`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} adapts no layer ({layer} of {block})")
 
     def forward(self, *args: object) -> Fused:
         """Raise TypeError: `fusionbench.harness.stepping` runs this kind of method."""
@@ -133,7 +155,8 @@ def paper_taps(shape: StackShape, layers: str, *, blocks: int = 24) -> tuple[Tap
 
     A comma starts a new tap; `a..b` (both ends included) and `a+b` are averaged within one. The
     numbers are hidden states of the paper's encoder of `blocks` blocks, mapped to this encoder by
-    `StackShape.paper_layer`; taps that coincide on a shallow encoder are kept once.
+    `StackShape.paper_layer`; taps that coincide on a shallow encoder are kept once, which
+    `Method.paper_taps` notes.
     """
     taps = [
         tuple(dict.fromkeys(shape.paper_layer(index, blocks=blocks) for index in _parse(tap)))

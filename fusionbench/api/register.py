@@ -38,8 +38,8 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     version         raise it when results change: it is part of every cell's identity
     variants        suffix -> changed settings: {"": {}, "no_query": {"query": False}} declares
                     `family` and `family-no_query`; without it only `family`
-    control         name of the matched control (same budget, no new information), or a sentence
-                    that starts with "none: "
+    control         name of the matched control (same added parameters, width and number of tokens,
+                    no new information), or a sentence that starts with "none: "
     in_all          whether `--methods all` includes it, or the variants that it includes
     representative  variant shown where each family has one row; default: the plain variant, else
                     the first in `all`
@@ -52,8 +52,9 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
                     (({"memory": "none"}, ("query",)),)
     facts           shown by `list --long`: paper, year, parity; `parameters`, a formula of the
                     parameters added to LLaVA's projector (`fusionbench.registry.cards.count`);
-                    `needs` and `identity` where they differ from the class attributes
-    details         suffix -> facts that differ for this variant
+                    `needs` and `identity` where they differ from the class attributes; `unmatched`,
+                    in what the control differs from the method, and why
+    details         suffix -> facts that differ for this variant, `control` included
     """
     return _unchanged
 

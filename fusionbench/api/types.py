@@ -42,6 +42,10 @@ class StackShape:
     """Leading tokens that are not patches: CLS, registers."""
     query_dim: int = 0
     """Width of the question vector; 0: no query."""
+    mlp: int = 0
+    """Hidden width of the encoder's MLPs; 0: its linear layers cannot be reached."""
+    rotary: bool = False
+    """Whether the blocks add positions themselves, so that no token may be inserted."""
     reader: ReaderShape | None = None
     """None: the reader has no layers for injection."""
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Method, Tap
+from fusionbench.api.linears import Delta
 from fusionbench.api.seeding import stream
 from fusionbench.api.tasks import Scoring
 from fusionbench.api.types import Fused, StackShape
@@ -43,7 +44,8 @@ class ToyEncoder(Encoder):
             return nn.Parameter(weights / (3 * columns) ** 0.5)
 
         self.mix = drawn(3 * shape.dim, shape.dim)
-        self.widen, self.narrow = drawn(2 * shape.dim, shape.dim), drawn(shape.dim, 2 * shape.dim)
+        mlp = shape.mlp or 2 * shape.dim
+        self.widen, self.narrow = drawn(mlp, shape.dim), drawn(shape.dim, mlp)
         self.freeze()
 
     def embed(
@@ -59,10 +61,26 @@ class ToyEncoder(Encoder):
         self, index: int, tokens: Float[Tensor, "batch token dim"]
     ) -> Float[Tensor, "batch token dim"]:
         """Output of block `index`, from 1."""
-        query, key, value = F.linear(_normed(tokens), self.mix[index - 1]).chunk(3, dim=-1)
-        tokens = tokens + F.scaled_dot_product_attention(query, key, value)
-        widened = F.gelu(F.linear(_normed(tokens), self.widen[index - 1]))
-        return tokens + F.linear(widened, self.narrow[index - 1])
+        return self.adapted(index, tokens, None)
+
+    def adapted(
+        self, index: int, tokens: Float[Tensor, "batch token dim"], delta: Delta | None
+    ) -> Float[Tensor, "batch token dim"]:
+        """The block with `delta` added to the output of each linear layer; `o` is the identity."""
+
+        def layer(name: str, weight: Tensor, given: Tensor) -> Tensor:
+            plain = F.linear(given, weight)
+            return plain if delta is None else plain + delta(name, given)
+
+        normed = _normed(tokens)
+        query, key, value = (
+            layer(name, weight, normed)
+            for name, weight in zip("qkv", self.mix[index - 1].chunk(3), strict=True)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + (mixed if delta is None else mixed + delta("o", mixed))
+        widened = F.gelu(layer("fc1", self.widen[index - 1], _normed(tokens)))
+        return tokens + layer("fc2", self.narrow[index - 1], widened)
 
     def norm(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """Without scale and shift."""
@@ -127,7 +145,7 @@ def _reader(in_dim: int, dtype: torch.dtype) -> FixedReader:
     return FixedReader(in_dim).to(dtype)
 
 
-SHAPE = StackShape(layers=7, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=READER)
+SHAPE = StackShape(layers=7, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=READER, mlp=32)
 """Deep enough that papers' layers differ; an even square grid, which some methods need."""
 ANSWER = "the decoder's answer"
 

@@ -122,7 +122,7 @@ def build_pipeline(
     parameter = next((p for p in encoder.parameters()), torch.zeros(()))
     device, dtype = parameter.device, parameter.dtype
     reader = language.SHAPE if width == language.SHAPE.width else reader_shape("decoder", width)
-    shape = replace(encoder.shape, query_dim=width, reader=reader)
+    shape = replace(encoder.shape, query_dim=width, reader=reader, mlp=encoder.mlp)
     with device:
         fusion = build_fusion(method, settings, shape).to(device=device, dtype=dtype)
         projector = Projector(fusion.out_dim, width).to(dtype)

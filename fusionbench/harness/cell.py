@@ -132,7 +132,7 @@ def outcomes(  # noqa: PLR0913
                 parameters=model.parameter_counts(),
                 taps=taps_of(model.fusion),
                 in_encoder=needs_encoder(model.fusion),
-                notes=(*member.tuned.notes, *notes),
+                notes=(*member.tuned.notes, *model.fusion.notes, *notes),
                 loss=log.losses,
                 trace=trace,
                 unmoved=log.unmoved,

@@ -7,7 +7,7 @@ the whole encoder takes minutes per method.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
 import torch
@@ -17,6 +17,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.utils.checkpoint import checkpoint
 
 from fusionbench.api.encoders import Encoder
+from fusionbench.api.linears import Delta, blocks_of
 
 P = ParamSpec("P")
 _GRAPHS = 64
@@ -24,7 +25,7 @@ _GRAPHS = 64
 
 def compile_blocks(encoder: Encoder, *, backend: str | Callable[..., object] = "inductor") -> bool:
     """Compile each block in place; False for an encoder without a list of blocks."""
-    blocks = _blocks(encoder)
+    blocks = blocks_of(encoder, encoder.shape.layers)
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
     return bool(blocks)
@@ -95,14 +96,21 @@ class Checkpointed(Encoder):
             self.encoder.block, index, tokens, use_reentrant=False, preserve_rng_state=False
         )
 
+    def adapted(
+        self, index: int, tokens: Float[Tensor, "batch token dim"], delta: Delta
+    ) -> Float[Tensor, "batch token dim"]:
+        """As `block`, with `delta` added to the outputs of its linear layers."""
+        if not torch.is_grad_enabled():
+            return self.encoder.adapted(index, tokens, delta)
+        return checkpoint(
+            self.encoder.adapted, index, tokens, delta,
+            use_reentrant=False, preserve_rng_state=False,
+        )  # fmt: skip
+
+    def linears(self, index: int) -> Mapping[str, nn.Linear]:
+        """As the encoder has."""
+        return self.encoder.linears(index)
+
     def norm(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """As the encoder does."""
         return self.encoder.norm(tokens)
-
-
-def _blocks(encoder: Encoder) -> list[nn.Module]:
-    for module in encoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == encoder.shape.layers:
-            return list(module)
-    found = getattr(getattr(encoder, "model", None), "blocks", None)
-    return list(found) if isinstance(found, nn.Sequential) else []

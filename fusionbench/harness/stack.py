@@ -7,6 +7,7 @@ small ones, and fused attention as it is.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -97,6 +98,15 @@ def after(block: int) -> Callable[..., tuple[Tensor, Any]]:
 
     def step(model: Model, materials: Materials, state: Any, tokens: Tensor) -> tuple[Tensor, Any]:
         return _stepping(model).after_block(block, tokens, state)
+
+    return step
+
+
+def delta(block: int, layer: str) -> Callable[..., Tensor]:
+    """What the method adds to the output of a block's linear layer."""
+
+    def step(model: Model, materials: Materials, given: Tensor) -> Tensor:
+        return _stepping(model).delta(block, layer, given)
 
     return step
 
@@ -244,12 +254,23 @@ class Stack:
         if encoder is None:
             raise TypeError(f"{type(fusion).__name__} writes into the encoder, but none was given")
         folded = rearrange(tokens, "s b n d -> (s b) n d")
+        if isinstance(fusion, InEncoderFusion) and fusion.adapts:
+            with _any_attention():
+                folded = encoder.adapted(index, folded, partial(self._delta, index))
+            return rearrange(folded, "(s b) n d -> s b n d", s=self.runs)
         rows = len(folded)
         if (missing := self.runs * room - rows) > 0:
             folded = F.pad(folded, (0, 0, 0, 0, 0, missing))
         with _any_attention():
             folded = encoder.block(index, folded)
         return rearrange(folded[:rows], "(s b) n d -> s b n d", s=self.runs)
+
+    def _delta(
+        self, block: int, layer: str, given: Float[Tensor, "example token from"]
+    ) -> Float[Tensor, "example token to"]:
+        """What each run adds to a linear layer's output for its own examples."""
+        own = rearrange(given, "(s b) n d -> s b n d", s=self.runs)
+        return rearrange(self._over(delta(block, layer), own), "s b n d -> (s b) n d")
 
     def _inputs(
         self, batch: Batch, hidden: Float[Tensor, "tap example token dim"]

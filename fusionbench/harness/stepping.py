@@ -4,6 +4,7 @@ The three ways differ in cost only; which one applies follows from what the meth
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -50,6 +51,18 @@ def fuse(
     return _step_over(method, hidden, query)
 
 
+def through(
+    encoder: Encoder,
+    method: InEncoderFusion,
+    index: int,
+    tokens: Float[Tensor, "batch token dim"],
+) -> Float[Tensor, "batch token dim"]:
+    """Output of a frozen block, with what the method adds to its linear layers."""
+    if method.adapts:
+        return encoder.adapted(index, tokens, partial(method.delta, index))
+    return encoder.block(index, tokens)
+
+
 def _step_over(
     method: InEncoderFusion,
     hidden: Float[Tensor, "tap batch token dim"],
@@ -73,5 +86,6 @@ def _step_with(
     state = method.start(hidden[0], query)
     tokens, state = method.after_block(1, hidden[1], state)
     for index in range(2, method.depth + 1):
-        tokens, state = method.after_block(index, encoder.block(index, tokens), state)
+        tokens = through(encoder, method, index, tokens)
+        tokens, state = method.after_block(index, tokens, state)
     return method.finish(tokens, state)

@@ -271,7 +271,7 @@ class Runner:
             task=load_task(cell.task),
             bundle=bundle,
             budget=budget,
-            shape=replace(encoder.shape, query_dim=budget.query_dim),
+            shape=replace(encoder.shape, query_dim=budget.query_dim, mlp=encoder.mlp),
             key=feature_key(cell.spec, bundle, encoder.size),
             device=self.device,
             encoder=encoder,
@@ -327,7 +327,8 @@ def _all_taps(trainings: Iterable[TrainJob], encoder: Encoder) -> set[Tap]:
 def _taps_by_seed(job: TrainJob, cell: Cell, encoder: Encoder) -> set[Tap]:
     budget, settings = cell.spec.budget, cell.chosen.settings
     method = load_method(cell.chosen.card)
-    shape = shape_of(replace(encoder.shape, query_dim=budget.query_dim), settings, budget)
+    whole = replace(encoder.shape, query_dim=budget.query_dim, mlp=encoder.mlp)
+    shape = shape_of(whole, settings, budget)
     tuning = {run.seed for runs in tuning_specs(cell.spec).values() for run in runs}
     blocks = [seeds_of_pass(one.spec.seed, budget.seeds_per_pass) for one in job.cells]
     seeds = tuning.union(*blocks)

@@ -120,10 +120,12 @@ def _method(
             if key not in declaration.settings:
                 known = ", ".join(declaration.settings) or "none"
                 raise ValueError(f"{what} changes unknown setting {key!r} (has: {known})")
-    details = dict(given["details"] or {})
+    details = {key: dict(values) for key, values in (given["details"] or {}).items()}
     if stray := set(details) - set(given["variants"] or {"": {}}):
         raise ValueError(f"details of unknown variants: {', '.join(sorted(stray))}")
     settings, tries = {**declaration.settings, **changes}, given["tries"]
+    own = details.get(variant, {})
+    control = str(own.pop("control", given["control"]))
     if tries and tries not in settings:
         raise ValueError(f"tries names {tries!r}, which is not a setting")
     if taken := {READER, QUESTION} & set(settings):
@@ -138,13 +140,13 @@ def _method(
         in_encoder=declaration.root == "InEncoderFusion" and _writes(declaration, settings),
         needs_query=bool(declaration.attributes.get("needs_query", False)),
         reads_answers=bool(declaration.attributes.get("reads_answers", False)),
-        control=given["control"],
+        control=control,
         in_all=_in_all(given["in_all"], variant),
         representative=variant == _representative(given),
         tries=tries,
         reader=one_of(READER, given[READER], ("", *READERS)),
         question=one_of(QUESTION, given[QUESTION], ("", *QUESTIONS)),
-        facts=_facts(declaration, dict(details.get(variant, {}))),
+        facts=_facts(declaration, own),
         switches=switches,
         idle=tuple((dict(settings), tuple(names)) for settings, names in given["idle"]),
         **where,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fusionbench.records.cell import CellRecord, Status
 from fusionbench.records.history import Run
 from fusionbench.records.scores import ScoreTable
+from fusionbench.report.alike import dead
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Material, Page
 from fusionbench.report.tables import Row, conditions, latex_grid, markdown
@@ -18,11 +19,12 @@ def coverage_page(report: Material) -> Page:
     records, planned = report.results.records, report.planned
     status = status_rows(records, planned)
     outlying = [line for one in report.analyses for line in _outlying(one)]
+    blind = [line for table in report.results.tables for line in dead(report.results, table)]
     parts = [markdown(status)]
     for heading, lines in (
         ("Skipped and failed", reasons(records)),
         ("Tasks left out", left_out(planned)),
-        ("Worth knowing", [*warnings(records), *outlying]),
+        ("Worth knowing", [*blind, *warnings(records), *outlying]),
         ("Files that were ignored", [f"- {problem}" for problem in report.problems]),
         ("Origins", origins(records)),
     ):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusionbench.records.scores import ScoreTable
+from fusionbench.report.alike import scored_alike
 from fusionbench.report.analysis import Analysis, Column
 from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrast_table import measured_columns
@@ -113,20 +114,10 @@ def _groups(table: ScoreTable) -> list[str]:
 
 def _grouped(table: ScoreTable, grids: Mapping[str, Sequence[GridRow]]) -> str:
     """The tables of one condition, one for each group of tasks so that they fit a page."""
-    parts = [f"### {table.condition.title}", "", *_identical(table)]
+    parts = [f"### {table.condition.title}", "", *scored_alike(table)]
     for group, grid in grids.items():
         parts += [f"Tasks: {group or 'no group'}", "", markdown(grid)]
     return "\n".join(parts)
-
-
-def _identical(table: ScoreTable) -> Iterator[str]:
-    """A sentence for each method that scored as another on every example."""
-    for row, other in sorted(table.identical.items()):
-        cells = sum(record.status == "done" for record in table.row(row))
-        yield (
-            f"`{table.methods[row]}` scored as `{table.methods[other]}` on every single example of "
-            f"all {cells} cells: the two are the same function here.\n"
-        )
 
 
 def _notes(analysis: Analysis) -> Iterator[str]:

@@ -7,7 +7,9 @@ from registered_methods import CARDS, build, names
 from fusionbench.api.fusion import paper_taps
 from fusionbench.api.types import ReaderShape, StackShape
 from fusionbench.methods._inside import first_of_each_layer, targets
-from fusionbench.methods.controls import _MATCHED, RandomLayers, WideProjector, parameters_of
+from fusionbench.methods._sizes import SIZES, parameters_of
+from fusionbench.methods.controls import RandomLayers
+from fusionbench.methods.wide_projector import WideProjector
 
 LLM = 4096
 VICUNA = ReaderShape(layers=32, width=LLM, heads=32, mlp=11008)
@@ -154,7 +156,7 @@ def test_the_parameters_are_those_of_the_published_formula(name):
 
 @pytest.mark.parametrize("layers", [2, 5, 8, 24])
 @pytest.mark.parametrize("dim", [13, 96, 1024])
-@pytest.mark.parametrize("like", _MATCHED)
+@pytest.mark.parametrize("like", SIZES)
 def test_the_wide_projector_has_the_parameters_of_the_method_it_names(like, dim, layers):
     shape = StackShape(layers=layers, dim=dim, grid=(8, 8), prefix=1, query_dim=64)
     with torch.device("meta"):

@@ -39,7 +39,7 @@ def test_the_card_of_a_method_says_what_its_class_says(name):
     settings.pop(card.tries, None)
     assert card.settings == settings
     shape = StackShape(
-        layers=8, dim=16, grid=(4, 4), prefix=1, query_dim=6, reader=decoder_shape(16, 4)
+        layers=8, dim=16, grid=(4, 4), prefix=1, query_dim=6, mlp=32, reader=decoder_shape(16, 4)
     )
     assert card.in_encoder == needs_encoder(cls(shape, **settings))
 

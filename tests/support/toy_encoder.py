@@ -9,7 +9,7 @@ from fusionbench.api.fusion import Method
 from fusionbench.api.types import Fused, StackShape
 from fusionbench.harness.stepping import fuse
 
-SHAPE = StackShape(layers=5, dim=16, grid=(3, 4), prefix=1, query_dim=6)
+SHAPE = StackShape(layers=5, dim=16, grid=(3, 4), prefix=1, query_dim=6, mlp=32)
 
 
 class Block(nn.Module):
@@ -42,6 +42,11 @@ class ToyEncoder(Encoder):
 
     def block(self, index: int, tokens: Tensor) -> Tensor:
         return self.blocks[index - 1](tokens)
+
+    def linears(self, index: int) -> dict[str, nn.Linear]:
+        """There is no product behind the attention."""
+        block = self.blocks[index - 1]
+        return {"qkv": block.mix, "fc1": block.mlp[0], "fc2": block.mlp[2]}
 
     def norm(self, tokens: Tensor) -> Tensor:
         return F.layer_norm(tokens, tokens.shape[-1:])
