@@ -15,7 +15,7 @@ from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
 
 if TYPE_CHECKING:
-    from fusionbench.records.history import Design, Planned
+    from fusionbench.records.history import Design, PlannedAblation
     from fusionbench.registry.catalog import Catalog
     from fusionbench.study.plan import Plan
 
@@ -81,7 +81,7 @@ def start(
 def designed(
     catalog: "Catalog", method: str, study: Study, *, factorial: str, only: str
 ) -> "Design":
-    """The arms: one change at a time, or the combinations of some switches."""
+    """The variants: one change at a time, or the combinations of some switches."""
     from fusionbench.study import ablation
 
     base = ablation.base_of(catalog, method, study.settings)
@@ -94,8 +94,8 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     """Run the missing cells, write the tables, and print them; the exit status."""
     from fusionbench.cli.run import execute, exit_status
     from fusionbench.cli.summary import report_writer
-    from fusionbench.records.claims import exclusive
     from fusionbench.records.history import note_design
+    from fusionbench.records.locks import exclusive
     from fusionbench.records.store import Store
     from fusionbench.study.plan import resolve
 
@@ -123,20 +123,20 @@ def show_plan(study: Study, design: "Design", options: RunOptions) -> int:
 
 
 def of_design(study: Study, design: "Design") -> Study:
-    """The study whose methods are the arms; changed settings stand in their names already."""
+    """The study whose methods are the variants; their labels hold the changed settings."""
     kind = "factorial" if design.kind == "factorial" else "one change at a time"
     return replace(
         study,
         name=f"ablation of {design.method}",
-        methods=tuple(arm.label for arm in design.arms),
+        methods=tuple(variant.label for variant in design.variants),
         settings={},
         note=f"{kind}; the rest of this report shows the same cells as methods of their own",
     )
 
 
-def planned_cells(plan: "Plan", design: "Design") -> "Planned":
+def planned_cells(plan: "Plan", design: "Design") -> "PlannedAblation":
     """The design with the ids of its cells."""
-    from fusionbench.records.history import Planned
+    from fusionbench.records.history import PlannedAblation
 
     cells: dict[str, dict[str, tuple[str, ...]]] = {}
     for cell in plan.cells:
@@ -145,7 +145,7 @@ def planned_cells(plan: "Plan", design: "Design") -> "Planned":
     study = plan.resolved.study
     budget = study.budget
     words = f"{study.encoder}, {budget.steps} steps of {budget.batch}, {study.seeds} seeds"
-    return Planned(design=design, encoder=study.encoder, budget=words, cells=cells)
+    return PlannedAblation(design=design, encoder=study.encoder, budget=words, cells=cells)
 
 
 def _split(texts: Sequence[str]) -> list[str]:

@@ -60,7 +60,7 @@ class Store:
 
     @staticmethod
     def create(folder: str | Path) -> "Store":
-        """A folder to run into, made if missing; several runs may write into it (see `claims`).
+        """A folder to run into, made if missing; several runs may write into it (see `locks`).
 
         Raises UserError without permission or space, and for a file.
         """

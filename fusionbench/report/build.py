@@ -122,7 +122,7 @@ def collect(store: Store, baseline: str | None = None, finished: Cells | None = 
 def analyses_of(results: Results, baseline: str | None = None) -> tuple[Analysis, ...]:
     """The analysis of each condition with tasks of the suite."""
     suite = [table.pick(table.suite) for table in results.tables if table.suite.any()]
-    return analyse_all(results, suite, results.store.history.runs(), baseline)
+    return analyse_all(results, suite, results.store.history.requests(), baseline)
 
 
 def _check(wanted: ReportOptions) -> None:

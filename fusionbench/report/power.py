@@ -227,7 +227,7 @@ def _table(results: Results, table: ScoreTable, wanted: PowerOptions) -> Planned
 
 def _contrasts(results: Results, table: ScoreTable, wanted: PowerOptions) -> list[Contrast]:
     """The study's contrasts; where methods or a baseline were named, those against it."""
-    runs = results.store.history.runs()
+    runs = results.store.history.requests()
     plan = make_plan(table, runs)
     if not (wanted.baseline or wanted.methods):
         return [resolved(table, contrast)[0] for contrast in plan.contrasts]

@@ -11,7 +11,7 @@ from PIL import Image
 from toy_records import put, record, spec
 
 from fusionbench.api.errors import UserError
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
 from fusionbench.report.freshness import up_to_date
@@ -38,7 +38,7 @@ def fill(folder, *, reverse=False):
         store.write_failure(record(spec("odd", "textile", 0), status="failed", reason=trace))
         store.write(record(spec("tall", "digits", 0), status="skipped", reason="needs a grid"))
         store.history.add(
-            Run(
+            Request(
                 study=as_plain(QUICK),
                 labels=(*METHODS, "odd", "tall", "planned"),
                 tasks=("digits", "textile"),
