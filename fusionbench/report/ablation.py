@@ -271,9 +271,9 @@ def _switches(planned: PlannedAblation) -> list[str]:
     lines = [f"Off means {', '.join(design.switches)}; {len(design.variants)} cells."]
     if design.skipped:
         lines += [
-            f"{design.skipped} combinations in which a switch can do nothing were left out: an effect "
-            "is averaged over the settings in which all its cells exist, and one that has none is "
-            "not shown."
+            f"{design.skipped} combinations in which a switch can do nothing were left out: an "
+            "effect is averaged over the settings in which all its cells exist, and one that has "
+            "none is not shown."
         ]
     return lines
 
