@@ -25,17 +25,23 @@ class InProcessLauncher:
         pass
 
 
-def fusionbench(*arguments, folder=None, variables=None):
-    """Run a command in this process, in `folder`; what it printed. It must succeed."""
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+def run(*arguments, folder=None, variables=None):
+    """Run a command in `folder`; its exit status, standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         if folder is not None:
             patch.chdir(folder)
         for name, value in (variables or {}).items():
             patch.setenv(name, value)
         patch.setattr(local, "LocalLauncher", InProcessLauncher)
         patch.setattr(sys, "argv", ["fusionbench", *map(str, arguments)])
-        with contextlib.redirect_stderr(printed), pytest.raises(SystemExit) as end:
+        with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
             main()
-    assert not end.value.code, f"{arguments}: {printed.getvalue()}"
-    return printed.getvalue()
+    return end.value.code or 0, out.getvalue(), err.getvalue()
+
+
+def fusionbench(*arguments, folder=None, variables=None):
+    """Run a command that must succeed; its standard output."""
+    code, out, err = run(*arguments, folder=folder, variables=variables)
+    assert code == 0, f"{arguments}: {out}{err}"
+    return out
