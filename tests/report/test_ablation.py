@@ -16,6 +16,8 @@ from fusionbench.report.freshness import up_to_date
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.factorial import fraction
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 VARIANTS = (
     Variant(label="mema", on=(True, True)),
     Variant(label="mema-no_query", switch="query", level="false", on=(True, False)),

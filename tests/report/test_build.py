@@ -126,6 +126,7 @@ def test_what_did_not_run_is_named_with_its_reason_and_no_path(report, results):
         assert str(results).encode() not in content
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_mixed_and_uncommitted_code_is_said_aloud(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "copy")
     store = Store.open(folder)
@@ -138,6 +139,7 @@ def test_mixed_and_uncommitted_code_is_said_aloud(results, tmp_path):
     assert "Mixed code" not in write_report(results, tmp_path / "one").page.read_text()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_ignored_files_are_named_without_the_folder(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "copy")
     (folder / "cells" / "notes.txt").write_text("mine")
@@ -145,6 +147,7 @@ def test_ignored_files_are_named_without_the_folder(results, tmp_path):
     assert "- cells/notes.txt: ignored: not a file of FusionBench" in page
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_report_knows_whether_it_shows_the_folder_as_it_is(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "copy")
     assert not up_to_date(Store.open(folder), folder / "report")

@@ -18,6 +18,8 @@ from fusionbench.stats.suite import sum_over_tasks
 from fusionbench.stats.testset import t_over_seeds
 from fusionbench.stats.verdicts import holm
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 TASKS = ("digits", "textile", "scenes_count", "scenes_text", "easy_vqa")
 SHARES = {"penultimate": 0.5, "repeat": 0.5, "mema": 0.7, "mema-readout": 0.52, "concat": 0.51}
 
