@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import Plugins, Settings, Strict, app, found, read, say
+from fusionbench.cli.app import Plugins, Settings, Strict, app, read, say
 from fusionbench.cli.run import checked_device
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
@@ -96,15 +96,13 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     from fusionbench.cli.summary import report_writer
     from fusionbench.records.history import note_design
     from fusionbench.records.locks import exclusive
-    from fusionbench.records.store import Store
     from fusionbench.study.plan import resolve
 
     folder = Path(options.out)
     plan, result = execute(resolve(of_design(study, design), catalog, download=True), options)
     with exclusive(folder):
         note_design(folder, planned_cells(plan, design))
-        say(found(Store.open(folder)))
-        paths = report_writer()(folder, None)
+        paths = report_writer()(folder, hear=say)
     table = paths.tables / "ablation.md"
     if table.exists():
         sys.stdout.write(table.read_text(encoding="utf-8"))

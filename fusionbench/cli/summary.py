@@ -76,4 +76,4 @@ def _update(folder: Path, home: Path) -> None:
     say(store.problems)
     if finished or any(store.failures(finished)):
         if not up_to_date(store, home, finished):
-            report_writer()(folder, home)
+            report_writer()(store, home, finished=finished)

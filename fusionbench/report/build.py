@@ -73,23 +73,24 @@ class ReportOptions:
 
 
 def write_report(
-    folder: str | Path,
+    folder: str | Path | Store,
     out: str | Path | None = None,
     wanted: ReportOptions | None = None,
     *,
     hear: Callable[[Sequence[Problem]], None] | None = None,
+    finished: Cells | None = None,
 ) -> ReportPaths:
     """Write the report of a folder of results, by default into its `report/`.
 
-    `hear` is called first, with the problems of files that are ignored. Raises UserError if the
-    folder holds no record, for an unknown table, format or baseline, and if `out` cannot be
-    written.
+    `finished`: what the store's scan found, if it was scanned before. `hear` is called first, with
+    the problems of files that are ignored. Raises UserError if the folder holds no record, for an
+    unknown table, format or baseline, and if `out` cannot be written.
     """
     wanted = wanted or ReportOptions()
     _check(wanted)
-    store = Store.open(folder)
-    home = Path(out) if out is not None else Path(folder) / "report"
-    finished = store.finished()
+    store = folder if isinstance(folder, Store) else Store.open(folder)
+    home = Path(out) if out is not None else store.folder / "report"
+    finished = store.finished() if finished is None else finished
     if hear is not None:
         hear(store.problems)
     inputs = fingerprint(store, finished) if wanted.everything else ""
