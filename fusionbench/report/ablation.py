@@ -23,7 +23,7 @@ OVERALL = "overall"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast:
+class EffectWeights:
     """Weights over the cells of a design."""
 
     name: str
@@ -35,10 +35,10 @@ class Contrast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class AblationEffect:
     """A contrast, measured over the counted tasks (`overall`) and on each task, and its answer."""
 
-    contrast: Contrast
+    contrast: EffectWeights
     overall: Measured
     tasks: Mapping[str, Measured]
     answer: Answer = Answer()
@@ -59,12 +59,12 @@ def design_table(results: Results, planned: PlannedAblation) -> ScoreTable | Non
     return next(iter(score_tables(records)), None)
 
 
-def contrasts(design: Design) -> list[Contrast]:
+def contrasts(design: Design) -> list[EffectWeights]:
     """One change: variant minus full method. Factorial: main effects, then two-way interactions."""
     if design.kind == "one_factor_out":
         every = np.eye(len(design.variants))
         return [
-            Contrast(
+            EffectWeights(
                 name=f"{variant.switch}={variant.level}",
                 kind="simple effect",
                 weights=every[row] - every[0],
@@ -88,8 +88,8 @@ def contrasts(design: Design) -> list[Contrast]:
 
 def _contrast(
     sum_of: Sequence[tuple[str, ...]], weights: Float[np.ndarray, " cell"], contexts: int
-) -> Contrast:
-    return Contrast(
+) -> EffectWeights:
+    return EffectWeights(
         name=" + ".join(" x ".join(names) for names in sum_of),
         kind="main effect" if len(sum_of[0]) == 1 else "two-way interaction",
         weights=weights,
@@ -97,7 +97,7 @@ def _contrast(
     )
 
 
-def effects(results: Results, planned: PlannedAblation, table: ScoreTable) -> list[Effect]:
+def effects(results: Results, planned: PlannedAblation, table: ScoreTable) -> list[AblationEffect]:
     """All effects of a design; p-values are corrected (Holm) within their kind."""
     columns = _columns(planned, table)
     counted = [columns[name] for name in counted_tasks(planned, table)]
@@ -107,7 +107,9 @@ def effects(results: Results, planned: PlannedAblation, table: ScoreTable) -> li
         rows = _rows(contrast, planned, table)
         if rows is None:
             gap = Measured(gap="a variant was not run")
-            found.append(Effect(contrast=contrast, overall=gap, tasks=dict.fromkeys(columns, gap)))
+            found.append(
+                AblationEffect(contrast=contrast, overall=gap, tasks=dict.fromkeys(columns, gap))
+            )
             continue
         overall = (
             results.contrast(table, rows, counted, corrected_weights(table, counted))
@@ -118,11 +120,11 @@ def effects(results: Results, planned: PlannedAblation, table: ScoreTable) -> li
             name: results.contrast(table, rows, [column], np.ones(1))
             for name, column in columns.items()
         }
-        found.append(Effect(contrast=contrast, overall=overall, tasks=tasks))
+        found.append(AblationEffect(contrast=contrast, overall=overall, tasks=tasks))
     return _judged(found)
 
 
-def _judged(found: Sequence[Effect]) -> list[Effect]:
+def _judged(found: Sequence[AblationEffect]) -> list[AblationEffect]:
     estimates = [effect.overall.estimate for effect in found]
     answers = verdicts.judge_groups(
         [Question(references=() if one is None else (one,)) for one in estimates],
@@ -146,7 +148,7 @@ def _columns(planned: PlannedAblation, table: ScoreTable) -> dict[str, int]:
 
 
 def _rows(
-    contrast: Contrast, planned: PlannedAblation, table: ScoreTable
+    contrast: EffectWeights, planned: PlannedAblation, table: ScoreTable
 ) -> dict[int, float] | None:
     """Weights by row of the table; None if a variant has no finished cell."""
     labels = [variant.label for variant in planned.design.variants]
@@ -192,7 +194,9 @@ def ablation_page(results: Results) -> Page:
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 
 
-def effect_rows(planned: PlannedAblation, table: ScoreTable, found: Sequence[Effect]) -> list[Row]:
+def effect_rows(
+    planned: PlannedAblation, table: ScoreTable, found: Sequence[AblationEffect]
+) -> list[Row]:
     """One row for each effect: overall, p, and task by task."""
     single = planned.design.kind == "one_factor_out"
     seeds = _planned_seeds(planned)
@@ -210,7 +214,7 @@ def effect_rows(planned: PlannedAblation, table: ScoreTable, found: Sequence[Eff
     return rows
 
 
-def long_rows(planned: PlannedAblation, found: Sequence[Effect]) -> list[Row]:
+def long_rows(planned: PlannedAblation, found: Sequence[AblationEffect]) -> list[Row]:
     """One row for each effect and task, and one over the tasks, all digits."""
     return [
         csv_row(
@@ -316,7 +320,7 @@ def _points(one: Measured, planned: int) -> str:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]{runs}"
 
 
-def _parameters(effect: Effect, planned: PlannedAblation, table: ScoreTable) -> str:
+def _parameters(effect: AblationEffect, planned: PlannedAblation, table: ScoreTable) -> str:
     """The variant's fusion parameters, with the change in percent where it is large."""
     variant = planned.design.variants[int(np.flatnonzero(effect.contrast.weights > 0)[0])]
     for column in range(len(table.tasks)):

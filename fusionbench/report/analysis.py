@@ -15,7 +15,7 @@ from fusionbench.records.pairs import Results
 from fusionbench.records.parallel import in_order
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.contrast_rows import ContrastRow, contrast_rows
-from fusionbench.report.contrasts import Measurer, Plan, Scope, make_plan, weights_of
+from fusionbench.report.contrasts import ContrastPlan, Measurer, Scope, make_plan, weights_of
 from fusionbench.report.tables import Summary, cell, names, over_seeds
 from fusionbench.stats.cells import mean_score, share_correct
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
@@ -231,7 +231,7 @@ class Analysis:
     table: ScoreTable
     labels: tuple[str, ...]
     """Display names of methods: `mema-no_feedback (= penultimate)`."""
-    plan: Plan
+    plan: ContrastPlan
     scopes: tuple[Scope, ...]
     rows: tuple[ContrastRow, ...]
     cells: Mapping[tuple[int, int], Summary]

@@ -19,24 +19,24 @@ from fusionbench.report.freshness import fingerprint, mark
 from fusionbench.report.html.page import write_html
 from fusionbench.report.layer_table import layer_page
 from fusionbench.report.main_table import main_page, planted_page, summary_page
-from fusionbench.report.page import Material, Page, Section, figure_section, joined, title
+from fusionbench.report.page import Material, Page, ReportSection, figure_section, joined, title
 from fusionbench.report.published import reported_page
 from fusionbench.report.tables import comma_separated
 
-SECTIONS: Sequence[Section] = (
-    Section("summary", "Summary", lambda report: summary_page(report.analyses)),
-    Section("contrasts", "Contrasts", lambda report: contrast_page(report.analyses)),
-    Section("main", "Scores", lambda report: main_page(report.analyses)),
-    Section("planted", "Planted ground truth", lambda report: planted_page(report.planted)),
-    Section("cost", "Cost", lambda report: cost_page(report.analyses, report.profiles)),
-    Section("ablation", "Ablations", lambda report: ablation_page(report.results)),
-    Section("layers", "Layers", lambda report: layer_page(report.analyses)),
-    Section(
+SECTIONS: Sequence[ReportSection] = (
+    ReportSection("summary", "Summary", lambda report: summary_page(report.analyses)),
+    ReportSection("contrasts", "Contrasts", lambda report: contrast_page(report.analyses)),
+    ReportSection("main", "Scores", lambda report: main_page(report.analyses)),
+    ReportSection("planted", "Planted ground truth", lambda report: planted_page(report.planted)),
+    ReportSection("cost", "Cost", lambda report: cost_page(report.analyses, report.profiles)),
+    ReportSection("ablation", "Ablations", lambda report: ablation_page(report.results)),
+    ReportSection("layers", "Layers", lambda report: layer_page(report.analyses)),
+    ReportSection(
         "reported",
         "Published numbers",
         lambda report: reported_page([analysis.table for analysis in report.analyses]),
     ),
-    Section("coverage", "What ran", coverage_page),
+    ReportSection("coverage", "What ran", coverage_page),
 )
 """In the order of the page; an empty one is left out."""
 

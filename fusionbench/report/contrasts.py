@@ -27,7 +27,7 @@ _REFERENCE = "none: it is a "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ContrastPlan:
     """The planned contrasts of one condition and their margins (shares of a score)."""
 
     baseline: str
@@ -38,7 +38,9 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def make_plan(table: ScoreTable, runs: Sequence[Request], baseline: str | None = None) -> Plan:
+def make_plan(
+    table: ScoreTable, runs: Sequence[Request], baseline: str | None = None
+) -> ContrastPlan:
     """The plan of the last request. Raises UserError for a baseline that was never run.
 
     A baseline other than the study's was chosen after the run: nothing is planned then.
@@ -58,7 +60,7 @@ def make_plan(table: ScoreTable, runs: Sequence[Request], baseline: str | None =
     else:
         contrasts, more = _contrasts(table, runs, declared)
         notes += more
-    return Plan(
+    return ContrastPlan(
         baseline=baseline or declared,
         contrasts=contrasts,
         suite_margin=suite_margin,

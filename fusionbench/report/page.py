@@ -42,7 +42,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """`tables/<name>.md`, `.csv`, `.tex`, and a part of report.md under `title`."""
 
     name: str
