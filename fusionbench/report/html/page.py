@@ -20,8 +20,6 @@ from fusionbench.report.html.grid import Grid, pivots, plain
 from fusionbench.report.page import Material
 from fusionbench.report.tables import Row, is_missing
 
-# Below the scores: methods and versions, environment, and how to run the study again.
-
 
 def method_rows(records: Sequence[CellRecord]) -> list[Row]:
     """Each method with its version and settings, once for each combination that ran."""
@@ -106,9 +104,6 @@ def commands(records: Sequence[CellRecord], planned: Request | None) -> str:
         "fusionbench report results/again",
     ]
     return "\n".join(lines)
-
-
-# Figures inside the page: unique ids, and colours that follow the page's theme.
 
 
 _ID = re.compile(r'\bid="([^"]+)"')
