@@ -22,7 +22,7 @@ import numpy as np
 from fusionbench.records.cell import CellRecord, CellSpec
 from fusionbench.records.facts import full_text
 from fusionbench.records.files import sha256_of
-from fusionbench.records.history import History, Run
+from fusionbench.records.history import History, Request
 from fusionbench.records.store import Items, encode, make
 from fusionbench.study.study import PAPER, as_plain
 
@@ -97,7 +97,7 @@ def write_records(  # noqa: PLR0913  (one argument for each axis)
                     spec = _spec(label, task, seed, f"encoder-{encoder}")
                     _write(folder, spec, scores.astype(np.float32), items, number)
     study = replace(PAPER, seeds=seeds)
-    run = Run(study=as_plain(study), labels=tuple(labels), tasks=tuple(names))
+    run = Request(study=as_plain(study), labels=tuple(labels), tasks=tuple(names))
     History(folder / "study.json").add(run)
     return methods * tasks * seeds * encoders
 

@@ -17,7 +17,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, Tap, method, one_of, paper_taps
+from fusionbench.api import Fused, Fusion, StackShape, Tap, method, one_of
 
 _LAST = 4
 
@@ -137,7 +137,7 @@ class TokenConcat(Fusion):
         repeat: bool = False,
     ) -> None:
         super().__init__(shape)
-        chosen = paper_taps(shape, layers)
+        chosen = self.paper_taps(layers)
         self.taps = tuple(tuple(map(shape.normed_layer, t)) if norm else t for t in chosen)
         if repeat:
             base = shape.normed_layer(-2) if norm else shape.layer(-2)

@@ -58,6 +58,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
+def without_figures(monkeypatch):
+    """Reports without figures, which take most of their time."""
+    monkeypatch.setattr("fusionbench.report.build.write_figures", lambda *_: [])
+
+
+@pytest.fixture
 def call(monkeypatch, capsys):
     """Run a command in this process: exit code, standard output, standard error."""
 

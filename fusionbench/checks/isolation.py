@@ -25,7 +25,7 @@ from fusionbench.checks.training import loss_of
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model, own_settings
 
-Runner = Callable[
+RunOnBatch = Callable[
     [Method, Float[Tensor, "batch token dim"], Float[Tensor, "batch query_dim"]],
     Outputs,
 ]
@@ -64,7 +64,7 @@ def batch_split(subject: Subject) -> str | None:
     return _in_both_modes(subject, part_by_part)
 
 
-def _in_both_modes(subject: Subject, otherwise: Runner) -> str | None:
+def _in_both_modes(subject: Subject, otherwise: RunOnBatch) -> str | None:
     tokens, query = draw(SHAPE, batch=_BATCH)
     method = subject.jittered()
     for mode in ("evaluation", "training"):

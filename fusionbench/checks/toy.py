@@ -257,9 +257,6 @@ def without_query(shape: StackShape) -> StackShape:
     return replace(shape, query_dim=0)
 
 
-# A synthetic in-memory task for the real harness: a signal in `hs[0]`, or random labels.
-
-
 BUDGET = Budget(
     steps=30,
     batch=32,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import Plugins, Settings, Strict, app, found, read, say
+from fusionbench.cli.app import Plugins, Settings, Strict, app, read, say
 from fusionbench.cli.run import checked_device
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
 
 if TYPE_CHECKING:
-    from fusionbench.records.history import Design, Planned
+    from fusionbench.records.history import Design, PlannedAblation
     from fusionbench.registry.catalog import Catalog
     from fusionbench.study.plan import Plan
 
@@ -81,7 +81,7 @@ def start(
 def designed(
     catalog: "Catalog", method: str, study: Study, *, factorial: str, only: str
 ) -> "Design":
-    """The arms: one change at a time, or the combinations of some switches."""
+    """The variants: one change at a time, or the combinations of some switches."""
     from fusionbench.study import ablation
 
     base = ablation.base_of(catalog, method, study.settings)
@@ -94,17 +94,15 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     """Run the missing cells, write the tables, and print them; the exit status."""
     from fusionbench.cli.run import execute, exit_status
     from fusionbench.cli.summary import report_writer
-    from fusionbench.records.claims import exclusive
     from fusionbench.records.history import note_design
-    from fusionbench.records.store import Store
+    from fusionbench.records.locks import exclusive
     from fusionbench.study.plan import resolve
 
     folder = Path(options.out)
     plan, result = execute(resolve(of_design(study, design), catalog, download=True), options)
     with exclusive(folder):
         note_design(folder, planned_cells(plan, design))
-        say(found(Store.open(folder)))
-        paths = report_writer()(folder, None)
+        paths = report_writer()(folder, hear=say)
     table = paths.tables / "ablation.md"
     if table.exists():
         sys.stdout.write(table.read_text(encoding="utf-8"))
@@ -123,20 +121,20 @@ def show_plan(study: Study, design: "Design", options: RunOptions) -> int:
 
 
 def of_design(study: Study, design: "Design") -> Study:
-    """The study whose methods are the arms; changed settings stand in their names already."""
+    """The study whose methods are the variants; their labels hold the changed settings."""
     kind = "factorial" if design.kind == "factorial" else "one change at a time"
     return replace(
         study,
         name=f"ablation of {design.method}",
-        methods=tuple(arm.label for arm in design.arms),
+        methods=tuple(variant.label for variant in design.variants),
         settings={},
         note=f"{kind}; the rest of this report shows the same cells as methods of their own",
     )
 
 
-def planned_cells(plan: "Plan", design: "Design") -> "Planned":
+def planned_cells(plan: "Plan", design: "Design") -> "PlannedAblation":
     """The design with the ids of its cells."""
-    from fusionbench.records.history import Planned
+    from fusionbench.records.history import PlannedAblation
 
     cells: dict[str, dict[str, tuple[str, ...]]] = {}
     for cell in plan.cells:
@@ -145,7 +143,7 @@ def planned_cells(plan: "Plan", design: "Design") -> "Planned":
     study = plan.resolved.study
     budget = study.budget
     words = f"{study.encoder}, {budget.steps} steps of {budget.batch}, {study.seeds} seeds"
-    return Planned(design=design, encoder=study.encoder, budget=words, cells=cells)
+    return PlannedAblation(design=design, encoder=study.encoder, budget=words, cells=cells)
 
 
 def _split(texts: Sequence[str]) -> list[str]:

@@ -13,7 +13,6 @@ from fusionbench.registry.catalog import Catalog, read_catalog
 
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
-    from fusionbench.records.store import Store
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -81,12 +80,6 @@ def refuse_plugged(catalog: Catalog, encoder: str, command: str) -> None:
             f"{command} does not take encoders of plug-ins, such as {encoder!r}",
             "`fusionbench run` does",
         )
-
-
-def found(store: "Store") -> Iterable[Problem]:
-    """Problems with the records of a store; reads all of them."""
-    store.finished()
-    return store.problems
 
 
 def say(problems: Iterable[Problem]) -> None:

@@ -23,7 +23,7 @@ from fusionbench.study.plan import Cell, Plan
 _CPU_RATE = 2.5e10
 _GPU_RATE = 2e12
 _MIB = 2**20
-Kind = tuple[str, bool]
+CellKind = tuple[str, bool]
 """(encoder, whether the cell trains through it)"""
 
 
@@ -60,12 +60,14 @@ def _rows(cells: Iterable[Cell]) -> list[tuple[str, ...]]:
 
 def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> tuple[float, bool]:
     """Wall time of the pending cells, and whether every kind of cell was measured."""
-    times: dict[Kind, list[float]] = defaultdict(list)
+    times: dict[CellKind, list[float]] = defaultdict(list)
     for record in records:
         if record.seconds > 0:
             steps = record.spec.budget.steps * record.spec.budget.batch
             times[record.spec.encoder, record.in_encoder].append(record.seconds / steps)
-    rates: Mapping[Kind, float] = {kind: statistics.median(found) for kind, found in times.items()}
+    rates: Mapping[CellKind, float] = {
+        kind: statistics.median(found) for kind, found in times.items()
+    }
     total, measured = 0.0, True
     for cell in plan.pending:
         kind = (cell.spec.encoder, cell.chosen.card.in_encoder)

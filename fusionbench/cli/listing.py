@@ -18,12 +18,12 @@ from fusionbench.registry.selection import shown
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
 
-Row = tuple[str, ...]
+TextRow = tuple[str, ...]
 UNKNOWN = "—"
 """Shown for a fact that a method does not declare."""
 
 
-class Kind(StrEnum):
+class Listed(StrEnum):
     """What can be listed."""
 
     METHODS = "methods"
@@ -33,7 +33,7 @@ class Kind(StrEnum):
 
 @app.command("list")
 def command(
-    kind: Annotated[Kind, typer.Argument()],
+    kind: Annotated[Listed, typer.Argument()],
     long: Annotated[
         bool, typer.Option("--long", help="Methods: paper, parity, parameters, needs.")
     ] = False,
@@ -45,10 +45,10 @@ def command(
     catalog = read(plugin, strict=strict_plugins)
     if as_json:
         text = json_text(kind.value, catalog)
-    elif kind is Kind.METHODS:
+    elif kind is Listed.METHODS:
         text = methods_long(catalog) if long else methods_text(catalog)
     else:
-        text = tasks_text(catalog) if kind is Kind.TASKS else encoders_text(catalog)
+        text = tasks_text(catalog) if kind is Listed.TASKS else encoders_text(catalog)
     sys.stdout.write(text + "\n")
 
 
@@ -77,7 +77,7 @@ def tasks_text(catalog: Catalog) -> str:
 def encoders_text(catalog: Catalog) -> str:
     """A line per encoder: shape, input, how to get missing weights."""
     header = ("encoder", "blocks x width", "input", "available", "from")
-    rows: list[Row] = [header]
+    rows: list[TextRow] = [header]
     for card in _encoders(catalog):
         stack = f"{card.layers} x {card.dim}" if card.layers else "-"
         size = f"{card.size} px" if card.size else "-"
@@ -104,7 +104,7 @@ def json_text(kind: str, catalog: Catalog) -> str:
     return json.dumps([dict(_fields(card)) for card in cards.values()], indent=1)
 
 
-def columns(rows: Sequence[Row]) -> str:
+def columns(rows: Sequence[TextRow]) -> str:
     """Rows as left-aligned text with two spaces between columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -112,7 +112,7 @@ def columns(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _method(card: MethodCard) -> Row:
+def _method(card: MethodCard) -> TextRow:
     changed = [f"{key}={shown(value)}" for key, value in card.changes.items()]
     others = [f"{k}={shown(v)}" for k, v in card.settings.items() if k not in card.changes]
     runs = "in the encoder" if card.in_encoder else "on features"
@@ -160,7 +160,7 @@ def parameter_count(card: MethodCard) -> int:
     return count(str(card.facts.get("parameters", "")), card.settings, query_width=int(width))
 
 
-def _task(card: TaskCard) -> Row:
+def _task(card: TaskCard) -> TextRow:
     suite = "yes" if card.in_suite else "no"
     return (card.name, str(card.version), card.group, suite, _how(card), card.source)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
 
-class Mode(StrEnum):
+class TimedMode(StrEnum):
     """What is timed."""
 
     INFERENCE = "inference"
@@ -32,7 +32,7 @@ def command(
     encoder: Annotated[str, typer.Option(help="A name, or shape:clip-vit-l-14-336.")] = "nano",
     out: Annotated[Path, typer.Option(help="A folder of results.")] = Path("results/local"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or meta: count only.")] = "auto",
-    mode: Annotated[Mode, typer.Option()] = Mode.INFERENCE,
+    mode: Annotated[TimedMode, typer.Option()] = TimedMode.INFERENCE,
     batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 32,
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     width: Annotated[
@@ -57,7 +57,7 @@ def command(
         batch=batch,
         dtype=_one_of("dtype", dtype, tuple(DTYPES)),
         device=device if device == "meta" else checked_device(device),
-        mode="train" if mode is Mode.TRAIN else "inference",
+        mode="train" if mode is TimedMode.TRAIN else "inference",
         compile=_one_of("compile", compile, ("off", "default", "reduce-overhead")),
         language_model=language_model,
         blocks=blocks,

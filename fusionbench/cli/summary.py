@@ -1,15 +1,13 @@
 """The run summary: the request in `study.json`, the report, and what the terminal shows."""
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from fusionbench import __version__
 from fusionbench.api.errors import UserError
 from fusionbench.cli.app import say
-from fusionbench.cli.listing import Row, columns
-from fusionbench.records.claims import exclusive
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
+from fusionbench.records.locks import exclusive
 from fusionbench.records.store import Store
 from fusionbench.study.plan import ResolvedStudy
 from fusionbench.study.study import as_plain
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
 def note_request(store: Store, resolved: ResolvedStudy) -> None:
     """Add the request to `study.json`, so that a report can tell what is missing."""
-    request = Run(
+    request = Request(
         study=as_plain(resolved.study),
         labels=tuple(chosen.label for chosen in resolved.methods),
         tasks=tuple(card.name for card in resolved.tasks),
@@ -40,11 +38,12 @@ def write(folder: Path, resolved: ResolvedStudy, result: "SweepResult", stream: 
     # Another run of the folder may end at the same moment.
     with exclusive(folder):
         _update(folder, home)
-    if (home / "tables" / "summary.csv").exists():
-        stream.write(f"\n{table_text(home / 'tables' / 'summary.csv')}\n\n")
-    skipped = home / "tables" / "gaps.md"
-    if skipped.exists():
-        stream.write(skipped.read_text(encoding="utf-8"))
+    scores, gaps = home / "tables" / "summary.md", home / "tables" / "gaps.md"
+    if scores.exists():
+        text = scores.read_text(encoding="utf-8")
+        stream.write(f"\nMean ± half of the 95 % interval over runs, in percent\n\n{text}\n")
+    if gaps.exists():
+        stream.write(gaps.read_text(encoding="utf-8"))
     for one in resolved.unavailable:
         stream.write(f"- left out: {one.card.name}: {one.reason}\n")
     counts = f"{result.executed} cells run, {result.finished} were there"
@@ -55,37 +54,6 @@ def write(folder: Path, resolved: ResolvedStudy, result: "SweepResult", stream: 
         if page.exists():
             stream.write(f"report: {page}\n")
             break
-
-
-def table_text(file: Path) -> str:
-    """The summary table for a terminal: methods, their means over the suite and its groups."""
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    conditions = list(dict.fromkeys((row["encoder"], row["steps"]) for row in rows))
-    parts = []
-    for encoder, steps in conditions:
-        here = [row for row in rows if (row["encoder"], row["steps"]) == (encoder, steps)]
-        parts.append(f"{encoder}, {steps} steps; mean ± 95 % interval over runs, in percent\n"
-                     f"{_pivot(here)}")  # fmt: skip
-    return "\n\n".join(parts)
-
-
-def _pivot(rows: list[dict[str, str]]) -> str:
-    titles = list(dict.fromkeys((row["aggregate"], row["n_tasks"]) for row in rows))
-    header: Row = ("method", *(f"{name} ({tasks})" for name, tasks in titles), "parameters")
-    cells: dict[str, dict[str, str]] = {}
-    for row in rows:
-        cells.setdefault(row["method"], {})[row["aggregate"]] = row["text"]
-        cells[row["method"]]["parameters"] = row["fusion"]
-    return columns(
-        [
-            header,
-            *(
-                (method, *(found.get(name, "-") for name, _ in titles), found["parameters"])
-                for method, found in cells.items()
-            ),
-        ]
-    )
 
 
 def report_writer() -> "Callable[..., ReportPaths]":
@@ -108,4 +76,4 @@ def _update(folder: Path, home: Path) -> None:
     say(store.problems)
     if finished or any(store.failures(finished)):
         if not up_to_date(store, home, finished):
-            report_writer()(folder, home)
+            report_writer()(store, home, finished=finished)

@@ -173,9 +173,6 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-# What runs in a worker process.
-
-
 def serve(connection: Connection, options: RunOptions) -> None:
     """Take jobs from the pipe until the parent closes it or dies."""
     # Ctrl-C reaches the whole process group; the parent decides what happens.

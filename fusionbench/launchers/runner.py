@@ -27,8 +27,8 @@ from fusionbench.harness.passes import run_pass
 from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers.jobs import EncodeJob, Event, Job
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
-from fusionbench.records.claims import claimed
 from fusionbench.records.files import cache_dir
+from fusionbench.records.locks import claimed
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import code_state, hardware, plugin_files, software

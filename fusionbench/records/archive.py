@@ -26,7 +26,7 @@ from fusionbench.records.cost import PROFILES
 from fusionbench.records.facts import Fact, Facts
 from fusionbench.records.files import write_atomic
 from fusionbench.records.outcomes import Items
-from fusionbench.records.verified import State, examine, size_of
+from fusionbench.records.verified import FileState, examine, size_of
 
 CELLS, FACTS, OUTCOMES, ITEMS = "cells.jsonl", "facts.json", "outcomes.npz", "items.json"
 FAILURES = "failures.jsonl"
@@ -45,7 +45,7 @@ class Archive:
         self.file = folder / CELLS
 
     @property
-    def state(self) -> State:
+    def state(self) -> FileState:
         """Size and time of change of the lines and of the outcomes."""
         return (*size_of(self.file), *size_of(self.folder / OUTCOMES))
 

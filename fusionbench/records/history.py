@@ -11,7 +11,7 @@ from fusionbench.records.files import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Request:
     """One request: the grid of cells it resolved to, and the tasks that it left out."""
 
     study: Mapping[str, Any]
@@ -29,25 +29,25 @@ class History:
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def runs(self) -> list[Run]:
+    def requests(self) -> list[Request]:
         """All requests; empty for a file that is missing or is no history."""
         try:
             values = json.loads(self.file.read_text(encoding="utf-8"))
-            return [_run(value) for value in values["runs"]]
+            return [_request(value) for value in values["runs"]]
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
-    def add(self, run: Run) -> None:
+    def add(self, request: Request) -> None:
         """Append a request unless it repeats the last one. Raises UserError if the disk refuses."""
-        runs = self.runs()
-        if runs and _plain(runs[-1]) == _plain(run):
+        earlier = self.requests()
+        if earlier and _plain(earlier[-1]) == _plain(request):
             return
-        _write(self.file, requests_text([*runs, run]))
+        _write(self.file, requests_text([*earlier, request]))
 
 
-def requests_text(runs: Sequence[Run]) -> str:
+def requests_text(requests: Sequence[Request]) -> str:
     """The contents of `study.json`."""
-    return json.dumps({"runs": [_plain(run) for run in runs]}, indent=1, sort_keys=True)
+    return json.dumps({"runs": [_plain(one) for one in requests]}, indent=1, sort_keys=True)
 
 
 def _write(file: Path, text: str) -> None:
@@ -57,23 +57,20 @@ def _write(file: Path, text: str) -> None:
         raise disk_error(error, file.parent) from error
 
 
-def _plain(run: Run) -> Any:
-    return json.loads(json.dumps(asdict(run)))
+def _plain(request: Request) -> Any:
+    return json.loads(json.dumps(asdict(request)))
 
 
-def _run(value: dict[str, Any]) -> Run:
+def _request(value: dict[str, Any]) -> Request:
     lists = {name: tuple(value[name]) for name in ("labels", "tasks")}
-    return Run(**(value | lists))
+    return Request(**(value | lists))
 
 
-# Ids, unlike names, refer to one version of one method under one budget.
 ABLATIONS = "ablations.json"
-
-Kind = Literal["one_factor_out", "factorial"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class Variant:
     """One variant of the method."""
 
     label: str
@@ -89,17 +86,17 @@ class Arm:
 class Design:
     """The variants of one ablation; the first is the full method."""
 
-    kind: Kind
+    kind: Literal["one_factor_out", "factorial"]
     method: str
-    arms: tuple[Arm, ...]
+    variants: tuple[Variant, ...]
     switches: tuple[str, ...] = ()
     """Factorial: the switches, as `memory=rebuilt` with the level that counts as off."""
-    void: int = 0
+    skipped: int = 0
     """Number of combinations that were skipped, since a switch has no effect in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class PlannedAblation:
     """A design with its encoder and the ids of its cells."""
 
     design: Design
@@ -120,7 +117,7 @@ class Planned:
         return (self.design.kind, self.design.method, self.encoder, *self.design.switches)
 
 
-def read_designs(folder: Path) -> list[Planned]:
+def read_designs(folder: Path) -> list[PlannedAblation]:
     """All designs of a folder; empty for a file that is missing or is no list of designs."""
     try:
         values = json.loads((folder / ABLATIONS).read_text(encoding="utf-8"))
@@ -129,23 +126,29 @@ def read_designs(folder: Path) -> list[Planned]:
         return []
 
 
-def note_design(folder: Path, planned: Planned) -> None:
+def note_design(folder: Path, planned: PlannedAblation) -> None:
     """Add a design in place of an earlier one of its key. Raises UserError if the disk refuses."""
     others = [one for one in read_designs(folder) if one.key != planned.key]
     _write(folder / ABLATIONS, designs_text([*others, planned]))
 
 
-def designs_text(designs: Sequence[Planned]) -> str:
+def designs_text(designs: Sequence[PlannedAblation]) -> str:
     """The contents of `ablations.json`."""
     return json.dumps({"ablations": [asdict(one) for one in designs]}, indent=1)
 
 
-def _planned(value: dict[str, Any]) -> Planned:
-    design = value["design"]
-    arms = tuple(Arm(**arm | {"on": tuple(arm["on"])}) for arm in design["arms"])
+def _planned(value: dict[str, Any]) -> PlannedAblation:
+    design = {_RENAMED.get(name, name): found for name, found in value["design"].items()}
+    design["switches"] = tuple(design["switches"])
+    design["variants"] = tuple(
+        Variant(**one | {"on": tuple(one["on"])}) for one in design["variants"]
+    )
     cells = {
-        arm: {task: tuple(ids) for task, ids in tasks.items()}
-        for arm, tasks in value["cells"].items()
+        label: {task: tuple(ids) for task, ids in tasks.items()}
+        for label, tasks in value["cells"].items()
     }
-    built = Design(**design | {"arms": arms, "switches": tuple(design["switches"])})
-    return Planned(**value | {"design": built, "cells": cells})
+    return PlannedAblation(**value | {"design": Design(**design), "cells": cells})
+
+
+_RENAMED = {"arms": "variants", "void": "skipped"}
+"""Keys of earlier files."""

@@ -14,7 +14,7 @@ from fusionbench.records.cell import CellRecord
 from fusionbench.records.facts import normal_text
 from fusionbench.records.history import (
     ABLATIONS,
-    Planned,
+    PlannedAblation,
     designs_text,
     read_designs,
     requests_text,
@@ -130,10 +130,10 @@ def _add(known: dict[str, Any], name: str, value: str | bytes, what: str) -> Non
 
 def _requests(stores: Sequence[Store]) -> Iterator[tuple[str, bytes]]:
     """`study.json` with each request once, `ablations.json` with each design once."""
-    runs = {requests_text([run]): run for store in stores for run in store.history.runs()}
+    runs = {requests_text([run]): run for store in stores for run in store.history.requests()}
     if runs:
         yield "study.json", requests_text(list(runs.values())).encode()
-    designs: dict[tuple[str, ...], Planned] = {}
+    designs: dict[tuple[str, ...], PlannedAblation] = {}
     for store in stores:
         for planned in read_designs(store.folder):
             known = designs.setdefault(planned.key, planned)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.references import marked
 from fusionbench.records.scores import ScoreTable, TaskFacts, score_tables
 from fusionbench.records.store import Items, Store
@@ -113,9 +113,9 @@ class Results:
         return results
 
     @property
-    def planned(self) -> Run | None:
+    def planned(self) -> Request | None:
         """The last request, with its study; None without a history."""
-        return next(reversed(self.store.history.runs()), None)
+        return next(reversed(self.store.history.requests()), None)
 
     def outcomes(self, record: CellRecord) -> Shaped[np.ndarray, " item"]:
         """A score for each example of a finished cell; right or wrong as booleans."""

@@ -19,7 +19,7 @@ MOST = 2
 """Maximum number of forked workers; reference counts make each copy most pages it reads. The report
 of 100,000 records needs 1.7 GiB with two workers and 1.2 GiB without."""
 Result = TypeVar("Result")
-Job = Callable[[], Result]
+Work = Callable[[], Result]
 # The jobs of a worker; empty in the process that the user started.
 _jobs: Sequence[Callable[[], object]] = ()
 
@@ -40,7 +40,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def in_order(jobs: Sequence[Job[Result]]) -> Iterator[Result]:
+def in_order(jobs: Sequence[Work[Result]]) -> Iterator[Result]:
     """The result of each job, from as many processes as `processes` allows.
 
     The error of a job is raised in its place. Jobs of a killed worker run in this process.
@@ -70,7 +70,7 @@ def _submitted(pool: ProcessPoolExecutor, count: int) -> list[Future[Any]]:
         return [pool.submit(_run, index) for index in range(count)]
 
 
-def _adopt(jobs: Sequence[Job[Result]]) -> None:
+def _adopt(jobs: Sequence[Work[Result]]) -> None:
     """Initialise a worker."""
     global _jobs  # noqa: PLW0603  (a job cannot be pickled)
     _jobs = jobs

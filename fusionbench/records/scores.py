@@ -17,8 +17,6 @@ from jaxtyping import Bool, Float
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import Budget, CellRecord, canonical
 
-# Label disambiguation: plain names where they are unique, else with a suffix for what differs.
-
 
 def method_suffix(record: CellRecord, version_suffices: bool) -> str:
     """Suffix for methods of one label: the version, with the settings if versions are equal."""

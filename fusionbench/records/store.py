@@ -26,7 +26,7 @@ from fusionbench.records.facts import Fact, Facts, check, normal_text
 from fusionbench.records.files import content, free_name, sha256_of, write_atomic
 from fusionbench.records.history import History
 from fusionbench.records.outcomes import Items, decode, encode
-from fusionbench.records.verified import State, VerifiedFiles, problems, size_of, sizes
+from fusionbench.records.verified import FileState, VerifiedFiles, problems, size_of, sizes
 
 __all__ = ["Items", "Store", "decode", "encode"]
 
@@ -60,7 +60,7 @@ class Store:
 
     @staticmethod
     def create(folder: str | Path) -> "Store":
-        """A folder to run into, made if missing; several runs may write into it (see `claims`).
+        """A folder to run into, made if missing; several runs may write into it (see `locks`).
 
         Raises UserError without permission or space, and for a file.
         """
@@ -254,7 +254,7 @@ class Store:
         """The sound files of `cells/` or `tuning/`; notes the others in `problems`."""
         scores = sizes(self.folder / "outcomes", ".bin") if part == "cells" else {}
         found: dict[str, Path] = {}
-        fresh: dict[Path, tuple[str, State]] = {}
+        fresh: dict[Path, tuple[str, FileState]] = {}
         for name, size in sorted(sizes(self.folder / part, "").items()):
             path, cell = self.folder / part / name, name.removesuffix(".json")
             state = (*size, *scores.get(cell, (0, 0)))

@@ -13,9 +13,9 @@ from fusionbench.records.facts import Facts, check
 from fusionbench.records.files import content
 from fusionbench.records.parallel import in_order
 
-State = tuple[int, int, int, int]
+FileState = tuple[int, int, int, int]
 """Size and time (ns) of the record, size and time of its outcomes (0, 0 where it has none)."""
-Sizes = dict[str, tuple[int, int]]
+FileSizes = dict[str, tuple[int, int]]
 
 _ID = re.compile(r"[0-9a-f]{20}")
 _SHARE = 2000
@@ -73,7 +73,7 @@ class VerifiedFiles:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.states: dict[str, State] = {}
+        self.states: dict[str, FileState] = {}
         self._read()
 
     def _read(self) -> None:
@@ -85,13 +85,13 @@ class VerifiedFiles:
                     first, second, third, fourth = map(int, numbers)
                     self.states[name] = (first, second, third, fourth)
 
-    def knows(self, name: str, state: State) -> bool:
+    def knows(self, name: str, state: FileState) -> bool:
         """Whether this version of the file has passed before."""
         return self.states.get(name) == state
 
-    def add(self, passed: Iterable[tuple[str, State]], facts: Iterable[str]) -> None:
+    def add(self, passed: Iterable[tuple[str, FileState]], facts: Iterable[str]) -> None:
         """Remember checks and the facts that they rest on; a read-only folder is read again."""
-        new: dict[str, State] = {
+        new: dict[str, FileState] = {
             name: (0, 0, 0, 0) for one in facts if (name := _FACT + one) not in self.states
         }
         new |= dict(passed)
@@ -112,9 +112,9 @@ class VerifiedFiles:
             self.states.clear()
 
 
-def sizes(folder: Path, suffix: str) -> Sizes:
+def sizes(folder: Path, suffix: str) -> FileSizes:
     """Size and time of change of each file with this ending, by stem."""
-    found: Sizes = {}
+    found: FileSizes = {}
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(suffix) and not entry.name.startswith("."):

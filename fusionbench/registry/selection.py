@@ -139,8 +139,6 @@ def _all_ways(left_out: Iterable[Unavailable]) -> str:
     return "; ".join(sorted({_how(one.card) for one in left_out})) or "name at least one task"
 
 
-# Settings as text: the type of a setting is that of its default.
-
 _INLINE = re.compile(r"([^\[\]]+)\[(.*)\]")
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _KINDS: Mapping[type, str] = {

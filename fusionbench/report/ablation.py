@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.records.history import Design, Planned, read_designs
+from fusionbench.records.history import Design, PlannedAblation, read_designs
 from fusionbench.records.pairs import Measured, Results, corrected_weights
 from fusionbench.records.scores import ScoreTable, score_tables
 from fusionbench.report.page import Page
@@ -23,7 +23,7 @@ OVERALL = "overall"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast:
+class EffectWeights:
     """Weights over the cells of a design."""
 
     name: str
@@ -35,16 +35,16 @@ class Contrast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class AblationEffect:
     """A contrast, measured over the counted tasks (`overall`) and on each task, and its answer."""
 
-    contrast: Contrast
+    contrast: EffectWeights
     overall: Measured
     tasks: Mapping[str, Measured]
     answer: Answer = Answer()
 
 
-def design_table(results: Results, planned: Planned) -> ScoreTable | None:
+def design_table(results: Results, planned: PlannedAblation) -> ScoreTable | None:
     """Finished cells of a design; the rows are its variants by label. None if none has run.
 
     The design names its cells by id, so another version or budget under one label cannot enter.
@@ -59,21 +59,21 @@ def design_table(results: Results, planned: Planned) -> ScoreTable | None:
     return next(iter(score_tables(records)), None)
 
 
-def contrasts(design: Design) -> list[Contrast]:
+def contrasts(design: Design) -> list[EffectWeights]:
     """One change: variant minus full method. Factorial: main effects, then two-way interactions."""
     if design.kind == "one_factor_out":
-        every = np.eye(len(design.arms))
+        every = np.eye(len(design.variants))
         return [
-            Contrast(
+            EffectWeights(
                 name=f"{variant.switch}={variant.level}",
                 kind="simple effect",
                 weights=every[row] - every[0],
             )
-            for row, variant in enumerate(design.arms)
+            for row, variant in enumerate(design.variants)
             if row
         ]
     names = [text.partition("=")[0] for text in design.switches]
-    on = np.array([variant.on for variant in design.arms], dtype=np.bool_)
+    on = np.array([variant.on for variant in design.variants], dtype=np.bool_)
     if len(names) > MOST_SWITCHES:
         return [
             _contrast(one.sum_of, one.effect.weights, one.effect.contexts)
@@ -88,8 +88,8 @@ def contrasts(design: Design) -> list[Contrast]:
 
 def _contrast(
     sum_of: Sequence[tuple[str, ...]], weights: Float[np.ndarray, " cell"], contexts: int
-) -> Contrast:
-    return Contrast(
+) -> EffectWeights:
+    return EffectWeights(
         name=" + ".join(" x ".join(names) for names in sum_of),
         kind="main effect" if len(sum_of[0]) == 1 else "two-way interaction",
         weights=weights,
@@ -97,7 +97,7 @@ def _contrast(
     )
 
 
-def effects(results: Results, planned: Planned, table: ScoreTable) -> list[Effect]:
+def effects(results: Results, planned: PlannedAblation, table: ScoreTable) -> list[AblationEffect]:
     """All effects of a design; p-values are corrected (Holm) within their kind."""
     columns = _columns(planned, table)
     counted = [columns[name] for name in counted_tasks(planned, table)]
@@ -107,7 +107,9 @@ def effects(results: Results, planned: Planned, table: ScoreTable) -> list[Effec
         rows = _rows(contrast, planned, table)
         if rows is None:
             gap = Measured(gap="a variant was not run")
-            found.append(Effect(contrast=contrast, overall=gap, tasks=dict.fromkeys(columns, gap)))
+            found.append(
+                AblationEffect(contrast=contrast, overall=gap, tasks=dict.fromkeys(columns, gap))
+            )
             continue
         overall = (
             results.contrast(table, rows, counted, corrected_weights(table, counted))
@@ -118,11 +120,11 @@ def effects(results: Results, planned: Planned, table: ScoreTable) -> list[Effec
             name: results.contrast(table, rows, [column], np.ones(1))
             for name, column in columns.items()
         }
-        found.append(Effect(contrast=contrast, overall=overall, tasks=tasks))
+        found.append(AblationEffect(contrast=contrast, overall=overall, tasks=tasks))
     return _judged(found)
 
 
-def _judged(found: Sequence[Effect]) -> list[Effect]:
+def _judged(found: Sequence[AblationEffect]) -> list[AblationEffect]:
     estimates = [effect.overall.estimate for effect in found]
     answers = verdicts.judge_groups(
         [Question(references=() if one is None else (one,)) for one in estimates],
@@ -132,22 +134,24 @@ def _judged(found: Sequence[Effect]) -> list[Effect]:
     return [replace(one, answer=answer) for one, answer in zip(found, answers, strict=True)]
 
 
-def counted_tasks(planned: Planned, table: ScoreTable) -> list[str]:
+def counted_tasks(planned: PlannedAblation, table: ScoreTable) -> list[str]:
     """The tasks of the suite, or all of them if none belongs to it."""
     columns = _columns(planned, table)
     suite = [name for name, column in columns.items() if table.tasks[column].counts]
     return suite or list(columns)
 
 
-def _columns(planned: Planned, table: ScoreTable) -> dict[str, int]:
+def _columns(planned: PlannedAblation, table: ScoreTable) -> dict[str, int]:
     """Column of each task that ran, in the order of the request."""
     names = [task.name for task in table.tasks]
     return {name: names.index(name) for name in planned.tasks if name in names}
 
 
-def _rows(contrast: Contrast, planned: Planned, table: ScoreTable) -> dict[int, float] | None:
+def _rows(
+    contrast: EffectWeights, planned: PlannedAblation, table: ScoreTable
+) -> dict[int, float] | None:
     """Weights by row of the table; None if a variant has no finished cell."""
-    labels = [variant.label for variant in planned.design.arms]
+    labels = [variant.label for variant in planned.design.variants]
     used = [int(cell) for cell in np.flatnonzero(contrast.weights)]
     if not {labels[cell] for cell in used} <= set(table.methods):
         return None
@@ -190,7 +194,9 @@ def ablation_page(results: Results) -> Page:
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 
 
-def effect_rows(planned: Planned, table: ScoreTable, found: Sequence[Effect]) -> list[Row]:
+def effect_rows(
+    planned: PlannedAblation, table: ScoreTable, found: Sequence[AblationEffect]
+) -> list[Row]:
     """One row for each effect: overall, p, and task by task."""
     single = planned.design.kind == "one_factor_out"
     seeds = _planned_seeds(planned)
@@ -208,7 +214,7 @@ def effect_rows(planned: Planned, table: ScoreTable, found: Sequence[Effect]) ->
     return rows
 
 
-def long_rows(planned: Planned, found: Sequence[Effect]) -> list[Row]:
+def long_rows(planned: PlannedAblation, found: Sequence[AblationEffect]) -> list[Row]:
     """One row for each effect and task, and one over the tasks, all digits."""
     return [
         csv_row(
@@ -244,7 +250,7 @@ def _numbers(one: Measured, place: str) -> dict[str, object]:
     }
 
 
-def _text(planned: Planned, table: ScoreTable, rows: Sequence[Row]) -> str:
+def _text(planned: PlannedAblation, table: ScoreTable, rows: Sequence[Row]) -> str:
     design = planned.design
     family = "the rows" if design.kind == "one_factor_out" else "main effects, then among two-way"
     counted = ", ".join(counted_tasks(planned, table))
@@ -256,29 +262,29 @@ def _text(planned: Planned, table: ScoreTable, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def title(planned: Planned) -> str:
+def title(planned: PlannedAblation) -> str:
     """`mema: one change at a time (nano, 60 steps of 32)`."""
     kinds = {"one_factor_out": "one change at a time", "factorial": "combined switches"}
     return f"{planned.design.method}: {kinds[planned.design.kind]} ({planned.budget})"
 
 
-def _switches(planned: Planned) -> list[str]:
+def _switches(planned: PlannedAblation) -> list[str]:
     design = planned.design
     if design.kind != "factorial":
         return []
-    lines = [f"Off means {', '.join(design.switches)}; {len(design.arms)} cells."]
-    if design.void:
+    lines = [f"Off means {', '.join(design.switches)}; {len(design.variants)} cells."]
+    if design.skipped:
         lines += [
-            f"{design.void} combinations in which a switch can do nothing were left out: an effect "
-            "is averaged over the settings in which all its cells exist, and one that has none is "
-            "not shown."
+            f"{design.skipped} combinations in which a switch can do nothing were left out: an "
+            "effect is averaged over the settings in which all its cells exist, and one that has "
+            "none is not shown."
         ]
     return lines
 
 
-def _full_method(planned: Planned, table: ScoreTable) -> list[str]:
+def _full_method(planned: PlannedAblation, table: ScoreTable) -> list[str]:
     """Scores of the full method, and the number of missing cells."""
-    label, scores = planned.design.arms[0].label, []
+    label, scores = planned.design.variants[0].label, []
     for name, column in _columns(planned, table).items():
         row = table.methods.index(label) if label in table.methods else None
         runs = np.zeros(0) if row is None else table.values[row, column]
@@ -290,12 +296,12 @@ def _full_method(planned: Planned, table: ScoreTable) -> list[str]:
     return [f"The full method: {'; '.join(scores)} percent.", *missing]
 
 
-def _latex(planned: Planned, rows: Sequence[Row]) -> str:
+def _latex(planned: PlannedAblation, rows: Sequence[Row]) -> str:
     label = "-".join([NAME, planned.design.kind, planned.design.method])
     return latex_grid(rows, title(planned), label)
 
 
-def _planned_seeds(planned: Planned) -> int:
+def _planned_seeds(planned: PlannedAblation) -> int:
     return len(next(iter(planned.cells.values()))[planned.tasks[0]])
 
 
@@ -314,12 +320,12 @@ def _points(one: Measured, planned: int) -> str:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]{runs}"
 
 
-def _parameters(effect: Effect, planned: Planned, table: ScoreTable) -> str:
+def _parameters(effect: AblationEffect, planned: PlannedAblation, table: ScoreTable) -> str:
     """The variant's fusion parameters, with the change in percent where it is large."""
-    variant = planned.design.arms[int(np.flatnonzero(effect.contrast.weights > 0)[0])]
+    variant = planned.design.variants[int(np.flatnonzero(effect.contrast.weights > 0)[0])]
     for column in range(len(table.tasks)):
         one = _fusion_parameters(table, variant.label, column)
-        full = _fusion_parameters(table, planned.design.arms[0].label, column)
+        full = _fusion_parameters(table, planned.design.variants[0].label, column)
         if one is not None and full is not None:
             share = one / full - 1 if full else 0.0
             return f"{one:,} ({100 * share:+.0f} %)" if abs(share) > _LARGE else f"{one:,}"

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.pairs import Results
 from fusionbench.records.parallel import in_order
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.contrast_rows import ContrastRow, contrast_rows
-from fusionbench.report.contrasts import Measurer, Plan, Scope, make_plan, weights_of
+from fusionbench.report.contrasts import ContrastPlan, Measurer, Scope, make_plan, weights_of
 from fusionbench.report.tables import Summary, cell, names, over_seeds
 from fusionbench.stats.cells import mean_score, share_correct
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
@@ -231,7 +231,7 @@ class Analysis:
     table: ScoreTable
     labels: tuple[str, ...]
     """Display names of methods: `mema-no_feedback (= penultimate)`."""
-    plan: Plan
+    plan: ContrastPlan
     scopes: tuple[Scope, ...]
     rows: tuple[ContrastRow, ...]
     cells: Mapping[tuple[int, int], Summary]
@@ -276,7 +276,7 @@ class Analysis:
 def analyse_all(
     results: Results,
     tables: Sequence[ScoreTable],
-    runs: Sequence[Run],
+    runs: Sequence[Request],
     baseline: str | None = None,
 ) -> tuple[Analysis, ...]:
     """Analyse conditions, each in a process of its own where there is much to do."""
@@ -290,7 +290,7 @@ def analyse_all(
 
 
 def _findings(
-    results: Results, table: ScoreTable, runs: Sequence[Run], baseline: str | None
+    results: Results, table: ScoreTable, runs: Sequence[Request], baseline: str | None
 ) -> dict[str, Any]:
     """The fields of an analysis except the table, which the parent process already has."""
     fields = vars(analyse(results, table, runs, baseline))
@@ -298,7 +298,7 @@ def _findings(
 
 
 def analyse(
-    results: Results, table: ScoreTable, runs: Sequence[Run], baseline: str | None = None
+    results: Results, table: ScoreTable, runs: Sequence[Request], baseline: str | None = None
 ) -> Analysis:
     """Analyse the suite tasks of one condition.
 

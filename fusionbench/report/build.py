@@ -19,30 +19,30 @@ from fusionbench.report.freshness import fingerprint, mark
 from fusionbench.report.html.page import write_html
 from fusionbench.report.layer_table import layer_page
 from fusionbench.report.main_table import main_page, planted_page, summary_page
-from fusionbench.report.page import Material, Page, Section, figure_section, joined, title
+from fusionbench.report.page import Material, Page, ReportSection, figure_section, joined, title
 from fusionbench.report.published import reported_page
 from fusionbench.report.reference_table import reference_page
 from fusionbench.report.tables import comma_separated
 
-SECTIONS: Sequence[Section] = (
-    Section("summary", "Summary", lambda report: summary_page(report.analyses)),
-    Section("contrasts", "Contrasts", lambda report: contrast_page(report.analyses)),
-    Section("main", "Scores", lambda report: main_page(report.analyses)),
-    Section(
+SECTIONS: Sequence[ReportSection] = (
+    ReportSection("summary", "Summary", lambda report: summary_page(report.analyses)),
+    ReportSection("contrasts", "Contrasts", lambda report: contrast_page(report.analyses)),
+    ReportSection("main", "Scores", lambda report: main_page(report.analyses)),
+    ReportSection(
         "references",
         "What single layers hold",
         lambda report: reference_page([analysis.table for analysis in report.analyses]),
     ),
-    Section("planted", "Planted ground truth", lambda report: planted_page(report.planted)),
-    Section("cost", "Cost", lambda report: cost_page(report.analyses, report.profiles)),
-    Section("ablation", "Ablations", lambda report: ablation_page(report.results)),
-    Section("layers", "Layers", lambda report: layer_page(report.analyses)),
-    Section(
+    ReportSection("planted", "Planted ground truth", lambda report: planted_page(report.planted)),
+    ReportSection("cost", "Cost", lambda report: cost_page(report.analyses, report.profiles)),
+    ReportSection("ablation", "Ablations", lambda report: ablation_page(report.results)),
+    ReportSection("layers", "Layers", lambda report: layer_page(report.analyses)),
+    ReportSection(
         "reported",
         "Published numbers",
         lambda report: reported_page([analysis.table for analysis in report.analyses]),
     ),
-    Section("coverage", "What ran", coverage_page),
+    ReportSection("coverage", "What ran", coverage_page),
 )
 """In the order of the page; an empty one is left out."""
 
@@ -79,23 +79,24 @@ class ReportOptions:
 
 
 def write_report(
-    folder: str | Path,
+    folder: str | Path | Store,
     out: str | Path | None = None,
     wanted: ReportOptions | None = None,
     *,
     hear: Callable[[Sequence[Problem]], None] | None = None,
+    finished: Cells | None = None,
 ) -> ReportPaths:
     """Write the report of a folder of results, by default into its `report/`.
 
-    `hear` is called first, with the problems of files that are ignored. Raises UserError if the
-    folder holds no record, for an unknown table, format or baseline, and if `out` cannot be
-    written.
+    `finished`: what the store's scan found, if it was scanned before. `hear` is called first, with
+    the problems of files that are ignored. Raises UserError if the folder holds no record, for an
+    unknown table, format or baseline, and if `out` cannot be written.
     """
     wanted = wanted or ReportOptions()
     _check(wanted)
-    store = Store.open(folder)
-    home = Path(out) if out is not None else Path(folder) / "report"
-    finished = store.finished()
+    store = folder if isinstance(folder, Store) else Store.open(folder)
+    home = Path(out) if out is not None else store.folder / "report"
+    finished = store.finished() if finished is None else finished
     if hear is not None:
         hear(store.problems)
     inputs = fingerprint(store, finished) if wanted.everything else ""
@@ -128,7 +129,7 @@ def collect(store: Store, baseline: str | None = None, finished: Cells | None = 
 def analyses_of(results: Results, baseline: str | None = None) -> tuple[Analysis, ...]:
     """The analysis of each condition with tasks of the suite."""
     suite = [table.pick(~table.planted) for table in results.tables if not table.planted.all()]
-    return analyse_all(results, suite, results.store.history.runs(), baseline)
+    return analyse_all(results, suite, results.store.history.requests(), baseline)
 
 
 def _check(wanted: ReportOptions) -> None:

@@ -278,7 +278,7 @@ def _check_task(name: str, tasks: Collection[str], groups: Collection[str], clai
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ClaimAnswer:
     """A claim in one condition: its measured difference, verdict and interval, in points."""
 
     claim: Claim
@@ -335,7 +335,7 @@ def _in_points(share: float | None) -> float:
     return math.nan if share is None else 100 * share
 
 
-def answers(claims: Sequence[Claim], results: Results, catalog: Catalog) -> list[Answer]:
+def answers(claims: Sequence[Claim], results: Results, catalog: Catalog) -> list[ClaimAnswer]:
     """Every claim in every condition that has its tasks, in the order of the claims.
 
     Raises UserError for an unknown name.
@@ -352,22 +352,22 @@ def answers(claims: Sequence[Claim], results: Results, catalog: Catalog) -> list
     return [replace(one, judged=answer) for one, answer in zip(found, judged, strict=True)]
 
 
-def _question(answer: Answer) -> Question:
+def _question(answer: ClaimAnswer) -> Question:
     estimate = answer.measured.estimate
     return Question(references=(estimate,) if estimate else (), claimed=answer.claim.claimed)
 
 
-def _measured(claim: Claim, results: Results) -> Iterator[Answer]:
+def _measured(claim: Claim, results: Results) -> Iterator[ClaimAnswer]:
     tables = [table for table in results.tables if columns(table, claim.tasks)]
     if not tables:
         gap = Measured(gap=f"none of its tasks was run: {', '.join(claim.tasks)}")
-        yield Answer(claim=claim, condition="", measured=gap)
+        yield ClaimAnswer(claim=claim, condition="", measured=gap)
     for table in tables:
         try:
             measured = _difference(claim, results, table)
         except NotComparable as gap:
             measured = Measured(gap=str(gap))
-        yield Answer(claim=claim, condition=table.condition.title, measured=measured)
+        yield ClaimAnswer(claim=claim, condition=table.condition.title, measured=measured)
 
 
 def _difference(claim: Claim, results: Results, table: ScoreTable) -> Measured:
@@ -392,7 +392,7 @@ this budget. With fewer than 4 seeds nothing is tested and the interval is a pla
 papers used another regime: an answer is about the claim as stated, under this protocol."""
 
 
-def page(answers: Sequence[Answer], folder: str) -> str:
+def page(answers: Sequence[ClaimAnswer], folder: str) -> str:
     """A table of answers for each condition, then every claim with its source and reason."""
     counts = Counter(answer.verdict for answer in answers)
     verdicts_in_order = (Verdict.HOLDS, Verdict.FAILS, Verdict.UNDECIDED)
@@ -405,12 +405,12 @@ def page(answers: Sequence[Answer], folder: str) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def long_rows(answers: Sequence[Answer]) -> list[Row]:
+def long_rows(answers: Sequence[ClaimAnswer]) -> list[Row]:
     """One row for each claim and condition, all digits."""
     return [_long_row(answer) for answer in answers]
 
 
-def _row(answer: Answer) -> Row:
+def _row(answer: ClaimAnswer) -> Row:
     claim, measured = answer.claim, answer.measured
     known = measured.estimate is not None
     interval = f"{answer.value:+.1f} [{answer.low:+.1f}, {answer.high:+.1f}]"
@@ -425,7 +425,7 @@ def _row(answer: Answer) -> Row:
     }
 
 
-def _details(answers: Sequence[Answer]) -> Iterator[str]:
+def _details(answers: Sequence[ClaimAnswer]) -> Iterator[str]:
     for answer in answers:
         claim = answer.claim
         origin = f" ({claim.source}, {claim.evidence})" if claim.source else ""
@@ -443,14 +443,14 @@ def _details(answers: Sequence[Answer]) -> Iterator[str]:
             yield f"  - note: {claim.note}"
 
 
-def _tested(answer: Answer) -> str:
+def _tested(answer: ClaimAnswer) -> str:
     claim = answer.claim
     tasks = ", ".join(claim.tasks)
     more = f", less the same on {', '.join(claim.more_than_on)}" if claim.more_than_on else ""
     return f"`{claim.method}` minus `{claim.than}` on {tasks}{more} {claim.asks}"
 
 
-def _long_row(answer: Answer) -> Row:
+def _long_row(answer: ClaimAnswer) -> Row:
     claim, measured = answer.claim, answer.measured
     known = measured.estimate is not None
     return csv_row(

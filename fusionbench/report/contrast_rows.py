@@ -8,7 +8,7 @@ import numpy as np
 
 from fusionbench.records.pairs import Measured
 from fusionbench.records.scores import ScoreTable
-from fusionbench.report.contrasts import Measurer, Plan, Scope, resolved
+from fusionbench.report.contrasts import ContrastPlan, Measurer, Scope, resolved
 from fusionbench.stats import verdicts
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
 from fusionbench.stats.suite import over_families
@@ -20,7 +20,7 @@ OPEN = verdicts.Verdict.OPEN
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Comparison:
     """A method against all its references: the baseline, then the control if any.
 
     A question that cannot be answered stays in its correction group with p = 1, so a failed cell
@@ -53,7 +53,7 @@ class FlipAnswers:
     seeds: int = 0
 
 
-def flip_answers(questions: Sequence[Question]) -> FlipAnswers:
+def flip_answers(questions: Sequence[Comparison]) -> FlipAnswers:
     """Step-down max-T over every (contrast, reference); a contrast needs all of its references.
 
     All flips are joint, so only seeds that every contrast has can enter.
@@ -82,9 +82,6 @@ def _on(measured: Measured, seeds: set[int]) -> np.ndarray:
     return measured.by_seed[[seed in seeds for seed in measured.seeds]]
 
 
-Kind = Literal["planned", "followup", "exploratory"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class NewTasks:
     """Inference to new tasks of this kind: t over the means of task families."""
@@ -100,10 +97,10 @@ class NewTasks:
 class ContrastRow:
     """One method against one baseline over one scope, with its answer."""
 
-    kind: Kind
+    kind: Literal["planned", "followup", "exploratory"]
     scope: Scope
     contrast: Contrast
-    question: Question
+    question: Comparison
     answer: Answer = Answer()
     margin: float
     family: int = 1
@@ -129,7 +126,9 @@ class ContrastRow:
         return ALPHA / self.family
 
 
-def contrast_rows(measurer: Measurer, table: ScoreTable, plan: Plan) -> tuple[ContrastRow, ...]:
+def contrast_rows(
+    measurer: Measurer, table: ScoreTable, plan: ContrastPlan
+) -> tuple[ContrastRow, ...]:
     """Planned contrasts, their follow-ups task by task, and everything else."""
     planned = _judged_planned(list(_planned(measurer, table, plan)), table)
     followups = _judged(list(_followups(measurer, table, plan)))
@@ -142,7 +141,7 @@ def _key(row: ContrastRow) -> tuple[Scope, str, str]:
     return row.scope, row.contrast.method, row.contrast.baseline
 
 
-def _planned(measurer: Measurer, table: ScoreTable, plan: Plan) -> Iterator[ContrastRow]:
+def _planned(measurer: Measurer, table: ScoreTable, plan: ContrastPlan) -> Iterator[ContrastRow]:
     for stated in plan.contrasts:
         contrast, blocked = resolved(table, stated)
         named = [scope for scope in measurer.scopes if scope.name == contrast.over]
@@ -154,7 +153,7 @@ def _planned(measurer: Measurer, table: ScoreTable, plan: Plan) -> Iterator[Cont
         )  # fmt: skip
 
 
-def _followups(measurer: Measurer, table: ScoreTable, plan: Plan) -> Iterator[ContrastRow]:
+def _followups(measurer: Measurer, table: ScoreTable, plan: ContrastPlan) -> Iterator[ContrastRow]:
     for row in _planned(measurer, table, plan):
         for scope in measurer.scopes:
             if scope.level == "task" and scope.tasks[0] in row.scope.tasks:
@@ -164,7 +163,7 @@ def _followups(measurer: Measurer, table: ScoreTable, plan: Plan) -> Iterator[Co
                 )
 
 
-def _others(measurer: Measurer, table: ScoreTable, plan: Plan) -> Iterator[ContrastRow]:
+def _others(measurer: Measurer, table: ScoreTable, plan: ContrastPlan) -> Iterator[ContrastRow]:
     if plan.baseline not in table.methods:
         return
     reference = table.methods.index(plan.baseline)
@@ -179,24 +178,24 @@ def _others(measurer: Measurer, table: ScoreTable, plan: Plan) -> Iterator[Contr
                 kind="exploratory",
                 scope=scope,
                 contrast=contrast,
-                question=Question(references=(measured,)),
+                question=Comparison(references=(measured,)),
                 margin=plan.task_margin if scope.level == "task" else plan.suite_margin,
             )
 
 
 def _question(
     measurer: Measurer, table: ScoreTable, contrast: Contrast, scope: Scope, blocked: str
-) -> Question:
+) -> Comparison:
     names = [contrast.baseline, *([contrast.control] if contrast.control else [])]
     if contrast.method not in table.methods or contrast.baseline not in table.methods:
-        return Question(references=(Measured(gap=blocked),), blocked=blocked)
+        return Comparison(references=(Measured(gap=blocked),), blocked=blocked)
     method = table.methods.index(contrast.method)
     references = tuple(
         measurer.against(method, table.methods.index(name))[scope]
         for name in names
         if name in table.methods
     )
-    return Question(references=references, blocked=blocked)
+    return Comparison(references=references, blocked=blocked)
 
 
 def _judged(rows: Sequence[ContrastRow]) -> list[ContrastRow]:

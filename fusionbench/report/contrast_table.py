@@ -21,8 +21,6 @@ from fusionbench.report.tables import (
 from fusionbench.stats.crossed import FEW_DISCORDANT
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
 
-# The columns of `contrasts.csv`, and those on the baseline in `main.csv` and `summary.csv`.
-
 
 def measured_columns(row: ContrastRow | None) -> Row:
     """A method against the baseline, as shares; empty for the baseline itself."""
@@ -119,9 +117,6 @@ def _ends(estimate: Estimate | None, alpha: float = 0.05) -> tuple[float | None,
 
 def _p(estimate: Estimate | None) -> float | None:
     return float(estimate.p_value()) if estimate is not None and estimate.testable else None
-
-
-# The paragraphs above the contrasts: the claim, the correction, and the limits of this study.
 
 
 _CLAIM = (

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from fusionbench.api.errors import unknown
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.pairs import Measured, Results, corrected_weights, measure, minus
 from fusionbench.records.scores import ScoreTable
 from fusionbench.stats.verdicts import SUITE_MARGIN, TASK_MARGIN
@@ -27,7 +27,7 @@ _REFERENCE = "none: it is a "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ContrastPlan:
     """The planned contrasts of one condition and their margins (shares of a score)."""
 
     baseline: str
@@ -38,7 +38,9 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def make_plan(table: ScoreTable, runs: Sequence[Run], baseline: str | None = None) -> Plan:
+def make_plan(
+    table: ScoreTable, runs: Sequence[Request], baseline: str | None = None
+) -> ContrastPlan:
     """The plan of the last request. Raises UserError for a baseline that was never run.
 
     A baseline other than the study's was chosen after the run: nothing is planned then.
@@ -58,7 +60,7 @@ def make_plan(table: ScoreTable, runs: Sequence[Run], baseline: str | None = Non
     else:
         contrasts, more = _contrasts(table, runs, declared)
         notes += more
-    return Plan(
+    return ContrastPlan(
         baseline=baseline or declared,
         contrasts=contrasts,
         suite_margin=suite_margin,
@@ -73,7 +75,7 @@ def control_of(table: ScoreTable, method: int) -> str:
 
 
 def _contrasts(
-    table: ScoreTable, runs: Sequence[Run], baseline: str
+    table: ScoreTable, runs: Sequence[Request], baseline: str
 ) -> tuple[tuple[Contrast, ...], tuple[str, ...]]:
     stated = runs[-1].study.get("contrasts", ()) if runs else ()
     if stated:
@@ -142,7 +144,7 @@ def _margins(study: Mapping[str, object]) -> tuple[float, float]:
     )
 
 
-def _changes(runs: Sequence[Run]) -> tuple[str, ...]:
+def _changes(runs: Sequence[Request]) -> tuple[str, ...]:
     """A warning if the plan changed between two requests: the first results may have caused it."""
     kinds = ("baseline", "contrasts", "margins")
     changed = [key for key in kinds if len({repr(run.study.get(key)) for run in runs}) > 1]

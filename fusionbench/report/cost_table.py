@@ -12,9 +12,6 @@ from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Page
 from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown
 
-# The columns of a profile, in CSV and in Markdown.
-
-
 NOT_MEASURED = "not measured"
 COUNTED = "meta"
 """The device of a profile that was counted and not run; one that ran takes its place."""
@@ -86,8 +83,6 @@ def _timing(profile: CostRecord | None) -> GridRow:
     }
 
 
-# Cost on encoders that no cell used: shapes at real scale, profiled without a study.
-#
 # Counts are the same on every device: a row takes them from all profiles of its method, and its
 # times from one.
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from fusionbench.records.cell import CellRecord, Status
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.alike import dead
 from fusionbench.report.analysis import Analysis
@@ -50,7 +50,7 @@ def _outlying(analysis: Analysis) -> Iterator[str]:
         )
 
 
-def status_rows(records: Sequence[CellRecord], planned: Run | None) -> list[Row]:
+def status_rows(records: Sequence[CellRecord], planned: Request | None) -> list[Row]:
     """Number of cells of each method by status."""
     counts = Counter((_label(record), record.status) for record in records)
     missing = Counter(label for label, _, _ in not_run(records, planned))
@@ -63,7 +63,7 @@ def status_rows(records: Sequence[CellRecord], planned: Run | None) -> list[Row]
     ]
 
 
-def coverage_rows(table: ScoreTable, planned: Run | None) -> Iterator[Row]:
+def coverage_rows(table: ScoreTable, planned: Request | None) -> Iterator[Row]:
     """One row for each method and task: cells by status, with the reasons."""
     missing = Counter((label, task) for label, task, _ in not_run(table.cells.values(), planned))
     for method, name in enumerate(table.methods):
@@ -82,7 +82,7 @@ def coverage_rows(table: ScoreTable, planned: Run | None) -> Iterator[Row]:
             }
 
 
-def not_run(records: Iterable[CellRecord], planned: Run | None) -> list[tuple[str, str, int]]:
+def not_run(records: Iterable[CellRecord], planned: Request | None) -> list[tuple[str, str, int]]:
     """(method, task, seed) of the last request's cells without a record."""
     if planned is None:
         return []
@@ -105,7 +105,7 @@ def reasons(records: Iterable[CellRecord]) -> list[str]:
     ]
 
 
-def left_out(planned: Run | None) -> list[str]:
+def left_out(planned: Request | None) -> list[str]:
     """A line for each task whose data was not available."""
     unavailable = planned.unavailable if planned else {}
     return [f"- {task}: {reason}" for task, reason in sorted(unavailable.items())]

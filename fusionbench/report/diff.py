@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.pairs import (
     Measured,
     NotComparable,
@@ -44,7 +44,7 @@ class Change:
     b: str
 
 
-def study_changes(a: Run | None, b: Run | None) -> list[Change]:
+def study_changes(a: Request | None, b: Request | None) -> list[Change]:
     """Changed keys of the last request; empty if a folder has no history."""
     if a is None or b is None:
         return []

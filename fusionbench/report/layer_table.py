@@ -17,7 +17,7 @@ from fusionbench.report.page import Page
 from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown
 
 Places = tuple[str, ...]
-Trace = Float[np.ndarray, "run layer"]
+TraceRuns = Float[np.ndarray, "run layer"]
 _NOTE = (
     "Median over tasks and runs [smallest to largest]. `tap` columns are the hidden states that "
     "the method reads, `block` columns the encoder's blocks; layers.csv has every task."
@@ -74,7 +74,7 @@ def _long(table: ScoreTable) -> Iterator[Row]:
                     }
 
 
-def _traces(records: Sequence[CellRecord]) -> dict[tuple[str, Places], Trace]:
+def _traces(records: Sequence[CellRecord]) -> dict[tuple[str, Places], TraceRuns]:
     """Runs by kind of trace and labels of its numbers; taps may differ between runs."""
     found: dict[tuple[str, Places], list[list[float]]] = defaultdict(list)
     for record in records:
@@ -99,7 +99,7 @@ def _tap(tap: Sequence[int]) -> str:
     return f"{span[0]}-{span[-1]}" if list(tap) == span else "+".join(map(str, tap))
 
 
-def _texts(values: Trace) -> list[str]:
+def _texts(values: TraceRuns) -> list[str]:
     middle, low, high = np.median(values, axis=0), values.min(axis=0), values.max(axis=0)
     return [
         f"{centre:.2f} [{least:.2f} to {most:.2f}]"

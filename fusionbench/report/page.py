@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fusionbench.records.cost import CostRecord
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
@@ -30,7 +30,7 @@ class Material:
     """What sections are made from: the records, read once, and their analysis."""
 
     results: Results
-    planned: Run | None
+    planned: Request | None
     analyses: Sequence[Analysis]
     """One for each condition with tasks of the suite."""
     planted: Sequence[ScoreTable]
@@ -42,7 +42,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """`tables/<name>.md`, `.csv`, `.tex`, and a part of report.md under `title`."""
 
     name: str
@@ -65,7 +65,7 @@ _FEW = "With {seeds} seeds per cell, differences of a few points are noise."
 _ENOUGH = 6
 
 
-def title(planned: Run | None, tables: Sequence[ScoreTable]) -> str:
+def title(planned: Request | None, tables: Sequence[ScoreTable]) -> str:
     """The header: the study's name and note, and how to read a number."""
     name = planned.study.get("name", "") if planned else ""
     note = planned.study.get("note", "") if planned else ""

@@ -3,16 +3,17 @@
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fusionbench.api.errors import disk_error, unknown
 from fusionbench.records.files import write_atomic
 from fusionbench.records.pairs import Measured, Results
 from fusionbench.records.scores import ScoreTable
+from fusionbench.records.yaml_files import Section, parse_section
 from fusionbench.report.analysis import cell_interval, suite_interval
 from fusionbench.report.contrasts import Measurer, Scope
 from fusionbench.report.published import Reported, reported
@@ -26,8 +27,6 @@ from fusionbench.report.tables import (
     markdown,
 )
 from fusionbench.stats.estimate import Estimate
-
-# `papers.yaml`: the tables of four papers.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +97,9 @@ _PARTS = ("Recognition", "VQA-Scene", "VQA-Doc", "KIE", "HMER")
 @cache
 def papers() -> Mapping[str, Paper]:
     """All papers by name."""
-    import yaml
-
     text = (files("fusionbench.report") / "papers.yaml").read_text(encoding="utf-8")
-    return {name: _paper(name, values) for name, values in yaml.safe_load(text).items()}
+    section = parse_section(text, "papers.yaml", "papers", hint=_HINT)
+    return {name: _paper(name, values) for name, values in section.items()}
 
 
 def paper(name: str) -> Paper:
@@ -111,20 +109,24 @@ def paper(name: str) -> Paper:
     return papers()[name]
 
 
-def _paper(name: str, values: Mapping[str, Any]) -> Paper:
-    tables = tuple(_paper_table(table) for table in values["tables"])
-    return Paper(name=name, **{**values, "differs": tuple(values["differs"]), "tables": tables})
+_HINT = "each paper is a mapping under its name"
+T = TypeVar("T", PaperRow, PaperTable, Paper)
 
 
-def _paper_table(values: Mapping[str, Any]) -> PaperTable:
-    rows = tuple(
-        PaperRow(**{**row, "reported": tuple(row.get("reported", ()))}) for row in values["rows"]
+def _paper(name: str, values: Section) -> Paper:
+    tables = tuple(
+        _built(PaperTable, table, rows=tuple(_built(PaperRow, row) for row in table["rows"]))
+        for table in values["tables"]
     )
-    lists = {name: tuple(values.get(name, ())) for name in ("benchmarks", "base_models")}
-    return PaperTable(**{**values, **lists, "rows": rows})
+    return _built(Paper, values, name=name, tables=tables)
 
 
-# Our numbers for a table: scores with intervals, gains against the table's baseline.
+def _built(cls: type[T], section: Section, **parts: Any) -> T:
+    """The dataclass of a mapping, lists as tuples. Raises UserError for a wrong or missing key."""
+    known = {one.name: one.default is MISSING for one in fields(cls)}
+    section.check_keys(known, needed=[name for name in known if known[name] and name not in parts])
+    lists = {key: tuple(found) for key, found in section.items() if isinstance(found, list)}
+    return cls(**{**section, **lists, **parts})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,7 +161,7 @@ class PowerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class PowerPlan:
     """The power estimates of one condition."""
 
     title: str
@@ -182,7 +182,7 @@ class Planned:
         return tuple(_worst(found) for found in grouped.values())
 
 
-def planned(results: Results, wanted: PowerOptions) -> list[Planned]:
+def planned(results: Results, wanted: PowerOptions) -> list[PowerPlan]:
     """One plan for each table with something to compare.
 
     Raises UserError for a name that the results do not hold, and if there is nothing to compare.
@@ -198,7 +198,7 @@ def planned(results: Results, wanted: PowerOptions) -> list[Planned]:
     return plans
 
 
-def _table(results: Results, table: ScoreTable, wanted: PowerOptions) -> Planned:
+def _table(results: Results, table: ScoreTable, wanted: PowerOptions) -> PowerPlan:
     contrasts = _contrasts(results, table, wanted)
     goal = Goal(
         effect=wanted.effect,
@@ -216,7 +216,7 @@ def _table(results: Results, table: ScoreTable, wanted: PowerOptions) -> Planned
                 gaps.append(f"{method} against {reference}, {over}: {gap}")
     same = [one.method for one in estimates if one.identical]
     everywhere = {name for name in same if same.count(name) == len(_overs(table))}
-    return Planned(
+    return PowerPlan(
         title=table.condition.title,
         goal=goal,
         estimates=tuple(one for one in estimates if not one.identical),
@@ -227,7 +227,7 @@ def _table(results: Results, table: ScoreTable, wanted: PowerOptions) -> Planned
 
 def _contrasts(results: Results, table: ScoreTable, wanted: PowerOptions) -> list[Contrast]:
     """The study's contrasts; where methods or a baseline were named, those against it."""
-    runs = results.store.history.runs()
+    runs = results.store.history.requests()
     plan = make_plan(table, runs)
     if not (wanted.baseline or wanted.methods):
         return [resolved(table, contrast)[0] for contrast in plan.contrasts]
@@ -286,7 +286,7 @@ The variance between runs is its estimate from these seeds, which is as often to
 large; `--pilot` plans with its upper 80 % limit."""
 
 
-def page(plans: Sequence[Planned], wanted: PowerOptions, folder: str) -> str:
+def page(plans: Sequence[PowerPlan], wanted: PowerOptions, folder: str) -> str:
     """One table for each condition, and what was left out of it."""
     parts = [
         f"# Minimum detectable effects of {folder}",
@@ -306,12 +306,12 @@ def page(plans: Sequence[Planned], wanted: PowerOptions, folder: str) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def long_rows(plans: Sequence[Planned]) -> list[Row]:
+def long_rows(plans: Sequence[PowerPlan]) -> list[Row]:
     """One row for each contrast, reference and set of tasks, all digits."""
     return [_long_row(plan.title, one, plan.goal) for plan in plans for one in plan.estimates]
 
 
-def _test(plan: Planned) -> str:
+def _test(plan: PowerPlan) -> str:
     pairs = dict.fromkeys((one.method, one.reference) for one in plan.estimates)
     against: dict[str, list[str]] = {}
     for method, reference in pairs:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 """Column -> value: text, a number, a boolean, or None where there is no value."""
 
-# Numbers as text: by column for CSV and HTML, in points and percent for Markdown.
 
 SHARES = frozenset(
     "mean ci_low ci_high chance delta delta_low delta_high mde low high testset_low testset_high"
@@ -83,8 +82,6 @@ def interval(estimate: Estimate | None) -> str:
     return f"{points(float(estimate.value))} [{points(float(low))}, {points(float(high))}]"
 
 
-# The mean over seeds and its t interval, of a cell or of a method over several tasks.
-#
 # The unit of resampling is the training run: the interval is about other seeds on the same test
 # examples and does not compare methods.
 
@@ -176,9 +173,6 @@ def aggregates(table: ScoreTable) -> list[tuple[str, Bool[np.ndarray, " task"]]]
     return found
 
 
-# Columns that several tables share.
-
-
 def names(table: ScoreTable) -> list[str]:
     """Methods with the one they are identical to: `mema-no_feedback (= penultimate)`."""
     same = table.identical
@@ -216,9 +210,6 @@ def long_row(table: ScoreTable, method: int, column: int, found: Summary) -> Row
         **{f"parameters_{part}": parameters.get(part) for part in parts},
         "in_encoder": any(record.in_encoder for record in here),
     }
-
-
-# The writers: CSV through pandas, Markdown through tabulate, LaTeX with booktabs.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.stats.crossed import Components, crossed_t, guard
+from fusionbench.stats.crossed import Components, guard
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.suite import add_blocks, add_blocks_of_shared_runs
 
@@ -39,13 +39,6 @@ class VarianceParts:
             discordant=np.full(np.shape(both), items),
             seeds=seeds,
         )
-
-    def mde(self, seeds: int, items: int, *, alpha: float = 0.05) -> Float[np.ndarray, "*batch"]:
-        return crossed_t(self.at(seeds, items)).mde(alpha)
-
-    def floor(self, items: int, *, alpha: float = 0.05) -> Float[np.ndarray, "*batch"]:
-        """The MDE with infinitely many seeds on these `items` images."""
-        return self.mde(ENDLESS_SEEDS, items, alpha=alpha)
 
 
 def variance_parts(parts: Components) -> VarianceParts:

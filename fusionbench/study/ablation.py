@@ -9,7 +9,7 @@ from itertools import product
 
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.register import Setting
-from fusionbench.records.history import Arm, Design
+from fusionbench.records.history import Design, Variant
 from fusionbench.registry.catalog import Catalog, MethodCard
 from fusionbench.registry.selection import Chosen, checked, select_methods, shown
 from fusionbench.stats.factorial import LARGEST, fraction
@@ -37,12 +37,12 @@ def one_factor_out(catalog: Catalog, base: Chosen, switches: Sequence[str] = ())
     idle = _idle(base, base.settings)
     chosen = [_known(base, name) for name in switches]
     chosen = chosen or [name for name in base.card.switches if name not in idle]
-    arms = [Arm(label=_label(catalog, base, {}))]
+    variants = [Variant(label=_label(catalog, base, {}))]
     for switch in chosen:
         for level in _levels(base, switch):
             label = _label(catalog, base, {switch: level})
-            arms.append(Arm(label=label, switch=switch, level=shown(level)))
-    return Design(kind="one_factor_out", method=base.label, arms=tuple(arms))
+            variants.append(Variant(label=label, switch=switch, level=shown(level)))
+    return Design(kind="one_factor_out", method=base.label, variants=tuple(variants))
 
 
 def factorial(catalog: Catalog, base: Chosen, switches: Sequence[str]) -> Design:
@@ -73,10 +73,14 @@ def factorial(catalog: Catalog, base: Chosen, switches: Sequence[str]) -> Design
             "needs all of its cells",
             "take at most 4 switches, or other levels, such as memory=rebuilt",
         )
-    arms = tuple(Arm(label=_label(catalog, base, _changes(off, row)), on=row) for row in kept)
+    variants = tuple(
+        Variant(label=_label(catalog, base, _changes(off, row)), on=row) for row in kept
+    )
     named = tuple(f"{name}={shown(level)}" for name, level in off.items())
-    void = len(rows) - len(kept)
-    return Design(kind="factorial", method=base.label, arms=arms, switches=named, void=void)
+    skipped = len(rows) - len(kept)
+    return Design(
+        kind="factorial", method=base.label, variants=variants, switches=named, skipped=skipped
+    )
 
 
 def _changes(off: Mapping[str, Setting], on: Sequence[bool]) -> dict[str, Setting]:

@@ -27,8 +27,6 @@ from fusionbench.records.parallel import in_order
 from fusionbench.registry.catalog import TaskCard
 from fusionbench.registry.plugins import load_task
 
-# Where a task's data comes from: its own loader, or a packed folder. No torch here.
-
 
 def load_data(card: TaskCard) -> TaskData:
     """A task's data; ValueError if the task breaks the contract."""
@@ -100,9 +98,6 @@ def _package_records(package: str) -> Iterator[Path]:
 def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-# Reading a packed folder: tasks that need no package. See `fusionbench.packing`.
 
 
 MANIFEST = "manifest.json"

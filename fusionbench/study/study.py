@@ -94,11 +94,6 @@ def as_plain(study: Study) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(study))))
 
 
-# A study from a YAML file or from flags: unknown keys and wrong types are refused.
-#
-# The file starts from a preset; its keys are the fields of `Study`, `budget` those of `Budget`.
-
-
 T = TypeVar("T", Study, Budget)
 
 _CHOICES = {

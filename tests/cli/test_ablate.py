@@ -3,20 +3,21 @@
 import csv
 
 import pytest
+from in_process import run
 
 FEW = ["--preset", "smoke", "--tasks", "planted_layer", "--seeds", "2", "--workers", "1", "--quiet"]
 
 
-def test_an_ablation_runs_resumes_and_adds_a_factorial_to_the_same_records(call, tmp_path):
-    code, out, said = call("ablate", "mema", "--only", "query,feedback", *FEW, "--out", tmp_path)
+def test_an_ablation_runs_resumes_and_adds_a_factorial_to_the_same_records(tmp_path):
+    code, out, said = run("ablate", "mema", "--only", "query,feedback", *FEW, "--out", tmp_path)
     assert code == 0, said
     assert "8 cells run, 0 were there, 0 failed" in out
     assert "simple effects" in out and "| query=false" in out and "| feedback=none" in out
     first = (tmp_path / "report" / "tables" / "ablation.csv").read_bytes()
-    code, out, _ = call("ablate", "mema", "--only", "query,feedback", *FEW, "--out", tmp_path)
+    code, out, _ = run("ablate", "mema", "--only", "query,feedback", *FEW, "--out", tmp_path)
     assert code == 0 and "0 cells run, 8 were there" in out
     assert (tmp_path / "report" / "tables" / "ablation.csv").read_bytes() == first
-    code, out, _ = call("ablate", "mema", "--factorial", "query,feedback", *FEW, "--out", tmp_path)
+    code, out, _ = run("ablate", "mema", "--factorial", "query,feedback", *FEW, "--out", tmp_path)
     # mema, mema-no_query and mema-readout are there already.
     assert code == 0 and "2 cells run, 6 were there" in out
     rows = list(csv.DictReader((tmp_path / "report" / "tables" / "ablation.csv").open()))

@@ -1,11 +1,9 @@
 """`best_single`: the layer is chosen on val, by runs that are never evaluated, and all are kept."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from in_process import fusionbench
 from toy_cells import EVERY_TAP, materials
 
 from fusionbench.api.errors import UserError
@@ -46,10 +44,7 @@ def store(tmp_path_factory):
         "preset: smoke\nmethods: [best_single]\ntasks: [planted_layer]\nseeds: 2\n"
         "budget: {steps: 25, batch: 32, train_items: 256, val_items: 64, tuning_seeds: 2}\n"
     )
-    arguments = ["run", str(study), "--out", str(folder / "out"), "--quiet"]
-    command = [sys.executable, "-m", "fusionbench", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    fusionbench("run", study, "--out", folder / "out", "--quiet")
     return Store.open(folder / "out")
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import in_process
 import pytest
 
 from fusionbench.records.cell import CellRecord
@@ -96,7 +97,7 @@ def test_a_removed_cell_is_run_again_alone_and_comes_back_the_same(copied):
     outcomes = (copied / "outcomes" / f"{victim}.bin").read_bytes()
     (copied / "cells" / f"{victim}.json").unlink()
     kept = {path: path.stat().st_mtime_ns for path in (copied / "cells").iterdir()}
-    assert fusionbench(*STUDY, "--out", str(copied), "--workers", "1").returncode == 0
+    in_process.fusionbench(*STUDY, "--out", copied)
     after = records(copied)
     assert set(after) == set(before) and after[victim].loss == before[victim].loss
     assert (copied / "outcomes" / f"{victim}.bin").read_bytes() == outcomes
@@ -105,14 +106,13 @@ def test_a_removed_cell_is_run_again_alone_and_comes_back_the_same(copied):
 
 @pytest.mark.parametrize("extra", [["--device", "cpu"], ["--workers", "3"], ["--quiet"]])
 def test_where_a_study_runs_changes_no_cell(finished, extra):
-    done = fusionbench(*STUDY, "--out", str(finished), "--dry-run", *extra)
-    assert done.returncode == 0
-    assert "0 of 12 cells to run" in done.stdout, done.stdout
+    said = in_process.fusionbench(*STUDY, "--out", finished, "--dry-run", *extra)
+    assert "0 of 12 cells to run" in said
 
 
 def test_a_changed_setting_runs_exactly_its_own_cells(finished):
-    done = fusionbench(*STUDY, "--out", str(finished), "--dry-run", "--set", "mema.reduction=2")
-    assert "4 of 12 cells to run" in done.stdout, done.stdout
+    changed = ("--dry-run", "--set", "mema.reduction=2")
+    assert "4 of 12 cells to run" in in_process.fusionbench(*STUDY, "--out", finished, *changed)
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_tables(finished, tmp_path):
@@ -125,16 +125,15 @@ def test_killed_at_any_moment_it_ends_with_the_same_tables(finished, tmp_path):
         time.sleep(rng.uniform(2.0, 7.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = fusionbench(*STUDY, "--out", str(folder))
-    assert done.returncode == 0, done.stdout + done.stderr
+    in_process.fusionbench(*STUDY, "--out", folder)
     assert tables(folder) == tables(finished) and tables(folder)
 
 
 def test_ctrl_c_leaves_a_resumable_state_and_says_so(tmp_path):
     folder = tmp_path / "interrupted"
     process = subprocess.Popen(
-        command(*STUDY, "--out", str(folder)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
+        command(*STUDY, "--out", str(folder), "--workers", "1"), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(folder.glob("cells/*.json")) and time.monotonic() < deadline:
@@ -146,7 +145,7 @@ def test_ctrl_c_leaves_a_resumable_state_and_says_so(tmp_path):
     if process.returncode == 130:
         assert "same command" in said
         assert 0 < len(records(folder)) < 12
-    assert fusionbench(*STUDY, "--out", str(folder)).returncode == 0
+    in_process.fusionbench(*STUDY, "--out", folder)
     assert len(records(folder)) == 12
 
 
@@ -154,28 +153,27 @@ def test_a_broken_method_is_recorded_and_stops_nobody(tmp_path):
     folder = tmp_path / "mixed"
     arguments = (
         "run", "--preset", "smoke", "--tasks", "planted_layer", "--plugin", PLUGIN,
-        "--methods", "breaks,refuses,twin_one,twin_two,penultimate", "--out", str(folder),
+        "--methods", "breaks,refuses,twin_one,twin_two,penultimate", "--out", folder,
     )  # fmt: skip
-    done = fusionbench(*arguments)
-    assert done.returncode == 1, done.stdout + done.stderr
+    code, out, err = in_process.run(*arguments)
+    assert code == 1, out + err
     by_label = {record.label: record for record in records(folder).values()}
     assert by_label["refuses"].status == "skipped" and "1,000 layers" in by_label["refuses"].reason
     assert by_label["penultimate"].status == "done" and "breaks" not in by_label
     failures = [json.loads(path.read_text()) for path in (folder / "failures").glob("*.json")]
     assert len(failures) == 1 and "broken on purpose" in failures[0]["reason"]
-    assert "1,000 layers" in done.stdout
+    assert "1,000 layers" in out
     one, two = by_label["twin_one"], by_label["twin_two"]
     outcomes = [(folder / "outcomes" / f"{twin.id}.bin").read_bytes() for twin in (one, two)]
     assert outcomes[0] == outcomes[1] and one.loss == two.loss
     # The failure is tried again, and only it.
-    again = fusionbench(*arguments, "--dry-run")
-    assert "1 of 5 cells to run" in again.stdout, again.stdout
+    assert "1 of 5 cells to run" in in_process.fusionbench(*arguments, "--dry-run")
 
 
 def test_adding_a_method_changes_no_other_number(finished, tmp_path):
     folder = tmp_path / "fewer"
     few = [*STUDY[:-1], "scalar_mix"]
-    assert fusionbench(*few, "--out", str(folder)).returncode == 0
+    in_process.fusionbench(*few, "--out", folder)
     both = {cell: record for cell, record in records(finished).items() if cell in records(folder)}
     assert len(both) == 4
     for cell, record in records(folder).items():
@@ -187,13 +185,15 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    done = fusionbench(*STUDY, "--out", str(tmp_path / "x"), "--device", "cuda")
+    # Through a worker process, whose error ends the run.
+    there = ("--out", str(tmp_path / "x"), "--device", "cuda", "--workers", "1")
+    done = fusionbench(*STUDY, *there)
     assert done.returncode == 2 and "no CUDA device" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_full_cache_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))
-    done = fusionbench(*STUDY, "--out", str(tmp_path / "x"), "--limit-cache", "0.000001")
-    assert done.returncode == 2 and "--limit-cache" in done.stderr
-    assert "Traceback" not in done.stderr
+    limit = ("--limit-cache", "0.000001")
+    code, _, said = in_process.run(*STUDY, "--out", tmp_path / "x", *limit)
+    assert code == 2 and "--limit-cache" in said and "Traceback" not in said

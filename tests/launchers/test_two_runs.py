@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 
-from fusionbench.records.claims import CLAIMS, claimed, exclusive
+from fusionbench.records.locks import LOCKS, claimed, exclusive
 from fusionbench.records.store import Store
 
 STUDY = ("run", "--preset", "smoke", "--tasks", "planted_layer", "--workers", "1")
@@ -38,7 +38,7 @@ def test_two_runs_at_once_share_the_cells_and_both_report_all(tmp_path):
     assert len(records) == 4 * 2 and all(record.status == "done" for record in records)
     assert few + few_there == 3 and many + many_there == 8
     assert few + many == 8
-    assert not (tmp_path / CLAIMS).exists() and not list((tmp_path / "failures").iterdir())
+    assert not (tmp_path / LOCKS).exists() and not list((tmp_path / "failures").iterdir())
     for out, _ in said:
         assert "report: " in out
 
@@ -50,7 +50,7 @@ def test_a_claim_is_held_by_one_and_free_again_afterwards(tmp_path):
             assert other
     with claimed(tmp_path, "a") as again:
         assert again
-    assert not (tmp_path / CLAIMS).exists()
+    assert not (tmp_path / LOCKS).exists()
 
 
 def test_who_waits_gets_the_claim_when_it_is_released(tmp_path):
@@ -71,7 +71,7 @@ def test_who_waits_gets_the_claim_when_it_is_released(tmp_path):
 
 def test_a_process_that_dies_releases_its_claim(tmp_path):
     code = (
-        "import os, sys, pathlib\nfrom fusionbench.records.claims import claimed\n"
+        "import os, sys, pathlib\nfrom fusionbench.records.locks import claimed\n"
         "with claimed(pathlib.Path(sys.argv[1]), 'a'):\n    os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9

@@ -26,6 +26,7 @@ def look(image: np.ndarray) -> bytes:
     return hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
 
 
+@pytest.mark.slow
 def test_nothing_in_the_pretraining_pool_is_validated_or_tested_on_by_a_task():
     held_out: set[bytes] = set()
     train: dict[str, set[bytes]] = {}

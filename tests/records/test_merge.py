@@ -14,7 +14,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.records import cost
 from fusionbench.records.cost import Conditions, CostRecord
 from fusionbench.records.facts import full_text
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.merge import merge
 from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
@@ -40,7 +40,7 @@ def write(folder: Path, seeds: range, *, schema: int = 2) -> Path:
         store.write_failure(record(FAILED, status="failed", reason="first", schema=schema))
         store.write_failure(record(FAILED, status="failed", reason="second", schema=schema))
         study = {"name": "toy", "baseline": "penultimate", "seeds": SEEDS}
-        store.history.add(Run(study=study, labels=METHODS, tasks=TASKS))
+        store.history.add(Request(study=study, labels=METHODS, tasks=TASKS))
     return folder
 
 
@@ -72,7 +72,7 @@ def contents(folder: Path) -> dict[str, object]:
             found[f"outcomes {one.id}"] = store.outcomes(one).tolist()
             found[f"items {one.id}"] = store.items(one)
     found["failures"] = [full_text(one) for one in store.failures()]
-    found["runs"] = store.history.runs()
+    found["runs"] = store.history.requests()
     found["profiles"] = list(cost.read(folder))
     assert not store.problems
     return found

@@ -11,7 +11,7 @@ import pytest
 from toy_records import ITEMS, outcomes, put, record, spec
 
 from fusionbench.records import verified
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.outcomes import decode, encode
 from fusionbench.records.store import Store
 
@@ -173,10 +173,10 @@ def test_planning_over_many_finished_cells_is_fast(store):
 
 
 def test_the_history_keeps_each_new_request_once(store):
-    run = Run(study={"name": "quick", "seeds": 3}, labels=("mema",), tasks=("digits",))
+    run = Request(study={"name": "quick", "seeds": 3}, labels=("mema",), tasks=("digits",))
     store.history.add(run)
     store.history.add(run)
     store.history.add(replace(run, labels=("mema", "last")))
-    assert [one.labels for one in again(store).history.runs()] == [("mema",), ("mema", "last")]
+    assert [one.labels for one in again(store).history.requests()] == [("mema",), ("mema", "last")]
     (store.folder / "study.json").write_text("{")
-    assert store.history.runs() == []
+    assert store.history.requests() == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy_records import ITEMS, record, spec
 
-from fusionbench.records.history import Arm, Design, Planned, note_design
+from fusionbench.records.history import Design, PlannedAblation, Variant, note_design
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.report.ablation import ablation_page, contrasts, design_table, effects
@@ -16,20 +16,24 @@ from fusionbench.report.freshness import up_to_date
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.factorial import fraction
 
-ARMS = (
-    Arm(label="mema", on=(True, True)),
-    Arm(label="mema-no_query", switch="query", level="false", on=(True, False)),
-    Arm(label="mema[reduction=2]", switch="reduction", level="2", on=(False, True)),
-    Arm(label="mema[query=false,reduction=2]", on=(False, False)),
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+VARIANTS = (
+    Variant(label="mema", on=(True, True)),
+    Variant(label="mema-no_query", switch="query", level="false", on=(True, False)),
+    Variant(label="mema[reduction=2]", switch="reduction", level="2", on=(False, True)),
+    Variant(label="mema[query=false,reduction=2]", on=(False, False)),
 )
-ONE = Design(kind="one_factor_out", method="mema", arms=ARMS[:3])
-BOTH = Design(kind="factorial", method="mema", arms=ARMS, switches=("reduction=2", "query=false"))
+ONE = Design(kind="one_factor_out", method="mema", variants=VARIANTS[:3])
+BOTH = Design(
+    kind="factorial", method="mema", variants=VARIANTS, switches=("reduction=2", "query=false")
+)
 TASKS = {"digits": 0.1, "textile": 0.5}
 
 
-def scores(arm: int, task: str, seed: int) -> np.ndarray:
-    """Shares of 0.8, 0.6, 0.7, 0.4 right on 40 examples, shuffled alike in every arm."""
-    share = (0.8, 0.6, 0.7, 0.4)[arm]
+def scores(variant: int, task: str, seed: int) -> np.ndarray:
+    """Shares of 0.8, 0.6, 0.7, 0.4 right on 40 examples, shuffled alike in every variant."""
+    share = (0.8, 0.6, 0.7, 0.4)[variant]
     order = np.random.default_rng([len(task), seed]).permutation(len(ITEMS.names))
     right = np.zeros(len(ITEMS.names), dtype=np.float32)
     right[order[: round(share * len(order))]] = 1
@@ -37,14 +41,16 @@ def scores(arm: int, task: str, seed: int) -> np.ndarray:
 
 
 def fill(folder, design, *, seeds=4, without=(), suite=True):
-    """Records of every arm on two tasks, and the design beside them."""
-    cells: dict[str, dict[str, tuple[str, ...]]] = {arm.label: {} for arm in design.arms}
+    """Records of every variant on two tasks, and their design."""
+    cells: dict[str, dict[str, tuple[str, ...]]] = {
+        variant.label: {} for variant in design.variants
+    }
     with Store.create(folder) as store:
-        for row, arm in enumerate(design.arms):
+        for row, variant in enumerate(design.variants):
             for task, chance in TASKS.items():
                 ids = []
                 for seed in range(seeds):
-                    cell = spec(arm.label, task, seed)
+                    cell = spec(variant.label, task, seed)
                     ids.append(cell.id)
                     if (row, task, seed) in without:
                         continue
@@ -52,8 +58,10 @@ def fill(folder, design, *, seeds=4, without=(), suite=True):
                     parameters = {"fusion": 100 - 30 * row, "projector": 1, "reader": 1}
                     done = record(cell, values, chance=chance, in_suite=suite)
                     store.write(replace(done, parameters=parameters), values, ITEMS)
-                cells[arm.label][task] = tuple(ids)
-        planned = Planned(design=design, encoder="nano", budget="nano, 60 steps", cells=cells)
+                cells[variant.label][task] = tuple(ids)
+        planned = PlannedAblation(
+            design=design, encoder="nano", budget="nano, 60 steps", cells=cells
+        )
         note_design(folder, planned)
     return Store.open(folder), planned
 
@@ -116,7 +124,7 @@ def test_holm_is_taken_among_main_effects_and_apart_among_interactions(tmp_path)
 
 def test_the_order_of_the_arms_changes_no_number(tmp_path):
     _, planned = fill(tmp_path / "a", BOTH)
-    turned = replace(BOTH, arms=(ARMS[0], ARMS[3], ARMS[2], ARMS[1]))
+    turned = replace(BOTH, variants=(VARIANTS[0], VARIANTS[3], VARIANTS[2], VARIANTS[1]))
     note_design(tmp_path / "a", replace(planned, design=turned))
     again = rows(Store.open(tmp_path / "a"))
     fresh, _ = fill(tmp_path / "b", BOTH)
@@ -170,17 +178,17 @@ def test_examples_that_are_not_the_same_are_not_paired(tmp_path):
 
 
 def test_a_part_that_changes_no_example_is_said_to_and_has_no_empty_interval(tmp_path):
-    same = replace(ONE, arms=(ARMS[0], replace(ARMS[1], label="mema-twin")))
+    same = replace(ONE, variants=(VARIANTS[0], replace(VARIANTS[1], label="mema-twin")))
     cells = {}
     with Store.create(tmp_path) as store:
-        for arm in same.arms:
+        for variant in same.variants:
             ids = []
             for seed in range(4):
                 values = scores(0, "digits", seed)
-                ids.append(store.write(record(spec(arm.label, "digits", seed), values), values,
+                ids.append(store.write(record(spec(variant.label, "digits", seed), values), values,
                                        ITEMS).id)  # fmt: skip
-            cells[arm.label] = {"digits": tuple(ids)}
-        note_design(tmp_path, Planned(design=same, encoder="nano", budget="b", cells=cells))
+            cells[variant.label] = {"digits": tuple(ids)}
+        note_design(tmp_path, PlannedAblation(design=same, encoder="nano", budget="b", cells=cells))
     page = page_of(Store.open(tmp_path))
     assert "no example differs" in page.markdown
     on_task = next(row for row in page.rows if row["task"] == "digits")
@@ -199,14 +207,14 @@ def test_a_large_change_of_the_parameters_is_shown_with_the_change(tmp_path):
 
 
 def test_five_switches_give_five_main_effects_and_ten_interactions():
-    arms = tuple(Arm(label=str(row), on=on) for row, on in enumerate(fraction(5)))
+    variants = tuple(Variant(label=str(row), on=on) for row, on in enumerate(fraction(5)))
     design = Design(
-        kind="factorial", method="m", arms=arms, switches=tuple(f"{n}=0" for n in "abcde")
+        kind="factorial", method="m", variants=variants, switches=tuple(f"{n}=0" for n in "abcde")
     )
     kinds = [one.kind for one in contrasts(design)]
     assert (kinds.count("main effect"), kinds.count("two-way interaction")) == (5, 10)
-    arms = tuple(Arm(label=str(row), on=on) for row, on in enumerate(fraction(6)))
-    design = replace(design, arms=arms, switches=tuple(f"{n}=0" for n in "abcdef"))
+    variants = tuple(Variant(label=str(row), on=on) for row, on in enumerate(fraction(6)))
+    design = replace(design, variants=variants, switches=tuple(f"{n}=0" for n in "abcdef"))
     assert any(" + " in one.name for one in contrasts(design))
 
 

@@ -22,7 +22,7 @@ from fusionbench.harness.bundle import cut
 from fusionbench.harness.cell import Tuned, choose_lr
 from fusionbench.harness.materials import Materials
 from fusionbench.records.cell import CellSpec
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.store import Items, Store
 from fusionbench.study.study import QUICK, as_plain
 
@@ -127,7 +127,7 @@ def written(folder, materials, cells):
                 store.write(made, scores, items)
         planned = [{"method": name} for name in cells if name not in NAMES[:2]]
         plain = as_plain(QUICK) | {"seeds": SEEDS, "contrasts": planned}
-        store.history.add(Run(study=plain, labels=tuple(cells), tasks=(materials.name,)))
+        store.history.add(Request(study=plain, labels=tuple(cells), tasks=(materials.name,)))
     return folder
 
 

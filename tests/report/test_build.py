@@ -11,7 +11,7 @@ from PIL import Image
 from toy_records import put, record, spec
 
 from fusionbench.api.errors import UserError
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
 from fusionbench.report.freshness import up_to_date
@@ -38,7 +38,7 @@ def fill(folder, *, reverse=False):
         store.write_failure(record(spec("odd", "textile", 0), status="failed", reason=trace))
         store.write(record(spec("tall", "digits", 0), status="skipped", reason="needs a grid"))
         store.history.add(
-            Run(
+            Request(
                 study=as_plain(QUICK),
                 labels=(*METHODS, "odd", "tall", "planned"),
                 tasks=("digits", "textile"),
@@ -126,6 +126,7 @@ def test_what_did_not_run_is_named_with_its_reason_and_no_path(report, results):
         assert str(results).encode() not in content
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_mixed_and_uncommitted_code_is_said_aloud(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "copy")
     store = Store.open(folder)
@@ -138,6 +139,7 @@ def test_mixed_and_uncommitted_code_is_said_aloud(results, tmp_path):
     assert "Mixed code" not in write_report(results, tmp_path / "one").page.read_text()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_ignored_files_are_named_without_the_folder(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "copy")
     (folder / "cells" / "notes.txt").write_text("mine")
@@ -145,6 +147,7 @@ def test_ignored_files_are_named_without_the_folder(results, tmp_path):
     assert "- cells/notes.txt: ignored: not a file of FusionBench" in page
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_report_knows_whether_it_shows_the_folder_as_it_is(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "copy")
     assert not up_to_date(Store.open(folder), folder / "report")

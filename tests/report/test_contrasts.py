@@ -9,7 +9,7 @@ from toy_records import CODE
 from toy_suite import correlated, numbers, put_task, quick_disk, read, rows, the, write_suite
 
 from fusionbench.api.errors import UserError
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.store import Store
 from fusionbench.report.build import ReportOptions, write_report
 from fusionbench.stats.crossed import compare, crossed_t
@@ -17,6 +17,8 @@ from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.suite import sum_over_tasks
 from fusionbench.stats.testset import t_over_seeds
 from fusionbench.stats.verdicts import holm
+
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 TASKS = ("digits", "textile", "scenes_count", "scenes_text", "easy_vqa")
 SHARES = {"penultimate": 0.5, "repeat": 0.5, "mema": 0.7, "mema-readout": 0.52, "concat": 0.51}
@@ -159,7 +161,7 @@ def test_a_contrast_on_a_group_takes_its_tasks_only(tmp_path):
             for task, table in tasks.items():
                 put_task(store, method, task, table, group=groups.get(task, "semantic"))
         study = {"baseline": "penultimate", "contrasts": [{"method": "mema", "over": "fine"}]}
-        store.history.add(Run(study=study, labels=tuple(SUITE), tasks=TASKS))
+        store.history.add(Request(study=study, labels=tuple(SUITE), tasks=TASKS))
     found = rows(tmp_path / "r", tmp_path / "o")
     row = the(found, kind="planned")
     assert (row["scope"], row["name"], row["n_examples"]) == ("group", "fine", "300")
@@ -211,7 +213,7 @@ def test_a_plan_that_changed_between_two_runs_is_said_aloud(tmp_path):
     written = write_suite(tmp_path / "r", SUITE)
     store = Store.open(written)
     assert "Changed after" not in write_report(written, tmp_path / "a").page.read_text()
-    last = store.history.runs()[-1]
+    last = store.history.requests()[-1]
     store.history.add(replace(last, study={**last.study, "contrasts": [{"method": "mema"}]}))
     page = write_report(written, tmp_path / "b").page.read_text()
     assert "**Changed after the first run**: contrasts of the study" in page

@@ -11,7 +11,7 @@ from toy_records import record, spec
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.reports import diff
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.report.diff import (
@@ -93,7 +93,7 @@ def test_what_was_asked_is_compared_key_by_key(tmp_path):
     folders = []
     for name, asked in (("a", QUICK), ("b", replace(QUICK, seeds=5, methods=("mema",)))):
         folders.append(study(tmp_path / name, {"mema": 0.0}))
-        run = Run(study=as_plain(asked), labels=("mema",), tasks=("digits",), version="0.1.0")
+        run = Request(study=as_plain(asked), labels=("mema",), tasks=("digits",), version="0.1.0")
         Store.open(folders[-1]).history.add(run)
     text = text_of(*folders).split("## What ran")[0]
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][

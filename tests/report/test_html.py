@@ -9,7 +9,7 @@ import yaml
 from toy_records import put, record, spec
 from wide_study import TASKS, write_study
 
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.store import Store
 from fusionbench.report.build import collect
 from fusionbench.report.figures.style import DARK
@@ -108,7 +108,7 @@ def test_the_page_says_how_to_read_methods_versions_environment_and_coverage(pag
 
 
 def test_the_study_on_the_page_is_the_study_that_ran(tmp_path):
-    run = Run(study=as_plain(PAPER), labels=(), tasks=())
+    run = Request(study=as_plain(PAPER), labels=(), tasks=())
     text = study_yaml(run)
     assert yaml.safe_load(text)["seeds"] == PAPER.seeds
     (tmp_path / "study.yaml").write_text(text)

@@ -10,9 +10,10 @@ from paired_studies import study
 from fusionbench.api.errors import UserError
 from fusionbench.cli.reports import NAMES, write
 from fusionbench.records.pairs import Results, minus, task_weights
+from fusionbench.records.yaml_files import parse_section
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
-from fusionbench.report.paper import paper, papers
+from fusionbench.report.paper import Paper, _built, paper, papers
 from fusionbench.report.published import reported
 
 GAINS = {"penultimate": 0.0, "dense_connector-dci": 0.08, "mema": 0.05, "mema-no_query": 0.0}
@@ -132,3 +133,13 @@ def test_the_default_place_is_the_folders_report(folder):
     stream = io.StringIO()
     write("lsf", folder, None, stream)
     assert stream.getvalue().strip() == str(folder / "report" / "paper" / "lsf.md")
+
+
+def test_an_unknown_key_of_a_paper_is_named_with_its_line_and_the_nearest_one():
+    text = "mine:\n  title: t\n  paper: p\n  regime: r\n  difers: []\n  tables: []\n"
+    section = parse_section(text, "papers.yaml", "papers", hint="")["mine"]
+    with pytest.raises(UserError, match=r"line 5: unknown key 'difers'; did you mean 'differs'"):
+        _built(Paper, section, name="mine", tables=())
+    del section["difers"]
+    with pytest.raises(UserError, match="differs is missing"):
+        _built(Paper, section, name="mine", tables=())

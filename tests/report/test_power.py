@@ -10,7 +10,7 @@ from paired_studies import study
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.reports import power
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.pairs import Results, minus, task_weights
 from fusionbench.records.store import Store
 from fusionbench.report.power import (
@@ -99,7 +99,7 @@ def test_the_harder_of_baseline_and_control_counts(tmp_path):
     folder = study(tmp_path / "results", GAINS, seeds=5)
     store = Store.open(folder)
     declared = replace(QUICK, contrasts=({"method": "mema", "control": "repeat"},))
-    store.history.add(Run(study=as_plain(declared), labels=tuple(GAINS), tasks=("digits",)))
+    store.history.add(Request(study=as_plain(declared), labels=tuple(GAINS), tasks=("digits",)))
     (plan,) = planned(Results.open(folder), PowerOptions())
     suite = [one for one in plan.estimates if one.over == "suite"]
     assert [one.reference for one in suite] == ["penultimate", "repeat"]

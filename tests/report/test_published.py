@@ -15,6 +15,8 @@ from fusionbench.report.build import write_report
 from fusionbench.report.published import Reported, reported, reported_rows, reported_section
 from fusionbench.study.study import QUICK
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 MMFUSER = next(
     one for one in reported()
     if (one.method, one.benchmark, one.base_model) == ("MMFuser", "GQA", "LLaVA-1.5-7B")

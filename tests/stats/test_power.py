@@ -6,6 +6,7 @@ from nullsuites import SCENARIOS, differences
 
 from fusionbench.stats.crossed import crossed_t, two_way
 from fusionbench.stats.power import (
+    ENDLESS_SEEDS,
     VarianceParts,
     pilot_parts,
     seeds_needed,
@@ -15,6 +16,10 @@ from fusionbench.stats.power import (
 )
 from fusionbench.stats.suite import add_blocks, add_blocks_of_shared_runs
 from fusionbench.stats.testset import t_over_seeds
+
+
+def mde(parts, seeds, items, alpha=0.05):
+    return crossed_t(parts.at(seeds, items)).mde(alpha)
 
 
 def a_pilot(name="typ", seeds=5, items=300, reps=1):
@@ -32,34 +37,34 @@ def test_at_its_own_size_a_pilot_predicts_itself():
         same = variance_parts(parts).at(5, 30)
         for name in ("seed", "item", "both"):
             assert float(getattr(same, name)) == pytest.approx(float(getattr(parts, name)))
-        assert float(variance_parts(parts).mde(5, 30)) == pytest.approx(
+        assert float(mde(variance_parts(parts), 5, 30)) == pytest.approx(
             float(crossed_t(parts).mde())
         )
 
 
 def test_a_cautious_plan_asks_for_more():
     parts = a_pilot()
-    assert float(pilot_parts(parts).mde(10, 300)) > float(variance_parts(parts).mde(10, 300))
+    assert float(mde(pilot_parts(parts), 10, 300)) > float(mde(variance_parts(parts), 10, 300))
 
 
 def test_more_seeds_help_down_to_a_floor_that_only_items_can_lower():
     parts = VarianceParts(seed=np.array(0.0004), item=np.array(0.2), both=np.array(0.3))
-    mdes = [float(parts.mde(n, 500)) for n in (4, 5, 8, 10, 20, 50, 100)]
+    mdes = [float(mde(parts, n, 500)) for n in (4, 5, 8, 10, 20, 50, 100)]
     assert mdes == sorted(mdes, reverse=True)
-    floor = float(parts.floor(500))
+    floor = float(mde(parts, ENDLESS_SEEDS, 500))
     assert floor == pytest.approx((1.960 + 0.842) * np.sqrt(0.2 / 500), rel=1e-3)
-    assert mdes[-1] > floor > float(parts.floor(2000))
+    assert mdes[-1] > floor > float(mde(parts, ENDLESS_SEEDS, 2000))
 
 
 def test_seeds_needed_is_the_first_number_that_is_enough_or_none():
     parts = VarianceParts(seed=np.array(0.0004), item=np.array(0.2), both=np.array(0.3))
 
     def at(seeds):
-        return float(parts.mde(seeds, 5000, alpha=0.05 / 11))
+        return float(mde(parts, seeds, 5000, 0.05 / 11))
 
     needed = seeds_needed(at, 0.04)
     assert at(needed) <= 0.04 < at(needed - 1)
-    assert seeds_needed(at, float(parts.floor(5000, alpha=0.05 / 11)) * 0.99) is None
+    assert seeds_needed(at, float(mde(parts, ENDLESS_SEEDS, 5000, 0.05 / 11)) * 0.99) is None
     with pytest.raises(ValueError, match="effect must be positive"):
         seeds_needed(at, 0.0)
 

@@ -38,7 +38,7 @@ def test_an_effect_of_the_mde_is_found_four_times_in_five(
     rng = np.random.default_rng(17)
     for _ in range(3):
         parts = population(scenario, seeds, 300, effect, min(reps, 1_000))
-        effect = float(parts.mde(seeds, 300, alpha=alpha))
+        effect = float(crossed_t(parts.at(seeds, 300)).mde(alpha))
     found = []
     for part in chunks(reps):
         d = differences(scenario, rng, reps=part, seeds=seeds, items=300, effect=effect)

@@ -12,7 +12,7 @@ from toy_encoder import run as fuse_toy
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
 from fusionbench.harness.model import build_fusion
-from fusionbench.records.history import Design, Planned, note_design, read_designs
+from fusionbench.records.history import Design, PlannedAblation, note_design, read_designs
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import select_methods
@@ -36,25 +36,25 @@ def settings_of(label: str) -> dict:
 def test_each_arm_of_a_method_differs_from_it_in_the_one_setting_it_names(name):
     design = one_factor_out(CATALOG, base(name))
     full = settings_of(name)
-    assert design.arms[0].label == name and settings_of(name) == full
-    for arm in design.arms[1:]:
-        changed = {key for key, value in settings_of(arm.label).items() if value != full[key]}
-        assert changed == {arm.switch}
-    assert len({arm.label for arm in design.arms}) == len(design.arms) > 1
+    assert design.variants[0].label == name and settings_of(name) == full
+    for variant in design.variants[1:]:
+        changed = {key for key, value in settings_of(variant.label).items() if value != full[key]}
+        assert changed == {variant.switch}
+    assert len({variant.label for variant in design.variants}) == len(design.variants) > 1
 
 
 @pytest.mark.parametrize("name", WITH_SWITCHES)
 def test_every_arm_can_be_built(name):
-    for arm in one_factor_out(CATALOG, base(name)).arms:
-        chosen = select_methods(CATALOG, [arm.label])[0]
+    for variant in one_factor_out(CATALOG, base(name)).variants:
+        chosen = select_methods(CATALOG, [variant.label])[0]
         built = build_fusion(load_method(chosen.card), chosen.settings, SHAPE)
         assert isinstance(built, load_method(chosen.card)) and built.out_dim > 0
 
 
 def test_mema_is_taken_apart_in_all_its_parts():
     found: dict[str, set[str]] = {}
-    for arm in one_factor_out(CATALOG, base()).arms[1:]:
-        found.setdefault(arm.switch, set()).add(arm.level)
+    for variant in one_factor_out(CATALOG, base()).variants[1:]:
+        found.setdefault(variant.switch, set()).add(variant.level)
     assert found == {
         "memory": {"none", "rebuilt"},
         "feedback": {"after", "none"},
@@ -71,37 +71,41 @@ def test_mema_is_taken_apart_in_all_its_parts():
 
 
 def test_registered_variants_keep_their_names_so_that_their_records_are_used():
-    labels = {arm.label for arm in one_factor_out(CATALOG, base()).arms}
+    labels = {variant.label for variant in one_factor_out(CATALOG, base()).variants}
     assert {"mema-no_query", "mema-no_memory", "mema-readout", "mema-repaired"} <= labels
     assert "mema[gates=none]" in labels
 
 
 def test_the_base_may_be_a_variant_or_carry_settings():
     design = one_factor_out(CATALOG, base("mema[init=repaired]"), ["query"])
-    assert [arm.label for arm in design.arms] == [
+    assert [variant.label for variant in design.variants] == [
         "mema-repaired",
         "mema[init=repaired,query=false]",
     ]
     from_variant = one_factor_out(CATALOG, base("mema-repaired"), ["init"])
-    assert {arm.level for arm in from_variant.arms[1:]} == {"as_written"}
+    assert {variant.level for variant in from_variant.variants[1:]} == {"as_written"}
 
 
 def test_a_full_factorial_has_every_combination_once_the_full_method_first():
     design = factorial(CATALOG, base(), ["memory=rebuilt", "feedback", "query"])
     assert design.switches == ("memory=rebuilt", "feedback=after", "query=false")
-    assert [arm.on for arm in design.arms] == list(product((True, False), repeat=3))
-    assert design.arms[0].label == "mema" and design.void == 0
-    for arm in design.arms:
-        settings = settings_of(arm.label)
-        assert (settings["memory"] == "carried") == arm.on[0]
-        assert (settings["feedback"] == "each_block") == arm.on[1]
-        assert settings["query"] == arm.on[2]
+    assert [variant.on for variant in design.variants] == list(product((True, False), repeat=3))
+    assert design.variants[0].label == "mema" and design.skipped == 0
+    for variant in design.variants:
+        settings = settings_of(variant.label)
+        assert (settings["memory"] == "carried") == variant.on[0]
+        assert (settings["feedback"] == "each_block") == variant.on[1]
+        assert settings["query"] == variant.on[2]
 
 
 def test_combinations_in_which_a_switch_can_do_nothing_are_no_cells():
     design = factorial(CATALOG, base(), ["memory=none", "query"])
-    assert [arm.on for arm in design.arms] == [(True, True), (True, False), (False, False)]
-    assert design.void == 1
+    assert [variant.on for variant in design.variants] == [
+        (True, True),
+        (True, False),
+        (False, False),
+    ]
+    assert design.skipped == 1
 
 
 IDLE = [
@@ -130,15 +134,17 @@ def test_a_switch_that_is_called_idle_changes_no_token_whatever_the_weights(give
 
 def test_without_feedback_one_cell_stands_for_all_that_the_memory_could_be():
     design = factorial(CATALOG, base(), ["memory=rebuilt", "feedback=none", "query"])
-    assert [arm.on for arm in design.arms if not arm.on[1]] == [(False, False, False)]
-    assert design.void == 3
+    assert [variant.on for variant in design.variants if not variant.on[1]] == [
+        (False, False, False)
+    ]
+    assert design.skipped == 3
 
 
 def test_five_switches_run_as_sixteen_cells():
     design = factorial(
         CATALOG, base(), ["memory=rebuilt", "query", "gates=forget", "summary", "init=repaired"]
     )
-    assert len(design.arms) == 16 and design.arms[0].label == "mema"
+    assert len(design.variants) == 16 and design.variants[0].label == "mema"
 
 
 @pytest.mark.parametrize(
@@ -154,7 +160,7 @@ def test_five_switches_run_as_sixteen_cells():
 def test_a_factorial_that_cannot_be_is_refused(switches, told):
     if not told:
         # A wrong word is found by the method itself when its cell runs.
-        assert factorial(CATALOG, base(), switches).arms
+        assert factorial(CATALOG, base(), switches).variants
         return
     with pytest.raises(UserError, match=told):
         factorial(CATALOG, base(), switches)
@@ -170,16 +176,22 @@ def test_a_method_without_switches_is_refused_with_those_that_have_some():
 
 def test_designs_come_back_from_disk_and_replace_their_earlier_selves(tmp_path):
     design = factorial(CATALOG, base(), ["memory=none", "query"])
-    cells = {arm.label: {"digits": ("a", "b")} for arm in design.arms}
-    planned = Planned(design=design, encoder="nano", budget="60 steps", cells=cells)
+    cells = {variant.label: {"digits": ("a", "b")} for variant in design.variants}
+    planned = PlannedAblation(design=design, encoder="nano", budget="60 steps", cells=cells)
     note_design(tmp_path, planned)
     note_design(tmp_path, replace(planned, budget="90 steps"))
     other = one_factor_out(CATALOG, base(), ["query"])
-    more = Planned(
+    more = PlannedAblation(
         design=other, encoder="nano", budget="60 steps",
-        cells={arm.label: {"digits": ("c",)} for arm in other.arms},
+        cells={variant.label: {"digits": ("c",)} for variant in other.variants},
     )  # fmt: skip
     note_design(tmp_path, more)
+    assert read_designs(tmp_path) == [replace(planned, budget="90 steps"), more]
+    # The keys of earlier files.
+    text = (tmp_path / "ablations.json").read_text()
+    assert text.count('"variants"') == 2 and text.count('"skipped"') == 2
+    old = text.replace('"variants"', '"arms"').replace('"skipped"', '"void"')
+    (tmp_path / "ablations.json").write_text(old)
     assert read_designs(tmp_path) == [replace(planned, budget="90 steps"), more]
     (tmp_path / "ablations.json").write_text("{}")
     assert read_designs(tmp_path) == []

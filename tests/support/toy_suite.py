@@ -11,7 +11,7 @@ from scipy.special import ndtri
 from toy_records import CODE, spec
 
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.store import Items, Store
 from fusionbench.report.build import ReportOptions, write_report
 from fusionbench.study.study import QUICK, as_plain
@@ -61,7 +61,7 @@ def write_suite(folder, suite, *, images=None, study=None, **facts):
                 put_task(store, method, task, table, images=(images or {}).get(task), **own)
         labels, tasks = tuple(suite), tuple(next(iter(suite.values())))
         plain = as_plain(QUICK) | {"seeds": len(next(iter(tasks_of(suite)))[1])} | (study or {})
-        store.history.add(Run(study=plain, labels=labels, tasks=tasks))
+        store.history.add(Request(study=plain, labels=labels, tasks=tasks))
     return folder
 
 

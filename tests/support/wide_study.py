@@ -11,7 +11,7 @@ import numpy as np
 from toy_records import CODE
 
 from fusionbench.records.cell import CellRecord, CellSpec
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.records.store import Items, Store
 from fusionbench.study.study import QUICK, as_plain
 
@@ -58,7 +58,7 @@ def write_study(
                 for seed in range(seeds):
                     _put(store, _spec(label, task, seed), (label, level, column), rng)
         store.history.add(
-            Run(study=as_plain(replace(QUICK, name="wide", seeds=seeds)),
+            Request(study=as_plain(replace(QUICK, name="wide", seeds=seeds)),
                 labels=tuple(methods), tasks=TASKS[:tasks])
         )  # fmt: skip
     return folder

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from in_process import fusionbench
 
 from fusionbench.api.tasks import Example, ScoredItems, Scoring, judged
 from fusionbench.records.store import Store
@@ -55,14 +56,12 @@ class Spoken(Bright):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from fusionbench.cli.main import app
-
     place = tmp_path_factory.mktemp("metrics")
     (place / "bright.py").write_text(PLUGIN)
-    words = ["run", "--preset", "smoke", "--tasks", "bright,spoken", "--methods", "last",
-             "--seeds", "4", "--workers", "1", "--quiet", "--plugin", str(place / "bright.py"),
-             "--out", str(place / "out")]  # fmt: skip
-    app(words, standalone_mode=False)
+    fusionbench(
+        "run", "--preset", "smoke", "--tasks", "bright,spoken", "--methods", "last", "--seeds", "4",
+        "--quiet", "--plugin", place / "bright.py", "--out", place / "out",
+    )  # fmt: skip
     return place / "out"
 
 

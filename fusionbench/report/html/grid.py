@@ -30,7 +30,7 @@ _LONG_TEXT = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class GridCell:
     """One entry of a table."""
 
     text: str
@@ -63,7 +63,7 @@ class Grid:
     id: str
     title: str
     heads: Sequence[Head]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[GridCell]]
     note: str = ""
 
     @property
@@ -76,7 +76,10 @@ def plain(name: str, title: str, rows: Sequence[Row], note: str = "") -> Grid:
     """Rows as they are, numbers shortened."""
     heads = [Head(text=key.replace("_", " ")) for key in (rows[0] if rows else ())]
     cells = [
-        [Cell(text=shorter(key, value), value=_sort_key(key, value)) for key, value in row.items()]
+        [
+            GridCell(text=shorter(key, value), value=_sort_key(key, value))
+            for key, value in row.items()
+        ]
         for row in rows
     ]
     return Grid(id=name, title=title, heads=heads, rows=cells, note=note)
@@ -101,7 +104,7 @@ def pivots(
         yield Grid(id=f"{name}-{number}", title=heading, heads=heads, rows=cells, note=note)
 
 
-def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[Cell]]]:
+def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[GridCell]]]:
     best = table["mean"].astype(float).groupby(table[across]).transform("max")
     rows = [dict(zip(table.columns, values, strict=True)) for values in table.to_numpy()]
     scores = [_score(row, top) for row, top in zip(rows, best, strict=True)]
@@ -111,20 +114,20 @@ def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[Cell
     cells = table.pivot(index="method", columns=across, values="cell")
     cells = cells.reindex(index=table["method"].unique(), columns=order)
     heads = [Head(text="method"), *(Head(text=name, group=groups[name]) for name in order)]
-    missing = Cell(text="not run")
+    missing = GridCell(text="not run")
     return heads, [
-        [Cell(text=method), *(one if isinstance(one, Cell) else missing for one in row)]
+        [GridCell(text=method), *(one if isinstance(one, GridCell) else missing for one in row)]
         for method, *row in cells.itertuples(name=None)
     ]
 
 
-def _score(row: Row, best: float) -> Cell:
+def _score(row: Row, best: float) -> GridCell:
     """`71.2 ± 3.1`, with everything else in its details."""
     mean, low, high = (row.get(name, math.nan) for name in ("mean", "ci_low", "ci_high"))
     if is_missing(mean):
-        return Cell(text=row.get("status") or row.get("text") or "not run")
+        return GridCell(text=row.get("status") or row.get("text") or "not run")
     half = "" if is_missing(low) else f" ± {50 * (high - low):.1f}"
-    return Cell(
+    return GridCell(
         text=f"{100 * mean:.1f}{half}",
         value=_sort_key("mean", mean),
         details=details(row),

@@ -13,14 +13,12 @@ from markupsafe import Markup
 from fusionbench import __version__
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.files import write_atomic
-from fusionbench.records.history import Run
+from fusionbench.records.history import Request
 from fusionbench.report import coverage
 from fusionbench.report.figures.style import DARK, Drawn
 from fusionbench.report.html.grid import Grid, pivots, plain
 from fusionbench.report.page import Material
 from fusionbench.report.tables import Row, is_missing
-
-# Below the scores: methods and versions, environment, and how to run the study again.
 
 
 def method_rows(records: Sequence[CellRecord]) -> list[Row]:
@@ -83,7 +81,7 @@ def _origins(provenance: Mapping[str, object]) -> Iterable[tuple[str, str, str]]
                 yield part, str(name), str(value)
 
 
-def study_yaml(planned: Run | None) -> str:
+def study_yaml(planned: Request | None) -> str:
     """The last study as YAML for `fusionbench run`; empty without one."""
     if planned is None:
         return ""
@@ -93,7 +91,7 @@ def study_yaml(planned: Run | None) -> str:
     return yaml.safe_dump(dict(planned.study), sort_keys=True, allow_unicode=True)
 
 
-def commands(records: Sequence[CellRecord], planned: Run | None) -> str:
+def commands(records: Sequence[CellRecord], planned: Request | None) -> str:
     """Shell commands that install this version, run the study and write the report."""
     commits = sorted({str(r.provenance.get("code", {}).get("commit", "")) for r in records} - {""})
     versions = sorted({str(r.provenance.get("code", {}).get("fusionbench", "")) for r in records})
@@ -106,9 +104,6 @@ def commands(records: Sequence[CellRecord], planned: Run | None) -> str:
         "fusionbench report results/again",
     ]
     return "\n".join(lines)
-
-
-# Figures inside the page: unique ids, and colours that follow the page's theme.
 
 
 _ID = re.compile(r'\bid="([^"]+)"')

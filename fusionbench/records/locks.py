@@ -13,7 +13,7 @@ from fusionbench.api.errors import disk_error
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-CLAIMS = "claims"
+LOCKS = "claims"
 _POLL_SECONDS = 0.2
 
 
@@ -23,7 +23,7 @@ def claimed(folder: Path, job: str, *, wait: bool = False) -> Iterator[bool]:
 
     With `wait` it blocks until the lock is free. Raises UserError if the disk refuses.
     """
-    home = folder / CLAIMS
+    home = folder / LOCKS
     lock = _lock(home / f"{job}.lock")
     if not _acquired(lock, timeout=-1 if wait else 0):
         yield False
@@ -66,7 +66,7 @@ def _acquired(lock: "BaseFileLock", *, timeout: float) -> bool:
         except Timeout:
             return False
         except FileNotFoundError:
-            # Another run has just removed the empty folder of claims.
+            # Another run has just removed the empty folder of locks.
             continue
         except OSError as error:
             raise disk_error(error, home) from error

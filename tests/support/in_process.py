@@ -1,0 +1,47 @@
+"""Commands in this process: the same jobs and events, and no other process imports torch."""
+
+import contextlib
+import io
+import sys
+
+import pytest
+
+from fusionbench.cli.main import main
+from fusionbench.launchers import local
+
+
+class InProcessLauncher:
+    """Runs each job in this process, in order."""
+
+    def __init__(self, options):
+        self.work = local._runner(options)
+
+    def run(self, jobs, on_event):
+        for job in jobs:
+            for event in local._events(self.work, job):
+                on_event(event)
+
+    def close(self):
+        pass
+
+
+def run(*arguments, folder=None, variables=None):
+    """Run a command in `folder`; its exit status, standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        if folder is not None:
+            patch.chdir(folder)
+        for name, value in (variables or {}).items():
+            patch.setenv(name, value)
+        patch.setattr(local, "LocalLauncher", InProcessLauncher)
+        patch.setattr(sys, "argv", ["fusionbench", *map(str, arguments)])
+        with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+            main()
+    return end.value.code or 0, out.getvalue(), err.getvalue()
+
+
+def fusionbench(*arguments, folder=None, variables=None):
+    """Run a command that must succeed; its standard output."""
+    code, out, err = run(*arguments, folder=folder, variables=variables)
+    assert code == 0, f"{arguments}: {out}{err}"
+    return out
