@@ -63,7 +63,7 @@ class LowRank(nn.Module):
     "dtl-plus",
     version=1,
     variants={"": {"kernel": 3}, "readout": {"kernel": 3, "feedback": "after"}},
-    in_all=("",),
+    in_all=False,
     control="dtl-plus-readout",
     paper="arXiv:2312.07856",
     year=2024,

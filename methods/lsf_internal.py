@@ -54,7 +54,7 @@ from fusionbench.methods._inside import (
         "as_published": {"form": "modular", "as_published": True},
         "repeat": {"form": "modular", "repeat": True},
     },
-    in_all=("",),
+    in_all=False,
     control="lsf_internal_modular-repeat",
     reader="decoder",
     paper="arXiv:2503.06063",

@@ -60,7 +60,7 @@ class Stateless(InEncoderFusion):
 @method(
     "adapter",
     version=1,
-    in_all=("", "shared"),
+    in_all=("",),
     variants={"": {}, "shared": {"shared": True}, "dead": {"start": "zeros"}},
     control="none: it is a control itself",
     paper="AdaptFormer, arXiv:2205.13535",
@@ -144,6 +144,8 @@ class SSF(Stateless):
 @method(
     "vpt_deep",
     version=1,
+    # As many prompts as match Mema multiply the cost of a block: seven times on `nano`.
+    in_all=False,
     control="none: it is a control itself",
     paper="arXiv:2203.12119",
     year=2022,

@@ -9,7 +9,8 @@ from toy_passes import BUDGET, KINDS, MORE, RUNS, both_ways, in_double, named, s
 
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model
-from fusionbench.harness.passes import evaluate_together, train_together
+from fusionbench.harness.passes import PassMember, evaluate_together, train_all, train_together
+from fusionbench.harness.ridge import train_model
 from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast, evaluate, train
 
@@ -90,3 +91,28 @@ def test_hidden_states_that_fit_lie_on_the_gpu():
     shared = shared_by(method, settings, device="cuda")
     taps = build_model(method, settings, shared, 0).fusion.taps
     assert shared.resident(taps)
+
+
+RIDGE = replace(
+    BUDGET, reader="ridge", resample="distinct", draw=60, vector_lr=0.1, steps=6, batch=16
+)
+
+
+@pytest.mark.parametrize("name", ["penultimate", "scalar_mix", "mema", "qwen3vl_deepstack"])
+def test_the_ridge_reader_gives_the_same_on_both_devices_alone_and_in_a_pass(name):
+    method, settings = named(name)
+    found = []
+    for device in ("cpu", "cuda"):
+        shared = shared_by(method, settings, RIDGE, device)
+        alone = build_model(method, settings, shared, 0)
+        log, fit = train_model(alone, shared, 0, 3e-3, 64)
+        models = [build_model(method, settings, shared, seed) for seed in (0, 1)]
+        runs = [PassMember(seed=seed, lr=3e-3) for seed in (0, 1)]
+        logs, fits = train_all(models, shared, runs, 64)
+        assert logs[0].losses == pytest.approx(log.losses, abs=1e-3)
+        assert fits[0]["error"] == pytest.approx(fit["error"], abs=1e-3)
+        scores = evaluate_together(models, shared, "test", 64)[0][0]
+        found.append((fit["error"], scores))
+    (cpu_error, cpu), (gpu_error, gpu) = found
+    assert gpu_error == pytest.approx(cpu_error, abs=1e-2)
+    assert (cpu == gpu).mean() >= 0.95
