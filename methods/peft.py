@@ -66,7 +66,7 @@ class Stateless(InEncoderFusion):
     paper="AdaptFormer, arXiv:2205.13535",
     year=2022,
     parity="deviates: after each block instead of parallel to its MLP; not compared",
-    parameters="(Q*D + 5*D*D + 6*D*D//4 + D//4 + 13*D + 1 - (L - 1)*D)//(2*D + 1)*(2*D + 1)"
+    parameters="(Q*D + 5*D*D + 6*D*D//4 + D//4 + 12*D + 1 - (L - 1)*D)//(2*D + 1)*(2*D + 1)"
     " + (L - 1)*D",
     details={
         "shared": {

@@ -22,7 +22,7 @@ from fusionbench.registry.encoder_cards import describe
 from fusionbench.registry.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study.contrasts import check_known, read_contrasts
 from fusionbench.study.data import task_hashes
-from fusionbench.study.study import ALL, Study
+from fusionbench.study.study import ALL, PRESETS, Study
 
 SeedScope = Literal["task", "suite"]
 SEED_SCOPES: Mapping[str, SeedScope] = {"probe": "task"}
@@ -64,7 +64,16 @@ def resolve(study: Study, catalog: Catalog, *, download: bool = False) -> Resolv
     )
     tasks, unavailable = select_tasks(catalog, study.tasks)
     planned = read_contrasts(study.contrasts, study.baseline)
-    check_known(planned, {one.label for one in methods} | set(catalog.methods))
+    labels = {one.label for one in methods}
+    check_known(planned, labels | set(catalog.methods))
+    if study.name in PRESETS:
+        # The flags may have left out some of a preset's methods: what cannot run is not planned.
+        kept = [
+            value
+            for value, one in zip(study.contrasts, planned, strict=True)
+            if {one.method, one.baseline} <= labels
+        ]
+        study = replace(study, contrasts=tuple(kept))
     own = {task.encoder for task in tasks if task.encoder}
     brought = {name: _encoder(catalog, name, 0, download=download) for name in sorted(own)}
     return ResolvedStudy(

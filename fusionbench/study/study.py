@@ -41,7 +41,7 @@ class Study:
 ALL = "all"
 
 
-# Fixed from a measured budget: docs/design.md, "The quick study".
+# Budget and contrasts: docs/protocol.md, "Budget of the quick study".
 QUICK = Study(
     name="quick",
     seeds=4,
@@ -54,9 +54,27 @@ QUICK = Study(
         train_items=2048,
         resample="distinct",
         draw=768,
-        val_items=256,
+        val_items=128,
         test_items=448,
         reader="ridge",
+    ),
+    contrasts=(
+        {"method": "best_single"},
+        {"method": "scalar_mix"},
+        {"method": "dense_connector-dci"},
+        {"method": "dense_connector-sti"},
+        {"method": "mmfuser"},
+        {"method": "igva"},
+        {"method": "tgif"},
+        {
+            "method": "lsf_internal_direct",
+            "baseline": "penultimate-decoder",
+            "control": "lsf_internal_direct-repeat",
+        },
+        {"method": "mema"},
+        {"method": "mema", "baseline": "mema-no_memory", "control": "mema-no_memory"},
+        {"method": "mema", "baseline": "mema-no_query", "control": "mema-no_query"},
+        {"method": "mema", "baseline": "adapter", "control": "adapter"},
     ),
     note="the whole machine on real input, too small to settle the question",
 )

@@ -34,6 +34,7 @@ def at(name: str, sizes: Sizes, query_width: int):
         grid=(side, side),
         prefix=1,
         query_dim=query_width,
+        mlp=4 * sizes.width,
         reader=ReaderShape(layers=32, width=sizes.llm, heads=4, mlp=sizes.mlp),
     )
     with torch.device("meta"):
@@ -100,7 +101,9 @@ def test_needs_and_start_are_those_of_the_method_when_it_is_built(name):
     card = METHODS[name]
     # 24 blocks: on a short encoder two of a paper's layers may become one.
     reader = ReaderShape(layers=4, width=16, heads=4, mlp=32)
-    shape = StackShape(layers=24, dim=32, grid=(4, 4), prefix=1, query_dim=8, reader=reader)
+    shape = StackShape(
+        layers=24, dim=32, grid=(4, 4), prefix=1, query_dim=8, mlp=128, reader=reader
+    )
     built = load_method(card)(shape, **card.settings)
     wants = {"query": built.needs_query, "grid": built.needs_grid}
     wants |= {"encoder gradients": needs_encoder(built)}

@@ -94,7 +94,7 @@ def test_a_broken_plugin_is_named_and_the_command_goes_on(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--methods", "lst"], "no method 'lst'; did you mean 'last'?"),
+        (["--methods", "lasst"], "no method 'lasst'; did you mean 'last'?"),
         (["--tasks", "planted_layr"], "no task 'planted_layr'; did you mean 'planted_layer'?"),
         (["--encoder", "nan"], "no encoder 'nan'; did you mean 'nano'?"),
         (["--preset", "quik"], "no preset 'quik'; did you mean 'quick'?"),

@@ -88,6 +88,13 @@ def test_guessing_layers_pass_in_one_of_twenty_suites():
     assert wrong / suites <= 0.08
 
 
+def test_scores_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        above_chance(np.array([41.0]), 0.25, 448)
+    with pytest.raises(ValueError, match="without test examples"):
+        above_chance(np.array([0.4]), 0.25, 0)
+
+
 def test_saturation_needs_every_layer():
     assert saturated(np.array([0.99, 1.0]))
     assert not saturated(np.array([0.97, 1.0]))

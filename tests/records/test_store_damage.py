@@ -81,7 +81,7 @@ def test_missing_truncated_and_swapped_outcomes_are_seen(store):
     ("damage", "said"),
     [
         (lambda file: file.unlink(), "facts are missing"),
-        (lambda file: file.write_text(file.read_text().replace("32", "33")), "damaged or edited"),
+        (lambda file: file.write_text(file.read_text().replace("64", "65")), "damaged or edited"),
         (lambda file: file.write_text("{"), "not JSON"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_damaged_fact_counts_for_all_its_records_and_is_written_again(
 ):
     put(store, spec(seed=2, budget=replace(spec().budget, batch=8)), 0.5)
     Store.open(store.folder).finished()
-    (fact,) = (f for f in (store.folder / "facts").iterdir() if '"batch":32' in f.read_text())
+    (fact,) = (f for f in (store.folder / "facts").iterdir() if '"batch":64' in f.read_text())
     damage(fact)
     if not cached:
         (store.folder / ".checked").unlink()

@@ -68,7 +68,9 @@ def test_what_differs_in_identity_is_named_with_the_number_of_cells(folder, tmp_
         "data of the task": ("d" * 32, "e" * 32, 36),
         "version of the method": ("1", "2", 36),
     }
-    assert f"{QUICK.budget.steps} steps of 32" in sides.title and "61 steps of 32" in sides.title
+    batch = QUICK.budget.batch
+    for steps in (QUICK.budget.steps, 61):
+        assert f"{steps} steps of {batch}" in sides.title
 
 
 def test_code_packages_and_machines_that_differ_are_named(folder, tmp_path):

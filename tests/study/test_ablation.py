@@ -21,7 +21,11 @@ from fusionbench.study.ablation import base_of, factorial, one_factor_out
 CATALOG = read_catalog()
 LAYERS = ReaderShape(layers=4, width=16, heads=4, mlp=24)
 SHAPE = StackShape(layers=8, dim=32, grid=(4, 4), prefix=1, query_dim=8, reader=LAYERS)
-WITH_SWITCHES = sorted(name for name, card in CATALOG.methods.items() if card.switches)
+WITH_SWITCHES = sorted(
+    name
+    for name, card in CATALOG.methods.items()
+    if any(card.settings[key] != v for key, values in card.switches.items() for v in values)
+)
 
 
 def base(name="mema"):

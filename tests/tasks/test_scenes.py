@@ -142,7 +142,7 @@ def test_clear_words_differ_and_are_the_same_wherever_they_stand():
             continue
         rows, columns = np.nonzero(far > 30)
         cut = (far > 30)[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        assert cut.shape[0] == 7
+        assert cut.shape[0] == 14
         patterns.setdefault(answer, set()).add(cut.tobytes())
     assert all(len(found) == 1 for found in patterns.values())
     assert len(set.union(*patterns.values())) == len(data("scenes_text").answers)
