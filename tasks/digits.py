@@ -49,7 +49,7 @@ class Digits(Task):
 
 def _written(row: int, ink: np.ndarray) -> np.ndarray:
     """The digit at a place and with a strength of its own, uint8 [14 14]; ink is 0..16."""
-    draws = stream("digits", "place", row)
+    draws = stream("digits", "spot", row)
     top, left = draws.integers(0, _SIDE - 8 + 1, 2)
     paper = np.zeros((_SIDE, _SIDE), dtype=np.int64)
     # Black on white is what pretrained encoders have seen more of.

@@ -22,7 +22,7 @@ class _Scenes(Task):
 
     def load(self) -> TaskData:
         """One image for each example; each has its own stream, so pools may grow."""
-        return _drawn(self.skill, _SIZES, series="scene, second series")
+        return _drawn(self.skill, _SIZES, series="scene, third series")
 
 
 def extra_examples(name: str, sizes: Mapping[str, int]) -> TaskData:
