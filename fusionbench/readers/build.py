@@ -40,4 +40,6 @@ def build_reader(  # noqa: PLR0913
     if name != "attentive":
         known = ", ".join(("attentive", _RIDGE, *_DECODERS))
         raise ValueError(f"no reader {name!r}; known: {known}")
-    return AttentiveReader(in_dim, width=width, query_dim=query_dim, length=length, answers=answers)
+    return AttentiveReader(
+        in_dim, width=width, query_dim=query_dim, length=length, answers=answers, grid=grid
+    )

@@ -39,6 +39,7 @@ class Budget:
     """Learning rates to choose from; one of them means no tuning."""
     tuning_seeds: int = 3
     optimiser: str = "adamw"
+    """`adamw`, or `muon`: Muon for matrices, AdamW for all other parameters."""
     weight_decay: float = 0.01
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises; a cosine brings it down to 0."""

@@ -101,7 +101,7 @@ _CHOICES = {
     "resample": ("bootstrap", "distinct", "none"),
     "precision": ("fp32", "bf16"),
     "feature_dtype": ("float32", "float16"),
-    "optimiser": ("adamw",),
+    "optimiser": ("adamw", "muon"),
     "reader": READERS,
 }
 _POSITIVE = {
