@@ -56,8 +56,8 @@ def _keys_only(reader: AttentiveReader) -> None:
 
 def _shorter(longest: float) -> Callable[[AttentiveReader], None]:
     def change(reader: AttentiveReader) -> None:
-        reader._placed = lambda seen: seen + positions(
-            *seen.shape[-2:], reader.grid, longest=longest
+        reader._placed = lambda seen: (
+            seen + positions(*seen.shape[-2:], reader.grid, longest=longest)
         )
 
     return change

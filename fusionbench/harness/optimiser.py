@@ -22,7 +22,9 @@ _ITERATIONS = 5
 _EPSILON = 1e-7
 
 
-def orthogonalised(matrix: Float[Tensor, "*run rows columns"]) -> Float[Tensor, "*run rows columns"]:
+def orthogonalised(
+    matrix: Float[Tensor, "*run rows columns"],
+) -> Float[Tensor, "*run rows columns"]:
     """The matrix with all singular values near 1 (between 0.7 and 1.2), by Newton-Schulz steps.
 
     X <- a X + (b A + c A^2) X with A = X X^T, from X divided by its Frobenius norm (Jordan et al.
