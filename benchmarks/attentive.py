@@ -1,9 +1,9 @@
 """Accuracy on val of the attentive reader: positions, optimiser and learning rates.
 
-    python benchmarks/attentive.py --encoder nano --layers 4 7 --steps 100 300
+    python benchmarks/attentive.py --encoder nano --methods 'layer[index=4]' --steps 100 300
 
-One row a setting: the mean over seeds on each task, and the seconds of one training on one thread.
-The closed form on the same examples stands first. No test example is read.
+One row a setting: the mean over seeds for each task and method, and the seconds of one training on
+one thread. The closed form on the same examples stands first. No test example is read.
 """
 
 import argparse
@@ -72,12 +72,11 @@ PLACES: dict[str, Callable[[AttentiveReader], None]] = {
 
 
 def all_materials(
-    encoder: str, layers: Sequence[int], tasks: Sequence[str], budget: Budget
+    encoder: str, methods: Sequence[str], tasks: Sequence[str], budget: Budget
 ) -> list[tuple[Cell, Materials]]:
-    """Each single layer on each task with its hidden states; the encoder reads what is missing."""
-    methods = tuple(f"layer[index={index}]" for index in layers)
+    """Each method on each task with its hidden states; the encoder reads what is missing."""
     study = replace(
-        QUICK, encoder=encoder, methods=methods, tasks=tuple(tasks), seeds=1, budget=budget
+        QUICK, encoder=encoder, methods=tuple(methods), tasks=tuple(tasks), seeds=1, budget=budget
     )
     found = []
     by_task: dict[str, list[Cell]] = {}
@@ -113,7 +112,7 @@ def show(
     seeds: int,
     change: Callable[[Model], None],
 ) -> None:
-    """Print the row of one setting: each task and layer, the mean, seconds of one training."""
+    """Print the row of one setting: each task and method, the mean, seconds of one training."""
     cells, spent = [], []
     for cell, shared in work:
         own = replace(shared, budget=budget)
@@ -142,7 +141,7 @@ def asked_for() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--encoder", default="nano")
     parser.add_argument("--image-size", type=int, default=0)
-    parser.add_argument("--layers", type=int, nargs="+", default=[4, 7])
+    parser.add_argument("--methods", nargs="+", default=["layer[index=4]", "layer[index=7]"])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 300])
@@ -167,7 +166,7 @@ def main() -> None:
         val_items=asked.val_items, test_items=32, reader_width=asked.width,
         image_size=asked.image_size,
     )  # fmt: skip
-    work = all_materials(asked.encoder, asked.layers, asked.tasks, budget)
+    work = all_materials(asked.encoder, asked.methods, asked.tasks, budget)
     print(", ".join(f"{c.spec.task} {c.chosen.label}" for c, _ in work), flush=True)
     show("closed form", work, budget, asked.seeds, lambda model: None)
     for way in ways(asked):
