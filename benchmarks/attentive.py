@@ -41,7 +41,12 @@ class Way:
     optimiser: str
     lr: float
     vector_lr: float
+    decay: float
     steps: int
+
+    def __str__(self) -> str:
+        rates = f"{self.lr:g}/{self.vector_lr:g}"
+        return f"{self.places} {self.optimiser} {rates} decay {self.decay:g} {self.steps} steps"
 
 
 def _without(reader: AttentiveReader) -> None:
@@ -120,18 +125,19 @@ def show(
         cells.append(float(np.mean([run[0] for run in runs])))
         spent += [run[1] for run in runs]
     row = " ".join(f"{value:6.1f}" for value in cells)
-    print(f"{name:44s} {row}  {np.mean(cells):6.1f}  {np.mean(spent):6.2f} s", flush=True)
+    print(f"{name:48s} {row}  {np.mean(cells):6.1f}  {np.mean(spent):6.2f} s", flush=True)
 
 
 def ways(asked: argparse.Namespace) -> list[Way]:
     """All settings that the command line asks for."""
     return [
-        Way(places, optimiser, lr, vector_lr, steps)
+        Way(places, optimiser, lr, vector_lr, decay, steps)
         for steps in asked.steps
         for places in asked.places
         for optimiser in asked.optimisers
         for lr in asked.lrs or RATES[optimiser]
         for vector_lr in asked.vector_lrs
+        for decay in asked.decays
     ]
 
 
@@ -154,6 +160,7 @@ def asked_for() -> argparse.Namespace:
     parser.add_argument("--optimisers", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--lrs", type=float, nargs="*", default=[])
     parser.add_argument("--vector-lrs", type=float, nargs="+", default=[5e-3])
+    parser.add_argument("--decays", type=float, nargs="+", default=[0.01])
     return parser.parse_args()
 
 
@@ -170,13 +177,12 @@ def main() -> None:
     print(", ".join(f"{c.spec.task} {c.chosen.label}" for c, _ in work), flush=True)
     show("closed form", work, budget, asked.seeds, lambda model: None)
     for way in ways(asked):
-        name = f"{way.places} {way.optimiser} {way.lr:g}/{way.vector_lr:g} {way.steps} steps"
         trained = replace(
             budget, reader="attentive", optimiser=way.optimiser, steps=way.steps, lrs=(way.lr,),
-            vector_lr=way.vector_lr,
+            vector_lr=way.vector_lr, weight_decay=way.decay,
         )  # fmt: skip
         change = PLACES[way.places]
-        show(name, work, trained, asked.seeds, lambda model, do=change: do(model.reader))
+        show(str(way), work, trained, asked.seeds, lambda model, do=change: do(model.reader))
 
 
 if __name__ == "__main__":
