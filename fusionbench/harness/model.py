@@ -129,6 +129,7 @@ def build_model(
             length=materials.questions.tokens.shape[1],
             answers=len(materials.bundle.answers),
             grid=materials.shape.grid,
+            positions=materials.budget.positions == "grid",
             aligned=bool(fusion.summary_weight),
         )
     shuffled = settings.get(QUESTION) == "shuffled"

@@ -15,13 +15,13 @@ from fusionbench.api.tasks import SplitName
 from fusionbench.harness.cell import Outcome, PassCell, outcomes, run_alone
 from fusionbench.harness.materials import Batch, Materials, prefetch
 from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.optimiser import Optimisers
 from fusionbench.harness.ridge import Fit, before, fit, own_examples, plain
 from fusionbench.harness.stack import Output, Stack
 from fusionbench.harness.train import (
     Evaluation,
     Trace,
     TrainingLog,
-    adamw,
     autocast,
     batches,
     evaluate,
@@ -95,7 +95,7 @@ def _difference(  # noqa: PLR0913
     return ""
 
 
-# Training of several runs in one pass: each with its own examples, clipping and AdamW.
+# Training of several runs in one pass: each with its own examples, clipping and optimiser.
 #
 # The streams are those of a run alone, so a run's numbers differ from the loop's by rounding only
 # (a test: losses within 1e-5 in float32, at least 99.9 % of the predictions alike).
@@ -230,22 +230,19 @@ def clip_each(gradients: Sequence[Float[Tensor, "run ..."]], limit: float) -> No
 
 
 class _Optimisers:
-    """One AdamW for each learning rate, on views of the stacked weights."""
+    """The optimisers of each learning rate, on views of the stacked weights."""
 
     def __init__(self, stack: Stack, materials: Materials, runs: Sequence[PassMember]) -> None:
         self.parameters = stack.parameters
         self.clip = materials.budget.clip
         self.names = [name for name, p in stack.parameters.items() if p.requires_grad]
         self.fusion = [name for name in self.names if name.startswith("fusion.")]
-        self.parts: list[tuple[slice, dict[str, Tensor], torch.optim.AdamW]] = []
+        self.parts: list[tuple[slice, dict[str, Tensor], Optimisers]] = []
         first = 0
         for lr, same in groupby(runs, key=lambda run: run.lr):
             part = slice(first, first := first + len(list(same)))
             views = {name: stack.parameters[name].detach()[part] for name in self.names}
-            # The runs' axis comes on top of a parameter's own.
-            decayed = [view for view in views.values() if view.ndim > 2]
-            free = [view for view in views.values() if view.ndim <= 2]
-            optimiser = adamw(decayed, free, materials.budget, lr)
+            optimiser = Optimisers(list(views.values()), materials.budget, lr, axes=1)
             self.parts.append((part, views, optimiser))
 
     def forget(self) -> None:
@@ -260,18 +257,16 @@ class _Optimisers:
             for name, view in views.items():
                 gradient = self.parameters[name].grad
                 view.grad = None if gradient is None else gradient[part]
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * share
-            optimiser.step()
+            optimiser.step(share)
 
     def unmoved(self, run: int) -> tuple[str, ...]:
         """Parameters of the run's fusion that no gradient ever reached."""
         part, views, optimiser = next(p for p in self.parts if run < p[0].stop)
-        moments = {name: optimiser.state.get(views[name], {}) for name in self.fusion}
+        moments = {name: optimiser.moment(views[name]) for name in self.fusion}
         return tuple(
             name.removeprefix("fusion.")
-            for name, state in moments.items()
-            if "exp_avg" not in state or not bool(state["exp_avg"][run - part.start].any())
+            for name, moment in moments.items()
+            if moment is None or not bool(moment[run - part.start].any())
         )
 
 

@@ -1,4 +1,4 @@
-"""Training of one model: AdamW, warm-up and cosine, clipping, a fixed number of steps.
+"""Training of one model: AdamW or Muon, warm-up and cosine, clipping, a fixed number of steps.
 
 The same for every method and control; no early stopping.
 """
@@ -16,6 +16,7 @@ from fusionbench.api.seeding import stream
 from fusionbench.api.tasks import SplitName, judged
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model
+from fusionbench.harness.optimiser import Optimisers
 from fusionbench.records.cell import Budget
 
 _LOSS_POINTS = 21
@@ -36,23 +37,21 @@ def train(model: Model, materials: Materials, seed: int, lr: float) -> TrainingL
     budget = materials.budget
     if not model.trainable:
         return TrainingLog(losses=(), unmoved=())
-    optimiser = _optimiser(model, budget, lr)
+    optimisers = Optimisers([p for p in model.parameters() if p.requires_grad], budget, lr)
     pool = materials.splits["train"]
     losses = []
     model.train()
     for step, picked in enumerate(batches(materials.name, seed, len(pool), budget)):
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * schedule(step, budget)
         with autocast(materials):
             loss = model.loss(pool.pick(picked.to(materials.device)), materials)
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), budget.clip)
-        optimiser.step()
+        optimisers.step(schedule(step, budget))
         losses.append(loss.detach())
     return TrainingLog(
         losses=spaced(torch.stack(losses), lr),
-        unmoved=_without_gradient(model.fusion, optimiser),
+        unmoved=_without_gradient(model.fusion, optimisers),
     )
 
 
@@ -104,39 +103,13 @@ def autocast(materials: Materials) -> torch.autocast:
     return torch.autocast(materials.device.type, torch.bfloat16, enabled=bf16)
 
 
-def _without_gradient(fusion: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[str, ...]:
+def _without_gradient(fusion: nn.Module, optimisers: Optimisers) -> tuple[str, ...]:
     """Parameters whose first moment is zero; weight decay moves even those without a gradient."""
-    moments = {p: state["exp_avg"] for p, state in optimiser.state.items()}
     return tuple(
         name
         for name, p in fusion.named_parameters()
-        if p.requires_grad and (p not in moments or not bool(moments[p].any()))
+        if p.requires_grad and ((moment := optimisers.moment(p)) is None or not bool(moment.any()))
     )
-
-
-def adamw(
-    decayed: Sequence[Tensor],
-    free: Sequence[Tensor],
-    budget: Budget,
-    lr: float,
-) -> torch.optim.AdamW:
-    """The optimiser of every run; `free` parameters get no weight decay and a rate of their own.
-
-    The rate at the top of the schedule is each group's `peak`.
-    """
-    other = budget.vector_lr or lr
-    groups = [
-        {"params": list(decayed), "weight_decay": budget.weight_decay, "lr": lr, "peak": lr},
-        {"params": list(free), "weight_decay": 0.0, "lr": other, "peak": other},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
-
-
-def _optimiser(model: Model, budget: Budget, lr: float) -> torch.optim.AdamW:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    # Free: biases, norms, gates and mixing weights.
-    decayed, free = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-    return adamw(decayed, free, budget, lr)
 
 
 Scores = Float[np.ndarray, " example"]

@@ -1,7 +1,8 @@
 """Attentive reader: projector, question-conditioned attention pooling, classifier.
 
 The reader gets the question's tokens with positions, since their mean is the same for "A left of B"
-and "B left of A"; the fusion gets only the mean.
+and "B left of A"; the fusion gets only the mean. With a grid, the fused tokens get fixed
+positions without parameters, the same for every method.
 """
 
 import torch
@@ -15,6 +16,43 @@ from fusionbench.api.types import Fused, Unsupported
 from fusionbench.readers.injection import project
 
 _HEADS = 4
+_LONGEST = 10_000.0
+"""Ratio of the longest to the shortest wavelength of a position."""
+
+
+def waves(
+    places: Float[Tensor, " token"], width: int, longest: float = _LONGEST
+) -> Float[Tensor, "token width"]:
+    """Sines, then cosines, of each place at width / 2 frequencies from 1 down to 1 / `longest`.
+
+    Frequency i of m is longest^(-i / m) (Vaswani et al. 2017, section 3.5).
+    """
+    half = width // 2
+    steps = torch.arange(half, device=places.device, dtype=places.dtype)
+    angles = places[:, None] * longest ** (-steps / half)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def positions(
+    tokens: int,
+    width: int,
+    grid: tuple[int, int],
+    *,
+    longest: float = _LONGEST,
+    device: torch.device | None = None,
+) -> Float[Tensor, "token width"]:
+    """The fixed position of each token.
+
+    If the tokens fill the grid (rows, columns): half of the width for the row, half for the column,
+    as in MAE (He et al. 2022). Otherwise the whole width for the token's index. `width`: a multiple
+    of 4.
+    """
+    index = torch.arange(max(tokens, *grid), device=device, dtype=torch.float32)
+    if tokens != grid[0] * grid[1]:
+        return waves(index[:tokens], width, longest)
+    rows, columns = (waves(index[:size], width // 2, longest) for size in grid)
+    down = rows.repeat_interleave(grid[1], dim=0)
+    return torch.cat([down, columns.repeat(grid[0], 1)], dim=1)
 
 
 class Projector(nn.Module):
@@ -55,14 +93,25 @@ class Question(nn.Module):
 
 
 class AttentiveReader(nn.Module):
-    """Logits over the closed answer set from fused tokens and a question."""
+    """Logits over the closed answer set from fused tokens and a question.
+
+    `grid`: the encoder's patches, rows and columns; None leaves the tokens without positions.
+    """
 
     def __init__(
-        self, in_dim: int, *, width: int, query_dim: int, length: int, answers: int
+        self,
+        in_dim: int,
+        *,
+        width: int,
+        query_dim: int,
+        length: int,
+        answers: int,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if width % _HEADS:
             raise ValueError(f"the reader's width must be a multiple of {_HEADS}, got {width}")
+        self.grid = grid
         self.projector = Projector(in_dim, width)
         self.question = Question(query_dim, width, length)
         self.ask = nn.Linear(width, width)
@@ -81,13 +130,21 @@ class AttentiveReader(nn.Module):
         if fused.reaches_inside:
             raise Unsupported("injects into the reader's layers, and this reader has none")
         asked = _normed(self.question(question, mask))
-        seen = _normed(project(fused, self.projector))
+        seen = self._placed(_normed(project(fused, self.projector)))
         pooled = self._pool(asked, seen)
         # The product gives a linear layer the interaction of question and image; the mean is
         # useful from the first step, when attention is still uniform.
         parts = [pooled, asked, pooled * asked, reduce(seen, "b n d -> b d", "mean")]
         joint = torch.cat([_normed(part) for part in parts], dim=-1)
         return self.classify(F.gelu(self.combine(joint)))
+
+    def _placed(
+        self, seen: Float[Tensor, "batch token width"]
+    ) -> Float[Tensor, "batch token width"]:
+        if self.grid is None:
+            return seen
+        tokens, width = seen.shape[-2:]
+        return seen + positions(tokens, width, self.grid, device=seen.device).to(seen.dtype)
 
     def _pool(
         self, asked: Float[Tensor, "batch width"], seen: Float[Tensor, "batch token width"]

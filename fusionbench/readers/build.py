@@ -26,11 +26,13 @@ def build_reader(  # noqa: PLR0913
     length: int,
     answers: int,
     grid: tuple[int, int] = (1, 1),
+    positions: bool = False,
     aligned: bool = False,
 ) -> Reader:
     """A reader for tokens of width `in_dim`; ValueError for an unknown name.
 
-    `grid`: the encoder's patches; `aligned`: the method aligns a summary through the projector.
+    `grid`: the encoder's patches; `positions`: whether the attentive reader's tokens get positions;
+    `aligned`: the method aligns a summary through the projector.
     """
     shape = reader_shape(name, width)
     if name.split("-")[0] == _RIDGE:
@@ -40,4 +42,11 @@ def build_reader(  # noqa: PLR0913
     if name != "attentive":
         known = ", ".join(("attentive", _RIDGE, *_DECODERS))
         raise ValueError(f"no reader {name!r}; known: {known}")
-    return AttentiveReader(in_dim, width=width, query_dim=query_dim, length=length, answers=answers)
+    return AttentiveReader(
+        in_dim,
+        width=width,
+        query_dim=query_dim,
+        length=length,
+        answers=answers,
+        grid=grid if positions else None,
+    )

@@ -39,6 +39,7 @@ class Budget:
     """Learning rates to choose from; one of them means no tuning."""
     tuning_seeds: int = 3
     optimiser: str = "adamw"
+    """`adamw`, or `muon`: Muon for matrices, AdamW for all other parameters."""
     weight_decay: float = 0.01
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises; a cosine brings it down to 0."""
@@ -65,6 +66,8 @@ class Budget:
     draw: int = 0
     """Training examples of a seed with `resample: distinct`, at most three quarters of them, so
     that seeds differ."""
+    positions: str = "none"
+    """Positions of the tokens in the attentive reader: `grid` or `none`."""
     vector_lr: float = 0.0
     """Learning rate of parameters with at most one dimension (mixing weights, gates, norms); 0:
     that of the matrices."""

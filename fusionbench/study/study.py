@@ -85,7 +85,10 @@ PAPER = Study(
     budget=Budget(
         steps=1000,
         batch=128,
-        lrs=(3e-4, 1e-3, 3e-3),
+        lrs=(2e-2, 5e-2, 1e-1),
+        optimiser="muon",
+        positions="grid",
+        vector_lr=5e-3,
         reader_width=256,
         query_dim=128,
         precision="bf16",
@@ -99,7 +102,14 @@ SMOKE = Study(
     name="smoke",
     seeds=1,
     budget=Budget(
-        steps=2, batch=8, lrs=(3e-3,), train_items=32, val_items=16, test_items=32, reader_width=32
+        steps=2,
+        batch=8,
+        lrs=(3e-3,),
+        train_items=32,
+        val_items=16,
+        test_items=32,
+        reader_width=32,
+        positions="grid",
     ),
     references=False,
     note="two steps on a few images: shows that the machine runs, not what a method is worth",
@@ -119,7 +129,8 @@ _CHOICES = {
     "resample": ("bootstrap", "distinct", "none"),
     "precision": ("fp32", "bf16"),
     "feature_dtype": ("float32", "float16"),
-    "optimiser": ("adamw",),
+    "optimiser": ("adamw", "muon"),
+    "positions": ("grid", "none"),
     "reader": READERS,
 }
 _POSITIVE = {
