@@ -178,7 +178,8 @@ def main() -> None:
     show("closed form", work, budget, asked.seeds, lambda model: None)
     for way in ways(asked):
         trained = replace(
-            budget, reader="attentive", positions="grid", optimiser=way.optimiser, steps=way.steps, lrs=(way.lr,),
+            budget, reader="attentive", positions="grid", optimiser=way.optimiser,
+            steps=way.steps, lrs=(way.lr,),
             vector_lr=way.vector_lr, weight_decay=way.decay,
         )  # fmt: skip
         change = PLACES[way.places]
