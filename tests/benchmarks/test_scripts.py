@@ -119,7 +119,7 @@ def test_an_axis_of_scaling_has_its_points(axis, run):
 
 def test_every_script_that_measures_is_run_here():
     helpers = {"gpu_work.py", "rows.py", "sampled.py", "workload.py", "targets.py", "random_vit.py"}
-    others = {"all_gpu.py", "scaling.py", "report_size.py", "two_devices.py"}
+    others = {"attentive.py", "all_gpu.py", "scaling.py", "report_size.py", "two_devices.py"}
     scripts = {path.name for path in HERE.glob("*.py")}
     assert scripts == set(RUNS) | helpers | others
 
@@ -138,6 +138,15 @@ def test_two_folders_of_one_study_are_compared_example_by_example(run, tmp_path)
     assert "0.00 points apart; without moved" in rows["again"]["note"]
     assert "100.0000%" not in rows["other"]["note"]
     assert json.loads((tmp_path / "two_devices-a-card.json").read_text())["device"] == "a card"
+
+
+def test_the_table_of_the_attentive_reader_has_a_row_for_each_setting(run, capsys):
+    small = ("--steps", "2", "--batch", "8", "--items", "32", "--draw", "24", "--val-items", "16")
+    run("attentive.py", *small, "--tasks", "digits", "--methods", "layer[index=4]",
+        "--places", "none", "tokens", "keys", "tokens-100")  # fmt: skip
+    _, closed, *rows = capsys.readouterr().out.splitlines()
+    assert closed.startswith("closed form") and len(rows) == 4 * 3
+    assert all(0 <= float(row.split(" steps")[1].split()[0]) <= 100 for row in rows)
 
 
 @pytest.mark.slow
