@@ -16,7 +16,7 @@ from fusionbench.harness.cell import Outcome, PassCell, outcomes, run_alone
 from fusionbench.harness.materials import Batch, Materials, prefetch
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.optimiser import Optimisers
-from fusionbench.harness.ridge import Fit, before, fit, own_examples, plain
+from fusionbench.harness.ridge import Fit, before, fit, own_examples, plain, reader_of
 from fusionbench.harness.stack import Output, Stack
 from fusionbench.harness.train import (
     Evaluation,
@@ -125,11 +125,11 @@ def train_all(
     logs = [TrainingLog(losses=(), unmoved=()) for _ in runs]
     if models[0].trainable:
         chosen = fit_together(models, materials, seeds, size, most=CHOICE)
-        for model, choice in zip(models, chosen, strict=True):
+        for run, (model, choice) in enumerate(zip(models, chosen, strict=True)):
             if isinstance(choice, FloatingPointError):
                 raise NotEquivalent(f"{choice}, before any training")
-            model.reader.use(choice)
-        fits = [before(choice) for choice in chosen]
+            reader_of(model).use(choice)
+            fits[run] = before(choice)
         logs = train_together(models, materials, runs)
     for run, choice in enumerate(fit_together(models, materials, seeds, size)):
         if isinstance(choice, FloatingPointError):

@@ -55,12 +55,17 @@ def fit(
     """Solve the model's head on these examples; FloatingPointError for features not finite."""
     if not bool(torch.isfinite(features).all()):
         raise FloatingPointError("the features of the trained fusion are not finite")
-    if not isinstance(model.reader, RidgeReader):
-        raise TypeError(f"{type(model.reader).__name__} has no closed form")
-    return model.reader.fit(
+    return reader_of(model).fit(
         features, materials.question_kernel, batch.questions, batch.answers, batch.rows,
         len(materials.bundle.answers),
     )  # fmt: skip
+
+
+def reader_of(model: Model) -> RidgeReader:
+    """The model's ridge reader. Raises TypeError for another reader."""
+    if not isinstance(model.reader, RidgeReader):
+        raise TypeError(f"{type(model.reader).__name__} has no closed form")
+    return model.reader
 
 
 def plain(choice: Choice) -> Fit:

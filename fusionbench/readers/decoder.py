@@ -69,7 +69,7 @@ def run_layers(  # noqa: PLR0913
     hidden: Float[Tensor, "batch position width"],
     seen: Bool[Tensor, "batch position"],
     fused: Fused,
-    projector: Projector,
+    projector: nn.Module,
 ) -> Float[Tensor, "batch position width"]:
     """Hidden states behind the last layer, with the fusion's injections and patches.
 

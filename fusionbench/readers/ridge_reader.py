@@ -28,6 +28,12 @@ from fusionbench.readers.ridge import (
 class RidgeReader(nn.Module):
     """Features of fused tokens [batch, width], the loss on them, and the head behind them."""
 
+    weight: Tensor
+    bias: Tensor
+    kernel: Tensor
+    squared: Tensor
+    strength: Tensor
+
     def __init__(
         self,
         in_dim: int,
@@ -52,7 +58,7 @@ class RidgeReader(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(layers) if shape)
         # A decoder reads projected tokens; elsewhere only the alignment of a summary needs it.
         needed = shape is not None or aligned
-        self.projector = Projector(in_dim, width) if needed else nn.Identity()
+        self.projector: nn.Module = Projector(in_dim, width) if needed else nn.Identity()
 
     def forward(self, fused: Fused) -> Float[Tensor, "batch width"]:
         """The features of all blocks, side by side.
@@ -126,5 +132,5 @@ class RidgeReader(nn.Module):
 
     def split(self, features: Float[Tensor, "batch width"]) -> dict[str, Tensor]:
         """The features by block."""
-        parts = features.split(list(self.widths.values()), dim=1)
+        parts = torch.split(features, list(self.widths.values()), dim=1)
         return dict(zip(self.widths, parts, strict=True))

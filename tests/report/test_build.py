@@ -39,7 +39,7 @@ def fill(folder, *, reverse=False):
         store.write(record(spec("tall", "digits", 0), status="skipped", reason="needs a grid"))
         store.history.add(
             Request(
-                study=as_plain(QUICK),
+                study=as_plain(QUICK) | {"contrasts": []},
                 labels=(*METHODS, "odd", "tall", "planned"),
                 tasks=("digits", "textile"),
                 unavailable={"elpv": "needs elpv_dataset; get it with: pip install elpv-dataset"},

@@ -60,7 +60,12 @@ def write_suite(folder, suite, *, images=None, study=None, **facts):
             for task, table in tasks.items():
                 put_task(store, method, task, table, images=(images or {}).get(task), **own)
         labels, tasks = tuple(suite), tuple(next(iter(suite.values())))
-        plain = as_plain(QUICK) | {"seeds": len(next(iter(tasks_of(suite)))[1])} | (study or {})
+        plain = (
+            as_plain(QUICK)
+            | {"contrasts": []}
+            | {"seeds": len(next(iter(tasks_of(suite)))[1])}
+            | (study or {})
+        )
         store.history.add(Request(study=plain, labels=labels, tasks=tasks))
     return folder
 

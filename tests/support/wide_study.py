@@ -58,7 +58,7 @@ def write_study(
                 for seed in range(seeds):
                     _put(store, _spec(label, task, seed), (label, level, column), rng)
         store.history.add(
-            Request(study=as_plain(replace(QUICK, name="wide", seeds=seeds)),
+            Request(study=as_plain(replace(QUICK, name="wide", seeds=seeds, contrasts=())),
                 labels=tuple(methods), tasks=TASKS[:tasks])
         )  # fmt: skip
     return folder
