@@ -164,7 +164,9 @@ def load_study(path: str | Path) -> Study:
         raise UserError(f"{path}: budget must hold keys, got {budget!r}", "for example steps: 60")
     if isinstance(budget, Section):
         budget.check_keys([one.name for one in fields(Budget)])
-    study = _changed(start, {"name": Path(path).stem} | values, f"{path}: ")
+    # A preset's contrasts belong to its own methods: a file declares its own, or none.
+    own = {"name": Path(path).stem, "contrasts": []}
+    study = _changed(start, own | values, f"{path}: ")
     read_contrasts(study.contrasts, study.baseline)
     check_margins(study.margins)
     return replace(study, budget=_changed(study.budget, budget, f"{path}: budget."))
@@ -214,6 +216,8 @@ def _field(what: str, value: object, hint: Any) -> Any:
         kind = inner[1]
         plain = kind is Any or get_origin(kind) not in (None, *_KINDS)
         return {str(k): v if plain else _field(f"{what}.{k}", v, kind) for k, v in mapping.items()}
+    if hint is bool and not isinstance(value, bool):
+        raise UserError(f"{what} must be true or false, got {value!r}", "for example true")
     # A setting may have any type: its method's defaults decide later.
     return _one(what, value, hint) if hint in _KINDS else value
 

@@ -1,8 +1,12 @@
 """Studies from YAML files and flags: keys, types and names are checked before anything runs."""
 
+from dataclasses import replace
+
 import pytest
 
 from fusionbench.api.errors import UserError
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.study.plan import resolve
 from fusionbench.study.study import PAPER, PRESETS, QUICK, load_study, preset, with_overrides
 
 
@@ -100,3 +104,37 @@ def test_a_setting_that_cannot_be_read_shows_the_right_form(text):
     with pytest.raises(UserError) as caught:
         with_overrides(QUICK, settings=[text])
     assert "method.key=value" in caught.value.hint
+
+
+def test_a_file_declares_its_own_contrasts_or_none(tmp_path):
+    assert QUICK.contrasts
+    assert read(tmp_path, "preset: quick").contrasts == ()
+    assert len(read(tmp_path, "contrasts: [{method: mema}]").contrasts) == 1
+
+
+def test_references_are_true_or_false(tmp_path):
+    assert read(tmp_path, "references: false").references is False
+    with pytest.raises(UserError, match="references must be true or false, got 'some'"):
+        read(tmp_path, "references: some")
+
+
+def test_all_methods_bring_every_single_layer_under_the_closed_form():
+    catalog = read_catalog()
+
+    def layers(study):
+        chosen = resolve(replace(study, tasks=("digits",)), catalog).methods
+        return [one.label for one in chosen if one.card.name == "layer"]
+
+    assert layers(QUICK) == [f"layer[index={index}]" for index in range(7)]
+    attentive = replace(QUICK, budget=replace(QUICK.budget, reader="attentive"))
+    assert layers(attentive) == [f"layer[index={i},reader=ridge]" for i in range(9)]
+    assert layers(replace(QUICK, references=False)) == []
+    assert layers(replace(QUICK, methods=("mema", "penultimate"))) == []
+
+
+def test_what_a_flag_leaves_out_of_a_preset_is_not_planned():
+    few = replace(QUICK, methods=("mema", "adapter", "penultimate"), tasks=("digits",))
+    planned = resolve(few, read_catalog()).study.contrasts
+    assert [(one["method"], one.get("baseline")) for one in planned] == [
+        ("mema", None), ("mema", "adapter"),
+    ]  # fmt: skip
