@@ -120,9 +120,9 @@ class InEncoderFusion(Method):
         """What is added to the output of a linear layer of a block, from the layer's input.
 
         Called for blocks 2 to `depth` and every layer of `fusionbench.api.linears.LAYERS` where
-        the method declares `adapts`.
+        the method declares `adapts`. Raises TypeError for a method that adapts no layer.
         """
-        raise NotImplementedError(f"{type(self).__name__} adapts no layer ({layer} of {block})")
+        raise TypeError(f"{type(self).__name__} adapts no linear layer: it defines no `delta`")
 
     def forward(self, *args: object) -> Fused:
         """Raise TypeError: `fusionbench.harness.stepping` runs this kind of method."""

@@ -5,13 +5,12 @@ matrix, so each run gets the update that it gets alone.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import Optimizer
 
 from fusionbench.records.cell import Budget
 
@@ -41,7 +40,7 @@ def orthogonalised(
     return (x if wide else x.mT).to(matrix.dtype)
 
 
-class Muon(Optimizer):
+class Muon:
     """Muon with Nesterov momentum 0.95 on the last two axes of each parameter.
 
     m <- 0.95 m + 0.05 g;  W <- (1 - lr wd) W - lr sqrt(rows / columns) O(0.95 m + 0.05 g).
@@ -50,11 +49,13 @@ class Muon(Optimizer):
     its channels takes the steps of one that does not.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+    def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
+        self.param_groups = list(groups)
+        """Each with `params`, `lr` and `weight_decay`."""
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -62,7 +63,7 @@ class Muon(Optimizer):
                     self._move(parameter, group["lr"], group["weight_decay"])
 
     def _move(self, weight: Tensor, lr: float, decay: float) -> None:
-        gradient, state = weight.grad, self.state[weight]
+        gradient, state = weight.grad, self.state.setdefault(weight, {})
         if gradient is None:
             return
         if not state:
@@ -97,11 +98,11 @@ class Optimisers:
             _group(free, other, 0.0),
         ]
         filled = [group for group in groups if group["params"]]
-        self.parts: list[Optimizer] = []
+        self.parts: list[torch.optim.AdamW | Muon] = []
         if filled:
             self.parts.append(torch.optim.AdamW(filled, lr=lr, fused=True))
         if muon and matrices:
-            self.parts.append(Muon([_group(matrices, lr, budget.weight_decay)], lr))
+            self.parts.append(Muon([_group(matrices, lr, budget.weight_decay)]))
 
     def step(self, share: float) -> None:
         """Move all parameters at this share of their peak learning rates."""

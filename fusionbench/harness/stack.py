@@ -34,47 +34,56 @@ Output = tuple[Float[Tensor, "batch answer"], dict[str, Tensor]]
 """The reader's output, and the method's trace."""
 
 
-def loss_of(  # noqa: PLR0913
-    model: Model,
-    materials: Materials,
-    rows: Int[Tensor, " batch"],
-    questions: Int[Tensor, " batch"],
-    answers: Int[Tensor, " batch"],
-    hidden: Float[Tensor, "tap batch token dim"],
-    query: Float[Tensor, "batch query_dim"],
-) -> Float[Tensor, ""]:
-    """The loss of a batch whose hidden states are loaded."""
-    batch = Batch(rows=rows, questions=questions, answers=answers)
-    fused = fuse(model.fusion, lambda _: hidden, query)
+End = Callable[[Model, Materials, Fused, Batch], Tensor]
+"""What is made of fused tokens: a loss, or the reader's output."""
+
+
+def _loss(model: Model, materials: Materials, fused: Fused, batch: Batch) -> Tensor:
     return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
 
 
-def own_output_of(  # noqa: PLR0913
-    model: Model,
-    materials: Materials,
-    rows: Int[Tensor, " batch"],
-    questions: Int[Tensor, " batch"],
-    answers: Int[Tensor, " batch"],
-    hidden: Float[Tensor, "tap batch token dim"],
-    query: Float[Tensor, "batch query_dim"],
-) -> Float[Tensor, "batch output"]:
-    """The reader's output for a batch of this run alone, whose hidden states are loaded."""
-    batch = Batch(rows=rows, questions=questions, answers=answers)
-    return model.read(fuse(model.fusion, lambda _: hidden, query), batch, materials)
+def _read(model: Model, materials: Materials, fused: Fused, batch: Batch) -> Tensor:
+    return model.read(fused, batch, materials)
 
 
-def own_output_after(  # noqa: PLR0913
-    model: Model,
-    materials: Materials,
-    rows: Int[Tensor, " batch"],
-    questions: Int[Tensor, " batch"],
-    answers: Int[Tensor, " batch"],
-    tokens: Float[Tensor, "batch token dim"],
-    state: Any,
-) -> Float[Tensor, "batch output"]:
-    """The reader's output for a batch of this run alone, after the last block."""
-    batch = Batch(rows=rows, questions=questions, answers=answers)
-    return model.read(_stepping(model).finish(tokens, state), batch, materials)
+def _from_states(end: End) -> Callable[..., Tensor]:
+    """`end` of a run's own batch whose hidden states are loaded."""
+
+    def step(  # noqa: PLR0913
+        model: Model,
+        materials: Materials,
+        rows: Int[Tensor, " batch"],
+        questions: Int[Tensor, " batch"],
+        answers: Int[Tensor, " batch"],
+        hidden: Float[Tensor, "tap batch token dim"],
+        query: Float[Tensor, "batch query_dim"],
+    ) -> Tensor:
+        batch = Batch(rows=rows, questions=questions, answers=answers)
+        return end(model, materials, fuse(model.fusion, lambda _: hidden, query), batch)
+
+    return step
+
+
+def _from_blocks(end: End) -> Callable[..., Tensor]:
+    """`end` of a run's own batch after the last block."""
+
+    def step(  # noqa: PLR0913
+        model: Model,
+        materials: Materials,
+        rows: Int[Tensor, " batch"],
+        questions: Int[Tensor, " batch"],
+        answers: Int[Tensor, " batch"],
+        tokens: Float[Tensor, "batch token dim"],
+        state: Any,
+    ) -> Tensor:
+        batch = Batch(rows=rows, questions=questions, answers=answers)
+        return end(model, materials, _stepping(model).finish(tokens, state), batch)
+
+    return step
+
+
+loss_of, own_output_of = _from_states(_loss), _from_states(_read)
+finish, own_output_after = _from_blocks(_loss), _from_blocks(_read)
 
 
 def output_of(
@@ -109,21 +118,6 @@ def delta(block: int, layer: str) -> Callable[..., Tensor]:
         return _stepping(model).delta(block, layer, given)
 
     return step
-
-
-def finish(  # noqa: PLR0913
-    model: Model,
-    materials: Materials,
-    rows: Int[Tensor, " batch"],
-    questions: Int[Tensor, " batch"],
-    answers: Int[Tensor, " batch"],
-    tokens: Float[Tensor, "batch token dim"],
-    state: Any,
-) -> Float[Tensor, ""]:
-    """The loss after the last block."""
-    batch = Batch(rows=rows, questions=questions, answers=answers)
-    fused = _stepping(model).finish(tokens, state)
-    return model.loss_of(model.read(fused, batch, materials), fused, batch, materials)
 
 
 def output_after(

@@ -45,7 +45,7 @@ def test_the_matrices_of_runs_are_orthogonalised_one_by_one():
 def test_it_is_the_muon_of_pytorch_up_to_the_rounding_of_its_bfloat16():
     ours, theirs = (torch.nn.Parameter(_drawn(8, 12)) for _ in range(2))
     start = ours.detach().clone()
-    mine = Muon([ours], 0.1, 0.5)
+    mine = Muon([{"params": [ours], "lr": 0.1, "weight_decay": 0.5}])
     reference = torch.optim.Muon(
         [theirs], lr=0.1, weight_decay=0.5, momentum=0.95, adjust_lr_fn="spectral_unclamped"
     )
@@ -63,7 +63,7 @@ def test_a_repeated_input_moves_the_output_as_much_as_a_single_one():
     for times in (1, 3):
         weight = torch.nn.Parameter(torch.zeros(4, 6 * times))
         weight.grad = single.repeat(1, times)
-        Muon([weight], 0.1).step()
+        Muon([{"params": [weight], "lr": 0.1, "weight_decay": 0.0}]).step()
         moves.append(inputs.repeat(1, times) @ weight.detach().T)
     torch.testing.assert_close(*moves)
 

@@ -31,7 +31,7 @@ def shape_of(states):
     )
 
 
-def expect(found, wanted):
+def assert_near(found, wanted):
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
 
 
@@ -41,13 +41,13 @@ def test_unipt_gives_the_official_tokens_and_gradients():
     method = UniPT(shape_of(states), reduction=2)
     method.load_official(weights)
     tokens = method(states, NO_QUERY).tokens
-    expect(tokens, tensors["output.patches"])
+    assert_near(tokens, tensors["output.patches"])
     (tokens**2).mean().backward()
-    expect(states.grad, tensors["grad.input.states"])
-    expect(method.gate_layer.weight.grad, tensors["grad.gate_layer.weight"])
+    assert_near(states.grad, tensors["grad.input.states"])
+    assert_near(method.gate_layer.weight.grad, tensors["grad.gate_layer.weight"])
     for layer, down in enumerate(method.downsample_layers):
-        expect(down.weight.grad, tensors[f"grad.downsample_layers.{layer}.1.weight"])
-    expect(method.upsample_layer.bias.grad, tensors["grad.upsample_layer.1.bias"])
+        assert_near(down.weight.grad, tensors[f"grad.downsample_layers.{layer}.1.weight"])
+    assert_near(method.upsample_layer.bias.grad, tensors["grad.upsample_layer.1.bias"])
 
 
 def test_qladder_gives_the_official_queries_and_gradients():
@@ -57,15 +57,15 @@ def test_qladder_gives_the_official_queries_and_gradients():
     method = QLadder(shape_of(states), queries=count, shared=False, heads=2)
     method.load_official(weights)
     queries = method(states[:-1], NO_QUERY).tokens[:, -count:]
-    expect(queries, tensors["output.queries"])
+    assert_near(queries, tensors["output.queries"])
     (queries**2).mean().backward()
-    expect(states.grad, tensors["grad.input.states"])
-    expect(method.qladder_embeds.grad, tensors["grad.qladder_embeds"][0])
+    assert_near(states.grad, tensors["grad.input.states"])
+    assert_near(method.qladder_embeds.grad, tensors["grad.qladder_embeds"][0])
     for step, rung in enumerate(method.rungs):
         named = f"grad.LadderAdapters.{step}."
-        expect(rung.fc1.weight.grad, tensors[f"{named}mlp.fc1.weight"])
+        assert_near(rung.fc1.weight.grad, tensors[f"{named}mlp.fc1.weight"])
         parts = [tensors[f"{named}cross_attn.{part}_proj.weight"] for part in "qkv"]
-        expect(rung.cross_attn.in_proj_weight.grad, torch.cat(parts))
+        assert_near(rung.cross_attn.in_proj_weight.grad, torch.cat(parts))
     with pytest.raises(ValueError, match="shared=False"):
         QLadder(shape_of(states), queries=count).load_official(weights)
 
@@ -100,8 +100,8 @@ def test_dtl_gives_the_official_tokens_and_gradients(name, kernel):
     method.load_official(weights)
     states = [tokens, encoder.block(1, tokens)]
     found = fuse(method, lambda taps: torch.stack([states[i] for (i,) in taps]), NO_QUERY, encoder)
-    expect(found.tokens, tensors["output.patches"])
+    assert_near(found.tokens, tensors["output.patches"])
     (found.tokens**2).mean().backward()
-    expect(tokens.grad, tensors["grad.input.states"])
+    assert_near(tokens.grad, tensors["grad.input.states"])
     for key, parameter in method.named_parameters():
-        expect(parameter.grad, tensors[f"grad.{key}"])
+        assert_near(parameter.grad, tensors[f"grad.{key}"])
