@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from fusionbench.records.training import Training, plain_training
+
 SCHEMA = 2
 SCHEMAS = (1, SCHEMA)
 """Schemas that this version reads."""
@@ -66,6 +68,8 @@ class Budget:
     draw: int = 0
     """Training examples of a seed with `resample: distinct`, at most three quarters of them, so
     that seeds differ."""
+    trial_steps: int = 0
+    """Steps of the runs that choose a layer; 0: `steps`."""
     positions: str = "none"
     """Positions of the tokens in the attentive reader: `grid` or `none`."""
     vector_lr: float = 0.0
@@ -92,6 +96,8 @@ class CellSpec:
     """Hash of the task's images, questions, answers and splits."""
     budget: Budget
     seed: int
+    training: Training | None = None
+    """Of the track `vlm`: one training serves all tasks of its seed."""
 
     @property
     def split(self) -> Literal["val", "test"]:
@@ -101,8 +107,13 @@ class CellSpec:
     @property
     def id(self) -> str:
         """20 hexadecimal digits of the SHA-256 of the canonical JSON of `hashed`."""
-        values = hashed(self) | {"settings": dict(self.settings), "budget": hashed(self.budget)}
-        return hashlib.sha256(canonical(values).encode()).hexdigest()[:20]
+        return _digest(_identity(self))
+
+    @property
+    def model_id(self) -> str:
+        """The id of the training that the cell is scored on: equal for all its tasks."""
+        values = _identity(self)
+        return _digest({name: values[name] for name in values.keys() - _OF_TASK})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +173,18 @@ class CellRecord:
     fit: Mapping[str, str | float] = field(default_factory=dict)
     """Of the ridge reader: `kernel` and `strength`, and the leave-one-out `error` with it, as a
     share of the answers' variance; the same with `_before` from before the fusion was trained."""
+    model: str = ""
+    """Of the track `vlm`: the id of the training (`CellSpec.model_id`)."""
+    model_weights: str = ""
+    """SHA-256 of the file of trained weights, `models/<model>.safetensors`."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Named readings of a benchmark beside the score, each as its papers report it."""
+    answers: str = ""
+    """SHA-256 of the text of all answers, `answers/<id>.jsonl.gz`."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What was counted in training and test: rows that were dropped, words without a token."""
+    source: str = ""
+    """Where an imported record comes from; empty for a cell that FusionBench ran."""
     seconds: float = 0.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -189,9 +212,19 @@ class RunOptions:
     pass; `auto`: `blocks` on CUDA, `off` elsewhere."""
     checkpoint: bool = False
     """Recompute frozen blocks on the way back instead of keeping their activations."""
+    data_root: str = ""
+    """Folder of the benchmarks' files."""
+    processes: int = 1
+    """Processes of one training of the track `vlm`."""
+    micro_batch: int = 0
+    """Rows that a process trains at a time; 0: all that it has of a batch."""
+    shard: bool = False
+    """Split weights and optimiser over the processes instead of copying them."""
 
 
-_STUDY_IDENTITY = {"track", "encoder", "methods", "tasks", "seeds", "settings", "budget"}
+_STUDY_IDENTITY = (
+    "track encoder methods tasks seeds settings budget language model mixture training".split()
+)
 IDENTITY = frozenset(
     {f"CellSpec.{name}" for name in CellSpec.__dataclass_fields__}
     | {f"Budget.{name}" for name in Budget.__dataclass_fields__}
@@ -201,6 +234,7 @@ IDENTITY = frozenset(
 NOT_IDENTITY = frozenset(
     {f"RunOptions.{name}" for name in ("out", "device", "workers", "plugins", "cache_gib")}
     | {"RunOptions.eval_batch", "RunOptions.quiet", "RunOptions.compile", "RunOptions.checkpoint"}
+    | {f"RunOptions.{name}" for name in ("data_root", "processes", "micro_batch", "shard")}
     | {
         f"Study.{name}"
         for name in ("name", "baseline", "contrasts", "margins", "note", "references")
@@ -218,6 +252,20 @@ def reader_of(settings: Mapping[str, Setting], budget: Budget) -> str:
     if budget.reader == RIDGE and own.startswith("decoder"):
         return f"{RIDGE}-{own}"
     return own or budget.reader
+
+
+_OF_TASK = {"task", "task_version", "data"}
+"""Fields that do not decide a training of the track `vlm`."""
+
+
+def _identity(spec: CellSpec) -> dict[str, Any]:
+    """The specification as JSON values, without fields of later schemas at their default."""
+    values = hashed(spec) | {"settings": dict(spec.settings), "budget": hashed(spec.budget)}
+    return values | ({} if spec.training is None else {"training": plain_training(spec.training)})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(values).encode()).hexdigest()[:20]
 
 
 # Fields of schema 1, hashed whatever their value.

@@ -22,6 +22,7 @@ from fusionbench.records.cell import (
     hashed,
     json_object,
 )
+from fusionbench.records.training import training_from
 
 Fact = Mapping[str, Any]
 """Fields of a record and their values, as JSON has them."""
@@ -30,7 +31,7 @@ _Decoded = tuple[Fact, Fact]
 Value = TypeVar("Value", bound=Hashable)
 
 _GROUPS = (
-    ("track", "encoder", "weights", "budget"),
+    ("track", "encoder", "weights", "budget", "training"),
     ("method", "method_version", "settings", "label", "family", "control", "representative",
      "reads_answers"),
     ("task", "task_version", "data", "group", "task_family", "in_suite", "metric", "chance",
@@ -156,6 +157,9 @@ def _line(values: Mapping[str, Any]) -> str:
 def _plain(record: CellRecord) -> dict[str, Any]:
     values = asdict(record)
     values["spec"]["budget"] = hashed(record.spec.budget)
+    if record.spec.training is None:
+        # Facts of the track `probe` keep the hashes that they had without this field.
+        del values["spec"]["training"]
     if record.schema == 1:
         for name in _LATER:
             del values[name]
@@ -182,6 +186,8 @@ def _decoded(fact: Fact) -> _Decoded:
     if "budget" in values:
         budget = dict(values["budget"])
         values["budget"] = _budget(*budget.pop("lrs"), **budget)
+    if "training" in values:
+        values["training"] = training_from(values["training"])
     if "settings" in values:
         values["settings"] = {
             name: tuple(value) if isinstance(value, list) else value

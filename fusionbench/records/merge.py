@@ -9,6 +9,7 @@ from typing import Any
 
 from fusionbench.api.errors import Problem, UserError, disk_error
 from fusionbench.records import cost, probes
+from fusionbench.records.answers import pack
 from fusionbench.records.archive import Contents, write_archive
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.facts import normal_text
@@ -19,7 +20,7 @@ from fusionbench.records.history import (
     read_designs,
     requests_text,
 )
-from fusionbench.records.store import Store
+from fusionbench.records.store import ANSWERS, ANSWERS_END, Store
 
 _FREE = ("seconds", "provenance", "schema", "scores", "left_out")
 """Fields in which two runs of a cell with equal outcomes may differ."""
@@ -84,6 +85,8 @@ class _Joined:
             found.facts.update(facts)
             if record.outcomes:
                 found.outcomes[cell] = store.outcome_bytes(cell)
+            if record.answers:
+                found.files[f"{ANSWERS}/{cell}{ANSWERS_END}"] = pack(store.answers(record))
             if record.items and record.items not in found.items:
                 found.items[record.items] = store.items(record)
         for cell, record in self.failures.items():

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from fusionbench.api.errors import UserError
+from fusionbench.records.blind import marked_by_blind
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Request
 from fusionbench.records.references import marked
@@ -103,6 +104,7 @@ class Results:
         self._items: dict[str, Items] = {}
         self._numbers: dict[str, int] = {}
         self._images: dict[str, Int[np.ndarray, " item"]] = {}
+        self.tables = [marked_by_blind(one, self.outcomes, self.images) for one in self.tables]
 
     @staticmethod
     def open(folder: object) -> "Results":

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import Budget, CellRecord, canonical
+from fusionbench.records.training import Training, plain_training
 
 
 def method_suffix(record: CellRecord, version_suffices: bool) -> str:
@@ -50,7 +51,7 @@ def unique_names(
     return found
 
 
-INSENSITIVE, SATURATED = "insensitive", "saturated"
+INSENSITIVE, SATURATED, BLIND = "insensitive", "saturated", "blind"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +62,18 @@ class Condition:
     encoder: str
     weights: str
     budget: Budget
+    training: Training | None = None
+    """Of the track `vlm`."""
 
     @property
     def title(self) -> str:
-        """`nano, 60 steps of 32, lr 0.003`, for headings."""
+        """`nano, 60 steps of 32, lr 0.003`, for headings; with the language model if any."""
         budget = self.budget
         rates = "/".join(f"{rate:g}" for rate in budget.lrs)
-        parts = [self.encoder, f"{budget.steps} steps of {budget.batch}", f"lr {rates}"]
+        encoder = self.encoder
+        if self.training is not None:
+            encoder = f"{self.track}: {encoder} with {self.training.language}"
+        parts = [encoder, f"{budget.steps} steps of {budget.batch}", f"lr {rates}"]
         parts += [f"{budget.train_items} training examples"] if budget.train_items else []
         parts += [f"{budget.image_size} px"] if budget.image_size else []
         return ", ".join([*parts, budget.precision])
@@ -86,12 +92,13 @@ class TaskFacts:
     chance: float
     examples: int
     mark: str = ""
-    """`insensitive` or `saturated`, by the references: `records.references`."""
+    """`insensitive` or `saturated`, by the references: `records.references`; `blind` if models
+    that see are not above the one that does not: `records.blind`."""
 
     @property
     def counts(self) -> bool:
-        """True if the task enters the aggregate: in the suite, and not insensitive."""
-        return self.in_suite and self.mark != INSENSITIVE
+        """True if the task enters the aggregate: in the suite, neither insensitive nor blind."""
+        return self.in_suite and self.mark not in (INSENSITIVE, BLIND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +187,7 @@ def score_tables(records: Iterable[CellRecord]) -> list[ScoreTable]:
         spec = record.spec
         if spec.stage == "evaluate":
             # Records share their budget, and the JSON of it is slow to make 100,000 times.
-            same = (spec.encoder, spec.track, spec.weights, id(spec.budget))
+            same = (spec.encoder, spec.track, spec.weights, id(spec.budget), spec.training)
             key = keys.get(same) or keys.setdefault(same, _condition_key(record))
             grouped.setdefault(key, []).append(record)
     return [_table(cells) for _, cells in sorted(grouped.items())]
@@ -188,7 +195,8 @@ def score_tables(records: Iterable[CellRecord]) -> list[ScoreTable]:
 
 def _condition_key(record: CellRecord) -> str:
     spec = record.spec
-    return canonical([spec.encoder, spec.track, vars(spec.budget), spec.weights])
+    training = [] if spec.training is None else [plain_training(spec.training)]
+    return canonical([spec.encoder, spec.track, vars(spec.budget), spec.weights, *training])
 
 
 def _table(records: list[CellRecord]) -> ScoreTable:
@@ -216,8 +224,9 @@ def _table(records: list[CellRecord]) -> ScoreTable:
     spec = records[0].spec
     return ScoreTable(
         condition=Condition(
-            track=spec.track, encoder=spec.encoder, weights=spec.weights, budget=spec.budget
-        ),
+            track=spec.track, encoder=spec.encoder, weights=spec.weights, budget=spec.budget,
+            training=spec.training,
+        ),  # fmt: skip
         methods=tuple(method_names[key] for key in methods),
         tasks=tuple(_facts(task_names[key], of_task[key]) for key in tasks),
         seeds=tuple(seeds),

@@ -3,13 +3,14 @@
 cells/<id>.json      done and skipped cells            outcomes/<id>.bin   outcome of each example
 tuning/<id>.json     runs that chose a learning rate   items/<hash>.json   names of the examples
 facts/<hash>.json    what many records share           failures/<id>.<n>.json
+answers/<id>.jsonl.gz   texts of all answers           models/<id>.safetensors   trained weights
 study.json           the requests, oldest first        damaged/            records moved aside
 
 A record appears under its name complete or not at all, after its facts and its outcomes.
 """
 
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -20,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.api.errors import Problem, UserError, disk_error
+from fusionbench.records.answers import Said, pack, unpack
 from fusionbench.records.archive import TUNING, Archive
 from fusionbench.records.cell import CellRecord, canonical, json_object
 from fusionbench.records.facts import Fact, Facts, check, normal_text
@@ -146,6 +148,23 @@ class Store:
         path = self._outcomes(cell)
         return content(path) if path.exists() else self._archive.outcomes(cell)
 
+    def answers(self, record: CellRecord) -> list[Said]:
+        """The texts of a record's answers, in the order of its items.
+
+        Raises UserError for a record without any, and for a file that is missing or damaged.
+        """
+        path = self.folder / ANSWERS / f"{record.id}{ANSWERS_END}"
+        if not record.answers:
+            raise UserError(f"cell {record.id} kept no answers", f"it is of the track {record.spec.track}")
+        try:
+            if sha256_of(path) != record.answers:
+                raise ValueError("damaged or edited")
+            return unpack(content(path))
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is missing", _AGAIN) from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {error}", _AGAIN) from error
+
     def items(self, record: CellRecord) -> Items:
         """The names and image groups of a record's examples. Raises UserError without them."""
         path = self.folder / "items" / f"{record.items}.json"
@@ -163,6 +182,7 @@ class Store:
         record: CellRecord,
         outcomes: Float[np.ndarray, " example"] | None = None,
         items: Items | None = None,
+        answers: Sequence[Said] = (),
     ) -> CellRecord:
         """Store a cell or tuning run and return the record on disk; a sound one is kept.
 
@@ -176,7 +196,7 @@ class Store:
                 moved = move_aside(path).relative_to(self.folder)
                 message = f"moved to {moved}; its cell is written again"
                 self.problems.append(Problem(source=str(path), message=message))
-            record = self._write_parts(record, outcomes, items)
+            record = self._write_parts(record, outcomes, items, answers)
             if not write_atomic(path, self._normal(record), replace=False):
                 return self._read(path)
         except OSError as error:
@@ -202,6 +222,7 @@ class Store:
         record: CellRecord,
         outcomes: Float[np.ndarray, " example"] | None,
         items: Items | None,
+        answers: Sequence[Said],
     ) -> CellRecord:
         """Write what the record points to before the record itself."""
         if items is not None:
@@ -213,6 +234,10 @@ class Store:
             # Outcomes without a record are what a kill left; replacing them loses nothing.
             write_atomic(self._outcomes(record.id), encode(outcomes))
             record = replace(record, outcomes=sha256_of(self._outcomes(record.id)))
+        if answers:
+            file = self.folder / ANSWERS / f"{record.id}{ANSWERS_END}"
+            write_atomic(file, pack(answers))
+            record = replace(record, answers=sha256_of(file))
         return record
 
     def _normal(self, record: CellRecord) -> bytes:
@@ -292,6 +317,8 @@ class Store:
         return not found
 
 
+ANSWERS, ANSWERS_END = "answers", ".jsonl.gz"
+MODELS = "models"
 PARTS = ("cells", "outcomes", "items", "tuning", "failures", "facts")
 _STALE_SECONDS = 3600.0
 """Younger temporary files may belong to a worker that is still writing."""

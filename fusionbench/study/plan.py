@@ -1,10 +1,8 @@
 """A study resolved to methods, tasks and encoders, and its cells that have no record. No torch."""
 
-import hashlib
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Literal
 
 from fusionbench.api.errors import UserError
 from fusionbench.encoders.card import EncoderCard
@@ -15,18 +13,16 @@ from fusionbench.records.cell import (
     Budget,
     CellSpec,
     Setting,
-    canonical,
 )
+from fusionbench.records.training import Training
 from fusionbench.registry.catalog import Catalog, TaskCard
 from fusionbench.registry.encoder_cards import describe
 from fusionbench.registry.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study.contrasts import check_known, read_contrasts
 from fusionbench.study.data import task_hashes
-from fusionbench.study.study import ALL, PRESETS, Study
+from fusionbench.study.study import ALL, PRESETS, PROBE, VLM, Study
+from fusionbench.study.training import BLIND, without_readers
 
-SeedScope = Literal["task", "suite"]
-SEED_SCOPES: Mapping[str, SeedScope] = {"probe": "task"}
-"""Track -> what one training covers: a single task, or all tasks of the study."""
 _ENCODERS = "`fusionbench list encoders` shows what is here"
 
 
@@ -41,48 +37,66 @@ class ResolvedStudy:
     """Tasks left out, each with the reason."""
     encoders: Mapping[str, EncoderCard]
     """Task -> its encoder: the study's, or the one that the task brings."""
+    language: LanguageCard | None = None
+    """Of the track `vlm`."""
+    mixture: tuple[TaskCard, ...] = ()
+    """The local tasks on whose training images a model is trained."""
+    same: Mapping[str, str] = field(default_factory=dict)
+    """Methods that differ from another in the reader alone, which the track `vlm` does not have."""
+    data_root: str = ""
+    """Folder of the benchmarks' files."""
 
     def budget_of(self, task: TaskCard) -> Budget:
         """The study's budget; a task with its own encoder has that encoder's image size."""
         return replace(self.study.budget, image_size=0) if task.encoder else self.study.budget
 
-    @property
-    def seed_scope(self) -> SeedScope:
-        """`task`: one training per task; `suite`: one training for all tasks."""
-        return SEED_SCOPES[self.study.track]
 
-
-def resolve(study: Study, catalog: Catalog, *, download: bool = False) -> ResolvedStudy:
+def resolve(
+    study: Study, catalog: Catalog, *, download: bool = False, data_root: str = ""
+) -> ResolvedStudy:
     """Look up every name of a study. Raises UserError for an unknown or impossible one.
 
-    `download`: fetch the weights of encoders that are not here; else their absence is an error.
+    `download`: fetch the weights of encoders and language models that are not here; else their
+    absence is an error. `data_root`: folder of the benchmarks' files.
     """
     # The study's own encoder first: a wrong name is an error even if no task uses it.
-    study_encoder = _encoder(catalog, study.encoder, study.budget.image_size, download=download)
-    methods = select_methods(
-        catalog, (*study.methods, *references(study, study_encoder.layers)), study.settings
-    )
-    tasks, unavailable = select_tasks(catalog, study.tasks)
-    planned = read_contrasts(study.contrasts, study.baseline)
-    labels = {one.label for one in methods}
-    check_known(planned, labels | set(catalog.methods))
-    if study.name in PRESETS:
-        # The flags may have left out some of a preset's methods: what cannot run is not planned.
-        kept = [
-            value
-            for value, one in zip(study.contrasts, planned, strict=True)
-            if {one.method, one.baseline} <= labels
-        ]
-        study = replace(study, contrasts=tuple(kept))
+    study_encoder = _study_encoder(study, catalog, download=download)
+    vlm = study.track == VLM
+    added = (BLIND,) if vlm else references(study, study_encoder.layers)
+    methods = select_methods(catalog, (*study.methods, *added), study.settings)
+    methods, same = without_readers(methods) if vlm else (methods, {})
+    tasks, unavailable = select_tasks(catalog, study.tasks, track=study.track)
     own = {task.encoder for task in tasks if task.encoder}
     brought = {name: _encoder(catalog, name, 0, download=download) for name in sorted(own)}
     return ResolvedStudy(
-        study=study,
+        study=_with_contrasts(study, methods, catalog),
         methods=methods,
         tasks=tasks,
         unavailable=unavailable,
         encoders={task.name: brought.get(task.encoder, study_encoder) for task in tasks},
+        language=describe_language(study.model or study.language, download=download)
+        if vlm
+        else None,
+        mixture=local_tasks(catalog, study) if vlm else (),
+        same=same,
+        data_root=data_root,
     )
+
+
+def _with_contrasts(study: Study, methods: Sequence[Chosen], catalog: Catalog) -> Study:
+    """The study with those of its planned comparisons that can run. Raises UserError."""
+    planned = read_contrasts(study.contrasts, study.baseline)
+    labels = {one.label for one in methods}
+    check_known(planned, labels | set(catalog.methods))
+    if study.name not in PRESETS[study.track]:
+        return study
+    # The flags may have left out some of a preset's methods: what cannot run is not planned.
+    kept = [
+        value
+        for value, one in zip(study.contrasts, planned, strict=True)
+        if {one.method, one.baseline} <= labels
+    ]
+    return replace(study, contrasts=tuple(kept))
 
 
 def references(study: Study, layers: int) -> tuple[str, ...]:
@@ -110,24 +124,48 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """Trainings of one method that differ in the seed, each scored on every task of the job."""
+    """Trainings of one method on one task that differ in the seed."""
 
     cells: tuple[Cell, ...]
     """The cells without a record."""
-    tasks: tuple[Cell, ...]
-    """One cell of each task that a training reads; a single one in the track `probe`."""
+    first: Cell
+    """The cell of the first seed, whether it has a record or not."""
     wait: bool = False
     """Wait for another run that holds the job, instead of leaving it for later."""
 
     @property
-    def name(self) -> str:
-        """The names of the tasks; seeds of the training are drawn from it."""
-        return "+".join(cell.spec.task for cell in self.tasks)
+    def tasks(self) -> tuple[Cell, ...]:
+        """A cell of the task."""
+        return (self.first,)
 
     @property
     def id(self) -> str:
-        """Equal in all runs that train this method on these tasks, whatever their seeds."""
-        return replace(self.tasks[0].spec, seed=0).id
+        """Equal in all runs that train this method on this task, whatever their seeds."""
+        return replace(self.first.spec, seed=0).id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelJob:
+    """One training of the track `vlm`, scored and recorded task by task."""
+
+    cells: tuple[Cell, ...]
+    """The cells of this training that have no record."""
+    tasks: tuple[Cell, ...]
+    """One cell of each local task whose images it reads, to train or to be scored."""
+    mixture: tuple[str, ...]
+    """The local tasks that it is trained on."""
+    wait: bool = False
+    """Wait for another run that holds the job, instead of leaving it for later."""
+
+    @property
+    def spec(self) -> CellSpec:
+        """The specification of one of its cells; all of them have the same training."""
+        return self.cells[0].spec
+
+    @property
+    def id(self) -> str:
+        """The id of the model."""
+        return self.spec.model_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,28 +175,54 @@ class Plan:
     resolved: ResolvedStudy
     cells: tuple[Cell, ...]
     pending: tuple[Cell, ...]
+    hashes: Mapping[str, str]
+    """Task -> hash of its data; in the track `vlm` of the mixture's tasks too."""
 
     @property
     def finished(self) -> int:
         """Number of cells with a record on disk."""
         return len(self.cells) - len(self.pending)
 
-    def jobs(self) -> Iterator[TrainJob]:
-        """The pending cells, training by training: by task, then the expensive methods first."""
+    def jobs(self) -> Iterator[TrainJob | ModelJob]:
+        """The pending cells, training by training; the expensive methods come first."""
+        return self._models() if self.resolved.language else self._trainings()
+
+    def _models(self) -> Iterator[ModelJob]:
+        """Seed by seed; a method that tries all layers is the most expensive."""
+
+        def rank(cell: Cell) -> tuple[int, bool, bool, str]:
+            card = cell.chosen.card
+            return cell.spec.seed, not card.tries, not card.in_encoder, cell.chosen.label
+
+        cards = {card.name: card for card in (*self.resolved.mixture, *self.resolved.tasks)}
+        local = [card for card in cards.values() if not card.benchmark]
+        mixture = tuple(card.name for card in self.resolved.mixture)
+        for _, group in groupby(sorted(self.pending, key=rank), key=rank):
+            cells = tuple(group)
+            read = tuple(self._on(cells[0], card) for card in local)
+            yield ModelJob(cells=cells, tasks=read, mixture=mixture)
+
+    def _on(self, cell: Cell, task: TaskCard) -> Cell:
+        """The same training on another local task."""
+        spec = replace(
+            cell.spec, task=task.name, task_version=task.version, data=self.hashes[task.name]
+        )
+        return replace(cell, spec=spec, task=task)
+
+    def _trainings(self) -> Iterator[TrainJob]:
+        """By task, then the expensive methods first."""
         order = {task.name: row for row, task in enumerate(self.resolved.tasks)}
-        joint = self.resolved.seed_scope == "suite"
 
         def training(cell: Cell) -> tuple[int, bool, str]:
-            row = 0 if joint else order[cell.task.name]
-            return row, not cell.chosen.card.in_encoder, cell.chosen.label
+            return order[cell.task.name], not cell.chosen.card.in_encoder, cell.chosen.label
 
         first = {(cell.chosen.label, cell.task.name): cell for cell in reversed(self.cells)}
         ranked = sorted(self.pending, key=lambda cell: (*training(cell), cell.spec.seed))
         for _, group in groupby(ranked, key=training):
             cells = tuple(group)
-            label = cells[0].chosen.label
-            names = list(order) if joint else [cells[0].task.name]
-            yield TrainJob(cells=cells, tasks=tuple(first[label, name] for name in names))
+            yield TrainJob(
+                cells=cells, first=first[cells[0].chosen.label, cells[0].task.name]
+            )
 
 
 def make_plan(resolved: ResolvedStudy, finished: Container[str], *, keep: bool = False) -> Plan:
@@ -166,18 +230,32 @@ def make_plan(resolved: ResolvedStudy, finished: Container[str], *, keep: bool =
 
     `keep`: images that are rendered or read for a hash stay in the cache until they are encoded.
     """
-    hashes = task_hashes(resolved.tasks, resolved.study.budget if keep else None)
-    if resolved.seed_scope == "suite":
-        # The other tasks of a training are part of a cell's identity.
-        joint = canonical(sorted(hashes.items()))
-        hashes = {
-            name: hashlib.sha256(f"{name}\n{joint}".encode()).hexdigest()[:32] for name in hashes
-        }
+    cards = {card.name: card for card in (*resolved.tasks, *resolved.mixture)}
+    local = [card for card in cards.values() if not card.benchmark]
+    hashes = dict(task_hashes(local, resolved.study.budget if keep else None))
+    for card in cards.values():
+        if card.benchmark:
+            hashes[card.name] = benchmark_hash(card, resolved.data_root)
+    training = _training(resolved, hashes)
     cells = tuple(
-        cell for task in resolved.tasks for cell in _cells(resolved, task, hashes[task.name])
+        cell
+        for task in resolved.tasks
+        for cell in _cells(resolved, task, hashes[task.name], training)
     )
     pending = tuple(cell for cell in cells if cell.spec.id not in finished)
-    return Plan(resolved=resolved, cells=cells, pending=pending)
+    return Plan(resolved=resolved, cells=cells, pending=pending, hashes=hashes)
+
+
+def _training(resolved: ResolvedStudy, hashes: Mapping[str, str]) -> Training | None:
+    """What the models of the study are trained on; None in the track `probe`."""
+    if resolved.language is None:
+        return None
+    study, language = resolved.study, resolved.language
+
+    def describe(names: Sequence[str]) -> MixtureCard:
+        return describe_mixture(names, resolved.mixture, hashes, study.budget.train_items)
+
+    return training_of(study, language.name, language.weights, describe)
 
 
 def tuning_specs(spec: CellSpec, *, always: bool = False) -> Mapping[float, tuple[CellSpec, ...]]:
@@ -217,7 +295,9 @@ def _with(cell: Cell, settings: Mapping[str, Setting]) -> Cell:
     return replace(cell, spec=replace(cell.spec, settings=complete), chosen=chosen)
 
 
-def _cells(resolved: ResolvedStudy, task: TaskCard, data: str) -> Iterator[Cell]:
+def _cells(
+    resolved: ResolvedStudy, task: TaskCard, data: str, training: Training | None
+) -> Iterator[Cell]:
     study, encoder = resolved.study, resolved.encoders[task.name]
     budget = resolved.budget_of(task)
     for chosen in resolved.methods:
@@ -234,8 +314,16 @@ def _cells(resolved: ResolvedStudy, task: TaskCard, data: str) -> Iterator[Cell]
                 data=data,
                 budget=budget,
                 seed=seed,
+                training=training,
             )
             yield Cell(spec=spec, chosen=chosen, task=task, encoder=encoder)
+
+
+def _study_encoder(study: Study, catalog: Catalog, *, download: bool) -> EncoderCard:
+    """The study's encoder: of a checkpoint, its vision tower. Raises UserError."""
+    if study.model:
+        return describe_tower(study.model, download=download)
+    return _encoder(catalog, study.encoder, study.budget.image_size, download=download)
 
 
 def _encoder(catalog: Catalog, name: str, image_size: int, *, download: bool) -> EncoderCard:

@@ -36,6 +36,14 @@ class Study:
     note: str = ""
     references: bool = True
     """With `methods: all`, also run each single layer with the ridge reader."""
+    language: str = ""
+    """Of the track `vlm`: `words`, `smollm2-135m`, or `hf:` and an id or a folder."""
+    model: str = ""
+    """`llava:` and an id or a folder: encoder, projector and language model of a checkpoint."""
+    mixture: tuple[str, ...] = ()
+    """What a model is trained on: names of tasks and conversation files, whatever `tasks` says."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """`query`, `mean`, `pixels`, `projector`, `trained`, `template`, `length`, and `stages`."""
 
 
 ALL = "all"
@@ -114,7 +122,74 @@ SMOKE = Study(
     references=False,
     note="two steps on a few images: shows that the machine runs, not what a method is worth",
 )
-PRESETS: Mapping[str, Study] = {study.name: study for study in (QUICK, PAPER, SMOKE)}
+
+PROBE, VLM = "probe", "vlm"
+TRACKS = (PROBE, VLM)
+# By name, never "whatever is installed": what a model is trained on is part of its identity.
+LOCAL_MIXTURE = (
+    "animal_mnist", "digits", "easy_vqa", "scenes_count", "scenes_exists", "scenes_orientation",
+    "scenes_relation", "scenes_text", "scenes_texture", "scenes_tiny_color", "textile",
+)  # fmt: skip
+VLM_QUICK = Study(
+    name="quick",
+    track=VLM,
+    language="words",
+    mixture=LOCAL_MIXTURE,
+    seeds=1,
+    budget=Budget(
+        steps=250,
+        batch=32,
+        lrs=(1e-3,),
+        tuning_seeds=1,
+        trial_steps=60,
+        train_items=1024,
+        val_items=64,
+        test_items=448,
+        resample="none",
+    ),
+    note="one seed of a small model: shows the machine, no ranking",
+)
+VLM_PAPER = replace(
+    VLM_QUICK,
+    name="paper",
+    encoder="dinov2-small",
+    language="smollm2-135m",
+    seeds=5,
+    budget=replace(
+        VLM_QUICK.budget,
+        steps=3000,
+        batch=64,
+        lrs=(3e-4, 1e-3, 3e-3),
+        tuning_seeds=2,
+        trial_steps=500,
+        train_items=0,
+        val_items=0,
+        test_items=0,
+        precision="bf16",
+        feature_dtype="float16",
+        image_size=112,
+    ),
+    note="",
+)
+VLM_SMOKE = replace(
+    VLM_QUICK,
+    name="smoke",
+    budget=replace(
+        VLM_QUICK.budget,
+        steps=2,
+        batch=8,
+        trial_steps=1,
+        train_items=32,
+        val_items=8,
+        test_items=16,
+    ),
+    note=SMOKE.note,
+)
+PRESETS: Mapping[str, Mapping[str, Study]] = {
+    PROBE: {study.name: study for study in (QUICK, PAPER, SMOKE)},
+    VLM: {study.name: study for study in (VLM_QUICK, VLM_PAPER, VLM_SMOKE)},
+}
+"""By track and name."""
 
 
 def as_plain(study: Study) -> dict[str, Any]:
@@ -125,7 +200,7 @@ def as_plain(study: Study) -> dict[str, Any]:
 T = TypeVar("T", Study, Budget)
 
 _CHOICES = {
-    "track": ("probe",),
+    "track": TRACKS,
     "resample": ("bootstrap", "distinct", "none"),
     "precision": ("fp32", "bf16"),
     "feature_dtype": ("float32", "float16"),
@@ -146,11 +221,12 @@ _KINDS = {int: "an integer", float: "a number", str: "text", Mapping: "keys and 
 _FOR_EXAMPLE = {int: "3", float: "0.003", str: "nano", Mapping: "{reduction: 2}"}
 
 
-def preset(name: str) -> Study:
-    """The study of that name. Raises UserError with the nearest one."""
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
-    return PRESETS[name]
+def preset(name: str, track: str = PROBE) -> Study:
+    """The study of that name in a track. Raises UserError with the nearest one."""
+    _check("track", "track", track)
+    if name not in PRESETS[track]:
+        raise unknown("preset", name, PRESETS[track])
+    return PRESETS[track][name]
 
 
 def load_study(path: str | Path) -> Study:
@@ -158,7 +234,7 @@ def load_study(path: str | Path) -> Study:
     hint = "`run` takes a YAML file, which may start with `preset: quick`, or --preset"
     values = read_section(path, "study", hint=hint)
     values.check_keys([*(one.name for one in fields(Study)), "preset"])
-    start = preset(str(values.pop("preset", "quick")))
+    start = preset(str(values.pop("preset", QUICK.name)), str(values.pop("track", PROBE)))
     budget = values.pop("budget", {})
     if not isinstance(budget, Mapping):
         raise UserError(f"{path}: budget must hold keys, got {budget!r}", "for example steps: 60")
@@ -169,7 +245,8 @@ def load_study(path: str | Path) -> Study:
     study = _changed(start, own | values, f"{path}: ")
     read_contrasts(study.contrasts, study.baseline)
     check_margins(study.margins)
-    return replace(study, budget=_changed(study.budget, budget, f"{path}: budget."))
+    study = replace(study, budget=_changed(study.budget, budget, f"{path}: budget."))
+    return checked_track(study)
 
 
 def with_overrides(  # noqa: PLR0913  (one argument for each flag)
@@ -180,6 +257,9 @@ def with_overrides(  # noqa: PLR0913  (one argument for each flag)
     encoder: str = "",
     seeds: int | None = None,
     settings: Sequence[str] = (),
+    language: str = "",
+    model: str = "",
+    mixture: Sequence[str] = (),
 ) -> Study:
     """The study with the values of the flags; settings are added to its own."""
     merged: dict[str, dict[str, Any]] = {k: dict(v) for k, v in study.settings.items()}
@@ -191,7 +271,26 @@ def with_overrides(  # noqa: PLR0913  (one argument for each flag)
     changes |= {"tasks": list(tasks)} if tasks else {}
     changes |= {"encoder": encoder} if encoder else {}
     changes |= {} if seeds is None else {"seeds": seeds}
-    return _changed(study, changes, "")
+    changes |= {"language": language} if language else {}
+    changes |= {"model": model} if model else {}
+    changes |= {"mixture": list(mixture)} if mixture else {}
+    return checked_track(_changed(study, changes, ""))
+
+
+def checked_track(study: Study) -> Study:
+    """The study. Raises UserError for fields that its track does not have."""
+    names = ("language", "model", "mixture", "training")
+    if study.track == PROBE:
+        for name in names:
+            if getattr(study, name):
+                raise UserError(f"{name} belongs to the track {VLM}", f"add --track {VLM}")
+    elif study.budget.seeds_per_pass > 1:
+        raise UserError(
+            f"seeds_per_pass is {study.budget.seeds_per_pass}: the track {VLM} trains one model at "
+            "a time, since each fills the device",
+            "leave seeds_per_pass out",
+        )
+    return study
 
 
 def _changed(start: T, values: Mapping[str, Any], prefix: str) -> T:

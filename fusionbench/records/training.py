@@ -1,0 +1,83 @@
+"""What decides the training of a vision-language model besides its encoder, method and budget.
+
+A cell of the track `probe` has none. Standard library only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Query = Literal["question", "prompt", "conversation"]
+Mean = Literal["token", "sample"]
+QUERIES: tuple[Query, ...] = ("question", "prompt", "conversation")
+MEANS: tuple[Mean, ...] = ("token", "sample")
+PIXELS = ("squash", "pad", "processor")
+PROJECTORS = ("normed", "plain")
+TEMPLATES = ("words", "plain", "llava15", "chat")
+TRAINED = ("fusion", "projector", "language", "lora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a training: which weights are trained on which rows."""
+
+    parts: tuple[str, ...]
+    """Names of the mixture's parts: tasks, files, hub sets; with the share where it is not 1."""
+    rows: str
+    """Hash of the training rows."""
+    count: int
+    """Number of training rows; a conversation of n turns is n rows."""
+    template: str
+    trained: tuple[str, ...]
+    """`fusion`, `projector`, and `language` (all weights) or `lora`."""
+    steps: int = 0
+    """0: the budget's; the same for the values below."""
+    batch: int = 0
+    lr: float = 0.0
+    weight_decay: float = -1.0
+    """Negative: the budget's."""
+    warmup: float = -1.0
+    """Negative: the budget's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Everything that decides the weights of a model besides encoder, method, budget and seed."""
+
+    language: str
+    """`words`, `smollm2-135m`, `hf:<id>`, or the checkpoint's: `llava:<id>`."""
+    language_weights: str
+    """Fingerprint of weights, tokenizer and chat template; of `words`, of size and vocabulary."""
+    stages: tuple[Stage, ...]
+    query: Query = "question"
+    """What a fusion sees of the text: the question of the turn; `prompt`: all text without
+    answers; `conversation`: the questions up to the turn."""
+    mean: Mean = "token"
+    """Mean of the loss over the labelled tokens of a batch, or over its rows."""
+    pixels: str = "squash"
+    """How an image becomes a square: `squash`, `pad`, or `processor`, the checkpoint's own."""
+    projector: str = "normed"
+    """Two layers behind a LayerNorm without parameters, or `plain`, LLaVA's two layers alone."""
+    length: int = 0
+    """Longest row in tokens, image included; 0: what the language model takes."""
+
+
+def training_from(values: Mapping[str, Any] | None) -> Training | None:
+    """The training of its JSON values. Raises TypeError for unknown fields."""
+    if values is None:
+        return None
+    stages = tuple(
+        Stage(**{**stage, "parts": tuple(stage["parts"]), "trained": tuple(stage["trained"])})
+        for stage in values["stages"]
+    )
+    return Training(**{**values, "stages": stages})
+
+
+def plain_training(training: Training) -> dict[str, Any]:
+    """The training as JSON values."""
+    values = asdict(training)
+    values["stages"] = [
+        {**stage, "parts": list(stage["parts"]), "trained": list(stage["trained"])}
+        for stage in values["stages"]
+    ]
+    return values

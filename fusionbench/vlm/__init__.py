@@ -1,0 +1,1 @@
+"""Vision-language models with a fusion inside: rows, training, answers, weights."""
