@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -91,48 +91,6 @@ def cut(
         count=len(images),
     )
     return bundle, pixels
-
-
-def join(bundles: Sequence[Bundle]) -> tuple[Bundle, tuple[Bundle, ...]]:
-    """One bundle with the examples of all, and each bundle with the questions of all.
-
-    Raises ValueError unless all have the same answers in the same order.
-    """
-    if len({bundle.answers for bundle in bundles}) > 1:
-        raise ValueError("tasks that are trained together must have the same answers")
-    questions = tuple(sorted({question for bundle in bundles for question in bundle.questions}))
-    parts = tuple(_with_questions(bundle, questions) for bundle in bundles)
-    first = np.cumsum([0, *(bundle.count for bundle in bundles)])
-    images = canonical([bundle.images for bundle in bundles])
-    whole = Bundle(
-        answers=bundles[0].answers,
-        questions=questions,
-        **{name: _joined([part.split(name) for part in parts], first) for name in SPLITS},
-        images=hashlib.sha256(images.encode()).hexdigest()[:32],
-        count=int(first[-1]),
-    )
-    return whole, parts
-
-
-def _with_questions(bundle: Bundle, questions: tuple[str, ...]) -> Bundle:
-    number = np.array([questions.index(question) for question in bundle.questions])
-    train, val, test = (
-        replace(bundle.split(name), questions=number[bundle.split(name).questions])
-        for name in SPLITS
-    )
-    return replace(bundle, questions=questions, train=train, val=val, test=test)
-
-
-def _joined(splits: Sequence[Examples], first: Int[np.ndarray, " split"]) -> Examples:
-    """The examples of all; row r of bundle k becomes row `first[k] + r`."""
-    rows = [split.rows + start for split, start in zip(splits, first, strict=False)]
-    return Examples(
-        items=tuple(item for split in splits for item in split.items),
-        groups=tuple(group for split in splits for group in split.groups),
-        rows=np.concatenate(rows),
-        questions=np.concatenate([split.questions for split in splits]),
-        answers=np.concatenate([split.answers for split in splits]),
-    )
 
 
 def bundle_path(task: str, data_hash: str, budget: Budget) -> Path:

@@ -1,13 +1,15 @@
 """One training: choose its learning rate, train it, score it on each task, make the records."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from fusionbench.api.fusion import Method
+from fusionbench.api.tasks import Scoring
+from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.ridge import Fit, train_model
@@ -75,82 +77,68 @@ class PassCell:
 def run_alone(
     method: type[Method],
     materials: Materials,
-    members: Sequence[PassCell],
+    member: PassCell,
     *,
     eval_batch: int,
     note: str = "",
-) -> list[Outcome | None]:
-    """Train one model and score it on each task: an outcome per member, None if not wanted.
+) -> Outcome | None:
+    """Train one model and score it; None for a member that is not wanted.
 
-    Tuning cells are scored on val, evaluation cells on test. A loss that stops being finite is
+    A tuning cell is scored on val, an evaluation cell on test. A loss that stops being finite is
     given back as its FloatingPointError.
     """
-    if not any(member.wanted for member in members):
-        return [None] * len(members)
-    spec, tuned = members[0].spec, members[0].tuned
+    if not member.wanted:
+        return None
+    spec, tuned = member.spec, member.tuned
     started = time.perf_counter()
     model = build_model(method, {**spec.settings, **tuned.settings}, materials, spec.seed)
-    log: TrainingLog | FloatingPointError
-    found: list[Evaluation] = []
-    fit: Fit = {}
     try:
         log, fit = train_model(model, materials, spec.seed, tuned.lr, eval_batch)
-        found = [evaluate(model, task, spec.split, eval_batch) for task in materials.by_task]
+        found = evaluate(model, materials, spec.split, eval_batch)
     except FloatingPointError as error:
-        log = error
-    seconds = (time.perf_counter() - started) / len(members)
-    return outcomes(
-        members, model, log, materials, found,
-        fit=fit, seconds=seconds, notes=(note,) if note else (),
+        return error
+    return outcome(
+        member, model, log, materials, found,
+        fit=fit, seconds=time.perf_counter() - started, notes=(note,) if note else (),
     )  # fmt: skip
 
 
-def outcomes(  # noqa: PLR0913
-    members: Sequence[PassCell],
+def outcome(  # noqa: PLR0913
+    member: PassCell,
     model: Model,
-    log: TrainingLog | FloatingPointError,
+    log: TrainingLog,
     materials: Materials,
-    found: Sequence[Evaluation],
+    found: Evaluation,
     *,
     fit: Fit,
     seconds: float,
     notes: tuple[str, ...],
-) -> list[Outcome | None]:
-    """The record and scores of each member of one training; `found` has an evaluation per task."""
-    if isinstance(log, FloatingPointError):
-        return [log if member.wanted else None for member in members]
-    return [
-        (
-            CellRecord(
-                spec=member.spec,
-                status="done",
-                **_scored(member.spec, task, scores),
-                seed_scope=materials.seed_scope,
-                lr=member.tuned.lr,
-                tuning=member.tuned.scores,
-                lr_at_edge=member.tuned.at_edge,
-                parameters=model.parameter_counts(),
-                taps=taps_of(model.fusion),
-                in_encoder=needs_encoder(model.fusion),
-                notes=(*member.tuned.notes, *model.fusion.notes, *notes),
-                loss=log.losses,
-                trace=trace,
-                unmoved=log.unmoved,
-                fit=fit,
-                seconds=round(seconds, 3),
-            ),
-            scores,
-        )
-        if member.wanted
-        else None
-        for member, task, (scores, trace) in zip(members, materials.by_task, found, strict=True)
-    ]
+) -> Outcome:
+    """The record and the scores of a training."""
+    scores, trace = found
+    record = CellRecord(
+        spec=member.spec,
+        status="done",
+        **scored(member.spec, materials.task, materials.bundle, scores),
+        lr=member.tuned.lr,
+        tuning=member.tuned.scores,
+        lr_at_edge=member.tuned.at_edge,
+        parameters=model.parameter_counts(),
+        taps=taps_of(model.fusion),
+        in_encoder=needs_encoder(model.fusion),
+        notes=(*member.tuned.notes, *model.fusion.notes, *notes),
+        loss=log.losses,
+        trace=trace,
+        unmoved=log.unmoved,
+        fit=fit,
+        seconds=round(seconds, 3),
+    )
+    return record, scores
 
 
-def _scored(spec: CellSpec, materials: Materials, scores: Scores) -> dict[str, Any]:
+def scored(spec: CellSpec, task: Scoring, bundle: Bundle, scores: Scores) -> dict[str, Any]:
     """The fields of a record that its outcomes and its task decide."""
-    task = materials.task
-    items = materials.bundle.scored(spec.split)
+    items = bundle.scored(spec.split)
     named, left_out = named_metrics(task.metrics, scores, items, task.metric)
     return {
         "metric": task.metric,

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -63,8 +62,6 @@ class Materials:
     """Only where a method of this task writes into the encoder."""
     compiled: str = ""
     """Mode of `torch.compile` for whole steps of a pass; empty: no compilation."""
-    parts: tuple["Materials", ...] = ()
-    """The tasks of a joint training, in the order of their images; see `joined`."""
     splits: Mapping[str, Batch] = field(init=False)
     questions: QuestionTable = field(init=False)
     queries: Float[Tensor, "question query_dim"] = field(init=False)
@@ -91,16 +88,6 @@ class Materials:
         answers = QuestionTable.build(self.bundle.answers, self.budget.reader_width)
         self.answers = answers.mean().to(self.device)
         self._leak = QuestionTable.build(self.bundle.answers, self.budget.query_dim).to(self.device)
-
-    @property
-    def by_task(self) -> tuple["Materials", ...]:
-        """The materials of each task that a training is scored on."""
-        return self.parts or (self,)
-
-    @property
-    def seed_scope(self) -> Literal["task", "suite"]:
-        """`suite` if one training serves several tasks."""
-        return "suite" if self.parts else "task"
 
     def leaky_queries(self, batch: Batch) -> Float[Tensor, "batch query_dim"]:
         """The mean over question and answer tokens, for methods that read answers in training."""
@@ -135,10 +122,7 @@ class Materials:
 
     def _stored(self, tap: Tap) -> Float[Tensor, "image token dim"]:
         if tap not in self._taps:
-            joint = [part._stored(tap) for part in self.parts]
-            self._taps[tap] = (
-                torch.cat(joint) if joint else self._place(features.read(self.key, tap))
-            )
+            self._taps[tap] = self._place(features.read(self.key, tap))
         return self._taps[tap]
 
     def _place(self, stored: Float[Tensor, "image token dim"]) -> Float[Tensor, "image token dim"]:
@@ -158,26 +142,6 @@ class Materials:
             questions=questions.to(self.device),
             answers=answers.to(self.device),
         )
-
-
-def joined(parts: Sequence[Materials], bundle: Bundle) -> Materials:
-    """The materials of one training on several tasks, whose examples `bundle` holds.
-
-    Bundle and parts come from `bundle.join`. The trained model is scored on each part.
-    """
-    first = parts[0]
-    return Materials(
-        name="+".join(part.name for part in parts),
-        task=first.task,
-        bundle=bundle,
-        budget=first.budget,
-        shape=first.shape,
-        key=first.key,
-        device=first.device,
-        encoder=first.encoder,
-        compiled=first.compiled,
-        parts=tuple(parts),
-    )
 
 
 # Hidden states of the next steps, read while the device is at work on this one.

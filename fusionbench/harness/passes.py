@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusionbench.api.fusion import Method
 from fusionbench.api.tasks import SplitName
-from fusionbench.harness.cell import Outcome, PassCell, outcomes, run_alone
+from fusionbench.harness.cell import Outcome, PassCell, outcome, run_alone
 from fusionbench.harness.materials import Batch, Materials, prefetch
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.optimiser import Optimisers
@@ -392,48 +392,42 @@ def run_pass(
 ) -> list[Outcome | None]:
     """Train all members together: an outcome per member, None for those that are not wanted.
 
-    `members` holds the cells of each training in a row, one per task of the materials. A single
-    training runs without vmap; so do models that cannot run together, and their records say why.
+    A single member runs without vmap; so do models that cannot run together, and their records say
+    why.
     """
-    tasks = len(materials.by_task)
-    trainings = [members[at : at + tasks] for at in range(0, len(members), tasks)]
     note = ""
-    if len(trainings) > 1:
+    if len(members) > 1:
         try:
-            return _run_together(method, materials, trainings, eval_batch)
+            return _run_together(method, materials, members, eval_batch)
         except (NotEquivalent, torch.OutOfMemoryError) as reason:
-            note = f"trained alone, not in a pass of {len(trainings)}: {reason}"
+            note = f"trained alone, not in a pass of {len(members)}: {reason}"
     # Outside of the handler: while it runs, the error keeps the memory of what it stopped.
-    alone = [
-        run_alone(method, materials, training, eval_batch=eval_batch, note=note)
-        for training in trainings
+    return [
+        run_alone(method, materials, member, eval_batch=eval_batch, note=note) for member in members
     ]
-    return [outcome for training in alone for outcome in training]
 
 
 def _run_together(
-    method: type[Method],
-    materials: Materials,
-    trainings: Sequence[Sequence[PassCell]],
-    eval_batch: int,
+    method: type[Method], materials: Materials, members: Sequence[PassCell], eval_batch: int
 ) -> list[Outcome | None]:
     started = time.perf_counter()
-    firsts = [training[0] for training in trainings]
     models = [
         build_model(method, {**one.spec.settings, **one.tuned.settings}, materials, one.spec.seed)
-        for one in firsts
+        for one in members
     ]
-    runs = [PassMember(seed=one.spec.seed, lr=one.tuned.lr) for one in firsts]
+    runs = [PassMember(seed=one.spec.seed, lr=one.tuned.lr) for one in members]
     logs, fits = train_all(models, materials, runs, eval_batch)
     # All of them, wanted or not: what is missing changes no layout, and so no rounding.
-    split = firsts[0].spec.split
-    scored = [evaluate_all(models, task, split, eval_batch) for task in materials.by_task]
-    seconds = (time.perf_counter() - started) / sum(map(len, trainings))
-    notes = tuple(dict.fromkeys(note for _, note in scored if note))
+    split = members[0].spec.split
+    scores, note = evaluate_all(models, materials, split, eval_batch)
+    seconds = (time.perf_counter() - started) / len(members)
     found: list[Outcome | None] = []
-    for run, (training, model, log) in enumerate(zip(trainings, models, logs, strict=True)):
-        own = [evaluations[run] for evaluations, _ in scored]
-        found += outcomes(
-            training, model, log, materials, own, fit=fits[run], seconds=seconds, notes=notes
+    for member, model, log, fit, own in zip(members, models, logs, fits, scores, strict=True):
+        if isinstance(log, FloatingPointError) or not member.wanted:
+            found.append(log if member.wanted and isinstance(log, FloatingPointError) else None)
+            continue
+        notes = (note,) if note else ()
+        found.append(
+            outcome(member, model, log, materials, own, fit=fit, seconds=seconds, notes=notes)
         )
     return found

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fusionbench.study.plan import Cell, Plan, TrainJob
+from fusionbench.study.plan import Cell, ModelJob, Plan, TrainJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,7 @@ class EncodeJob:
     """Write a task's bundle and every hidden state that its trainings read."""
 
     task: str
-    trainings: tuple[TrainJob, ...]
+    trainings: tuple[TrainJob | ModelJob, ...]
 
     @property
     def cell(self) -> Cell:
@@ -20,7 +20,7 @@ class EncodeJob:
         return next(cell for cell in self.trainings[0].tasks if cell.spec.task == self.task)
 
 
-Job = EncodeJob | TrainJob
+Job = EncodeJob | TrainJob | ModelJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Launcher(Protocol):
 def jobs_of(plan: Plan) -> list[Job]:
     """The encoding of each task, then the trainings."""
     trainings = list(plan.jobs())
-    by_task: dict[str, list[TrainJob]] = {}
+    by_task: dict[str, list[TrainJob | ModelJob]] = {}
     for job in trainings:
         for cell in job.tasks:
             by_task.setdefault(cell.spec.task, []).append(job)

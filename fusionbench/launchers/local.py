@@ -20,7 +20,7 @@ from pathlib import Path
 from fusionbench.api.errors import UserError
 from fusionbench.launchers.jobs import EncodeJob, Event, Job
 from fusionbench.records.cell import RunOptions
-from fusionbench.study.plan import TrainJob
+from fusionbench.study.plan import ModelJob, TrainJob
 
 _CPU_WORKERS, _GPU_WORKERS, _GPU_WORKERS_OF_PASSES = 8, 12, 4
 _GRACE_SECONDS = 5.0
@@ -87,7 +87,7 @@ class LocalLauncher:
 
     def _useful(self, jobs: Sequence[Job]) -> int:
         """Workers that can be busy: a task's trainings start after its encoding."""
-        trainings = [job for job in jobs if isinstance(job, TrainJob)]
+        trainings = [job for job in jobs if not isinstance(job, EncodeJob)]
         size = max((job.cells[0].spec.budget.seeds_per_pass for job in trainings), default=1)
         most = max(len(jobs) - len(trainings), len(trainings))
         return min(worker_count(self.options, seeds_per_pass=size), most)
@@ -146,7 +146,7 @@ class LocalLauncher:
                 worker.process.kill()
 
 
-def _tasks(job: TrainJob) -> set[str]:
+def _tasks(job: TrainJob | ModelJob) -> set[str]:
     return {cell.spec.task for cell in job.tasks}
 
 

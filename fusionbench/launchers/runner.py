@@ -1,6 +1,5 @@
 """What a worker keeps between jobs (encoders, the materials of one job) and how it runs a job."""
 
-import statistics
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from fusionbench.harness import bundle as data
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.cell import Outcome, PassCell, Tuned, choose_layer, choose_lr
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
-from fusionbench.harness.materials import Materials, joined
+from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.passes import run_pass
 from fusionbench.harness.stepping import taps_of
@@ -61,30 +60,24 @@ def passes(cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
         yield tuple(group)
 
 
-def members_of(cells: Sequence[Cell], tasks: Sequence[Cell], tuned: Tuned) -> list[PassCell]:
-    """The complete pass of these cells: every seed on every task; others are not wanted."""
+def members_of(cells: Sequence[Cell], tuned: Tuned) -> list[PassCell]:
+    """The complete pass of these cells: every seed; those without a cell are not wanted."""
     spec = cells[0].spec
-    wanted = {(cell.spec.task, cell.spec.seed) for cell in cells}
+    wanted = {cell.spec.seed for cell in cells}
     return [
-        PassCell(
-            spec=replace(task.spec, seed=seed),
-            tuned=tuned,
-            wanted=(task.spec.task, seed) in wanted,
-        )
+        PassCell(spec=replace(spec, seed=seed), tuned=tuned, wanted=seed in wanted)
         for seed in seeds_of_pass(spec.seed, spec.budget.seeds_per_pass)
-        for task in tasks
     ]
 
 
-def tuning_passes(tasks: Sequence[Cell], *, always: bool) -> list[list[PassCell]]:
+def tuning_passes(cell: Cell, *, always: bool) -> list[list[PassCell]]:
     """The runs that choose a learning rate, pass by pass; none where there is nothing to choose."""
-    grids = [tuning_specs(task.spec, always=always) for task in tasks]
     runs = [
-        [PassCell(spec=spec, tuned=Tuned(lr=lr, scores={})) for spec in specs]
-        for lr in grids[0]
-        for specs in zip(*(grid[lr] for grid in grids), strict=True)
+        [PassCell(spec=spec, tuned=Tuned(lr=lr, scores={}))]
+        for lr, specs in tuning_specs(cell.spec, always=always).items()
+        for spec in specs
     ]
-    if tasks[0].spec.budget.seeds_per_pass == 1:
+    if cell.spec.budget.seeds_per_pass == 1:
         return runs
     return [[member for run in runs for member in run]] if runs else []
 
@@ -117,8 +110,8 @@ class Runner:
     def encode(self, job: EncodeJob) -> None:
         """Write the task's bundle and every hidden state that the trainings read."""
         cell = job.cell
-        bundle, images = self._bundle(cell)
-        encoder = self._encoder(cell)
+        bundle, images = self.bundle(cell)
+        encoder = self.encoder(cell)
         key = feature_key(cell.spec, bundle, encoder.size)
         lock = cache_dir("locks", f"{bundle.images[:24]}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -135,47 +128,45 @@ class Runner:
     def _run_pass(self, job: TrainJob, cells: Sequence[Cell]) -> Iterator[Event]:
         yield from (Event(kind="begun", cell=cell) for cell in cells)
         try:
-            members = members_of(cells, job.tasks, self._tuned(job))
+            members = members_of(cells, self._tuned(job))
             outcomes = self._outcomes(job, members)
         except Unsupported as reason:
             for cell in cells:
-                self._write(cell, CellRecord(spec=cell.spec, status="skipped", reason=str(reason)))
+                self.write(cell, CellRecord(spec=cell.spec, status="skipped", reason=str(reason)))
                 yield Event(kind="skipped", cell=cell, text=str(reason))
         except UserError:
             raise
         except Exception as error:  # a method may raise anything
-            yield from (self._failed(cell, error) for cell in cells)
+            yield from (self.failed(cell, error) for cell in cells)
         else:
             yield from (self._recorded(job, cell, outcomes[cell.spec.id]) for cell in cells)
 
     def _tuned(self, job: TrainJob) -> Tuned:
         """The learning rate of a job, and the layer where its method tries all of them."""
         found = {
-            layer: self._tuned_lr(job, candidates, always=True)
-            for layer, candidates in layer_candidates(job.tasks).items()
+            layer: self._tuned_lr(job, candidate, always=True)
+            for layer, candidate in layer_candidates(job.first).items()
         }
         if found:
-            return choose_layer(job.tasks[0].chosen.card.tries, found)
-        return self._tuned_lr(job, job.tasks)
+            return choose_layer(job.first.chosen.card.tries, found)
+        return self._tuned_lr(job, job.first)
 
-    def _tuned_lr(self, job: TrainJob, tasks: Sequence[Cell], *, always: bool = False) -> Tuned:
-        cells = {task.spec.task: task for task in tasks}
+    def _tuned_lr(self, job: TrainJob, cell: Cell, *, always: bool = False) -> Tuned:
         scores: dict[float, list[float]] = {}
-        for together in tuning_passes(tasks, always=always):
+        for together in tuning_passes(cell, always=always):
             if not all(self.store.find(member.spec.id) for member in together):
                 outcomes = self._outcomes(job, together)
                 for one in together:
-                    self._write(cells[one.spec.task], tuning_record(one, outcomes[one.spec.id]))
-            for at in range(0, len(together), len(tasks)):
-                run = together[at : at + len(tasks)]
-                found = [_score(self.store.find(one.spec.id), one.spec) for one in run]
-                scores.setdefault(run[0].tuned.lr, []).append(statistics.fmean(found))
+                    self.write(cell, tuning_record(one, outcomes[one.spec.id]))
+            for one in together:
+                score = score_of(self.store.find(one.spec.id), one.spec)
+                scores.setdefault(one.tuned.lr, []).append(score)
         if not scores:
-            return Tuned(lr=tasks[0].spec.budget.lrs[0], scores={})
+            return Tuned(lr=cell.spec.budget.lrs[0], scores={})
         return choose_lr(scores)
 
     def _outcomes(self, job: TrainJob, members: Sequence[PassCell]) -> dict[str, Outcome]:
-        method, materials = load_method(job.tasks[0].chosen.card), self._materials_of(job)
+        method, materials = load_method(job.first.chosen.card), self._materials_of(job)
         found = run_pass(method, materials, members, eval_batch=self.options.eval_batch)
         return {
             each.spec.id: one for each, one in zip(members, found, strict=True) if one is not None
@@ -183,33 +174,32 @@ class Runner:
 
     def _recorded(self, job: TrainJob, cell: Cell, outcome: Outcome) -> Event:
         if isinstance(outcome, FloatingPointError):
-            return self._failed(cell, outcome)
+            return self.failed(cell, outcome)
         record, scores = outcome
-        by_task = {one.name: one for one in self._materials_of(job).by_task}
-        examples = by_task[cell.spec.task].bundle.test
-        self._write(cell, record, scores, Items(names=examples.items, groups=examples.groups))
+        examples = self._materials_of(job).bundle.test
+        self.write(cell, record, scores, Items(names=examples.items, groups=examples.groups))
         return Event(kind="done", cell=cell)
 
-    def _failed(self, cell: Cell, error: Exception) -> Event:
+    def failed(self, cell: Cell, error: Exception) -> Event:
         lines = "".join(traceback.format_exception(error)).strip().splitlines()[-_ERROR_LINES:]
         record = CellRecord(spec=cell.spec, status="failed", reason="\n".join(lines))
-        self.store.write_failure(self._signed(cell, record))
+        self.store.write_failure(self.signed(cell, record))
         return Event(kind="failed", cell=cell, text=f"{type(error).__name__}: {error}")
 
-    def _write(
+    def write(
         self,
         cell: Cell,
         record: CellRecord,
         outcomes: np.ndarray | None = None,
         items: Items | None = None,
     ) -> None:
-        self.store.write(self._signed(cell, record), outcomes, items)
+        self.store.write(self.signed(cell, record), outcomes, items)
 
-    def _signed(self, cell: Cell, record: CellRecord) -> CellRecord:
+    def signed(self, cell: Cell, record: CellRecord) -> CellRecord:
         """The record with the facts of its cards, and with what it was made by."""
         card, task = cell.chosen.card, cell.task
         if record.parameters:
-            frozen = sum(p.numel() for p in self._encoder(cell).parameters())
+            frozen = sum(p.numel() for p in self.encoder(cell).parameters())
             record = replace(record, parameters={**record.parameters, "encoder": frozen})
         return replace(
             record,
@@ -232,7 +222,7 @@ class Runner:
             },
         )
 
-    def _bundle(
+    def bundle(
         self, cell: Cell
     ) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
         path = data.bundle_path(cell.spec.task, cell.spec.data, cell.spec.budget)
@@ -242,7 +232,7 @@ class Runner:
         data.write_bundle(bundle, path)
         return bundle, images
 
-    def _encoder(self, cell: Cell) -> Encoder:
+    def encoder(self, cell: Cell) -> Encoder:
         key = (cell.encoder.name, cell.spec.budget.image_size)
         if key not in self._encoders:
             built = load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
@@ -253,30 +243,22 @@ class Runner:
         return self._encoders[key]
 
     def _materials_of(self, job: TrainJob) -> Materials:
-        if self._materials is None or self._materials[0] != job.name:
-            bundles = [self._bundle(cell)[0] for cell in job.tasks]
-            if len(bundles) == 1:
-                materials = self._of_task(job.tasks[0], bundles[0])
-            else:
-                whole, parts = data.join(bundles)
-                each = [self._of_task(*one) for one in zip(job.tasks, parts, strict=True)]
-                materials = joined(each, whole)
-            self._materials = (job.name, materials)
+        cell, name = job.first, job.first.spec.task
+        if self._materials is None or self._materials[0] != name:
+            encoder, budget, bundle = self.encoder(cell), cell.spec.budget, self.bundle(cell)[0]
+            materials = Materials(
+                name=name,
+                task=load_task(cell.task),
+                bundle=bundle,
+                budget=budget,
+                shape=replace(encoder.shape, query_dim=budget.query_dim, mlp=encoder.mlp),
+                key=feature_key(cell.spec, bundle, encoder.size),
+                device=self.device,
+                encoder=encoder,
+                compiled="default" if self.options.compile == "steps" else "",
+            )
+            self._materials = (name, materials)
         return self._materials[1]
-
-    def _of_task(self, cell: Cell, bundle: Bundle) -> Materials:
-        encoder, budget = self._encoder(cell), cell.spec.budget
-        return Materials(
-            name=cell.spec.task,
-            task=load_task(cell.task),
-            bundle=bundle,
-            budget=budget,
-            shape=replace(encoder.shape, query_dim=budget.query_dim, mlp=encoder.mlp),
-            key=feature_key(cell.spec, bundle, encoder.size),
-            device=self.device,
-            encoder=encoder,
-            compiled="default" if self.options.compile == "steps" else "",
-        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -311,34 +293,41 @@ def tuning_record(member: PassCell, outcome: Outcome) -> CellRecord:
     return outcome[0]
 
 
-def _all_taps(trainings: Iterable[TrainJob], encoder: Encoder) -> set[Tap]:
+def _all_taps(trainings: Iterable[TrainJob | ModelJob], encoder: Encoder) -> set[Tap]:
     """The hidden states that these trainings read; a method's taps may depend on the seed."""
     taps: set[Tap] = set()
     for job in trainings:
-        for cell in (job.tasks[0], *(cells[0] for cells in layer_candidates(job.tasks).values())):
+        first = job.tasks[0]
+        for cell in (first, *layer_candidates(first).values()):
             # A method that cannot be built fails, or is skipped, when its cells run.
             try:
-                taps |= _taps_by_seed(job, cell, encoder)
+                for seed in _seeds(job, cell):
+                    taps |= _taps(job, cell, encoder, seed)
             except Exception:
                 continue
     return taps
 
 
-def _taps_by_seed(job: TrainJob, cell: Cell, encoder: Encoder) -> set[Tap]:
+def _seeds(job: TrainJob | ModelJob, cell: Cell) -> set[int]:
+    """The seeds of a job's cells and of its tuning runs."""
+    size = cell.spec.budget.seeds_per_pass
+    tuning = {run.seed for runs in tuning_specs(cell.spec).values() for run in runs}
+    return tuning.union(*(seeds_of_pass(one.spec.seed, size) for one in job.cells))
+
+
+def _taps(job: TrainJob | ModelJob, cell: Cell, encoder: Encoder, seed: int) -> set[Tap]:
     budget, settings = cell.spec.budget, cell.chosen.settings
     method = load_method(cell.chosen.card)
+    if isinstance(job, ModelJob):
+        # The size of the language model decides no tap.
+        return set(taps_of(fusion_of(method, settings, encoder, None, seed)))
     whole = replace(encoder.shape, query_dim=budget.query_dim, mlp=encoder.mlp)
     shape = shape_of(whole, settings, budget)
-    tuning = {run.seed for runs in tuning_specs(cell.spec).values() for run in runs}
-    blocks = [seeds_of_pass(one.spec.seed, budget.seeds_per_pass) for one in job.cells]
-    seeds = tuning.union(*blocks)
-    found: set[Tap] = set()
-    for seed in seeds:
-        found.update(taps_of(seeded_fusion(method, settings, shape, stream=(job.name, seed))))
-    return found
+    return set(taps_of(seeded_fusion(method, settings, shape, stream=(cell.spec.task, seed))))
 
 
-def _score(record: CellRecord | None, spec: CellSpec) -> float:
+def score_of(record: CellRecord | None, spec: CellSpec) -> float:
+    """The score of a tuning run. Raises ValueError without one."""
     if record is None or record.score is None:
         raise ValueError(f"tuning record {spec.id} has no score")
     return record.score

@@ -155,7 +155,8 @@ class Store:
         """
         path = self.folder / ANSWERS / f"{record.id}{ANSWERS_END}"
         if not record.answers:
-            raise UserError(f"cell {record.id} kept no answers", f"it is of the track {record.spec.track}")
+            track = record.spec.track
+            raise UserError(f"cell {record.id} kept no answers", f"it is of the track {track}")
         try:
             if sha256_of(path) != record.answers:
                 raise ValueError("damaged or edited")

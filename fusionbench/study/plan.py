@@ -20,7 +20,7 @@ from fusionbench.registry.encoder_cards import describe
 from fusionbench.registry.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study.contrasts import check_known, read_contrasts
 from fusionbench.study.data import task_hashes
-from fusionbench.study.study import ALL, PRESETS, PROBE, VLM, Study
+from fusionbench.study.study import ALL, PRESETS, VLM, Study
 from fusionbench.study.training import BLIND, without_readers
 
 _ENCODERS = "`fusionbench list encoders` shows what is here"
@@ -280,13 +280,11 @@ def tuning_specs(spec: CellSpec, *, always: bool = False) -> Mapping[float, tupl
     }
 
 
-def layer_candidates(cells: Sequence[Cell]) -> Mapping[int, tuple[Cell, ...]]:
-    """These cells with each layer in turn, for a method that tries all; empty for any other."""
-    tried = cells[0].chosen.card.tries
-    if not tried:
-        return {}
-    layers = range(1, cells[0].encoder.layers + 1)
-    return {layer: tuple(_with(cell, {tried: layer}) for cell in cells) for layer in layers}
+def layer_candidates(cell: Cell) -> Mapping[int, Cell]:
+    """The cell with each layer in turn, for a method that tries all; empty for any other."""
+    tried = cell.chosen.card.tries
+    layers = range(1, cell.encoder.layers + 1) if tried else ()
+    return {layer: _with(cell, {tried: layer}) for layer in layers}
 
 
 def _with(cell: Cell, settings: Mapping[str, Setting]) -> Cell:

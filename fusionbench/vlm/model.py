@@ -1,0 +1,141 @@
+"""Encoder, fusion, projector and language model as one trainable module."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusionbench.api.encoders import Encoder
+from fusionbench.api.fusion import Method
+from fusionbench.api.types import Fused
+from fusionbench.harness.stepping import fuse
+from fusionbench.readers.injection import Inside, project
+from fusionbench.readers.language import LanguageModel
+from fusionbench.readers.splice import Spliced, splice
+from fusionbench.vlm.batch import Batch
+
+
+class VisionLanguageModel(nn.Module):
+    """A language model that sees the fused tokens of its images.
+
+    Text is spliced with projected tokens; injections and patches act inside the language model's
+    layers at the positions of the images.
+    """
+
+    def __init__(
+        self, fusion: Method, projector: nn.Module, language: LanguageModel, encoder: Encoder
+    ) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.projector = projector
+        self.language = language
+        # Frozen and no part of the module: neither trained, counted nor stored with it.
+        self._encoder = (encoder,)
+        self._inside = ExitStack()
+
+    def forward(self, batch: Batch, weights: Float[Tensor, " row"]) -> Float[Tensor, ""]:
+        """The loss: the sum over rows of weight times nll, and the fusion's own terms.
+
+        The terms count as much as the batch's share of all weights. The fusion stays inside the
+        language model until the next call: gradient checkpointing runs layers again on the way
+        back.
+        """
+        fused = self.fused(batch)
+        spliced, inside = self.spliced(batch, fused, side="right")
+        self.enter(inside)
+        nll = self.language.nll(spliced)
+        labelled = (spliced.labels >= 0).sum(dim=1)
+        loss = (nll * weights).sum()
+        terms = self._terms(batch, fused)
+        if not batch.shows:
+            # No image: the fusion's gradients are zeros, so that all processes have the same.
+            return loss + 0.0 * (terms + fused.tokens.float().sum() + _parts(fused))
+        return loss + (weights * labelled).sum() * terms
+
+    def fused(self, batch: Batch) -> Fused:
+        """What the fusion makes of the batch's images, one row for each image."""
+        owners = torch.tensor(batch.owners or (0,), device=self.device)
+        return fuse(self.fusion, batch.states, self.query(batch)[owners], self._encoder[0])
+
+    def query(self, batch: Batch) -> Float[Tensor, "row width"]:
+        """The mean of the language model's embeddings of each row's query; no gradient.
+
+        A method that reads answers sees them in training.
+        """
+        ids = batch.queries
+        if self.training and self.fusion.reads_answers:
+            ids = tuple((*one, *told) for one, told in zip(ids, batch.answers, strict=True))
+        return self.language.query(ids)
+
+    def spliced(self, batch: Batch, fused: Fused, *, side: str) -> tuple[Spliced, Inside]:
+        """Text and image tokens in one sequence, and what the fusion does inside the layers."""
+        images = list(project(fused, self.projector)) if batch.shows else []
+        spliced = splice(self.language, batch.rows, images, side=side)
+        return spliced, self.language.inside(fused, spliced, self.projector)
+
+    def enter(self, inside: Inside) -> None:
+        """Let a fusion act inside the language model until the next call."""
+        self._inside.close()
+        self._inside.enter_context(self.language.injected(inside))
+
+    def leave(self) -> None:
+        """End what `enter` began."""
+        self._inside.close()
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, *, limit: int) -> tuple[list[str], Fused]:
+        """The greedy answers, at most `limit` tokens each, and all that the fusion gave."""
+        fused = self.fused(batch)
+        spliced, inside = self.spliced(batch, fused, side="left")
+        with self.language.injected(inside):
+            return self.language.generate(spliced, limit=limit), fused
+
+    @torch.no_grad()
+    def losses(self, batch: Batch) -> Float[Tensor, " row"]:
+        """The negative log-likelihood of each row's answer, in nats."""
+        fused = self.fused(batch)
+        spliced, inside = self.spliced(batch, fused, side="right")
+        with self.language.injected(inside):
+            return self.language.nll(spliced)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return next(self.language.parameters()).device
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Trainable parameters by part; frozen ones of the language model as `language`."""
+        trained = {
+            "fusion": _count(self.fusion),
+            "projector": _count(self.projector),
+            "reader": _count(self.language),
+        }
+        frozen = sum(p.numel() for p in self.language.parameters() if not p.requires_grad)
+        return trained | ({"language": frozen} if frozen else {})
+
+    def _terms(self, batch: Batch, fused: Fused) -> Float[Tensor, ""]:
+        """The fusion's own losses and its alignment with the answer, a mean over images."""
+        total = fused.tokens.new_zeros(())
+        for term in fused.losses.values():
+            total = total + term
+        if fused.summary is not None and self.fusion.summary_weight and batch.shows:
+            answers = self.language.query(batch.answers)
+            wanted = answers[torch.tensor(batch.owners, device=self.device)]
+            projected = self.projector(fused.summary)
+            alike = F.cosine_similarity(projected.float(), wanted.float())
+            total = total + self.fusion.summary_weight * (1 - alike).mean()
+        return total
+
+
+def _parts(fused: Fused) -> Tensor:
+    """A sum over everything else that a fusion gave, to reach all of its parameters."""
+    values: Sequence[Tensor] = [one.values for one in fused.injections]
+    values = [*values, *([] if fused.summary is None else [fused.summary])]
+    return sum((one.float().sum() for one in values), fused.tokens.new_zeros(()))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
