@@ -7,24 +7,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fusionbench.api.benchmarks import Answer, Asked, Benchmark, Item, Picture
     from fusionbench.api.encoders import Encoder
-    from fusionbench.api.errors import one_of
+    from fusionbench.api.errors import UserError, one_of
     from fusionbench.api.fusion import Fusion, InEncoderFusion, Tap, anchored, matched, paper_taps
     from fusionbench.api.linears import LAYERS
     from fusionbench.api.modules import CrossAttention, GatedMLP, Heads, sdpa
-    from fusionbench.api.register import encoder, method, task
+    from fusionbench.api.register import benchmark, encoder, method, task
     from fusionbench.api.seeding import stream
+    from fusionbench.api.sources import Source
     from fusionbench.api.tasks import Example, ScoredItems, Split, Task, TaskData
     from fusionbench.api.types import Fused, Injection, ReaderPatch, StackShape, Unsupported
 
 _MODULES = {
+    "benchmarks": ("Answer", "Asked", "Benchmark", "Item", "Picture"),
     "encoders": ("Encoder",),
-    "errors": ("one_of",),
+    "errors": ("UserError", "one_of"),
     "fusion": ("Fusion", "InEncoderFusion", "Tap", "anchored", "matched", "paper_taps"),
     "linears": ("LAYERS",),
     "modules": ("CrossAttention", "GatedMLP", "Heads", "sdpa"),
-    "register": ("encoder", "method", "task"),
+    "register": ("benchmark", "encoder", "method", "task"),
     "seeding": ("stream",),
+    "sources": ("Source",),
     "tasks": ("Example", "ScoredItems", "Split", "Task", "TaskData"),
     "types": ("Fused", "Injection", "ReaderPatch", "StackShape", "Unsupported"),
 }
@@ -32,6 +36,9 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "LAYERS",
+    "Answer",
+    "Asked",
+    "Benchmark",
     "CrossAttention",
     "Encoder",
     "Example",
@@ -41,15 +48,20 @@ __all__ = [
     "Heads",
     "InEncoderFusion",
     "Injection",
+    "Item",
+    "Picture",
     "ReaderPatch",
     "ScoredItems",
+    "Source",
     "Split",
     "StackShape",
     "Tap",
     "Task",
     "TaskData",
     "Unsupported",
+    "UserError",
     "anchored",
+    "benchmark",
     "encoder",
     "matched",
     "method",

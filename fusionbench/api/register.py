@@ -1,4 +1,4 @@
-"""Decorators that declare methods, tasks and encoders.
+"""Decorators that declare methods, tasks, benchmarks and encoders.
 
 A decorator returns the class unchanged and stores nothing: `fusionbench.registry` reads its literal
 arguments from the source file, without importing the file (or torch).
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
 Setting = bool | int | float | str | tuple[int, ...]
-Kind = Literal["method", "task", "encoder"]
+Kind = Literal["method", "task", "benchmark", "encoder"]
 T = TypeVar("T", bound=type)
 
 
@@ -78,6 +78,24 @@ def task(  # noqa: PLR0913  (each argument is a fact about the task)
     get       command that installs them
     encoder   encoder of its cells, instead of the study's
     in_suite  False keeps it out of the suite's mean (planted ground truth)
+    """
+    return _unchanged
+
+
+def benchmark(
+    name: str,
+    *,
+    version: int,
+    family: str,
+    group: str,
+    in_suite: bool = True,
+) -> Callable[[T], T]:
+    """Declare a Benchmark; its class attributes name the data that it needs.
+
+    version   raise it when prompts or scores change
+    family    benchmarks of the same questions share it
+    group     skill, for example "text" or "knowledge"
+    in_suite  False keeps it out of the suite's mean
     """
     return _unchanged
 

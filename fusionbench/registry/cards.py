@@ -1,4 +1,4 @@
-"""Cards of methods, tasks and plug-in encoders: what is known before they are imported."""
+"""Cards of methods, tasks, benchmarks and plug-in encoders: facts known without an import."""
 
 import ast
 import operator
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fusionbench.api.register import Setting
+from fusionbench.api.sources import Needs
 from fusionbench.records.cell import QUESTION, READER
 
 
@@ -83,6 +84,23 @@ class TaskCard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkCard:
+    """A benchmark: evaluated in the track `vlm`, never trained on."""
+
+    name: str
+    version: int
+    family: str
+    group: str
+    in_suite: bool
+    needs: Needs
+    """The forms of its data; `api.sources.find_source` looks for them below a data root."""
+    module: str
+    cls: str
+    file: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PluggedEncoder:
     """Declaration of a plug-in encoder; `registry.encoder_cards` makes its card."""
 
@@ -108,7 +126,7 @@ class PluggedEncoder:
     source: str
 
 
-Card = MethodCard | TaskCard | PluggedEncoder
+Card = MethodCard | TaskCard | BenchmarkCard | PluggedEncoder
 
 
 _OPERATIONS: Mapping[type[ast.operator], Callable[[int, int], int]] = {

@@ -1,4 +1,4 @@
-"""All methods, tasks and plug-in encoders, with versions and settings, read from source.
+"""Methods, tasks, benchmarks and plug-in encoders, with versions and settings, read from source.
 
 A built-in is kept over a plug-in of the same name; a broken plug-in is a `Problem`, not an error.
 """
@@ -10,13 +10,22 @@ from typing import Any
 
 from fusionbench.api.errors import Problem, one_of
 from fusionbench.api.register import Kind, Setting
+from fusionbench.api.sources import Needs
 from fusionbench.encoders.builtin import is_built_in
 from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
-from fusionbench.registry.cards import Card, MethodCard, PluggedEncoder, TaskCard
+from fusionbench.registry.cards import BenchmarkCard, Card, MethodCard, PluggedEncoder, TaskCard
 from fusionbench.registry.declarations import Declaration, read_source
 from fusionbench.registry.discovery import BUILT_IN, Location, Source, importable, sources
 
-__all__ = ["Card", "Catalog", "MethodCard", "PluggedEncoder", "TaskCard", "read_catalog"]
+__all__ = [
+    "BenchmarkCard",
+    "Card",
+    "Catalog",
+    "MethodCard",
+    "PluggedEncoder",
+    "TaskCard",
+    "read_catalog",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
 
@@ -27,6 +36,8 @@ class Catalog:
 
     methods: Mapping[str, MethodCard]
     tasks: Mapping[str, TaskCard]
+    benchmarks: Mapping[str, BenchmarkCard] = field(default_factory=dict)
+    """Of the track `vlm`; no task has the name of a benchmark."""
     encoders: Mapping[str, PluggedEncoder] = field(default_factory=dict)
     """Of plug-ins only; built-in ones are in `fusionbench.encoders.catalog`."""
     problems: tuple[Problem, ...] = ()
@@ -47,12 +58,19 @@ class _Draft:
 
     def add(self, location: Location, kind: Kind, card: Card) -> None:
         cards = self.cards[kind]
-        other = cards.get(card.name)
+        other = cards.get(card.name) or self._namesake(kind, card)
         if other is None and not (kind == "encoder" and is_built_in(card.name)):
             cards[card.name] = card
             return
         keeps = BUILT_IN if other is None or other.source == BUILT_IN else other.file
         self.note(location, f"{kind} {card.name!r} is already {keeps}, which is kept")
+
+    def _namesake(self, kind: Kind, card: Card) -> Card | None:
+        """The benchmark of a task's name, or the task of a benchmark's."""
+        pair: tuple[Kind, Kind] = ("task", "benchmark")
+        return next(
+            (self.cards[k].get(card.name) for k in pair if kind in pair and k != kind), None
+        )
 
 
 def read_catalog(plugins: Sequence[str] = (), *, packed: Collection[str] = ()) -> Catalog:
@@ -61,7 +79,7 @@ def read_catalog(plugins: Sequence[str] = (), *, packed: Collection[str] = ()) -
     Tasks named in `packed` do not need their packages. Raises UserError for a path in `plugins`
     that does not exist.
     """
-    draft = _Draft(cards={"method": {}, "task": {}, "encoder": {}})
+    draft = _Draft(cards={"method": {}, "task": {}, "benchmark": {}, "encoder": {}})
     seen: set[str] = set()
     origins = tuple(sources(plugins))
     for origin in origins:
@@ -72,10 +90,11 @@ def read_catalog(plugins: Sequence[str] = (), *, packed: Collection[str] = ()) -
         seen.update(str(location.file) for location in locations)
         found = [_read(draft, location, packed) for location in locations]
         if not any(found) and (locations or not origin.locations):
-            draft.note(origin, "declares no method, task or encoder that can be used")
+            draft.note(origin, "declares no method, task, benchmark or encoder that can be used")
     return Catalog(
         methods=dict(sorted(draft.cards["method"].items())),
         tasks=dict(sorted(draft.cards["task"].items())),
+        benchmarks=dict(sorted(draft.cards["benchmark"].items())),
         encoders=dict(sorted(draft.cards["encoder"].items())),
         problems=tuple(draft.problems),
         sources=origins,
@@ -101,6 +120,9 @@ def _cards(location: Location, declaration: Declaration, packed: Collection[str]
     where["source"] = location.source
     if declaration.kind == "task":
         yield _task(declaration, where, packed)
+        return
+    if declaration.kind == "benchmark":
+        yield _benchmark(declaration, where)
         return
     if declaration.kind == "encoder":
         yield _encoder(declaration, where)
@@ -182,6 +204,31 @@ def _task(declaration: Declaration, where: dict[str, str], packed: Collection[st
         encoder=given["encoder"],
         in_suite=bool(given["in_suite"]),
         missing=() if here else tuple(need for need in needs if not importable(need)),
+        **where,
+    )
+
+
+def _benchmark(declaration: Declaration, where: dict[str, str]) -> BenchmarkCard:
+    given, facts = declaration.arguments, declaration.attributes
+    name = _name(given["name"])
+    hub = dict(facts.get("hub", {}))
+    if hub and not {"id", "split"} <= hub.keys() <= {"id", "config", "split"}:
+        raise ValueError(f"hub must have id, split and perhaps config, got {sorted(hub)}")
+    needs = Needs(
+        folder=str(facts.get("folder", "") or name),
+        files=dict(facts.get("files", {})),
+        tsv=str(facts.get("tsv", "")),
+        hub=hub,
+    )
+    if not (needs.files or needs.tsv or needs.hub):
+        raise ValueError("names no data: files, tsv or hub must be class attributes of literals")
+    return BenchmarkCard(
+        name=name,
+        version=_integer(given["version"]),
+        family=given["family"],
+        group=given["group"],
+        in_suite=bool(given["in_suite"]),
+        needs=needs,
         **where,
     )
 

@@ -1,4 +1,4 @@
-"""Read the literal declarations of methods, tasks and encoders from source, without importing.
+"""Read literal declarations (methods, tasks, benchmarks, encoders) from source without an import.
 
 Listing and planning then need neither torch nor data packages. A declaration that is not made of
 literals is reported as a problem of its file.
@@ -13,21 +13,33 @@ from typing import Any
 
 from fusionbench.api import register as registry
 
-ROOTS = {"Fusion": "method", "InEncoderFusion": "method", "Task": "task", "Encoder": "encoder"}
+ROOTS = {
+    "Fusion": "method",
+    "InEncoderFusion": "method",
+    "Task": "task",
+    "Benchmark": "benchmark",
+    "Encoder": "encoder",
+}
 """Base classes of `fusionbench.api` and the kind of their subclasses."""
-_KINDS: Mapping[str, registry.Kind] = {"method": "method", "task": "task", "encoder": "encoder"}
+_KINDS: Mapping[str, registry.Kind]
+_KINDS = {"method": "method", "task": "task", "benchmark": "benchmark", "encoder": "encoder"}
 _DECORATORS: Mapping[registry.Kind, Callable[..., Any]]
-_DECORATORS = {"method": registry.method, "task": registry.task, "encoder": registry.encoder}
+_DECORATORS = {
+    "method": registry.method,
+    "task": registry.task,
+    "benchmark": registry.benchmark,
+    "encoder": registry.encoder,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """One `@method(...)`, `@task(...)` or `@encoder(...)` and its class."""
+    """One `@method(...)`, `@task(...)`, `@benchmark(...)` or `@encoder(...)` and its class."""
 
     kind: registry.Kind
     cls: str
     root: str
-    """`Fusion`, `InEncoderFusion`, `Task` or `Encoder`."""
+    """`Fusion`, `InEncoderFusion`, `Task`, `Benchmark` or `Encoder`."""
     arguments: Mapping[str, Any]
     """The decorator's arguments by name, defaults filled in."""
     settings: Mapping[str, registry.Setting]

@@ -1,4 +1,4 @@
-"""Import methods, tasks and plug-in encoders by name, and check plug-ins in a child process.
+"""Import methods, tasks, benchmarks, plug-in encoders by name; check plug-ins in a child process.
 
 The module name of a plug-in file is made from its path, the same in every process, so that workers
 can unpickle the plug-in's objects.
@@ -18,11 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fusionbench.api.benchmarks import Benchmark
 from fusionbench.api.errors import UserError
 from fusionbench.api.tasks import Task
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.registry.cards import Card
-from fusionbench.registry.catalog import Catalog, MethodCard, TaskCard
+from fusionbench.registry.catalog import BenchmarkCard, Catalog, MethodCard, TaskCard
 from fusionbench.registry.discovery import BUILT_IN, Location
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ def load_task(card: TaskCard) -> Task:
     return cls()
 
 
+def load_benchmark(card: BenchmarkCard) -> Benchmark:
+    """A benchmark. Raises UserError if it cannot be imported or is not a benchmark."""
+    cls: type[Benchmark] = _load(card)
+    require_kind("benchmark", card.name, cls)
+    return cls()
+
+
 def require_kind(kind: str, name: str, cls: object) -> None:
     """Raise UserError unless `cls` is a subclass of the base class of `kind`."""
     wanted = _contract(kind)
@@ -58,6 +66,8 @@ def _contract(kind: str) -> tuple[type, ...]:
     # Tasks are loaded in processes without torch.
     if kind == "task":
         return (Task,)
+    if kind == "benchmark":
+        return (Benchmark,)
     if kind == "encoder":
         from fusionbench.api.encoders import Encoder
 
@@ -93,7 +103,7 @@ def load_encoder(card: EncoderCard, *, image_size: int = 0, device: str = "cpu")
     return built.to(device=device)
 
 
-def _load(card: MethodCard | TaskCard) -> Any:
+def _load(card: MethodCard | TaskCard | BenchmarkCard) -> Any:
     return load_class(card.name, card.module, card.cls, card.source)
 
 
@@ -207,6 +217,7 @@ def _checked(catalog: Catalog, location: Location, source: str) -> PluginCheck:
 def _declared(catalog: Catalog, location: Location) -> list[Named]:
     cards: list[tuple[str, Card]] = [("method", card) for card in catalog.methods.values()]
     cards += [("task", card) for card in catalog.tasks.values()]
+    cards += [("benchmark", card) for card in catalog.benchmarks.values()]
     cards += [("encoder", card) for card in catalog.encoders.values()]
     file = str(location.file)
     return [(kind, card.name, card.cls) for kind, card in cards if card.file == file]

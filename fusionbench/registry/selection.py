@@ -1,4 +1,4 @@
-"""Resolve names, globs, `all` and settings of a study to methods and tasks."""
+"""Resolve names, globs, `all` and settings of a study to methods, tasks and benchmarks."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from fusionbench.api.errors import UserError, one_of, unknown
 from fusionbench.api.register import Setting
 from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
-from fusionbench.registry.catalog import Catalog, MethodCard, TaskCard
+from fusionbench.registry.catalog import BenchmarkCard, Catalog, MethodCard, TaskCard
 
 _GLOB = set("*?")
 
@@ -58,8 +58,10 @@ def select_tasks(
 ) -> tuple[tuple[TaskCard, ...], tuple[Unavailable, ...]]:
     """(available, unavailable) tasks of names, globs and `all`.
 
-    Raises UserError for an unknown name, and for a task given by name whose data is missing.
+    `all` holds no benchmark. Raises UserError for an unknown name, for a benchmark, and for a task
+    given by name whose data is missing.
     """
+    _refuse_benchmarks(catalog, names)
     here: dict[str, TaskCard] = {}
     left_out: dict[str, Unavailable] = {}
     for pattern in names:
@@ -74,6 +76,36 @@ def select_tasks(
     if not here:
         raise UserError("none of the chosen tasks is available", _all_ways(left_out.values()))
     return tuple(here.values()), tuple(left_out.values())
+
+
+def divide_tasks(
+    catalog: Catalog, names: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[BenchmarkCard, ...]]:
+    """(names and globs that choose tasks, chosen benchmarks); `all` chooses no benchmark.
+
+    Raises UserError for a name that is neither.
+    """
+    tasks: list[str] = []
+    found: dict[str, BenchmarkCard] = {}
+    both = [*catalog.tasks, *catalog.benchmarks]
+    for pattern in names:
+        chosen = list(catalog.tasks) if pattern == "all" else _matches("task", pattern, both, [])
+        if any(name in catalog.tasks for name in chosen):
+            tasks.append(pattern)
+        found |= {name: catalog.benchmarks[name] for name in chosen if name in catalog.benchmarks}
+    return tuple(tasks), tuple(found.values())
+
+
+def _refuse_benchmarks(catalog: Catalog, names: Sequence[str]) -> None:
+    """Raise UserError for a name or glob that chooses benchmarks only."""
+    for pattern in names:
+        tasks, benchmarks = divide_tasks(catalog, [pattern])
+        if benchmarks and not tasks:
+            found = ", ".join(card.name for card in benchmarks)
+            raise UserError(
+                f"{pattern!r} names benchmarks of the track `vlm` ({found}), not tasks to train on",
+                "use --track vlm with --data-root, or choose from `fusionbench list tasks`",
+            )
 
 
 def _in_all(catalog: Catalog) -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from fusionbench.api.errors import UserError
 from fusionbench.api.tasks import SPLITS, Split, TaskData, data_hash, validate
 from fusionbench.harness.bundle import keep
 from fusionbench.records.cell import Budget, canonical
@@ -133,6 +134,31 @@ def packed_data(task: str) -> TaskData | None:
     return TaskData(images=images, answers=tuple(values["answers"]), **splits)
 
 
+def train_pixels(task: str, data: TaskData) -> list[str]:
+    """Hash of the image of each training example, before a pack has made it smaller.
+
+    Raises UserError for a pack of an earlier version, which has no such hashes.
+    """
+    if task not in packed_tasks():
+        return _pixel_hashes(data)
+    home = packed_folder() or Path()
+    stored = json.loads(lzma.decompress((home / "tasks" / f"{task}.json.xz").read_bytes()))
+    if "train_pixels" not in stored:
+        raise UserError(f"{home}: {task} was packed by an earlier version", "pack it again")
+    return [str(one) for one in stored["train_pixels"]]
+
+
+def _pixel_hashes(data: TaskData) -> list[str]:
+    """Shape and bytes of each training image, hashed."""
+    shape = canonical(list(data.images.shape[1:])).encode()
+    rows = np.unique(data.train.images)
+    found = {
+        int(row): hashlib.sha256(shape + np.ascontiguousarray(data.images[row]).tobytes())
+        for row in rows
+    }
+    return [found[int(row)].hexdigest()[:32] for row in data.train.images]
+
+
 def _split(values: dict[str, list[str] | list[int]]) -> Split:
     return Split(
         items=tuple(str(item) for item in values["items"]),
@@ -202,6 +228,7 @@ def _write_task(home: Path, task: str, data: TaskData, images: Pixels) -> None:
         "grey": grey,
         "answers": list(data.answers),
         "splits": {name: _plain(data.split(name)) for name in SPLITS},
+        "train_pixels": _pixel_hashes(data),
     }
     home.mkdir(parents=True, exist_ok=True)
     (home / f"{task}.json.xz").write_bytes(lzma.compress(json.dumps(values).encode()))

@@ -1,0 +1,223 @@
+"""Contract of a benchmark: questions about images, scored from the text of each answer.
+
+A benchmark is evaluated and never trained on. Free of torch and of image libraries until an image
+is opened.
+"""
+
+import hashlib
+import json
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fusionbench.api.errors import UserError
+from fusionbench.api.sources import HUB, Needs, Source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_BLOCK = 1 << 20
+
+
+class Encoded(Protocol):
+    """An encoded image that is read on demand. Picklable."""
+
+    def read(self) -> bytes:
+        """The bytes of its file format. Raises UserError if they cannot be read."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image: a file, its bytes, a place to read them from, or a decoded image."""
+
+    name: str
+    """File or item, as errors name it."""
+    content: "Path | bytes | Encoded | Image"
+
+    def open(self) -> "Image":
+        """The decoded RGB image. Raises UserError for what is no image."""
+        import io
+
+        from PIL import Image
+
+        source = self.content
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")
+        if isinstance(source, Path) and not source.is_file():
+            raise UserError(f"{self.name}: there is no image {source}", "restore the file")
+        try:
+            with Image.open(
+                source if isinstance(source, Path) else io.BytesIO(self.encoded())
+            ) as it:
+                return it.convert("RGB")
+        except UserError:
+            raise
+        except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as no:
+            raise UserError(
+                f"{self.name} is not an image that can be read: {_reason(no)}",
+                "allowed: JPEG, PNG and the other formats of Pillow",
+            ) from no
+
+    def encoded(self) -> bytes:
+        """Its bytes as stored; of a decoded image its pixels. Raises UserError."""
+        source = self.content
+        if isinstance(source, bytes):
+            return source
+        if isinstance(source, Path):
+            return source.read_bytes()
+        return source.tobytes() if hasattr(source, "tobytes") else source.read()
+
+    def size(self) -> int:
+        """Number of bytes as stored. Raises UserError for a file that is not there."""
+        if not isinstance(self.content, Path):
+            return len(self.encoded())
+        try:
+            return self.content.stat().st_size
+        except OSError as error:
+            raise UserError(f"{self.name}: there is no image {self.content}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The error's text without the address of a buffer."""
+    text = str(error)
+    return "no known image format" if "cannot identify" in text else text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question with what its answer is scored against."""
+
+    name: str
+    """Unique within the benchmark; holds the source's own id."""
+    group: str
+    """The question's image or images: questions with the same images share it."""
+    options: tuple[str, ...] = ()
+    """Texts of the choices, in the order of their letters."""
+    gold: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that `judge` and `measures` read, the true answer among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item(Asked):
+    """One question of a benchmark."""
+
+    images: tuple[Picture, ...]
+    """In order, in front of the prompt; empty for a question without an image."""
+    prompt: str
+    """Full text that is asked, with options and the benchmark's suffix, without image marks."""
+    question: str
+    """The question alone: the query of a fusion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Asked):
+    """The text that a model gave to an item, and its outcome."""
+
+    text: str
+    outcome: float = 0.0
+    """0 to 1."""
+    ranked: int | None = None
+    """Index of the option with the smallest loss, where options were ranked."""
+
+
+class Benchmark(ABC):
+    """One benchmark; its `@benchmark(...)` line has the registered name and version.
+
+    Class attributes are literals: `list tasks` reads them without an import.
+    """
+
+    metric: str = "accuracy"
+    """Name of the headline metric, the mean outcome."""
+    chance: float = 0.0
+    """Expected score of a guesser on questions without options."""
+    max_new_tokens: int = 128
+    ranks_options: bool = False
+    """Also rank the options by the loss of each as the answer to `Item.question` alone."""
+    folder: str = ""
+    files: Mapping[str, str] = {}
+    tsv: str = ""
+    hub: Mapping[str, str] = {}
+
+    @property
+    def needs(self) -> Needs:
+        """The forms of its data."""
+        return Needs(folder=self.folder, files=self.files, tsv=self.tsv, hub=self.hub)
+
+    @abstractmethod
+    def items(self, source: Source) -> Iterator[Item]:
+        """The questions in the order of the source, one at a time, images unopened.
+
+        Raises UserError with file and line (or item) for data that breaks the form.
+        """
+
+    @abstractmethod
+    def judge(self, text: str, item: Asked) -> float:
+        """Outcome of a text answer, 0 to 1."""
+
+    def outcomes(self, answers: Sequence[Answer]) -> list[float]:
+        """Outcome of each answer; of all, in order, for metrics with draws in file order."""
+        return [self.judge(answer.text, answer) for answer in answers]
+
+    def measures(self, answers: Sequence[Answer]) -> Mapping[str, float]:
+        """Named readings of all answers; by default the mean outcome.
+
+        Called on resampled images too: an answer may then occur more than once.
+        """
+        return {self.metric: sum(one.outcome for one in answers) / len(answers)}
+
+    def guessing(self, items: Sequence[Asked]) -> float:
+        """Chance on these questions: 1 / number of options, `chance` where there are none."""
+        each = [1 / len(one.options) if one.options else self.chance for one in items]
+        return sum(each) / len(each)
+
+
+def stream(benchmark: Benchmark, source: Source) -> Iterator[Item]:
+    """The items of a source, checked. Raises UserError for none, a name twice, an empty prompt."""
+    seen: set[str] = set()
+    for item in benchmark.items(source):
+        if item.name in seen:
+            raise UserError(f"{source.root}: item {item.name!r} twice", "ids must be unique")
+        if not item.prompt.strip() or not item.question.strip():
+            raise UserError(f"{source.root}: item {item.name!r} has no question")
+        seen.add(item.name)
+        yield item
+    if not seen:
+        raise UserError(f"{source.root}: holds no question", "the file may be truncated")
+
+
+def data_hash(benchmark: Benchmark, source: Source) -> str:
+    """SHA-256 of annotation files and of names and sizes of the images.
+
+    A TSV holds its images and is hashed as a file; of a set of the hub, questions, true answers
+    and sizes of the images are hashed. Raises UserError as `stream` does.
+    """
+    digest = hashlib.sha256(source.form.encode())
+    for file in source.files:
+        digest.update(_line(file.relative_to(_base(source)).as_posix(), file.stat().st_size))
+        with file.open("rb") as opened:
+            while block := opened.read(_BLOCK):
+                digest.update(block)
+    if source.form != "tsv":
+        for item in stream(benchmark, source):
+            for line in _images_of(item, with_text=source.form == HUB):
+                digest.update(line)
+    return digest.hexdigest()
+
+
+def _base(source: Source) -> Path:
+    return source.root.parent if source.form == "tsv" else source.root
+
+
+def _images_of(item: Item, *, with_text: bool) -> Iterator[bytes]:
+    if with_text:
+        yield _line(item.name, item.prompt, item.options, dict(item.gold))
+    for picture in item.images:
+        yield _line(picture.name, picture.size())
+
+
+def _line(*values: object) -> bytes:
+    return json.dumps(values, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,250 @@
+"""Conversations in LLaVA's form, from a file or the hub: checked, hashed, read one by one.
+
+An item is `{"id": ..., "image": name, list or absent, "conversations": [{"from": "human", "value":
+...}, {"from": "gpt", "value": ...}, ...]}`; a question holds one `<image>` mark for each image.
+Reference: data of LLaVA-1.5, github.com/haotian-liu/LLaVA (c121f04). No torch.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from fusionbench.api.benchmarks import Picture
+from fusionbench.api.errors import UserError
+from fusionbench.readers.text import IMAGE, Turn
+from fusionbench.records.cell import canonical
+from fusionbench.records.files import cache_dir, write_atomic
+from fusionbench.study.json_items import items, read_item
+
+_FORMAT = 1
+_KEYS = "needed: conversations, a list of {from: human or gpt, value: text}"
+_ROLES = ("human", "gpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """One item: its images and its turns."""
+
+    name: str
+    """File and item, as errors name it."""
+    images: tuple[str, ...]
+    """Names of its images, in the order of their marks."""
+    pictures: tuple[Picture, ...]
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What one pass over a set of conversations finds."""
+
+    places: Int[np.ndarray, "item 2"]
+    """First byte of each item and the byte behind its last; zeros for a set of the hub."""
+    turns: Int[np.ndarray, " item"]
+    images: Int[np.ndarray, " item"]
+    length: Int[np.ndarray, " item"]
+    """UTF-8 bytes of all questions and answers."""
+    hash: str
+    """SHA-256 of questions, answers, names and sizes of the images, in order."""
+
+
+class Conversations(Protocol):
+    """A set of conversations in a fixed order."""
+
+    @property
+    def index(self) -> Index:
+        """The result of one pass over the set. Raises UserError for an item that is wrong."""
+        ...
+
+    def __getitem__(self, item: int) -> Conversation:
+        """One conversation; its images are opened later."""
+        ...
+
+
+def conversation(
+    item: object,
+    where: str,
+    pictures: Mapping[str, Picture] | None = None,
+    folder: Path | None = None,
+) -> Conversation:
+    """The checked conversation of an item.
+
+    `where` names file, line and item in errors. Images are `pictures` by name, else files below
+    `folder`. Raises UserError for another form, roles out of order, an empty answer, and where
+    `<image>` marks and images differ in number.
+    """
+    if not isinstance(item, Mapping):
+        raise UserError(f"{where} is no object, got {_short(item)}", _KEYS)
+    names = _image_names(item.get("image"), where)
+    turns = _turns(item.get("conversations"), where)
+    marks = sum(turn.question.count(IMAGE) for turn in turns)
+    if marks != len(names):
+        raise UserError(
+            f"{where}: the questions have {marks} {IMAGE} marks, `image` names {len(names)} images",
+            "one mark in a question for each image",
+        )
+    held = pictures or {}
+    found = [held.get(name) or _file(name, where, folder) for name in names]
+    return Conversation(name=where, images=tuple(names), pictures=tuple(found), turns=turns)
+
+
+def _image_names(value: object, where: str) -> list[str]:
+    names = [] if value is None else value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise UserError(
+                f"{where}: `image` must be a name, a list of names or absent, got {_short(value)}"
+            )
+    return names
+
+
+def _turns(messages: object, where: str) -> tuple[Turn, ...]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise UserError(f"{where}: no conversations, got {_short(messages)}", _KEYS)
+    values = [_text(message, number, where) for number, message in enumerate(messages, start=1)]
+    if len(values) % 2:
+        raise UserError(
+            f"{where}: {len(values)} messages: the last question has no answer",
+            "human and gpt take turns, gpt is last",
+        )
+    pairs = zip(values[::2], values[1::2], strict=True)
+    turns = tuple(Turn(question=question, answer=answer) for question, answer in pairs)
+    for number, turn in enumerate(turns, start=1):
+        if not turn.answer.strip():
+            raise UserError(f"{where}: the answer of turn {number} is empty", "remove the turn")
+        if IMAGE in turn.answer:
+            raise UserError(
+                f"{where}: the answer of turn {number} holds an {IMAGE} mark",
+                "marks are allowed in questions only",
+            )
+    return turns
+
+
+def _text(message: object, number: int, where: str) -> str:
+    """The text of a message. Raises UserError unless it is its role's turn."""
+    wanted = _ROLES[(number - 1) % 2]
+    role = message.get("from") if isinstance(message, Mapping) else None
+    if role != wanted:
+        shown = repr(role) if isinstance(message, Mapping) else _short(message)
+        raise UserError(
+            f"{where}: message {number} is from {shown}, expected {wanted!r}",
+            "human and gpt take turns, human is first",
+        )
+    value = message["value"] if isinstance(message, Mapping) and "value" in message else None
+    if not isinstance(value, str):
+        raise UserError(
+            f"{where}: message {number} has no text `value`, got {_short(value)}", _KEYS
+        )
+    return value
+
+
+def _file(name: str, where: str, folder: Path | None) -> Picture:
+    return Picture(name=f"{where}: {name}", content=(folder or Path()) / name)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class ConversationFile:
+    """A JSON list or JSON lines on disk, with the folder of its images."""
+
+    def __init__(self, path: Path, images: Path | None = None) -> None:
+        """`images` is the folder that image names start from; by default that of the file.
+
+        Raises UserError for a file or folder that does not exist.
+        """
+        self.path, self.images = path, images or path.parent
+        if not path.is_file():
+            raise UserError(
+                f"there is no conversation file {path}", "a .json or .jsonl in LLaVA's form"
+            )
+        if not self.images.is_dir():
+            raise UserError(f"there is no folder of images {self.images}", f"named for {path}")
+        self._index: Index | None = None
+
+    @property
+    def index(self) -> Index:
+        """See `Conversations`; remembered for as long as the file stays the same."""
+        if self._index is None:
+            state = self.path.stat()
+            stamp = [str(self.path.resolve()), str(self.images.resolve()), state.st_size]
+            key = canonical([_FORMAT, *stamp, state.st_mtime_ns])
+            note = cache_dir(
+                "conversations", hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz"
+            )
+            self._index = _remembered(note) or _remember(note, self._scan())
+        return self._index
+
+    def __getitem__(self, item: int) -> Conversation:
+        """One conversation."""
+        start, stop = (int(byte) for byte in self.index.places[item])
+        return self._conversation(read_item(self.path, start, stop), item)
+
+    def _conversation(self, value: object, item: int, line: int = 0) -> Conversation:
+        where = f"{self.path.name}, " + (f"line {line}, " if line else "") + f"item {item + 1}"
+        return conversation(value, where, folder=self.images)
+
+    def _scan(self) -> Index:
+        found = list[tuple[int, int]]()
+
+        def all_items() -> Iterable[Conversation]:
+            for number, one in enumerate(items(self.path)):
+                found.append((one.start, one.stop))
+                yield self._conversation(one.value, number, one.line)
+
+        index = scanned(all_items(), str(self.path))
+        return _with_places(index, np.array(found, dtype=np.int64))
+
+
+def scanned(conversations: Iterable[Conversation], source: str) -> Index:
+    """The index of conversations, without their places. Raises UserError for an empty set."""
+    digest, numbers = hashlib.sha256(), list[tuple[int, int, int]]()
+    for given in conversations:
+        texts = [[turn.question, turn.answer] for turn in given.turns]
+        images = [
+            [name, one.size()] for name, one in zip(given.images, given.pictures, strict=True)
+        ]
+        digest.update(json.dumps([texts, images]).encode() + b"\n")
+        size = sum(len(text.encode()) for pair in texts for text in pair)
+        numbers.append((len(texts), len(images), size))
+    if not numbers:
+        raise UserError(f"{source} holds no conversation", "the file may be truncated")
+    turns, images_of, length = np.array(numbers, dtype=np.int64).T
+    return Index(
+        places=np.zeros((len(numbers), 2), dtype=np.int64),
+        turns=turns,
+        images=images_of,
+        length=length,
+        hash=digest.hexdigest(),
+    )
+
+
+def _with_places(index: Index, places: Int[np.ndarray, "item 2"]) -> Index:
+    return replace(index, places=places)
+
+
+def _remember(note: Path, index: Index) -> Index:
+    file = io.BytesIO()
+    np.savez(file, **{**vars(index), "hash": np.array(index.hash)})
+    # Without a writable cache folder the file is read each time: slower, never wrong.
+    with suppress(OSError):
+        write_atomic(note, file.getvalue())
+    return index
+
+
+def _remembered(note: Path) -> Index | None:
+    try:
+        with np.load(note) as held:
+            arrays = {name: held[name] for name in ("places", "turns", "images", "length")}
+            return Index(**arrays, hash=str(held["hash"]))
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
