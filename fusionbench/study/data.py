@@ -19,14 +19,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from fusionbench.api.benchmarks import data_hash as data_hash_of
 from fusionbench.api.errors import UserError
+from fusionbench.api.sources import find_source
 from fusionbench.api.tasks import SPLITS, Split, TaskData, data_hash, validate
 from fusionbench.harness.bundle import keep
 from fusionbench.records.cell import Budget, canonical
 from fusionbench.records.files import cache_dir, write_atomic
 from fusionbench.records.parallel import in_order
-from fusionbench.registry.catalog import TaskCard
-from fusionbench.registry.plugins import load_task
+from fusionbench.registry.catalog import BenchmarkCard, TaskCard
+from fusionbench.registry.plugins import load_benchmark, load_task
 
 
 def load_data(card: TaskCard) -> TaskData:
@@ -52,6 +54,15 @@ def task_hashes(cards: Sequence[TaskCard], keep_for: Budget | None = None) -> Ma
     unknown = [card for card in cards if not found[card.name]]
     looks = in_order([partial(_look, card, keep_for) for card in unknown])
     return found | {card.name: seen for card, seen in zip(unknown, looks, strict=True)}
+
+
+def benchmark_hash(card: BenchmarkCard, data_root: str) -> str:
+    """Hash of a benchmark's files below the data root. Raises UserError if they are not there."""
+    if not data_root:
+        raise UserError(
+            f"benchmark {card.name!r} needs its files", "name their folder with --data-root"
+        )
+    return data_hash_of(load_benchmark(card), find_source(card.name, card.needs, data_root))
 
 
 def _known(card: TaskCard) -> str:

@@ -23,21 +23,8 @@ from fusionbench.registry.selection import split_inline
 from fusionbench.study.conversations import ConversationFile, Conversations
 from fusionbench.study.data import load_data, task_hashes, train_pixels
 from fusionbench.study.hub import PREFIX, HubSet
+from fusionbench.study.study import LOCAL_TASKS
 
-DEFAULT = (
-    "animal_mnist",
-    "digits",
-    "easy_vqa",
-    "scenes_count",
-    "scenes_exists",
-    "scenes_orientation",
-    "scenes_relation",
-    "scenes_text",
-    "scenes_texture",
-    "scenes_tiny_color",
-    "textile",
-)
-"""The local tasks whose data needs no agreement to a licence."""
 _SUFFIXES = (".json", ".jsonl")
 _SETTINGS = ("share", "images", "config")
 _EXAMPLE = "a task, FILE.json, FILE.jsonl or hub:<id>; for example digits[share=2]"
@@ -108,11 +95,11 @@ class MixtureCard:
 
 
 def parse_mixture(names: Sequence[str]) -> tuple[Part, ...]:
-    """The parts of a mixture; without a name the parts of `DEFAULT`.
+    """The parts of a mixture; without a name the local tasks.
 
     Raises UserError for a setting that does not exist, a share that is not above 0, a name twice.
     """
-    parts = tuple(_part(text) for text in names or DEFAULT)
+    parts = tuple(_part(text) for text in names or LOCAL_TASKS)
     seen: set[str] = set()
     for part in parts:
         if part.name in seen:

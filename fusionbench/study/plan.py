@@ -3,8 +3,9 @@
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from pathlib import Path
 
-from fusionbench.api.errors import UserError
+from fusionbench.api.errors import UserError, unknown
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.records.cell import (
     READER,
@@ -15,14 +16,22 @@ from fusionbench.records.cell import (
     Setting,
 )
 from fusionbench.records.training import Training
-from fusionbench.registry.catalog import Catalog, TaskCard
+from fusionbench.registry.catalog import BenchmarkCard, Catalog, TaskCard
 from fusionbench.registry.encoder_cards import describe
-from fusionbench.registry.selection import Chosen, Unavailable, select_methods, select_tasks
+from fusionbench.registry.selection import (
+    Chosen,
+    Unavailable,
+    divide_tasks,
+    select_methods,
+    select_tasks,
+)
 from fusionbench.study.contrasts import check_known, read_contrasts
-from fusionbench.study.data import task_hashes
-from fusionbench.study.study import ALL, PRESETS, VLM, Study
-from fusionbench.study.training import BLIND, without_readers
+from fusionbench.study.data import benchmark_hash, task_hashes
+from fusionbench.study.mixture import MixtureCard, describe_mixture, parse_mixture
+from fusionbench.study.study import ALL, LOCAL_TASKS, PRESETS, PROBE, VLM, Study
+from fusionbench.study.training import BLIND, training_of, without_readers
 
+AnyTask = TaskCard | BenchmarkCard
 _ENCODERS = "`fusionbench list encoders` shows what is here"
 
 
@@ -32,7 +41,7 @@ class ResolvedStudy:
 
     study: Study
     methods: tuple[Chosen, ...]
-    tasks: tuple[TaskCard, ...]
+    tasks: tuple[AnyTask, ...]
     unavailable: tuple[Unavailable, ...]
     """Tasks left out, each with the reason."""
     encoders: Mapping[str, EncoderCard]
@@ -41,14 +50,16 @@ class ResolvedStudy:
     """Of the track `vlm`."""
     mixture: tuple[TaskCard, ...] = ()
     """The local tasks on whose training images a model is trained."""
+    catalog: Catalog
     same: Mapping[str, str] = field(default_factory=dict)
     """Methods that differ from another in the reader alone, which the track `vlm` does not have."""
     data_root: str = ""
     """Folder of the benchmarks' files."""
 
-    def budget_of(self, task: TaskCard) -> Budget:
+    def budget_of(self, task: AnyTask) -> Budget:
         """The study's budget; a task with its own encoder has that encoder's image size."""
-        return replace(self.study.budget, image_size=0) if task.encoder else self.study.budget
+        budget = self.study.budget
+        return replace(budget, image_size=0) if _own_encoder(task) else budget
 
 
 def resolve(
@@ -65,22 +76,56 @@ def resolve(
     added = (BLIND,) if vlm else references(study, study_encoder.layers)
     methods = select_methods(catalog, (*study.methods, *added), study.settings)
     methods, same = without_readers(methods) if vlm else (methods, {})
-    tasks, unavailable = select_tasks(catalog, study.tasks, track=study.track)
-    own = {task.encoder for task in tasks if task.encoder}
+    tasks, unavailable = _tasks(study, catalog)
+    own = {task.encoder for task in tasks if isinstance(task, TaskCard) and task.encoder}
     brought = {name: _encoder(catalog, name, 0, download=download) for name in sorted(own)}
     return ResolvedStudy(
         study=_with_contrasts(study, methods, catalog),
         methods=methods,
         tasks=tasks,
         unavailable=unavailable,
-        encoders={task.name: brought.get(task.encoder, study_encoder) for task in tasks},
-        language=describe_language(study.model or study.language, download=download)
-        if vlm
-        else None,
-        mixture=local_tasks(catalog, study) if vlm else (),
+        encoders={task.name: brought.get(_own_encoder(task), study_encoder) for task in tasks},
+        language=_language(study, download=download) if vlm else None,
+        mixture=tuple(catalog.tasks[name] for name in _trained_on(study, catalog)) if vlm else (),
         same=same,
         data_root=data_root,
+        catalog=catalog,
     )
+
+
+def _own_encoder(task: AnyTask) -> str:
+    return task.encoder if isinstance(task, TaskCard) else ""
+
+
+def _tasks(
+    study: Study, catalog: Catalog
+) -> tuple[tuple[AnyTask, ...], tuple[Unavailable, ...]]:
+    """The tasks of a study; in the track `vlm` also benchmarks. Raises UserError."""
+    if study.track == PROBE:
+        return select_tasks(catalog, study.tasks)
+    # A model answers what it was trained on: `all` are the mixture's own tasks.
+    local = _trained_on(study, catalog) or LOCAL_TASKS
+    wanted = [one for name in study.tasks for one in (local if name == ALL else (name,))]
+    names, benchmarks = divide_tasks(catalog, wanted)
+    tasks, unavailable = select_tasks(catalog, names) if names else ((), ())
+    for task in tasks:
+        if task.encoder:
+            raise UserError(
+                f"task {task.name!r} brings an encoder of its own and belongs to the track {PROBE}",
+                "leave it out, or leave --track out",
+            )
+    return (*tasks, *benchmarks), unavailable
+
+
+def _trained_on(study: Study, catalog: Catalog) -> tuple[str, ...]:
+    """The local tasks of all mixtures of a study. Raises UserError for an unknown part."""
+    given = study.training.get("stages") or [{}]
+    names = [name for stage in given for name in stage.get("mixture") or study.mixture]
+    parts = [part for part in parse_mixture(tuple(dict.fromkeys(names))) if part.is_task]
+    for part in parts:
+        if part.name not in catalog.tasks:
+            raise unknown("task or file in the mixture:", part.name, catalog.tasks)
+    return tuple(part.name for part in parts)
 
 
 def _with_contrasts(study: Study, methods: Sequence[Chosen], catalog: Catalog) -> Study:
@@ -118,7 +163,7 @@ class Cell:
 
     spec: CellSpec
     chosen: Chosen
-    task: TaskCard
+    task: AnyTask
     encoder: EncoderCard
 
 
@@ -195,7 +240,7 @@ class Plan:
             return cell.spec.seed, not card.tries, not card.in_encoder, cell.chosen.label
 
         cards = {card.name: card for card in (*self.resolved.mixture, *self.resolved.tasks)}
-        local = [card for card in cards.values() if not card.benchmark]
+        local = [card for card in cards.values() if isinstance(card, TaskCard)]
         mixture = tuple(card.name for card in self.resolved.mixture)
         for _, group in groupby(sorted(self.pending, key=rank), key=rank):
             cells = tuple(group)
@@ -231,12 +276,12 @@ def make_plan(resolved: ResolvedStudy, finished: Container[str], *, keep: bool =
     `keep`: images that are rendered or read for a hash stay in the cache until they are encoded.
     """
     cards = {card.name: card for card in (*resolved.tasks, *resolved.mixture)}
-    local = [card for card in cards.values() if not card.benchmark]
+    local = [card for card in cards.values() if isinstance(card, TaskCard)]
     hashes = dict(task_hashes(local, resolved.study.budget if keep else None))
     for card in cards.values():
-        if card.benchmark:
+        if isinstance(card, BenchmarkCard):
             hashes[card.name] = benchmark_hash(card, resolved.data_root)
-    training = _training(resolved, hashes)
+    training = _training(resolved)
     cells = tuple(
         cell
         for task in resolved.tasks
@@ -246,14 +291,15 @@ def make_plan(resolved: ResolvedStudy, finished: Container[str], *, keep: bool =
     return Plan(resolved=resolved, cells=cells, pending=pending, hashes=hashes)
 
 
-def _training(resolved: ResolvedStudy, hashes: Mapping[str, str]) -> Training | None:
+def _training(resolved: ResolvedStudy) -> Training | None:
     """What the models of the study are trained on; None in the track `probe`."""
     if resolved.language is None:
         return None
     study, language = resolved.study, resolved.language
 
     def describe(names: Sequence[str]) -> MixtureCard:
-        return describe_mixture(names, resolved.mixture, hashes, study.budget.train_items)
+        root = Path(resolved.data_root) if resolved.data_root else None
+        return describe_mixture(parse_mixture(names), resolved.catalog, study.budget, root)
 
     return training_of(study, language.name, language.weights, describe)
 
@@ -294,7 +340,7 @@ def _with(cell: Cell, settings: Mapping[str, Setting]) -> Cell:
 
 
 def _cells(
-    resolved: ResolvedStudy, task: TaskCard, data: str, training: Training | None
+    resolved: ResolvedStudy, task: AnyTask, data: str, training: Training | None
 ) -> Iterator[Cell]:
     study, encoder = resolved.study, resolved.encoders[task.name]
     budget = resolved.budget_of(task)

@@ -12,6 +12,13 @@ from fusionbench.records.yaml_files import Section, read_section
 from fusionbench.registry.selection import inline, split_assignment, split_names
 from fusionbench.study.contrasts import check_margins, read_contrasts
 
+LOCAL_TASKS = (
+    "animal_mnist", "digits", "easy_vqa", "scenes_count", "scenes_exists", "scenes_orientation",
+    "scenes_relation", "scenes_text", "scenes_texture", "scenes_tiny_color", "textile",
+)  # fmt: skip
+"""Tasks whose data needs no agreement to a licence: by name, never "whatever is installed", since
+what a model is trained on is part of its identity."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -125,16 +132,11 @@ SMOKE = Study(
 
 PROBE, VLM = "probe", "vlm"
 TRACKS = (PROBE, VLM)
-# By name, never "whatever is installed": what a model is trained on is part of its identity.
-LOCAL_MIXTURE = (
-    "animal_mnist", "digits", "easy_vqa", "scenes_count", "scenes_exists", "scenes_orientation",
-    "scenes_relation", "scenes_text", "scenes_texture", "scenes_tiny_color", "textile",
-)  # fmt: skip
 VLM_QUICK = Study(
     name="quick",
     track=VLM,
     language="words",
-    mixture=LOCAL_MIXTURE,
+    mixture=LOCAL_TASKS,
     seeds=1,
     budget=Budget(
         steps=250,

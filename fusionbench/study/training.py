@@ -5,7 +5,7 @@ tasks that are evaluated.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fusionbench.api.errors import UserError, unknown
@@ -21,7 +21,7 @@ from fusionbench.records.training import (
     Training,
 )
 from fusionbench.registry.selection import Chosen, label
-from fusionbench.study.mixture import MixtureCard
+from fusionbench.study.mixture import MixtureCard, PartCard
 from fusionbench.study.study import Study
 
 BLIND = "blind"
@@ -37,17 +37,6 @@ _CHOICES = {
 
 Describe = Callable[[Sequence[str]], MixtureCard]
 """Gives the rows of a mixture, from the names of its parts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Language:
-    """What planning knows of a language model."""
-
-    name: str
-    weights: str
-    """Fingerprint of weights, tokenizer and chat template."""
-    own: Mapping[str, Any]
-    """Defaults of `training` that come with it: template, trained, pixels, projector."""
 
 
 def defaults_of(language: str) -> dict[str, Any]:
@@ -95,13 +84,17 @@ def _stage(at: int, given: Mapping[str, Any], study: Study, describe: Describe) 
     card = describe(names)
     numbers = {key: given[key] for key in _NUMBERS if key in given}
     return Stage(
-        parts=card.parts,
+        parts=tuple(_shown(part) for part in card.parts),
         rows=card.hash,
-        count=card.count,
+        count=card.rows,
         template=given["template"],
         trained=trained,
         **numbers,
     )
+
+
+def _shown(part: PartCard) -> str:
+    return part.name if part.share == 1 else f"{part.name}[share={part.share:g}]"
 
 
 def without_readers(methods: Sequence[Chosen]) -> tuple[tuple[Chosen, ...], Mapping[str, str]]:
