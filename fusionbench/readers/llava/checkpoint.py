@@ -225,7 +225,9 @@ def _language(model: Any, about: Description) -> nn.Module:
     whole.set_output_embeddings(model.lm_head)
     empty = [name for name, value in whole.named_parameters() if value.is_meta]
     if empty:
-        raise UserError(f"{about.folder}: the checkpoint has no {empty[0]} of {type(whole).__name__}")
+        raise UserError(
+            f"{about.folder}: the checkpoint has no {empty[0]} of {type(whole).__name__}"
+        )
     whole.generation_config = model.generation_config
     return whole.eval()
 

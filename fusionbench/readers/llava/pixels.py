@@ -48,7 +48,10 @@ class Reader(Protocol):
 
 
 def reader(checkpoint: Checkpoint, pixels: str) -> Reader:
-    """The function for `pad` or `processor`; UserError for another word or where `pad` means nothing."""
+    """The function for `pad` or `processor`.
+
+    Raises UserError for another word, and for `pad` of a checkpoint with tiles.
+    """
     if pixels not in PIXELS:
         raise UserError(
             f"pixels must be {' or '.join(PIXELS)}, got {pixels!r}{did_you_mean(pixels, PIXELS)}"
@@ -101,9 +104,13 @@ def processed(picture: Any, processor: Any) -> Views:
 
 
 def squashed(picture: Any, encoder: Encoder) -> Views:
-    """One view with both sides resized to the encoder's input, by its own interpolation."""
+    """One view with both sides resized to the encoder's input, by its own interpolation.
+
+    Raises UserError for an encoder that crops.
+    """
+    own = getattr(encoder, "images", Preprocessing())
+    if own.fit != "squash":
+        raise UserError(f"this encoder reads images with fit {own.fit}, not squash")
     levels = torch.tensor(np.asarray(picture.convert("RGB")))[None]
-    own = getattr(encoder, "images", None)
-    how = own.interpolation if isinstance(own, Preprocessing) else Preprocessing().interpolation
-    images = resize(levels, encoder.size, interpolation=how)
+    images = resize(levels, encoder.size, interpolation=own.interpolation)
     return Views(images=images, size=(picture.height, picture.width))

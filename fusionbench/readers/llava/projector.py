@@ -24,7 +24,13 @@ class PlainProjector(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, width: int, *, std: float, bias: bool = True, act: nn.Module | None = None
+        self,
+        in_dim: int,
+        width: int,
+        *,
+        std: float,
+        bias: bool = True,
+        act: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_dim, width, bias=bias)
