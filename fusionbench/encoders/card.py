@@ -67,8 +67,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file: 8 bytes of length, then a JSON header.
+def header(path: Path) -> dict[str, Any]:
+    """Header of a safetensors file by tensor: 8 bytes of length, then JSON.
 
     Raises ValueError for a file that is not safetensors.
     """
@@ -76,10 +76,14 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if 2 <= length <= _LARGEST_HEADER else b""
     try:
-        header = json.loads(text)
+        return json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a safetensors file, or it is truncated") from error
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if "shape" in entry}
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a safetensors file; ValueError for another file."""
+    return {name: tuple(entry["shape"]) for name, entry in header(path).items() if "shape" in entry}
 
 
 def patches(size: int, *, patch: int, name: str, native: int = 0) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""LLaVA checkpoints of transformers, taken apart into tower, projector and language model."""

@@ -1,0 +1,260 @@
+"""A LLaVA checkpoint of transformers, taken apart: tower, projector, language model.
+
+The tower is stepped block by block like any other encoder. At opening, the features that the
+checkpoint's own projector reads are compared with the library's, and the logits of the language
+model with those of the whole model, so that a release that computes something else is an error.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from fusionbench.api.errors import UserError
+from fusionbench.api.types import StackShape
+from fusionbench.encoders.fetch import require_hub
+from fusionbench.encoders.hf import HfEncoder, silent
+from fusionbench.readers.llava import files
+from fusionbench.readers.llava.description import Description, describe
+from fusionbench.readers.llava.kinds import Pair
+from fusionbench.readers.llava.tiles import Tiling
+
+# Files of a checkpoint that are downloaded.
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+# Tensors that older releases stored and that no computation reads.
+_DERIVED = ("position_ids", "rotary_emb.inv_freq")
+# Largest difference of a feature or logit from the library's, over the largest value.
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_PROBE = (5, 6, 7, 8)
+
+
+class Tower(HfEncoder):
+    """The vision tower; its shape is that of the tokens which the checkpoint's selection keeps."""
+
+    def __init__(self, tower: nn.Module, about: Description) -> None:
+        super().__init__(tower, family=about.tower, size=about.encoder.size, images=about.images)
+        self.shape = StackShape(
+            layers=about.encoder.layers,
+            dim=about.encoder.dim,
+            grid=about.encoder.grid,
+            prefix=about.encoder.prefix,
+        )
+
+    def pixels(
+        self, images: UInt8[Tensor, "batch height width 3"] | Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch 3 size size"]:
+        """Pixel values; an image processor's own (floating point) are returned as they are."""
+        if not images.is_floating_point():
+            return super().pixels(images)
+        return images.to(next(self.blocks.parameters()).dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The parts of a checkpoint; tower and projector are frozen."""
+
+    about: Description
+    encoder: Tower
+    projector: nn.Module
+    """LLaVA's `mlp2x_gelu` with trained weights, named as in the checkpoint: no norm in front."""
+    language: nn.Module
+    """A `*ForCausalLM` of transformers."""
+    tokenizer: Any
+    """A fast tokenizer, which knows the offsets of its tokens."""
+    image_processor: Any
+    newline: Float[Tensor, " width"] | None = None
+    """Ends each row of joined tiles; None for checkpoints without tiles."""
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """Geometry of the tiles; None for checkpoints without tiles."""
+        about = self.about
+        if not about.tiled:
+            return None
+        size, grid = about.encoder.size, about.encoder.grid[0]
+        return Tiling(pinpoints=about.pinpoints, side=size, grid=grid, most=about.most_tiles)
+
+    def image_tokens(
+        self,
+        projected: Float[Tensor, "input token width"],
+        pictures: list[tuple[int, Pair]],
+        *,
+        newline: Float[Tensor, " width"] | None = None,
+    ) -> list[Float[Tensor, "position width"]]:
+        """Tokens of each picture from the projected tokens of all inputs of the tower, in order.
+
+        `pictures`: (inputs, (height, width) in pixels) of each. `newline` replaces the trained one:
+        zeros for values that are injected. Raises Unsupported if tiles cannot be joined.
+        """
+        parts = projected.split([inputs for inputs, _ in pictures])
+        tiling = self.tiling
+        if tiling is None:
+            return [part[0] for part in parts]
+        end = self.newline if newline is None else newline
+        if end is None:
+            raise TypeError(f"{self.about.cls} has no image_newline")
+        return [
+            tiling.join(part, size, end) for part, (_, size) in zip(parts, pictures, strict=True)
+        ]
+
+
+def open_checkpoint(
+    name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Checkpoint:
+    """Load `llava:<id or folder>`, downloaded if it is not on this machine.
+
+    Raises UserError for another kind of checkpoint, missing, unexpected or truncated weights, a
+    tokenizer without offsets, a missing image processor and a model that computes something else
+    than its parts.
+    """
+    about = describe(name)
+    if about is None:
+        _fetch(name)
+        about = describe(name)
+    if about is None:
+        raise UserError(f"{name} was fetched, but is not in the Hugging Face cache")
+    with silent():
+        model = _model(about, dtype).to(device)
+        tokenizer = _tokenizer(about)
+        processor = _image_processor(about)
+        found = _parts(model, about, tokenizer, processor)
+        _refuse_another_model(found, model)
+    return found
+
+
+def _parts(model: Any, about: Description, tokenizer: Any, processor: Any) -> Checkpoint:
+    inner = model.model
+    # Older releases keep the tower of CLIP and SigLIP one level down.
+    encoder = Tower(getattr(inner.vision_tower, "vision_model", inner.vision_tower), about)
+    encoder.freeze()
+    newline = getattr(inner, "image_newline", None)
+    return Checkpoint(
+        about=about,
+        encoder=encoder,
+        projector=inner.multi_modal_projector.requires_grad_(False),
+        language=_language(model, about),
+        tokenizer=tokenizer,
+        image_processor=processor,
+        newline=None if newline is None else newline.detach(),
+    )
+
+
+def _fetch(name: str) -> None:
+    repo = name.removeprefix(files.PREFIX)
+    try:
+        require_hub()
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(repo, allow_patterns=list(_FILES))
+    # The hub's client raises classes of several libraries: no access, no such id, no network.
+    except Exception as error:
+        raise UserError(
+            f"{name} is not on this machine and could not be fetched: {error}",
+            "give a folder with the checkpoint: llava:FOLDER",
+        ) from error
+
+
+def _model(about: Description, dtype: torch.dtype) -> Any:
+    import transformers
+
+    cls = getattr(transformers, about.cls, None)
+    if cls is None:
+        raise UserError(f"transformers {transformers.__version__} has no {about.cls}")
+    try:
+        model, report = cls.from_pretrained(
+            about.folder, local_files_only=True, output_loading_info=True, dtype=dtype
+        )
+    # Errors of safetensors, of the configuration, of shapes: of many classes.
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{about.folder} cannot be loaded as {about.cls}: {reason[0]}") from error
+    _refuse_other_weights(report, about)
+    return model.eval()
+
+
+def _refuse_other_weights(report: dict[str, Any], about: Description) -> None:
+    """UserError for weights that are missing (they would be random) or not of this model."""
+    unexpected = {key for key in report["unexpected_keys"] if not key.endswith(_DERIVED)}
+    for keys, words in (
+        (report["missing_keys"], "lacks"),
+        (report.get("mismatched_keys", ()), "has other shapes of"),
+        (unexpected, "holds unexpected"),
+    ):
+        if keys:
+            named = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in keys)
+            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+            shown = ", ".join(named[:3])
+            raise UserError(f"{about.folder} {words} weights of {about.cls}: {shown}{more}")
+
+
+def _tokenizer(about: Description) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(about.folder, local_files_only=True)
+    except Exception as error:
+        raise UserError(f"{about.folder}: the tokenizer cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{about.folder}: {type(tokenizer).__name__} gives no offsets of tokens in the text, "
+            "which mark the answer",
+            "save a fast tokenizer (tokenizer.json) in the folder",
+        )
+    return tokenizer
+
+
+def _image_processor(about: Description) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(about.folder, local_files_only=True)
+    except Exception as error:
+        raise UserError(f"{about.folder}: the image processor cannot be loaded: {error}") from error
+
+
+def _language(model: Any, about: Description) -> nn.Module:
+    """The language model with its head as a `*ForCausalLM`, made of the same tensors."""
+    from transformers import AutoModelForCausalLM
+
+    inner = model.model.language_model
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(inner.config)
+    whole.set_decoder(inner)
+    whole.set_output_embeddings(model.lm_head)
+    empty = [name for name, value in whole.named_parameters() if value.is_meta]
+    if empty:
+        raise UserError(
+            f"{about.folder}: the checkpoint has no {empty[0]} of {type(whole).__name__}"
+        )
+    whole.generation_config = model.generation_config
+    return whole.eval()
+
+
+@torch.no_grad()
+def _refuse_another_model(found: Checkpoint, model: Any) -> None:
+    """UserError if the parts compute something else than the whole model of the library."""
+    device = model.lm_head.weight.device
+    ids = torch.tensor([_PROBE], device=device) % model.config.text_config.vocab_size
+    embeds = model.get_input_embeddings()(ids)
+    _compare(found.language(inputs_embeds=embeds).logits, model(input_ids=ids).logits, "logits")
+    size = found.encoder.size
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randn(1, 3, size, size, generator=draw).to(device=device, dtype=embeds.dtype)
+    states = found.encoder.hidden_states(pixels)
+    theirs = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+    for layer in found.about.layers:
+        _compare(states[layer], theirs[layer], f"hs[{layer}]")
+
+
+def _compare(mine: Tensor, theirs: Tensor, what: str) -> None:
+    off = float((mine - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6))
+    # Written so that nan is refused.
+    if not off <= _TOLERANCE.get(mine.dtype, 1e-5):
+        import transformers
+
+        raise UserError(
+            f"{what} of the parts and of the whole model differ by {off:.1g} of the largest value "
+            f"in transformers {transformers.__version__}: this release is not supported"
+        )

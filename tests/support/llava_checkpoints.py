@@ -1,0 +1,223 @@
+"""Tiny random LLaVA checkpoints on disk, in the official format and with its peculiarities.
+
+Every weight gets noise: the logits of a freshly initialised tiny model are so close to 0 that equal
+logits would prove little.
+"""
+
+import functools
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from encoder_families import randomised
+from safetensors.torch import load_file, save_file
+
+SIZE, PATCH, BLOCKS, DIM, WIDTH = 28, 7, 4, 32, 48
+IMAGE = "<image>"
+SPECIAL = ("<unk>", "<s>", "</s>", IMAGE, "<pad>")
+TEXT = (
+    "USER: What is in the picture? How many cubes are there? ASSISTANT: There are two red cubes.",
+    "Answer the question using a single word or phrase. Compare the first one with the second.",
+)
+# Sides of a tile are those of the tower's input; rows x columns of tiles, in pixels.
+PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+CLASSES = {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny:
+    """What a tiny checkpoint is made of."""
+
+    kind: str = "llava"
+    tower: str = "clip"
+    select: str = "default"
+    layer: int | tuple[int, ...] = -2
+    tied: bool = False
+    legacy: bool = False
+    """Names of weights and files as `llava-hf` stored them with transformers 4.36."""
+
+
+@functools.cache
+def _folder() -> Path:
+    """One folder a test run, in the cache that `conftest` sets and clears."""
+    from fusionbench.records.files import cache_dir
+
+    root = cache_dir("tiny-llava")
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+@functools.cache
+def checkpoint(made: Tiny = Tiny()) -> Path:
+    """Folder of the checkpoint, made once a process. Copy it before you change a file."""
+    folder = Path(tempfile.mkdtemp(dir=_folder()))
+    save(folder, made)
+    return folder
+
+
+def save(folder: Path, made: Tiny) -> None:
+    """Write model, processor and tokenizer."""
+    import transformers
+
+    tokenizer = make_tokenizer()
+    config = make_config(made, tokenizer)
+    cls = getattr(transformers, f"{CLASSES[made.kind]}ForConditionalGeneration")
+    model = randomised(cls(config))
+    if made.tied:
+        model.tie_weights()
+    generation = model.generation_config
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.bos_token_id, generation.eos_token_id = 1, 2
+    model.save_pretrained(folder)
+    make_processor(made, tokenizer).save_pretrained(folder)
+    if made.legacy:
+        _as_in_the_past(folder, made)
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE with LLaVA's special tokens; 300 tokens at most."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(TEXT, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": IMAGE},
+    )
+
+
+def make_config(made: Tiny, tokenizer: Any) -> Any:
+    """The configuration of the whole model."""
+    import transformers
+
+    more = {} if made.kind == "llava" else {"image_grid_pinpoints": PINPOINTS}
+    cls = getattr(transformers, f"{CLASSES[made.kind]}Config")
+    text = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=made.tied,
+    )
+    return cls(
+        vision_config=_tower(made.tower),
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(SIZE // PATCH) ** 2,
+        vision_feature_layer=list(made.layer) if isinstance(made.layer, tuple) else made.layer,
+        vision_feature_select_strategy=made.select,
+        tie_word_embeddings=made.tied,
+        **more,
+    )
+
+
+def _tower(kind: str) -> Any:
+    from transformers import CLIPVisionConfig, SiglipVisionConfig
+
+    sizes = {
+        "hidden_size": DIM,
+        "intermediate_size": 64,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": 4,
+        "image_size": SIZE,
+        "patch_size": PATCH,
+    }
+    if kind == "clip":
+        return CLIPVisionConfig(**sizes, projection_dim=16)
+    # Checkpoints with a SigLIP tower leave its pooling head out.
+    return SiglipVisionConfig(**sizes, vision_use_head=False)
+
+
+def image_processor(made: Tiny) -> Any:
+    """The library's image processor, with the settings of published checkpoints."""
+    import transformers
+
+    square = {"height": SIZE, "width": SIZE}
+    if made.kind == "llava_onevision":
+        cls = transformers.LlavaOnevisionImageProcessor
+        return cls(size=square, image_grid_pinpoints=PINPOINTS)
+    if made.kind == "llava_next":
+        cropped = {"size": {"shortest_edge": SIZE}, "crop_size": square}
+        return transformers.LlavaNextImageProcessor(**cropped, image_grid_pinpoints=PINPOINTS)
+    if made.tower == "clip":
+        return transformers.CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=square)
+    return transformers.SiglipImageProcessor(size=square)
+
+
+def make_processor(made: Tiny, tokenizer: Any) -> Any:
+    """Image processor and tokenizer in one, as the library's examples use it."""
+    import transformers
+
+    cls = getattr(transformers, f"{CLASSES[made.kind]}Processor")
+    given = {
+        "image_processor": image_processor(made),
+        "tokenizer": tokenizer,
+        "vision_feature_select_strategy": made.select,
+        "image_token": IMAGE,
+    }
+    if made.kind == "llava_onevision":
+        video = transformers.LlavaOnevisionVideoProcessor()
+        return cls(**given, video_processor=video, num_image_tokens=(SIZE // PATCH) ** 2)
+    extra = 1 if made.tower == "clip" else 0
+    return cls(**given, patch_size=PATCH, num_additional_image_tokens=extra)
+
+
+_OLD_NAMES = (
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.vision_tower\.", "vision_tower.vision_model."),
+    (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+    (r"^model\.image_newline", "image_newline"),
+)
+
+
+def old_name(name: str) -> str:
+    """A weight's name in a checkpoint of transformers 4.36."""
+    for pattern, replacement in _OLD_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _as_in_the_past(folder: Path, made: Tiny) -> None:
+    """Two shards of fp16 weights under old names, and processor settings in a file of their own."""
+    weights = load_file(folder / "model.safetensors")
+    old = {old_name(name): value.to(torch.float16) for name, value in weights.items()}
+    (folder / "model.safetensors").unlink()
+    names = sorted(old)
+    parts = {"model-00001-of-00002.safetensors": names[::2],
+             "model-00002-of-00002.safetensors": names[1::2]}  # fmt: skip
+    for file, held in parts.items():
+        save_file({name: old[name] for name in held}, folder / file, metadata={"format": "pt"})
+    places = {name: file for file, held in parts.items() for name in held}
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    edit(folder / "config.json", torch_dtype="float16", ignore_index=-100, pad_token_id=4)
+    whole = json.loads((folder / "processor_config.json").read_text())
+    flat = whole.pop("image_processor")
+    (folder / "preprocessor_config.json").write_text(json.dumps(flat))
+    (folder / "processor_config.json").write_text(json.dumps(whole))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; None removes one."""
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
