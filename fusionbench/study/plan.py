@@ -27,6 +27,7 @@ from fusionbench.registry.selection import (
 )
 from fusionbench.study.contrasts import check_known, read_contrasts
 from fusionbench.study.data import benchmark_hash, task_hashes
+from fusionbench.study.language import LanguageCard, describe_language
 from fusionbench.study.mixture import MixtureCard, describe_mixture, parse_mixture
 from fusionbench.study.study import ALL, LOCAL_TASKS, PRESETS, PROBE, VLM, Study
 from fusionbench.study.training import BLIND, training_of, without_readers
@@ -46,11 +47,11 @@ class ResolvedStudy:
     """Tasks left out, each with the reason."""
     encoders: Mapping[str, EncoderCard]
     """Task -> its encoder: the study's, or the one that the task brings."""
+    catalog: Catalog
     language: LanguageCard | None = None
     """Of the track `vlm`."""
     mixture: tuple[TaskCard, ...] = ()
     """The local tasks on whose training images a model is trained."""
-    catalog: Catalog
     same: Mapping[str, str] = field(default_factory=dict)
     """Methods that differ from another in the reader alone, which the track `vlm` does not have."""
     data_root: str = ""
@@ -71,8 +72,13 @@ def resolve(
     absence is an error. `data_root`: folder of the benchmarks' files.
     """
     # The study's own encoder first: a wrong name is an error even if no task uses it.
-    study_encoder = _study_encoder(study, catalog, download=download)
     vlm = study.track == VLM
+    language = (
+        describe_language(study.language, study.model, download=download) if vlm else None
+    )
+    study_encoder = (language and language.tower) or _encoder(
+        catalog, study.encoder, study.budget.image_size, download=download
+    )
     added = (BLIND,) if vlm else references(study, study_encoder.layers)
     methods = select_methods(catalog, (*study.methods, *added), study.settings)
     methods, same = without_readers(methods) if vlm else (methods, {})
@@ -85,7 +91,7 @@ def resolve(
         tasks=tasks,
         unavailable=unavailable,
         encoders={task.name: brought.get(_own_encoder(task), study_encoder) for task in tasks},
-        language=_language(study, download=download) if vlm else None,
+        language=language,
         mixture=tuple(catalog.tasks[name] for name in _trained_on(study, catalog)) if vlm else (),
         same=same,
         data_root=data_root,
@@ -361,13 +367,6 @@ def _cells(
                 training=training,
             )
             yield Cell(spec=spec, chosen=chosen, task=task, encoder=encoder)
-
-
-def _study_encoder(study: Study, catalog: Catalog, *, download: bool) -> EncoderCard:
-    """The study's encoder: of a checkpoint, its vision tower. Raises UserError."""
-    if study.model:
-        return describe_tower(study.model, download=download)
-    return _encoder(catalog, study.encoder, study.budget.image_size, download=download)
 
 
 def _encoder(catalog: Catalog, name: str, image_size: int, *, download: bool) -> EncoderCard:
