@@ -1,7 +1,7 @@
 """Encoder, fusion, projector and language model as one trainable module."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from fusionbench.api.types import Fused
 from fusionbench.harness.stepping import fuse
 from fusionbench.readers.injection import Inside, project
 from fusionbench.readers.language import LanguageModel
-from fusionbench.readers.splice import Spliced, splice
+from fusionbench.readers.splice import IGNORED, Spliced, splice
 from fusionbench.vlm.batch import Batch
 
 
@@ -34,20 +34,16 @@ class VisionLanguageModel(nn.Module):
         self.language = language
         # Frozen and no part of the module: neither trained, counted nor stored with it.
         self._encoder = (encoder,)
-        self._inside = ExitStack()
 
     def forward(self, batch: Batch, weights: Float[Tensor, " row"]) -> Float[Tensor, ""]:
         """The loss: the sum over rows of weight times nll, and the fusion's own terms.
 
-        The terms count as much as the batch's share of all weights. The fusion stays inside the
-        language model until the next call: gradient checkpointing runs layers again on the way
-        back.
+        The terms count as much as the batch's share of all weights.
         """
         fused = self.fused(batch)
         spliced, inside = self.spliced(batch, fused, side="right")
-        self.enter(inside)
-        nll = self.language.nll(spliced)
-        labelled = (spliced.labels >= 0).sum(dim=1)
+        nll = self.language.nll(spliced, inside)
+        labelled = (spliced.labels != IGNORED).sum(dim=1)
         loss = (nll * weights).sum()
         terms = self._terms(batch, fused)
         if not batch.shows:
@@ -70,41 +66,36 @@ class VisionLanguageModel(nn.Module):
             ids = tuple((*one, *told) for one, told in zip(ids, batch.answers, strict=True))
         return self.language.query(ids)
 
-    def spliced(self, batch: Batch, fused: Fused, *, side: str) -> tuple[Spliced, Inside]:
+    def spliced(
+        self, batch: Batch, fused: Fused, *, side: Literal["right", "left"]
+    ) -> tuple[Spliced, Inside | None]:
         """Text and image tokens in one sequence, and what the fusion does inside the layers."""
         images = list(project(fused, self.projector)) if batch.shows else []
         spliced = splice(self.language, batch.rows, images, side=side)
-        return spliced, self.language.inside(fused, spliced, self.projector)
-
-    def enter(self, inside: Inside) -> None:
-        """Let a fusion act inside the language model until the next call."""
-        self._inside.close()
-        self._inside.enter_context(self.language.injected(inside))
-
-    def leave(self) -> None:
-        """End what `enter` began."""
-        self._inside.close()
+        if not batch.shows:
+            return spliced, None
+        return spliced, self.language.inside(fused, spliced.spots, spliced, self.projector)
 
     @torch.no_grad()
     def answer(self, batch: Batch, *, limit: int) -> tuple[list[str], Fused]:
         """The greedy answers, at most `limit` tokens each, and all that the fusion gave."""
         fused = self.fused(batch)
         spliced, inside = self.spliced(batch, fused, side="left")
-        with self.language.injected(inside):
-            return self.language.generate(spliced, limit=limit), fused
+        return self.language.generate(spliced, inside, limit=limit), fused
 
     @torch.no_grad()
     def losses(self, batch: Batch) -> Float[Tensor, " row"]:
         """The negative log-likelihood of each row's answer, in nats."""
-        fused = self.fused(batch)
-        spliced, inside = self.spliced(batch, fused, side="right")
-        with self.language.injected(inside):
-            return self.language.nll(spliced)
+        spliced, inside = self.spliced(batch, self.fused(batch), side="right")
+        try:
+            return self.language.nll(spliced, inside)
+        finally:
+            self.language.release()
 
     @property
     def device(self) -> torch.device:
         """Where the language model is."""
-        return next(self.language.parameters()).device
+        return self.language.device
 
     def parameter_counts(self) -> dict[str, int]:
         """Trainable parameters by part; frozen ones of the language model as `language`."""
