@@ -1,10 +1,29 @@
-"""A batch of rows: encoded text, the images that it shows, and what a fusion sees of the text."""
+"""Batches of rows: encoded text, the images that it shows, and what a fusion sees of the text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
+
+from fusionbench.api.seeding import stream
 from fusionbench.harness.stepping import States
 from fusionbench.readers.labels import EncodedRow
+from fusionbench.vlm.conversations import Row
+from fusionbench.vlm.states import ImageStates
+
+Encode = Callable[[Row], EncodedRow]
+"""The text of a row as ids."""
+
+
+class Rows(Protocol):
+    """Rows by number."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int) -> Row:
+        """One row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +38,8 @@ class Batch:
     queries: tuple[Sequence[int], ...]
     """Ids of each row's query; its own, or those of another row (`question=shuffled`)."""
     answers: tuple[Sequence[int], ...]
-    """Ids of each row's answer, for a summary and for methods that read answers; empty in a
-    test."""
+    """Ids of each row's answer, for a summary and for methods that read answers; empty where an
+    answer is asked for."""
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -30,6 +49,53 @@ class Batch:
     def shows(self) -> bool:
         """Whether any row has an image."""
         return bool(self.owners)
+
+
+class Batches:
+    """Makes batches of rows by their numbers; equal texts are encoded once."""
+
+    def __init__(
+        self, rows: Rows, encode: Encode, states: ImageStates, *, shuffled: int | None = None
+    ) -> None:
+        """`shuffled`: a seed; each row's query is that of another row (`question=shuffled`)."""
+        self.rows = rows
+        self._encode = encode
+        self._states = states
+        self._known: dict[object, EncodedRow] = {}
+        self._asked = None
+        if shuffled is not None:
+            self._asked = stream("vlm", "strangers", shuffled).permutation(len(rows))
+
+    def encoded(self, row: Row) -> EncodedRow:
+        """The text of a row as ids."""
+        key = (row.turns, row.later)
+        if key not in self._known:
+            self._known[key] = self._encode(row)
+        return self._known[key]
+
+    def labelled(self, index: int) -> int:
+        """Number of labelled tokens of a row."""
+        return sum(self.encoded(self.rows[index]).labelled)
+
+    def fetch(self, indices: Sequence[int]) -> Batch:
+        """These rows as a batch."""
+        rows = [self.rows[index] for index in indices]
+        encoded = tuple(map(self.encoded, rows))
+        return Batch(
+            rows=encoded,
+            owners=tuple(at for at, row in enumerate(rows) for _ in row.images),
+            states=self._states.of([image for row in rows for image in row.images]),
+            queries=self._queries(indices, encoded),
+            answers=tuple(answer_ids(row) for row in encoded),
+        )
+
+    def _queries(
+        self, indices: Sequence[int], own: Sequence[EncodedRow]
+    ) -> tuple[Sequence[int], ...]:
+        if self._asked is None:
+            return tuple(row.query_ids for row in own)
+        others = np.asarray(self._asked)[list(indices)]
+        return tuple(self.encoded(self.rows[int(other)]).query_ids for other in others)
 
 
 def answer_ids(row: EncodedRow) -> tuple[int, ...]:

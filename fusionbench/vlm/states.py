@@ -1,59 +1,70 @@
 """Hidden states of the images of a batch: from the cache of local tasks, or made by the encoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fusionbench.api.benchmarks import Picture
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Tap
 from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.stepping import States
+from fusionbench.vlm.conversations import Cached
 
-LocalImage = tuple[str, int]
-"""Task and row of the image in the task's bundle."""
+Pixels = Callable[[Sequence[Picture]], UInt8[Tensor, "batch height width 3"]]
+"""Opens pictures and makes the encoder's input of them."""
 
 
 @dataclass(kw_only=True)
-class CachedStates:
-    """Hidden states of the local tasks' images, mapped from disk by tap."""
+class ImageStates:
+    """Hidden states of any images."""
 
     keys: Mapping[str, FeatureKey]
-    """Task -> key of its hidden states."""
+    """Task -> key of its cached hidden states."""
+    encoder: Encoder
+    pixels: Pixels
     device: torch.device
     _open: dict[tuple[str, Tap], Float[Tensor, "image token dim"]] = field(
         init=False, default_factory=dict
     )
 
-    def of(self, images: Sequence[LocalImage]) -> States:
-        """Gives the states of these images, in order, in float32 on the device."""
+    def of(self, images: Sequence[Picture | Cached]) -> States:
+        """Gives the states of these images, in order, in float32; of none, those of a blank."""
+        if not images:
+            return blank(self.encoder, self.device)
+        places: dict[str, list[int]] = {}
+        for place, image in enumerate(images):
+            places.setdefault(image.task if isinstance(image, Cached) else "", []).append(place)
+        pictures = [image for image in images if isinstance(image, Picture)]
+        running = encoded(self.encoder, self.pixels(pictures)) if pictures else None
 
         def gather(taps: tuple[Tap, ...]) -> Float[Tensor, "tap batch token dim"]:
-            return torch.stack([self._tap(tap, images) for tap in taps])
+            shape = self.encoder.shape
+            size = (len(taps), len(images), shape.tokens, shape.dim)
+            found = torch.empty(size, device=self.device)
+            for task, spots in places.items():
+                if task:
+                    rows = torch.tensor([_row(images[spot]) for spot in spots])
+                    part = torch.stack([self._stored(task, tap)[rows] for tap in taps])
+                else:
+                    part = running(taps) if running is not None else found[:, spots]
+                found[:, torch.tensor(spots)] = part.to(self.device, torch.float32)
+            return found
 
         return gather
-
-    def _tap(self, tap: Tap, images: Sequence[LocalImage]) -> Float[Tensor, "batch token dim"]:
-        places: dict[str, list[int]] = {}
-        for place, (task, _) in enumerate(images):
-            places.setdefault(task, []).append(place)
-        parts = {
-            task: self._stored(task, tap)[torch.tensor([images[at][1] for at in spots])]
-            for task, spots in places.items()
-        }
-        first = next(iter(parts.values()))
-        found = first.new_empty((len(images), *first.shape[1:]))
-        for task, spots in places.items():
-            found[torch.tensor(spots)] = parts[task]
-        return found.to(self.device, torch.float32)
 
     def _stored(self, task: str, tap: Tap) -> Float[Tensor, "image token dim"]:
         if (task, tap) not in self._open:
             self._open[task, tap] = features.read(self.keys[task], tap)
         return self._open[task, tap]
+
+
+def _row(image: Picture | Cached) -> int:
+    return image.row if isinstance(image, Cached) else -1
 
 
 def encoded(encoder: Encoder, images: UInt8[Tensor, "batch height width 3"]) -> States:

@@ -1,0 +1,163 @@
+"""A model of a specification: encoder, fusion, projector and language model, freshly initialised.
+
+The language model's stream knows the seed, the fusion's also its class; the projector's knows the
+seed and its widths. Methods of one seed start from the same language model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from fusionbench.api.encoders import Encoder
+from fusionbench.api.fusion import Method
+from fusionbench.api.seeding import seed_of
+from fusionbench.api.types import StackShape
+from fusionbench.harness.model import seeded_fusion
+from fusionbench.readers.labels import EncodedRow, encode
+from fusionbench.readers.language import LanguageModel
+from fusionbench.readers.load import WORDS, load_language
+from fusionbench.readers.projector import build_projector
+from fusionbench.readers.template import build_template
+from fusionbench.records.cell import QUESTION, CellSpec, Setting
+from fusionbench.records.training import Stage, Training
+from fusionbench.study.language import WORDS_SIZE
+from fusionbench.vlm.batch import Encode
+from fusionbench.vlm.conversations import Row
+from fusionbench.vlm.model import VisionLanguageModel
+
+_STREAM = "vlm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A model and what a record says of it."""
+
+    model: VisionLanguageModel
+    notes: tuple[str, ...] = ()
+
+
+def training_of(spec: CellSpec) -> Training:
+    """The training of a specification of this track. Raises TypeError for any other."""
+    if spec.training is None:
+        raise TypeError(f"a cell of the track {spec.track} has no training")
+    return spec.training
+
+
+def build_model(
+    method: type[Method],
+    settings: Mapping[str, Setting],
+    spec: CellSpec,
+    encoder: Encoder,
+    vocabulary: Sequence[str],
+) -> Built:
+    """The model that a training starts from.
+
+    `vocabulary`: the texts whose words are those of the language model `words`. Raises Unsupported
+    for a method that does not fit encoder or language model.
+    """
+    training = training_of(spec)
+    language = language_of(training, spec, vocabulary, device_of(encoder))
+    fusion = fusion_of(method, settings, encoder, language, spec.seed)
+    fusion = fusion.to(device_of(encoder))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(_STREAM, spec.seed, "projector"))
+        projector = build_projector(
+            fusion.out_dim,
+            language.shape.width,
+            normed=training.projector == "normed",
+            scale=language.scale,
+        ).to(device_of(encoder))
+    model = VisionLanguageModel(fusion, projector, language, encoder)
+    return Built(model=model, notes=tuple(fusion.notes))
+
+
+def fusion_of(
+    method: type[Method],
+    settings: Mapping[str, Setting],
+    encoder: Encoder,
+    language: LanguageModel,
+    seed: int,
+) -> Method:
+    """The fusion that a training of this seed starts from."""
+    shape = shape_with(encoder, language)
+    return seeded_fusion(method, settings, shape, stream=(_STREAM, seed))
+
+
+def shape_with(encoder: Encoder, language: LanguageModel) -> StackShape:
+    """The encoder's stack with the query's width and the language model's layers."""
+    return replace(
+        encoder.shape,
+        query_dim=language.shape.width,
+        mlp=encoder.mlp,
+        reader=language.shape,
+    )
+
+
+def language_of(
+    training: Training, spec: CellSpec, vocabulary: Sequence[str], device: torch.device
+) -> LanguageModel:
+    """The language model, with gradients where some stage trains it."""
+    trained = {part for stage in training.stages for part in stage.trained}
+    how = "full" if "language" in trained else "lora" if "lora" in trained else "none"
+    half = device.type == "cuda" and how != "full" and spec.budget.precision == "bf16"
+    layers, width, heads = WORDS_SIZE
+    return load_language(
+        training.language,
+        texts=vocabulary,
+        seed=spec.seed,
+        device=device,
+        dtype=torch.bfloat16 if half else torch.float32,
+        trained=how,
+        template=training.stages[-1].template,
+        layers=layers,
+        width=width,
+        heads=heads,
+    )
+
+
+def set_trained(model: VisionLanguageModel, stage: Stage) -> list[str]:
+    """Enable the gradients of what a stage trains; returns the names of these parameters."""
+    parts: dict[str, nn.Module] = {"fusion": model.fusion, "projector": model.projector}
+    for name, part in parts.items():
+        part.requires_grad_(name in stage.trained)
+    for name, parameter in model.language.named_parameters():
+        lora = "lora_" in name
+        parameter.requires_grad_(("lora" if lora else "language") in stage.trained)
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def encoder_of_rows(
+    language: LanguageModel, training: Training, template: str, *, answer: bool
+) -> Encode:
+    """Encodes rows with a template; with `answer` the last answer is labelled."""
+    chosen = build_template(template, language.tokenizer)
+
+    def run(row: Row) -> EncodedRow:
+        return encode(
+            language.tokenizer,
+            chosen,
+            row.turns,
+            answer=answer,
+            query=training.query,
+            limit=training.length or None,
+            later=row.later,
+        )
+
+    return run
+
+
+def stranger(settings: Mapping[str, Setting], seed: int) -> int | None:
+    """The seed of `Batches`' shuffling for the setting `question=shuffled`, else None."""
+    return seed if settings.get(QUESTION) == "shuffled" else None
+
+
+def device_of(encoder: Encoder) -> torch.device:
+    """Where the encoder is."""
+    return next(encoder.parameters()).device
+
+
+def is_words(training: Training) -> bool:
+    """Whether the language model is trained from scratch on the words of the rows."""
+    return training.language == WORDS
