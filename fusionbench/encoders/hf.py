@@ -95,7 +95,7 @@ def _tower(folder: Path, family: str) -> nn.Module:
     cls = getattr(transformers, name, None)
     if cls is None:
         raise UserError(f"transformers {transformers.__version__} has no {name}", "install a newer")
-    with _silent():
+    with silent():
         model, report = cls.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
@@ -107,7 +107,7 @@ def _tower(folder: Path, family: str) -> nn.Module:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """No progress bar and no table of missing weights: what is missing is an error of ours."""
     from transformers.utils import logging as their_logging
 
