@@ -1,0 +1,268 @@
+"""Checkpoints of a training: what continues it bit for bit, in one safetensors file, no pickle.
+
+A file holds the trained weights, the optimiser's moments, and in its header as JSON the losses so
+far, the states of the random generators and the fingerprint of the run. The order of the data is a
+function of the step, so nothing else is needed.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from fusionbench.api.errors import UserError, disk_error
+from fusionbench.harness.optimiser import Muon, Optimisers
+from fusionbench.records.cell import checksum, json_object
+from fusionbench.vlm.processes import World
+
+FORMAT = 1
+KEPT = 2
+"""Checkpoints that are kept: if the newest cannot be read, training continues from the other."""
+_HEADER = "fusionbench"
+_WEIGHT = "weight"
+_PATTERN = "step-*.safetensors"
+_TEMPORARY = ".step-*.safetensors.tmp"
+
+
+class _UnusableError(Exception):
+    """Why a file is no checkpoint of this run."""
+
+
+class Checkpoints:
+    """The checkpoints of one training in `folder`; None: none are written or read.
+
+    Every process calls `resume` and `write` at the same step; rank 0 writes. `trained` are the
+    trainable parameters by name, whole or sharded.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        fingerprint: str,
+        trained: Mapping[str, Tensor],
+        optimisers: Optimisers,
+        world: World,
+    ) -> None:
+        self.folder, self.fingerprint, self.world = folder, fingerprint, world
+        self.trained, self.optimisers = trained, optimisers
+        self.notes: list[str] = []
+        """Files that were moved aside, and why."""
+
+    def resume(self) -> tuple[int, list[float]]:
+        """Load the newest usable checkpoint in place; return its step and the losses until then.
+
+        A file that is truncated, edited or of another run is renamed to `<name>.unusable` and
+        named in `notes` and a warning. Without a usable file: step 0, nothing is changed. With
+        another number of processes than before, processes without a state keep their own.
+        """
+        if self.folder is None:
+            return 0, []
+        found, self.notes = self.world.broadcast(
+            (self._newest(), self.notes) if self.world.main else (None, self.notes)
+        )
+        if found is None:
+            return 0, []
+        if not found.is_file():
+            raise UserError(f"rank {self.world.rank} cannot see {found}", "use a shared folder")
+        header = self._load(found)
+        states = header["random"]
+        if self.world.rank < len(states):
+            _restore_random(states[self.world.rank], self.world.device)
+        return header["step"], list(header["losses"])
+
+    def write(self, losses: list[float]) -> None:
+        """Write the checkpoint after `len(losses)` steps and remove all but the last two.
+
+        Raises UserError if the disk is full or the folder cannot be written.
+        """
+        if self.folder is None:
+            return
+        tensors = {name: whole(tensor).cpu() for name, tensor in self._state().items()}
+        random = self.world.gathered(_random(self.world.device))
+        if not self.world.main:
+            return
+        header = {
+            "format": FORMAT, "step": len(losses), "fingerprint": self.fingerprint,
+            "losses": losses, "random": random, "tensors": digest(tensors, tensors.__getitem__),
+        }  # fmt: skip
+        path = self.folder / f"step-{len(losses):08d}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _save(path, tensors, header)
+            for old in _sorted(self.folder)[KEPT:]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+
+    def _state(self) -> dict[str, Tensor]:
+        """Weights and moments by the names that they have in a file."""
+        state = {f"{_WEIGHT}/{name}": p.detach() for name, p in self.trained.items()}
+        for name, parameter in self.trained.items():
+            for part in self.optimisers.parts:
+                # `get`: AdamW's state makes an entry of what is only looked up.
+                for key, moment in part.state.get(parameter, {}).items():
+                    state[f"{key}/{name}"] = moment
+        return state
+
+    def _newest(self) -> Path | None:
+        """The newest usable file; moves those before it aside."""
+        folder = self.folder
+        if folder is None or not folder.is_dir():
+            return None
+        for left in folder.glob(_TEMPORARY):
+            left.unlink(missing_ok=True)
+        for path in _sorted(folder):
+            try:
+                self._check(path)
+            except _UnusableError as error:
+                aside = _free(path.with_name(f"{path.name}.unusable"))
+                path.rename(aside)
+                note = f"{path} is no checkpoint of this training: {error}; moved to {aside.name}"
+                self.notes.append(note)
+                warnings.warn(note, stacklevel=2)
+            else:
+                return path
+        return None
+
+    def _check(self, path: Path) -> None:
+        """Raise _UnusableError with the reason why this training cannot continue from a file."""
+        try:
+            with safe_open(path, "pt") as file:
+                header = json_object((file.metadata() or {}).get(_HEADER, ""))
+                _check_header(header, self.fingerprint)
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+                expected = {f"{_WEIGHT}/{n}": tuple(p.shape) for n, p in self.trained.items()}
+                weights = {n: shape for n, shape in shapes.items() if n.startswith(f"{_WEIGHT}/")}
+                if weights != expected:
+                    names = sorted(dict(weights.items() ^ expected.items()))
+                    raise _UnusableError(f"other names or shapes of weights, e.g. {names[0]!r}")
+                if digest(file.keys(), file.get_tensor) != header["tensors"]:
+                    raise _UnusableError("its bytes are not those that were written")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _UnusableError(str(error).splitlines()[0]) from error
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            with torch.no_grad():
+                for name, parameter in self.trained.items():
+                    parameter.copy_(_placed(file.get_tensor(f"{_WEIGHT}/{name}"), parameter))
+            keys = {name.split("/", 1)[0] for name in names} - {_WEIGHT}
+            owners = {p: part for part in self.optimisers.parts for p in _parameters(part)}
+            for name, parameter in self.trained.items():
+                for key in sorted(key for key in keys if f"{key}/{name}" in names):
+                    moment = _placed(file.get_tensor(f"{key}/{name}"), parameter)
+                    owners[parameter].state.setdefault(parameter, {})[key] = moment
+            return json_object(file.metadata()[_HEADER])
+
+
+def forget(folder: Path) -> None:
+    """Remove the checkpoints of a finished training, and the folder if nothing else is in it."""
+    for pattern in (_PATTERN, _TEMPORARY):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters on the CPU by name, those of a sharded model gathered.
+
+    All processes of a sharded model call it together.
+    """
+    return {
+        name: whole(p.detach()).cpu().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, gathered if it is sharded; then all processes call it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def digest(names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
+    """SHA-256 of tensors on the CPU, names and bytes, in the order of the names."""
+    found = hashlib.sha256()
+    for name in sorted(names):
+        found.update(name.encode() + b"\0")
+        found.update(tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _check_header(header: Mapping[str, Any], fingerprint: str) -> None:
+    if header.get("format") != FORMAT:
+        raise _UnusableError(f"format {header.get('format')!r} instead of {FORMAT}")
+    if header.get("fingerprint") != fingerprint:
+        raise _UnusableError("it belongs to another run")
+    if header.get("checksum") != checksum({k: v for k, v in header.items() if k != "checksum"}):
+        raise _UnusableError("its header is not the one that was written")
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all; its bytes are on disk before its name is."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    whole_header = {**header, "checksum": checksum(header)}
+    try:
+        save_file(dict(tensors), temporary, metadata={_HEADER: json.dumps(whole_header)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sorted(folder: Path) -> list[Path]:
+    """Checkpoints by step, the newest first."""
+    return sorted(folder.glob(_PATTERN), reverse=True)
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of `<path>.1`, `<path>.2` ... that does not exist."""
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return path if not path.exists() else next(name for name in names if not name.exists())
+
+
+def _parameters(part: torch.optim.AdamW | Muon) -> list[Tensor]:
+    return [parameter for group in part.param_groups for parameter in group["params"]]
+
+
+def _placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor of a file on the device of a parameter, sharded as the parameter is.
+
+    A counter of steps has no dimensions and is never sharded.
+    """
+    moved = tensor.to(like.device)
+    if isinstance(like, DTensor) and tensor.shape == like.shape:
+        return distribute_tensor(moved, like.device_mesh, like.placements)
+    return moved
+
+
+def _random(device: torch.device) -> dict[str, str]:
+    """States of this process's random generators in hexadecimal digits."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {kind: bytes(state.tolist()).hex() for kind, state in states.items()}
+
+
+def _restore_random(states: Mapping[str, str], device: torch.device) -> None:
+    found = {
+        kind: torch.tensor(list(bytes.fromhex(digits)), dtype=torch.uint8)
+        for kind, digits in states.items()
+    }
+    torch.set_rng_state(found["cpu"])
+    if device.type == "cuda" and "cuda" in found:
+        torch.cuda.set_rng_state(found["cuda"], device)

@@ -1,0 +1,224 @@
+"""Training of a vision-language model on one or several processes.
+
+A step is a function of the global batch: rows are divided among processes and micro-batches, every
+row has a weight that counts the whole batch, and the gradients are summed. So the number of
+processes and the size of a micro-batch change a result by rounding only.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from fusionbench.api.errors import UserError, one_of
+from fusionbench.harness.optimiser import MUON, Optimisers
+from fusionbench.harness.train import schedule
+from fusionbench.records.cell import Budget
+from fusionbench.vlm.checkpoint import Checkpoints, whole
+from fusionbench.vlm.processes import World
+
+MEANS = ("token", "sample")
+STRATEGIES = ("ddp", "shard")
+
+
+class Data(Protocol):
+    """Training rows by index."""
+
+    def order(self, step: int) -> Sequence[int]:
+        """Rows of the global batch of a step; a function of the seed and the step alone."""
+
+    def labelled(self, index: int) -> int:
+        """Number of labelled tokens of a row."""
+
+    def fetch(self, indices: Sequence[int]) -> Sequence[Any]:
+        """The rows, as the model takes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How a model is trained; `micro_batch` and `strategy` change the result by rounding only."""
+
+    budget: Budget
+    """Steps, global batch, optimiser, weight decay, warm-up, clipping and precision."""
+    lr: float
+    """Peak learning rate of the matrices; `budget.vector_lr` is that of all other parameters."""
+    mean: str = "token"
+    """Weight of a row in the loss. `token`: the mean over all labelled tokens of the global batch.
+    `sample`: the mean over rows of each row's mean over its tokens; short answers weigh more."""
+    micro_batch: int = 0
+    """Rows of one forward pass of a process; 0: all its rows of a step."""
+    strategy: str = "ddp"
+    """`ddp`: each process has all weights. `shard`: weights, gradients and moments are divided
+    among the processes (`fully_shard`), AdamW only."""
+
+    def __post_init__(self) -> None:
+        one_of("mean", self.mean, MEANS)
+        one_of("strategy", self.strategy, STRATEGIES)
+        if self.strategy == "shard" and self.budget.optimiser == MUON:
+            raise UserError(
+                "strategy shard cannot train with Muon, which needs each matrix whole",
+                "use optimiser adamw, or strategy ddp",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What a training did."""
+
+    losses: tuple[float, ...] = ()
+    """Loss of the global batch at each step; empty for a model without trainable parameters."""
+    unmoved: tuple[str, ...] = ()
+    """Trainable parameters that no gradient ever reached."""
+    resumed: int = 0
+    """Steps that were read from a checkpoint."""
+    notes: tuple[str, ...] = ()
+    """Checkpoints that could not be used, and why."""
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    setup: Setup,
+    *,
+    world: World,
+    folder: Path | None = None,
+    every: int = 0,
+    fingerprint: str = "",
+    units: Sequence[nn.Module] = (),
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    report: Callable[[int, float], None] | None = None,
+) -> History:
+    """Train the parameters of `model` that require a gradient, in place and on every process.
+
+    `model(rows, weights)` returns the weighted sum of the rows' losses. With `folder`, a checkpoint
+    is written every `every` steps and training continues from the last whose `fingerprint` equals.
+    `units`: with `shard`, modules that are gathered one by one, e.g. the layers of the language
+    model. `around`: a context of each forward and backward pass. `report(step, loss)` is called
+    after each step, in every process.
+    Raises FloatingPointError in every process if the loss stops being finite.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        return History()
+    model.train()
+    wrapped = _wrapped(model, setup, world, units)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimisers = Optimisers(list(trained.values()), setup.budget, setup.lr)
+    keeper = Checkpoints(folder, fingerprint, trained, optimisers, world)
+    begun, losses = keeper.resume()
+    for step in range(begun, setup.budget.steps):
+        loss = _gradients(wrapped, data, step, setup, world, around)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss:g} at step {step + 1} of {setup.budget.steps} "
+                f"at learning rate {setup.lr:g}"
+            )
+        nn.utils.clip_grad_norm_(trained.values(), setup.budget.clip)
+        optimisers.step(schedule(step, setup.budget))
+        losses.append(loss)
+        if every and (step + 1) % every == 0:
+            keeper.write(losses)
+        if report is not None:
+            report(step, loss)
+    unmoved = _without_gradient(trained, optimisers)
+    return History(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=tuple(keeper.notes))
+
+
+def _gradients(
+    wrapped: nn.Module,
+    data: Data,
+    step: int,
+    setup: Setup,
+    world: World,
+    around: Callable[[], AbstractContextManager[object]],
+) -> float:
+    """Leave the gradient of the global batch in the parameters; return its loss."""
+    order = data.order(step)
+    weights = row_weights(order, data, setup.mean)
+    parts = micro_batches(order, world.rank, world.size, setup.micro_batch)
+    bf16 = setup.budget.precision == "bf16"
+    wrapped.zero_grad(set_to_none=True)
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    for number, (rows, counted) in enumerate(parts):
+        share = torch.tensor([weights[row] * counted for row in rows], device=world.device)
+        with _synchronised(wrapped, number == len(parts) - 1), around():
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+                loss = wrapped(data.fetch(rows), share)
+            # Both strategies divide the sum over the processes by their number.
+            torch.autograd.backward(loss * world.size)
+        total += loss.detach()
+    return float(world.total(total))
+
+
+def row_weights(order: Sequence[int], data: Data, mean: str) -> Mapping[int, float]:
+    """Weight of each row's summed loss, so that the weighted sum over `order` is the mean.
+
+    Raises ValueError for a row without a labelled token.
+    """
+    labelled = {row: data.labelled(row) for row in order}
+    if empty := sorted(row for row, count in labelled.items() if count < 1):
+        raise ValueError(f"training rows {empty[:5]} have no labelled token")
+    if mean == "sample":
+        return {row: 1 / (len(order) * count) for row, count in labelled.items()}
+    total = sum(labelled[row] for row in order)
+    return dict.fromkeys(labelled, 1 / total)
+
+
+def micro_batches(
+    order: Sequence[int], rank: int, size: int, micro_batch: int
+) -> list[tuple[list[int], int]]:
+    """A process's rows of a step, forward pass by forward pass, each with 1 or 0.
+
+    Every process has the same number of passes, because each pass of sharded weights is a
+    collective operation; one that has run out of rows repeats its first with the factor 0.
+    Raises UserError if there are fewer rows than processes.
+    """
+    if len(order) < size:
+        raise UserError(f"a batch of {len(order)} rows cannot be divided among {size} processes")
+    own = list(order[rank::size])
+    most = math.ceil(len(order) / size)
+    length = micro_batch or most
+    cut = [own[first : first + length] for first in range(0, most, length)]
+    return [(rows, 1) if rows else (own[:1], 0) for rows in cut]
+
+
+def _wrapped(model: nn.Module, setup: Setup, world: World, units: Sequence[nn.Module]) -> nn.Module:
+    """The model with its gradients summed over the processes."""
+    if world.size == 1:
+        return model
+    if setup.strategy == "ddp":
+        # Of a batch without an image, or of a method's parameter that is never used, no gradient
+        # comes: DDP has to look which, or it waits for ever.
+        return DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+    scalars = {name: p for name, p in model.named_parameters() if not p.ndim}
+    if trained := [name for name, p in scalars.items() if p.requires_grad]:
+        raise UserError(
+            f"strategy shard cannot divide a parameter without dimensions: {', '.join(trained)}",
+            "use strategy ddp",
+        )
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for unit in units:
+        fully_shard(unit, mesh=mesh, ignored_params=set(scalars.values()))
+    sharded: nn.Module = fully_shard(model, mesh=mesh, ignored_params=set(scalars.values()))
+    return sharded
+
+
+def _synchronised(wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """Gradients are summed over the processes in the last micro-batch only."""
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(last)
+    elif isinstance(wrapped, DistributedDataParallel) and not last:
+        return wrapped.no_sync()
+    return nullcontext()
+
+
+def _without_gradient(trained: Mapping[str, Tensor], optimisers: Optimisers) -> tuple[str, ...]:
+    moments = {name: optimisers.moment(p) for name, p in trained.items()}
+    return tuple(name for name, m in moments.items() if m is None or not bool(whole(m).any()))
