@@ -44,6 +44,11 @@ class Part:
     """Of a set of the hub: the name of its configuration."""
 
     @property
+    def label(self) -> str:
+        """Its name in cards and errors: that of a file without its folder."""
+        return Path(self.name).name if self.is_file else self.name
+
+    @property
     def is_file(self) -> bool:
         """Whether it is a conversation file."""
         return Path(self.name).suffix in _SUFFIXES and not self.is_hub
@@ -102,11 +107,11 @@ def parse_mixture(names: Sequence[str]) -> tuple[Part, ...]:
     parts = tuple(_part(text) for text in names or LOCAL_TASKS)
     seen: set[str] = set()
     for part in parts:
-        if part.name in seen:
+        if part.label in seen:
             raise UserError(
-                f"mixture: {part.name} is named twice", f"write {part.name}[share=2] instead"
+                f"mixture: {part.label} is named twice", f"write {part.label}[share=2] instead"
             )
-        seen.add(part.name)
+        seen.add(part.label)
     return parts
 
 
@@ -200,7 +205,7 @@ def _task_part(part: Part, card: TaskCard, found: tuple[int, str]) -> PartCard:
 def _conversation_part(part: Part, data_root: Path | None) -> PartCard:
     index = open_conversations(part, data_root).index
     return PartCard(
-        name=part.name if part.is_hub else Path(part.name).name,
+        name=part.label,
         kind="hub" if part.is_hub else "file",
         version=0,
         share=part.share,

@@ -61,6 +61,7 @@ def test_settings_stand_in_brackets():
     ("names", "words"),
     [
         (["digits", "textile", "digits[share=2]"], "digits is named twice"),
+        (["a/mix.json", "b/mix.json"], "mix.json is named twice"),
         (["digits[share=0]"], "share of digits must be above 0, got 0"),
         (["digits[share=much]"], "share of digits must be above 0, got much"),
         (["digits[shares=2]"], "no setting 'shares'; did you mean 'share'"),
