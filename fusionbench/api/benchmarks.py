@@ -37,6 +37,8 @@ class Picture:
     name: str
     """File or item, as errors name it."""
     content: "Path | bytes | Encoded | Image"
+    key: str = ""
+    """Equal for equal images of one source: the file's name, or a hash of its bytes."""
 
     def open(self) -> "Image":
         """The decoded RGB image. Raises UserError for what is no image."""
@@ -118,6 +120,7 @@ class Answer(Asked):
     """The text that a model gave to an item, and its outcome."""
 
     text: str
+    """Without white space around it."""
     outcome: float = 0.0
     """0 to 1."""
     ranked: int | None = None
@@ -147,6 +150,10 @@ class Benchmark(ABC):
         """The forms of its data."""
         return Needs(folder=self.folder, files=self.files, tsv=self.tsv, hub=self.hub)
 
+    def annotations(self, source: Source) -> Sequence[Path]:
+        """Files whose bytes are part of `data_hash`; none for a set of the hub."""
+        return source.files
+
     @abstractmethod
     def items(self, source: Source) -> Iterator[Item]:
         """The questions in the order of the source, one at a time, images unopened.
@@ -162,8 +169,8 @@ class Benchmark(ABC):
         """Outcome of each answer; of all, in order, for metrics with draws in file order."""
         return [self.judge(answer.text, answer) for answer in answers]
 
-    def measures(self, answers: Sequence[Answer]) -> Mapping[str, float]:
-        """Named readings of all answers; by default the mean outcome.
+    def measures(self, answers: Sequence[Answer]) -> Mapping[str, float | int | None]:
+        """Named readings of all answers, None where undefined; by default the mean outcome.
 
         Called on resampled images too: an answer may then occur more than once.
         """
@@ -196,7 +203,7 @@ def data_hash(benchmark: Benchmark, source: Source) -> str:
     and sizes of the images are hashed. Raises UserError as `stream` does.
     """
     digest = hashlib.sha256(source.form.encode())
-    for file in source.files:
+    for file in benchmark.annotations(source):
         digest.update(_line(file.relative_to(_base(source)).as_posix(), file.stat().st_size))
         with file.open("rb") as opened:
             while block := opened.read(_BLOCK):
