@@ -21,7 +21,7 @@ from fusionbench.cli.app import (
     say,
 )
 from fusionbench.records.cell import RunOptions
-from fusionbench.study.study import QUICK, Study, load_study, preset, with_overrides
+from fusionbench.study.study import PROBE, QUICK, Study, load_study, preset, with_overrides
 
 if TYPE_CHECKING:
     from fusionbench.launchers.sweep import SweepResult
@@ -34,6 +34,14 @@ def command(
     methods: Annotated[list[str], typer.Option(help="all, names, globs.")] = [],  # noqa: B006
     tasks: Annotated[list[str], typer.Option(help="all, names, globs.")] = [],  # noqa: B006
     encoder: Annotated[str, typer.Option(help="See `fusionbench list encoders`.")] = "",
+    track: Annotated[str, typer.Option(help="probe, or vlm: inside a language model.")] = "",
+    language: Annotated[str, typer.Option(help="words, smollm2-135m or hf:<id or folder>.")] = "",
+    model: Annotated[str, typer.Option(help="llava:<id or folder>, taken apart.")] = "",
+    mixture: Annotated[list[str], typer.Option(help="What vlm trains on: tasks, FILE.json.")] = [],  # noqa: B006
+    data_root: Annotated[str, typer.Option(help="Folder of benchmark files and images.")] = "",
+    processes: Annotated[int, typer.Option(min=1, help="Processes of one vlm training.")] = 1,
+    micro_batch: Annotated[int, typer.Option(min=0, help="Rows a process trains at a time.")] = 0,
+    shard: Annotated[bool, typer.Option("--shard", help="Split weights over processes.")] = False,
     seeds: Annotated[int | None, typer.Option(help="How many runs of each cell.")] = None,
     preset: Annotated[str, typer.Option(help="quick, paper or smoke.")] = "",
     settings: Settings = [],  # noqa: B006
@@ -51,8 +59,11 @@ def command(
     strict_plugins: Strict = False,
 ) -> None:
     """Run the missing cells of a study; a second run has nothing to do."""
-    flags = {"methods": methods, "tasks": tasks, "settings": settings}
-    chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **flags)
+    flags = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
+    chosen = assemble(
+        study, preset, encoder=encoder, seeds=seeds, track=track, language=language, model=model,
+        **flags,
+    )  # fmt: skip
     if strict_plugins:
         read(plugin, strict=True)
     options = RunOptions(
@@ -64,6 +75,10 @@ def command(
         quiet=quiet,
         compile=checked_compile(compile),
         checkpoint=checkpoint,
+        data_root=data_root,
+        processes=processes,
+        micro_batch=micro_batch,
+        shard=shard,
     )
     action = show_plan if dry_run else run
     raise typer.Exit(action(chosen, options, sys.stdout))
@@ -78,14 +93,26 @@ def assemble(
     encoder: str,
     seeds: int | None,
     settings: Sequence[str],
+    track: str = "",
+    language: str = "",
+    model: str = "",
+    mixture: Sequence[str] = (),
 ) -> Study:
     """The study of a file or a preset, with the flags' changes. Raises UserError."""
     if file is not None and preset_name:
         raise UserError("a study file and --preset exclude each other", "write preset: in the file")
-    start = load_study(file) if file is not None else preset(preset_name or QUICK.name)
-    return with_overrides(
-        start, methods=methods, tasks=tasks, encoder=encoder, seeds=seeds, settings=settings
+    start = (
+        load_study(file) if file is not None else preset(preset_name or QUICK.name, track or PROBE)
     )
+    if file is not None and track and track != start.track:
+        raise UserError(
+            f"{file} is a study of the track {start.track}, and --track says {track}",
+            "write track: in the file",
+        )
+    return with_overrides(
+        start, methods=methods, tasks=tasks, encoder=encoder, seeds=seeds, settings=settings,
+        language=language, model=model, mixture=mixture,
+    )  # fmt: skip
 
 
 def checked_device(name: str) -> str:
@@ -112,7 +139,7 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
     from fusionbench.study.plan import resolve
 
     # Names and settings are checked before a folder is made.
-    resolved = resolve(study, catalog, download=True)
+    resolved = resolve(study, catalog, download=True, data_root=options.data_root)
     _, result = execute(resolved, options)
     summary.write(Path(options.out), resolved, result, stream)
     return exit_status(result, stream)
@@ -149,7 +176,7 @@ def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
     from fusionbench.records.store import Store
     from fusionbench.study.plan import make_plan, resolve
 
-    resolved = resolve(study, catalog)
+    resolved = resolve(study, catalog, data_root=options.data_root)
     store = Store.open(options.out) if Path(options.out).exists() else None
     finished = store.finished() if store else {}
     say(store.problems if store else ())

@@ -422,12 +422,12 @@ def _run_together(
     scores, note = evaluate_all(models, materials, split, eval_batch)
     seconds = (time.perf_counter() - started) / len(members)
     found: list[Outcome | None] = []
-    for member, model, log, fit, own in zip(members, models, logs, fits, scores, strict=True):
+    for member, model, log, own_fit, own in zip(members, models, logs, fits, scores, strict=True):
         if isinstance(log, FloatingPointError) or not member.wanted:
             found.append(log if member.wanted and isinstance(log, FloatingPointError) else None)
             continue
         notes = (note,) if note else ()
         found.append(
-            outcome(member, model, log, materials, own, fit=fit, seconds=seconds, notes=notes)
+            outcome(member, model, log, materials, own, fit=own_fit, seconds=seconds, notes=notes)
         )
     return found

@@ -1,9 +1,11 @@
 """What a worker keeps between jobs (encoders, the materials of one job) and how it runs a job."""
 
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,19 +14,16 @@ from jaxtyping import UInt8
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
-from fusionbench.api.fusion import Tap
 from fusionbench.api.types import Unsupported
 from fusionbench.encoders import features
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness import bundle as data
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.cell import Outcome, PassCell, Tuned, choose_layer, choose_lr
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.materials import Materials
-from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.passes import run_pass
-from fusionbench.harness.stepping import taps_of
 from fusionbench.launchers.jobs import EncodeJob, Event, Job
+from fusionbench.launchers.keys import all_taps, feature_key, seeds_of_pass
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.records.locks import claimed
@@ -32,7 +31,10 @@ from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import code_state, hardware, plugin_files, software
 from fusionbench.study.data import load_data
-from fusionbench.study.plan import Cell, TrainJob, layer_candidates, tuning_specs
+from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs
+
+if TYPE_CHECKING:
+    from fusionbench.launchers.models import ModelRunner
 
 _ERROR_LINES = 12
 
@@ -42,12 +44,6 @@ _ERROR_LINES = 12
 # 0 on, and all tuning runs of a cell are one pass (each its own for `seeds_per_pass` 1). To fill a
 # missing cell its whole pass is trained again and only what is missing is written, so that an
 # interrupted run ends with the numbers of an uninterrupted one.
-
-
-def seeds_of_pass(seed: int, size: int) -> range:
-    """The block of seeds that are trained together with this one."""
-    first = seed - seed % size
-    return range(first, first + size)
 
 
 def passes(cells: Sequence[Cell]) -> Iterator[tuple[Cell, ...]]:
@@ -92,10 +88,21 @@ class Runner:
         self._encoders: dict[tuple[str, int], Encoder] = {}
         self._materials: tuple[str, Materials] | None = None
 
+    @cached_property
+    def models(self) -> "ModelRunner":
+        """Runs the jobs of the track `vlm`."""
+        # It loads the language models' library.
+        from fusionbench.launchers.models import ModelRunner
+
+        return ModelRunner(self)
+
     def run(self, job: Job) -> Iterator[Event]:
         """Do a job and report each cell; a cell that fails does not stop the others."""
         if isinstance(job, EncodeJob):
             self.encode(job)
+            return
+        if isinstance(job, ModelJob):
+            yield from self.models.run(job)
             return
         with claimed(self.store.folder, job.id, wait=job.wait) as ours:
             if not ours:
@@ -117,7 +124,7 @@ class Runner:
         lock.parent.mkdir(parents=True, exist_ok=True)
         # Other runs that need the same hidden states wait for these.
         with FileLock(lock):
-            wanted = features.missing_taps(key, _all_taps(job.trainings, encoder))
+            wanted = features.missing_taps(key, all_taps(job.trainings, encoder))
             if wanted:
                 if images is None and (images := data.kept_images(bundle)) is None:
                     _, images = data.cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
@@ -222,9 +229,7 @@ class Runner:
             },
         )
 
-    def bundle(
-        self, cell: Cell
-    ) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
+    def bundle(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
         path = data.bundle_path(cell.spec.task, cell.spec.data, cell.spec.budget)
         if path.exists():
             return data.read_bundle(path), None
@@ -274,56 +279,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def feature_key(spec: CellSpec, bundle: Bundle, size: int) -> FeatureKey:
-    """The key of a cell's hidden states."""
-    return FeatureKey(
-        weights=spec.weights,
-        size=size,
-        images=bundle.images,
-        count=bundle.count,
-        precision=spec.budget.precision,
-        dtype=spec.budget.feature_dtype,
-    )
-
-
 def tuning_record(member: PassCell, outcome: Outcome) -> CellRecord:
     """The record of a tuning run; one that diverged has score 0."""
     if isinstance(outcome, FloatingPointError):
         return CellRecord(spec=member.spec, status="done", score=0.0, notes=(str(outcome),))
     return outcome[0]
-
-
-def _all_taps(trainings: Iterable[TrainJob | ModelJob], encoder: Encoder) -> set[Tap]:
-    """The hidden states that these trainings read; a method's taps may depend on the seed."""
-    taps: set[Tap] = set()
-    for job in trainings:
-        first = job.tasks[0]
-        for cell in (first, *layer_candidates(first).values()):
-            # A method that cannot be built fails, or is skipped, when its cells run.
-            try:
-                for seed in _seeds(job, cell):
-                    taps |= _taps(job, cell, encoder, seed)
-            except Exception:
-                continue
-    return taps
-
-
-def _seeds(job: TrainJob | ModelJob, cell: Cell) -> set[int]:
-    """The seeds of a job's cells and of its tuning runs."""
-    size = cell.spec.budget.seeds_per_pass
-    tuning = {run.seed for runs in tuning_specs(cell.spec).values() for run in runs}
-    return tuning.union(*(seeds_of_pass(one.spec.seed, size) for one in job.cells))
-
-
-def _taps(job: TrainJob | ModelJob, cell: Cell, encoder: Encoder, seed: int) -> set[Tap]:
-    budget, settings = cell.spec.budget, cell.chosen.settings
-    method = load_method(cell.chosen.card)
-    if isinstance(job, ModelJob):
-        # The size of the language model decides no tap.
-        return set(taps_of(fusion_of(method, settings, encoder, None, seed)))
-    whole = replace(encoder.shape, query_dim=budget.query_dim, mlp=encoder.mlp)
-    shape = shape_of(whole, settings, budget)
-    return set(taps_of(seeded_fusion(method, settings, shape, stream=(cell.spec.task, seed))))
 
 
 def score_of(record: CellRecord | None, spec: CellSpec) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -208,20 +209,26 @@ def language_shape(model: Any) -> ReaderShape:
 
     Raises UserError if its embeddings have another width than its layers.
     """
-    config = model.config.get_text_config()
-    layers = decoder_layers(model.get_decoder())
-    width = int(config.hidden_size)
+    shape = config_shape(model.config)
+    layers, width = len(decoder_layers(model.get_decoder())), shape.width
     entering = int(model.get_input_embeddings().weight.shape[1])
     if entering != width:
         raise UserError(
             f"{type(model).__name__} has embeddings of width {entering} and layers of {width}; "
             "image tokens need one width"
         )
-    mlp = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
+    return replace(shape, layers=layers)
+
+
+def config_shape(config: Any) -> ReaderShape:
+    """Size of a language model's layers from its configuration."""
+    text = config.get_text_config()
+    width = int(text.hidden_size)
+    mlp = (getattr(text, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
     return ReaderShape(
-        layers=len(layers),
+        layers=int(text.num_hidden_layers),
         width=width,
-        heads=int(config.num_attention_heads),
+        heads=int(text.num_attention_heads),
         mlp=int(next((size for size in mlp if size), 4 * width)),
     )
 

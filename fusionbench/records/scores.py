@@ -224,7 +224,10 @@ def _table(records: list[CellRecord]) -> ScoreTable:
     spec = records[0].spec
     return ScoreTable(
         condition=Condition(
-            track=spec.track, encoder=spec.encoder, weights=spec.weights, budget=spec.budget,
+            track=spec.track,
+            encoder=spec.encoder,
+            weights=spec.weights,
+            budget=spec.budget,
             training=spec.training,
         ),  # fmt: skip
         methods=tuple(method_names[key] for key in methods),

@@ -17,6 +17,7 @@ from fusionbench.readers.load import WORDS, check_language
 from fusionbench.records.cell import canonical
 from fusionbench.records.files import file_hash
 
+LLAVA = "llava:"
 WORDS_SIZE = (4, 128, 4)
 """Layers, width and heads of `words`."""
 _WORDS_VERSION = 1
@@ -60,6 +61,21 @@ def describe_language(language: str, model: str, *, download: bool) -> LanguageC
     texts = [folder / name for name in _TEXT_FILES]
     files = [*weight_files(folder), *(file for file in texts if file.is_file())]
     return LanguageCard(name=language, weights=_digest([file_hash(file) for file in files]))
+
+
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a language model, or of the checkpoint that it is a part of.
+
+    Raises UserError if it is not on this machine.
+    """
+    if name.startswith(LLAVA):
+        found = describe(name)
+        folder = None if found is None else found.folder
+    else:
+        folder = language_folder(name)
+    if folder is None:
+        raise UserError(f"language model {name!r} is not here", f"`fusionbench fetch {name}`")
+    return folder
 
 
 def _checkpoint(name: str, *, download: bool) -> LanguageCard:

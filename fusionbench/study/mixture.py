@@ -99,6 +99,14 @@ class MixtureCard:
         return hashlib.sha256(canonical(values).encode()).hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """A mixture's card and the parts that it was named by."""
+
+    card: MixtureCard
+    parts: tuple[Part, ...]
+
+
 def parse_mixture(names: Sequence[str]) -> tuple[Part, ...]:
     """The parts of a mixture; without a name the local tasks.
 

@@ -28,7 +28,7 @@ from fusionbench.registry.selection import (
 from fusionbench.study.contrasts import check_known, read_contrasts
 from fusionbench.study.data import benchmark_hash, task_hashes
 from fusionbench.study.language import LanguageCard, describe_language
-from fusionbench.study.mixture import MixtureCard, describe_mixture, parse_mixture
+from fusionbench.study.mixture import Mixed, MixtureCard, describe_mixture, parse_mixture
 from fusionbench.study.study import ALL, LOCAL_TASKS, PRESETS, PROBE, VLM, Study
 from fusionbench.study.training import BLIND, training_of, without_readers
 
@@ -73,9 +73,7 @@ def resolve(
     """
     # The study's own encoder first: a wrong name is an error even if no task uses it.
     vlm = study.track == VLM
-    language = (
-        describe_language(study.language, study.model, download=download) if vlm else None
-    )
+    language = describe_language(study.language, study.model, download=download) if vlm else None
     study_encoder = (language and language.tower) or _encoder(
         catalog, study.encoder, study.budget.image_size, download=download
     )
@@ -103,9 +101,7 @@ def _own_encoder(task: AnyTask) -> str:
     return task.encoder if isinstance(task, TaskCard) else ""
 
 
-def _tasks(
-    study: Study, catalog: Catalog
-) -> tuple[tuple[AnyTask, ...], tuple[Unavailable, ...]]:
+def _tasks(study: Study, catalog: Catalog) -> tuple[tuple[AnyTask, ...], tuple[Unavailable, ...]]:
     """The tasks of a study; in the track `vlm` also benchmarks. Raises UserError."""
     if study.track == PROBE:
         return select_tasks(catalog, study.tasks)
@@ -203,8 +199,8 @@ class ModelJob:
     """The cells of this training that have no record."""
     tasks: tuple[Cell, ...]
     """One cell of each local task whose images it reads, to train or to be scored."""
-    mixture: tuple[str, ...]
-    """The local tasks that it is trained on."""
+    mixtures: tuple[Mixed, ...]
+    """The mixture of each stage."""
     wait: bool = False
     """Wait for another run that holds the job, instead of leaving it for later."""
 
@@ -228,6 +224,8 @@ class Plan:
     pending: tuple[Cell, ...]
     hashes: Mapping[str, str]
     """Task -> hash of its data; in the track `vlm` of the mixture's tasks too."""
+    mixtures: tuple[Mixed, ...] = ()
+    """Of the track `vlm`: the mixture of each stage."""
 
     @property
     def finished(self) -> int:
@@ -247,11 +245,10 @@ class Plan:
 
         cards = {card.name: card for card in (*self.resolved.mixture, *self.resolved.tasks)}
         local = [card for card in cards.values() if isinstance(card, TaskCard)]
-        mixture = tuple(card.name for card in self.resolved.mixture)
         for _, group in groupby(sorted(self.pending, key=rank), key=rank):
             cells = tuple(group)
             read = tuple(self._on(cells[0], card) for card in local)
-            yield ModelJob(cells=cells, tasks=read, mixture=mixture)
+            yield ModelJob(cells=cells, tasks=read, mixtures=self.mixtures)
 
     def _on(self, cell: Cell, task: TaskCard) -> Cell:
         """The same training on another local task."""
@@ -271,9 +268,7 @@ class Plan:
         ranked = sorted(self.pending, key=lambda cell: (*training(cell), cell.spec.seed))
         for _, group in groupby(ranked, key=training):
             cells = tuple(group)
-            yield TrainJob(
-                cells=cells, first=first[cells[0].chosen.label, cells[0].task.name]
-            )
+            yield TrainJob(cells=cells, first=first[cells[0].chosen.label, cells[0].task.name])
 
 
 def make_plan(resolved: ResolvedStudy, finished: Container[str], *, keep: bool = False) -> Plan:
@@ -287,27 +282,31 @@ def make_plan(resolved: ResolvedStudy, finished: Container[str], *, keep: bool =
     for card in cards.values():
         if isinstance(card, BenchmarkCard):
             hashes[card.name] = benchmark_hash(card, resolved.data_root)
-    training = _training(resolved)
+    training, mixtures = _training(resolved)
     cells = tuple(
         cell
         for task in resolved.tasks
         for cell in _cells(resolved, task, hashes[task.name], training)
     )
     pending = tuple(cell for cell in cells if cell.spec.id not in finished)
-    return Plan(resolved=resolved, cells=cells, pending=pending, hashes=hashes)
+    return Plan(resolved=resolved, cells=cells, pending=pending, hashes=hashes, mixtures=mixtures)
 
 
-def _training(resolved: ResolvedStudy) -> Training | None:
+def _training(resolved: ResolvedStudy) -> tuple[Training | None, tuple[Mixed, ...]]:
     """What the models of the study are trained on; None in the track `probe`."""
     if resolved.language is None:
-        return None
+        return None, ()
     study, language = resolved.study, resolved.language
+    root = Path(resolved.data_root) if resolved.data_root else None
+    found: list[Mixed] = []
 
     def describe(names: Sequence[str]) -> MixtureCard:
-        root = Path(resolved.data_root) if resolved.data_root else None
-        return describe_mixture(parse_mixture(names), resolved.catalog, study.budget, root)
+        parts = parse_mixture(names)
+        card = describe_mixture(parts, resolved.catalog, study.budget, root)
+        found.append(Mixed(card=card, parts=parts))
+        return card
 
-    return training_of(study, language.name, language.weights, describe)
+    return training_of(study, language.name, language.weights, describe), tuple(found)
 
 
 def tuning_specs(spec: CellSpec, *, always: bool = False) -> Mapping[float, tuple[CellSpec, ...]]:

@@ -273,7 +273,8 @@ def with_overrides(  # noqa: PLR0913  (one argument for each flag)
     changes |= {"tasks": list(tasks)} if tasks else {}
     changes |= {"encoder": encoder} if encoder else {}
     changes |= {} if seeds is None else {"seeds": seeds}
-    changes |= {"language": language} if language else {}
+    # A checkpoint brings its own language model.
+    changes |= {"language": language} if language or model else {}
     changes |= {"model": model} if model else {}
     changes |= {"mixture": list(mixture)} if mixture else {}
     return checked_track(_changed(study, changes, ""))

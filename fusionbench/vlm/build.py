@@ -13,16 +13,16 @@ from torch import nn
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Method
 from fusionbench.api.seeding import seed_of
-from fusionbench.api.types import StackShape
+from fusionbench.api.types import ReaderShape, StackShape
 from fusionbench.harness.model import seeded_fusion
 from fusionbench.readers.labels import EncodedRow, encode
-from fusionbench.readers.language import LanguageModel
+from fusionbench.readers.language import LanguageModel, config_shape
 from fusionbench.readers.load import WORDS, load_language
 from fusionbench.readers.projector import build_projector
 from fusionbench.readers.template import build_template
 from fusionbench.records.cell import QUESTION, CellSpec, Setting
 from fusionbench.records.training import Stage, Training
-from fusionbench.study.language import WORDS_SIZE
+from fusionbench.study.language import WORDS_SIZE, checkpoint_folder
 from fusionbench.vlm.batch import Encode
 from fusionbench.vlm.conversations import Row
 from fusionbench.vlm.model import VisionLanguageModel
@@ -59,7 +59,7 @@ def build_model(
     """
     training = training_of(spec)
     language = language_of(training, spec, vocabulary, device_of(encoder))
-    fusion = fusion_of(method, settings, encoder, language, spec.seed)
+    fusion = fusion_of(method, settings, encoder, language.shape, spec.seed)
     fusion = fusion.to(device_of(encoder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(_STREAM, spec.seed, "projector"))
@@ -77,22 +77,29 @@ def fusion_of(
     method: type[Method],
     settings: Mapping[str, Setting],
     encoder: Encoder,
-    language: LanguageModel,
+    reader: ReaderShape,
     seed: int,
 ) -> Method:
     """The fusion that a training of this seed starts from."""
-    shape = shape_with(encoder, language)
+    shape = shape_with(encoder, reader)
     return seeded_fusion(method, settings, shape, stream=(_STREAM, seed))
 
 
-def shape_with(encoder: Encoder, language: LanguageModel) -> StackShape:
+def shape_with(encoder: Encoder, reader: ReaderShape) -> StackShape:
     """The encoder's stack with the query's width and the language model's layers."""
-    return replace(
-        encoder.shape,
-        query_dim=language.shape.width,
-        mlp=encoder.mlp,
-        reader=language.shape,
-    )
+    return replace(encoder.shape, query_dim=reader.width, mlp=encoder.mlp, reader=reader)
+
+
+def reader_shape(spec: CellSpec) -> ReaderShape:
+    """Size of the language model's layers, from its configuration alone."""
+    name = training_of(spec).language
+    if name == WORDS:
+        layers, width, heads = WORDS_SIZE
+        return ReaderShape(layers=layers, width=width, heads=heads, mlp=2 * width)
+    from transformers import AutoConfig
+
+    folder = checkpoint_folder(name)
+    return config_shape(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def language_of(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -15,8 +16,8 @@ from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.stepping import States
 from fusionbench.vlm.conversations import Cached
 
-Pixels = Callable[[Sequence[Picture]], UInt8[Tensor, "batch height width 3"]]
-"""Opens pictures and makes the encoder's input of them."""
+Pixels = Callable[[Picture], UInt8[np.ndarray, "height width 3"]]
+"""Opens a picture: its grey levels, of any size, or padded to a square."""
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,7 @@ class ImageStates:
         for place, image in enumerate(images):
             places.setdefault(image.task if isinstance(image, Cached) else "", []).append(place)
         pictures = [image for image in images if isinstance(image, Picture)]
-        running = encoded(self.encoder, self.pixels(pictures)) if pictures else None
+        running = encoded(self.encoder, [self._opened(one) for one in pictures])
 
         def gather(taps: tuple[Tap, ...]) -> Float[Tensor, "tap batch token dim"]:
             shape = self.encoder.shape
@@ -51,11 +52,14 @@ class ImageStates:
                     rows = torch.tensor([_row(images[spot]) for spot in spots])
                     part = torch.stack([self._stored(task, tap)[rows] for tap in taps])
                 else:
-                    part = running(taps) if running is not None else found[:, spots]
+                    part = running(taps)
                 found[:, torch.tensor(spots)] = part.to(self.device, torch.float32)
             return found
 
         return gather
+
+    def _opened(self, picture: Picture) -> UInt8[Tensor, "1 height width 3"]:
+        return torch.from_numpy(np.array(self.pixels(picture)))[None].to(self.device)
 
     def _stored(self, task: str, tap: Tap) -> Float[Tensor, "image token dim"]:
         if (task, tap) not in self._open:
@@ -67,13 +71,13 @@ def _row(image: Picture | Cached) -> int:
     return image.row if isinstance(image, Cached) else -1
 
 
-def encoded(encoder: Encoder, images: UInt8[Tensor, "batch height width 3"]) -> States:
-    """Gives the states of these images; the encoder runs as far as the taps need, no further."""
+def encoded(encoder: Encoder, images: Sequence[UInt8[Tensor, "1 height width 3"]]) -> States:
+    """Gives the states of images of any sizes; the encoder runs as far as the taps need."""
 
     @torch.no_grad()
     def run(taps: tuple[Tap, ...]) -> Float[Tensor, "tap batch token dim"]:
         sources = {index: encoder.shape.source(index) for tap in taps for index in tap}
-        states = {0: encoder.embed(images)}
+        states = {0: torch.cat([encoder.embed(image) for image in images])}
         for index in range(1, max(layer for layer, _ in sources.values()) + 1):
             states[index] = encoder.block(index, states[index - 1])
         found = {

@@ -99,7 +99,8 @@ def train(
     """Train the parameters of `model` that require a gradient, in place and on every process.
 
     `model(rows, weights)` returns the weighted sum of the rows' losses. With `folder`, a checkpoint
-    is written every `every` steps and training continues from the last whose `fingerprint` equals.
+    is written every `every` steps and at the end, and training continues from the last whose
+    `fingerprint` equals.
     `units`: with `shard`, modules that are gathered one by one, e.g. the layers of the language
     model. `around`: a context of each forward and backward pass. `report(step, loss)` is called
     after each step, in every process.
@@ -123,7 +124,7 @@ def train(
         nn.utils.clip_grad_norm_(trained.values(), setup.budget.clip)
         optimisers.step(schedule(step, setup.budget))
         losses.append(loss)
-        if every and (step + 1) % every == 0:
+        if every and ((step + 1) % every == 0 or step + 1 == setup.budget.steps):
             keeper.write(losses)
         if report is not None:
             report(step, loss)

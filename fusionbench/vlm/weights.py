@@ -9,9 +9,10 @@ A model appears under its name complete or not at all: the weights first, then t
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,8 +35,8 @@ class Trained:
     unmoved: tuple[str, ...] = ()
     """Parameters of the fusion that no gradient ever reached."""
     lr: float | None = None
-    settings: Mapping[str, object] = field(default_factory=dict)
-    """What was chosen on val, such as the layer of `best_single`."""
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    """What was chosen on val: scores of the runs, settings such as the layer of `best_single`."""
     notes: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     vocabulary: tuple[str, ...] = ()
@@ -97,12 +98,6 @@ def load_weights(file: Path, model: nn.Module) -> None:
     with torch.no_grad():
         for name, value in found.items():
             own[name].copy_(value)
-
-
-def trained_weights(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """The parameters of these names."""
-    own = dict(model.named_parameters())
-    return {name: own[name] for name in names}
 
 
 def _note(store: Path, model: str) -> Path:

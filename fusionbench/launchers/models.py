@@ -1,0 +1,315 @@
+"""Runs the jobs of the track `vlm`: trains each model once, then scores and records task by task.
+
+A run that is killed between two records trains nothing again, since the weights are on disk; one
+that is killed while a model is trained goes on from its last checkpoint.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fusionbench.api.errors import UserError
+from fusionbench.api.sources import find_source
+from fusionbench.api.types import Unsupported
+from fusionbench.harness.cell import Tuned, choose_lr, scored
+from fusionbench.harness.stepping import needs_encoder, taps_of
+from fusionbench.launchers.jobs import Event
+from fusionbench.launchers.keys import feature_key
+from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, Setting
+from fusionbench.records.files import sha256_of
+from fusionbench.records.locks import claimed
+from fusionbench.registry.cards import BenchmarkCard
+from fusionbench.registry.plugins import load_benchmark, load_method, load_task
+from fusionbench.study.plan import Cell, ModelJob, layer_candidates, tuning_specs
+from fusionbench.vlm.build import Built, build_model, encoder_of_rows, stranger, training_of
+from fusionbench.vlm.evaluate import Asking, Evaluated, evaluate_benchmark, evaluate_local
+from fusionbench.vlm.processes import in_processes
+from fusionbench.vlm.session import Session, Work, train_model
+from fusionbench.vlm.weights import Trained, finished, load_weights, model_file
+
+if TYPE_CHECKING:
+    from fusionbench.launchers.runner import Runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A trained model that can be asked."""
+
+    built: Built
+    trained: Trained
+    tuned: Tuned
+    weights: str
+    """SHA-256 of the file of weights; empty for a tuning run."""
+
+
+class ModelRunner:
+    """Trains and scores models with the encoders, bundles and store of a worker."""
+
+    def __init__(self, runner: "Runner") -> None:
+        self.runner = runner
+        self.options, self.store = runner.options, runner.store
+
+    def run(self, job: ModelJob) -> Iterator[Event]:
+        """Do a job and report each cell; a task that fails does not stop the others."""
+        with claimed(self.store.folder, job.id, wait=job.wait) as ours:
+            if not ours:
+                yield from (Event(kind="claimed", cell=cell) for cell in job.cells)
+                return
+            there = {cell.spec.id for cell in job.cells if self.store.find(cell.spec.id)}
+            yield from (Event(kind="found", cell=c) for c in job.cells if c.spec.id in there)
+            cells = [cell for cell in job.cells if cell.spec.id not in there]
+            if cells:
+                yield from self._run(job, cells)
+
+    def _run(self, job: ModelJob, cells: Sequence[Cell]) -> Iterator[Event]:
+        yield from (Event(kind="begun", cell=cell) for cell in cells)
+        try:
+            session = self._session(job)
+            ready = self._ready(job, session)
+        except Unsupported as reason:
+            for cell in cells:
+                skipped = CellRecord(spec=cell.spec, status="skipped", reason=str(reason))
+                self.runner.write(cell, skipped)
+                yield Event(kind="skipped", cell=cell, text=str(reason))
+        except UserError:
+            raise
+        except Exception as error:  # a method may raise anything
+            yield from (self.runner.failed(cell, error) for cell in cells)
+        else:
+            for cell in cells:
+                yield self._recorded(session, ready, cell)
+
+    def _session(self, job: ModelJob) -> Session:
+        bundles = {cell.spec.task: self.runner.bundle(cell)[0] for cell in job.tasks}
+        encoder = self.runner.encoder(job.cells[0])
+        keys = {
+            cell.spec.task: feature_key(cell.spec, bundles[cell.spec.task], encoder.size)
+            for cell in job.tasks
+        }
+        return Session.open(
+            encoder, bundles, keys, job.mixtures, training_of(job.spec), self.options,
+            self.runner.device,
+        )  # fmt: skip
+
+    def _ready(self, job: ModelJob, session: Session) -> Ready:
+        """The job's model, trained now or read from disk."""
+        folder, spec, cell = self.store.folder, job.spec, job.cells[0]
+        found = finished(folder, job.id)
+        tuned = self._tuned(job, session) if found is None else _known(found, spec)
+        work = Work(
+            spec=spec, method=cell.chosen.card, settings={**spec.settings, **tuned.settings},
+            lr=tuned.lr, folder=folder, keep=True, tuned=_about(tuned),
+        )  # fmt: skip
+        if found is None:
+            in_processes(
+                self.options.processes,
+                train_in_process if self.options.processes > 1 else train_here,
+                (self.options, job, work) if self.options.processes > 1 else (session, work),
+                device=str(self.runner.device),
+            )
+            found = finished(folder, job.id)
+        if found is None:
+            raise OSError(f"the weights of model {job.id} are not on disk after its training")
+        built = self._built(session, work, found.vocabulary)
+        load_weights(model_file(folder, job.id), built.model)
+        weights = sha256_of(model_file(folder, job.id))
+        return Ready(built=built, trained=found, tuned=tuned, weights=weights)
+
+    def _built(self, session: Session, work: Work, vocabulary: Sequence[str]) -> Built:
+        method = load_method(work.method)
+        return build_model(method, work.settings, work.spec, session.encoder, vocabulary)
+
+    def _tuned(self, job: ModelJob, session: Session) -> Tuned:
+        """The learning rate of a model, and the layer where its method tries all of them.
+
+        Layers are tried with `trial_steps` of one tuning seed, at the middle learning rate.
+        """
+        cell = job.cells[0]
+        found: Mapping[str, Setting] = {}
+        notes: tuple[str, ...] = ()
+        scores: dict[str, list[float]] = {}
+        if candidates := layer_candidates(cell):
+            tried = cell.chosen.card.tries
+            by_layer = {
+                layer: self._val(job, session, trial_spec(one.spec))
+                for layer, one in candidates.items()
+            }
+            best = max(sorted(by_layer), key=lambda layer: by_layer[layer])
+            scores = {f"{tried}={layer}": [score] for layer, score in by_layer.items()}
+            found = {tried: best}
+            notes = (f"{tried}={best}: the best on val of {len(by_layer)} layers tried once each",)
+        rates = {
+            lr: [self._val(job, session, spec) for spec in specs]
+            for lr, specs in tuning_specs(
+                replace(cell.spec, settings={**cell.spec.settings, **found})
+            ).items()
+        }
+        chosen = choose_lr(rates) if rates else Tuned(lr=cell.spec.budget.lrs[0], scores={})
+        return replace(chosen, scores={**scores, **chosen.scores}, settings=found, notes=notes)
+
+    def _val(self, job: ModelJob, session: Session, spec: CellSpec) -> float:
+        """Mean val score of a tuning run over the tasks of the mixture, trained if it must be."""
+        cells = [cell for cell in job.tasks if cell.spec.task in session.mixture_tasks]
+        specs = [
+            replace(
+                spec, task=cell.spec.task, task_version=cell.spec.task_version, data=cell.spec.data
+            )
+            for cell in cells
+        ]
+        if not all(self.store.find(one.id) for one in specs):
+            self._tune(job, session, spec, list(zip(cells, specs, strict=True)))
+        records = [self.store.find(one.id) for one in specs]
+        return statistics.fmean(one.score or 0.0 for one in records if one is not None)
+
+    def _tune(
+        self, job: ModelJob, session: Session, spec: CellSpec,
+        tasks: Sequence[tuple[Cell, CellSpec]],
+    ) -> None:  # fmt: skip
+        cell = job.cells[0]
+        lr = spec.budget.lrs[0]
+        work = Work(
+            spec=spec, method=cell.chosen.card, settings=spec.settings, lr=lr,
+            folder=self.store.folder, keep=False,
+        )  # fmt: skip
+        try:
+            built, trained = train_model(session, work)
+        except FloatingPointError as error:
+            for one, own in tasks:
+                diverged = CellRecord(spec=own, status="done", score=0.0, notes=(str(error),))
+                self.runner.write(one, diverged)
+            return
+        ready = Ready(built=built, trained=trained, tuned=Tuned(lr=lr, scores={}), weights="")
+        for one, own in tasks:
+            self.runner.write(one, self._scored(session, ready, replace(one, spec=own))[0])
+
+    def _recorded(self, session: Session, ready: Ready, cell: Cell) -> Event:
+        """Score one task and write its record."""
+        try:
+            record, found = self._scored(session, ready, cell)
+        except UserError:
+            raise
+        except Exception as error:  # a task may raise anything
+            return self.runner.failed(cell, error)
+        self.runner.write(cell, record, found.outcomes, found.items, found.answers)
+        return Event(kind="done", cell=cell)
+
+    def _scored(self, session: Session, ready: Ready, cell: Cell) -> tuple[CellRecord, Evaluated]:
+        started = time.perf_counter()
+        found, facts = self._evaluated(session, ready, cell)
+        model, spec = ready.built.model, cell.spec
+        unknown = {"unknown words": found.unknown} if found.unknown else {}
+        record = CellRecord(
+            spec=spec,
+            status="done",
+            **facts,
+            seed_scope="suite",
+            lr=ready.tuned.lr,
+            tuning=ready.tuned.scores,
+            lr_at_edge=ready.tuned.at_edge,
+            parameters=model.parameter_counts(),
+            taps=taps_of(model.fusion),
+            in_encoder=needs_encoder(model.fusion),
+            notes=(*ready.tuned.notes, *ready.built.notes, *ready.trained.notes),
+            loss=ready.trained.losses,
+            trace=found.trace,
+            unmoved=ready.trained.unmoved,
+            model=spec.model_id,
+            model_weights=ready.weights,
+            measures=found.measures or {},
+            counts={**ready.trained.counts, **unknown},
+            seconds=round(time.perf_counter() - started, 3),
+        )
+        return record, found
+
+    def _evaluated(
+        self, session: Session, ready: Ready, cell: Cell
+    ) -> tuple[Evaluated, dict[str, object]]:
+        """The evaluation of a cell and the fields of its record that the task decides."""
+        asking = asking_of(session, ready.built, cell.spec, self.options.eval_batch)
+        if isinstance(cell.task, BenchmarkCard):
+            benchmark = load_benchmark(cell.task)
+            source = find_source(cell.task.name, cell.task.needs, self.options.data_root)
+            found = evaluate_benchmark(asking, benchmark, source)
+            score = float(found.outcomes.mean())
+            return found, {
+                "metric": benchmark.metric,
+                "chance": found.chance,
+                "score": score,
+                "scores": {benchmark.metric: score},
+                "examples": len(found.outcomes),
+            }
+        task, bundle = load_task(cell.task), session.bundles[cell.spec.task]
+        found = evaluate_local(asking, cell.spec.task, bundle, cell.spec.split, task)
+        return found, scored(cell.spec, task, bundle, found.outcomes)
+
+
+def asking_of(session: Session, built: Built, spec: CellSpec, size: int) -> Asking:
+    """How the model of a specification is asked."""
+    training = training_of(spec)
+    language, template = built.model.language, training.stages[-1].template
+    return Asking(
+        model=built.model,
+        states=session.states,
+        ask=encoder_of_rows(language, training, template, answer=False),
+        told=encoder_of_rows(language, training, template, answer=True),
+        size=size,
+        bf16=spec.budget.precision == "bf16",
+        shuffled=stranger(spec.settings, spec.seed),
+    )
+
+
+def trial_spec(spec: CellSpec) -> CellSpec:
+    """The tuning run that tries one layer."""
+    budget = spec.budget
+    middle = sorted(budget.lrs)[len(budget.lrs) // 2]
+    return replace(
+        spec,
+        stage="tune",
+        seed=TUNING_SEED,
+        budget=replace(
+            budget, lrs=(middle,), tuning_seeds=0, trial_steps=0,
+            steps=budget.trial_steps or budget.steps,
+        ),
+    )  # fmt: skip
+
+
+def train_here(world: object, session: Session, work: Work) -> None:
+    """Train in this process; `world` is this process alone."""
+    train_model(session, work)
+
+
+def train_in_process(world: object, options: object, job: ModelJob, work: Work) -> None:
+    """Train in one of several processes, each with an encoder of its own."""
+    from fusionbench.launchers.runner import Runner
+    from fusionbench.records.cell import RunOptions
+    from fusionbench.vlm.processes import World
+
+    if not isinstance(world, World) or not isinstance(options, RunOptions):
+        raise TypeError("started by `vlm.processes.in_processes` only")
+    runner = Runner(replace(options, device=str(world.device)))
+    session = ModelRunner(runner)._session(job)
+    train_model(session, work, world)
+
+
+def _about(tuned: Tuned) -> Mapping[str, object]:
+    return {
+        "tuning": {key: list(values) for key, values in tuned.scores.items()},
+        "at_edge": tuned.at_edge, "notes": list(tuned.notes), "settings": dict(tuned.settings),
+    }  # fmt: skip
+
+
+def _known(found: Trained, spec: CellSpec) -> Tuned:
+    """What a finished training was tuned to."""
+    about = found.tuned
+    return Tuned(
+        lr=found.lr if found.lr is not None else spec.budget.lrs[0],
+        scores={key: list(values) for key, values in about["tuning"].items()},
+        at_edge=bool(about["at_edge"]),
+        notes=tuple(about["notes"]),
+        settings={
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in about["settings"].items()
+        },
+    )

@@ -1,0 +1,267 @@
+"""One training from its job: stage by stage, resumed where it was killed, weights on disk."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial as bind
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fusionbench.api.benchmarks import Picture
+from fusionbench.api.encoders import Encoder
+from fusionbench.encoders.features import FeatureKey
+from fusionbench.harness.bundle import Bundle
+from fusionbench.harness.train import spaced
+from fusionbench.readers.injection import decoder_layers
+from fusionbench.records.cell import Budget, CellSpec, RunOptions, Setting, canonical
+from fusionbench.records.training import Stage, Training
+from fusionbench.registry.cards import MethodCard
+from fusionbench.registry.plugins import load_method
+from fusionbench.study.mixture import Mixed
+from fusionbench.vlm.batch import Batch, Batches
+from fusionbench.vlm.build import (
+    Built,
+    build_model,
+    encoder_of_rows,
+    is_words,
+    set_trained,
+    stranger,
+    training_of,
+)
+from fusionbench.vlm.checkpoint import whole
+from fusionbench.vlm.conversations import Row
+from fusionbench.vlm.mixture import Mixture, open_mixture, within
+from fusionbench.vlm.pictures import pixels
+from fusionbench.vlm.processes import World
+from fusionbench.vlm.states import ImageStates
+from fusionbench.vlm.train import History, Setup, train
+from fusionbench.vlm.weights import Trained, partial, save_model
+
+_CHECKPOINTS = 10
+"""Checkpoints of a stage."""
+_FUSION = "fusion."
+_TOO_LONG = "rows longer than the limit"
+_MARGIN = 512
+"""Bytes that a template adds to a row at most, so that short rows need not be encoded twice."""
+_NO_MEAN = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What the trainings and tests of one job share."""
+
+    encoder: Encoder
+    bundles: Mapping[str, Bundle]
+    states: ImageStates
+    mixtures: tuple[Mixed, ...]
+    """One for each stage."""
+    options: RunOptions
+    mixture_tasks: tuple[str, ...]
+    _opened: dict[int, Mixture] = field(default_factory=dict)
+
+    @staticmethod
+    def open(
+        encoder: Encoder,
+        bundles: Mapping[str, Bundle],
+        keys: Mapping[str, FeatureKey],
+        mixtures: Sequence[Mixed],
+        training: Training,
+        options: RunOptions,
+        device: torch.device,
+    ) -> "Session":
+        """The encoder with the images of local tasks and of files."""
+        tasks = {part.name for mixed in mixtures for part in mixed.parts if part.is_task}
+        states = ImageStates(
+            keys=keys, encoder=encoder, device=device,
+            pixels=bind(_pixels, fit=training.pixels, mean=getattr(encoder, "mean", _NO_MEAN)),
+        )  # fmt: skip
+        return Session(
+            encoder=encoder, bundles=bundles, states=states, mixtures=tuple(mixtures),
+            options=options, mixture_tasks=tuple(sorted(tasks)),
+        )  # fmt: skip
+
+    def mixture(self, stage: int) -> Mixture:
+        """The rows of a stage, opened once."""
+        if stage not in self._opened:
+            mixed, root = self.mixtures[stage], self.options.data_root
+            self._opened[stage] = open_mixture(
+                mixed.card, mixed.parts, self.bundles, Path(root) if root else None
+            )
+        return self._opened[stage]
+
+    def vocabulary(self) -> tuple[str, ...]:
+        """Questions and answers of all training rows, each once."""
+        found: dict[str, None] = {}
+        for stage in range(len(self.mixtures)):
+            rows = self.mixture(stage)
+            for index in range(len(rows)):
+                for turn in rows[index].turns:
+                    found.setdefault(turn.question)
+                    found.setdefault(turn.answer)
+        return tuple(found)
+
+
+def _pixels(picture: Picture, *, fit: str, mean: tuple[float, float, float]) -> np.ndarray:
+    return pixels(picture, fit, mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One training: an evaluation's, whose weights are kept, or a tuning run's."""
+
+    spec: CellSpec
+    method: MethodCard
+    settings: Mapping[str, Setting]
+    lr: float
+    folder: Path
+    """The folder of results."""
+    keep: bool
+    tuned: Mapping[str, object] = field(default_factory=dict)
+    """What was chosen on val, as JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRows:
+    """The rows of a stage as the training loop takes them."""
+
+    mixture: Mixture
+    batches: Batches
+    batch: int
+    seed: int
+
+    def order(self, step: int) -> Sequence[int]:
+        """The rows of a step; a function of seed and step alone."""
+        return [int(row) for row in self.mixture.order(step, self.batch, self.seed)]
+
+    def labelled(self, index: int) -> int:
+        """Number of labelled tokens of a row."""
+        return self.batches.labelled(index)
+
+    def fetch(self, indices: Sequence[int]) -> Batch:
+        """These rows as a batch."""
+        return self.batches.fetch(indices)
+
+
+def train_model(session: Session, work: Work, world: World | None = None) -> tuple[Built, Trained]:
+    """Train the model of a specification and, if it is kept, write its weights.
+
+    Raises FloatingPointError for a loss that stops being finite, Unsupported for a method that does
+    not fit.
+    """
+    world = world or World(device=session.states.device)
+    started = time.perf_counter()
+    training = training_of(work.spec)
+    vocabulary = session.vocabulary() if is_words(training) else ()
+    method = load_method(work.method)
+    built = build_model(method, work.settings, work.spec, session.encoder, vocabulary)
+    losses: list[float] = []
+    unmoved: set[str] = set()
+    names: dict[str, None] = {}
+    notes: list[str] = []
+    counts: dict[str, int] = {}
+    for at, stage in enumerate(training.stages):
+        names |= dict.fromkeys(set_trained(built.model, stage))
+        run = _Stage(session=session, work=work, built=built, at=at, stage=stage, world=world)
+        history, dropped = run.train()
+        losses += history.losses
+        unmoved = set(history.unmoved)
+        notes += history.notes
+        if dropped:
+            counts[_TOO_LONG] = counts.get(_TOO_LONG, 0) + dropped
+    about = Trained(
+        losses=spaced(torch.tensor(losses), work.lr) if losses else (),
+        unmoved=tuple(sorted(n.removeprefix(_FUSION) for n in unmoved if n.startswith(_FUSION))),
+        lr=work.lr,
+        tuned=work.tuned,
+        notes=tuple(notes),
+        counts=counts,
+        vocabulary=vocabulary,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    if work.keep:
+        own = dict(built.model.named_parameters())
+        weights = {name: whole(own[name]) for name in names}
+        if world.main:
+            save_model(work.folder, work.spec.model_id, weights, about)
+        world.barrier()
+    return built, about
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """One stage of a training."""
+
+    session: Session
+    work: Work
+    built: Built
+    at: int
+    stage: Stage
+    world: World
+
+    def train(self) -> tuple[History, int]:
+        """Train the stage; gives what it did and the number of rows that were too long."""
+        data = self._rows()
+        setup = Setup(
+            budget=self._budget(),
+            lr=self.stage.lr or self.work.lr,
+            mean=training_of(self.work.spec).mean,
+            micro_batch=self.session.options.micro_batch,
+            strategy="shard" if self.session.options.shard else "ddp",
+        )
+        folder = self._folder()
+        history = train(
+            self.built.model,
+            data,
+            setup,
+            world=self.world,
+            folder=folder,
+            every=max(1, setup.budget.steps // _CHECKPOINTS) if folder else 0,
+            fingerprint=f"{self.work.spec.model_id} {canonical(vars(self.stage))}",
+            units=tuple(decoder_layers(self.built.model.language.decoder)),
+        )
+        return history, sum(data.mixture.dropped.values())
+
+    def _folder(self) -> Path | None:
+        if not self.work.keep:
+            return None
+        return partial(self.work.folder, self.work.spec.model_id) / f"stage{self.at}"
+
+    def _budget(self) -> Budget:
+        """The budget with the stage's own values."""
+        budget, stage = self.work.spec.budget, self.stage
+        return replace(
+            budget,
+            steps=stage.steps or budget.steps,
+            batch=stage.batch or budget.batch,
+            weight_decay=budget.weight_decay if stage.weight_decay < 0 else stage.weight_decay,
+            warmup=budget.warmup if stage.warmup < 0 else stage.warmup,
+        )
+
+    def _rows(self) -> StageRows:
+        spec, language = self.work.spec, self.built.model.language
+        training = training_of(spec)
+        encode = encoder_of_rows(language, training, self.stage.template, answer=True)
+        tokens = self._image_tokens()
+        most = training.length or language.context
+
+        def fits(row: Row) -> bool:
+            return len(encode(row).ids) + len(row.images) * tokens <= most
+
+        mixture = within(self.session.mixture(self.at), fits, sure=most - tokens - _MARGIN)
+        batches = Batches(
+            mixture, encode, self.session.states, shuffled=stranger(self.work.settings, spec.seed)
+        )
+        return StageRows(
+            mixture=mixture, batches=batches, batch=self._budget().batch, seed=spec.seed
+        )
+
+    def _image_tokens(self) -> int:
+        """Tokens of one image, from the fused tokens of a blank one."""
+        model = self.built.model
+        with torch.no_grad():
+            batch = Batch(
+                rows=(), owners=(), states=self.session.states.of(()), queries=((),), answers=()
+            )
+            return int(model.fused(batch).tokens.shape[1])
