@@ -24,6 +24,7 @@ from fusionbench.harness.materials import Materials
 from fusionbench.harness.passes import run_pass
 from fusionbench.launchers.jobs import EncodeJob, Event, Job
 from fusionbench.launchers.keys import all_taps, feature_key, seeds_of_pass
+from fusionbench.records.answers import Said
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.records.locks import claimed
@@ -199,8 +200,10 @@ class Runner:
         record: CellRecord,
         outcomes: np.ndarray | None = None,
         items: Items | None = None,
+        answers: Sequence[Said] = (),
     ) -> None:
-        self.store.write(self.signed(cell, record), outcomes, items)
+        """Store the record of a cell, signed, with its outcomes and answers."""
+        self.store.write(self.signed(cell, record), outcomes, items, answers)
 
     def signed(self, cell: Cell, record: CellRecord) -> CellRecord:
         """The record with the facts of its cards, and with what it was made by."""

@@ -45,7 +45,8 @@ def marked_by_blind(table: ScoreTable, outcomes: Outcomes, images: Images) -> Sc
     """The table with the tasks marked on which methods are not above `blind`.
 
     p is corrected over the tasks by Holm, at 5 %. A table of the track `probe`, or
-    without the method, stays as it is.
+    without the method, stays as it is. If every task were marked, none is: an aggregate without
+    tasks says nothing.
     """
     if table.condition.training is None or _METHOD not in table.methods:
         return table
@@ -64,6 +65,8 @@ def marked_by_blind(table: ScoreTable, outcomes: Outcomes, images: Images) -> Sc
     columns = sorted(p_values)
     corrected = holm(np.array([p_values[column] for column in columns]))
     weak = {c for c, p in zip(columns, corrected, strict=True) if p > LEVEL}
+    if all(column in weak for column, task in enumerate(table.tasks) if task.in_suite):
+        weak = set()
     tasks = (
         replace(task, mark=BLIND) if column in weak else task
         for column, task in enumerate(table.tasks)
