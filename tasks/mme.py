@@ -24,20 +24,20 @@ class MME(Benchmark):
     chance = 0.5
     folder = "mme"
     files = {
-        "existence/": "MME_Benchmark_release_version of github.com/BradyFU, branch Evaluation",
-        "count/": "the same archive",
-        "position/": "the same archive",
-        "color/": "the same archive",
-        "posters/": "the same archive",
-        "celebrity/": "the same archive",
-        "scene/": "the same archive",
-        "landmark/": "the same archive",
-        "artwork/": "the same archive",
-        "OCR/": "the same archive",
-        "commonsense_reasoning/": "the same archive",
-        "numerical_calculation/": "the same archive",
-        "text_translation/": "the same archive",
-        "code_reasoning/": "the same archive",
+        "existence/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "count/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "position/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "color/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "posters/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "celebrity/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "scene/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "landmark/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "artwork/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "OCR/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "commonsense_reasoning/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "numerical_calculation/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "text_translation/": "MME_Benchmark_release_version (github.com/BradyFU)",
+        "code_reasoning/": "MME_Benchmark_release_version (github.com/BradyFU)",
     }
     tsv = "MME.tsv"
     hub = {"id": "lmms-lab/MME", "split": "test"}
