@@ -62,7 +62,7 @@ class Row:
 
     def options(self) -> tuple[str, ...]:
         """Texts of the columns A, B, ... Raises UserError for a gap between them."""
-        found = [self.maybe(letter) for letter in LETTERS if letter in self.values]
+        found = [self.maybe(letter) for letter in LETTERS]
         while found and not found[-1]:
             found.pop()
         if "" in found:

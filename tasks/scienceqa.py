@@ -16,7 +16,8 @@ _FROM = "https://github.com/lupantech/ScienceQA, data/scienceqa"
 class ScienceQA(Benchmark):
     """The test split: all questions, and those with an image as a second measure.
 
-    VLMEvalKit's file holds the questions with an image only. The published files are CC BY-NC-SA.
+    VLMEvalKit's file holds the questions with an image only. The set of the hub has no ids: its
+    items are named by row. The published files are CC BY-NC-SA.
     """
 
     max_new_tokens = 1024
@@ -34,12 +35,13 @@ class ScienceQA(Benchmark):
         if source.form == "files":
             yield from _official(source.root)
             return
-        for number, row in enumerate(table_rows(source, self.hub)):
-            key = row.maybe("index") or str(number)
-            options = row.options() or tuple(row.texts("choices"))
-            answer = (
-                row.letter("answer", options) if "index" in row.values else _index(row, options)
-            )
+        for number, row in enumerate(table_rows(source, self.hub), start=1):
+            if source.form == "tsv":
+                options = row.options()
+                key, answer = row.text("index"), row.letter("answer", options)
+            else:
+                options = tuple(row.texts("choices"))
+                key, answer = str(number), _index(row, options)
             yield _item(row, key, options, answer, row.pictures())
 
     def judge(self, text: str, item: Asked) -> float:

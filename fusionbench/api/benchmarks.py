@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fusionbench.api.errors import UserError
-from fusionbench.api.sources import HUB, Needs, Source
+from fusionbench.api.sources import Needs, Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -197,10 +197,10 @@ def stream(benchmark: Benchmark, source: Source) -> Iterator[Item]:
 
 
 def data_hash(benchmark: Benchmark, source: Source) -> str:
-    """SHA-256 of annotation files and of names and sizes of the images.
+    """SHA-256 of annotation files, of the items, and of names and sizes of the images.
 
-    A TSV holds its images and is hashed as a file; of a set of the hub, questions, true answers
-    and sizes of the images are hashed. Raises UserError as `stream` does.
+    A TSV holds all of it and is hashed as a file; a set of the hub has no annotation files. Raises
+    UserError as `stream` does.
     """
     digest = hashlib.sha256(source.form.encode())
     for file in benchmark.annotations(source):
@@ -210,7 +210,7 @@ def data_hash(benchmark: Benchmark, source: Source) -> str:
                 digest.update(block)
     if source.form != "tsv":
         for item in stream(benchmark, source):
-            for line in _images_of(item, with_text=source.form == HUB):
+            for line in _lines_of(item):
                 digest.update(line)
     return digest.hexdigest()
 
@@ -219,9 +219,8 @@ def _base(source: Source) -> Path:
     return source.root.parent if source.form == "tsv" else source.root
 
 
-def _images_of(item: Item, *, with_text: bool) -> Iterator[bytes]:
-    if with_text:
-        yield _line(item.name, item.prompt, item.options, dict(item.gold))
+def _lines_of(item: Item) -> Iterator[bytes]:
+    yield _line(item.name, item.prompt, item.options, dict(item.gold))
     for picture in item.images:
         yield _line(picture.name, picture.size())
 
