@@ -128,6 +128,12 @@ class LanguageModel(nn.Module):
                 stack.enter_context(injected(self.decoder, inside))
             yield
 
+    def checkpoint_layers(self) -> None:
+        """Store the layers' inputs alone and run the layers again in `backward`, in train mode."""
+        # The newer name is from 5.24 on, the older goes with version 6.
+        newer = getattr(self.model, "activation_checkpointing_enable", None)
+        (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+
     def release(self) -> None:
         """Take the injections of the last `nll` out of the layers."""
         self._left.close()
