@@ -99,21 +99,20 @@ class LanguageModel(nn.Module):
                 "take a language model with a longer context, or a method with fewer image tokens",
             )
 
-    def inside(
-        self, fused: Fused, spots: Sequence[tuple[int, int]], like: Spliced, projector: Projector
-    ) -> Inside | None:
+    def inside(self, fused: Fused, spliced: Spliced, projector: Projector) -> Inside | None:
         """What a fusion does inside the layers for this batch; None if it does nothing there.
 
-        Raises Unsupported for a replaced layer where not every row has one image.
+        The fusion's batch is the images of `spliced`, in their order. Raises Unsupported for a
+        replaced layer where not every row has one image.
         """
         if not fused.reaches_inside:
             return None
-        if fused.patches and [row for row, _ in spots] != list(range(len(like.embeds))):
+        embeds, spots = spliced.embeds, spliced.spots
+        if fused.patches and [row for row, _ in spots] != list(range(len(embeds))):
             raise Unsupported(
                 "replaces a layer of the language model for one image a row, and a row has none "
                 "or several"
             )
-        embeds = like.embeds
         return Inside(
             fused=fused,
             layers=self.shape.layers,
@@ -129,6 +128,12 @@ class LanguageModel(nn.Module):
             if inside is not None:
                 stack.enter_context(injected(self.decoder, inside))
             yield
+
+    def checkpoint_layers(self) -> None:
+        """Store the layers' inputs alone and run the layers again in `backward`, in train mode."""
+        # The newer name is from 5.24 on, the older goes with version 6.
+        newer = getattr(self.model, "activation_checkpointing_enable", None)
+        (newer or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def release(self) -> None:
         """Take the injections of the last `nll` out of the layers."""

@@ -70,7 +70,7 @@ def load_language(  # noqa: PLR0913
         seed=seed,
     )
     if checkpointing:
-        language.model.gradient_checkpointing_enable({"use_reentrant": False})
+        language.checkpoint_layers()
     return language
 
 
