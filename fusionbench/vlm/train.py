@@ -61,6 +61,8 @@ class Setup:
     def __post_init__(self) -> None:
         one_of("mean", self.mean, MEANS)
         one_of("strategy", self.strategy, STRATEGIES)
+        if self.micro_batch < 0:
+            raise UserError(f"micro_batch is {self.micro_batch}; it must be 0 (all rows) or more")
         if self.strategy == "shard" and self.budget.optimiser == MUON:
             raise UserError(
                 "strategy shard cannot train with Muon, which needs each matrix whole",
@@ -101,7 +103,7 @@ def train(
     is written every `every` steps and training continues from the last whose `fingerprint` equals.
     `units`: with `shard`, modules that are gathered one by one, e.g. the layers of the language
     model. `around`: a context of each forward and backward pass. `report(step, loss)` is called
-    after each step, in every process.
+    after each step, in every process. A model that was sharded stays so and cannot be sharded again.
     Raises FloatingPointError in every process if the loss stops being finite.
     """
     if not any(p.requires_grad for p in model.parameters()):
@@ -126,6 +128,7 @@ def train(
             keeper.write(losses)
         if report is not None:
             report(step, loss)
+    wrapped.zero_grad(set_to_none=True)
     unmoved = _without_gradient(trained, optimisers)
     return History(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=tuple(keeper.notes))
 
@@ -194,13 +197,13 @@ def _wrapped(model: nn.Module, setup: Setup, world: World, units: Sequence[nn.Mo
         return model
     if setup.strategy == "shard":
         return _sharded(model, world, units)
-    # The name of the option from torch 2.14 on; buffers are constants, equal in all processes.
+    # Buffers are constants, equal in all processes; the option is called so from torch 2.14 on.
     names = ("forward_sync_buffers", "broadcast_buffers")
     known = inspect.signature(DistributedDataParallel).parameters
-    quiet = {next(name for name in names if name in known): False}
+    constant: dict[str, Any] = {next(name for name in names if name in known): False}
     # A parameter that a batch does not use gets no gradient: DDP has to look which, or it waits
     # for ever.
-    return DistributedDataParallel(model, find_unused_parameters=True, **quiet)
+    return DistributedDataParallel(model, find_unused_parameters=True, **constant)
 
 
 def _sharded(model: nn.Module, world: World, units: Sequence[nn.Module]) -> nn.Module:
