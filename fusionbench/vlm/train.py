@@ -103,7 +103,7 @@ def train(
     is written every `every` steps and training continues from the last whose `fingerprint` equals.
     `units`: with `shard`, modules that are gathered one by one, e.g. the layers of the language
     model. `around`: a context of each forward and backward pass. `report(step, loss)` is called
-    after each step, in every process. A model that was sharded stays so and cannot be sharded again.
+    after each step, in every process. A model that was sharded cannot be sharded again.
     Raises FloatingPointError in every process if the loss stops being finite.
     """
     if not any(p.requires_grad for p in model.parameters()):
