@@ -13,18 +13,21 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fusionbench.api.errors import UserError, disk_error
 from fusionbench.harness.optimiser import Muon, Optimisers
 from fusionbench.records.cell import checksum, json_object
 from fusionbench.vlm.processes import World
+
+if TYPE_CHECKING:
+    # A second of processor time, needed by a sharded model alone.
+    from torch.distributed.tensor import DTensor
 
 FORMAT = 1
 KEPT = 2
@@ -190,7 +193,12 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor, gathered if it is sharded; then all processes call it together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard["DTensor"]:
+    """True for a tensor of which each process has a part."""
+    return hasattr(tensor, "full_tensor")
 
 
 def digest(names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
@@ -245,7 +253,9 @@ def _placed(tensor: Tensor, like: Tensor) -> Tensor:
     A counter of steps has no dimensions and is never sharded.
     """
     moved = tensor.to(like.device)
-    if isinstance(like, DTensor) and tensor.shape == like.shape:
+    if is_sharded(like) and tensor.shape == like.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(moved, like.device_mesh, like.placements)
     return moved
 

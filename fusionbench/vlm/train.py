@@ -5,6 +5,7 @@ row has a weight that counts the whole batch, and the gradients are summed. So t
 processes and the size of a micro-batch change a result by rounding only.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,8 +15,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionbench.api.errors import UserError, one_of
@@ -62,6 +61,8 @@ class Setup:
     def __post_init__(self) -> None:
         one_of("mean", self.mean, MEANS)
         one_of("strategy", self.strategy, STRATEGIES)
+        if self.micro_batch < 0:
+            raise UserError(f"micro_batch is {self.micro_batch}; it must be 0 (all rows) or more")
         if self.strategy == "shard" and self.budget.optimiser == MUON:
             raise UserError(
                 "strategy shard cannot train with Muon, which needs each matrix whole",
@@ -103,7 +104,7 @@ def train(
     `fingerprint` equals.
     `units`: with `shard`, modules that are gathered one by one, e.g. the layers of the language
     model. `around`: a context of each forward and backward pass. `report(step, loss)` is called
-    after each step, in every process.
+    after each step, in every process. A model that was sharded cannot be sharded again.
     Raises FloatingPointError in every process if the loss stops being finite.
     """
     if not any(p.requires_grad for p in model.parameters()):
@@ -128,6 +129,7 @@ def train(
             keeper.write(losses)
         if report is not None:
             report(step, loss)
+    wrapped.zero_grad(set_to_none=True)
     unmoved = _without_gradient(trained, optimisers)
     return History(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=tuple(keeper.notes))
 
@@ -191,13 +193,24 @@ def micro_batches(
 
 
 def _wrapped(model: nn.Module, setup: Setup, world: World, units: Sequence[nn.Module]) -> nn.Module:
-    """The model with its gradients summed over the processes."""
+    """The model with its gradients averaged over the processes."""
     if world.size == 1:
         return model
-    if setup.strategy == "ddp":
-        # Of a batch without an image, or of a method's parameter that is never used, no gradient
-        # comes: DDP has to look which, or it waits for ever.
-        return DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+    if setup.strategy == "shard":
+        return _sharded(model, world, units)
+    # Buffers are constants, equal in all processes; the option is called so from torch 2.14 on.
+    names = ("forward_sync_buffers", "broadcast_buffers")
+    known = inspect.signature(DistributedDataParallel).parameters
+    constant: dict[str, Any] = {next(name for name in names if name in known): False}
+    # A parameter that a batch does not use gets no gradient: DDP has to look which, or it waits
+    # for ever.
+    return DistributedDataParallel(model, find_unused_parameters=True, **constant)
+
+
+def _sharded(model: nn.Module, world: World, units: Sequence[nn.Module]) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     scalars = {name: p for name, p in model.named_parameters() if not p.ndim}
     if trained := [name for name, p in scalars.items() if p.requires_grad]:
         raise UserError(
@@ -205,18 +218,17 @@ def _wrapped(model: nn.Module, setup: Setup, world: World, units: Sequence[nn.Mo
             "use strategy ddp",
         )
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for unit in units:
-        fully_shard(unit, mesh=mesh, ignored_params=set(scalars.values()))
-    sharded: nn.Module = fully_shard(model, mesh=mesh, ignored_params=set(scalars.values()))
-    return sharded
+    for part in (*units, model):
+        fully_shard(part, mesh=mesh, ignored_params=set(scalars.values()))
+    return model
 
 
 def _synchronised(wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Gradients are summed over the processes in the last micro-batch only."""
-    if isinstance(wrapped, FSDPModule):
-        wrapped.set_requires_gradient_sync(last)
-    elif isinstance(wrapped, DistributedDataParallel) and not last:
-        return wrapped.no_sync()
+    """Gradients are averaged over the processes in the last micro-batch only."""
+    if isinstance(wrapped, DistributedDataParallel):
+        return nullcontext() if last else wrapped.no_sync()
+    if (set_sync := getattr(wrapped, "set_requires_gradient_sync", None)) is not None:
+        set_sync(last)
     return nullcontext()
 
 

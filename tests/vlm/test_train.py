@@ -178,6 +178,8 @@ def test_wrong_settings_are_refused_with_what_is_allowed():
         replace(SETUP, mean="tokens")
     with pytest.raises(ValueError, match="strategy must be one of ddp, shard"):
         replace(SETUP, strategy="fsdp")
+    with pytest.raises(UserError, match="micro_batch is -1"):
+        replace(SETUP, micro_batch=-1)
 
 
 def test_parameters_without_dimensions_are_not_sharded():

@@ -1,0 +1,190 @@
+"""Checkpoints: a training that was killed continues bit for bit, and a bad file is never used."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from vlm_training import BUDGET, SETUP, Case, killed, outcome, outcomes
+
+from fusionbench.api.errors import UserError
+from fusionbench.vlm.checkpoint import forget
+from fusionbench.vlm.processes import World, start
+
+ONE = World()
+# Dropout: the losses after a checkpoint depend on the random state in it.
+CASE = Case(setup=replace(SETUP, micro_batch=2), model={"dropout": 0.5}, every=3)
+MUON = replace(CASE, setup=replace(SETUP, budget=replace(BUDGET, optimiser="muon")))
+SHARD = replace(CASE, setup=replace(SETUP, strategy="shard"))
+
+
+def same(found, expected):
+    assert found.history.losses == expected.history.losses
+    assert found.weights.keys() == expected.weights.keys()
+    for name, weight in expected.weights.items():
+        assert torch.equal(found.weights[name], weight), name
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def until(case, step, folder):
+    """Train to a step and stop there, in this process; the schedule is that of the whole run."""
+
+    class StopError(Exception):
+        pass
+
+    def report(done, _):
+        if done + 1 == step:
+            raise StopError
+
+    with pytest.raises(StopError):
+        outcome(ONE, replace(case, folder=folder), report)
+
+
+def header_of(path):
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["fusionbench"])
+
+
+@pytest.mark.parametrize("case", [CASE, MUON], ids=["adamw", "muon"])
+def test_a_process_that_was_killed_continues_bit_for_bit(tmp_path, case):
+    with pytest.raises(RuntimeError, match="SIGKILL"):
+        start(1, killed, (replace(case, folder=tmp_path), 0, 8), device="cpu")
+    assert names(tmp_path) == ["step-00000003.safetensors", "step-00000006.safetensors"]
+    found = outcome(ONE, replace(case, folder=tmp_path))
+    assert found.history.resumed == 6
+    same(found, outcome(ONE, case))
+
+
+def test_two_processes_of_which_one_was_killed_continue_bit_for_bit(tmp_path):
+    for rank, case in enumerate([CASE, SHARD]):
+        with pytest.raises(RuntimeError, match=f"process {rank} of 2: ended by signal SIGKILL"):
+            start(2, killed, (replace(case, folder=tmp_path / str(rank)), rank, 5), device="cpu")
+    cases = [CASE, replace(CASE, folder=tmp_path / "0")]
+    cases += [SHARD, replace(SHARD, folder=tmp_path / "1")]
+    # The other number of processes, from the checkpoint of a sharded model.
+    alone = Case(setup=replace(SETUP, strategy="shard"), folder=tmp_path / "one", every=4)
+    until(alone, 6, tmp_path / "one")
+    for ddp, resumed, shard, continued, more in start(
+        2, outcomes, ([*cases, alone],), device="cpu"
+    ):
+        same(resumed, ddp)
+        same(continued, shard)
+        assert [one.history.resumed for one in (resumed, continued, more)] == [3, 3, 4]
+        whole = outcome(ONE, Case())
+        assert more.history.losses == pytest.approx(whole.history.losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "edited", "text"])
+def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_used(tmp_path, damage):
+    until(CASE, 8, tmp_path)
+    newest = tmp_path / "step-00000006.safetensors"
+    content = bytearray(newest.read_bytes())
+    if damage == "edited":
+        content[-3] ^= 1
+    broken = {"truncated": content[:-9], "empty": b"", "edited": content, "text": b"{}" * 50}
+    newest.write_bytes(broken[damage])
+    with pytest.warns(UserWarning, match="step-00000006.*is no checkpoint of this training"):
+        found = outcome(ONE, replace(CASE, folder=tmp_path))
+    assert found.history.resumed == 3
+    same(found, outcome(ONE, CASE))
+    assert len(found.history.notes) == 1
+    assert str(newest) in found.history.notes[0]
+    assert f"{newest.name}.unusable" in names(tmp_path)
+
+
+def test_without_a_usable_checkpoint_training_starts_from_the_beginning(tmp_path):
+    until(CASE, 8, tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.warns(UserWarning, match="no checkpoint"):
+        found = outcome(ONE, replace(CASE, folder=tmp_path))
+    assert (found.history.resumed, len(found.history.notes)) == (0, 2)
+    same(found, outcome(ONE, CASE))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"fingerprint": "another"}, "it belongs to another run"),
+        ({"model": {"language": False}}, "other names or shapes of weights, e.g. 'weight/"),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_never_used(tmp_path, change, reason):
+    until(CASE, 4, tmp_path)
+    other = replace(CASE, **change)
+    with pytest.warns(UserWarning, match=re.escape(reason)):
+        found = outcome(ONE, replace(other, folder=tmp_path))
+    assert found.history.resumed == 0
+    same(found, outcome(ONE, other))
+
+
+def test_a_second_bad_file_of_one_name_does_not_replace_the_first(tmp_path):
+    for content in (b"first", b"second"):
+        (tmp_path / "step-00000003.safetensors").write_bytes(content)
+        with pytest.warns(UserWarning, match="no checkpoint"):
+            outcome(ONE, replace(CASE, folder=tmp_path, every=0))
+    aside = [tmp_path / f"step-00000003.safetensors.unusable{end}" for end in ("", ".1")]
+    assert [path.read_bytes() for path in aside] == [b"first", b"second"]
+
+
+@pytest.mark.parametrize("change", [{"step": 2}, {"losses": [1.0, 2.0, 3.0]}, {"format": 9}])
+def test_an_edited_header_is_noticed(tmp_path, change):
+    until(CASE, 4, tmp_path)
+    path = tmp_path / "step-00000003.safetensors"
+    text = json.dumps(header_of(path) | change)
+    save_file(load_file(path), path, metadata={"fusionbench": text})
+    with pytest.warns(UserWarning, match="its header is not|format 9 instead of 1"):
+        assert outcome(ONE, replace(CASE, folder=tmp_path)).history.resumed == 0
+
+
+def test_a_file_holds_weights_moments_and_json(tmp_path):
+    until(CASE, 4, tmp_path)
+    path = tmp_path / "step-00000003.safetensors"
+    header = header_of(path)
+    assert (header["step"], header["fingerprint"], len(header["losses"])) == (3, "toy", 3)
+    assert len(bytes.fromhex(header["random"][0]["cpu"])) == len(torch.get_rng_state())
+    stored = set(load_file(path))
+    assert {"weight/head.weight", "exp_avg/head.weight", "exp_avg_sq/head.weight"} <= stored
+    assert not {name for name in stored if "encoder" in name}
+    assert {name for name in stored if "never" in name} == {"weight/never"}
+
+
+def test_a_finished_training_that_is_started_again_returns_at_once(tmp_path):
+    case = replace(CASE, every=5, folder=tmp_path)
+    first = outcome(ONE, case)
+    second = outcome(ONE, case)
+    assert second.history.resumed == BUDGET.steps
+    same(second, first)
+    assert second.history.unmoved == first.history.unmoved == ("never",)
+
+
+def test_forget_removes_checkpoints_and_nothing_else(tmp_path):
+    folder = tmp_path / "run"
+    until(CASE, 8, folder)
+    (folder / ".step-00000009.safetensors.tmp").write_bytes(b"left by a kill")
+    forget(folder)
+    assert not folder.exists()
+    until(CASE, 4, folder)
+    (folder / "notes.txt").write_text("mine")
+    forget(folder)
+    assert names(folder) == ["notes.txt"]
+    forget(tmp_path / "absent")
+
+
+def test_what_a_kill_left_while_writing_is_removed(tmp_path):
+    left = tmp_path / ".step-00000009.safetensors.tmp"
+    left.write_bytes(b"half")
+    assert outcome(ONE, replace(CASE, folder=tmp_path)).history.resumed == 0
+    assert not left.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_for_people(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is not a folder"):
+        outcome(ONE, replace(CASE, folder=tmp_path / "file"))
