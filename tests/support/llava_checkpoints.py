@@ -36,6 +36,8 @@ class Tiny:
     tower: str = "clip"
     select: str = "default"
     layer: int | tuple[int, ...] = -2
+    most: int = 9
+    """Number in OneVision's `vision_aspect_ratio`."""
     tied: bool = False
     legacy: bool = False
     """Names of weights and files as `llava-hf` stored them with transformers 4.36."""
@@ -107,7 +109,9 @@ def make_config(made: Tiny, tokenizer: Any) -> Any:
     """The configuration of the whole model."""
     import transformers
 
-    more = {} if made.kind == "llava" else {"image_grid_pinpoints": PINPOINTS}
+    more: dict[str, Any] = {} if made.kind == "llava" else {"image_grid_pinpoints": PINPOINTS}
+    if made.kind == "llava_onevision":
+        more["vision_aspect_ratio"] = f"anyres_max_{made.most}"
     cls = getattr(transformers, f"{CLASSES[made.kind]}Config")
     text = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
@@ -176,7 +180,8 @@ def make_processor(made: Tiny, tokenizer: Any) -> Any:
     }
     if made.kind == "llava_onevision":
         video = transformers.LlavaOnevisionVideoProcessor()
-        return cls(**given, video_processor=video, num_image_tokens=(SIZE // PATCH) ** 2)
+        given |= {"num_image_tokens": (SIZE // PATCH) ** 2, "video_processor": video}
+        return cls(**given, vision_aspect_ratio=f"anyres_max_{made.most}")
     extra = 1 if made.tower == "clip" else 0
     return cls(**given, patch_size=PATCH, num_additional_image_tokens=extra)
 
@@ -210,7 +215,19 @@ def _as_in_the_past(folder: Path, made: Tiny) -> None:
     places = {name: file for file, held in parts.items() for name in held}
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    edit(folder / "config.json", torch_dtype="float16", ignore_index=-100, pad_token_id=4)
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    for default in ("rope_parameters", "hidden_act", "head_dim", "bos_token_id", "mlp_bias"):
+        del text[default]
+    edit(
+        folder / "config.json",
+        text_config=text,
+        dtype=None,
+        torch_dtype="float16",
+        ignore_index=-100,
+        pad_token_id=4,
+        image_seq_length=None,
+        multimodal_projector_bias=None,
+    )
     whole = json.loads((folder / "processor_config.json").read_text())
     flat = whole.pop("image_processor")
     (folder / "preprocessor_config.json").write_text(json.dumps(flat))

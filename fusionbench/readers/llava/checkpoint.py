@@ -221,7 +221,8 @@ def _language(model: Any, about: Description) -> nn.Module:
     inner = model.model.language_model
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(inner.config)
-    whole.set_decoder(inner)
+    # `set_decoder` does nothing for Llama.
+    setattr(whole, whole.base_model_prefix, inner)
     whole.set_output_embeddings(model.lm_head)
     empty = [name for name, value in whole.named_parameters() if value.is_meta]
     if empty:
