@@ -34,8 +34,10 @@ CASES = {
         Tiny(**SIGLIP, kind="llava_onevision", select="full", most=1), "penultimate"
     ),
     "tied embeddings": (Tiny(tied=True), "penultimate"),
-    "weights of 4.36": (Tiny(legacy=True), "penultimate"),
-    "weights of 4.36, NeXT": (Tiny(kind="llava_next", legacy=True), "penultimate"),
+    "weights of 4.36": (Tiny(names="4.36"), "penultimate"),
+    "weights of 4.36, NeXT": (Tiny(kind="llava_next", names="4.36"), "penultimate"),
+    "weights of 4.52": (Tiny(names="4.52"), "penultimate"),
+    "weights of 4.52, NeXT": (Tiny(kind="llava_next", names="4.52"), "penultimate"),
 }  # fmt: skip
 
 
