@@ -6,13 +6,11 @@ logits would prove little.
 
 import functools
 import json
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from encoder_families import randomised
 from safetensors.torch import load_file, save_file
 
@@ -36,9 +34,16 @@ class Tiny:
     tower: str = "clip"
     select: str = "default"
     layer: int | tuple[int, ...] = -2
+    most: int = 9
+    """Number in OneVision's `vision_aspect_ratio`."""
     tied: bool = False
-    legacy: bool = False
-    """Names of weights and files as `llava-hf` stored them with transformers 4.36."""
+    text: str = "Llama"
+    names: str = ""
+    """Names of weights (and with 4.36, files) as a release stored them: "4.36", "4.52" or today."""
+
+
+SCALED = Tiny(text="Cohere")
+"""Its language model multiplies its logits by a factor, which LLaVA's class leaves out."""
 
 
 @functools.cache
@@ -72,10 +77,13 @@ def save(folder: Path, made: Tiny) -> None:
     generation = model.generation_config
     generation.pad_token_id = tokenizer.pad_token_id
     generation.bos_token_id, generation.eos_token_id = 1, 2
-    model.save_pretrained(folder)
+    # Releases from 4.52 on stored the names of modules, older ones and today's the first names.
+    model.save_pretrained(folder, save_original_format=made.names != "4.52")
+    if made.names:
+        _one_level_more(folder / "model.safetensors")
     make_processor(made, tokenizer).save_pretrained(folder)
-    if made.legacy:
-        _as_in_the_past(folder, made)
+    if made.names == "4.36":
+        _as_in_the_past(folder)
 
 
 def make_tokenizer() -> Any:
@@ -107,9 +115,11 @@ def make_config(made: Tiny, tokenizer: Any) -> Any:
     """The configuration of the whole model."""
     import transformers
 
-    more = {} if made.kind == "llava" else {"image_grid_pinpoints": PINPOINTS}
+    more: dict[str, Any] = {} if made.kind == "llava" else {"image_grid_pinpoints": PINPOINTS}
+    if made.kind == "llava_onevision":
+        more["vision_aspect_ratio"] = f"anyres_max_{made.most}"
     cls = getattr(transformers, f"{CLASSES[made.kind]}Config")
-    text = transformers.LlamaConfig(
+    text = getattr(transformers, f"{made.text}Config")(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=96,
@@ -176,31 +186,23 @@ def make_processor(made: Tiny, tokenizer: Any) -> Any:
     }
     if made.kind == "llava_onevision":
         video = transformers.LlavaOnevisionVideoProcessor()
-        return cls(**given, video_processor=video, num_image_tokens=(SIZE // PATCH) ** 2)
+        given |= {"num_image_tokens": (SIZE // PATCH) ** 2, "video_processor": video}
+        return cls(**given, vision_aspect_ratio=f"anyres_max_{made.most}")
     extra = 1 if made.tower == "clip" else 0
     return cls(**given, patch_size=PATCH, num_additional_image_tokens=extra)
 
 
-_OLD_NAMES = (
-    (r"^model\.language_model\.", "language_model.model."),
-    (r"^lm_head\.", "language_model.lm_head."),
-    (r"^model\.vision_tower\.", "vision_tower.vision_model."),
-    (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
-    (r"^model\.image_newline", "image_newline"),
-)
+def _one_level_more(path: Path) -> None:
+    """Until 5.0 the weights of CLIP and SigLIP were one level down."""
+    weights = load_file(path)
+    named = {name.replace("vision_tower.", "vision_tower.vision_model."): value
+             for name, value in weights.items()}  # fmt: skip
+    save_file(named, path, metadata={"format": "pt"})
 
 
-def old_name(name: str) -> str:
-    """A weight's name in a checkpoint of transformers 4.36."""
-    for pattern, replacement in _OLD_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _as_in_the_past(folder: Path, made: Tiny) -> None:
-    """Two shards of fp16 weights under old names, and processor settings in a file of their own."""
-    weights = load_file(folder / "model.safetensors")
-    old = {old_name(name): value.to(torch.float16) for name, value in weights.items()}
+def _as_in_the_past(folder: Path) -> None:
+    """Two shards of fp16 weights, and processor settings in a file of their own."""
+    old = {name: value.half() for name, value in load_file(folder / "model.safetensors").items()}
     (folder / "model.safetensors").unlink()
     names = sorted(old)
     parts = {"model-00001-of-00002.safetensors": names[::2],
@@ -210,7 +212,19 @@ def _as_in_the_past(folder: Path, made: Tiny) -> None:
     places = {name: file for file, held in parts.items() for name in held}
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    edit(folder / "config.json", torch_dtype="float16", ignore_index=-100, pad_token_id=4)
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    for default in ("rope_parameters", "hidden_act", "head_dim", "bos_token_id", "mlp_bias"):
+        del text[default]
+    edit(
+        folder / "config.json",
+        text_config=text,
+        dtype=None,
+        torch_dtype="float16",
+        ignore_index=-100,
+        pad_token_id=4,
+        image_seq_length=None,
+        multimodal_projector_bias=None,
+    )
     whole = json.loads((folder / "processor_config.json").read_text())
     flat = whole.pop("image_processor")
     (folder / "preprocessor_config.json").write_text(json.dumps(flat))

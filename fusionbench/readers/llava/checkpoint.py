@@ -27,6 +27,7 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _DERIVED = ("position_ids", "rotary_emb.inv_freq")
 # Largest difference of a feature or logit from the library's, over the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_FAST = "a fast tokenizer (tokenizer.json) is needed in the folder"
 _PROBE = (5, 6, 7, 8)
 
 
@@ -168,10 +169,15 @@ def _model(about: Description, dtype: torch.dtype) -> Any:
         )
     # Errors of safetensors, of the configuration, of shapes: of many classes.
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{about.folder} cannot be loaded as {about.cls}: {reason[0]}") from error
+        raise _failed(about, f"the weights cannot be loaded as {about.cls}", error) from error
     _refuse_other_weights(report, about)
     return model.eval()
+
+
+def _failed(about: Description, what: str, error: Exception, hint: str = "") -> UserError:
+    """The first line of an error of a library."""
+    lines = str(error).strip().splitlines() or [""]
+    return UserError(f"{about.folder}: {what}: {type(error).__name__}: {lines[0]}", hint)
 
 
 def _refuse_other_weights(report: dict[str, Any], about: Description) -> None:
@@ -195,12 +201,12 @@ def _tokenizer(about: Description) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(about.folder, local_files_only=True)
     except Exception as error:
-        raise UserError(f"{about.folder}: the tokenizer cannot be loaded: {error}") from error
+        raise _failed(about, "the tokenizer cannot be loaded", error, _FAST) from error
     if not tokenizer.is_fast:
         raise UserError(
             f"{about.folder}: {type(tokenizer).__name__} gives no offsets of tokens in the text, "
             "which mark the answer",
-            "save a fast tokenizer (tokenizer.json) in the folder",
+            _FAST,
         )
     return tokenizer
 
@@ -211,7 +217,7 @@ def _image_processor(about: Description) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(about.folder, local_files_only=True)
     except Exception as error:
-        raise UserError(f"{about.folder}: the image processor cannot be loaded: {error}") from error
+        raise _failed(about, "the image processor cannot be loaded", error) from error
 
 
 def _language(model: Any, about: Description) -> nn.Module:
@@ -221,7 +227,8 @@ def _language(model: Any, about: Description) -> nn.Module:
     inner = model.model.language_model
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(inner.config)
-    whole.set_decoder(inner)
+    # `set_decoder` does nothing for Llama.
+    setattr(whole, whole.base_model_prefix, inner)
     whole.set_output_embeddings(model.lm_head)
     empty = [name for name, value in whole.named_parameters() if value.is_meta]
     if empty:
@@ -238,14 +245,15 @@ def _refuse_another_model(found: Checkpoint, model: Any) -> None:
     device = model.lm_head.weight.device
     ids = torch.tensor([_PROBE], device=device) % model.config.text_config.vocab_size
     embeds = model.get_input_embeddings()(ids)
-    _compare(found.language(inputs_embeds=embeds).logits, model(input_ids=ids).logits, "logits")
+    mine, theirs = found.language(inputs_embeds=embeds).logits, model(input_ids=ids).logits
+    _compare(mine, theirs, f"{found.about.folder}: logits")
     size = found.encoder.size
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randn(1, 3, size, size, generator=draw).to(device=device, dtype=embeds.dtype)
     states = found.encoder.hidden_states(pixels)
     theirs = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
     for layer in found.about.layers:
-        _compare(states[layer], theirs[layer], f"hs[{layer}]")
+        _compare(states[layer], theirs[layer], f"{found.about.folder}: hs[{layer}]")
 
 
 def _compare(mine: Tensor, theirs: Tensor, what: str) -> None:
@@ -256,5 +264,5 @@ def _compare(mine: Tensor, theirs: Tensor, what: str) -> None:
 
         raise UserError(
             f"{what} of the parts and of the whole model differ by {off:.1g} of the largest value "
-            f"in transformers {transformers.__version__}: this release is not supported"
+            f"in transformers {transformers.__version__}: this model cannot be taken apart"
         )

@@ -29,6 +29,8 @@ class Kind:
     """Default of `image_grid_pinpoints`, height x width in pixels; empty: no tiles."""
     most_tiles: int = 0
     """Number in the default of `vision_aspect_ratio`; 0: features are never shrunk."""
+    tiles_several: bool = True
+    """Whether the pictures of a row that has several are tiled."""
 
 
 _CLIP = {
@@ -71,5 +73,6 @@ KINDS: Mapping[str, Kind] = {
         tower=_SIGLIP,
         pinpoints=tuple((384 * row, 384 * column) for row in _ONE_TO_SIX for column in _ONE_TO_SIX),
         most_tiles=9,
+        tiles_several=False,
     ),
 }

@@ -9,6 +9,7 @@ squash     both sides resized, for encoders that come without a language model
 All give whole grey levels; the encoder scales and normalises them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from fusionbench.api.errors import UserError, did_you_mean
 from fusionbench.encoders.preprocessing import Preprocessing
 from fusionbench.encoders.vit import resize
 from fusionbench.readers.llava.checkpoint import Checkpoint
+from fusionbench.readers.llava.description import Description
+from fusionbench.readers.llava.kinds import KINDS
 
 PIXELS = ("pad", "processor")
 _LEVELS = 255
@@ -34,6 +37,11 @@ class Views:
     images: UInt8[Tensor, "input size size 3"]
     size: tuple[int, int]
     """Height and width of the picture in pixels."""
+
+    @property
+    def whole(self) -> "Views":
+        """Without tiles."""
+        return Views(images=self.images[:1], size=self.size)
 
     @property
     def part(self) -> tuple[int, tuple[int, int]]:
@@ -65,6 +73,16 @@ def reader(checkpoint: Checkpoint, pixels: str) -> Reader:
             "use pixels processor",
         )
     return lambda picture: padded(picture, about.images, size=about.encoder.size)
+
+
+def row(pictures: Sequence[Any], read: Reader, about: Description) -> list[Views]:
+    """The views of all pictures of a row.
+
+    OneVision tiles a picture only where it is alone in its row.
+    """
+    views = [read(picture) for picture in pictures]
+    alone = len(pictures) == 1 or KINDS[about.kind].tiles_several
+    return views if alone else [one.whole for one in views]
 
 
 def padded(picture: Any, images: Preprocessing, *, size: int) -> Views:

@@ -1,7 +1,7 @@
 """The projector of a checkpoint behind a fusion: the trained one where it fits, else a fresh one.
 
-LLaVA's projector (`mlp2x_gelu`: linear, GELU, linear; Liu et al. 2024, arXiv:2310.03744) has no norm
-in front, unlike the projector of the other readers. A fresh one is drawn from torch's global
+LLaVA's projector (`mlp2x_gelu`: linear, GELU, linear; Liu et al. 2024, arXiv:2310.03744) has no
+norm in front, unlike the projector of the other readers. A fresh one is drawn from torch's global
 generator: seed it first.
 """
 
