@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fusionbench.api.errors import UserError
-from fusionbench.api.sources import HUB, Needs, Source
+from fusionbench.api.sources import Needs, Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,6 +37,8 @@ class Picture:
     name: str
     """File or item, as errors name it."""
     content: "Path | bytes | Encoded | Image"
+    key: str = ""
+    """Equal for equal images of one source: the file's name, or a hash of its bytes."""
 
     def open(self) -> "Image":
         """The decoded RGB image. Raises UserError for what is no image."""
@@ -118,6 +120,7 @@ class Answer(Asked):
     """The text that a model gave to an item, and its outcome."""
 
     text: str
+    """Without white space around it."""
     outcome: float = 0.0
     """0 to 1."""
     ranked: int | None = None
@@ -147,6 +150,10 @@ class Benchmark(ABC):
         """The forms of its data."""
         return Needs(folder=self.folder, files=self.files, tsv=self.tsv, hub=self.hub)
 
+    def annotations(self, source: Source) -> Sequence[Path]:
+        """Files whose bytes are part of `data_hash`; none for a set of the hub."""
+        return source.files
+
     @abstractmethod
     def items(self, source: Source) -> Iterator[Item]:
         """The questions in the order of the source, one at a time, images unopened.
@@ -162,8 +169,8 @@ class Benchmark(ABC):
         """Outcome of each answer; of all, in order, for metrics with draws in file order."""
         return [self.judge(answer.text, answer) for answer in answers]
 
-    def measures(self, answers: Sequence[Answer]) -> Mapping[str, float]:
-        """Named readings of all answers; by default the mean outcome.
+    def measures(self, answers: Sequence[Answer]) -> Mapping[str, float | int | None]:
+        """Named readings of all answers, None where undefined; by default the mean outcome.
 
         Called on resampled images too: an answer may then occur more than once.
         """
@@ -190,20 +197,20 @@ def stream(benchmark: Benchmark, source: Source) -> Iterator[Item]:
 
 
 def data_hash(benchmark: Benchmark, source: Source) -> str:
-    """SHA-256 of annotation files and of names and sizes of the images.
+    """SHA-256 of annotation files, of the items, and of names and sizes of the images.
 
-    A TSV holds its images and is hashed as a file; of a set of the hub, questions, true answers
-    and sizes of the images are hashed. Raises UserError as `stream` does.
+    A TSV holds all of it and is hashed as a file; a set of the hub has no annotation files. Raises
+    UserError as `stream` does.
     """
     digest = hashlib.sha256(source.form.encode())
-    for file in source.files:
+    for file in benchmark.annotations(source):
         digest.update(_line(file.relative_to(_base(source)).as_posix(), file.stat().st_size))
         with file.open("rb") as opened:
             while block := opened.read(_BLOCK):
                 digest.update(block)
     if source.form != "tsv":
         for item in stream(benchmark, source):
-            for line in _images_of(item, with_text=source.form == HUB):
+            for line in _lines_of(item):
                 digest.update(line)
     return digest.hexdigest()
 
@@ -212,9 +219,8 @@ def _base(source: Source) -> Path:
     return source.root.parent if source.form == "tsv" else source.root
 
 
-def _images_of(item: Item, *, with_text: bool) -> Iterator[bytes]:
-    if with_text:
-        yield _line(item.name, item.prompt, item.options, dict(item.gold))
+def _lines_of(item: Item) -> Iterator[bytes]:
+    yield _line(item.name, item.prompt, item.options, dict(item.gold))
     for picture in item.images:
         yield _line(picture.name, picture.size())
 

@@ -58,7 +58,7 @@ def find_source(name: str, needs: Needs, root: str | Path) -> Source:
     if found is None:
         raise UserError(
             f"benchmark {name!r} has no data below {root}",
-            "needs " + "\n  or ".join(ways(needs, home)),
+            "needs one of:\n  " + "\n  ".join(ways(needs, home)),
         )
     if found.form == HUB and find_spec("datasets") is None:
         raise UserError(f"benchmark {name!r}: reading {found.root} needs `datasets`", EXTRA)
@@ -66,23 +66,31 @@ def find_source(name: str, needs: Needs, root: str | Path) -> Source:
 
 
 def ways(needs: Needs, root: Path | str) -> Iterator[str]:
-    """Each form in words: its paths below `root`, marked where absent, and their origins."""
+    """Each form in words: its paths below `root`, which of them are there, their origins."""
     home = Path(root)
     if needs.files:
-        folders = _folders(needs, home)
-        best = max(folders, key=lambda folder: sum((folder / one).exists() for one in needs.files))
-        yield "all of: " + ", ".join(
-            f"{best / one}{'/' if one.endswith('/') else ''} "
-            f"({'found' if (best / one).exists() else 'absent'}; from {origin})"
-            for one, origin in needs.files.items()
-        )
+        yield _all_files(needs, home)
     if needs.tsv:
-        yield f"{home / needs.tsv} (VLMEvalKit's; from {TSV_FROM}{needs.tsv})"
+        yield f"{home / needs.tsv} from {TSV_FROM}{needs.tsv} (VLMEvalKit)"
     if needs.hub:
         yield (
-            f"{home / needs.hub['id']}/ (parquet files of the hub set {needs.hub['id']}, or "
-            f"`--data-root {HUB}`; extra: {EXTRA})"
+            f"{home / needs.hub['id']}/**/*.parquet from the hub set {needs.hub['id']}, or "
+            f"`--data-root {HUB}` (both need {EXTRA})"
         )
+
+
+def _all_files(needs: Needs, home: Path) -> str:
+    """The official files, by origin."""
+    folder = max(_folders(needs, home), key=lambda one: sum(_there(needs, one)))
+    origins: dict[str, list[str]] = {}
+    for (name, origin), there in zip(needs.files.items(), _there(needs, folder), strict=True):
+        origins.setdefault(origin, []).append(f"{name} (found)" if there else name)
+    parts = (f"{', '.join(names)} from {origin}" for origin, names in origins.items())
+    return f"all of, below {folder}: {'; '.join(parts)}"
+
+
+def _there(needs: Needs, folder: Path) -> list[bool]:
+    return [(folder / name).exists() for name in needs.files]
 
 
 def _folders(needs: Needs, home: Path) -> tuple[Path, Path]:
@@ -91,7 +99,7 @@ def _folders(needs: Needs, home: Path) -> tuple[Path, Path]:
 
 def _files(needs: Needs, home: Path) -> Source | None:
     for folder in _folders(needs, home):
-        if needs.files and all((folder / one).exists() for one in needs.files):
+        if needs.files and all(_there(needs, folder)):
             tables = tuple(folder / one for one in needs.files if not one.endswith("/"))
             return Source(form="files", root=folder, files=tables)
     return None

@@ -1,4 +1,4 @@
-"""`fusionbench list`: methods, tasks and encoders, as aligned columns or as JSON."""
+"""`fusionbench list`: methods, tasks, benchmarks and encoders, as aligned columns or as JSON."""
 
 import json
 import sys
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fusionbench.api.errors import UserError
+from fusionbench.api.sources import find_source, ways
 from fusionbench.cli.app import Plugins, Strict, app, read
 from fusionbench.registry.cards import count
-from fusionbench.registry.catalog import Catalog, MethodCard, TaskCard
+from fusionbench.registry.catalog import BenchmarkCard, Catalog, MethodCard, TaskCard
 from fusionbench.registry.selection import shown
 
 if TYPE_CHECKING:
@@ -38,17 +40,20 @@ def command(
         bool, typer.Option("--long", help="Methods: paper, parity, parameters, needs.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    data_root: Annotated[
+        str, typer.Option("--data-root", help="Tasks: look for benchmark files below this folder.")
+    ] = "",
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
-    """List methods, tasks or encoders, and how to get those that are not available."""
+    """List methods, tasks (with benchmarks) or encoders, and how to get those that are missing."""
     catalog = read(plugin, strict=strict_plugins)
     if as_json:
-        text = json_text(kind.value, catalog)
+        text = json_text(kind.value, catalog, data_root)
     elif kind is Listed.METHODS:
         text = methods_long(catalog) if long else methods_text(catalog)
     else:
-        text = tasks_text(catalog) if kind is Listed.TASKS else encoders_text(catalog)
+        text = tasks_text(catalog, data_root) if kind is Listed.TASKS else encoders_text(catalog)
     sys.stdout.write(text + "\n")
 
 
@@ -68,10 +73,33 @@ def methods_long(catalog: Catalog) -> str:
     return "\n\n".join([head, *(_paragraph(card) for card in catalog.methods.values())])
 
 
-def tasks_text(catalog: Catalog) -> str:
-    """A line per task: name, version, skill, how to get missing data."""
+def tasks_text(catalog: Catalog, data_root: str = "") -> str:
+    """A line per task: name, version, skill, how to get missing data; a paragraph per benchmark."""
     header = ("task", "version", "group", "in suite", "available", "from")
-    return columns([header, *(_task(card) for card in catalog.tasks.values())])
+    tasks = columns([header, *(_task(card) for card in catalog.tasks.values())])
+    where = f"looked for below {data_root}" if data_root else "--data-root DIR looks for them"
+    head = f"benchmarks of the track vlm, evaluated only; {where}"
+    found = (_benchmark(card, data_root) for card in catalog.benchmarks.values())
+    return "\n".join([tasks, "", head, *found])
+
+
+def _benchmark(card: BenchmarkCard, data_root: str) -> str:
+    """Name, version, group and source; whether the data is there; each form of it."""
+    title = f"{card.name}  version {card.version}  {card.group}  from {card.source}"
+    form = form_found(card, data_root)
+    state = {"": "not found", None: "needs one of"}.get(form, f"found: {form}")
+    shown = [] if form else [f"    {way}" for way in ways(card.needs, data_root or "DIR")]
+    return "\n".join([title, f"  {state}", *shown])
+
+
+def form_found(card: BenchmarkCard, data_root: str) -> str | None:
+    """`files`, `tsv` or `hub` below the data root; empty if absent, None without a data root."""
+    if not data_root:
+        return None
+    try:
+        return find_source(card.name, card.needs, data_root).form
+    except UserError:
+        return ""
 
 
 def encoders_text(catalog: Catalog) -> str:
@@ -95,13 +123,22 @@ def _encoders(catalog: Catalog) -> "list[EncoderCard]":
     return [*available(), *plugged(catalog)]
 
 
-def json_text(kind: str, catalog: Catalog) -> str:
-    """The cards of `kind` as a JSON list."""
+def json_text(kind: str, catalog: Catalog, data_root: str = "") -> str:
+    """The cards of `kind` as a JSON list; benchmarks follow the tasks."""
     if kind == "encoders":
         return json.dumps([asdict(card) for card in _encoders(catalog)], indent=1)
     cards: Mapping[str, MethodCard | TaskCard]
     cards = catalog.methods if kind == "methods" else catalog.tasks
-    return json.dumps([dict(_fields(card)) for card in cards.values()], indent=1)
+    rows = [dict(_fields(card)) for card in cards.values()]
+    if kind == "tasks":
+        rows += [_plain(card, data_root) for card in catalog.benchmarks.values()]
+    return json.dumps(rows, indent=1)
+
+
+def _plain(card: BenchmarkCard, data_root: str) -> dict[str, object]:
+    """A benchmark's card; `found` is the form below the data root."""
+    fields = {key: value for key, value in asdict(card).items() if key != "file"}
+    return fields | {"benchmark": True, "found": form_found(card, data_root)}
 
 
 def columns(rows: Sequence[TextRow]) -> str:

@@ -24,7 +24,7 @@ BROKEN = {
     "lost_class": (TASK + "\ndel Toy\n", "None, which is not a Task"),
     "leaves": (TASK + "\nraise SystemExit('bye')\n", "SystemExit: bye"),
     "crashes": (TASK + "\nimport os\nos._exit(3)\n", "exit code 3"),
-    "nothing": ("x = 1\n", "declares no method, task or encoder"),
+    "nothing": ("x = 1\n", "declares no method, task, benchmark or encoder"),
     "torn": (TASK + "\ndef (:\n", "syntax error"),
 }
 

@@ -48,7 +48,7 @@ class FarTask(ToyTask): ...
 
 BROKEN = {
     "syntax error": "def (:",
-    "declares no method, task or encoder": "x = 1",
+    "declares no method, task, benchmark or encoder": "x = 1",
     "must be a literal": (
         "from fusionbench.api import Fusion, method\nVERSION = 1\n"
         "@method('a', version=VERSION)\nclass A(Fusion): ...\n"

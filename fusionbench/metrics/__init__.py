@@ -1,0 +1,1 @@
+"""Metrics of the benchmarks: pure functions of the text of an answer, one file a benchmark."""
