@@ -113,3 +113,8 @@ def test_the_two_files_of_mema_differ_in_batch_and_steps_only():
 
 def test_the_local_recipe_names_the_default_mixture():
     assert tuple(read("mini_local")["mixture"]) == DEFAULT
+
+
+def test_the_documentation_names_every_recipe():
+    text = (FOLDER.parent / "docs" / "vlm.md").read_text()
+    assert not [path.name for path in FILES if f"studies/{path.name}" not in text]
