@@ -96,12 +96,13 @@ def conversation(
 
 
 def _image_names(value: object, where: str) -> list[str]:
-    names = [] if value is None else value if isinstance(value, list) else [value]
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise UserError(
-                f"{where}: `image` must be a name, a list of names or absent, got {_short(value)}"
-            )
+    given: list[object] = [] if value is None else value if isinstance(value, list) else [value]
+    names = [name for name in given if isinstance(name, str) and name]
+    if len(names) != len(given):
+        raise UserError(
+            f"{where}: `image` must be a name, a list of names or absent, got {_short(value)}",
+            'for example "image": "coco/train2017/000000000009.jpg"',
+        )
     return names
 
 
