@@ -96,12 +96,13 @@ def conversation(
 
 
 def _image_names(value: object, where: str) -> list[str]:
-    names = [] if value is None else value if isinstance(value, list) else [value]
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise UserError(
-                f"{where}: `image` must be a name, a list of names or absent, got {_short(value)}"
-            )
+    given: list[object] = [] if value is None else value if isinstance(value, list) else [value]
+    names = [name for name in given if isinstance(name, str) and name]
+    if len(names) != len(given):
+        raise UserError(
+            f"{where}: `image` must be a name, a list of names or absent, got {_short(value)}",
+            'for example "image": "coco/train2017/000000000009.jpg"',
+        )
     return names
 
 
@@ -206,26 +207,51 @@ class ConversationFile:
 
 
 def scanned(conversations: Iterable[Conversation], source: str) -> Index:
-    """The index of conversations, without their places. Raises UserError for an empty set."""
+    """The index of conversations, without their places.
+
+    Raises UserError for an empty set, and for images that are missing or empty, with the first of
+    them and their number.
+    """
     digest, numbers = hashlib.sha256(), list[tuple[int, int, int]]()
+    missing: list[str] = []
     for given in conversations:
         texts = [[turn.question, turn.answer] for turn in given.turns]
-        images = [
-            [name, one.size()] for name, one in zip(given.images, given.pictures, strict=True)
-        ]
+        sizes = [_size(picture, missing) for picture in given.pictures]
+        images = [list(pair) for pair in zip(given.images, sizes, strict=True)]
         digest.update(json.dumps([texts, images]).encode() + b"\n")
-        size = sum(len(text.encode()) for pair in texts for text in pair)
-        numbers.append((len(texts), len(images), size))
+        length = sum(len(text.encode()) for pair in texts for text in pair)
+        numbers.append((len(texts), len(images), length))
     if not numbers:
         raise UserError(f"{source} holds no conversation", "the file may be truncated")
-    turns, images_of, length = np.array(numbers, dtype=np.int64).T
+    _refuse_missing(missing)
+    turns, images_of, lengths = np.array(numbers, dtype=np.int64).T
     return Index(
         places=np.zeros((len(numbers), 2), dtype=np.int64),
         turns=turns,
         images=images_of,
-        length=length,
+        length=lengths,
         hash=digest.hexdigest(),
     )
+
+
+def _size(picture: Picture, missing: list[str]) -> int:
+    """Bytes of an image; 0 for one that is missing or empty, which is added to `missing`."""
+    try:
+        size = picture.size()
+    except UserError as error:
+        missing.append(error.message)
+        return 0
+    if not size:
+        missing.append(f"{picture.name} is an empty file")
+    return size
+
+
+def _refuse_missing(missing: list[str]) -> None:
+    if missing:
+        others = f", and {len(missing) - 1} more images are missing" if len(missing) > 1 else ""
+        raise UserError(
+            missing[0] + others, "restore the images, or remove the items that name them"
+        )
 
 
 def _with_places(index: Index, places: Int[np.ndarray, "item 2"]) -> Index:

@@ -5,6 +5,7 @@ A file of a gigabyte needs the memory of its largest item.
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ _BLOCK = 1 << 20
 _LONGEST = 1 << 26
 """Characters of an item; what is longer is a broken file."""
 _MARK = b"\xef\xbb\xbf"
-_SPACE = " \t\r\n"
+_SPACES = re.compile(r"[ \t\r\n]*")
 _ALLOWED = "allowed: a JSON list of objects, or one object a line (JSON lines)"
 
 
@@ -121,13 +122,15 @@ class _Text:
         self.byte += len(passed.encode())
         self.line += passed.count("\n")
 
+    def _spaces(self) -> int:
+        """Number of spaces at the position."""
+        found = _SPACES.match(self.text, self.at)
+        return found.end() - self.at if found else 0
+
     def peek(self) -> str:
         """The next character that is no space, which becomes the position; empty at the end."""
         while True:
-            left = len(self.text) - self.at
-            spaces = left - len(self.text[self.at :].lstrip(_SPACE)) if left else 0
-            if self.text[self.at : self.at + 1] in _SPACE:
-                self.move(spaces)
+            self.move(self._spaces())
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self.grow():

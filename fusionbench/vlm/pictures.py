@@ -3,10 +3,10 @@
 Pillow decodes and resizes without the interpreter's lock, so threads use as many cores. No torch.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,8 +17,6 @@ from fusionbench.api.errors import one_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Read = TypeVar("Read")
-Item = TypeVar("Item")
 Pixels = UInt8[np.ndarray, "height width 3"]
 FITS = ("squash", "pad", "processor")
 """How an image becomes the encoder's input.
@@ -28,35 +26,40 @@ pad         the short side is filled with the mean colour, then resized (LLaVA-1
 processor   the checkpoint's own image processor; CLIP's cuts the centre out
 """
 THREADS = 4
-STEPS_AHEAD = 2
+MOST = 256
+"""Images that are read ahead at the same time; 256 photographs of 640 x 480 are 240 MB."""
 
 
-def ahead(
-    steps: Iterable[Sequence[Item]],
-    read: Callable[[Item], Read],
-    *,
-    threads: int = THREADS,
-    depth: int = STEPS_AHEAD,
-) -> Iterator[list[Read]]:
-    """`read` of each item, step by step and in order, `depth` steps ahead of the consumer.
+class ReadAhead:
+    """Reads the images that were announced, in their order, before they are asked for."""
 
-    An error of `read` is raised in the step of its item, and of several that of the first item.
-    """
-    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="pictures") as pool:
-        waiting: deque[list[Future[Read]]] = deque()
-        try:
-            for step in steps:
-                waiting.append([pool.submit(read, item) for item in step])
-                if len(waiting) > depth:
-                    yield [future.result() for future in waiting[0]]
-                    waiting.popleft()
-            while waiting:
-                yield [future.result() for future in waiting[0]]
-                waiting.popleft()
-        finally:
-            # After an error, or where the consumer stops early, nothing more is read.
-            for future in (one for step in waiting for one in step):
-                future.cancel()
+    def __init__(
+        self, read: Callable[[Picture], Pixels], *, threads: int = THREADS, most: int = MOST
+    ) -> None:
+        """`most`: images that wait at a time; what is announced beyond is read when asked for."""
+        self._read = read
+        self._most = most
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="pictures")
+        self._waiting: dict[str, Future[Pixels]] = {}
+        self._lock = threading.Lock()
+
+    def expect(self, pictures: Iterable[Picture]) -> None:
+        """Announce images of the coming steps; those that wait already are left as they are."""
+        with self._lock:
+            for picture in pictures:
+                if picture.name not in self._waiting and len(self._waiting) < self._most:
+                    self._waiting[picture.name] = self._pool.submit(self._read, picture)
+
+    def __call__(self, picture: Picture) -> Pixels:
+        """The pixels of an image, announced or not. Raises what reading it raised."""
+        with self._lock:
+            waiting = self._waiting.pop(picture.name, None)
+        return self._read(picture) if waiting is None else waiting.result()
+
+    def close(self) -> None:
+        """Read no more; images that wait are dropped."""
+        self._pool.shutdown(cancel_futures=True)
+        self._waiting.clear()
 
 
 def pixels(picture: Picture, fit: str, mean: tuple[float, float, float]) -> Pixels:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from conversation_files import MARK, item, picture, said, standard, written
+from PIL import Image
 
 from fusionbench.api.errors import UserError
 from fusionbench.study import json_items
@@ -144,6 +145,24 @@ def test_an_unreadable_image_is_refused_where_it_is_opened(tmp_path):
     one = ConversationFile(written(tmp_path, [item("bad.png", MARK, "A")]))[0]
     with pytest.raises(UserError, match="mix.json, item 1: bad.png is not an image"):
         one.pictures[0].open()
+
+
+def test_all_missing_images_are_counted_in_one_error(tmp_path):
+    picture(tmp_path, "a.png")
+    (tmp_path / "empty.png").touch()
+    names = ("a.png", "gone.png", "a.png", "empty.png", "b.png")
+    text = refused(tmp_path, [item(name, MARK, "A") for name in names], "mix.jsonl")
+    assert "mix.jsonl, line 2, item 2: gone.png: there is no image" in text
+    assert "and 2 more images are missing" in text
+    text = refused(tmp_path, [item("empty.png", MARK, "A")])
+    assert "item 1: empty.png is an empty file" in text
+
+
+def test_an_image_is_read_by_its_content_and_not_by_its_name(tmp_path):
+    # Images of OCR-VQA are GIF files that the published conversations name .jpg.
+    Image.new("RGB", (3, 2), (255, 0, 0)).save(tmp_path / "a.jpg", format="GIF")
+    one = ConversationFile(written(tmp_path, [item("a.jpg", MARK, "A")]))[0]
+    assert np.asarray(one.pictures[0].open()).tolist() == [[[255, 0, 0]] * 3] * 2
 
 
 def test_a_missing_file_and_a_missing_folder_are_refused(tmp_path):

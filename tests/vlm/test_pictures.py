@@ -10,45 +10,73 @@ from PIL import Image
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
-from fusionbench.vlm.pictures import ahead, padded, pixels
+from fusionbench.vlm.pictures import ReadAhead, padded, pixels
 
 
-def test_results_come_in_order_whatever_the_threads_do():
-    def read(number: int) -> int:
-        time.sleep(0.002 * (number % 3 == 0))
-        return number * number
-
-    steps = [list(range(step * 5, step * 5 + step % 4)) for step in range(20)]
-    found = list(ahead(steps, read, threads=4))
-    assert found == [[number * number for number in step] for step in steps]
+def pictures(count: int) -> list[Picture]:
+    return [Picture(name=f"item {number}", content=bytes([number])) for number in range(count)]
 
 
-def test_it_reads_no_further_than_the_steps_ahead():
-    seen, gate = [], threading.Event()
+def number_of(picture: Picture) -> np.ndarray:
+    return np.full((1, 1, 3), picture.content[0], dtype=np.uint8)
 
-    def steps():
-        for step in range(50):
-            seen.append(step)
-            yield [step]
 
-    reading = ahead(steps(), lambda number: number, threads=2, depth=3)
-    assert next(reading) == [0] and len(seen) == 4
-    assert next(reading) == [1] and len(seen) == 5
-    gate.set()
+def test_images_are_read_before_they_are_asked_for_and_once():
+    read, done = [], threading.Event()
+
+    def slow(picture: Picture) -> np.ndarray:
+        time.sleep(0.002 * (picture.content[0] % 3 == 0))
+        read.append(picture.name)
+        if len(read) == 8:
+            done.set()
+        return number_of(picture)
+
+    held = pictures(10)
+    reading = ReadAhead(slow, threads=3)
+    reading.expect(held[:4])
+    reading.expect(held[:8])
+    assert done.wait(timeout=10)
+    # The last two were not announced.
+    assert [int(reading(one)[0, 0, 0]) for one in reversed(held)] == list(reversed(range(10)))
+    assert sorted(read) == [one.name for one in held]
+    # Asked for again, an image is read again.
+    assert reading(held[0])[0, 0, 0] == 0 and len(read) == 11
     reading.close()
-    assert len(seen) == 5
 
 
-def test_an_error_comes_in_the_step_of_its_item():
-    def read(number: int) -> int:
-        if number in (5, 6):
-            raise UserError(f"row {number} has no image")
-        return number
+def test_no_more_images_wait_than_allowed():
+    gate, started = threading.Event(), []
 
-    reading = ahead([[0, 1], [2, 3], [4, 6, 5], [7]], read, threads=3)
-    assert [next(reading), next(reading)] == [[0, 1], [2, 3]]
-    with pytest.raises(UserError, match="row 6 has no image"):
-        next(reading)
+    def blocked(picture: Picture) -> np.ndarray:
+        started.append(picture.name)
+        assert gate.wait(timeout=10)
+        return number_of(picture)
+
+    held = pictures(9)
+    reading = ReadAhead(blocked, threads=9, most=3)
+    reading.expect(held)
+    gate.set()
+    assert [int(reading(one)[0, 0, 0]) for one in held] == list(range(9))
+    # Three by the pool, the others in order by whoever asked.
+    assert sorted(started[:3]) == [one.name for one in held[:3]]
+    assert started[3:] == [one.name for one in held[3:]]
+    reading.expect(held)
+    reading.close()
+
+
+def test_an_error_comes_where_its_image_is_asked_for():
+    def read(picture: Picture) -> np.ndarray:
+        if picture.content[0] == 2:
+            raise UserError(f"{picture.name} is not an image")
+        return number_of(picture)
+
+    held = pictures(4)
+    reading = ReadAhead(read, threads=2)
+    reading.expect(held)
+    assert [int(reading(one)[0, 0, 0]) for one in (*held[:2], held[3])] == [0, 1, 3]
+    with pytest.raises(UserError, match="item 2 is not an image"):
+        reading(held[2])
+    reading.close()
 
 
 @pytest.mark.parametrize("size", [(9, 4), (4, 9), (5, 5), (7, 6)])
@@ -73,4 +101,4 @@ def test_an_unknown_fit_and_a_broken_image_are_refused(tmp_path):
     with pytest.raises(ValueError, match="pixels must be one of squash, pad, processor"):
         pixels(held, "crop", (0, 0, 0))
     with pytest.raises(UserError, match="row 3: a.png is not an image"):
-        list(ahead([[held]], lambda one: pixels(one, "pad", (0, 0, 0))))
+        pixels(held, "pad", (0, 0, 0))
