@@ -21,7 +21,7 @@ from fusionbench.registry.catalog import Catalog, TaskCard
 from fusionbench.registry.encoder_cards import describe
 from fusionbench.registry.selection import Chosen, Unavailable, select_methods, select_tasks
 from fusionbench.study.contrasts import check_known, read_contrasts
-from fusionbench.study.data import task_hashes
+from fusionbench.study.data import check_packed, task_hashes
 from fusionbench.study.study import ALL, PRESETS, Study
 
 SeedScope = Literal["task", "suite"]
@@ -76,12 +76,10 @@ def resolve(study: Study, catalog: Catalog, *, download: bool = False) -> Resolv
         study = replace(study, contrasts=tuple(kept))
     own = {task.encoder for task in tasks if task.encoder}
     brought = {name: _encoder(catalog, name, 0, download=download) for name in sorted(own)}
+    encoders = {task.name: brought.get(task.encoder, study_encoder) for task in tasks}
+    check_packed(encoders)
     return ResolvedStudy(
-        study=study,
-        methods=methods,
-        tasks=tasks,
-        unavailable=unavailable,
-        encoders={task.name: brought.get(task.encoder, study_encoder) for task in tasks},
+        study=study, methods=methods, tasks=tasks, unavailable=unavailable, encoders=encoders
     )
 
 
