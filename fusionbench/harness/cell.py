@@ -124,7 +124,9 @@ def outcomes(  # noqa: PLR0913
             CellRecord(
                 spec=member.spec,
                 status="done",
-                **_scored(member.spec, task, scores),
+                **_scored(member.spec, task, one.scores),
+                answers=one.answers,
+                tokens=one.tokens,
                 seed_scope=materials.seed_scope,
                 lr=member.tuned.lr,
                 tuning=member.tuned.scores,
@@ -134,16 +136,16 @@ def outcomes(  # noqa: PLR0913
                 in_encoder=needs_encoder(model.fusion),
                 notes=(*member.tuned.notes, *model.fusion.notes, *notes),
                 loss=log.losses,
-                trace=trace,
+                trace=one.trace,
                 unmoved=log.unmoved,
                 fit=fit,
                 seconds=round(seconds, 3),
             ),
-            scores,
+            one.scores,
         )
         if member.wanted
         else None
-        for member, task, (scores, trace) in zip(members, materials.by_task, found, strict=True)
+        for member, task, one in zip(members, materials.by_task, found, strict=True)
     ]
 
 

@@ -21,7 +21,7 @@ from fusionbench.records.history import (
 )
 from fusionbench.records.store import Store
 
-_FREE = ("seconds", "provenance", "schema", "scores", "left_out")
+_FREE = ("seconds", "provenance", "schema", "scores", "left_out", "answers", "tokens")
 """Fields in which two runs of a cell with equal outcomes may differ."""
 
 
