@@ -106,7 +106,7 @@ def accuracy(
     started = time.process_time()
     train_model(model, materials, seed, lr, EVAL_BATCH)
     seconds = time.process_time() - started
-    scores, _ = evaluate(model, materials, "val", EVAL_BATCH)
+    scores = evaluate(model, materials, "val", EVAL_BATCH).scores
     return 100 * float(scores.mean()), seconds
 
 

@@ -81,6 +81,13 @@ TARGETS = (
         command="python benchmarks/quick_study.py",
     ),
     Target(
+        id="quick-accuracy",
+        work="mean test score over the quick suite, a few methods",
+        plain="28 steps, attentive reader without positions, bootstrap of 512",
+        wanted=">= 66 % for the best single layer, 41.5 % before",
+        command="python benchmarks/accuracy_seconds.py",
+    ),
+    Target(
         id="two-devices",
         work="the quick study on a GPU, example by example",
         plain="on a CPU",

@@ -126,5 +126,5 @@ def _trained(subject: Subject, labels: str) -> tuple[float, tuple[float, ...]]:
     shared = materials("planted" if labels == "planted" else "random")
     model = build_model(subject.cls, subject.settings, shared, 0)
     log = train(model, shared, 0, BUDGET.lrs[0])
-    scores, _ = evaluate(model, shared, "test", TEST_ITEMS)
+    scores = evaluate(model, shared, "test", TEST_ITEMS).scores
     return float(scores.mean()), log.losses

@@ -13,6 +13,7 @@ from typing import Any
 from fusionbench.api.errors import did_you_mean
 from fusionbench.encoders import builtin, snapshots
 from fusionbench.encoders.card import EncoderCard
+from fusionbench.encoders.preprocessing import Preprocessing
 from fusionbench.records.cell import canonical
 
 PREFIXES = ("hf:", "timm:")
@@ -32,6 +33,17 @@ def describe(name: str, *, image_size: int = 0) -> EncoderCard:
     if name.startswith(PREFIXES):
         return snapshots.card(name, image_size=image_size)
     raise ValueError(unknown(name))
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """How an encoder on this machine resizes and normalises images.
+
+    Raises ValueError for an unknown name or a checkpoint that is not here.
+    """
+    if name.startswith(PREFIXES):
+        return snapshots.images(name)
+    describe(name)
+    return Preprocessing()
 
 
 def available() -> list[EncoderCard]:

@@ -175,6 +175,15 @@ def timm_images(folder: Path, *, fit: str) -> tuple[Preprocessing, int]:
     return of_timm(config.get("pretrained_cfg") or {}, folder, fit=fit)
 
 
+def images(name: str) -> Preprocessing:
+    """Preprocessing of `hf:…` or `timm:…`; ValueError for a checkpoint that is not here."""
+    folder = locate(name)
+    if folder is None:
+        raise ValueError(f"{name} is not on this machine: {how_to_get(name)}")
+    read = hf_images if name.startswith("hf:") else timm_images
+    return read(folder, fit=split_fit(name)[1])[0]
+
+
 def _hf_facts(folder: Path, files: list[Path], fit: str) -> dict[str, Any]:
     config = vision_config(folder)
     how, size = hf_images(folder, fit=fit)

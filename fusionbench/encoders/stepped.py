@@ -5,7 +5,7 @@ the input size only, never on the image: it is computed once and handed to each 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,10 @@ def _tensors(value: object) -> list[Tensor]:
 
 
 class Stepped(Encoder):
-    """Blocks and final norm of a model; a subclass computes `hs[0]`."""
+    """Blocks and final norm of a model; a subclass computes `hs[0]`.
+
+    The shape is `rotary` where a block gets tensors beside the tokens: they hold a row per token.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,9 @@ class Stepped(Encoder):
         # First of all lists of modules: whoever compiles blocks takes the first of this length.
         self.blocks = nn.ModuleList(blocks)
         self.final = norm
-        self.shape, self.size, self.images = shape, size, images
+        rotary = any(_tensors(value) for values in keywords for value in values.values())
+        self.shape = replace(shape, rotary=shape.rotary or rotary)
+        self.size, self.images = size, images
         self.mean, self.std = images.mean, images.std
         # Blocks that get the same tensors share them.
         kept: dict[tuple[tuple[str, int], ...], Keywords] = {}

@@ -181,9 +181,8 @@ def prepare(
     The keywords are the fields of `preprocessing.Preprocessing`. The arithmetic is float32 whatever
     `dtype` is; the resized image has whole grey levels.
     """
-    if fit == "crop":
-        images = _centre(images, size, short=int(size / crop + 1e-6), interpolation=interpolation)
-    squared = resize(images, size, interpolation=interpolation)
+    resized = fitted(images, size=size, interpolation=interpolation, fit=fit, crop=crop)
+    squared = _centre(resized, size)
     pixels = rearrange(squared, "b h w c -> b c h w").to(torch.float32) / divisor
     shift, scale = (
         torch.tensor(values, dtype=torch.float32, device=images.device) for values in (mean, std)
@@ -191,26 +190,37 @@ def prepare(
     return ((pixels - shift[:, None, None]) / scale[:, None, None]).to(dtype)
 
 
-def resize(
-    images: UInt8[Tensor, "batch height width 3"], size: int, *, interpolation: str = "bilinear"
-) -> UInt8[Tensor, "batch size size 3"]:
-    """To a square, back to whole levels; images of that size come back as they are.
+def fitted(
+    images: UInt8[Tensor, "batch height width 3"],
+    *,
+    size: int,
+    interpolation: str,
+    fit: str,
+    crop: float,
+) -> UInt8[Tensor, "batch tall wide 3"]:
+    """Images as an encoder resizes them, in whole grey levels, before the centre is taken.
 
-    Whole levels, so that images packed after resizing are the same as images resized here.
+    `squash`: a square of `size` pixels; `crop`: the short side has `size / crop` pixels. Images of
+    that size come back as they are, so that packing may resize them first.
     """
-    return _resized(images, (size, size), interpolation)
+    if fit != "crop":
+        return _resized(images, (size, size), interpolation)
+    height, width = images.shape[1:3]
+    short, least = short_side(size, fit, crop), min(height, width)
+    return _resized(images, (short * height // least, short * width // least), interpolation)
+
+
+def short_side(size: int, fit: str, crop: float) -> int:
+    """Pixels of the short side of a resized image."""
+    return int(size / crop + 1e-6) if fit == "crop" else size
 
 
 def _centre(
-    images: UInt8[Tensor, "batch height width 3"], size: int, *, short: int, interpolation: str
+    images: UInt8[Tensor, "batch height width 3"], size: int
 ) -> UInt8[Tensor, "batch size size 3"]:
-    """The centre of images whose short side was resized to `short`."""
     height, width = images.shape[1:3]
-    least = min(height, width)
-    tall, wide = int(short * height / least), int(short * width / least)
-    whole = _resized(images, (tall, wide), interpolation)
-    top, left = (tall - size) // 2, (wide - size) // 2
-    return whole[:, top : top + size, left : left + size]
+    top, left = (height - size) // 2, (width - size) // 2
+    return images[:, top : top + size, left : left + size]
 
 
 def _resized(

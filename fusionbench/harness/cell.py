@@ -115,11 +115,12 @@ def outcome(  # noqa: PLR0913
     notes: tuple[str, ...],
 ) -> Outcome:
     """The record and the scores of a training."""
-    scores, trace = found
     record = CellRecord(
         spec=member.spec,
         status="done",
-        **scored(member.spec, materials.task, materials.bundle, scores),
+        **scored(member.spec, materials.task, materials.bundle, found.scores),
+        distinct=found.answers,
+        tokens=found.tokens,
         lr=member.tuned.lr,
         tuning=member.tuned.scores,
         lr_at_edge=member.tuned.at_edge,
@@ -128,12 +129,12 @@ def outcome(  # noqa: PLR0913
         in_encoder=needs_encoder(model.fusion),
         notes=(*member.tuned.notes, *model.fusion.notes, *notes),
         loss=log.losses,
-        trace=trace,
+        trace=found.trace,
         unmoved=log.unmoved,
         fit=fit,
         seconds=round(seconds, 3),
     )
-    return record, scores
+    return record, found.scores
 
 
 def scored(spec: CellSpec, task: Scoring, bundle: Bundle, scores: Scores) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fusionbench.api.types import Fused, StackShape, Unsupported
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.stepping import fuse
 from fusionbench.readers.build import Reader, build_reader, reader_shape
+from fusionbench.readers.injection import project
 from fusionbench.readers.ridge_reader import RidgeReader
 from fusionbench.records.cell import QUESTION, READER, Budget, Setting, reader_of
 
@@ -85,6 +86,13 @@ class Model(nn.Module):
         if isinstance(self.reader, RidgeReader):
             output = self.reader.scores(output, batch.questions)
         return output.argmax(dim=-1)
+
+    def tokens_read(self, fused: Fused) -> int:
+        """Tokens of an image that the reader gets, behind the projector."""
+        if fused.after_projector is None:
+            return fused.tokens.shape[1]
+        first = replace(fused, tokens=fused.tokens[:1])
+        return project(first, self.reader.projector).shape[1]
 
     @property
     def trainable(self) -> bool:

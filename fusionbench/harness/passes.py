@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -334,22 +335,33 @@ def evaluate_together(
     size = max(materials.budget.batch, batch_size // len(models))
     index = torch.arange(len(examples), device=materials.device)
     parts = [examples.pick(rows) for rows in torch.split(index, size)]
-    predicted, traces = [], []
-    for batch, (output, trace) in zip(parts, _outputs(models, materials, parts, size), strict=True):
+    predicted, traces, tokens = [], [], list[int]()
+    outputs = _outputs(models, materials, parts, size, tokens)
+    for batch, (output, trace) in zip(parts, outputs, strict=True):
         own = [one.answers(output[run], batch) for run, one in enumerate(models)]
         predicted.append(torch.stack(own))
         traces.append(trace)
     found = torch.cat(predicted, dim=1).cpu().numpy()
     counts = [len(part) for part in parts]
     return [
-        (outcomes_of(found[run], materials, split), _trace_of(run, counts, traces))
+        Evaluation(
+            scores=outcomes_of(found[run], materials, split),
+            trace=_trace_of(run, counts, traces),
+            answers=len(np.unique(found[run])),
+            tokens=tokens[run],
+        )
         for run in range(len(models))
     ]
 
 
 def _outputs(
-    models: Sequence[Model], materials: Materials, parts: Sequence[Batch], size: int
+    models: Sequence[Model],
+    materials: Materials,
+    parts: Sequence[Batch],
+    size: int,
+    tokens: list[int],
 ) -> Iterator[Output]:
+    """Each part's outputs; `tokens` gets the tokens that each run's reader reads."""
     stack = Stack(models, materials)
     # Blocks that are compiled see batches of one size only, whatever a split leaves over.
     room = size if materials.device.type == "cuda" else 0
@@ -361,7 +373,7 @@ def _outputs(
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise NotEquivalent(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
         if number == 0:
-            _check_logits(models, materials, batch, output[0])
+            tokens += _check_logits(models, materials, batch, output[0])
         yield output
 
 
@@ -370,16 +382,22 @@ def _check_logits(
     materials: Materials,
     batch: Batch,
     together: Float[Tensor, "run batch answer"],
-) -> None:
-    """Compare the logits of the first examples with those of each model alone."""
+) -> list[int]:
+    """Compare the logits of the first examples with those of each model alone.
+
+    Returns the number of tokens that each model's reader reads.
+    """
+    tokens = []
     few = batch.pick(torch.arange(min(_PROBE, len(batch)), device=materials.device))
     for run, model in enumerate(models):
         with autocast(materials):
-            alone, _ = model(few, materials)
+            alone, fused = model(few, materials)
+            tokens.append(model.tokens_read(fused))
         apart = (together[run, : len(few)] - alone).float().norm()
         # A run that diverged has NaN logits both ways, which no comparison rejects.
         if apart > _TOLERANCE[materials.budget.precision] * alone.float().norm():
             raise NotEquivalent("the logits of a trained run differ in the pass and alone")
+    return tokens
 
 
 def _trace_of(run: int, counts: Sequence[int], traces: Sequence[Mapping[str, Tensor]]) -> Trace:

@@ -6,6 +6,7 @@ The same for every method and control; no early stopping.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -114,8 +115,19 @@ def _without_gradient(fusion: nn.Module, optimisers: Optimisers) -> tuple[str, .
 
 Scores = Float[np.ndarray, " example"]
 Trace = Mapping[str, list[float]]
-Evaluation = tuple[Scores, Trace]
-"""Score of each example of a split, in its order, and the mean trace."""
+
+
+class Evaluation(NamedTuple):
+    """One model on one split."""
+
+    scores: Scores
+    """Of each example, in the split's order."""
+    trace: Trace
+    """The mean over the examples."""
+    answers: int
+    """Distinct answers that the reader gave."""
+    tokens: int
+    """Tokens that the fusion handed to the reader, behind the projector."""
 
 
 @torch.no_grad()
@@ -132,7 +144,13 @@ def evaluate(model: Model, materials: Materials, split: SplitName, batch_size: i
             output, fused = model(batch, materials)
         predicted.append(model.answers(output, batch).cpu().numpy())
         traces.append((len(batch), fused.trace))
-    return outcomes_of(np.concatenate(predicted), materials, split), mean_trace(traces)
+    found = np.concatenate(predicted)
+    return Evaluation(
+        scores=outcomes_of(found, materials, split),
+        trace=mean_trace(traces),
+        answers=len(np.unique(found)),
+        tokens=model.tokens_read(fused),
+    )
 
 
 def outcomes_of(

@@ -218,6 +218,8 @@ class ModelRunner:
             model=spec.model_id,
             model_weights=ready.weights,
             measures=found.measures or {},
+            distinct=len({answer.text for answer in found.answers}),
+            tokens=found.tokens,
             counts={**ready.trained.counts, **unknown},
             seconds=round(time.perf_counter() - started, 3),
         )

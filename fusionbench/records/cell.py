@@ -149,6 +149,10 @@ class CellRecord:
     left_out: Mapping[str, list[float]] = field(default_factory=dict)
     """Metric that is not a mean of outcomes -> its values without each block of image groups."""
     examples: int = 0
+    distinct: int = 0
+    """Distinct answers that the reader gave to these examples; 0: not recorded."""
+    tokens: int = 0
+    """Tokens that the fusion handed to the reader; 0: not recorded."""
     items: str = ""
     """Hash of the file that names the examples and their image groups."""
     outcomes: str = ""

@@ -44,7 +44,7 @@ _DEFAULTS = {
     for kind in (CellSpec, CellRecord)
     for one in fields(kind)
 }
-_LATER = ("scores", "left_out")
+_LATER = ("scores", "left_out", "distinct", "tokens")
 """Fields of a record that schema 1 lacks."""
 
 

@@ -22,7 +22,7 @@ from fusionbench.records.history import (
 )
 from fusionbench.records.store import ANSWERS, ANSWERS_END, Store
 
-_FREE = ("seconds", "provenance", "schema", "scores", "left_out")
+_FREE = ("seconds", "provenance", "schema", "scores", "left_out", "distinct", "tokens")
 """Fields in which two runs of a cell with equal outcomes may differ."""
 
 

@@ -1,9 +1,10 @@
 """Methods that scored as another one on every example, and methods that see nothing.
 
 A reader that gets no information from a method gives one answer to every example, whatever the
-image. Outcomes are stored without answers, but show it: on a task, the right examples of two such
-runs are those of one class each, hence the same or without overlap, and their share is at most
-sqrt(chance), since chance is the sum of the squared shares of the answers.
+image. Records have the number of distinct answers. Those written before it was stored show it by
+their outcomes: on a task, the right examples of two such runs are those of one class each, hence
+the same or without overlap, and their share is at most sqrt(chance), since chance is the sum of the
+squared shares of the answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Shaped
 
+from fusionbench.records.cell import CellRecord
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import ScoreTable
 
@@ -31,18 +33,25 @@ def scored_alike(table: ScoreTable) -> Iterator[str]:
 
 
 def dead(results: Results, table: ScoreTable) -> Iterator[str]:
-    """A line for each method whose runs give one answer to every example of a task."""
+    """A line for each method with runs that give one answer to every example of a task."""
     for row, name in enumerate(table.methods):
-        tasks = [
-            task.name
-            for column, task in enumerate(table.tasks)
-            if one_answer(_runs(results, table, row, column), chance=task.chance)
-        ]
-        if tasks:
-            yield (
-                f"- {name}: dead on {', '.join(tasks)}: its outcomes are those of one and the same "
-                "answer to every example"
-            )
+        said = [_dead_on(results, table, row, column) for column in range(len(table.tasks))]
+        if tasks := [text for text in said if text]:
+            yield f"- {name}: dead on {', '.join(tasks)}: one and the same answer to every example"
+
+
+def _dead_on(results: Results, table: ScoreTable, method: int, task: int) -> str:
+    """The task's name if the method is dead there, with the number of such runs if not all are."""
+    facts = table.tasks[task]
+    done = [run for run in table.runs(method, task) if run.status == "done"]
+    counts = [run.distinct for run in done]
+    if not counts or not all(counts):
+        guessed = one_answer(_outcomes(results, done), chance=facts.chance)
+        return facts.name if guessed else ""
+    few = counts.count(1)
+    if not few:
+        return ""
+    return facts.name if few == len(counts) else f"{facts.name} ({few} of {len(counts)} runs)"
 
 
 def one_answer(outcomes: Sequence[Shaped[np.ndarray, " example"]], *, chance: float) -> bool:
@@ -62,8 +71,6 @@ def one_answer(outcomes: Sequence[Shaped[np.ndarray, " example"]], *, chance: fl
     return apart and bool(shares.min() > 0)
 
 
-def _runs(
-    results: Results, table: ScoreTable, method: int, task: int
-) -> list[Shaped[np.ndarray, " example"]]:
-    done = [run for run in table.runs(method, task) if run.status == "done" and run.outcomes]
-    return [results.outcomes(run) for run in done] if len({run.items for run in done}) == 1 else []
+def _outcomes(results: Results, done: Sequence[CellRecord]) -> list[Shaped[np.ndarray, " example"]]:
+    kept = [run for run in done if run.outcomes]
+    return [results.outcomes(run) for run in kept] if len({run.items for run in kept}) == 1 else []

@@ -31,6 +31,7 @@ from fusionbench.report.tables import (
     markdown,
     names,
 )
+from fusionbench.report.token_counts import MARK, token_counts, token_lines
 
 DIRTY = "‡"
 """Follows the name of a method whose records come from uncommitted code."""
@@ -135,6 +136,7 @@ def _notes(analysis: Analysis) -> Iterator[str]:
     leaky = [name for row, name in enumerate(table.methods) if row in table.leaky]
     if leaky:
         yield f"{', '.join(leaky)}: sees the answers in training and enters no aggregate."
+    yield from token_lines(table, token_counts(table, analysis.plan.baseline))
 
 
 def _grid(analysis: Analysis, group: str) -> list[GridRow]:
@@ -145,11 +147,17 @@ def _grid(analysis: Analysis, group: str) -> list[GridRow]:
         own = tasks[scope.tasks[0]].group if scope.level == "task" else scope.name
         if scope.level == "suite" or own == group:
             columns.append(_scope_column(analysis, scope))
-    labels = [
-        f"{name} {DIRTY}" if method in analysis.uncommitted else name
+    return _rows(_marked_labels(analysis), columns)
+
+
+def _marked_labels(analysis: Analysis) -> list[str]:
+    """Names of methods with their marks."""
+    changed = token_counts(analysis.table, analysis.plan.baseline).changed
+    marks = {DIRTY: analysis.uncommitted, MARK: changed}
+    return [
+        " ".join([name, *(mark for mark, rows in marks.items() if method in rows)])
         for method, name in enumerate(analysis.labels)
     ]
-    return _rows(labels, columns)
 
 
 def _scope_column(analysis: Analysis, scope: Scope) -> GridColumn:
@@ -216,6 +224,7 @@ def _long_row(analysis: Analysis, method: int, scope: Scope, row: ContrastRow | 
         **_marks(analysis.columns[scope], method),
         "seeds": " ".join(seeds),
         "outlying_seeds": " ".join(map(str, analysis.outlying.get((method, task), ()))),
+        "tokens": token_counts(table, analysis.plan.baseline).by_method.get(method),
         "code": " ".join(sorted(code[:7] for code in codes if code)),
         "uncommitted": method in analysis.uncommitted,
     }

@@ -230,7 +230,7 @@ _LATEX = {
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
     "±": r"$\pm$", "–": "--", "—": "---", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$",
     "°": r"$^\circ$", "‡": r"\textdaggerdbl{}", "†": r"\textdagger{}", "…": r"\ldots{}",
-    "≈": r"$\approx$", "Δ": r"$\Delta$", "µ": r"$\mu$",
+    "§": r"\S{}", "≈": r"$\approx$", "Δ": r"$\Delta$", "µ": r"$\mu$",
 }  # fmt: skip
 PACKAGES = r"\usepackage{booktabs}, \usepackage[table]{xcolor}"
 

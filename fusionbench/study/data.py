@@ -1,8 +1,9 @@
 """A folder that makes a run need nothing else: images, questions, splits and encoder weights.
 
 For machines without a package index: `fusionbench pack ... OUT` here, `FUSIONBENCH_DATA=OUT` there.
-Images larger than the encoder's input are resized as the encoder would do it, to whole grey
-levels, so that a packed run and an unpacked one see the same pixels.
+Images larger than the encoder's input are resized as the encoder does it (interpolation, crop or
+squash), to whole grey levels, so that a packed run and an unpacked one see the same pixels. A pack
+with resized images is refused to other encoders and sizes.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -23,6 +25,9 @@ from fusionbench.api.benchmarks import data_hash as data_hash_of
 from fusionbench.api.errors import UserError
 from fusionbench.api.sources import find_source
 from fusionbench.api.tasks import SPLITS, Split, TaskData, data_hash, validate
+from fusionbench.encoders.card import EncoderCard
+from fusionbench.encoders.catalog import preprocessing
+from fusionbench.encoders.preprocessing import Preprocessing
 from fusionbench.harness.bundle import keep
 from fusionbench.records.cell import Budget, canonical
 from fusionbench.records.files import cache_dir, write_atomic
@@ -123,11 +128,40 @@ def packed_folder() -> Path | None:
 
 def packed_tasks() -> dict[str, str]:
     """Name of each packed task and the hash of its data before any resizing."""
+    return dict(_manifest().get("tasks", {}))
+
+
+def _manifest() -> dict[str, Any]:
+    """What `pack` noted; empty where FUSIONBENCH_DATA names no pack."""
     folder = packed_folder()
     manifest = folder / MANIFEST if folder else None
     if manifest is None or not manifest.exists():
         return {}
-    return dict(json.loads(manifest.read_text())["tasks"])
+    return dict(json.loads(manifest.read_text()))
+
+
+def check_packed(encoders: Mapping[str, EncoderCard]) -> None:
+    """UserError if a packed task was resized for another encoder than the one that reads it.
+
+    `encoders`: the encoder of each task, by the task's name.
+    """
+    noted = _manifest()
+    for task in noted.get("resized", ()):
+        card = encoders.get(task)
+        if card is None:
+            continue
+        found = _seen(preprocessing(card.name), card.size) if not card.module else {}
+        if found != noted["images"]:
+            raise UserError(
+                f"{task} was packed for {noted['encoder']} at {noted['size']} pixels: its images "
+                f"are not those that {card.name} would see at {card.size}",
+                f"fusionbench pack --tasks {task} --encoder '{card.name}' --size {card.size} OUT",
+            )
+
+
+def _seen(how: Preprocessing, size: int) -> dict[str, Any]:
+    """What decides the pixels of a resized image."""
+    return {"size": size, "interpolation": how.interpolation, "fit": how.fit, "crop": how.crop}
 
 
 def packed_data(task: str) -> TaskData | None:
@@ -184,7 +218,7 @@ Pixels = UInt8[np.ndarray, "image height width 3"]
 
 
 def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> tuple[int, int]:
-    """Write the tasks' data at most `size` pixels wide and the encoder's weights.
+    """Write the tasks' data, images no larger than the encoder reads them, and its weights.
 
     Gives the number of tasks written and the folder's size in bytes. What travels with the
     package is not copied: tasks that are rendered (they need no other package) and `nano`.
@@ -194,17 +228,22 @@ def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> tu
     from fusionbench.encoders.fetch import fetch
 
     weights = fetch(encoder)
-    hashes = {}
+    seen = _seen(preprocessing(encoder), size)
+    hashes, resized = {}, []
     for card in tasks:
         if not card.needs:
             continue
         data = load_data(card)
-        _write_task(out / "tasks", card.name, data, _fitted(data.images, size))
+        images = _fitted(data.images, **seen)
+        if images.shape != data.images.shape:
+            resized.append(card.name)
+        _write_task(out / "tasks", card.name, data, images)
         hashes[card.name] = task_hash(card)
     if encoder != "nano":
         _copy_weights(weights, out / "weights")
     # Written last: a folder without it is no pack.
     manifest = {"tasks": hashes, "encoder": encoder, "size": size}
+    manifest |= {"images": seen, "resized": resized}
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
     size_written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return len(hashes), size_written
@@ -219,16 +258,19 @@ def _copy_weights(weights: Path, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def _fitted(images: Pixels, size: int) -> Pixels:
-    """Images no larger than the encoder reads them; small ones stay as they are."""
-    if max(images.shape[1:3]) <= size:
-        return images
+def _fitted(images: Pixels, *, size: int, fit: str, crop: float, interpolation: str) -> Pixels:
+    """Images as the encoder resizes them; small ones stay as they are."""
     import torch
 
-    from fusionbench.encoders.vit import resize
+    from fusionbench.encoders.vit import fitted, short_side
 
+    least = short_side(size, fit, crop)
+    sides = images.shape[1:3]
+    if (min(sides) if fit == "crop" else max(sides)) <= least:
+        return images
     parts = torch.split(torch.from_numpy(images), _BATCH)
-    return np.concatenate([resize(part, size).numpy() for part in parts])
+    how = {"size": size, "fit": fit, "crop": crop, "interpolation": interpolation}
+    return np.concatenate([fitted(part, **how).numpy() for part in parts])
 
 
 def _write_task(home: Path, task: str, data: TaskData, images: Pixels) -> None:

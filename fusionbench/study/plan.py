@@ -26,7 +26,7 @@ from fusionbench.registry.selection import (
     select_tasks,
 )
 from fusionbench.study.contrasts import check_known, read_contrasts
-from fusionbench.study.data import benchmark_hash, task_hashes
+from fusionbench.study.data import benchmark_hash, check_packed, task_hashes
 from fusionbench.study.language import LanguageCard, describe_language
 from fusionbench.study.mixture import Mixed, MixtureCard, describe_mixture, parse_mixture
 from fusionbench.study.study import ALL, LOCAL_TASKS, PRESETS, PROBE, VLM, Study
@@ -83,12 +83,14 @@ def resolve(
     tasks, unavailable = _tasks(study, catalog)
     own = {task.encoder for task in tasks if isinstance(task, TaskCard) and task.encoder}
     brought = {name: _encoder(catalog, name, 0, download=download) for name in sorted(own)}
+    encoders = {task.name: brought.get(_own_encoder(task), study_encoder) for task in tasks}
+    check_packed(encoders)
     return ResolvedStudy(
         study=_with_contrasts(study, methods, catalog),
         methods=methods,
         tasks=tasks,
         unavailable=unavailable,
-        encoders={task.name: brought.get(_own_encoder(task), study_encoder) for task in tasks},
+        encoders=encoders,
         language=language,
         mixture=tuple(catalog.tasks[name] for name in _trained_on(study, catalog)) if vlm else (),
         same=same,

@@ -1,7 +1,7 @@
 """Scores of a trained model on local tasks and benchmarks, from the text of its answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fusionbench.api.benchmarks import Answer, Asked, Benchmark, Item, stream
+from fusionbench.api.benchmarks import Answer, Benchmark, Item, stream
 from fusionbench.api.sources import Source
-from fusionbench.api.tasks import ScoredItems, Scoring, SplitName, judged
+from fusionbench.api.tasks import Scoring, SplitName, judged
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import Trace, mean_trace
 from fusionbench.readers.labels import EncodedRow
@@ -31,11 +31,11 @@ class Evaluated:
     outcomes: Float[np.ndarray, " item"]
     items: Items
     answers: tuple[Said, ...]
-    trace: Trace
-    unknown: int
+    trace: Trace = field(default_factory=dict)
+    tokens: int = 0
+    """Image tokens that the language model gets for one image; 0 without an image."""
+    unknown: int = 0
     """Words of the questions that are not in the vocabulary."""
-    scored: ScoredItems | None = None
-    """Of a local task: questions and true answers, for its named metrics."""
     measures: Mapping[str, float] | None = None
     """Of a benchmark: its named readings."""
     chance: float | None = None
@@ -69,48 +69,42 @@ class Asking:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
 
 
-def evaluate_local(asking: Asking, name: str, bundle: Bundle, split: SplitName, task: Scoring) -> (
-    Evaluated
-):  # fmt: skip
+def evaluate_local(
+    asking: Asking, name: str, bundle: Bundle, split: SplitName, task: Scoring
+) -> Evaluated:
     """A local task; `Task.judge` compares each answer with the true one."""
-    rows = _rows(name, bundle, split)
     limit = max(len(_answer(asking, answer)) for answer in bundle.answers)
-    texts, traces, unknown = _said(asking, rows, limit)
+    said = _Said()
+    said.ask(asking, _rows(name, bundle, split), limit)
     items = bundle.scored(split)
     return Evaluated(
-        outcomes=judged(task, texts, items),
+        outcomes=judged(task, said.texts, items),
         items=Items(names=items.names, groups=items.groups),
-        answers=tuple(Said(item=n, text=t) for n, t in zip(items.names, texts, strict=True)),
-        trace=mean_trace(traces),
-        unknown=unknown,
-        scored=items,
+        answers=tuple(Said(item=n, text=t) for n, t in zip(items.names, said.texts, strict=True)),
+        trace=mean_trace(said.traces),
+        tokens=said.tokens,
+        unknown=said.unknown,
     )
 
 
 def evaluate_benchmark(asking: Asking, benchmark: Benchmark, source: Source) -> Evaluated:
     """A benchmark; its images are opened batch by batch. Raises UserError for broken data."""
-    asked: list[Asked] = []
     answers: list[Answer] = []
-    traces: list[tuple[int, Mapping[str, Tensor]]] = []
-    unknown = 0
+    said = _Said()
     items = stream(benchmark, source)
     while part := list(islice(items, asking.size)):
-        texts, found, missing = _said(replace_ask(asking, part), _of_items(part),
-                                      benchmark.max_new_tokens)  # fmt: skip
+        said.ask(_with_questions(asking, part), _of_items(part), benchmark.max_new_tokens)
         ranked = _ranked(asking, part) if benchmark.ranks_options else [None] * len(part)
-        traces += found
-        unknown += missing
-        asked += part
+        texts = said.texts[-len(part) :]
         answers += [_answered(*one) for one in zip(part, texts, ranked, strict=True)]
-    return score(benchmark, answers, trace=mean_trace(traces), unknown=unknown)
+    scored = score(benchmark, answers)
+    return replace(scored, trace=mean_trace(said.traces), tokens=said.tokens, unknown=said.unknown)
 
 
-def score(
-    benchmark: Benchmark, answers: Sequence[Answer], *, trace: Trace | None = None, unknown: int = 0
-) -> Evaluated:
+def score(benchmark: Benchmark, answers: Sequence[Answer]) -> Evaluated:
     """Outcomes and readings of stored or fresh answers."""
     outcomes = benchmark.outcomes(answers)
-    judged_answers = [
+    known = [
         replace(one, outcome=float(outcome)) for one, outcome in zip(answers, outcomes, strict=True)
     ]
     return Evaluated(
@@ -119,14 +113,33 @@ def score(
             names=tuple(one.name for one in answers), groups=tuple(one.group for one in answers)
         ),
         answers=tuple(Said(item=one.name, text=one.text, ranked=one.ranked) for one in answers),
-        trace=trace or {},
-        unknown=unknown,
-        measures=dict(benchmark.measures(judged_answers)),
+        measures=dict(benchmark.measures(known)),
         chance=benchmark.guessing(answers),
     )
 
 
-def replace_ask(asking: Asking, items: Sequence[Item]) -> Asking:
+@dataclass(kw_only=True)
+class _Said:
+    """Answers in the order of the questions, and what the batches showed."""
+
+    texts: list[str] = field(default_factory=list)
+    traces: list[tuple[int, Mapping[str, Tensor]]] = field(default_factory=list)
+    tokens: int = 0
+    unknown: int = 0
+
+    def ask(self, asking: Asking, rows: Sequence[Row], limit: int) -> None:
+        """Add the answers to these rows, at most `limit` tokens each."""
+        asking.model.eval()
+        for batch in asking.batches(rows):
+            with asking.autocast():
+                found, fused = asking.model.answer(batch, limit=limit)
+            self.texts += found
+            self.traces.append((len(batch), fused.trace))
+            self.tokens = max(self.tokens, fused.tokens.shape[1] if batch.shows else 0)
+            self.unknown += sum(row.unknown for row in batch.rows)
+
+
+def _with_questions(asking: Asking, items: Sequence[Item]) -> Asking:
     """Asks with the prompt of each item, while the fusion sees its question alone."""
     questions = {_turn(item): item.question for item in items}
 
@@ -135,23 +148,6 @@ def replace_ask(asking: Asking, items: Sequence[Item]) -> Asking:
         return replace(asking.ask(row), query_ids=asking.ask(question).query_ids)
 
     return replace(asking, ask=ask)
-
-
-def _said(
-    asking: Asking, rows: Sequence[Row], limit: int
-) -> tuple[list[str], list[tuple[int, Mapping[str, Tensor]]], int]:
-    """Answers, traces by batch, and the number of unknown words."""
-    texts: list[str] = []
-    traces: list[tuple[int, Mapping[str, Tensor]]] = []
-    unknown = 0
-    asking.model.eval()
-    for batch in asking.batches(rows):
-        with asking.autocast():
-            found, fused = asking.model.answer(batch, limit=limit)
-        texts += found
-        traces.append((len(batch), fused.trace))
-        unknown += sum(row.unknown for row in batch.rows)
-    return texts, traces, unknown
 
 
 def _rows(name: str, bundle: Bundle, split: SplitName) -> list[Row]:

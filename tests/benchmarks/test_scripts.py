@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from paired_studies import study
+from toy_records import outcomes, record, spec
+from toy_suite import items_of
 
+from fusionbench.records.history import Request
+from fusionbench.records.store import Store
 from fusionbench.registry.plugins import load_encoder
-from fusionbench.study.study import PAPER
+from fusionbench.study.study import PAPER, QUICK, as_plain
 
 HERE = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 pytestmark = [
@@ -50,6 +54,10 @@ RUNS = {
         ("--turns", "0", "--cells", "1000", "--tasks", "digits"), {"start", "plan"},
     ),
     "quick_study.py": (("--task", "digits", "--sample", "1"), {"quick-study"}),
+    "accuracy_seconds.py": (
+        ("--methods", "penultimate", "--tasks", "digits", "--seeds", "1"),
+        {"score=penultimate", "seconds=penultimate", "score=all", "seconds=all", "quick-accuracy"},
+    ),
     "whole_study.py": (
         (*CPU, "--encoder", "nano", "--methods", "scalar_mix", "--tasks", "digits",
          "--sampled", "2", "3", "--seeds", "2"),
@@ -138,6 +146,31 @@ def test_two_folders_of_one_study_are_compared_example_by_example(run, tmp_path)
     assert "0.00 points apart; without moved" in rows["again"]["note"]
     assert "100.0000%" not in rows["other"]["note"]
     assert json.loads((tmp_path / "two_devices-a-card.json").read_text())["device"] == "a card"
+
+
+def test_the_goals_of_the_quick_study_are_read_from_its_records(run, tmp_path, capsys):
+    shares = {"digits": (0.5, 0.9, 0.8), "textile": (0.6, 0.8, 0.9), "easy_vqa": (0.2, 0.25, 0.25)}
+    with Store.create(tmp_path / "r") as store:
+        for task, layers in shares.items():
+            for layer, share in enumerate(layers):
+                for seed in range(4):
+                    cell = spec("layer", task, seed, settings={"index": layer})
+                    right = outcomes(share, seed)
+                    facts = {"label": f"layer[index={layer}]", "taps": ((layer,),), "chance": 0.25}
+                    store.write(record(cell, right, **facts), right, items_of(task, len(right)))
+        contrasts = [
+            {"method": "layer[index=2]", "baseline": "layer[index=0]", "control": "layer[index=0]"},
+            {"method": "layer[index=2]", "baseline": "layer[index=1]", "control": "layer[index=1]"},
+        ]
+        plain = as_plain(QUICK) | {"contrasts": contrasts}
+        labels = tuple(f"layer[index={layer}]" for layer in range(3))
+        store.history.add(Request(study=plain, labels=labels, tasks=tuple(shares)))
+    assert run("accuracy_seconds.py", "--goals", str(tmp_path / "r"), "--methods") == []
+    said = capsys.readouterr().out
+    assert "best single layer: hs[1], mean over 3 tasks 65.0 % (goal: 66)" in said
+    assert "sensitive tasks: 2 of 3 (goal: 9 of 11); insensitive: easy_vqa" in said
+    assert "planned contrasts decided: 1 of 2" in said
+    assert "layer[index=2] - layer[index=0]: better" in said
 
 
 def test_the_table_of_the_attentive_reader_has_a_row_for_each_setting(run, capsys):

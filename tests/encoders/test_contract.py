@@ -6,10 +6,12 @@ import pytest
 import torch
 from attention_maps import Maps
 from encoder_families import DIM, LAYERS, MAKERS, PATCH, SIZE, Family, normalisation
+from registered_methods import build as build_method
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusionbench.api.encoders import Encoder
+from fusionbench.api.types import Unsupported
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
 
@@ -93,6 +95,27 @@ def test_a_size_that_the_patches_do_not_fill_is_refused(family):
         describe(family.name, image_size=30)
     with pytest.raises(ValueError, match="multiple of 8"):
         build(family.name, image_size=30)
+
+
+@torch.no_grad()
+def test_a_shape_is_rotary_exactly_where_a_block_tells_positions_apart(encoder, images):
+    # Attention without positions of its own is equivariant: dealt anew, tokens stay what they are.
+    tokens, first = encoder.embed(images), encoder.shape.prefix
+    deal = torch.randperm(tokens.shape[1] - first, generator=torch.Generator().manual_seed(2))
+    order = torch.cat([torch.arange(first), first + deal])
+    told_apart = not torch.allclose(
+        encoder.block(1, tokens[:, order]), encoder.block(1, tokens)[:, order], atol=1e-4
+    )
+    assert encoder.shape.rotary == told_apart
+
+
+def test_prompts_are_refused_exactly_where_the_blocks_are_rotary(encoder):
+    shape = replace(encoder.shape, query_dim=8, mlp=encoder.mlp)
+    if shape.rotary:
+        with pytest.raises(Unsupported, match="rotary positions"):
+            build_method("vpt_deep", shape)
+    else:
+        assert list(build_method("vpt_deep", shape).parameters())
 
 
 def test_bf16_runs_and_stays_near_fp32(family, encoder, images):

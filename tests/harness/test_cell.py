@@ -1,14 +1,17 @@
 """Training and scoring of one cell: paired, deterministic, and blind to what it must not see."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from toy_cells import BUDGET, EVERY_TAP, materials, spec, train_cell
+from toy_encoder import SHAPE
 
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.types import Fused
 from fusionbench.harness.cell import choose_lr
-from fusionbench.harness.model import build_model
+from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
 from fusionbench.harness.train import batches, schedule
 from fusionbench.readers.attentive import Question
@@ -40,6 +43,28 @@ def test_a_cell_learns_and_reports_what_it_did():
     assert record.score == pytest.approx(scores.mean()) and record.score > 0.8
     assert record.loss[0] > record.loss[-1]
     assert record.parameters["fusion"] == 16 and record.taps == ((2,),)
+
+
+class Joined(MiddleLayer):
+    """Two tokens become one behind the projector."""
+
+    def forward(self, hidden, query):
+        pairs = lambda tokens: tokens.unflatten(1, (-1, 2)).mean(dim=2)  # noqa: E731
+        return Fused(tokens=super().forward(hidden, query).tokens, after_projector=pairs)
+
+
+@pytest.mark.parametrize("reader", ["attentive", "ridge"])
+def test_a_record_counts_the_answers_and_the_tokens_that_the_reader_gets(reader, monkeypatch):
+    patches = SHAPE.grid[0] * SHAPE.grid[1]
+    for answers, fusion, tokens in ((2, MiddleLayer, patches), (1, Joined, patches // 2)):
+
+        def given(self, output, batch, classes=answers):
+            return torch.arange(len(batch)) % classes
+
+        monkeypatch.setattr(Model, "answers", given)
+        record, _ = train_cell(fusion, reader=reader)
+        assert (record.tokens, record.distinct) == (tokens, answers)
+        assert record.id == replace(record, tokens=1, answers=5).id
 
 
 def test_the_same_cell_twice_gives_the_same_bytes():

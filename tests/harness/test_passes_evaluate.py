@@ -55,13 +55,14 @@ def test_scores_and_traces_are_those_of_each_model_alone(name):
     shared, models = trained(name)
     found, note = evaluate_all(models, shared, "test", BATCH)
     assert not note
-    for model, (scores, trace) in zip(models, found, strict=True):
-        expected, alone = evaluate(model, shared, "test", BATCH)
+    for model, (scores, trace, *facts) in zip(models, found, strict=True):
+        expected, alone, *same = evaluate(model, shared, "test", BATCH)
+        assert facts == same and min(facts) >= 1
         assert np.array_equal(scores, expected) and len(scores) == 60
         assert set(trace) == set(alone)
         for key, values in alone.items():
             assert trace[key] == pytest.approx(values, abs=2e-6)
-    assert len({scores.tobytes() for scores, _ in found}) > 1  # else any run would do for all
+    assert len({scores.tobytes() for scores, *_ in found}) > 1  # else any run would do for all
 
 
 def test_each_batch_is_read_once_for_all_runs_and_holds_their_share(monkeypatch):

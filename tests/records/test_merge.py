@@ -139,13 +139,16 @@ def test_a_cell_with_other_contents_is_refused_and_both_are_shown(live, tmp_path
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
-def test_time_and_machine_do_not_make_two_contents(tmp_path):
+def test_time_machine_and_facts_of_later_versions_do_not_make_two_contents(tmp_path):
     for number in range(2):
+        later = {"answers": 2 * number, "tokens": 16 * number}
         with Store.create(tmp_path / str(number)) as store:
-            put(store, spec(), 0.5, seconds=1.0 + number, provenance={"hardware": number})
+            put(store, spec(), 0.5, seconds=1.0 + number, provenance={"hardware": number}, **later)
     for name, order in (("one", "01"), ("two", "10")):
         assert merge([tmp_path / each for each in order], tmp_path / name)[0] == 1
     assert files(tmp_path / "one") == files(tmp_path / "two")
+    (kept,) = Store.open(tmp_path / "one").records()
+    assert (kept.distinct, kept.tokens) == (2, 16)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-"""Methods that see nothing are found from outcomes alone, and no others."""
+"""Methods that see nothing are found, from recorded counts or from outcomes alone."""
 
 import numpy as np
 import pytest
-from toy_suite import write_suite
+from toy_suite import put_task, quick_disk, write_suite
 
 from fusionbench.records.pairs import Results
+from fusionbench.records.store import Store
 from fusionbench.report.alike import dead, one_answer, scored_alike
 from fusionbench.report.build import write_report
 
@@ -36,6 +37,32 @@ def test_too_little_is_known_of_one_run_of_no_right_answer_and_of_partial_credit
     assert not one_answer(list(constant(0)), chance=CHANCE)
     assert not one_answer([np.zeros(8)] * 4, chance=CHANCE)
     assert not one_answer([np.full(8, 0.25)] * 4, chance=CHANCE)
+
+
+def test_recorded_counts_of_answers_decide_where_they_are(tmp_path):
+    # Outcomes of one class, but two answers: the second was wrong wherever it was given.
+    suite = {"blind": {"digits": constant(0, 1, 0, 2)}, "one_run": {"digits": constant(0)}}
+    facts = {"chance": CHANCE}
+    write_suite(tmp_path / "two", suite, distinct=2, **facts)
+    write_suite(tmp_path / "one", suite, distinct=1, **facts)
+    write_suite(tmp_path / "old", suite, **facts)
+    said = {}
+    for name in ("two", "one", "old"):
+        results = Results.open(tmp_path / name)
+        said[name] = [line.partition(":")[0] for line in dead(results, results.tables[0])]
+    assert said == {"two": [], "one": ["- blind", "- one_run"], "old": ["- blind"]}
+
+
+def test_runs_that_collapse_among_others_are_counted(tmp_path):
+    right = (RNG.random((4, len(ANSWERS))) < 0.7).astype(float)
+    with quick_disk(), Store.create(tmp_path) as store:
+        for seed, answers in enumerate((4, 1, 4, 1)):
+            put_task(
+                store, "mema", "digits", right[seed : seed + 1], seeds=[seed], distinct=answers
+            )
+    results = Results.open(tmp_path)
+    (line,) = dead(results, results.tables[0])
+    assert line.startswith("- mema: dead on digits (2 of 4 runs):")
 
 
 def test_the_report_names_what_is_alike_and_what_is_dead(tmp_path):

@@ -1,15 +1,27 @@
 """A packed folder stands in for the packages, pixel for pixel and cell for cell."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from encoder_families import MAKERS
 
+from fusionbench.api.errors import UserError
 from fusionbench.api.tasks import data_hash, validate
-from fusionbench.encoders.vit import resize
+from fusionbench.encoders.build import build
+from fusionbench.encoders.catalog import describe
+from fusionbench.encoders.vit import fitted
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study.data import load_data, pack, packed_data, packed_tasks, task_hash
+from fusionbench.study.data import (
+    check_packed,
+    load_data,
+    pack,
+    packed_data,
+    packed_tasks,
+    task_hash,
+)
 from fusionbench.study.plan import make_plan, resolve
 from fusionbench.study.study import QUICK
 
@@ -37,8 +49,9 @@ def test_packed_data_is_the_original_at_the_encoder_s_size(folder, monkeypatch):
         if wanted.shape[1] > SIZE:
             assert packed.images.shape[1:3] == (SIZE, SIZE)
         # What the encoder would make of either is the same to the last bit.
-        ours = resize(torch.from_numpy(np.array(packed.images)), SIZE)
-        assert torch.equal(ours, resize(wanted, SIZE))
+        how = {"size": SIZE, "interpolation": "bilinear", "fit": "squash", "crop": 1.0}
+        ours = fitted(torch.from_numpy(np.array(packed.images)), **how)
+        assert torch.equal(ours, fitted(wanted, **how))
         for split in ("train", "val", "test"):
             one, two = packed.split(split), original.split(split)
             assert one.items == two.items and one.questions == two.questions
@@ -54,7 +67,8 @@ def test_a_packed_task_keeps_the_hash_of_its_original(folder, monkeypatch):
 
 
 def test_cells_keep_their_identity_and_packages_are_not_needed(folder, monkeypatch):
-    study = replace(QUICK, methods=("last",), tasks=("digits",))
+    budget = replace(QUICK.budget, image_size=SIZE)
+    study = replace(QUICK, budget=budget, methods=("last",), tasks=("digits",))
     before = {cell.spec.id for cell in make_plan(resolve(study, read_catalog()), ()).cells}
     monkeypatch.setenv("FUSIONBENCH_DATA", str(folder))
     monkeypatch.setattr("fusionbench.registry.catalog.importable", lambda name: False)
@@ -62,6 +76,57 @@ def test_cells_keep_their_identity_and_packages_are_not_needed(folder, monkeypat
     assert catalog.tasks["digits"].available and not catalog.tasks["easy_vqa"].available
     after = {cell.spec.id for cell in make_plan(resolve(study, catalog), ()).cells}
     assert after == before
+
+
+CROPPING = {
+    "size": {"shortest_edge": 40},
+    "crop_size": {"height": SIZE, "width": SIZE},
+    "do_center_crop": True,
+    "resample": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def cropping(tmp_path_factory) -> str:
+    """A checkpoint whose processor resizes bicubically to 40 pixels and takes 32 of them."""
+    home = tmp_path_factory.mktemp("vit")
+    name = MAKERS["vit"](home).name
+    (home / "preprocessor_config.json").write_text(json.dumps(CROPPING))
+    return name
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_an_encoder_sees_the_same_pixels_from_a_pack(fit, cropping, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    name = f"{cropping}[fit={fit}]"
+    encoder = build(name)
+    assert (encoder.images.interpolation, encoder.images.fit) == ("bicubic", fit)
+    # Crops keep the shape: an image that is no square, and larger than what is read.
+    draw = np.random.default_rng(3)
+    original = load_data(read_catalog().tasks["digits"])
+    pixels = np.zeros((len(original.images), 90, 70, 3), dtype=np.uint8)
+    pixels[:64] = draw.integers(0, 256, (64, 90, 70, 3))
+    tall = replace(original, images=pixels)
+    with monkeypatch.context() as patched:
+        patched.setattr("fusionbench.study.data.load_data", lambda card: tall)
+        pack([read_catalog().tasks["digits"]], name, size=SIZE, out=tmp_path)
+    monkeypatch.setenv("FUSIONBENCH_DATA", str(tmp_path))
+    packed = packed_data("digits").images[:64]
+    assert packed.shape[1:3] == ((51, 40) if fit == "crop" else (SIZE, SIZE))
+    seen = encoder.pixels(torch.from_numpy(np.array(packed)))
+    assert torch.equal(seen, encoder.pixels(torch.from_numpy(pixels[:64])))
+
+
+def test_resized_images_are_refused_to_another_encoder_or_size(folder, cropping, monkeypatch):
+    monkeypatch.setenv("FUSIONBENCH_DATA", str(folder))
+    nano = describe("nano", image_size=SIZE)
+    check_packed({"textile": nano, "scenes_text": describe("nano")})
+    for other in (describe("nano"), describe(f"{cropping}[fit=crop]"), describe(cropping)):
+        with pytest.raises(UserError, match="textile was packed for nano at 32 pixels"):
+            check_packed({"textile": other})
+    study = replace(QUICK, methods=("last",), tasks=("textile",))
+    with pytest.raises(UserError, match="nano would see at 64"):
+        resolve(study, read_catalog(packed=packed_tasks()))
 
 
 def test_a_folder_without_a_manifest_is_no_pack(tmp_path, monkeypatch):

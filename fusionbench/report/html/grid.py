@@ -17,6 +17,7 @@ _DETAILS: Mapping[str, str] = {
     "mean": "mean, %",
     "interval": "95 % interval, %",
     "chance": "chance, %",
+    "tokens": "tokens that the reader gets",
     "delta": "difference, points",
     "delta_interval": "its 95 % interval",
     "p": "p",
