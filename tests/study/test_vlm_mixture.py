@@ -13,7 +13,8 @@ from fusionbench.api.errors import UserError
 from fusionbench.api.tasks import Split, TaskData
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study import mixture as module
-from fusionbench.study.mixture import DEFAULT, Part, as_values, describe_mixture, parse_mixture
+from fusionbench.study.mixture import Part, as_values, describe_mixture, parse_mixture
+from fusionbench.study.study import LOCAL_TASKS
 from fusionbench.study.study import SMOKE
 
 BUDGET = replace(SMOKE.budget, train_items=3)
@@ -42,9 +43,9 @@ def hashed(data: TaskData, monkeypatch, limit: int = 3) -> tuple[int, str]:
 
 def test_the_default_names_the_eleven_local_tasks_without_licence_agreement():
     tasks = read_catalog().tasks
-    assert set(DEFAULT) == {name for name, card in tasks.items() if not card.encoder} - {"elpv"}
-    assert len(DEFAULT) == 11
-    assert tuple(part.name for part in parse_mixture(())) == DEFAULT
+    assert set(LOCAL_TASKS) == {name for name, card in tasks.items() if not card.encoder} - {"elpv"}
+    assert len(LOCAL_TASKS) == 11
+    assert tuple(part.name for part in parse_mixture(())) == LOCAL_TASKS
 
 
 def test_settings_stand_in_brackets():
