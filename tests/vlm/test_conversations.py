@@ -30,7 +30,7 @@ def test_each_turn_is_a_row_with_the_turns_before_it(rows):
 
 def test_rows_without_an_image_have_no_mark(rows):
     assert rows[2].images == () and rows[2].turns == (Turn("Who are you?", "A model."),)
-    assert rows.with_image.tolist() == [True, True, False, True, True]
+    assert rows.images.tolist() == [1, 1, 0, 2, 1]
 
 
 def test_one_image_goes_in_front_of_the_first_question_wherever_its_mark_stood(tmp_path):
@@ -83,7 +83,7 @@ def test_a_task_gives_its_training_examples_with_cached_images():
         count=5,
     )
     rows = TaskRows("toy", bundle)
-    assert len(rows) == 3 and rows.with_image.all()
+    assert len(rows) == 3 and rows.images.tolist() == [1, 1, 1]
     assert [row.images for row in map(rows.__getitem__, range(3))] == [
         (Cached(task="toy", row=row),) for row in (4, 0, 2)
     ]
