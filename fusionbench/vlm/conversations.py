@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.harness.bundle import Bundle
@@ -45,8 +45,8 @@ class Rows(Protocol):
     """The training rows of one part of a mixture, in a fixed order."""
 
     @property
-    def with_image(self) -> Bool[np.ndarray, " row"]:
-        """Whether each row has an image."""
+    def images(self) -> Int[np.ndarray, " row"]:
+        """Images of each row, or of its whole conversation."""
         ...
 
     @property
@@ -85,10 +85,10 @@ class ConversationRows:
         return row_of(self._set[item], index - first, image_first=self._image_first)
 
     @cached_property
-    def with_image(self) -> Bool[np.ndarray, " row"]:
-        """Whether the row's conversation has an image."""
+    def images(self) -> Int[np.ndarray, " row"]:
+        """Images of the row's conversation."""
         index = self._set.index
-        return np.repeat(index.images > 0, index.turns)
+        return np.repeat(index.images, index.turns)
 
     @cached_property
     def length(self) -> Int[np.ndarray, " row"]:
@@ -144,9 +144,9 @@ class TaskRows:
         )
 
     @property
-    def with_image(self) -> Bool[np.ndarray, " row"]:
-        """True for every row."""
-        return np.ones(len(self), dtype=bool)
+    def images(self) -> Int[np.ndarray, " row"]:
+        """One for every row."""
+        return np.ones(len(self), dtype=np.int64)
 
     @cached_property
     def length(self) -> Int[np.ndarray, " row"]:

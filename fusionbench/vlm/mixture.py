@@ -143,7 +143,7 @@ class Mixture:
 
     @cached_property
     def _with_image(self) -> Bool[np.ndarray, " row"]:
-        return np.concatenate([part.rows.with_image for part in self.parts])
+        return np.concatenate([part.rows.images > 0 for part in self.parts])
 
 
 def open_mixture(
@@ -182,13 +182,13 @@ def _refuse_changed(card: PartCard, found: str) -> None:
 def within(mixture: Mixture, fits: Callable[[Row], bool], *, sure: int = 0) -> Mixture:
     """The mixture without the rows whose answer the length limit would cut off.
 
-    `fits` tells whether a row's text and images fit; rows with at most `sure` bytes of text are
-    not asked for (a token of a byte-level tokenizer has at least one byte). Raises UserError if
-    more than `MOST_DROPPED` of all rows are too long, with the first of them.
+    `fits` tells whether a row's text and images fit; rows with at most `sure` bytes of text and one
+    image are not asked for (a token of a byte-level tokenizer has at least one byte). Raises
+    UserError if more than `MOST_DROPPED` of all rows are too long, with the first of them.
     """
     parts, first = [], ""
     for part in mixture.parts:
-        good = part.rows.length <= sure
+        good = (part.rows.length <= sure) & (part.rows.images <= 1)
         for row in np.flatnonzero(~good):
             good[row] = fits(part.rows[int(row)])
             first = first or ("" if good[row] else part.rows[int(row)].name)

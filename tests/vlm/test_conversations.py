@@ -1,10 +1,13 @@
 """A conversation of n turns is n rows, each with its history and the images it names."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conversation_files import MARK, item, picture, standard, written
 
 from fusionbench.harness.bundle import Bundle, Examples
+from fusionbench.readers.template import build_template
 from fusionbench.readers.text import Turn
 from fusionbench.study.conversations import ConversationFile
 from fusionbench.vlm.conversations import Cached, ConversationRows, TaskRows
@@ -30,7 +33,7 @@ def test_each_turn_is_a_row_with_the_turns_before_it(rows):
 
 def test_rows_without_an_image_have_no_mark(rows):
     assert rows[2].images == () and rows[2].turns == (Turn("Who are you?", "A model."),)
-    assert rows.with_image.tolist() == [True, True, False, True, True]
+    assert rows.images.tolist() == [1, 1, 0, 2, 1]
 
 
 def test_one_image_goes_in_front_of_the_first_question_wherever_its_mark_stood(tmp_path):
@@ -45,6 +48,19 @@ def test_one_image_goes_in_front_of_the_first_question_wherever_its_mark_stood(t
     # The image of a later turn is not in the row of an earlier one.
     assert kept[0].turns == (Turn("Hello.", "Hi."),) and kept[0].images == ()
     assert kept[1].turns[1].question == f"What is {MARK} this?" and len(kept[1].images) == 1
+
+
+def test_a_row_reads_as_llava_writes_it(tmp_path):
+    picture(tmp_path, "a.png")
+    late = item("a.png", "Hello. ", "Hi.", f"What is this?\n{MARK}", "A cat.", "Sure?", "Yes.")
+    row = ConversationRows(ConversationFile(written(tmp_path, [late])))[1]
+    template = build_template("llava15", SimpleNamespace(end=2, end_text="</s>"))
+    assert template.render(row.turns, answer=True).text == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions. "
+        "USER: <image>\nHello. ASSISTANT: Hi.</s>USER: What is this? ASSISTANT: A cat.</s>"
+    )
+    assert [turn.question for turn in row.later] == ["Sure?"]
 
 
 def test_several_images_stay_at_their_marks_and_come_with_their_turns(tmp_path):
@@ -83,7 +99,7 @@ def test_a_task_gives_its_training_examples_with_cached_images():
         count=5,
     )
     rows = TaskRows("toy", bundle)
-    assert len(rows) == 3 and rows.with_image.all()
+    assert len(rows) == 3 and rows.images.tolist() == [1, 1, 1]
     assert [row.images for row in map(rows.__getitem__, range(3))] == [
         (Cached(task="toy", row=row),) for row in (4, 0, 2)
     ]

@@ -18,9 +18,9 @@ from fusionbench.vlm.mixture import MixedPart, Mixture, open_mixture, within
 class Toy:
     """Rows that know their part and number."""
 
-    def __init__(self, name: str, count: int, pictured: bool = True) -> None:
+    def __init__(self, name: str, count: int, images: int = 1) -> None:
         self.name, self.count = name, count
-        self.with_image = np.full(count, pictured)
+        self.images = np.full(count, images)
         self.length = np.arange(count)
 
     def __len__(self) -> int:
@@ -30,9 +30,9 @@ class Toy:
         return Row(name=f"{self.name}-{index}", images=(), turns=())
 
 
-def part(name: str, count: int, share: float = 1.0, pictured: bool = True) -> MixedPart:
+def part(name: str, count: int, share: float = 1.0, images: int = 1) -> MixedPart:
     card = PartCard(name=name, kind="task", version=1, share=share, rows=count, hash=name * 8)
-    return MixedPart(card=card, rows=Toy(name, count, pictured), kept=np.arange(count))
+    return MixedPart(card=card, rows=Toy(name, count, images), kept=np.arange(count))
 
 
 def names(mixture: Mixture, steps: range, batch: int, seed: int = 0) -> list[str]:
@@ -87,7 +87,7 @@ def test_parts_are_mixed_evenly_over_an_epoch():
 
 
 def test_grouped_steps_have_rows_of_one_kind():
-    parts = [part("a", 21), part("b", 11, pictured=False)]
+    parts = [part("a", 21), part("b", 11, images=0)]
     mixture = Mixture(parts, grouped=True)
     kinds = []
     for epoch in range(4):
@@ -103,7 +103,7 @@ def test_grouped_steps_have_rows_of_one_kind():
 
 
 def test_grouping_leaves_out_what_fills_no_step_and_a_short_epoch_is_not_grouped():
-    mixture = Mixture([part("a", 6), part("b", 5, pictured=False)], grouped=True)
+    mixture = Mixture([part("a", 6), part("b", 5, images=0)], grouped=True)
     first = names(mixture, range(2), 4)
     assert len(set(first)) == 8
     assert len(names(mixture, range(2), 20)) == 40
@@ -123,6 +123,12 @@ def test_rows_that_are_too_long_are_dropped_and_counted():
     assert asked == [f"a-{n}" for n in range(30, 40)]
     drawn = Counter(names(kept, range(7), 7))
     assert "a-37" not in drawn and len(drawn) == 49 and len(kept) == 50
+
+
+def test_rows_of_several_images_are_looked_at_whatever_their_text():
+    mixture = Mixture([part("a", 40), part("b", 2, images=5)])
+    kept = within(mixture, lambda row: row.name != "b-1", sure=1000)
+    assert kept.dropped == {"b": 1}
 
 
 def test_more_than_five_percent_too_long_is_an_error():
