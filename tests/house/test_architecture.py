@@ -26,10 +26,10 @@ IN_CHECKOUT = (ROOT / "pyproject.toml").exists() and (ROOT / "methods").is_dir()
 
 # A folder imports only folders in front of it.
 ORDER = (
-    "api", "metrics", "stats", "records", "encoders", "registry", "readers", "harness", "study", "launchers",
-    "cost", "checks", "report", "cli",
+    "api", "metrics", "stats", "records", "encoders", "registry", "readers", "harness", "study",
+    "launchers", "cost", "checks", "report", "cli",
 )  # fmt: skip
-MOST_ENTRIES = 17
+MOST_ENTRIES = 19
 LINES = (60, 500)
 LONGEST_FUNCTION = 45
 MEDIAN_FUNCTION = 10
