@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fusionbench.metrics import (
     anls,
     evalai,
@@ -181,21 +183,28 @@ def replay_vqav2(items: Sequence[Facts]) -> Replayed:
         }
         for one in answers
     ]
-    found = vqav2.measures(answers)
     return each, {
-        "official_raw": by_type(found, "accuracy_raw"),
-        "official_after_llava_normalisation": by_type(found, "accuracy"),
-        "lmms_eval_mean": found["accuracy_lmms_eval"],
+        "official_raw": by_type(answers, "accuracy_raw"),
+        "official_after_llava_normalisation": by_type(answers, "accuracy"),
+        "lmms_eval_mean": vqav2.measures(answers)["accuracy_lmms_eval"],
     }
 
 
-def by_type(found: Mapping[str, Any], reading: str) -> dict[str, Any]:
-    """A reading over all and by the two types, in percent as the official script prints them."""
-    return {
-        "overall": percent([found[reading]]),
-        "perQuestionType": part(found, f"{reading}/question_type", lambda x: percent([x])),
-        "perAnswerType": part(found, f"{reading}/answer_type", lambda x: percent([x])),
-    }
+def by_type(answers: Sequence[vqav2.Answer], reading: str) -> dict[str, Any]:
+    """A reading over all and by the two types, in percent as the official script prints them.
+
+    A mean may lie half-way between two printed numbers, so it is computed as the script does, and
+    compared with our measure.
+    """
+    found, scores = vqav2.measures(answers), [vqav2.READINGS[reading](one) for one in answers]
+    assert percent(scores) == pytest.approx(100 * found[reading], abs=0.006)
+    named = {"overall": percent(scores)}
+    for kind, name in (("question_type", "perQuestionType"), ("answer_type", "perAnswerType")):
+        groups = grouped((getattr(one, kind) for one in answers), scores)
+        named[name] = {each: percent(group) for each, group in groups.items()}
+        ours = part(found, f"{reading}/{kind}", lambda share: 100 * share)
+        assert named[name] == pytest.approx(ours, abs=0.006)
+    return named
 
 
 def part(found: Mapping[str, Any], start: str, form: Callable[[Any], Any]) -> dict[str, Any]:
@@ -287,13 +296,16 @@ def replay_mmmu(items: Sequence[Facts]) -> Replayed:
         each.append({"parsed": got.parsed, "correct": got.correct} | choice)
     found = mmmu.measures(answers)
     sizes = grouped((one.category for one in answers), answers)
+    by_category = {
+        name: {"acc": found[f"accuracy/{name}"], "num_example": len(group)}
+        for name, group in sizes.items()
+    }
+    # As the authors compute it: a share half-way between two printed numbers may go either way.
+    weighted = sum(one["acc"] * one["num_example"] for one in by_category.values()) / len(answers)
     return each, {
-        "by_category": {
-            name: {"acc": found[f"accuracy/{name}"], "num_example": len(group)}
-            for name, group in sizes.items()
-        },
+        "by_category": by_category,
         "overall_accuracy": found["accuracy"],
-        "overall_rounded": round(found["accuracy"], 3),
+        "overall_rounded": round(weighted, 3),
     }
 
 
