@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusionbench.metrics.common import Measures, answered, grouped, letters, mean, means
+from fusionbench.metrics.common import Measures, answered, letters, mean, means
 
 ROTATION = 1_000_000
 NO_OPTION = "Z"
@@ -184,8 +184,18 @@ def score(answer: Answer) -> float:
 
 def circular(answers: Sequence[Answer], right: Sequence[float]) -> dict[int, float]:
     """Question -> 1 if all of its rows are right, else 0."""
-    groups = grouped((str(one.question) for one in answers), right)
-    return {int(question): min(group) for question, group in groups.items()}
+    found: dict[int, float] = {}
+    for one, hit in zip(answers, right, strict=True):
+        found[one.question] = min(hit, found.get(one.question, hit))
+    return found
+
+
+def representatives(answers: Sequence[Answer]) -> list[Answer]:
+    """The row with the smallest index of each question, as often as it stands there."""
+    first: dict[int, int] = {}
+    for one in answers:
+        first[one.question] = min(one.index, first.get(one.question, one.index))
+    return [one for one in answers if one.index == first[one.question]]
 
 
 def measures(answers: Sequence[Answer]) -> Measures:
@@ -204,7 +214,7 @@ def measures(answers: Sequence[Answer]) -> Measures:
     kept = [static[one.question] for one, _ in plain]
     found: Measures = {
         "accuracy": mean(hit for _, hit in plain),
-        "accuracy_circular": mean(circular(answers, hits).values()) if rotations else None,
+        "accuracy_circular": _over_questions(answers, hits) if rotations else None,
         "accuracy_rows": mean(hits),
         "lmms_eval_static": mean(kept),
         "questions": len(plain),
@@ -214,6 +224,12 @@ def measures(answers: Sequence[Answer]) -> Measures:
     }
     by_category = means("accuracy", names, [hit for _, hit in plain])
     return found | by_category | means("lmms_eval_static", names, kept)
+
+
+def _over_questions(answers: Sequence[Answer], right: Sequence[float]) -> float | None:
+    """Share of questions with all rows right; rows that occur twice count twice."""
+    verdicts = circular(answers, right)
+    return mean(verdicts[one.question] for one in representatives(answers))
 
 
 def _static(answers: Sequence[Answer]) -> dict[int, float]:

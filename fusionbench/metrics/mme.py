@@ -69,6 +69,11 @@ def pairs(answers: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
     return found
 
 
+def both_right(first: Answer, second: Answer) -> float:
+    """1 if both answers about an image are right, else 0."""
+    return min(score(first), score(second))
+
+
 def measures(answers: Sequence[Answer]) -> Measures:
     """`perception` and `cognition` in points, acc and acc+ over all and by task.
 
@@ -77,8 +82,7 @@ def measures(answers: Sequence[Answer]) -> Measures:
     unknown label, an odd number of questions of a task, or a pair of different images.
     """
     by_task = grouped((one.task for one in answered(answers)), answers)
-    both = {task: [float(min(map(score, two))) for two in pairs(group)]
-            for task, group in by_task.items()}  # fmt: skip
+    both = {task: [both_right(*pair) for pair in pairs(group)] for task, group in by_task.items()}
     tasks: Measures = {}
     points: dict[str, float] = {}
     for task, group in by_task.items():

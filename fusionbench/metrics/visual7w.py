@@ -13,10 +13,10 @@ FALLBACK = 0
 """The option of an answer that names none."""
 _FORMS = (
     re.compile(r"\b([ABCD])\b"),
-    re.compile(r"[(\[]\s*([ABCD])\s*[)\]]"),
     re.compile(r"(?:ANSWER|OPTION)\s*[:\uff1a]?\s*([ABCD])"),
 )
-"""Tried in order; the colon may be full-width."""
+"""Tried in order; the colon may be full-width. The official form with brackets adds nothing: a
+letter in brackets stands alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Answer:
 
 
 def parse(prediction: str) -> int | None:
-    """Index of the first letter A to D that stands alone, else in brackets, else after "answer".
+    """Index of the first letter A to D that stands alone, else of one after "answer" or "option".
 
     Case is ignored, so the article "a" is A and "I'd" is D; digits and underscores join letters.
     """

@@ -52,7 +52,7 @@ Reading = Callable[[str, str], bool]
 
 
 def unless_empty(mode: Reading) -> Reading:
-    """Mema's rule in front of every mode: an empty true answer is met by an empty text only."""
+    """Mema's rule for an empty true answer: it is met by an empty text only."""
 
     @functools.wraps(mode)
     def accepts(prediction: str, answer: str) -> bool:
@@ -69,7 +69,6 @@ def mema_official(prediction: str, answer: str) -> bool:
     return parse(prediction) == answer.strip().lower()
 
 
-@unless_empty
 def mema_exact(prediction: str, answer: str) -> bool:
     """Whether the whole text is the true answer."""
     return collapsed(prediction) == collapsed(answer)
@@ -81,7 +80,6 @@ def mema_contain(prediction: str, answer: str) -> bool:
     return collapsed(answer) in collapsed(prediction)
 
 
-@unless_empty
 def mema_last_line(prediction: str, answer: str) -> bool:
     """Whether the last line is the true answer."""
     return collapsed(last_line(prediction)) == collapsed(answer)

@@ -26,10 +26,10 @@ IN_CHECKOUT = (ROOT / "pyproject.toml").exists() and (ROOT / "methods").is_dir()
 
 # A folder imports only folders in front of it.
 ORDER = (
-    "api", "metrics", "stats", "records", "encoders", "registry", "readers", "harness", "study", "launchers",
-    "cost", "checks", "report", "cli",
+    "api", "metrics", "stats", "records", "encoders", "registry", "readers", "harness", "study",
+    "launchers", "cost", "checks", "report", "cli",
 )  # fmt: skip
-MOST_ENTRIES = 17
+MOST_ENTRIES = 19
 LINES = (60, 500)
 LONGEST_FUNCTION = 45
 MEDIAN_FUNCTION = 10
@@ -45,7 +45,7 @@ SHORT_FILES = {
     "report/freshness.py": "a run with nothing to do loads no statistics",
     "registry/encoder_cards.py": "cards of encoders, read without torch",
 }
-ONE_FILE_A_COMMAND = "cli/"
+ONE_FILE_EACH = ("cli/", "metrics/")  # a command, a benchmark
 
 # Modules that planning, reports and the command line need: they must not load torch.
 WITHOUT_TORCH = ("metrics", "records", "stats", "registry", "report", "cli")
@@ -186,7 +186,7 @@ def test_files_hold_one_idea():
     wrong = {}
     for path in modules().values():
         name, lines = path.relative_to(PACKAGE).as_posix(), len(path.read_text().splitlines())
-        short = {name, path.name} & SHORT_FILES.keys() or name.startswith(ONE_FILE_A_COMMAND)
+        short = {name, path.name} & SHORT_FILES.keys() or name.startswith(ONE_FILE_EACH)
         if lines > LINES[1] or (lines < LINES[0] and not short):
             wrong[name] = lines
     assert not wrong
