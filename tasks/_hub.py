@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def open_set(
 ) -> Sequence[Mapping[str, Any]] | Table:
     """A set by its id, or the parquet files below a folder. Raises UserError."""
     try:
-        import datasets
+        datasets: Any = import_module("datasets")
     except ImportError as error:
         raise UserError(f"reading {hub['id']} needs the package `datasets`", EXTRA) from error
     split = hub["split"]

@@ -94,7 +94,7 @@ class Row:
     def _picture(self, column: str, position: int, value: Any) -> Picture:
         if isinstance(value, Picture):
             return value
-        content = value.get("bytes") if isinstance(value, dict) else value
+        content: Any = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(content, bytes):
             key = digest(content)
         elif hasattr(content, "tobytes"):

@@ -51,7 +51,8 @@ def _item(row: Row) -> Item:
         raise UserError(f"{row.where}: {len(options)} options", "columns A, B, ... hold them")
     question, hint = row.text("question").strip(), row.maybe("hint").strip()
     images, name = row.pictures(), f"mmbench/{index}"
-    lead = f"{hint}\n" if hint else ""
+    # LLaVA's rule; an option that says "None" stays an option here.
+    lead = "" if hint.lower() in ("", "none") else f"{hint}\n"
     return Item(
         name=name,
         group=group(images, name),

@@ -93,9 +93,14 @@ def _with_ocr(root: Path) -> Iterator[Item]:
 def _question(text: str, row: Row) -> str:
     """The question in a prompt: its first line, or the line behind the tokens."""
     lines = text.split("\n")
-    if len(lines) == 3 and any(line.startswith(_MARK) for line in lines[:2]):
-        return lines[1 if lines[0].startswith(_MARK) else 0].strip().lower()
-    raise UserError(f"{row.where}: text is not a question, {_MARK!r} and the suffix on three lines")
+    marked = [line.startswith(_MARK) for line in lines[:-1]]
+    # Without any token the question and the suffix are left.
+    if len(lines) not in (2, 3) or sum(marked) != len(lines) - 2:
+        raise UserError(
+            f"{row.where}: text must be a question, {_MARK!r} and the suffix, a line each",
+            f"got {text!r:.80}",
+        )
+    return lines[marked.index(False)].strip().lower()
 
 
 def _item(task: str, row: Row, root: Path | None = None, prompt: str = "") -> Item:

@@ -199,8 +199,8 @@ def stream(benchmark: Benchmark, source: Source) -> Iterator[Item]:
 def data_hash(benchmark: Benchmark, source: Source) -> str:
     """SHA-256 of annotation files, of the items, and of names and sizes of the images.
 
-    A TSV holds all of it and is hashed as a file; a set of the hub has no annotation files. Raises
-    UserError as `stream` does.
+    A TSV that holds its images is hashed as a file only; a set of the hub has no annotation files.
+    Raises UserError as `stream` does.
     """
     digest = hashlib.sha256(source.form.encode())
     for file in benchmark.annotations(source):
@@ -208,7 +208,7 @@ def data_hash(benchmark: Benchmark, source: Source) -> str:
         with file.open("rb") as opened:
             while block := opened.read(_BLOCK):
                 digest.update(block)
-    if source.form != "tsv":
+    if source.form != "tsv" or not _holds_images(benchmark, source):
         for item in stream(benchmark, source):
             for line in _lines_of(item):
                 digest.update(line)
@@ -217,6 +217,13 @@ def data_hash(benchmark: Benchmark, source: Source) -> str:
 
 def _base(source: Source) -> Path:
     return source.root.parent if source.form == "tsv" else source.root
+
+
+def _holds_images(benchmark: Benchmark, source: Source) -> bool:
+    """Whether the images are in the file itself, by the first one."""
+    pictures = (picture for item in benchmark.items(source) for picture in item.images)
+    first = next(pictures, None)
+    return first is not None and not isinstance(first.content, Path)
 
 
 def _lines_of(item: Item) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -46,10 +46,17 @@ def load_task(card: TaskCard) -> Task:
 
 
 def load_benchmark(card: BenchmarkCard) -> Benchmark:
-    """A benchmark. Raises UserError if it cannot be imported or is not a benchmark."""
+    """A benchmark. Raises UserError if it cannot be imported or differs from its declaration."""
     cls: type[Benchmark] = _load(card)
     require_kind("benchmark", card.name, cls)
-    return cls()
+    built = cls()
+    found = replace(built.needs, folder=built.folder or card.name)
+    if found != card.needs:
+        raise UserError(
+            f"benchmark {card.name!r}: folder, files, tsv and hub must be literals of its class",
+            f"read without an import: {card.needs}; after it: {found}",
+        )
+    return built
 
 
 def require_kind(kind: str, name: str, cls: object) -> None:

@@ -223,7 +223,7 @@ _MMBENCH = [
     {"index": 1, **_SKY, "A": "bird", "B": "car", "C": "", "D": "", "answer": "A", "image": b64(8)},
     {"index": 1_000_001, **_SKY, "A": "car", "B": "bird", "C": "", "D": "", "answer": "B",
      "image": 1},
-    {"index": 2, "question": "Which colour?", "hint": "", "A": "red", "B": "green", "C": "blue",
+    {"index": 2, "question": "Which colour?", "hint": "None", "A": "red", "B": "green", "C": "blue",
      "D": "None", "answer": "D", "category": "colour", "image": b64(9)},
 ]  # fmt: skip
 

@@ -375,7 +375,7 @@ def test_a_question_of_textvqa_without_prompt_of_llava_is_refused(tmp_path):
     file.write_text(file.read_text().splitlines()[0])
     assert f"{file}: no prompt for 'what colour?' of aa" in refused("textvqa_ocr", tmp_path)
     put_lines(tmp_path, file.name, [{"question_id": "aa", "text": "what?"}])
-    assert f"{file}, line 1: text is not a question" in refused("textvqa_ocr", tmp_path)
+    assert f"{file}, line 1: text must be a question" in refused("textvqa_ocr", tmp_path)
 
 
 def test_a_question_of_vqav2_without_annotation_is_refused(tmp_path):

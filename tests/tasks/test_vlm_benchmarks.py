@@ -8,7 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from benchmark_cases import CASES
-from benchmark_files import CARDS, answered, b64, image, png, put, put_json, read, write_tsv
+from benchmark_files import (
+    CARDS,
+    S,
+    answered,
+    b64,
+    image,
+    png,
+    put,
+    put_json,
+    put_lines,
+    read,
+    write_tsv,
+)  # fmt: skip
 
 from fusionbench.api import Picture
 from fusionbench.api.benchmarks import data_hash, stream
@@ -149,6 +161,19 @@ def renamed(case):
     return replace(case, hub=changed)
 
 
+def test_a_tsv_may_name_files_of_images_and_their_sizes_are_hashed(tmp_path):
+    row = {"index": 9, "question": "q?", "answer": "['a']"}
+    rows = [row | {"image_path": "one.png"}, row | {"index": 8, "image_path": "['one.png']"}]
+    write_tsv(tmp_path / "DocVQA_VAL.tsv", rows)
+    put(tmp_path, "one.png", 1)
+    first, second = read("docvqa", tmp_path)
+    assert first.group == second.group and first.images[0].open().size == (7, 9)
+    benchmark, needs = CASES["docvqa"].benchmark, CARDS["docvqa"].needs
+    before = data_hash(benchmark, find_source("docvqa", needs, tmp_path))
+    (tmp_path / "one.png").write_bytes(png(1) + b"0")
+    assert data_hash(benchmark, find_source("docvqa", needs, tmp_path)) != before
+
+
 # Traps of single benchmarks.
 
 
@@ -242,6 +267,16 @@ def test_the_order_of_visual7w_depends_on_the_id_and_moves_the_true_option(tmp_p
     assert all(item.options[place] == "t" for item, place in zip(items, places, strict=True))
     assert all(places.count(place) > 5 for place in range(4))
     assert [item.options for item in items] == [item.options for item in read("visual7w", tmp_path)]
+
+
+def test_textvqa_finds_the_prompts_of_llava_in_each_of_their_forms(tmp_path):
+    """Tokens behind the question, in front of it, or none, in any order of the file."""
+    CASES["textvqa_ocr"].files(tmp_path)
+    texts = [f"Reference OCR token: A, B\nWhat number?{S}", f"what colour?{S}"]
+    rows = [{"question_id": "aa", "image": "aa.jpg", "text": text} for text in texts]
+    put_lines(tmp_path, "llava_textvqa_val_v051_ocr.jsonl", rows)
+    prompts = {item.question: item.prompt for item in read("textvqa_ocr", tmp_path)}
+    assert prompts == {"what number?": texts[0], "what colour?": texts[1]}
 
 
 def test_zerobench_sub_reads_the_other_split():
