@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api.types import Fused, Injection, ReaderLayer, Unsupported
+from fusionbench.api.types import Fused, Injection, ReaderLayer
+from fusionbench.readers.form import decoder_layers, require_parts
 
 Values = Float[Tensor, "batch token width"]
 Hidden = Float[Tensor, "batch position width"]
@@ -173,38 +174,6 @@ def _seen(given: Sequence[object]) -> int:
 
     caches = [value for value in given if isinstance(value, Cache)]
     return int(caches[0].get_seq_length()) if caches else 0
-
-
-def decoder_layers(decoder: nn.Module) -> nn.ModuleList:
-    """The layers of a language model without its head; Unsupported if they are not found."""
-    for name in ("layers", "h", "decoder.layers"):
-        try:
-            found = decoder.get_submodule(name)
-        except AttributeError:
-            continue
-        if isinstance(found, nn.ModuleList):
-            return found
-    raise Unsupported(f"the layers of {type(decoder).__name__} are not found")
-
-
-_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
-
-
-def require_parts(layer: nn.Module) -> None:
-    """Raise Unsupported unless the layer has Llama's parts and no other that does anything."""
-    own = {name for name, part in layer.named_children() if not isinstance(part, nn.Dropout)}
-    absent = [name for name in _PARTS if name not in own]
-    if absent:
-        raise Unsupported(
-            f"replaces a layer of the language model by parts, and {type(layer).__name__} "
-            f"has no {absent[0]}"
-        )
-    further = sorted(own - set(_PARTS))
-    if further:
-        raise Unsupported(
-            f"replaces a layer of the language model by Llama's four parts, and "
-            f"{type(layer).__name__} also has {further[0]}"
-        )
 
 
 def at_positions(

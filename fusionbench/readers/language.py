@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Fused, ReaderShape, Unsupported
+from fusionbench.readers.form import decoder_layers, require_form
 from fusionbench.readers.injection import (
     Inside,
     Projector,
     at_positions,
-    decoder_layers,
     injected,
 )
 from fusionbench.readers.splice import IGNORED, Spliced
@@ -56,6 +56,7 @@ class LanguageModel(nn.Module):
         """Most positions of a sequence."""
         self._plain_generation()
         self._left = ExitStack()
+        self._patchable = False
 
     @property
     def decoder(self) -> nn.Module:
@@ -103,7 +104,7 @@ class LanguageModel(nn.Module):
         """What a fusion does inside the layers for this batch; None if it does nothing there.
 
         The fusion's batch is the images of `spliced`, in their order. Raises Unsupported for a
-        replaced layer where not every row has one image.
+        replaced layer where not every row has one image, or where the layers are not Llama's.
         """
         if not fused.reaches_inside:
             return None
@@ -113,6 +114,9 @@ class LanguageModel(nn.Module):
                 "replaces a layer of the language model for one image a row, and a row has none "
                 "or several"
             )
+        if fused.patches and not self._patchable:
+            require_form(self.decoder, self.shape.width)
+            self._patchable = True
         return Inside(
             fused=fused,
             layers=self.shape.layers,

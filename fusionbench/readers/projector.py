@@ -1,41 +1,55 @@
-"""The projector between fused tokens and a language model: two layers with a GELU.
+"""LLaVA's projector into the embedding space of a language model.
 
-LLaVA-1.5's `mlp2x_gelu` (Liu et al., CVPR 2024). With `normed` a LayerNorm without parameters
-stands in front, as in the other readers: scales of hidden states differ by orders of magnitude.
+`mlp2x_gelu` of Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning" (arXiv
+2310.03744): Linear, GELU, Linear, with the parameter names of transformers.
 """
 
+from typing import Literal
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusionbench.api.errors import one_of
+
+Kind = Literal["normed", "plain"]
+KINDS: tuple[Kind, ...] = ("normed", "plain")
+"""normed: a LayerNorm without parameters in front, so that one learning rate fits hidden states of
+every scale; plain: LLaVA's own, which a checkpoint's projector needs."""
+_PROBES = 256
+
 
 class LanguageProjector(nn.Module):
-    """Linear, GELU, linear; its output starts at the scale of the language model's embeddings."""
+    """Projects fused tokens of width `in_dim` to a language model's `width`.
 
-    def __init__(self, in_dim: int, width: int, *, normed: bool, scale: float) -> None:
+    At initialisation its outputs have the standard deviation `scale`, that of the token embeddings
+    (`LanguageModel.scale`), for inputs of unit normal entries. Parameters: k D H + H + H^2 + H.
+    """
+
+    def __init__(
+        self, in_dim: int, width: int, *, kind: str = "normed", scale: float | None = None
+    ) -> None:
         super().__init__()
-        self.normed = normed
+        self.kind = one_of("projector", kind, KINDS)
         self.linear_1 = nn.Linear(in_dim, width)
         self.linear_2 = nn.Linear(width, width)
-        _start(self.linear_1, in_dim**-0.5)
-        # GELU of unit normals has a second moment of 0.43.
-        _start(self.linear_2, scale / (0.43 * width) ** 0.5)
+        if scale is not None:
+            probes = torch.randn(_PROBES, in_dim, generator=torch.Generator().manual_seed(0))
+            self.start_at(scale, probes)
 
-    def forward(
-        self, tokens: Float[Tensor, "batch token in_dim"]
-    ) -> Float[Tensor, "batch token width"]:
-        """Image tokens as the language model reads them."""
-        if self.normed:
+    def forward(self, tokens: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch width"]:
+        """Project each token."""
+        if self.kind == "normed":
             tokens = F.layer_norm(tokens, tokens.shape[-1:])
-        hidden: Tensor = F.gelu(self.linear_1(tokens))
-        return self.linear_2(hidden)
+        return self.linear_2(F.gelu(self.linear_1(tokens)))
 
+    @torch.no_grad()
+    def start_at(self, scale: float, tokens: Float[Tensor, "*batch in_dim"]) -> None:
+        """Scale the last layer so that these tokens come out with standard deviation `scale`.
 
-def build_projector(in_dim: int, width: int, *, normed: bool, scale: float) -> LanguageProjector:
-    """A projector for tokens of width `in_dim`; `scale` is the standard deviation it starts at."""
-    return LanguageProjector(in_dim, width, normed=normed, scale=scale)
-
-
-def _start(layer: nn.Linear, std: float) -> None:
-    nn.init.normal_(layer.weight, std=std)
-    nn.init.zeros_(layer.bias)
+        For `plain`, whose inputs have no fixed scale, give tokens of the encoder.
+        """
+        factor = scale / self(tokens.to(self.linear_1.weight)).float().std()
+        self.linear_2.weight *= factor
+        self.linear_2.bias *= factor

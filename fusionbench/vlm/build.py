@@ -18,7 +18,7 @@ from fusionbench.harness.model import seeded_fusion
 from fusionbench.readers.labels import EncodedRow, encode
 from fusionbench.readers.language import LanguageModel, config_shape
 from fusionbench.readers.load import WORDS, load_language
-from fusionbench.readers.projector import build_projector
+from fusionbench.readers.projector import LanguageProjector
 from fusionbench.readers.template import build_template
 from fusionbench.records.cell import QUESTION, CellSpec, Setting
 from fusionbench.records.training import Stage, Training
@@ -63,11 +63,8 @@ def build_model(
     fusion = fusion.to(device_of(encoder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(_STREAM, spec.seed, "projector"))
-        projector = build_projector(
-            fusion.out_dim,
-            language.shape.width,
-            normed=training.projector == "normed",
-            scale=language.scale,
+        projector = LanguageProjector(
+            fusion.out_dim, language.shape.width, kind=training.projector, scale=language.scale
         ).to(device_of(encoder))
     model = VisionLanguageModel(fusion, projector, language, encoder)
     return Built(model=model, notes=tuple(fusion.notes))

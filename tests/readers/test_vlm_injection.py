@@ -21,6 +21,7 @@ from tiny_languages import (
 )
 
 from fusionbench.api.types import Fused, Injection, ReaderPatch, Unsupported
+from fusionbench.readers.form import require_form
 from fusionbench.readers.injection import Inside, injected
 from fusionbench.readers.language import LanguageModel
 from fusionbench.readers.splice import IGNORED, splice
@@ -242,7 +243,7 @@ def test_a_row_without_an_image_and_one_with_two_get_their_own_values():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(LLAMA_LIKE)))
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "opt", "neox"])
 def test_a_layer_without_llamas_parts_is_not_replaced(family):
     made = language(family)
     patch = ReaderPatch(layer=1, wrap=lambda layer: layer.forward)
@@ -256,6 +257,21 @@ def test_a_layer_without_llamas_parts_is_not_replaced(family):
         with injected(made.decoder, inside):
             pass
     assert not any("forward" in vars(module) for module in made.modules())
+
+
+@pytest.mark.parametrize("family", [*LLAMA_LIKE, "mistral", "qwen3", "smollm3", "phi3"])
+def test_layers_that_compute_what_llamas_do_may_be_replaced(family):
+    require_form(language(family).decoder, WIDTH)
+
+
+def test_layers_with_llamas_parts_and_another_formula_are_not_replaced():
+    made = language("granite")
+    with pytest.raises(Unsupported, match="combines them in another way"):
+        require_form(made.decoder, WIDTH)
+    run = Run("lsf_internal_modular", "llama")
+    spliced = run.spliced("right")
+    with pytest.raises(Unsupported, match="GraniteDecoderLayer combines"):
+        made.inside(run.fused, spliced, run.projector)
 
 
 def test_a_layer_is_replaced_for_one_image_a_row_only():

@@ -10,9 +10,14 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
+    MistralConfig,
     OPTConfig,
+    Phi3Config,
     Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
 )
 
 from fusionbench.api.types import StackShape
@@ -56,6 +61,11 @@ FAMILIES = {
         },
     ),
     "opt": (OPTConfig, {"ffn_dim": 48, "word_embed_proj_dim": WIDTH}),
+    "mistral": (MistralConfig, {"intermediate_size": 48, "num_key_value_heads": 2}),
+    "qwen3": (Qwen3Config, {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}),
+    "smollm3": (SmolLM3Config, {"intermediate_size": 48, "num_key_value_heads": 2}),
+    "phi3": (Phi3Config, {"intermediate_size": 48, "num_key_value_heads": 2}),
+    "granite": (GraniteConfig, {"intermediate_size": 48, "residual_multiplier": 0.5}),
     "neox": (GPTNeoXConfig, {"intermediate_size": 48}),
 }
 INJECTED = ("llama", "qwen2", "gpt2", "gemma3")
