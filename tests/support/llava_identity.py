@@ -82,13 +82,18 @@ def method_of(label: str, checkpoint: Checkpoint) -> Method:
 
 @torch.no_grad()
 def fused_tokens(checkpoint: Checkpoint, method: Method, inputs: Tensor) -> Tensor:
-    states = checkpoint.encoder.hidden_states(inputs)
+    encoder = checkpoint.encoder
+    states = encoder.hidden_states(inputs)
+
+    def state(index: int) -> Tensor:
+        source, normed = encoder.shape.source(index)
+        return encoder.norm(states[source]) if normed else states[source]
 
     def stacked(taps: Any) -> Tensor:
-        return torch.stack([torch.stack([states[i] for i in tap]).mean(0) for tap in taps])
+        return torch.stack([torch.stack([state(i) for i in tap]).mean(0) for tap in taps])
 
     query = torch.zeros(len(inputs), 0)
-    return fuse(method, stacked, query, checkpoint.encoder).tokens
+    return fuse(method, stacked, query, encoder).tokens
 
 
 @torch.no_grad()
