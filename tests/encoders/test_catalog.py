@@ -70,7 +70,7 @@ def test_an_encoder_that_was_not_fetched_says_how_to_get_it_and_fetches_nothing(
         monkeypatch.setattr(hub, source, lambda *_: pytest.fail("describing must not fetch"))
     for name in ("dinov2-small", "hf:openai/clip-vit-base-patch32", "timm:vit_tiny_patch16_224"):
         card = describe(name)
-        assert not card.available and "fusionbench.encoders.fetch" in card.get
+        assert not card.available and "fusionbench fetch" in card.get
         assert card.weights == "" and card.tokens == 0
     assert [card.name for card in available()] == ["nano", "dinov2-small"]
 

@@ -13,7 +13,7 @@ from fusionbench.harness.model import build_model, shape_of
 from fusionbench.harness.train import evaluate, train
 from fusionbench.readers.build import build_reader
 from fusionbench.readers.decoder import DecoderReader, decoder_shape
-from fusionbench.readers.injection import Inside, wrapped
+from fusionbench.readers.injection import Inside, injected
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import select_methods
@@ -137,15 +137,20 @@ def test_two_patches_of_one_layer_are_refused(reader):
         reader(Fused(tokens=tokens, patches=(patch, patch)), question, everything())
 
 
-def test_wrapped_layers_are_themselves_again_afterwards(reader):
+def test_injected_layers_are_themselves_again_afterwards(reader):
+    added = Injection(layer=1, when="after", values=values())
     inside = Inside(
-        fused=Fused(tokens=values()), layers=4, place=lambda v: v, projector=torch.nn.Identity()
+        fused=Fused(tokens=values(), injections=(added,)),
+        layers=4,
+        place=lambda v: v,
+        projector=torch.nn.Identity(),
     )
     own = [layer.forward for layer in reader.layers]
-    with pytest.raises(KeyError), wrapped(reader.layers, inside):
-        assert all("forward" in vars(layer) for layer in reader.layers)
+    with pytest.raises(KeyError), injected(reader, inside):
+        assert ["forward" in vars(layer) for layer in reader.layers] == [False, True, False, False]
         raise KeyError
     assert [layer.forward for layer in reader.layers] == own
+    assert not any("forward" in vars(layer) for layer in reader.layers)
 
 
 def test_methods_of_other_widths_share_all_but_the_projector():

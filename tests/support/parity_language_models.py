@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from fusionbench.api.types import Fused, ReaderShape
-from fusionbench.readers.injection import Inside, at_positions, wrapped
+from fusionbench.readers.injection import Inside, at_positions, injected
 
 IGNORED = -100
 
@@ -68,7 +68,7 @@ class Run:
             place=lambda values: at_positions(values, spots, embeds),
             projector=nn.Identity(),
         )
-        with wrapped(model.layers, inside), _entering(model) as self._inputs:
+        with injected(model, inside), _entering(model) as self._inputs:
             found = model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
         self.last: Tensor = found.last_hidden_state
 
