@@ -84,7 +84,7 @@ def test_a_wider_method_gets_a_fresh_projector_at_the_scale_of_the_token_embeddi
         "linear_1.weight": (48, 96), "linear_1.bias": (48,),
         "linear_2.weight": (48, 48), "linear_2.bias": (48,),
     }  # fmt: skip
-    table = found.language.get_input_embeddings().weight.std()
+    table = found.language.model.get_input_embeddings().weight.std()
     made = projector(torch.randn(64, 96)).std()
     assert table / 5 < made < table * 1.5
     torch.manual_seed(0)
@@ -164,7 +164,7 @@ def test_half_precision_opens_and_computes_in_its_type():
     assert found.encoder.hidden_states(torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8))[
         0
     ].dtype == (torch.bfloat16)
-    assert found.language.dtype == found.projector.linear_1.weight.dtype == torch.bfloat16
+    assert found.language.model.dtype == found.projector.linear_1.weight.dtype == torch.bfloat16
 
 
 def test_gradients_reach_the_fused_tokens_through_projector_and_language_model():
@@ -173,7 +173,7 @@ def test_gradients_reach_the_fused_tokens_through_projector_and_language_model()
     tokens = fused_tokens(found, method_of("penultimate", found), original.batch["pixel_values"])
     tokens.requires_grad_()
     embeds = found.projector(tokens)
-    found.language(inputs_embeds=embeds).logits.logsumexp(-1).sum().backward()
+    found.language.model(inputs_embeds=embeds).logits.logsumexp(-1).sum().backward()
     assert tokens.grad.abs().min(dim=-1).values.max() > 0
 
 
