@@ -55,14 +55,14 @@ class Tower(HfEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The parts of a checkpoint; tower and projector are frozen."""
+    """The parts of a checkpoint, all frozen: `readers.load.train_language` chooses what trains."""
 
     about: Description
     encoder: Tower
     projector: nn.Module
     """LLaVA's `mlp2x_gelu` with trained weights, named as in the checkpoint: no norm in front."""
     language: LanguageModel
-    """Around a `*ForCausalLM` of the checkpoint's own tensors, whose gradients are on."""
+    """Around a `*ForCausalLM` of the checkpoint's own tensors."""
     image_processor: Any
     newline: Float[Tensor, " width"] | None = None
     """Ends each row of joined tiles; None for checkpoints without tiles."""
@@ -233,7 +233,7 @@ def _language(model: Any, about: Description) -> nn.Module:
             f"{about.folder}: the checkpoint has no {empty[0]} of {type(whole).__name__}"
         )
     found: nn.Module = whole.eval()
-    return found
+    return found.requires_grad_(False)
 
 
 @torch.no_grad()
