@@ -99,6 +99,8 @@ class Chat:
     tokenizer: Tokenizer
     tail: str
     ends: tuple[int, ...]
+    blank: str = ""
+    """What stands in front of an answer."""
     name: str = "chat"
     begins: bool = False
 
@@ -107,8 +109,8 @@ class Chat:
         """Find the end mark: what the format puts behind an answer."""
         prompt = tokenizer.chat(_messages([Turn("q")])[:1], ask=True)
         full = tokenizer.chat(_messages([Turn("q", "answer")]), ask=False)
-        _, _, tail = full[len(prompt) :].partition("answer")
-        if not full.startswith(prompt) or not tail.strip():
+        blank, _, tail = full[len(prompt) :].partition("answer")
+        if not full.startswith(prompt) or blank.strip() or not tail.strip():
             raise UserError(
                 "the tokenizer's chat format puts other text before an answer than before the "
                 "place where an answer is generated, or no mark behind it",
@@ -116,7 +118,8 @@ class Chat:
             )
         ids, offsets = tokenizer.encode_offsets(tail)
         mark = tail[: offsets[0][1]]
-        return cls(tokenizer=tokenizer, tail=mark, ends=_distinct(tokenizer.end, ids[0]))
+        ends = _distinct(tokenizer.end, ids[0])
+        return cls(tokenizer=tokenizer, tail=mark, ends=ends, blank=blank)
 
     def render(self, turns: Sequence[Turn], *, answer: bool) -> Rendered:
         """The text of the turns; without `answer` it stops where the last answer begins."""
@@ -131,7 +134,7 @@ class Chat:
 
     def _span(self, text: str, messages: Sequence[dict[str, str]], turn: int) -> Span:
         head = self.tokenizer.chat(messages[: 2 * turn + 1], ask=True)
-        said = messages[2 * turn + 1]["content"] + self.tail
+        said = self.blank + messages[2 * turn + 1]["content"] + self.tail
         if not text.startswith(head + said):
             raise UserError(
                 f"the tokenizer's chat format changes turn {turn + 1} where it is history",

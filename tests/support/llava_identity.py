@@ -82,13 +82,18 @@ def method_of(label: str, checkpoint: Checkpoint) -> Method:
 
 @torch.no_grad()
 def fused_tokens(checkpoint: Checkpoint, method: Method, inputs: Tensor) -> Tensor:
-    states = checkpoint.encoder.hidden_states(inputs)
+    encoder = checkpoint.encoder
+    states = encoder.hidden_states(inputs)
+
+    def state(index: int) -> Tensor:
+        source, normed = encoder.shape.source(index)
+        return encoder.norm(states[source]) if normed else states[source]
 
     def stacked(taps: Any) -> Tensor:
-        return torch.stack([torch.stack([states[i] for i in tap]).mean(0) for tap in taps])
+        return torch.stack([torch.stack([state(i) for i in tap]).mean(0) for tap in taps])
 
     query = torch.zeros(len(inputs), 0)
-    return fuse(method, stacked, query, checkpoint.encoder).tokens
+    return fuse(method, stacked, query, encoder).tokens
 
 
 @torch.no_grad()
@@ -109,7 +114,7 @@ def embedded(checkpoint: Checkpoint, method: Method, batch: Any) -> Tensor:
     tokens = torch.cat(checkpoint.image_tokens(projected, parts))
     marked = batch["input_ids"] == checkpoint.about.image_token_id
     assert int(marked.sum()) == len(tokens), "the processor counts other tokens"
-    embeds = checkpoint.language.get_input_embeddings()(batch["input_ids"])
+    embeds = checkpoint.language.embed(batch["input_ids"])
     rows = []
     for row, marks in zip(embeds, marked, strict=True):
         count = int(marks.sum())
@@ -122,7 +127,7 @@ def embedded(checkpoint: Checkpoint, method: Method, batch: Any) -> Tensor:
 @torch.no_grad()
 def logits(checkpoint: Checkpoint, method: Method, batch: Any) -> Tensor:
     mask = batch["attention_mask"]
-    found = checkpoint.language(
+    found = checkpoint.language.model(
         inputs_embeds=embedded(checkpoint, method, batch),
         attention_mask=mask,
         position_ids=positions(mask),
@@ -132,9 +137,11 @@ def logits(checkpoint: Checkpoint, method: Method, batch: Any) -> Tensor:
 
 @torch.no_grad()
 def greedy(checkpoint: Checkpoint, method: Method, batch: Any, limit: int = 8) -> Tensor:
-    return checkpoint.language.generate(
+    return checkpoint.language.model.generate(
         inputs_embeds=embedded(checkpoint, method, batch),
         attention_mask=batch["attention_mask"],
         max_new_tokens=limit,
         do_sample=False,
+        eos_token_id=2,
+        pad_token_id=4,
     )

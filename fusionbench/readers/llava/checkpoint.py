@@ -16,7 +16,9 @@ from fusionbench.api.errors import UserError
 from fusionbench.api.types import StackShape
 from fusionbench.encoders.fetch import require_hub
 from fusionbench.encoders.hf import HfEncoder, silent
+from fusionbench.readers.language import LanguageModel
 from fusionbench.readers.llava import files
+from fusionbench.readers.llava.chat import CheckpointTokenizer, template_for
 from fusionbench.readers.llava.description import Description, describe
 from fusionbench.readers.llava.kinds import Pair
 from fusionbench.readers.llava.tiles import Tiling
@@ -27,7 +29,6 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _DERIVED = ("position_ids", "rotary_emb.inv_freq")
 # Largest difference of a feature or logit from the library's, over the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_FAST = "a fast tokenizer (tokenizer.json) is needed in the folder"
 _PROBE = (5, 6, 7, 8)
 
 
@@ -54,16 +55,14 @@ class Tower(HfEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The parts of a checkpoint; tower and projector are frozen."""
+    """The parts of a checkpoint, all frozen: `readers.load.train_language` chooses what trains."""
 
     about: Description
     encoder: Tower
     projector: nn.Module
     """LLaVA's `mlp2x_gelu` with trained weights, named as in the checkpoint: no norm in front."""
-    language: nn.Module
-    """A `*ForCausalLM` of transformers."""
-    tokenizer: Any
-    """A fast tokenizer, which knows the offsets of its tokens."""
+    language: LanguageModel
+    """Around a `*ForCausalLM` of the checkpoint's own tensors."""
     image_processor: Any
     newline: Float[Tensor, " width"] | None = None
     """Ends each row of joined tiles; None for checkpoints without tiles."""
@@ -89,7 +88,7 @@ class Checkpoint:
         `pictures`: (inputs, (height, width) in pixels) of each. `newline` replaces the trained one:
         zeros for values that are injected. Raises Unsupported if tiles cannot be joined.
         """
-        parts = projected.split([inputs for inputs, _ in pictures])
+        parts = torch.split(projected, [inputs for inputs, _ in pictures])
         tiling = self.tiling
         if tiling is None:
             return [part[0] for part in parts]
@@ -102,10 +101,16 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    template: str | None = None,
 ) -> Checkpoint:
     """Load `llava:<id or folder>`, downloaded if it is not on this machine.
 
+    `template`: by name; None is the checkpoint's chat format, or `llava15` where that has no end
+    of an answer.
     Raises UserError for another kind of checkpoint, missing, unexpected or truncated weights, a
     tokenizer without offsets, a missing image processor and a model that computes something else
     than its parts.
@@ -118,14 +123,20 @@ def open_checkpoint(
         raise UserError(f"{name} was fetched, but is not in the Hugging Face cache")
     with silent():
         model = _model(about, dtype).to(device)
-        tokenizer = _tokenizer(about)
-        processor = _image_processor(about)
-        found = _parts(model, about, tokenizer, processor)
+        tokenizer = CheckpointTokenizer.of_folder(about.folder, name=about.name)
+        language = LanguageModel(
+            _language(model, about),
+            tokenizer,
+            template_for(tokenizer, template),
+            name=about.name,
+            fingerprint=about.weights,
+        )
+        found = _parts(model, about, language, _image_processor(about))
         _refuse_another_model(found, model)
     return found
 
 
-def _parts(model: Any, about: Description, tokenizer: Any, processor: Any) -> Checkpoint:
+def _parts(model: Any, about: Description, language: LanguageModel, processor: Any) -> Checkpoint:
     inner = model.model
     # Older releases keep the tower of CLIP and SigLIP one level down.
     encoder = Tower(getattr(inner.vision_tower, "vision_model", inner.vision_tower), about)
@@ -135,8 +146,7 @@ def _parts(model: Any, about: Description, tokenizer: Any, processor: Any) -> Ch
         about=about,
         encoder=encoder,
         projector=inner.multi_modal_projector.requires_grad_(False),
-        language=_language(model, about),
-        tokenizer=tokenizer,
+        language=language,
         image_processor=processor,
         newline=None if newline is None else newline.detach(),
     )
@@ -174,10 +184,10 @@ def _model(about: Description, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _failed(about: Description, what: str, error: Exception, hint: str = "") -> UserError:
+def _failed(about: Description, what: str, error: Exception) -> UserError:
     """The first line of an error of a library."""
     lines = str(error).strip().splitlines() or [""]
-    return UserError(f"{about.folder}: {what}: {type(error).__name__}: {lines[0]}", hint)
+    return UserError(f"{about.folder}: {what}: {type(error).__name__}: {lines[0]}")
 
 
 def _refuse_other_weights(report: dict[str, Any], about: Description) -> None:
@@ -195,29 +205,16 @@ def _refuse_other_weights(report: dict[str, Any], about: Description) -> None:
             raise UserError(f"{about.folder} {words} weights of {about.cls}: {shown}{more}")
 
 
-def _tokenizer(about: Description) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(about.folder, local_files_only=True)
-    except Exception as error:
-        raise _failed(about, "the tokenizer cannot be loaded", error, _FAST) from error
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"{about.folder}: {type(tokenizer).__name__} gives no offsets of tokens in the text, "
-            "which mark the answer",
-            _FAST,
-        )
-    return tokenizer
-
-
 def _image_processor(about: Description) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(about.folder, local_files_only=True)
+        found = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            about.folder, local_files_only=True
+        )
     except Exception as error:
         raise _failed(about, "the image processor cannot be loaded", error) from error
+    return found
 
 
 def _language(model: Any, about: Description) -> nn.Module:
@@ -226,7 +223,7 @@ def _language(model: Any, about: Description) -> nn.Module:
 
     inner = model.model.language_model
     with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(inner.config)
+        whole: Any = AutoModelForCausalLM.from_config(inner.config)  # type: ignore[no-untyped-call]
     # `set_decoder` does nothing for Llama.
     setattr(whole, whole.base_model_prefix, inner)
     whole.set_output_embeddings(model.lm_head)
@@ -235,8 +232,8 @@ def _language(model: Any, about: Description) -> nn.Module:
         raise UserError(
             f"{about.folder}: the checkpoint has no {empty[0]} of {type(whole).__name__}"
         )
-    whole.generation_config = model.generation_config
-    return whole.eval()
+    found: nn.Module = whole.eval()
+    return found.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -245,7 +242,7 @@ def _refuse_another_model(found: Checkpoint, model: Any) -> None:
     device = model.lm_head.weight.device
     ids = torch.tensor([_PROBE], device=device) % model.config.text_config.vocab_size
     embeds = model.get_input_embeddings()(ids)
-    mine, theirs = found.language(inputs_embeds=embeds).logits, model(input_ids=ids).logits
+    mine, theirs = found.language.model(inputs_embeds=embeds).logits, model(input_ids=ids).logits
     _compare(mine, theirs, f"{found.about.folder}: logits")
     size = found.encoder.size
     draw = torch.Generator().manual_seed(0)

@@ -9,9 +9,10 @@ squash     both sides resized, for encoders that come without a language model
 All give whole grey levels; the encoder scales and normalises them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from fusionbench.readers.llava.kinds import KINDS
 
 PIXELS = ("pad", "processor")
 _LEVELS = 255
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +41,13 @@ class Views:
     """Height and width of the picture in pixels."""
 
     @property
-    def whole(self) -> "Views":
-        """Without tiles."""
-        return Views(images=self.images[:1], size=self.size)
-
-    @property
     def part(self) -> tuple[int, tuple[int, int]]:
         """(inputs, (height, width)), as `Checkpoint.image_tokens` takes it."""
         return len(self.images), self.size
 
 
-class Reader(Protocol):
-    """Makes the inputs of a tower from a PIL image in RGB."""
-
-    def __call__(self, picture: Any) -> Views: ...
+Reader = Callable[[Sequence[Any]], list[Views]]
+"""Makes the inputs of a tower from the pictures of one row, PIL images."""
 
 
 def reader(checkpoint: Checkpoint, pixels: str) -> Reader:
@@ -66,23 +61,21 @@ def reader(checkpoint: Checkpoint, pixels: str) -> Reader:
         )
     about = checkpoint.about
     if pixels == "processor":
-        return lambda picture: processed(picture, checkpoint.image_processor)
+        return partial(_row, processor=checkpoint.image_processor, about=about)
     if about.tiled:
         raise UserError(
             f"{about.name}: {about.cls} cuts pictures into tiles and pads them in its own way",
             "use pixels processor",
         )
-    return lambda picture: padded(picture, about.images, size=about.encoder.size)
+    size = about.encoder.size
+    return lambda pictures: [padded(picture, about.images, size=size) for picture in pictures]
 
 
-def row(pictures: Sequence[Any], read: Reader, about: Description) -> list[Views]:
-    """The views of all pictures of a row.
-
-    OneVision tiles a picture only where it is alone in its row.
-    """
-    views = [read(picture) for picture in pictures]
-    alone = len(pictures) == 1 or KINDS[about.kind].tiles_several
-    return views if alone else [one.whole for one in views]
+def _row(pictures: Sequence[Any], *, processor: Any, about: Description) -> list[Views]:
+    if len(pictures) < 2 or KINDS[about.kind].tiles_several:
+        return [view for picture in pictures for view in processed([picture], processor)]
+    # OneVision pads and does not tile a picture that is not alone in its row.
+    return processed(pictures, processor)
 
 
 def padded(picture: Any, images: Preprocessing, *, size: int) -> Views:
@@ -100,25 +93,29 @@ def padded(picture: Any, images: Preprocessing, *, size: int) -> Views:
     return Views(images=torch.tensor(levels)[None], size=(height, width))
 
 
-def processed(picture: Any, processor: Any) -> Views:
+def processed(pictures: Sequence[Any], processor: Any) -> list[Views]:
     """The views that an image processor of transformers makes, before it scales and normalises.
 
-    Raises UserError for a processor whose output is not whole grey levels.
+    Several pictures are given as those of one row. Raises UserError for a processor whose output
+    is not whole grey levels.
     """
-    made = processor(
-        images=picture.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="pt"
-    )
-    values = made["pixel_values"].flatten(0, -4)
+    images = [picture.convert("RGB") for picture in pictures]
+    given = [images] if len(images) > 1 else images
+    made = processor(images=given, do_rescale=False, do_normalize=False, return_tensors="pt")
+    values = made["pixel_values"]
     levels = values.round()
-    if float((values - levels).abs().max()) > 1e-3 or not 0 <= levels.min() <= levels.max() <= 255:
+    off = float((values - levels).abs().max())
+    if off > _ROUNDING or not 0 <= int(levels.min()) <= int(levels.max()) <= _LEVELS:
         raise UserError(
             f"{type(processor).__name__} changes pixel values in another way than scaling and "
             "normalising, which is not supported"
         )
-    return Views(
-        images=levels.to(torch.uint8).movedim(1, -1).contiguous(),
-        size=(picture.height, picture.width),
-    )
+    whole = levels.to(torch.uint8).movedim(-3, -1).contiguous()
+    views = whole if whole.ndim == 5 else whole[:, None]
+    return [
+        Views(images=view, size=(picture.height, picture.width))
+        for view, picture in zip(views, pictures, strict=True)
+    ]
 
 
 def squashed(picture: Any, encoder: Encoder) -> Views:

@@ -7,7 +7,6 @@ generator: seed it first.
 
 import copy
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -57,7 +56,7 @@ def projector_for(checkpoint: Checkpoint, out_dim: int) -> tuple[nn.Module, str]
     fresh = PlainProjector(
         out_dim,
         last.out_features,
-        std=_embedding_std(checkpoint.language),
+        std=checkpoint.language.scale,
         bias=first.bias is not None,
         act=copy.deepcopy(getattr(checkpoint.projector, "act", None)),
     )
@@ -67,10 +66,3 @@ def projector_for(checkpoint: Checkpoint, out_dim: int) -> tuple[nn.Module, str]
 def _layers(projector: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     found = [module for module in projector.modules() if isinstance(module, nn.Linear)]
     return found[0], found[-1]
-
-
-@torch.no_grad()
-def _embedding_std(language: nn.Module) -> float:
-    # PreTrainedModel's method, which type checkers do not know.
-    table: nn.Embedding = language.get_input_embeddings()  # type: ignore[operator]
-    return float(table.weight.float().std())
