@@ -14,8 +14,7 @@ from fusionbench.api.tasks import Split, TaskData
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study import mixture as module
 from fusionbench.study.mixture import Part, as_values, describe_mixture, parse_mixture
-from fusionbench.study.study import LOCAL_TASKS
-from fusionbench.study.study import SMOKE
+from fusionbench.study.study import LOCAL_TASKS, SMOKE
 
 BUDGET = replace(SMOKE.budget, train_items=3)
 
