@@ -1,6 +1,6 @@
 """Batches of rows: encoded text, the images that it shows, and what a fusion sees of the text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,13 +55,18 @@ class Batches:
     """Makes batches of rows by their numbers; equal texts are encoded once."""
 
     def __init__(
-        self, rows: Rows, encode: Encode, states: ImageStates, *, shuffled: int | None = None
-    ) -> None:
-        """`shuffled`: a seed; each row's query is that of another row (`question=shuffled`)."""
+        self, rows: Rows, encode: Encode, states: ImageStates, *, shuffled: int | None = None,
+        files: bool = False,
+    ) -> None:  # fmt: skip
+        """`shuffled`: a seed; each row's query is that of another row (`question=shuffled`).
+
+        `files`: whether some rows have images in files, which are worth reading ahead.
+        """
         self.rows = rows
         self._encode = encode
         self._states = states
         self._known: dict[object, EncodedRow] = {}
+        self._files = files
         self._asked = None
         if shuffled is not None:
             self._asked = stream("vlm", "strangers", shuffled).permutation(len(rows))
@@ -76,6 +81,13 @@ class Batches:
     def labelled(self, index: int) -> int:
         """Number of labelled tokens of a row."""
         return sum(self.encoded(self.rows[index]).labelled)
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """Announce rows of the coming steps: their images are read ahead."""
+        if self._files:
+            self._states.expect(
+                image for index in indices for image in self.rows[int(index)].images
+            )
 
     def fetch(self, indices: Sequence[int]) -> Batch:
         """These rows as a batch."""

@@ -33,7 +33,7 @@ from fusionbench.vlm.build import (
 from fusionbench.vlm.checkpoint import whole
 from fusionbench.vlm.conversations import Row
 from fusionbench.vlm.mixture import Mixture, open_mixture, within
-from fusionbench.vlm.pictures import pixels
+from fusionbench.vlm.pictures import ReadAhead, pixels
 from fusionbench.vlm.processes import World
 from fusionbench.vlm.states import ImageStates
 from fusionbench.vlm.train import History, Setup, train
@@ -73,10 +73,8 @@ class Session:
     ) -> "Session":
         """The encoder with the images of local tasks and of files."""
         tasks = {part.name for mixed in mixtures for part in mixed.parts if part.is_task}
-        states = ImageStates(
-            keys=keys, encoder=encoder, device=device,
-            pixels=bind(_pixels, fit=training.pixels, mean=getattr(encoder, "mean", _NO_MEAN)),
-        )  # fmt: skip
+        read = bind(_pixels, fit=training.pixels, mean=getattr(encoder, "mean", _NO_MEAN))
+        states = ImageStates(keys=keys, encoder=encoder, device=device, pixels=ReadAhead(read))
         return Session(
             encoder=encoder, bundles=bundles, states=states, mixtures=tuple(mixtures),
             options=options, mixture_tasks=tuple(sorted(tasks)),
@@ -132,7 +130,9 @@ class StageRows:
     seed: int
 
     def order(self, step: int) -> Sequence[int]:
-        """The rows of a step; a function of seed and step alone."""
+        """The rows of a step; a function of seed and step alone. Images of the next are read."""
+        for following in (step + 1, step + 2):
+            self.batches.expect(self.mixture.order(following, self.batch, self.seed))
         return [int(row) for row in self.mixture.order(step, self.batch, self.seed)]
 
     def labelled(self, index: int) -> int:
@@ -251,7 +251,11 @@ class _Stage:
 
         mixture = within(self.session.mixture(self.at), fits, sure=most - tokens - _MARGIN)
         batches = Batches(
-            mixture, encode, self.session.states, shuffled=stranger(self.work.settings, spec.seed)
+            mixture,
+            encode,
+            self.session.states,
+            shuffled=stranger(self.work.settings, spec.seed),
+            files=any(part.card.kind != "task" for part in mixture.parts),
         )
         return StageRows(
             mixture=mixture, batches=batches, batch=self._budget().batch, seed=spec.seed

@@ -1,6 +1,6 @@
 """Hidden states of the images of a batch: from the cache of local tasks, or made by the encoder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,9 +15,7 @@ from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.stepping import States
 from fusionbench.vlm.conversations import Cached
-
-Pixels = Callable[[Picture], UInt8[np.ndarray, "height width 3"]]
-"""Opens a picture: its grey levels, of any size, or padded to a square."""
+from fusionbench.vlm.pictures import ReadAhead
 
 
 @dataclass(kw_only=True)
@@ -27,7 +25,7 @@ class ImageStates:
     keys: Mapping[str, FeatureKey]
     """Task -> key of its cached hidden states."""
     encoder: Encoder
-    pixels: Pixels
+    pixels: ReadAhead
     device: torch.device
     _open: dict[tuple[str, Tap], Float[Tensor, "image token dim"]] = field(
         init=False, default_factory=dict
@@ -57,6 +55,10 @@ class ImageStates:
             return found
 
         return gather
+
+    def expect(self, images: Iterable[Picture | Cached]) -> None:
+        """Announce images of the coming steps."""
+        self.pixels.expect(image for image in images if isinstance(image, Picture))
 
     def _opened(self, picture: Picture) -> UInt8[Tensor, "1 height width 3"]:
         return torch.from_numpy(np.array(self.pixels(picture)))[None].to(self.device)
