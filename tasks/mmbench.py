@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from fusionbench.api import Answer, Asked, Benchmark, Item, Source, UserError, benchmark
+from fusionbench.api.benchmarks import Tallied
 from fusionbench.metrics import mmbench as metric
+from fusionbench.metrics import tallies
 from fusionbench.tasks._rows import LETTER, LETTERS, Row, group, lettered
 from fusionbench.tasks._tables import table_rows
 from fusionbench.tasks._tsv import tsv_rows
@@ -43,6 +45,10 @@ class MMBench(Benchmark):
     def measures(self, answers: Sequence[Answer]) -> Mapping[str, float | int | None]:
         """Accuracy plain, circular and over all rows, also by category."""
         return metric.measures(_apart(answers))
+
+    def tally(self, answers: Sequence[Answer]) -> Tallied:
+        """Counts for a bootstrap of the circular accuracy."""
+        return tallies.mmbench_tally([_scored(one.text, one) for one in answers])
 
 
 def _item(row: Row) -> Item:

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fusionbench.api import Answer, Asked, Benchmark, Item, Picture, Source, UserError, benchmark
+from fusionbench.api.benchmarks import Tallied
 from fusionbench.metrics import mme as metric
+from fusionbench.metrics import tallies
 from fusionbench.tasks._rows import SHORT, Row, group, image_file
 from fusionbench.tasks._tables import table_rows
 
@@ -69,6 +71,10 @@ class MME(Benchmark):
     def measures(self, answers: Sequence[Answer]) -> Mapping[str, float | int | None]:
         """Perception and cognition in points, acc and acc+ of each task."""
         return metric.measures([_scored(one.text, one) for one in answers])
+
+    def tally(self, answers: Sequence[Answer]) -> Tallied:
+        """Counts for a bootstrap of points and acc+."""
+        return tallies.mme_tally([_scored(one.text, one) for one in answers])
 
 
 def _texts(folder: Path) -> list[Path]:

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fusionbench.api import Answer, Asked, Benchmark, Item, Picture, Source, benchmark
+from fusionbench.api.benchmarks import Tallied
 from fusionbench.metrics import pope as metric
+from fusionbench.metrics import tallies
 from fusionbench.tasks._files import line_rows
 from fusionbench.tasks._rows import SHORT, Once, Row, group, image_file
 from fusionbench.tasks._tables import table_rows
@@ -49,6 +51,10 @@ class Pope(Benchmark):
     def measures(self, answers: Sequence[Answer]) -> Mapping[str, float | int | None]:
         """Accuracy, F1, precision, recall and share of yes; see `fusionbench.metrics.pope`."""
         return metric.measures([_scored(one.text, one) for one in answers])
+
+    def tally(self, answers: Sequence[Answer]) -> Tallied:
+        """Counts for a bootstrap of F1."""
+        return tallies.pope_tally([_scored(one.text, one) for one in answers])
 
 
 def _official(root: Path) -> Iterator[Item]:

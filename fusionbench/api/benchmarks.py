@@ -8,10 +8,13 @@ import hashlib
 import json
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from jaxtyping import Float
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.sources import Needs, Source
@@ -27,6 +30,22 @@ class Encoded(Protocol):
 
     def read(self) -> bytes:
         """The bytes of its file format. Raises UserError if they cannot be read."""
+        ...
+
+
+class Tallied(Protocol):
+    """Counts of each answer whose sums give measures that are no mean of outcomes."""
+
+    @property
+    def counts(self) -> Float[np.ndarray, "answer count"]:
+        """Counts of each answer."""
+        ...
+
+    @property
+    def readings(
+        self,
+    ) -> Callable[[Float[np.ndarray, "*draw count"]], Mapping[str, Float[np.ndarray, "*draw"]]]:
+        """Sums of counts -> measures by name."""
         ...
 
 
@@ -175,6 +194,10 @@ class Benchmark(ABC):
         Called on resampled images too: an answer may then occur more than once.
         """
         return {self.metric: sum(one.outcome for one in answers) / len(answers)}
+
+    def tally(self, answers: Sequence[Answer]) -> Tallied | None:
+        """Counts for a bootstrap over images; None where no measure needs one."""
+        return None
 
     def guessing(self, items: Sequence[Asked]) -> float:
         """Chance on these questions: 1 / number of options, `chance` where there are none."""

@@ -204,6 +204,26 @@ def test_a_question_drawn_twice_counts_twice_in_a_resample(tmp_path):
     assert mme.benchmark.measures([*pair, *pair, *wrong])["acc_plus"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("name", ["pope", "mme", "mmbench"])
+def test_measures_that_are_no_means_are_sums_of_counts_of_whole_groups(name, tmp_path):
+    """The tally of two draws of one group equals the measures of these answers listed twice."""
+    case = CASES[name]
+    answers = case.answered(list(stream(case.benchmark, case.source("tsv", tmp_path))))
+    tally = case.benchmark.tally(answers)
+    first = answers[0].group
+    twice = [one for one in answers if one.group == first]
+    for drawn, weights in (
+        (answers, np.ones(len(answers))),
+        (twice + answers, np.array([1.0 + (one.group == first) for one in answers])),
+    ):
+        found = tally.readings(weights @ tally.counts)
+        expected = case.benchmark.measures(drawn)
+        numbers = {key: np.nan if expected[key] is None else expected[key] for key in found}
+        assert {key: float(one) for key, one in found.items()} == pytest.approx(
+            numbers, nan_ok=True
+        )
+
+
 def test_gqa_of_a_tsv_has_no_open_and_binary_part(tmp_path):
     case = CASES["gqa"]
     found = {}
