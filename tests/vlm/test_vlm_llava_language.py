@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from llava_checkpoints import IMAGE, Tiny, checkpoint
-from llava_identity import fused_tokens, method_of, pictures
+from llava_identity import fused_tokens, method_of, opened, original, pictures
 
 from fusionbench.api.errors import UserError
 from fusionbench.readers.labels import encode
@@ -62,29 +62,28 @@ def seen(found):
         return found.image_tokens(projected, [one.part for one in views])
 
 
-def asked_of_the_original(found, texts):
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+def asked_of_the_original(made, texts):
+    from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(found.about.folder)
+    processor = AutoProcessor.from_pretrained(checkpoint(made))
     processor.tokenizer.padding_side = "left"
     first, *others = pictures()
     batch = processor(
         images=[[first], others], text=texts, return_tensors="pt", padding=True,
         add_special_tokens=False,
     )  # fmt: skip
-    model = AutoModelForImageTextToText.from_pretrained(found.about.folder, dtype=torch.float32)
-    return model.eval(), batch
+    return original(made).model, batch
 
 
 @pytest.mark.parametrize("made", [Tiny(), SIGLIP, NEXT])
 def test_greedy_answers_are_those_of_the_original(made):
-    found = open_checkpoint(f"llava:{checkpoint(made)}")
+    found = opened(made)
     language = found.language
     assert language.template.name == "llava15"
     rows = [encode(language.tokenizer, language.template, turns, answer=False) for turns in TURNS]
     mine = language.generate(splice(language, rows, seen(found), side="left"), limit=8)
     texts = [language.template.render(turns, answer=False).text for turns in TURNS]
-    model, batch = asked_of_the_original(found, texts)
+    model, batch = asked_of_the_original(made, texts)
     start = batch["input_ids"].shape[1]
     ids = model.generate(**batch, max_new_tokens=8, do_sample=False)[:, start:]
     assert mine == [language.tokenizer.decode(row) for row in ids.tolist()]
@@ -93,12 +92,12 @@ def test_greedy_answers_are_those_of_the_original(made):
 
 @pytest.mark.parametrize("made", [Tiny(), SIGLIP, NEXT])
 def test_the_loss_of_the_answers_is_that_of_the_original(made):
-    found = open_checkpoint(f"llava:{checkpoint(made)}")
+    found = opened(made)
     language = found.language
     rows = [encode(language.tokenizer, language.template, turns, answer=True) for turns in TURNS]
     mine = language.nll(splice(language, rows, seen(found), side="right"))
     texts = [language.template.render(turns, answer=True).text for turns in TURNS]
-    model, batch = asked_of_the_original(found, texts)
+    model, batch = asked_of_the_original(made, texts)
     with torch.no_grad():
         scores = model(**batch).logits.log_softmax(dim=-1)
     for row, encoded in enumerate(rows):
@@ -110,7 +109,7 @@ def test_the_loss_of_the_answers_is_that_of_the_original(made):
 
 
 def test_all_parts_are_frozen_and_the_language_model_names_its_checkpoint():
-    found = open_checkpoint(f"llava:{checkpoint()}")
+    found = opened()
     assert not any(weight.requires_grad for weight in found.language.parameters())
     assert found.language.fingerprint == found.about.weights
     assert (found.language.shape.layers, found.language.shape.width) == (3, 48)

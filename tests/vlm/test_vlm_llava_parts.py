@@ -3,10 +3,13 @@
 import pytest
 import torch
 from llava_checkpoints import PINPOINTS, SIZE, Tiny, checkpoint
-from llava_identity import Original, fused_tokens, greedy, logits, method_of
+from llava_identity import fused, fused_tokens, greedy, logits, method_of, opened, original
+from registered_methods import names
 
 from fusionbench.api.types import Unsupported
+from fusionbench.readers.injection import project
 from fusionbench.readers.llava.checkpoint import open_checkpoint
+from fusionbench.readers.llava.description import unfit
 from fusionbench.readers.llava.projector import FRESH, projector_for
 from fusionbench.readers.llava.tiles import Tiling, best
 
@@ -14,20 +17,13 @@ TILING = Tiling(pinpoints=tuple(map(tuple, PINPOINTS)), side=SIZE, grid=4)
 SIZES = [(30, 40), (28, 28), (20, 70), (70, 20), (1, 1), (1, 500), (57, 83), (56, 56), (29, 85)]
 
 
-PLAIN = Tiny()
-
-
-def opened(made=PLAIN):
-    return open_checkpoint(f"llava:{checkpoint(made)}")
-
-
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_hidden_states_are_the_towers(tower):
     found = opened(Tiny(tower=tower, select="full"))
     draw = torch.Generator().manual_seed(5)
     pixels = torch.randn(2, 3, SIZE, SIZE, generator=draw)
-    original = Original.of(checkpoint(Tiny(tower=tower, select="full"))).model.model.vision_tower
-    theirs = original(pixels, output_hidden_states=True)
+    library = original(Tiny(tower=tower, select="full")).model.model.vision_tower
+    theirs = library(pixels, output_hidden_states=True)
     mine = found.encoder.hidden_states(pixels)
     assert len(mine) == len(theirs.hidden_states) == 5
     for one, other in zip(mine, theirs.hidden_states, strict=True):
@@ -38,20 +34,20 @@ def test_hidden_states_are_the_towers(tower):
 
 
 def test_another_layer_selection_or_padding_gives_other_logits_where_it_should():
-    original = Original.of(checkpoint())
-    found, right = opened(), original.logits()
+    whole, found = original(), opened()
+    right = whole.logits()
     labels = ("last", "layer[index=2]", "last_norm")
     for label in labels:
-        other = logits(found, method_of(label, found), original.batch)
+        other = logits(found, method_of(label, found), whole.batch)
         assert (other - right)[:2].abs().max() > 0.05, label
         # The third row has no picture.
         torch.testing.assert_close(other[2], right[2], atol=1e-5, rtol=1e-5)
-    right_padded = Original.of(checkpoint(), side="right")
+    right_padded = original(side="right")
     own = method_of("penultimate", found)
     mask = right_padded.batch["attention_mask"].bool()
     mine = logits(found, own, right_padded.batch)
     torch.testing.assert_close(mine[mask], right_padded.logits()[mask], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(mine[mask], right[original.batch["attention_mask"].bool()],
+    torch.testing.assert_close(mine[mask], right[whole.batch["attention_mask"].bool()],
                                atol=1e-4, rtol=1e-4)  # fmt: skip
 
 
@@ -115,7 +111,7 @@ def test_tiles_and_tokens_are_counted_as_the_library_counts_them(size):
 def test_tiles_are_joined_as_the_library_joins_them(most, size):
     kind = "llava_onevision" if most else "llava_next"
     made = Tiny(kind=kind, tower="siglip", select="full", layer=-1)
-    library = Original.of(checkpoint(made)).model.model
+    library = original(made).model.model
     tiling = Tiling(pinpoints=TILING.pinpoints, side=SIZE, grid=4, most=most)
     tokens = torch.randn(tiling.inputs(size), 16, 48)
     newline = torch.randn(48)
@@ -147,6 +143,37 @@ def test_a_method_that_changes_the_number_of_tokens_is_unsupported_where_tiles_a
             tiled.image_tokens(fewer, [(len(inputs), size)])
 
 
+@pytest.mark.parametrize("made", [Tiny(), Tiny(select="full"), Tiny(kind="llava_next")])
+def test_every_method_runs_behind_the_tower_or_says_why_it_does_not_fit(made):
+    found, size = opened(made), (30, 40)
+    tiled = found.tiling is not None
+    count = found.tiling.inputs(size) if tiled else 2
+    parts = [(count, size)] if tiled else [(1, size)] * count
+    inputs = torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
+    ran, left_out = [], {}
+    for name in names():
+        try:
+            method = method_of(name, found)
+            reason = unfit(found.about, needs_grid=method.needs_grid)
+            given = None if reason else fused(found, method, inputs)
+            if given is not None:
+                projector, _ = projector_for(found, method.out_dim)
+                projected = project(given, projector)
+                reason = unfit(found.about, tokens=projected.shape[1])
+        except Unsupported as why:
+            reason = str(why)
+        if reason:
+            left_out[name] = reason
+            continue
+        tokens = found.image_tokens(projected, parts)
+        assert len(tokens) == len(parts) and all(one.shape[1] == 48 for one in tokens), name
+        ran.append(name)
+    assert {"penultimate", "mema", "lsf_internal_direct", "dense_connector-dci"} <= set(ran)
+    packer = "token_packer"
+    assert (packer in left_out) == (tiled or made.select == "full")
+    assert ("dense_connector-efficient" in left_out) == (packer in left_out)
+
+
 def test_injected_values_of_tiles_are_placed_like_the_tokens_with_zeros_at_the_newlines():
     tiled = opened(Tiny(kind="llava_next"))
     parts = [(tiled.tiling.inputs(size), size) for size in SIZES[:2]]
@@ -168,9 +195,9 @@ def test_half_precision_opens_and_computes_in_its_type():
 
 
 def test_gradients_reach_the_fused_tokens_through_projector_and_language_model():
-    original = Original.of(checkpoint())
     found = opened()
-    tokens = fused_tokens(found, method_of("penultimate", found), original.batch["pixel_values"])
+    inputs = original().batch["pixel_values"]
+    tokens = fused_tokens(found, method_of("penultimate", found), inputs)
     tokens.requires_grad_()
     embeds = found.projector(tokens)
     found.language.model(inputs_embeds=embeds).logits.logsumexp(-1).sum().backward()
@@ -180,7 +207,7 @@ def test_gradients_reach_the_fused_tokens_through_projector_and_language_model()
 def test_greedy_tokens_follow_the_picture():
     found = opened()
     own = method_of("penultimate", found)
-    batch = Original.of(checkpoint()).batch
+    batch = dict(original().batch)
     texts = greedy(found, own, batch)
     batch["pixel_values"] = batch["pixel_values"].flip(0)
     other = greedy(found, own, batch)
