@@ -1,5 +1,8 @@
 """Parts of a LLaVA checkpoint behind our contracts: tower, projector, joined tiles."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from llava_checkpoints import PINPOINTS, SIZE, Tiny, checkpoint
@@ -184,6 +187,21 @@ def test_injected_values_of_tiles_are_placed_like_the_tokens_with_zeros_at_the_n
         zeros = (one == 0).all(dim=1)
         assert torch.equal(one[~zeros], other[~zeros]) and zeros.any()
         assert torch.equal(other[zeros], tiled.newline.expand(int(zeros.sum()), -1))
+
+
+def test_dropout_of_the_configuration_is_switched_off(tmp_path):
+    folder = shutil.copytree(checkpoint(), tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = config["vision_config"]["attention_dropout"] = 0.5
+    (folder / "config.json").write_text(json.dumps(config))
+    found = open_checkpoint(f"llava:{folder}")
+    inputs = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
+    still = found.encoder.hidden_states(inputs)[-1]
+    found.encoder.train()
+    assert torch.equal(found.encoder.hidden_states(inputs)[-1], still)
+    ids = torch.tensor([[5, 6, 7]])
+    still = found.language.model(ids).logits
+    assert torch.equal(found.language.train().model(ids).logits, still)
 
 
 def test_half_precision_opens_and_computes_in_its_type():

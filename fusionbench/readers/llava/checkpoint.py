@@ -22,6 +22,7 @@ from fusionbench.readers.llava.chat import CheckpointTokenizer, template_for
 from fusionbench.readers.llava.description import Description, describe
 from fusionbench.readers.llava.kinds import Pair
 from fusionbench.readers.llava.tiles import Tiling
+from fusionbench.readers.load import without_dropout
 
 # Files of a checkpoint that are downloaded.
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -174,8 +175,15 @@ def _model(about: Description, dtype: torch.dtype) -> Any:
     if cls is None:
         raise UserError(f"transformers {transformers.__version__} has no {about.cls}")
     try:
+        config = transformers.AutoConfig.from_pretrained(about.folder, local_files_only=True)
+        without_dropout(config.vision_config)
+        without_dropout(config.text_config)
         model, report = cls.from_pretrained(
-            about.folder, local_files_only=True, output_loading_info=True, dtype=dtype
+            about.folder,
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=dtype,
         )
     # Errors of safetensors, of the configuration, of shapes: of many classes.
     except Exception as error:
