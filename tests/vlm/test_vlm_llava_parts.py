@@ -11,9 +11,8 @@ from registered_methods import names
 
 from fusionbench.api.types import Unsupported
 from fusionbench.readers.injection import project
-from fusionbench.readers.llava.checkpoint import open_checkpoint
+from fusionbench.readers.llava.checkpoint import FRESH, open_checkpoint, projector_for
 from fusionbench.readers.llava.description import unfit
-from fusionbench.readers.llava.projector import FRESH, projector_for
 from fusionbench.readers.llava.tiles import Tiling, best
 
 TILING = Tiling(pinpoints=tuple(map(tuple, PINPOINTS)), side=SIZE, grid=4)
@@ -84,11 +83,15 @@ def test_a_wider_method_gets_a_fresh_projector_at_the_scale_of_the_token_embeddi
         "linear_2.weight": (48, 48), "linear_2.bias": (48,),
     }  # fmt: skip
     table = found.language.model.get_input_embeddings().weight.std()
-    made = projector(torch.randn(64, 96)).std()
-    assert table / 5 < made < table * 1.5
+    assert 0.9 * table < projector(torch.randn(500, 96)).std() < 1.1 * table
+    tokens = torch.randn(500, 96) * 30 + 5
+    projector, _ = projector_for(found, 96, tokens)
+    torch.testing.assert_close(projector(tokens).std(), table, rtol=0.01, atol=0)
     torch.manual_seed(0)
-    again, _ = projector_for(found, 96)
-    assert torch.equal(again.linear_1.weight, projector.linear_1.weight)
+    first, again = (projector_for(found, 96)[0].linear_1.weight for _ in range(2))
+    torch.manual_seed(0)
+    assert torch.equal(projector_for(found, 96)[0].linear_1.weight, first)
+    assert not torch.equal(first, again)
 
 
 def test_a_checkpoint_of_two_layers_keeps_its_projector_for_two_layers_only():

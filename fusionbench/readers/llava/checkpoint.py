@@ -5,6 +5,7 @@ checkpoint's own projector reads are compared with the library's, and the logits
 model with those of the whole model, so that a release that computes something else is an error.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from fusionbench.readers.llava.description import Description, describe
 from fusionbench.readers.llava.kinds import Pair
 from fusionbench.readers.llava.tiles import Tiling
 from fusionbench.readers.load import without_dropout
+from fusionbench.readers.projector import LanguageProjector
 
 # Files of a checkpoint that are downloaded.
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -30,6 +32,8 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _DERIVED = ("position_ids", "rotary_emb.inv_freq")
 # Largest difference of a feature or logit from the library's, over the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+FRESH = "fresh projector"
+"""Note of a method that the trained projector does not fit."""
 _PROBE = (5, 6, 7, 8)
 
 
@@ -135,6 +139,30 @@ def open_checkpoint(
         found = _parts(model, about, language, _image_processor(about))
         _refuse_another_model(found, model)
     return found
+
+
+def projector_for(
+    checkpoint: Checkpoint,
+    out_dim: int,
+    tokens: Float[Tensor, "*batch out_dim"] | None = None,
+) -> tuple[nn.Module, str]:
+    """(projector, note) for fused tokens of `out_dim` channels, on the checkpoint's device.
+
+    A copy of the trained projector, still frozen, and an empty note if its input is as wide; else a
+    fresh projector, LLaVA's without a norm, with gradients and the note `FRESH` for the record. It
+    is drawn from torch's global generator and starts at the scale of the language model's token
+    embeddings: for `tokens`, or else for inputs of unit size.
+    """
+    first, *_, last = (
+        module for module in checkpoint.projector.modules() if isinstance(module, nn.Linear)
+    )
+    if out_dim == first.in_features:
+        return copy.deepcopy(checkpoint.projector), ""
+    scale = checkpoint.language.scale
+    fresh = LanguageProjector(out_dim, last.out_features, kind="plain", scale=scale)
+    if tokens is not None:
+        fresh.start_at(scale, tokens)
+    return fresh.to(device=first.weight.device, dtype=first.weight.dtype), FRESH
 
 
 def _parts(model: Any, about: Description, language: LanguageModel, processor: Any) -> Checkpoint:
