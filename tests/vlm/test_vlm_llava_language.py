@@ -6,11 +6,12 @@ import shutil
 import pytest
 import torch
 from llava_checkpoints import IMAGE, Tiny, checkpoint
-from llava_identity import fused_tokens, method_of, opened, original, pictures
+from llava_identity import fused, fused_tokens, method_of, opened, original, pictures
 
 from fusionbench.api.errors import UserError
+from fusionbench.api.types import Fused, ReaderPatch, Unsupported
 from fusionbench.readers.labels import encode
-from fusionbench.readers.llava.checkpoint import open_checkpoint
+from fusionbench.readers.llava.checkpoint import open_checkpoint, projector_for
 from fusionbench.readers.llava.description import own_method
 from fusionbench.readers.llava.pixels import reader
 from fusionbench.readers.splice import splice
@@ -106,6 +107,65 @@ def test_the_loss_of_the_answers_is_that_of_the_original(made):
         wanted = batch["input_ids"][row, -count:, None]
         right = -scores[row, -count - 1 : -1].gather(1, wanted).sum()
         torch.testing.assert_close(mine[row], right, atol=1e-4, rtol=1e-5)
+
+
+def test_injections_of_tiled_pictures_reach_the_positions_of_their_tokens():
+    found = opened(NEXT)
+    language, (first, *others) = found.language, pictures()
+    views = [*reader(found, "processor")([first]), *reader(found, "processor")(others)]
+    inputs, parts = torch.cat([one.images for one in views]), [one.part for one in views]
+    given = fused(found, method_of("qwen3vl_deepstack", found), inputs)
+    assert given.injections and given.tokens.shape[1] == 16
+    projector, _ = projector_for(found, given.tokens.shape[-1])
+    by_picture = found.by_picture(given, projector, parts)
+    rows = [encode(language.tokenizer, language.template, turns, answer=True) for turns in TURNS]
+    with torch.no_grad():
+        tokens = found.image_tokens(projector(given.tokens), parts)
+        batch = splice(language, rows, tokens, side="right")
+        inside = language.inside(by_picture, batch, projector)
+        with language.injected(inside), torch.no_grad():
+            mine = language.model(inputs_embeds=batch.embeds).logits
+        right = injected_by_hand(found, given, projector, parts, batch)
+        without = language.model(inputs_embeds=batch.embeds).logits
+    torch.testing.assert_close(mine, right, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mine[1], without[1], atol=1e-5, rtol=1e-5)
+    assert (mine - without)[[0, 2]].abs().max() > 1e-3
+
+
+def injected_by_hand(found, given, projector, parts, batch):
+    """Logits with the values of each picture's tiles added to the layers by hooks of our own."""
+    hooks, zeros = [], torch.zeros(found.language.shape.width)
+    for one in given.injections:
+        values = projector(one.values) if one.through_projector else one.values
+        added = torch.zeros_like(batch.embeds)
+        split = values.split([count for count, _ in parts])
+        for (row, at), mine, (_, size) in zip(batch.spots, split, parts, strict=True):
+            joined = found.tiling.join(mine, size, zeros)
+            added[row, at : at + len(joined)] = joined
+        layer = found.language.decoder.layers[one.layer]
+        if one.when == "before":
+            hook = layer.register_forward_pre_hook(
+                lambda _, args, added=added: (args[0] + added, *args[1:])
+            )
+        else:
+            hook = layer.register_forward_hook(lambda _, args, out, added=added: out + added)
+        hooks.append(hook)
+    try:
+        return found.language.model(inputs_embeds=batch.embeds).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_a_replaced_layer_is_unsupported_where_pictures_have_tiles():
+    found, tokens = opened(NEXT), torch.zeros(3, 16, 32)
+    patched = Fused(tokens=tokens, patches=(ReaderPatch(layer=0, wrap=lambda layer: layer),))
+    with pytest.raises(Unsupported, match="several tiles of each"):
+        found.by_picture(patched, found.projector, [(3, (30, 40))])
+    assert opened().by_picture(patched, found.projector, [(1, (30, 40))] * 3) is patched
+    summed = Fused(tokens=tokens, summary=torch.arange(3.0)[:, None])
+    parts = [(1, (30, 40)), (2, (30, 40))]
+    assert found.by_picture(summed, found.projector, parts).summary.tolist() == [[0.0], [1.0]]
 
 
 def test_all_parts_are_frozen_and_the_language_model_names_its_checkpoint():

@@ -6,7 +6,7 @@ model with those of the whole model, so that a release that computes something e
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fusionbench.api.errors import UserError
-from fusionbench.api.types import StackShape
+from fusionbench.api.types import Fused, Injection, StackShape, Unsupported
 from fusionbench.encoders.fetch import require_hub
 from fusionbench.encoders.hf import HfEncoder, silent
 from fusionbench.readers.language import LanguageModel
@@ -103,6 +103,39 @@ class Checkpoint:
         return [
             tiling.join(part, size, end) for part, (_, size) in zip(parts, pictures, strict=True)
         ]
+
+    def by_picture(
+        self, fused: Fused, projector: nn.Module, pictures: list[tuple[int, Pair]]
+    ) -> Fused:
+        """What a fusion does inside the language model, by picture instead of by input.
+
+        Injections are projected where they ask for it and joined like the tokens, with zeros at the
+        ends of rows and behind shorter pictures; the summary is that of the whole picture. Without
+        tiles the argument is returned. Raises Unsupported for a replaced layer, which sees inputs.
+        """
+        if self.tiling is None:
+            return fused
+        if fused.patches:
+            raise Unsupported(
+                f"replaces a layer of the language model for one image a row, and {self.about.cls} "
+                "reads several tiles of each"
+            )
+        firsts = [sum(count for count, _ in pictures[:number]) for number in range(len(pictures))]
+        return replace(
+            fused,
+            injections=tuple(self._joined(one, projector, pictures) for one in fused.injections),
+            summary=None if fused.summary is None else fused.summary[firsts],
+        )
+
+    def _joined(
+        self, injection: Injection, projector: nn.Module, pictures: list[tuple[int, Pair]]
+    ) -> Injection:
+        values = injection.values
+        projected = projector(values) if injection.through_projector else values
+        zeros = projected.new_zeros(projected.shape[-1])
+        joined = self.image_tokens(projected, pictures, newline=zeros)
+        padded = nn.utils.rnn.pad_sequence(joined, batch_first=True)
+        return replace(injection, values=padded, through_projector=False)
 
 
 def open_checkpoint(
