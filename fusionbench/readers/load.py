@@ -167,7 +167,7 @@ def _model(folder: Path, *, name: str, dtype: "torch.dtype") -> Any:
     try:
         with silent():
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            _without_dropout(config)
+            without_dropout(config)
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -186,7 +186,7 @@ def _model(folder: Path, *, name: str, dtype: "torch.dtype") -> Any:
     return model.eval()
 
 
-def _without_dropout(config: Any) -> None:
+def without_dropout(config: Any) -> None:
     """Set every dropout rate of a configuration to zero."""
     for key, value in config.to_dict().items():
         if isinstance(value, float) and ("drop" in key):

@@ -1,22 +1,26 @@
 """A checkpoint's logits two ways: by the whole model of the library, and by its parts."""
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from llava_checkpoints import IMAGE
+from llava_checkpoints import IMAGE, Tiny, checkpoint
 from PIL import Image
 from torch import Tensor
 
 from fusionbench.api.fusion import Method
+from fusionbench.api.types import Fused
 from fusionbench.harness.stepping import fuse
-from fusionbench.readers.llava.checkpoint import Checkpoint
-from fusionbench.registry.catalog import read_catalog
+from fusionbench.readers.llava.checkpoint import Checkpoint, open_checkpoint
+from fusionbench.records.cell import QUESTION, READER
+from fusionbench.registry.catalog import Catalog, read_catalog
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import select_methods
 
+ENGINE = (READER, QUESTION)
 PROMPTS = (
     f"USER: {IMAGE}\nWhat is in the picture? ASSISTANT:",
     f"USER: {IMAGE}{IMAGE}\nCompare the first one with the second. ASSISTANT:",
@@ -24,6 +28,21 @@ PROMPTS = (
 )
 SHAPES = ((40, 30), (28, 28), (20, 70))
 """Width x height of the three pictures: one in the first row, two in the second."""
+
+
+PLAIN = Tiny()
+
+
+@functools.cache
+def opened(made: Tiny = PLAIN) -> Checkpoint:
+    """An unchanged checkpoint, opened once a process."""
+    return open_checkpoint(f"llava:{checkpoint(made)}")
+
+
+@functools.cache
+def original(made: Tiny = PLAIN, *, side: str = "left") -> "Original":
+    """The library's model of an unchanged checkpoint, loaded once a process."""
+    return Original.of(checkpoint(made), side=side)
 
 
 def pictures(shapes: Sequence[tuple[int, int]] = SHAPES) -> list[Image.Image]:
@@ -74,14 +93,27 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(0)
 
 
+@functools.cache
+def catalog() -> Catalog:
+    return read_catalog()
+
+
 def method_of(label: str, checkpoint: Checkpoint) -> Method:
-    """A method by its label, built for the checkpoint's tower."""
-    (chosen,) = select_methods(read_catalog(), [label])
-    return load_method(chosen.card)(checkpoint.encoder.shape, **chosen.settings)
+    """A method by its label, built for the checkpoint's tower and language model."""
+    (chosen,) = select_methods(catalog(), [label])
+    settings = {key: value for key, value in chosen.settings.items() if key not in ENGINE}
+    encoder, language = checkpoint.encoder, checkpoint.language.shape
+    shape = replace(encoder.shape, mlp=encoder.mlp, query_dim=language.width, reader=language)
+    torch.manual_seed(0)
+    return load_method(chosen.card)(shape, **settings)
+
+
+def fused_tokens(checkpoint: Checkpoint, method: Method, inputs: Tensor) -> Tensor:
+    return fused(checkpoint, method, inputs).tokens
 
 
 @torch.no_grad()
-def fused_tokens(checkpoint: Checkpoint, method: Method, inputs: Tensor) -> Tensor:
+def fused(checkpoint: Checkpoint, method: Method, inputs: Tensor) -> Fused:
     encoder = checkpoint.encoder
     states = encoder.hidden_states(inputs)
 
@@ -92,8 +124,9 @@ def fused_tokens(checkpoint: Checkpoint, method: Method, inputs: Tensor) -> Tens
     def stacked(taps: Any) -> Tensor:
         return torch.stack([torch.stack([state(i) for i in tap]).mean(0) for tap in taps])
 
-    query = torch.zeros(len(inputs), 0)
-    return fuse(method, stacked, query, encoder).tokens
+    draw = torch.Generator().manual_seed(2)
+    query = torch.randn(len(inputs), checkpoint.language.shape.width, generator=draw)
+    return fuse(method, stacked, query, encoder)
 
 
 @torch.no_grad()

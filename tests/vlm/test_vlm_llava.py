@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from llava_checkpoints import Tiny, checkpoint
-from llava_identity import Original, greedy, logits, method_of
+from llava_checkpoints import Tiny
+from llava_identity import greedy, logits, method_of, opened, original
 
-from fusionbench.readers.llava.checkpoint import open_checkpoint
 from fusionbench.readers.llava.description import own_method
 
 SIGLIP = {"tower": "siglip"}
@@ -44,11 +43,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_greedy_tokens_are_those_of_the_whole_model(case):
     made, label = CASES[case]
-    original = Original.of(checkpoint(made))
-    opened = open_checkpoint(f"llava:{checkpoint(made)}")
-    assert own_method(opened.about) == label
-    method = method_of(label, opened)
-    right = original.logits()
+    whole, parts = original(made), opened(made)
+    assert own_method(parts.about) == label
+    method = method_of(label, parts)
+    right = whole.logits()
     assert right.std() > 0.5, "logits near 0 would prove little"
-    torch.testing.assert_close(logits(opened, method, original.batch), right, atol=1e-5, rtol=1e-5)
-    assert torch.equal(greedy(opened, method, original.batch), original.greedy())
+    torch.testing.assert_close(logits(parts, method, whole.batch), right, atol=1e-5, rtol=1e-5)
+    assert torch.equal(greedy(parts, method, whole.batch), whole.greedy())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from llava_checkpoints import Tiny, checkpoint, edit
+from llava_identity import opened
 from safetensors.torch import load_file, save_file
 
 from fusionbench.api.errors import UserError
@@ -61,19 +62,19 @@ def test_a_checkpoint_is_described_without_torch():
 @pytest.mark.parametrize("made", [PLAIN, NEXT, LEGACY, Tiny(tower="siglip"), Tiny(select="full")])
 def test_the_description_is_what_is_opened(made):
     about = describe(f"llava:{checkpoint(made)}")
-    opened = open_checkpoint(f"llava:{checkpoint(made)}")
-    shape, card = opened.encoder.shape, about.encoder
-    assert (shape.layers, shape.dim, shape.grid, shape.prefix, opened.encoder.size) == (
+    found = opened(made)
+    shape, card = found.encoder.shape, about.encoder
+    assert (shape.layers, shape.dim, shape.grid, shape.prefix, found.encoder.size) == (
         card.layers, card.dim, card.grid, card.prefix, card.size,
     )  # fmt: skip
-    config = opened.language.model.config
+    config = found.language.model.config
     assert about.language.kind == config.model_type
     assert about.language.layers == config.num_hidden_layers
     assert (about.language.width, about.language.vocabulary) == (
         config.hidden_size, config.vocab_size,
     )  # fmt: skip
     assert (
-        opened.language.tokenizer.of_hub.convert_tokens_to_ids(about.image_token)
+        found.language.tokenizer.of_hub.convert_tokens_to_ids(about.image_token)
         == about.image_token_id
     )
 

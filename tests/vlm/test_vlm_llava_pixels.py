@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from llava_checkpoints import SIZE, Tiny, checkpoint, image_processor
-from llava_identity import PROMPTS, SHAPES, Original, logits, method_of, pictures
+from llava_checkpoints import SIZE, Tiny, image_processor
+from llava_identity import PLAIN, PROMPTS, SHAPES, logits, method_of, opened, original, pictures
 from PIL import Image
 
 from fusionbench.api.errors import UserError
 from fusionbench.encoders.build import build
 from fusionbench.encoders.preprocessing import HALF, OPENAI, Preprocessing
-from fusionbench.readers.llava.checkpoint import open_checkpoint
 from fusionbench.readers.llava.description import own_method
 from fusionbench.readers.llava.pixels import padded, processed, reader, squashed
 
@@ -21,13 +20,6 @@ KINDS = {
     "llava_next": Tiny(kind="llava_next"),
     "llava_onevision": Tiny(kind="llava_onevision", tower="siglip", select="full", layer=-1),
 }
-
-
-PLAIN = Tiny()
-
-
-def opened(made=PLAIN):
-    return open_checkpoint(f"llava:{checkpoint(made)}")
 
 
 def smooth(width: int, height: int) -> Image.Image:
@@ -76,12 +68,12 @@ def test_pixel_values_are_those_of_the_checkpoints_processor(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_pictures_to_logits_nothing_is_lost(kind):
-    original, found = Original.of(checkpoint(KINDS[kind])), opened(KINDS[kind])
+    whole, found = original(KINDS[kind]), opened(KINDS[kind])
     first, *others = pictures()
     read = reader(found, "processor")
     views = [*read([first]), *read(others)]
     inputs = found.encoder.pixels(torch.cat([one.images for one in views]))
-    batch = dict(original.batch)
+    batch = dict(whole.batch)
     counts = [one.part[0] for one in views]
     if found.tiling is not None:
         most = max(counts)
@@ -92,7 +84,7 @@ def test_from_pictures_to_logits_nothing_is_lost(kind):
         assert [one.size for one in views] == [tuple(s) for s in batch["image_sizes"].tolist()]
     batch["pixel_values"] = inputs
     mine = logits(found, method_of(own_method(found.about), found), batch)
-    torch.testing.assert_close(mine, original.logits(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mine, whole.logits(), atol=1e-4, rtol=1e-4)
 
 
 def test_padding_and_cropping_differ_and_only_padding_keeps_the_margins():

@@ -30,7 +30,7 @@ class CheckpointTokenizer(HubTokenizer):
 
         Raises UserError if they cannot be read or give no offsets of tokens.
         """
-        found = cls.load(folder, name=name)
+        found = cls(HubTokenizer.load(folder, name=name).of_hub, name=name)
         if not found.of_hub.chat_template and (folder / _ALONE).is_file():
             found.of_hub.chat_template = _alone(folder / _ALONE)
         return found

@@ -5,7 +5,8 @@ checkpoint's own projector reads are compared with the library's, and the logits
 model with those of the whole model, so that a release that computes something else is an error.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fusionbench.api.errors import UserError
-from fusionbench.api.types import StackShape
+from fusionbench.api.types import Fused, Injection, StackShape, Unsupported
 from fusionbench.encoders.fetch import require_hub
 from fusionbench.encoders.hf import HfEncoder, silent
 from fusionbench.readers.language import LanguageModel
@@ -22,6 +23,8 @@ from fusionbench.readers.llava.chat import CheckpointTokenizer, template_for
 from fusionbench.readers.llava.description import Description, describe
 from fusionbench.readers.llava.kinds import Pair
 from fusionbench.readers.llava.tiles import Tiling
+from fusionbench.readers.load import without_dropout
+from fusionbench.readers.projector import LanguageProjector
 
 # Files of a checkpoint that are downloaded.
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -29,6 +32,8 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _DERIVED = ("position_ids", "rotary_emb.inv_freq")
 # Largest difference of a feature or logit from the library's, over the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+FRESH = "fresh projector"
+"""Note of a method that the trained projector does not fit."""
 _PROBE = (5, 6, 7, 8)
 
 
@@ -99,6 +104,39 @@ class Checkpoint:
             tiling.join(part, size, end) for part, (_, size) in zip(parts, pictures, strict=True)
         ]
 
+    def by_picture(
+        self, fused: Fused, projector: nn.Module, pictures: list[tuple[int, Pair]]
+    ) -> Fused:
+        """What a fusion does inside the language model, by picture instead of by input.
+
+        Injections are projected where they ask for it and joined like the tokens, with zeros at the
+        ends of rows and behind shorter pictures; the summary is that of the whole picture. Without
+        tiles the argument is returned. Raises Unsupported for a replaced layer, which sees inputs.
+        """
+        if self.tiling is None:
+            return fused
+        if fused.patches:
+            raise Unsupported(
+                f"replaces a layer of the language model for one image a row, and {self.about.cls} "
+                "reads several tiles of each"
+            )
+        firsts = [sum(count for count, _ in pictures[:number]) for number in range(len(pictures))]
+        return replace(
+            fused,
+            injections=tuple(self._joined(one, projector, pictures) for one in fused.injections),
+            summary=None if fused.summary is None else fused.summary[firsts],
+        )
+
+    def _joined(
+        self, injection: Injection, projector: nn.Module, pictures: list[tuple[int, Pair]]
+    ) -> Injection:
+        values = injection.values
+        projected = projector(values) if injection.through_projector else values
+        zeros = projected.new_zeros(projected.shape[-1])
+        joined = self.image_tokens(projected, pictures, newline=zeros)
+        padded = nn.utils.rnn.pad_sequence(joined, batch_first=True)
+        return replace(injection, values=padded, through_projector=False)
+
 
 def open_checkpoint(
     name: str,
@@ -134,6 +172,30 @@ def open_checkpoint(
         found = _parts(model, about, language, _image_processor(about))
         _refuse_another_model(found, model)
     return found
+
+
+def projector_for(
+    checkpoint: Checkpoint,
+    out_dim: int,
+    tokens: Float[Tensor, "*batch out_dim"] | None = None,
+) -> tuple[nn.Module, str]:
+    """(projector, note) for fused tokens of `out_dim` channels, on the checkpoint's device.
+
+    A copy of the trained projector, still frozen, and an empty note if its input is as wide; else a
+    fresh projector, LLaVA's without a norm, with gradients and the note `FRESH` for the record. It
+    is drawn from torch's global generator and starts at the scale of the language model's token
+    embeddings: for `tokens`, or else for inputs of unit size.
+    """
+    first, *_, last = (
+        module for module in checkpoint.projector.modules() if isinstance(module, nn.Linear)
+    )
+    if out_dim == first.in_features:
+        return copy.deepcopy(checkpoint.projector), ""
+    scale = checkpoint.language.scale
+    fresh = LanguageProjector(out_dim, last.out_features, kind="plain", scale=scale)
+    if tokens is not None:
+        fresh.start_at(scale, tokens)
+    return fresh.to(device=first.weight.device, dtype=first.weight.dtype), FRESH
 
 
 def _parts(model: Any, about: Description, language: LanguageModel, processor: Any) -> Checkpoint:
@@ -174,8 +236,15 @@ def _model(about: Description, dtype: torch.dtype) -> Any:
     if cls is None:
         raise UserError(f"transformers {transformers.__version__} has no {about.cls}")
     try:
+        config = transformers.AutoConfig.from_pretrained(about.folder, local_files_only=True)
+        without_dropout(config.vision_config)
+        without_dropout(config.text_config)
         model, report = cls.from_pretrained(
-            about.folder, local_files_only=True, output_loading_info=True, dtype=dtype
+            about.folder,
+            config=config,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=dtype,
         )
     # Errors of safetensors, of the configuration, of shapes: of many classes.
     except Exception as error:

@@ -125,8 +125,8 @@ def own_method(about: Description) -> str:
 def unfit(about: Description, *, tokens: int = 0, needs_grid: bool = False) -> str:
     """Why a method does not fit the checkpoint; empty if it does.
 
-    `tokens`: what the method returns for one input image of the tower, 0 if not known;
-    `needs_grid`: whether it reads patches as rows and columns.
+    `tokens`: their number behind the projector for one input image of the tower, 0 if not known;
+    `needs_grid`: whether the method reads patches as rows and columns.
     """
     rows, columns = about.encoder.grid
     if needs_grid and not about.square:
