@@ -87,7 +87,7 @@ class LanguageModel(nn.Module):
         """Mean token embedding of each row's query, detached; zeros for a query without tokens."""
         with torch.no_grad():
             flat = torch.tensor([i for ids in query_ids for i in ids], device=self.device)
-            parts = self.embed(flat.long()[None])[0].split([len(ids) for ids in query_ids])
+            parts = torch.split(self.embed(flat.long()[None])[0], [len(ids) for ids in query_ids])
             return torch.stack([part.sum(dim=0) / max(len(part), 1) for part in parts])
 
     def require_room(self, positions: int, *, answer: int = 0) -> None:
@@ -208,9 +208,10 @@ class LanguageModel(nn.Module):
 
     def _plain_generation(self) -> None:
         """Greedy search without penalties, whatever the checkpoint suggests."""
-        from transformers import GenerationConfig
+        import transformers
 
-        self.model.generation_config = GenerationConfig()
+        make: Any = transformers.GenerationConfig
+        self.model.generation_config = make()
 
 
 def language_shape(model: Any) -> ReaderShape:

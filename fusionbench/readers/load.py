@@ -62,13 +62,8 @@ def load_language(  # noqa: PLR0913
     for weight in language.parameters():
         weight.data = weight.data.to(dtype or torch.float32)
     language = language.to(device)
-    train_language(
-        language,
-        trained or ("full" if name == WORDS else "none"),
-        rank=rank,
-        alpha=alpha,
-        seed=seed,
-    )
+    chosen = trained or ("full" if name == WORDS else "none")
+    train_language(language, chosen, rank=rank, alpha=alpha, seed=seed)
     if checkpointing:
         language.checkpoint_layers()
     return language
@@ -168,7 +163,9 @@ def _model(folder: Path, *, name: str, dtype: "torch.dtype") -> Any:
         with silent():
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             without_dropout(config)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            # Type checkers do not know that it returns two values.
+            load: Any = AutoModelForCausalLM.from_pretrained
+            model, report = load(
                 folder,
                 config=config,
                 local_files_only=True,

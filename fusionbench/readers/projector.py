@@ -24,7 +24,8 @@ class LanguageProjector(nn.Module):
     """Projects fused tokens of width `in_dim` to a language model's `width`.
 
     At initialisation its outputs have the standard deviation `scale`, that of the token embeddings
-    (`LanguageModel.scale`), for inputs of unit normal entries. Parameters: k D H + H + H^2 + H.
+    (`LanguageModel.scale`), for inputs of unit normal entries.
+    Parameters: k D H + H + H^2 + H. Raises ValueError for another `kind`.
     """
 
     def __init__(
@@ -48,8 +49,12 @@ class LanguageProjector(nn.Module):
     def start_at(self, scale: float, tokens: Float[Tensor, "*batch in_dim"]) -> None:
         """Scale the last layer so that these tokens come out with standard deviation `scale`.
 
-        For `plain`, whose inputs have no fixed scale, give tokens of the encoder.
+        For `plain`, whose inputs have no fixed scale, give tokens of the encoder. Raises ValueError
+        for tokens that are all alike.
         """
-        factor = scale / self(tokens.to(self.linear_1.weight)).float().std()
-        self.linear_2.weight *= factor
-        self.linear_2.bias *= factor
+        found = self(tokens.to(self.linear_1.weight)).float().std()
+        if not found > 0:
+            raise ValueError("the projector's scale is set on tokens that are all alike")
+        factor = scale / found
+        self.linear_2.weight.mul_(factor)
+        self.linear_2.bias.mul_(factor)

@@ -52,7 +52,7 @@ def splice(
     longest = max(lengths)
     starts = [longest - length if side == "left" else 0 for length in lengths]
     ids = torch.tensor([i for row in rows for i in row.ids], device=language.device)
-    text = iter(language.embed(ids[None])[0].split([len(row.ids) for row in rows]))
+    text = iter(torch.split(language.embed(ids[None])[0], [len(row.ids) for row in rows]))
     remaining = iter(images)
     sequences = [_joined(row, next(text), [next(remaining) for _ in row.images_at]) for row in rows]
     return Spliced(

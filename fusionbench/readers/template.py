@@ -42,11 +42,17 @@ class Rendered:
 class Template(Protocol):
     """Writes conversations."""
 
-    name: str
-    begins: bool
-    """Whether the tokenizer's `begin` goes in front."""
-    ends: tuple[int, ...]
-    """Tokens at which a generated answer ends."""
+    @property
+    def name(self) -> str:
+        """The name it is chosen by."""
+
+    @property
+    def begins(self) -> bool:
+        """Whether the tokenizer's `begin` goes in front."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens at which a generated answer ends."""
 
     def render(self, turns: Sequence[Turn], *, answer: bool) -> Rendered:
         """The text of the turns; without `answer` it stops where the last answer begins."""

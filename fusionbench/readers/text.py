@@ -23,17 +23,29 @@ class Turn:
 class Tokenizer(Protocol):
     """A tokenizer that returns character offsets."""
 
-    pad: int
-    end: int
-    """Ends an answer."""
-    begin: int | None
-    """Put in front of every text, or None."""
-    unknown: int | None
-    """Stands for a word that is not in the vocabulary; None where every text can be written."""
-    end_text: str
-    """The text of `end`."""
-    fingerprint: str
-    """SHA-256 of the vocabulary and of the rules that apply it."""
+    @property
+    def pad(self) -> int:
+        """Fills rows up."""
+
+    @property
+    def end(self) -> int:
+        """Ends an answer."""
+
+    @property
+    def begin(self) -> int | None:
+        """Put in front of every text, or None."""
+
+    @property
+    def unknown(self) -> int | None:
+        """Stands for words outside the vocabulary; None where every text can be written."""
+
+    @property
+    def end_text(self) -> str:
+        """The text of `end`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary and of the rules that apply it."""
 
     def __len__(self) -> int:
         """Size of the token table that a language model needs."""

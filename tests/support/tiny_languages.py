@@ -1,6 +1,7 @@
 """Tiny random language models of several families, and ways to run them."""
 
 import inspect
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -33,7 +34,7 @@ STACK = StackShape(layers=24, dim=16, grid=(4, 4), prefix=1)
 QUESTIONS = (
     "<image> what color is it?",
     "how many red and green cubes are there in <image> now?",
-    "is it <image> red or blue, and is it a cube or a ball or a cone?",
+    "<image> is it red or blue, and is it a cube or a ball or a cone?",
 )
 ANSWERS = ("red", "two cubes", "blue")
 _COMMON = {
@@ -144,6 +145,30 @@ def chunked(made: LanguageModel, spliced: Spliced, size: int) -> Tensor:
         )
         found.append(out.logits)
     return torch.cat(found, dim=1)
+
+
+def followed_by(made: LanguageModel, spliced: Spliced, ids: Tensor) -> Spliced:
+    """The batch with these tokens behind each row."""
+    behind = torch.ones_like(ids, dtype=torch.bool)
+    return replace(
+        spliced,
+        embeds=torch.cat([spliced.embeds, made.embed(ids)], dim=1),
+        mask=torch.cat([spliced.mask, behind], dim=1),
+    )
+
+
+def without_cache(made: LanguageModel, spliced: Spliced, count: int, never: int) -> Tensor:
+    """Greedy tokens, each from a pass over the prompt and all tokens so far.
+
+    `generate` from embeddings turns its cache on whatever it is told. `never`: a token that is not
+    chosen.
+    """
+    ids = torch.zeros(len(spliced.embeds), 0, dtype=torch.long)
+    for _ in range(count):
+        scores = logits(made, followed_by(made, spliced, ids))[:, -1]
+        scores[:, never] = -torch.inf
+        ids = torch.cat([ids, scores.argmax(dim=1, keepdim=True)], dim=1)
+    return ids
 
 
 def takes_positions(model: nn.Module) -> bool:
