@@ -109,6 +109,7 @@ def train(
     if not any(p.requires_grad for p in model.parameters()):
         return History()
     model.train()
+    model.zero_grad(set_to_none=True)
     wrapped = _wrapped(model, setup, world, units)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimisers = Optimisers(list(trained.values()), setup.budget, setup.lr)
@@ -123,12 +124,13 @@ def train(
             )
         nn.utils.clip_grad_norm_(trained.values(), setup.budget.clip)
         optimisers.step(schedule(step, setup.budget))
+        for parameter in trained.values():
+            parameter.grad = None
         losses.append(loss)
         if every and (step + 1) % every == 0:
             keeper.write(losses)
         if report is not None:
             report(step, loss)
-    wrapped.zero_grad(set_to_none=True)
     unmoved = _without_gradient(trained, optimisers)
     return History(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=tuple(keeper.notes))
 
@@ -141,12 +143,11 @@ def _gradients(
     world: World,
     around: Callable[[], AbstractContextManager[object]],
 ) -> float:
-    """Leave the gradient of the global batch in the parameters; return its loss."""
+    """Add the gradient of the global batch to the parameters'; return its loss."""
     order = data.order(step)
     weights = row_weights(order, data, setup.mean)
     parts = micro_batches(order, world.rank, world.size, setup.micro_batch)
     bf16 = setup.budget.precision == "bf16"
-    wrapped.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     for number, (rows, counted) in enumerate(parts):
         share = torch.tensor([weights[row] * counted for row in rows], device=world.device)
