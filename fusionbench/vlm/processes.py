@@ -113,6 +113,30 @@ def in_processes(
     return start(count, target, args, device=device)[0]
 
 
+def lead(world: World, target: Callable[..., T], args: Sequence[Any] = ()) -> T:
+    """Run `target(world, *args)` here, in rank 0, and in the processes that `follow`."""
+    world.broadcast((target, args))
+    return target(world, *args)
+
+
+def dismiss(world: World) -> None:
+    """Let the processes return that `follow` rank 0."""
+    world.broadcast(None)
+
+
+def follow(world: World) -> None:
+    """Run in this process what rank 0 leads, one after the other, until it dismisses.
+
+    A launcher starts the whole command in each process; only rank 0 plans and records. Errors that
+    every process raises alike (a loss that is not finite, a method that does not fit) are left to
+    rank 0.
+    """
+    while (work := world.broadcast(None)) is not None:
+        target, args = work
+        with suppress(FloatingPointError, Unsupported):
+            target(world, *args)
+
+
 def launched() -> bool:
     """True if a launcher outside started this process; it may have started no other."""
     return any(name in os.environ for name in _STANDARD)

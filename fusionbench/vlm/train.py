@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionbench.api.errors import UserError, one_of
+from fusionbench.api.types import Unsupported
 from fusionbench.harness.optimiser import MUON, Optimisers
 from fusionbench.harness.train import schedule
 from fusionbench.records.cell import Budget
@@ -100,11 +101,13 @@ def train(
     """Train the parameters of `model` that require a gradient, in place and on every process.
 
     `model(rows, weights)` returns the weighted sum of the rows' losses. With `folder`, a checkpoint
-    is written every `every` steps and training continues from the last whose `fingerprint` equals.
+    is written every `every` steps and at the end, and training continues from the last whose
+    `fingerprint` equals.
     `units`: with `shard`, modules that are gathered one by one, e.g. the layers of the language
     model. `around`: a context of each forward and backward pass. `report(step, loss)` is called
     after each step, in every process. A model that was sharded cannot be sharded again.
-    Raises FloatingPointError in every process if the loss stops being finite.
+    Raises FloatingPointError in every process if the loss stops being finite, and Unsupported for
+    parameters without dimensions that would have to be sharded.
     """
     if not any(p.requires_grad for p in model.parameters()):
         return History()
@@ -127,7 +130,7 @@ def train(
         for parameter in trained.values():
             parameter.grad = None
         losses.append(loss)
-        if every and (step + 1) % every == 0:
+        if every and ((step + 1) % every == 0 or step + 1 == setup.budget.steps):
             keeper.write(losses)
         if report is not None:
             report(step, loss)
@@ -211,11 +214,15 @@ def _sharded(model: nn.Module, world: World, units: Sequence[nn.Module]) -> nn.M
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if hasattr(model, "set_requires_gradient_sync"):
+        raise UserError(
+            "the model is sharded already; strategy shard trains one stage, the last",
+            "use strategy ddp for the stages before it, which train the projector alone",
+        )
     scalars = {name: p for name, p in model.named_parameters() if not p.ndim}
     if trained := [name for name, p in scalars.items() if p.requires_grad]:
-        raise UserError(
-            f"strategy shard cannot divide a parameter without dimensions: {', '.join(trained)}",
-            "use strategy ddp",
+        raise Unsupported(
+            f"strategy shard cannot divide a parameter without dimensions: {', '.join(trained)}"
         )
     mesh = init_device_mesh(world.device.type, (world.size,))
     for part in (*units, model):
