@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 _STANDARD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LOOPBACK = "127.0.0.1"
+_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 _LONGEST_WAIT = timedelta(hours=2)
 """Time a process waits for the others in a collective operation, e.g. while rank 0 evaluates."""
 _ARRIVAL = timedelta(minutes=5)
@@ -110,6 +111,30 @@ def in_processes(
     if count <= 1:
         return target(World(device=_device(device, 0)), *args)
     return start(count, target, args, device=device)[0]
+
+
+def lead(world: World, target: Callable[..., T], args: Sequence[Any] = ()) -> T:
+    """Run `target(world, *args)` here, in rank 0, and in the processes that `follow`."""
+    world.broadcast((target, args))
+    return target(world, *args)
+
+
+def dismiss(world: World) -> None:
+    """Let the processes return that `follow` rank 0."""
+    world.broadcast(None)
+
+
+def follow(world: World) -> None:
+    """Run in this process what rank 0 leads, one after the other, until it dismisses.
+
+    A launcher starts the whole command in each process; only rank 0 plans and records. Errors that
+    every process raises alike (a loss that is not finite, a method that does not fit) are left to
+    rank 0.
+    """
+    while (work := world.broadcast(None)) is not None:
+        target, args = work
+        with suppress(FloatingPointError, Unsupported):
+            target(world, *args)
 
 
 def launched() -> bool:
@@ -288,9 +313,25 @@ def _started(number: int, count: int, port: int, device: str, target: Any, args:
     process = context.Process(
         target=_serve, args=(theirs, number, count, port, device, target, args), daemon=True
     )
-    process.start()
+    with _without_warnings():
+        process.start()
     theirs.close()
     return _Rank(number=number, process=process, connection=ours)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Processes started in this block print errors of torch's C++ part, not its warnings.
+
+    DDP warns where it looks for unused parameters and finds none. A user's own level is kept.
+    """
+    own = _LOG_LEVEL in os.environ
+    os.environ.setdefault(_LOG_LEVEL, "ERROR")
+    try:
+        yield
+    finally:
+        if not own:
+            del os.environ[_LOG_LEVEL]
 
 
 def _results(ranks: Sequence[_Rank]) -> list[Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionbench.api.errors import UserError, one_of
+from fusionbench.api.types import Unsupported
 from fusionbench.harness.optimiser import MUON, Optimisers
 from fusionbench.harness.train import schedule
 from fusionbench.records.cell import Budget
@@ -105,11 +106,13 @@ def train(
     `units`: with `shard`, modules that are gathered one by one, e.g. the layers of the language
     model. `around`: a context of each forward and backward pass. `report(step, loss)` is called
     after each step, in every process. A model that was sharded cannot be sharded again.
-    Raises FloatingPointError in every process if the loss stops being finite.
+    Raises FloatingPointError in every process if the loss stops being finite, and Unsupported for
+    parameters without dimensions that would have to be sharded.
     """
     if not any(p.requires_grad for p in model.parameters()):
         return History()
     model.train()
+    model.zero_grad(set_to_none=True)
     wrapped = _wrapped(model, setup, world, units)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimisers = Optimisers(list(trained.values()), setup.budget, setup.lr)
@@ -124,12 +127,13 @@ def train(
             )
         nn.utils.clip_grad_norm_(trained.values(), setup.budget.clip)
         optimisers.step(schedule(step, setup.budget))
+        for parameter in trained.values():
+            parameter.grad = None
         losses.append(loss)
         if every and ((step + 1) % every == 0 or step + 1 == setup.budget.steps):
             keeper.write(losses)
         if report is not None:
             report(step, loss)
-    wrapped.zero_grad(set_to_none=True)
     unmoved = _without_gradient(trained, optimisers)
     return History(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=tuple(keeper.notes))
 
@@ -142,12 +146,11 @@ def _gradients(
     world: World,
     around: Callable[[], AbstractContextManager[object]],
 ) -> float:
-    """Leave the gradient of the global batch in the parameters; return its loss."""
+    """Add the gradient of the global batch to the parameters'; return its loss."""
     order = data.order(step)
     weights = row_weights(order, data, setup.mean)
     parts = micro_batches(order, world.rank, world.size, setup.micro_batch)
     bf16 = setup.budget.precision == "bf16"
-    wrapped.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     for number, (rows, counted) in enumerate(parts):
         share = torch.tensor([weights[row] * counted for row in rows], device=world.device)
@@ -211,11 +214,15 @@ def _sharded(model: nn.Module, world: World, units: Sequence[nn.Module]) -> nn.M
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if hasattr(model, "set_requires_gradient_sync"):
+        raise UserError(
+            "the model is sharded already; strategy shard trains one stage, the last",
+            "use strategy ddp for the stages before it, which train the projector alone",
+        )
     scalars = {name: p for name, p in model.named_parameters() if not p.ndim}
     if trained := [name for name, p in scalars.items() if p.requires_grad]:
-        raise UserError(
-            f"strategy shard cannot divide a parameter without dimensions: {', '.join(trained)}",
-            "use strategy ddp",
+        raise Unsupported(
+            f"strategy shard cannot divide a parameter without dimensions: {', '.join(trained)}"
         )
     mesh = init_device_mesh(world.device.type, (world.size,))
     for part in (*units, model):

@@ -171,6 +171,11 @@ def spoken(world, value):
     )  # fmt: skip
 
 
+def diverging(world):
+    world.barrier()
+    raise FloatingPointError("it diverged")
+
+
 def failing(world, kind):
     """Rank 1 fails while the others wait for it."""
     if world.rank == 1:

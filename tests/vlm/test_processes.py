@@ -187,17 +187,26 @@ def test_without_a_launcher_one_process_is_this_one(environment):
     assert (world.size, world.main, value) == (1, True, 5)
 
 
-def test_torchrun_starts_a_world_that_is_joined(tmp_path):
+def test_torchrun_starts_a_world_whose_rank_0_leads(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(
-        "from fusionbench.vlm.processes import in_processes\n"
-        "from vlm_training import spoken\n"
-        "found = in_processes(2, spoken, ('x',), device='cpu')\n"
-        "print('FOUND', found[:3], found[5], flush=True)\n"
+        "from fusionbench.vlm.processes import dismiss, follow, joined, lead\n"
+        "from vlm_training import diverging, spoken\n"
+        "with joined(2, device='cpu') as world:\n"
+        "    if world.main:\n"
+        "        found = lead(world, spoken, ('x',))\n"
+        "        try:\n"
+        "            lead(world, diverging)\n"
+        "        except FloatingPointError as error:\n"
+        "            again = lead(world, spoken, (str(error),))\n"
+        "        dismiss(world)\n"
+        "        print('FOUND', found[:3], found[5], again[4]['value'], flush=True)\n"
+        "    else:\n"
+        "        print('FOUND', follow(world), flush=True)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     done = subprocess.run([*command, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = sorted(line for line in done.stdout.splitlines() if line.startswith("FOUND"))
-    assert lines == ["FOUND (0, 2, True) [0, 10]", "FOUND (1, 2, False) [0, 10]"]
+    assert lines == ["FOUND (0, 2, True) [0, 10] it diverged", "FOUND None"]

@@ -8,6 +8,7 @@ from torch import nn
 from vlm_training import BUDGET, SETUP, Case, ToyData, ToyModel, outcome
 
 from fusionbench.api.errors import UserError
+from fusionbench.api.types import Unsupported
 from fusionbench.harness.optimiser import Optimisers
 from fusionbench.harness.train import schedule
 from fusionbench.vlm.processes import World, start
@@ -184,8 +185,15 @@ def test_wrong_settings_are_refused_with_what_is_allowed():
 
 def test_parameters_without_dimensions_are_not_sharded():
     shard = replace(SETUP, strategy="shard")
-    with pytest.raises(UserError, match="without dimensions: gate"):
+    with pytest.raises(Unsupported, match="without dimensions: gate"):
         train(ToyModel(scalar=True), ToyData(), shard, world=World(size=2))
+
+
+def test_a_model_is_sharded_once():
+    model = ToyModel()
+    model.set_requires_gradient_sync = lambda last: None
+    with pytest.raises(UserError, match="sharded already"):
+        train(model, ToyData(), replace(SETUP, strategy="shard"), world=World(size=2))
 
 
 def test_a_model_without_trainable_parameters_is_not_trained():
