@@ -113,6 +113,9 @@ def test_a_benchmark_measures_both_ways(script, run):
     rows = run(script, *arguments)
     assert {row["target"] for row in rows} == targets
     assert all(row["plain"] > 0 and row["ours"] > 0 for row in rows)
+    # Two protocols, not one of them twice.
+    scores = [row for row in rows if row["target"].startswith("score=")]
+    assert all(row["ours"] > row["plain"] for row in scores)
 
 
 @pytest.mark.parametrize(
