@@ -24,7 +24,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 CPU = ("--device", "cpu")
-LONG = ("mema_clip.py", "quick_study.py", "seeds_in_encoder.py", "whole_study.py")
+LONG = (
+    "accuracy_seconds.py",
+    "mema_clip.py",
+    "quick_study.py",
+    "seeds_in_encoder.py",
+    "whole_study.py",
+)
 """Five seconds or more."""
 # Script, its arguments, and the targets of the rows that must be there.
 RUNS = {
