@@ -76,9 +76,11 @@ def measure(asked: argparse.Namespace) -> tuple[Found, list[str]]:
     tasks = list(ways["now"])
     with empty_cache(), tempfile.TemporaryDirectory() as folder:
         Store.create(folder)
-        runner = Runner(RunOptions(out=folder, device="cpu"))
+        # A runner keeps the materials of a task, budget included: each way has its own.
+        runners = {name: Runner(RunOptions(out=folder, device="cpu")) for name in ways}
         for task in tasks:
             for name, todo in ways.items():
+                runner = runners[name]
                 runner.encode(_encoding([cell for job in todo[task] for cell in job]))
                 for job in todo[task]:
                     if task == tasks[0]:

@@ -264,13 +264,13 @@ def _fitted(images: Pixels, *, size: int, fit: str, crop: float, interpolation: 
 
     from fusionbench.encoders.vit import fitted, short_side
 
+    how = partial(fitted, size=size, fit=fit, crop=crop, interpolation=interpolation)
     least = short_side(size, fit, crop)
     sides = images.shape[1:3]
     if (min(sides) if fit == "crop" else max(sides)) <= least:
         return images
     parts = torch.split(torch.from_numpy(images), _BATCH)
-    how = {"size": size, "fit": fit, "crop": crop, "interpolation": interpolation}
-    return np.concatenate([fitted(part, **how).numpy() for part in parts])
+    return np.concatenate([how(part).numpy() for part in parts])
 
 
 def _write_task(home: Path, task: str, data: TaskData, images: Pixels) -> None:

@@ -24,7 +24,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 CPU = ("--device", "cpu")
-LONG = ("mema_clip.py", "quick_study.py", "seeds_in_encoder.py", "whole_study.py")
+LONG = (
+    "accuracy_seconds.py",
+    "mema_clip.py",
+    "quick_study.py",
+    "seeds_in_encoder.py",
+    "whole_study.py",
+)
 """Five seconds or more."""
 # Script, its arguments, and the targets of the rows that must be there.
 RUNS = {
@@ -113,6 +119,9 @@ def test_a_benchmark_measures_both_ways(script, run):
     rows = run(script, *arguments)
     assert {row["target"] for row in rows} == targets
     assert all(row["plain"] > 0 and row["ours"] > 0 for row in rows)
+    # Two protocols, not one of them twice.
+    scores = [row for row in rows if row["target"].startswith("score=")]
+    assert all(row["ours"] > row["plain"] for row in scores)
 
 
 @pytest.mark.parametrize(
