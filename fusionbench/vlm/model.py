@@ -74,7 +74,7 @@ class VisionLanguageModel(nn.Module):
         spliced = splice(self.language, batch.rows, images, side=side)
         if not batch.shows:
             return spliced, None
-        return spliced, self.language.inside(fused, spliced.spots, spliced, self.projector)
+        return spliced, self.language.inside(fused, spliced, self.projector)
 
     @torch.no_grad()
     def answer(self, batch: Batch, *, limit: int) -> tuple[list[str], Fused]:

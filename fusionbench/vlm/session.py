@@ -266,6 +266,6 @@ class _Stage:
         model = self.built.model
         with torch.no_grad():
             batch = Batch(
-                rows=(), owners=(), states=self.session.states.of(()), queries=((),), answers=()
+                rows=(), owners=(), states=self.session.states.of(()), queries=((),), answers=((),)
             )
             return int(model.fused(batch).tokens.shape[1])
