@@ -51,14 +51,19 @@ def build_model(
     spec: CellSpec,
     encoder: Encoder,
     vocabulary: Sequence[str],
+    *,
+    checkpointing: bool = False,
 ) -> Built:
     """The model that a training starts from.
 
-    `vocabulary`: the texts whose words are those of the language model `words`. Raises Unsupported
+    `vocabulary`: the texts whose words are those of the language model `words`. `checkpointing`:
+    the language model's layers run again on the way back instead of keeping activations. Raises Unsupported
     for a method that does not fit encoder or language model.
     """
     training = training_of(spec)
     language = language_of(training, spec, vocabulary, device_of(encoder))
+    if checkpointing:
+        language.checkpoint_layers()
     fusion = fusion_of(method, settings, encoder, language.shape, spec.seed)
     fusion = fusion.to(device_of(encoder))
     with torch.random.fork_rng(devices=[]):

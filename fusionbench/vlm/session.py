@@ -155,7 +155,10 @@ def train_model(session: Session, work: Work, world: World | None = None) -> tup
     training = training_of(work.spec)
     vocabulary = session.vocabulary() if is_words(training) else ()
     method = load_method(work.method)
-    built = build_model(method, work.settings, work.spec, session.encoder, vocabulary)
+    built = build_model(
+        method, work.settings, work.spec, session.encoder, vocabulary,
+        checkpointing=session.options.checkpoint,
+    )  # fmt: skip
     losses: list[float] = []
     unmoved: set[str] = set()
     names: dict[str, None] = {}
