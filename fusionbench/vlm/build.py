@@ -57,8 +57,8 @@ def build_model(
     """The model that a training starts from.
 
     `vocabulary`: the texts whose words are those of the language model `words`. `checkpointing`:
-    the language model's layers run again on the way back instead of keeping activations. Raises Unsupported
-    for a method that does not fit encoder or language model.
+    the language model's layers run again on the way back instead of keeping activations. Raises
+    Unsupported for a method that does not fit encoder or language model.
     """
     training = training_of(spec)
     language = language_of(training, spec, vocabulary, device_of(encoder))
