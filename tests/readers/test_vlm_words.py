@@ -67,6 +67,7 @@ def test_it_is_a_llama_of_the_size_asked_for():
     shape = made.shape
     assert (shape.layers, shape.width, shape.heads, shape.mlp) == (3, 32, 2, 64)
     assert all(weight.requires_grad for weight in made.parameters())
+    assert made.scale == pytest.approx(1, rel=0.1)
     with pytest.raises(UserError, match="multiple of 8"):
         load_language("words", texts=TEXTS, width=20)
 
