@@ -129,5 +129,5 @@ def words_model(
         made = LlamaForCausalLM(config)
         # Unit normal entries, as the probe track's token embeddings have: a fusion's query is their
         # mean.
-        torch.nn.init.normal_(made.get_input_embeddings().weight)
+        torch.nn.init.normal_(made.model.embed_tokens.weight)
         return made
