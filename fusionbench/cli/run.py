@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from fusionbench.launchers.sweep import SweepResult
     from fusionbench.study.plan import Plan, ResolvedStudy
 
+COMPILE = ("auto", "off", "blocks", "steps")
+COMPILE_HELP = "auto, off, blocks (frozen blocks) or steps (whole steps too)."
+
 
 @app.command("run")
 def command(
@@ -51,9 +54,7 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
     limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
-    compile: Annotated[
-        str, typer.Option(help="auto, off, blocks (frozen blocks) or steps (whole steps too).")
-    ] = "auto",
+    compile: Annotated[str, typer.Option(help=COMPILE_HELP)] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -69,19 +70,11 @@ def command(
     if strict_plugins:
         read(plugin, strict=True)
     options = RunOptions(
-        out=out,
-        device=checked_device(device),
-        workers=workers,
-        plugins=tuple(plugin),
-        cache_gib=limit_cache,
-        quiet=quiet,
-        compile=checked_compile(compile),
-        checkpoint=checkpoint,
-        data_root=data_root,
-        processes=processes,
-        micro_batch=micro_batch,
-        shard=shard,
-    )
+        out=out, device=checked_device(device), workers=workers, plugins=tuple(plugin),
+        cache_gib=limit_cache, quiet=quiet, compile=checked_compile(compile),
+        checkpoint=checkpoint, data_root=data_root, processes=processes,
+        micro_batch=micro_batch, shard=shard,
+    )  # fmt: skip
     action = show_plan if dry_run else run
     raise typer.Exit(action(chosen, options, sys.stdout))
 
@@ -122,9 +115,6 @@ def checked_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"no device {name!r}", "known: auto, cpu, cuda, cuda:N")
     return name
-
-
-COMPILE = ("auto", "off", "blocks", "steps")
 
 
 def checked_compile(text: str) -> str:

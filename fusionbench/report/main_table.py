@@ -21,6 +21,7 @@ from fusionbench.report.tables import (
     GridRow,
     Marked,
     Row,
+    Summary,
     across,
     aggregates,
     cell,
@@ -161,24 +162,30 @@ def _marked_labels(analysis: Analysis) -> list[str]:
 
 
 def _scope_column(analysis: Analysis, scope: Scope) -> GridColumn:
-    column, task = analysis.columns[scope], scope.tasks[0]
+    column = analysis.columns[scope]
     methods, aggregate = range(len(analysis.labels)), scope.level != "task"
     entries = [
         Marked(
-            text=(analysis.suite[row, scope] if aggregate else analysis.cells[row, task]).text,
+            text=_summary(analysis, row, scope).text,
             best=row in column.best,
             tied=row in column.tied,
         )
         for row in methods
     ]
     if not aggregate:
-        return _task_column(analysis.table, task, entries)
+        return _task_column(analysis.table, scope.tasks[0], entries)
     return GridColumn(
         title=f"{scope.name} ({_count(len(scope.tasks))})",
         entries=entries,
         chance="0",
         examples=sum(analysis.table.tasks[task].examples for task in scope.tasks),
     )
+
+
+def _summary(analysis: Analysis, method: int, scope: Scope) -> Summary:
+    if scope.level == "task":
+        return analysis.cells[method, scope.tasks[0]]
+    return analysis.suite[method, scope]
 
 
 def _task_column(table: ScoreTable, task: int, entries: Sequence[Entry]) -> GridColumn:
