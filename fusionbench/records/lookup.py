@@ -56,6 +56,21 @@ def of_model(store: Store, record: CellRecord) -> list[CellRecord]:
     return sorted(same or [record], key=lambda one: one.spec.task)
 
 
+def twins(store: Store, record: CellRecord, method: str) -> list[CellRecord]:
+    """The finished records of another method with the same encoder, training, budget and seed."""
+    wanted = _condition(record)
+    return [
+        one
+        for one in store.records()
+        if one.spec.method == method and one.status == "done" and _condition(one) == wanted
+    ]
+
+
+def _condition(record: CellRecord) -> tuple[object, ...]:
+    spec = record.spec
+    return spec.track, spec.encoder, spec.weights, spec.budget, spec.training, spec.seed
+
+
 def _models(records: Sequence[CellRecord]) -> dict[str, list[CellRecord]]:
     found: dict[str, list[CellRecord]] = {}
     for record in records:

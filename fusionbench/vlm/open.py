@@ -29,6 +29,7 @@ from fusionbench.vlm.batch import Batch, Batches
 from fusionbench.vlm.build import Built, build_model, encoder_of_rows, training_of
 from fusionbench.vlm.conversations import Row
 from fusionbench.vlm.evaluate import Asking
+from fusionbench.vlm.export import is_export, load_export, read_export
 from fusionbench.vlm.session import Session
 from fusionbench.vlm.weights import Trained, finished, load_weights, model_file
 
@@ -124,12 +125,17 @@ def open_model(
 ) -> OpenModel:
     """The model of a record in a folder of results.
 
-    `cell`: the id of a cell or model, a unique start of it, `models/<id>`, or a path to a file of
-    either. `catalog`: default, the built-in methods and those of entry points and
-    FUSIONBENCH_PLUGINS. `size`: most rows at a time. Raises UserError for an unknown id (with the
-    nearest), for a cell without weights, of the track `probe`, or whose weights, method, encoder
-    or language model are not those that it was trained with.
+    `cell`: the id of a cell or model, a unique start of it, `models/<id>`, a path to a file of
+    either, or a folder that `fusionbench export` wrote. `catalog`: by default the methods of the
+    package, of entry points and of FUSIONBENCH_PLUGINS. `size`: most rows at a time. Raises
+    UserError for an unknown id (with the nearest), for a cell without weights, of the track
+    `probe`, or whose weights, method, encoder or language model are not those of its training.
     """
+    if is_export(Path(cell)):
+        record, trained = read_export(Path(cell))
+        opened = rebuild(record, trained, catalog=catalog, device=device, size=size)
+        load_export(Path(cell), opened.built.model)
+        return opened
     home, name, of_model = split_place(cell, Path(folder))
     store = Store.open(home)
     record = find_record(store, name, model=of_model)
