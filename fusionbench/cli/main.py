@@ -6,8 +6,10 @@ import sys
 from fusionbench.api.errors import UserError
 from fusionbench.cli import (
     ablate,
+    ask,
     check,
     doctor,
+    export,
     fetch,
     listing,
     merge,
@@ -16,6 +18,7 @@ from fusionbench.cli import (
     probe_layers,
     profile,
     reports,
+    rescore,
     run,
 )
 from fusionbench.cli.app import app
@@ -24,6 +27,9 @@ COMMANDS = (
     run,
     reports,
     merge,
+    ask,
+    export,
+    rescore,
     ablate,
     probe_layers,
     profile,
