@@ -1,9 +1,9 @@
 """Records from files of lmms-eval, written into a folder of results.
 
-The model is a cell of ours where lmms-eval ran it (`--model fusionbench`): then the specification is
-that cell's, with the task of lmms-eval. Of any other model encoder, training and budget are not
-known, and its name is the method. `source` sets both apart: a condition of its own in every table,
-so that no number of another tool is pooled with ours; no imported task is in the suite.
+Where lmms-eval ran a cell of ours (`--model fusionbench`), the specification is that cell's, with
+the task of lmms-eval. Of any other model, encoder, training and budget are not known; its name is
+the method. `source` gives both a condition of their own in every table, so that no number of
+another tool is pooled with ours; no imported task is in the suite.
 """
 
 import hashlib
@@ -79,8 +79,8 @@ def import_folder(
 def evaluated_record(cell: str, results: Path) -> tuple[CellRecord, Path]:
     """The record that `model_args` names, and its folder of results.
 
-    `cell`: the id of a cell or model in `results`, a file of either, or a folder of results with one
-    model. Raises UserError for anything else.
+    `cell`: the id of a cell or model in `results`, a file of either, or a folder of results with
+    one model. Raises UserError for anything else.
     """
     if not cell:
         raise UserError("model_args names no cell", "--model_args cell=ID,results=DIR")
@@ -115,7 +115,7 @@ class _Import:
 
     @staticmethod
     def of(found: Evaluation, results: Path | None, version: str) -> "_Import":
-        """What is written of an evaluation. Raises UserError for a cell of ours that is not here."""
+        """What is written of an evaluation. Raises UserError for a cell that is not here."""
         cell = _cell(found, results)
         scored = scored_by(found)
         known = scored.outcomes is not None
@@ -127,9 +127,7 @@ class _Import:
         )
         record = _record(found, cell, scored, version)
         record = replace(record, distinct=len({one.text for one in answers}))
-        return _Import(
-            evaluation=found, record=record, scored=scored, items=items, answers=answers
-        )
+        return _Import(evaluation=found, record=record, scored=scored, items=items, answers=answers)
 
 
 def _cell(found: Evaluation, results: Path | None) -> CellRecord | None:
@@ -146,12 +144,10 @@ def _cell(found: Evaluation, results: Path | None) -> CellRecord | None:
         ) from error
 
 
-def _record(
-    found: Evaluation, cell: CellRecord | None, scored: Scored, version: str
-) -> CellRecord:
-    tool = f"{TOOL} {version or found.tool or '(version not in its files)'}"
+def _record(found: Evaluation, cell: CellRecord | None, scored: Scored, version: str) -> CellRecord:
     facts = {
-        "file": found.file.name, "date": found.date, "task version": found.version,
+        "file": found.file.name, "date": found.date, "run in": found.tool,
+        "task version": found.version,
         "model": found.model, "model_args": dict(found.arguments), "cell": cell.id if cell else "",
     }  # fmt: skip
     record = CellRecord(
@@ -164,7 +160,7 @@ def _record(
         examples=found.examples,
         measures=found.measures,
         notes=scored.notes,
-        source=tool,
+        source=f"{TOOL} {version}".strip(),
         provenance={TOOL: facts},
     )
     if cell is None:
@@ -292,8 +288,8 @@ def _aggregate(found: Evaluation, metric: str) -> float:
 
 
 def _other(each: _Import, kept: CellRecord) -> Problem:
+    found = each.evaluation
     return Problem(
-        source=str(each.evaluation.file),
-        message=f"{each.evaluation.task} was imported before with other numbers, and cell {kept.id} "
-        "is kept",
+        source=str(found.file),
+        message=f"{found.task} was imported before with other numbers; cell {kept.id} is kept",
     )

@@ -160,7 +160,9 @@ def _wanted(
     context: str, images: object, options: Mapping[str, Any], task: str, number: int
 ) -> Wanted:
     if options.get("do_sample") or (options.get("num_beams") or 1) > 1:
-        warnings.warn(f"{task} asks for samples or beams; FusionBench decodes greedily", stacklevel=2)
+        warnings.warn(
+            f"{task} asks for samples or beams; FusionBench decodes greedily", stacklevel=2
+        )
     until = options.get("until") or ()
     return Wanted(
         row=_row(context, images, task, number),
