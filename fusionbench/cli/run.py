@@ -22,7 +22,16 @@ from fusionbench.cli.app import (
     say,
 )
 from fusionbench.records.cell import RunOptions
-from fusionbench.study.study import PROBE, QUICK, Study, load_study, preset, with_overrides
+from fusionbench.study.study import (
+    PROBE,
+    QUICK,
+    SMOKE,
+    Study,
+    load_study,
+    preset,
+    smoke_of,
+    with_overrides,
+)
 
 if TYPE_CHECKING:
     from fusionbench.launchers.jobs import Launcher
@@ -48,7 +57,7 @@ def command(
     micro_batch: Annotated[int, typer.Option(min=0, help="Rows a process trains at a time.")] = 0,
     shard: Annotated[bool, typer.Option("--shard", help="Split weights over processes.")] = False,
     seeds: Annotated[int | None, typer.Option(help="How many runs of each cell.")] = None,
-    preset: Annotated[str, typer.Option(help="quick, paper or smoke.")] = "",
+    preset: Annotated[str, typer.Option(help="quick, paper, smoke; of a file: smoke.")] = "",
     settings: Settings = [],  # noqa: B006
     out: Annotated[str, typer.Option(help="Folder of the results.")] = "results/local",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -94,11 +103,16 @@ def assemble(
     mixture: Sequence[str] = (),
 ) -> Study:
     """The study of a file or a preset, with the flags' changes. Raises UserError."""
-    if file is not None and preset_name:
-        raise UserError("a study file and --preset exclude each other", "write preset: in the file")
+    if file is not None and preset_name not in ("", SMOKE.name):
+        raise UserError(
+            "a study file and --preset exclude each other, but for --preset smoke",
+            "write preset: in the file",
+        )
     start = (
         load_study(file) if file is not None else preset(preset_name or QUICK.name, track or PROBE)
     )
+    if file is not None and preset_name:
+        start = smoke_of(start)
     if file is not None and track and track != start.track:
         raise UserError(
             f"{file} is a study of the track {start.track}, and --track says {track}",

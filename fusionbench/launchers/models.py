@@ -23,7 +23,14 @@ from fusionbench.records.locks import claimed
 from fusionbench.registry.cards import BenchmarkCard
 from fusionbench.registry.plugins import load_benchmark, load_method, load_task
 from fusionbench.study.plan import Cell, ModelJob, layer_candidates, tuning_specs
-from fusionbench.vlm.build import Built, build_model, encoder_of_rows, stranger, training_of
+from fusionbench.vlm.build import (
+    Built,
+    build_model,
+    encoder_of_rows,
+    is_words,
+    stranger,
+    training_of,
+)
 from fusionbench.vlm.evaluate import Asking, Evaluated, evaluate_benchmark, evaluate_local
 from fusionbench.vlm.processes import World, lead, start
 from fusionbench.vlm.session import Session, Work, train_model
@@ -31,6 +38,10 @@ from fusionbench.vlm.weights import Trained, finished, load_weights, model_file
 
 if TYPE_CHECKING:
     from fusionbench.launchers.runner import Runner
+
+
+_ASKED = 16
+"""Questions that a language model of transformers is asked at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +80,7 @@ class ModelRunner:
             session = self.session(job)
             ready = self._ready(job, session)
         except Unsupported as reason:
-            for cell in cells:
-                skipped = CellRecord(spec=cell.spec, status="skipped", reason=str(reason))
-                self.runner.write(cell, skipped)
-                yield Event(kind="skipped", cell=cell, text=str(reason))
+            yield from (self._skipped(cell, reason) for cell in cells)
         except UserError:
             raise
         except Exception as error:  # a method may raise anything
@@ -91,7 +99,7 @@ class ModelRunner:
         }
         return Session.open(
             encoder, bundles, keys, job.mixtures, training_of(job.spec), self.options,
-            self.runner.device,
+            self.runner.device, self.runner.checkpoint(job.spec),
         )  # fmt: skip
 
     def _ready(self, job: ModelJob, session: Session) -> Ready:
@@ -125,7 +133,9 @@ class ModelRunner:
 
     def _built(self, session: Session, work: Work, vocabulary: Sequence[str]) -> Built:
         method = load_method(work.method)
-        return build_model(method, work.settings, work.spec, session.encoder, vocabulary)
+        return build_model(
+            method, work.settings, work.spec, session.encoder, vocabulary, session.checkpoint
+        )
 
     def _tuned(self, job: ModelJob, session: Session) -> Tuned:
         """The learning rate of a model, and the layer where its method tries all of them.
@@ -137,6 +147,8 @@ class ModelRunner:
         notes: tuple[str, ...] = ()
         scores: dict[str, list[float]] = {}
         if candidates := layer_candidates(cell):
+            if not session.mixture_tasks:
+                raise Unsupported("tries layers on val questions, and no local task is trained on")
             tried = cell.chosen.card.tries
             by_layer = {
                 layer: self._val(job, session, trial_spec(one.spec))
@@ -194,12 +206,19 @@ class ModelRunner:
         """Score one task and write its record."""
         try:
             record, found = self._scored(session, ready, cell)
+        except Unsupported as reason:
+            return self._skipped(cell, reason)
         except UserError:
             raise
         except Exception as error:  # a task may raise anything
             return self.runner.failed(cell, error)
         self.runner.write(cell, record, found.outcomes, found.items, found.answers)
         return Event(kind="done", cell=cell)
+
+    def _skipped(self, cell: Cell, reason: Unsupported) -> Event:
+        skipped = CellRecord(spec=cell.spec, status="skipped", reason=str(reason))
+        self.runner.write(cell, skipped)
+        return Event(kind="skipped", cell=cell, text=str(reason))
 
     def _scored(self, session: Session, ready: Ready, cell: Cell) -> tuple[CellRecord, Evaluated]:
         started = time.perf_counter()
@@ -231,11 +250,18 @@ class ModelRunner:
         )
         return record, found
 
+    def _questions(self, spec: CellSpec) -> int:
+        """Questions that are asked at a time: of a large language model as many as it trains."""
+        most = self.options.eval_batch
+        return (
+            most if is_words(training_of(spec)) else min(most, self.options.micro_batch or _ASKED)
+        )
+
     def _evaluated(
         self, session: Session, ready: Ready, cell: Cell
     ) -> tuple[Evaluated, dict[str, object]]:
         """The evaluation of a cell and the fields of its record that the task decides."""
-        asking = asking_of(session, ready.built, cell.spec, self.options.eval_batch)
+        asking = asking_of(session, ready.built, cell.spec, self._questions(cell.spec))
         if isinstance(cell.task, BenchmarkCard):
             benchmark = load_benchmark(cell.task)
             source = find_source(cell.task.name, cell.task.needs, self.options.data_root)
