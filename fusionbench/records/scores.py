@@ -70,10 +70,16 @@ class Condition:
         """`nano, 60 steps of 32, lr 0.003`, for headings; with the language model if any."""
         budget = self.budget
         rates = "/".join(f"{rate:g}" for rate in budget.lrs)
-        encoder = self.encoder
+        encoder, steps = self.encoder, f"{budget.steps} steps of {budget.batch}"
         if self.training is not None:
             encoder = f"{self.track}: {encoder} with {self.training.language}"
-        parts = [encoder, f"{budget.steps} steps of {budget.batch}", f"lr {rates}"]
+            stages = self.training.stages
+            steps = " + ".join(
+                f"{one.steps or budget.steps} steps of {one.batch or budget.batch}"
+                for one in stages
+            )
+            rates = "/".join(dict.fromkeys(f"{one.lr:g}" if one.lr else rates for one in stages))
+        parts = [encoder, steps, f"lr {rates}"]
         parts += [f"{budget.train_items} training examples"] if budget.train_items else []
         parts += [f"{budget.image_size} px"] if budget.image_size else []
         return ", ".join([*parts, budget.precision])
