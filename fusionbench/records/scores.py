@@ -74,10 +74,16 @@ class Condition:
         if self.source and self.training is None:
             return f"{self.track}: models of {self.source}"
         rates = "/".join(f"{rate:g}" for rate in budget.lrs)
-        encoder = self.encoder
+        encoder, steps = self.encoder, f"{budget.steps} steps of {budget.batch}"
         if self.training is not None:
             encoder = f"{self.track}: {encoder} with {self.training.language}"
-        parts = [encoder, f"{budget.steps} steps of {budget.batch}", f"lr {rates}"]
+            stages = self.training.stages
+            steps = " + ".join(
+                f"{one.steps or budget.steps} steps of {one.batch or budget.batch}"
+                for one in stages
+            )
+            rates = "/".join(dict.fromkeys(f"{one.lr:g}" if one.lr else rates for one in stages))
+        parts = [encoder, steps, f"lr {rates}"]
         parts += [f"{budget.train_items} training examples"] if budget.train_items else []
         parts += [f"{budget.image_size} px"] if budget.image_size else []
         parts += [f"scored by {self.source}"] if self.source else []

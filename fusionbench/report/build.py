@@ -20,6 +20,7 @@ from fusionbench.report.html.page import write_html
 from fusionbench.report.imported_table import imported_page
 from fusionbench.report.layer_table import layer_page
 from fusionbench.report.main_table import main_page, planted_page, summary_page
+from fusionbench.report.models import models_page
 from fusionbench.report.page import Material, Page, ReportSection, figure_section, joined, title
 from fusionbench.report.published import reported_page
 from fusionbench.report.reference_table import reference_page
@@ -34,6 +35,7 @@ SECTIONS: Sequence[ReportSection] = (
         "What single layers hold",
         lambda report: reference_page([analysis.table for analysis in report.analyses]),
     ),
+    ReportSection("models", "Inside a language model", models_page),
     ReportSection("planted", "Planted ground truth", lambda report: planted_page(report.planted)),
     ReportSection(
         "imported", "Scored by other tools", lambda report: imported_page(report.imported)

@@ -36,6 +36,8 @@ from fusionbench.report.token_counts import MARK, token_counts, token_lines
 
 DIRTY = "‡"
 """Follows the name of a method whose records come from uncommitted code."""
+IMPORTED = "¶"
+"""Follows the name of a method with records that another program made."""
 _NOTES = {
     True: "Mean ± half of the 95 % interval for new runs and new images of the same kind. These "
     "intervals compare no two methods, since the pairing is lost: see the contrasts.",
@@ -134,6 +136,8 @@ def _notes(analysis: Analysis) -> Iterator[str]:
     if analysis.uncommitted:
         yield f"{DIRTY}: part of the records come from uncommitted code."
     table = analysis.table
+    if sources := sorted({one.source for one in table.cells.values() if one.source}):
+        yield f"{IMPORTED}: imported from {', '.join(sources)}."
     leaky = [name for row, name in enumerate(table.methods) if row in table.leaky]
     if leaky:
         yield f"{', '.join(leaky)}: sees the answers in training and enters no aggregate."
@@ -154,7 +158,8 @@ def _grid(analysis: Analysis, group: str) -> list[GridRow]:
 def _marked_labels(analysis: Analysis) -> list[str]:
     """Names of methods with their marks."""
     changed = token_counts(analysis.table, analysis.plan.baseline).changed
-    marks = {DIRTY: analysis.uncommitted, MARK: changed}
+    imported = {row for (row, _, _), one in analysis.table.cells.items() if one.source}
+    marks = {DIRTY: analysis.uncommitted, IMPORTED: imported, MARK: changed}
     return [
         " ".join([name, *(mark for mark, rows in marks.items() if method in rows)])
         for method, name in enumerate(analysis.labels)
