@@ -132,8 +132,8 @@ def _files(config: Mapping[str, Any]) -> Iterator[str]:
     names = config["method"]["names"]
     if names == "official":
         yield (
-            "Weights of the fusion have the names that the method's `load_official` reads: those of "
-            "its official code where there is one."
+            "Weights of the fusion have the names that the method's `load_official` reads: those "
+            "of its official code where there is one."
         )
     else:
         yield f"Weights of the fusion have {names}."
