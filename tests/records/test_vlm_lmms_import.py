@@ -4,13 +4,17 @@
 same local tasks with the same prompts.
 """
 
+import ast
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.cli.import_lmms import write
 from fusionbench.records.imports import evaluated_record, import_folder
@@ -320,10 +324,33 @@ def test_imported_numbers_are_a_section_of_the_report_and_in_no_table_of_ours(tm
 
 
 def test_the_command_prints_a_line_for_each_record(tmp_path, capsys):
-    import sys
-
     put(tmp_path / "in", {"mme": ({"perception,none": 1480.5}, None)})
     assert write(tmp_path / "in", tmp_path / "out", None, "0.7.3", sys.stdout) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("org/llava-7b on lmms:mme: no score of 0 questions; aggregate only")
     assert lines[1] == f"1 records imported, 0 were there: {tmp_path / 'out'}"
+
+
+def test_an_import_needs_neither_torch_nor_lmms_eval(tmp_path):
+    put(tmp_path / "in", {"vqa": ({"acc,none": 1.0}, [sample(0, acc=1.0)])})
+    code = (
+        "import sys; from pathlib import Path; "
+        "from fusionbench.records.imports import import_folder; "
+        f"import_folder(Path({str(tmp_path / 'in')!r}), Path({str(tmp_path / 'out')!r})); "
+        "print({'torch', 'transformers', 'lmms_eval'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_the_model_of_lmms_eval_is_imported_by_nothing_else():
+    package = Path(fusionbench.__file__).parent
+    named = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", "") or "", *(one.name for one in node.names)]
+        if name.startswith(("lmms_eval", "fusionbench.vlm.lmms"))
+    }
+    assert named == {"vlm/lmms.py"}
