@@ -11,7 +11,7 @@ _NOTE = """\
 Numbers that another tool computed. *Score* is the mean over questions of the metric named there, in
 percent; where the tool's samples hold no number for each question it is the tool's own aggregate.
 *Readings* are the tool's numbers as its files have them. Chance is not known, and no number of this
-section enters a mean, a test or a claim."""
+section enters a mean or a test."""
 _ERROR = "_stderr"
 
 
