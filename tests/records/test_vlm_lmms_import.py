@@ -23,9 +23,16 @@ from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
 
 HERE = Path(__file__).parent
-OUTPUT, CELLS = HERE / "lmms_output", HERE / "lmms_cells"
-MODEL = "37f012431e6e488d17b6"
+OUTPUT = HERE / "lmms_output"
+(RAN,) = OUTPUT.glob("*_results.json")
+MODEL = json.loads(RAN.read_text())["config"]["model_args"].removeprefix("cell=").split(",")[0]
 DATE = "20260102_030405"
+
+
+@pytest.fixture
+def our_cells(tmp_path_factory):
+    """A copy, since a folder of results notes in a file which records were checked."""
+    return shutil.copytree(HERE / "lmms_cells", tmp_path_factory.mktemp("cells") / "results")
 
 
 def entry(document, score, **more):
@@ -69,9 +76,9 @@ def imported(folder, out, **options):
 
 
 @pytest.mark.parametrize("task", ["digits", "scenes_count"])
-def test_scores_outcomes_and_answers_equal_those_of_our_own_task(tmp_path, task):
-    store, found = imported(OUTPUT, tmp_path, results=CELLS, version="0.7.3")
-    record, cells = found[f"lmms:local_{task}"], Store.open(CELLS)
+def test_scores_outcomes_and_answers_equal_those_of_our_own_task(tmp_path, task, our_cells):
+    store, found = imported(OUTPUT, tmp_path, results=our_cells, version="0.7.3")
+    record, cells = found[f"lmms:local_{task}"], Store.open(our_cells)
     (own,) = [one for one in cells.records() if (one.model, one.spec.task) == (MODEL, task)]
     assert record.score == own.score
     assert 0 < record.score < 1
@@ -275,11 +282,11 @@ def test_a_folder_without_results_is_refused(tmp_path):
         import_folder(tmp_path, tmp_path / "out")
 
 
-def test_a_cell_of_ours_that_is_not_here_is_refused(tmp_path):
+def test_a_cell_of_ours_that_is_not_here_is_refused(tmp_path, our_cells):
     for args, message in (
-        ("results=" + str(CELLS), "names no cell"),
+        ("results=" + str(our_cells), "names no cell"),
         (f"cell={MODEL},results={tmp_path / 'gone'}", "not here"),
-        (f"cell=abc,results={CELLS}", "no cell or model 'abc'"),
+        (f"cell=abc,results={our_cells}", "no cell or model 'abc'"),
     ):
         put(tmp_path / "in", {"vqa": ({"acc,none": 1.0}, None)}, model="fusionbench", args=args)
         with pytest.raises(UserError, match=message) as caught:
@@ -287,22 +294,22 @@ def test_a_cell_of_ours_that_is_not_here_is_refused(tmp_path):
         assert "--results" in caught.value.hint
 
 
-def test_a_cell_is_named_by_its_id_or_by_a_folder_with_one_model(tmp_path):
-    record, home = evaluated_record(MODEL, CELLS)
-    assert (record.model, home) == (MODEL, CELLS)
-    own = next(one for one in Store.open(CELLS).records() if one.label == "blind")
-    assert evaluated_record(own.id, CELLS)[0].id == own.id
+def test_a_cell_is_named_by_its_id_or_by_a_folder_with_one_model(tmp_path, our_cells):
+    record, home = evaluated_record(MODEL, our_cells)
+    assert (record.model, home) == (MODEL, our_cells)
+    own = next(one for one in Store.open(our_cells).records() if one.label == "blind")
+    assert evaluated_record(own.id, our_cells)[0].id == own.id
     with pytest.raises(UserError, match="2 models, not one"):
         (tmp_path / "two" / "cells").mkdir(parents=True)
-        shutil.copytree(CELLS, tmp_path / "two", dirs_exist_ok=True)
-        evaluated_record(str(tmp_path / "two"), CELLS)
+        shutil.copytree(our_cells, tmp_path / "two", dirs_exist_ok=True)
+        evaluated_record(str(tmp_path / "two"), our_cells)
 
 
-def test_imported_numbers_are_a_section_of_the_report_and_in_no_table_of_ours(tmp_path):
+def test_imported_numbers_are_a_section_of_the_report_and_in_no_table_of_ours(tmp_path, our_cells):
     both, alone = tmp_path / "both", tmp_path / "alone"
     for folder in (both, alone):
-        shutil.copytree(CELLS, folder)
-    import_folder(OUTPUT, both, results=CELLS, version="0.7.3")
+        shutil.copytree(our_cells, folder)
+    import_folder(OUTPUT, both, results=our_cells, version="0.7.3")
     put(tmp_path / "in", {"mme": ({"perception,none": 1480.5}, None)})
     import_folder(tmp_path / "in", both)
     tables = Results.open(both).tables

@@ -1,15 +1,25 @@
-"""Local tasks of FusionBench as tasks of lmms-eval, and lmms-eval run on them offline."""
+"""Local tasks of FusionBench as tasks of lmms-eval, and lmms-eval run on them offline.
+
+`python tests/support/lmms_tasks.py FOLDER` writes `lmms_output` and `lmms_cells` of `tests/records`
+again, by way of an empty folder.
+"""
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+from fusionbench.cli.run import run
+from fusionbench.records.cell import RunOptions
+from fusionbench.records.merge import merge
+from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_task
+from fusionbench.study.study import load_study
 
 TASKS = ("digits", "scenes_count")
 ITEMS = 24
@@ -69,6 +79,13 @@ def mean(entries):
 """
 
 
+def train(home: Path) -> None:
+    """Run the study into `cells`."""
+    (home / "study.yaml").write_text(STUDY)
+    options = RunOptions(out=str(home / "cells"), workers=1, quiet=True, device="cpu")
+    assert run(load_study(home / "study.yaml"), options, sys.stdout) == 0
+
+
 def write_tasks(folder: Path) -> None:
     """Write the first test items of the local tasks as `local_<name>`, images as PNG."""
     import datasets
@@ -108,3 +125,19 @@ def evaluate(home: Path, arguments: str) -> Path:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return home / "out"
+
+
+def store(home: Path, records: Path) -> None:
+    """Write what lmms-eval says of a model, and its records in the compact form."""
+    train(home)
+    write_tasks(home / "tasks")
+    model = next(r.model for r in Store.open(home / "cells").records() if r.label != "blind")
+    output = evaluate(home, f"cell={model},results=cells")
+    merge([home / "cells"], home / "merged")
+    for made, name in ((output, "lmms_output"), (home / "merged", "lmms_cells")):
+        shutil.rmtree(records / name)
+        shutil.copytree(made, records / name)
+
+
+if __name__ == "__main__":
+    store(Path(sys.argv[1]).resolve(), Path(__file__).parent.parent / "records")

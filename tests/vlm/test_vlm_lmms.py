@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from lmms_tasks import ITEMS, MISSING, STUDY, TASKS, evaluate, write_tasks
+from lmms_tasks import ITEMS, MISSING, TASKS, evaluate, train, write_tasks
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.imports import import_folder
@@ -16,16 +16,8 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with a trained model in `cells` and the same test items in `tasks`."""
-    import sys
-
-    from fusionbench.cli.run import run
-    from fusionbench.records.cell import RunOptions
-    from fusionbench.study.study import load_study
-
     folder = tmp_path_factory.mktemp("lmms")
-    (folder / "study.yaml").write_text(STUDY)
-    options = RunOptions(out=str(folder / "cells"), workers=1, quiet=True, device="cpu")
-    assert run(load_study(folder / "study.yaml"), options, sys.stdout) == 0
+    train(folder)
     write_tasks(folder / "tasks")
     return folder
 
