@@ -1,6 +1,5 @@
 """The recipes run on tiny checkpoints and files: trained, killed, resumed, recorded, read again."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -78,7 +77,9 @@ def records(folder: Path) -> dict:
 
 
 def models(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_bytes().hex() for path in (folder / "models").glob("*.safetensors")}
+    return {
+        path.name: path.read_bytes().hex() for path in (folder / "models").glob("*.safetensors")
+    }
 
 
 RECIPES = {
@@ -151,9 +152,7 @@ def test_what_a_record_says_of_a_training_inside_a_checkpoint(data, tmp_path):
         assert len(one.loss) == 2 and one.loss[0] > 0
 
 
-def test_a_language_model_that_is_trained_starts_each_training_as_in_the_checkpoint(
-    data, tmp_path
-):
+def test_a_language_model_that_is_trained_starts_each_training_as_in_the_checkpoint(data, tmp_path):
     command = ("run", STUDIES / "llava15.yaml", "--model", llava(), "--data-root", data,
                "--preset", "smoke", "--tasks", "pope")  # fmt: skip
     in_process.fusionbench(*command, "--methods", "last,penultimate", "--out", tmp_path / "both")
