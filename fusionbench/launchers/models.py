@@ -17,7 +17,7 @@ from fusionbench.harness.cell import Tuned, choose_lr, scored
 from fusionbench.harness.stepping import needs_encoder, taps_of
 from fusionbench.launchers.jobs import Event
 from fusionbench.launchers.keys import feature_key
-from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, Setting
+from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, RunOptions, Setting
 from fusionbench.records.files import sha256_of
 from fusionbench.records.locks import claimed
 from fusionbench.registry.cards import BenchmarkCard
@@ -32,7 +32,7 @@ from fusionbench.vlm.build import (
     training_of,
 )
 from fusionbench.vlm.evaluate import Asking, Evaluated, evaluate_benchmark, evaluate_local
-from fusionbench.vlm.processes import in_processes
+from fusionbench.vlm.processes import World, lead, start
 from fusionbench.vlm.session import Session, Work, train_model
 from fusionbench.vlm.weights import Trained, finished, load_weights, model_file
 
@@ -77,7 +77,7 @@ class ModelRunner:
     def _run(self, job: ModelJob, cells: Sequence[Cell]) -> Iterator[Event]:
         yield from (Event(kind="begun", cell=cell) for cell in cells)
         try:
-            session = self._session(job)
+            session = self.session(job)
             ready = self._ready(job, session)
         except Unsupported as reason:
             yield from (self._skipped(cell, reason) for cell in cells)
@@ -89,7 +89,8 @@ class ModelRunner:
             for cell in cells:
                 yield self._recorded(session, ready, cell)
 
-    def _session(self, job: ModelJob) -> Session:
+    def session(self, job: ModelJob) -> Session:
+        """The encoder, bundles and rows of a job."""
         bundles = {cell.spec.task: self.runner.bundle(cell)[0] for cell in job.tasks}
         encoder = self.runner.encoder(job.cells[0])
         keys = {
@@ -111,12 +112,7 @@ class ModelRunner:
             lr=tuned.lr, folder=folder, keep=True, tuned=_about(tuned),
         )  # fmt: skip
         if found is None:
-            in_processes(
-                self.options.processes,
-                train_in_process if self.options.processes > 1 else train_here,
-                (self.options, job, work) if self.options.processes > 1 else (session, work),
-                device=str(self.runner.device),
-            )
+            self._train(job, session, work)
             found = finished(folder, job.id)
         if found is None:
             raise OSError(f"the weights of model {job.id} are not on disk after its training")
@@ -124,6 +120,16 @@ class ModelRunner:
         load_weights(model_file(folder, job.id), built.model)
         weights = sha256_of(model_file(folder, job.id))
         return Ready(built=built, trained=found, tuned=tuned, weights=weights)
+
+    def _train(self, job: ModelJob, session: Session, work: Work) -> None:
+        """Train here, in new processes, or in those that a launcher outside started."""
+        world, options = self.runner.world, self.options
+        if world is not None and world.size > 1:
+            lead(world, train_in_process, (options, job, work))
+        elif options.processes > 1:
+            start(options.processes, train_in_process, (options, job, work), device=options.device)
+        else:
+            train_model(session, work)
 
     def _built(self, session: Session, work: Work, vocabulary: Sequence[str]) -> Built:
         method = load_method(work.method)
@@ -303,22 +309,12 @@ def trial_spec(spec: CellSpec) -> CellSpec:
     )  # fmt: skip
 
 
-def train_here(world: object, session: Session, work: Work) -> None:
-    """Train in this process; `world` is this process alone."""
-    train_model(session, work)
-
-
-def train_in_process(world: object, options: object, job: ModelJob, work: Work) -> None:
+def train_in_process(world: World, options: RunOptions, job: ModelJob, work: Work) -> None:
     """Train in one of several processes, each with an encoder of its own."""
     from fusionbench.launchers.runner import Runner
-    from fusionbench.records.cell import RunOptions
-    from fusionbench.vlm.processes import World
 
-    if not isinstance(world, World) or not isinstance(options, RunOptions):
-        raise TypeError("started by `vlm.processes.in_processes` only")
-    runner = Runner(replace(options, device=str(world.device)))
-    session = ModelRunner(runner)._session(job)
-    train_model(session, work, world)
+    models = ModelRunner(Runner(replace(options, processes=0), world=world))
+    train_model(models.session(job), work, world)
 
 
 def _about(tuned: Tuned) -> Mapping[str, object]:

@@ -38,6 +38,7 @@ from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, t
 if TYPE_CHECKING:
     from fusionbench.launchers.models import ModelRunner
     from fusionbench.readers.llava.checkpoint import Checkpoint
+    from fusionbench.vlm.processes import World
 
 _ERROR_LINES = 12
 
@@ -84,9 +85,11 @@ def tuning_passes(cell: Cell, *, always: bool) -> list[list[PassCell]]:
 class Runner:
     """The state of one worker: encoders, and the materials of at most one job."""
 
-    def __init__(self, options: RunOptions) -> None:
+    def __init__(self, options: RunOptions, *, world: "World | None" = None) -> None:
+        """`world`: the processes that a launcher outside started; they train models together."""
         self.options = options
-        self.device = choose_device(options.device)
+        self.world = world
+        self.device = world.device if world is not None else choose_device(options.device)
         self.store = Store.open(options.out)
         self._encoders: dict[tuple[str, int], Encoder] = {}
         self._materials: tuple[str, Materials] | None = None

@@ -238,7 +238,9 @@ def load_study(path: str | Path) -> Study:
     hint = "`run` takes a YAML file, which may start with `preset: quick`, or --preset"
     values = read_section(path, "study", hint=hint)
     values.check_keys([*(one.name for one in fields(Study)), "preset"])
-    start = preset(str(values.pop("preset", QUICK.name)), str(values.pop("track", PROBE)))
+    track = values.pop("track", PROBE)
+    _check(f"{path}: track", "track", track)
+    start = preset(str(values.pop("preset", QUICK.name)), track)
     budget = values.pop("budget", {})
     if not isinstance(budget, Mapping):
         raise UserError(f"{path}: budget must hold keys, got {budget!r}", "for example steps: 60")

@@ -133,6 +133,7 @@ def _stage(at: int, given: Mapping[str, Any], study: Study, describe: Describe) 
         parts=tuple(_shown(part) for part in card.parts),
         rows=card.hash,
         count=card.rows,
+        sizes=tuple(part.rows for part in card.parts),
         template=given["template"],
         trained=trained,
         **numbers,
