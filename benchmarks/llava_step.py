@@ -3,9 +3,10 @@
     python benchmarks/llava_step.py --device cuda
 
 Random weights: CLIP ViT-L/14-336 in float32, a Llama of 7B in bfloat16 and the projector, frozen,
-and the fusion between them, trained by AdamW under bfloat16 autocast. A row has one image (576 tokens), 64 tokens of text and an
-answer of 16 tokens. The plain way keeps the activations of the language model's layers; ours
-computes them again on the way back. Rows: rows per second, and peak memory above the weights.
+and the fusion between them, trained by AdamW under bfloat16 autocast. A row has one image (576
+tokens), 64 tokens of text and an answer of 16 tokens. The plain way keeps the activations of the
+language model's layers; ours computes them again on the way back. Rows: rows per second, and peak
+memory above the weights.
 Without a GPU nothing is measured and the question stays open. `--shrink` makes everything small
 enough for a CPU: to see that the script runs, not to be reported.
 """

@@ -9,6 +9,7 @@ import pytest
 from conversation_files import MARK, item, written
 from llava_checkpoints import Tiny, checkpoint, edit
 from llava_data import MIX, data_root
+from llava_identity import PLAIN
 from safetensors.torch import load_file, save_file
 
 STUDY = """
@@ -48,7 +49,7 @@ def refused(data, tmp_path):
 
 @pytest.fixture
 def copied(tmp_path):
-    return lambda made=Tiny(): shutil.copytree(checkpoint(made), tmp_path / "copy")
+    return lambda made=PLAIN: shutil.copytree(checkpoint(made), tmp_path / "copy")
 
 
 def test_another_class_of_model(copied, refused):
