@@ -10,6 +10,7 @@ import pytest
 import torch
 from llava_checkpoints import WIDTH, Tiny, checkpoint, make_tokenizer
 from llava_data import MIX, data_root
+from llava_identity import PLAIN
 from safetensors.torch import load_file
 
 from fusionbench.readers.llava.checkpoint import FRESH
@@ -68,7 +69,7 @@ def language(tmp_path_factory):
     return f"hf:{folder}"
 
 
-def llava(made: Tiny = Tiny()) -> str:
+def llava(made: Tiny = PLAIN) -> str:
     return f"llava:{checkpoint(made)}"
 
 
