@@ -8,16 +8,21 @@ from pathlib import Path
 import in_process
 import pytest
 import torch
+from benchmark_cases import POPE
+from benchmark_files import CARDS
 from llava_checkpoints import WIDTH, Tiny, checkpoint, make_tokenizer
 from llava_data import MIX, data_root
 from llava_identity import PLAIN
 from safetensors.torch import load_file
 
+from fusionbench.api.benchmarks import stream
+from fusionbench.api.sources import find_source
 from fusionbench.readers.llava.checkpoint import FRESH
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.plan import make_plan, resolve
 from fusionbench.study.study import LOCAL_TASKS, load_study, smoke_of, with_overrides
+from fusionbench.vlm.open import open_model
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 pytestmark = [
@@ -46,6 +51,8 @@ in_process.fusionbench(*sys.argv[2:])
 @pytest.fixture(autouse=True)
 def without_report(monkeypatch):
     monkeypatch.setattr("fusionbench.cli.summary._update", lambda *_: None)
+    # Half of the time on a busy disk.
+    monkeypatch.setattr("os.fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +128,30 @@ def test_a_recipe_trains_is_killed_resumes_records_and_reloads(name, data, langu
         assert (other.outcomes(again[key]) == store.outcomes(one)).all()
     assert models(killed) == models(out) and not list((killed / "models").glob("*.partial"))
     assert "0 cells run, 4 were there" in in_process.fusionbench(*command, "--out", killed)
+    _answers(again[next(key for key in again if key[0] != "blind")], killed, data, tmp_path)
     trained = {part.split(".")[0] for file in (out / "models").glob("*.safetensors")
                for part in load_file(file)}  # fmt: skip
     assert trained == ({"fusion", "projector", "language"} if whole else {"fusion"}) - (
         {"fusion"} if name == "llava15" else set()
     )
+
+
+def _answers(record, results: Path, data: Path, folder: Path) -> None:
+    """A recorded model answers like its record, and like itself where it was exported."""
+    asked = (data / "coco" / "2.png", "How many cubes are there?")
+    said = in_process.fusionbench("ask", record.id, *asked, "--out", results)
+    in_process.fusionbench("export", record.id, folder / "export", "--out", results)
+    assert said.strip() and in_process.fusionbench("ask", folder / "export", *asked) == said
+    opened, store, card = open_model(record.id, results), Store.open(results), CARDS["pope"]
+    (pope,) = [
+        one for one in store.records() if one.spec.task == "pope" and one.label == record.label
+    ]
+    told = {one.item: one.text for one in store.answers(pope)}
+    if record.spec.method == "mema":
+        # The query of a benchmark is its question, that of `ask` the whole prompt.
+        return
+    for item in stream(POPE.benchmark, find_source("pope", card.needs, data)):
+        assert opened.ask(item.images, item.prompt) == told[item.name]
 
 
 def test_what_a_record_says_of_a_training_inside_a_checkpoint(data, tmp_path):
