@@ -15,6 +15,7 @@ from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.types import Fused
 from fusionbench.encoders.card import EncoderCard
+from fusionbench.readers.llava.checkpoint import Checkpoint
 from fusionbench.readers.text import IMAGE, Turn
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions, Setting
 from fusionbench.records.files import sha256_of
@@ -30,6 +31,7 @@ from fusionbench.vlm.build import Built, build_model, encoder_of_rows, training_
 from fusionbench.vlm.conversations import Row
 from fusionbench.vlm.evaluate import Asking
 from fusionbench.vlm.export import is_export, load_export, read_export
+from fusionbench.vlm.llava import is_checkpoint, open_for
 from fusionbench.vlm.session import Session
 from fusionbench.vlm.weights import Trained, finished, load_weights, model_file
 
@@ -193,8 +195,16 @@ def rebuild(
     spec = record.spec
     card = _method(record, catalog)
     settings = {**spec.settings, **_tuned(trained)}
-    encoder = _encoder(spec, _language(spec), catalog, device)
-    built = build_model(load_method(card), settings, spec, encoder, trained.vocabulary)
+    language, training = _language(spec), training_of(spec)
+    found = _encoder_card(spec, language, catalog)
+    checkpoint = open_for(spec, training, torch.device(device)) if is_checkpoint(training) else None
+    encoder = (
+        load_encoder(found, image_size=spec.budget.image_size, device=str(device))
+        if checkpoint is None
+        else checkpoint.encoder
+    )
+    method = load_method(card)
+    built = build_model(method, settings, spec, encoder, trained.vocabulary, checkpoint)
     built.model.requires_grad_(False).eval()
     return OpenModel(
         record=record,
@@ -202,15 +212,19 @@ def rebuild(
         settings=settings,
         trained=trained,
         built=built,
-        asking=_asking(spec, built, encoder, size),
+        asking=_asking(spec, built, encoder, size, checkpoint),
     )
 
 
-def _asking(spec: CellSpec, built: Built, encoder: Encoder, size: int) -> Asking:
+def _asking(
+    spec: CellSpec, built: Built, encoder: Encoder, size: int, checkpoint: Checkpoint | None
+) -> Asking:
     """How the model is asked about pictures in files; a shuffled query is the question's own."""
     training = training_of(spec)
     language, template = built.model.language, training.stages[-1].template
-    session = Session.open(encoder, {}, {}, (), training, RunOptions(), built.model.device)
+    session = Session.open(
+        encoder, {}, {}, (), training, RunOptions(), built.model.device, checkpoint
+    )
     return Asking(
         model=built.model,
         states=session.states,
@@ -252,19 +266,16 @@ def _language(spec: CellSpec) -> LanguageCard:
     return card
 
 
-def _encoder(
-    spec: CellSpec, language: LanguageCard, catalog: Catalog, device: str | torch.device
-) -> Encoder:
-    size = spec.budget.image_size
-    card = language.tower or _encoder_card(spec.encoder, size, catalog)
+def _encoder_card(spec: CellSpec, language: LanguageCard, catalog: Catalog) -> EncoderCard:
+    card = language.tower or _described(spec.encoder, spec.budget.image_size, catalog)
     if not card.available:
         raise UserError(f"the weights of encoder {spec.encoder!r} are not here", card.get)
     if card.weights != spec.weights:
         raise _other("encoder", spec.encoder, spec.weights, card.weights)
-    return load_encoder(card, image_size=size, device=str(device))
+    return card
 
 
-def _encoder_card(name: str, size: int, catalog: Catalog) -> EncoderCard:
+def _described(name: str, size: int, catalog: Catalog) -> EncoderCard:
     try:
         return describe(catalog, name, image_size=size)
     except UserError:
