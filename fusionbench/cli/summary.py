@@ -26,6 +26,7 @@ def note_request(store: Store, resolved: ResolvedStudy) -> None:
         labels=tuple(chosen.label for chosen in resolved.methods),
         tasks=tuple(card.name for card in resolved.tasks),
         unavailable={one.card.name: one.reason for one in resolved.unavailable},
+        same=resolved.same,
         version=__version__,
     )
     with exclusive(store.folder):

@@ -12,8 +12,8 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from fusionbench.api.benchmarks import Tallied
 from fusionbench.api.errors import UserError
-from fusionbench.metrics.tallies import Tally
 
 DRAWS = 2000
 _AT_ONCE = 100
@@ -39,8 +39,8 @@ class Difference:
 
 
 def paired(
-    first: Sequence[Tally],
-    second: Sequence[Tally],
+    first: Sequence[Tallied],
+    second: Sequence[Tallied],
     groups: Sequence[str],
     *,
     draws: int = DRAWS,
@@ -164,7 +164,7 @@ def _members(groups: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _by_image(
-    tally: Tally, members: Mapping[str, list[int]], groups: Sequence[str]
+    tally: Tallied, members: Mapping[str, list[int]], groups: Sequence[str]
 ) -> Float[np.ndarray, "image count"]:
     """Counts of each image."""
     _refuse_unequal("answers and groups", len(tally.counts), len(groups))

@@ -9,6 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Shaped
+
+from fusionbench.api.benchmarks import Answer, Asked
+from fusionbench.records.outcomes import Items
+
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
@@ -39,6 +45,41 @@ def unpack(content: bytes) -> list[Said]:
         except (ValueError, TypeError) as error:
             raise ValueError(f"line {number} is no answer: {error}") from error
     return found
+
+
+def items_of(asked: Sequence[Asked]) -> Items:
+    """The questions of a benchmark as records name them: enough to score stored answers again."""
+    return Items(
+        names=tuple(one.name for one in asked),
+        groups=tuple(one.group for one in asked),
+        gold=tuple({"options": list(one.options), **one.gold} for one in asked),
+    )
+
+
+def answers_of(
+    items: Items, said: Sequence[Said], outcomes: Shaped[np.ndarray, " item"]
+) -> list[Answer]:
+    """The stored answers of a benchmark as its measures take them.
+
+    Raises ValueError if the files of items, answers and outcomes do not fit each other, or if the
+    questions were stored without what their answers are scored against.
+    """
+    if not items.gold:
+        raise ValueError("its questions were stored without their true answers")
+    if items.names != tuple(one.item for one in said) or len(outcomes) != len(said):
+        raise ValueError("its answers are not those to its questions")
+    return [
+        Answer(
+            name=one.item,
+            group=group,
+            options=tuple(gold["options"]),
+            gold={name: value for name, value in gold.items() if name != "options"},
+            text=one.text,
+            ranked=one.ranked,
+            outcome=float(outcome),
+        )
+        for one, group, gold, outcome in zip(said, items.groups, items.gold, outcomes, strict=True)
+    ]
 
 
 def _plain(one: Said) -> Mapping[str, Any]:

@@ -4,8 +4,8 @@ The method `blind` has zeros in place of image tokens and is trained like the ot
 which the mean of the methods is not above it, paired over images, says nothing about vision.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -41,30 +41,73 @@ def above_blind(
     return 0.0 if spread == 0 else float(student.sf(means.mean() / spread, count - 1))
 
 
-def marked_by_blind(table: ScoreTable, outcomes: Outcomes, images: Images) -> ScoreTable:
-    """The table with the tasks marked on which methods are not above `blind`.
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The models that see against the one that does not, on one task."""
 
-    p is corrected over the tasks by Holm, at 5 %. A table of the track `probe`, or
-    without the method, stays as it is. If every task were marked, none is: an aggregate without
-    tasks says nothing.
+    seeing: float
+    """Mean score of all methods but `blind` and those that read the answers."""
+    blind: float
+    images: int
+    methods: int
+    p: float
+    """Of "models that see are better", corrected over the tasks by Holm."""
+
+    @property
+    def above(self) -> bool:
+        """Whether the models that see are above `blind`, at 5 %."""
+        return self.p <= LEVEL
+
+
+def compared(table: ScoreTable, outcomes: Outcomes, images: Images) -> Mapping[int, Compared]:
+    """The comparison on each task with cells of `blind` and of other methods, by column.
+
+    Empty for a table of the track `probe`.
     """
     if table.condition.training is None or _METHOD not in table.methods:
-        return table
+        return {}
     row = table.methods.index(_METHOD)
-    p_values: dict[int, float] = {}
+    found: dict[int, Compared] = {}
     for column in range(len(table.tasks)):
         blind = _done(table, [row], column)
         others = [one for one in range(len(table.methods)) if one not in {row, *table.leaky}]
-        seeing = _done(table, others, column)
         # Cells of other examples than the blind model's are compared with nothing.
-        seeing = [one for one in seeing if blind and one.items == blind[0].items]
-        if blind and seeing:
-            p_values[column] = above_blind(
-                _mean(seeing, outcomes), _mean(blind, outcomes), images(blind[0])
+        seeing = [o for o in _done(table, others, column) if blind and o.items == blind[0].items]
+        if seeing:
+            found[column] = _compared(
+                _mean(seeing, outcomes),
+                _mean(blind, outcomes),
+                images(blind[0]),
+                methods=len({(one.label, one.spec.method) for one in seeing}),
             )
-    columns = sorted(p_values)
-    corrected = holm(np.array([p_values[column] for column in columns]))
-    weak = {c for c, p in zip(columns, corrected, strict=True) if p > LEVEL}
+    columns = sorted(found)
+    corrected = holm(np.array([found[column].p for column in columns]))
+    return {c: replace(found[c], p=float(p)) for c, p in zip(columns, corrected, strict=True)}
+
+
+def _compared(
+    seeing: Float[np.ndarray, " item"],
+    blind: Float[np.ndarray, " item"],
+    images: Int[np.ndarray, " item"],
+    methods: int,
+) -> Compared:
+    return Compared(
+        seeing=float(seeing.mean()),
+        blind=float(blind.mean()),
+        images=len(np.unique(images)),
+        methods=methods,
+        p=above_blind(seeing, blind, images),
+    )
+
+
+def marked_by_blind(table: ScoreTable, outcomes: Outcomes, images: Images) -> ScoreTable:
+    """The table with the tasks marked on which methods are not above `blind`.
+
+    A table of the track `probe`, or without the method, stays as it is. If every task were marked,
+    none is: an aggregate without tasks says nothing.
+    """
+    found = compared(table, outcomes, images)
+    weak = {column for column, one in found.items() if not one.above}
     if all(column in weak for column, task in enumerate(table.tasks) if task.in_suite):
         weak = set()
     tasks = (

@@ -20,6 +20,8 @@ class Request:
     tasks: tuple[str, ...]
     unavailable: Mapping[str, str] = field(default_factory=dict)
     """Task -> why it was left out."""
+    same: Mapping[str, str] = field(default_factory=dict)
+    """Track `vlm`: a name that differs in its reader alone -> the name that ran in its place."""
     version: str = ""
 
 
@@ -58,7 +60,11 @@ def _write(file: Path, text: str) -> None:
 
 
 def _plain(request: Request) -> Any:
-    return json.loads(json.dumps(asdict(request)))
+    values = asdict(request)
+    if not request.same:
+        # Requests of the track `probe` keep the text that they had without this field.
+        del values["same"]
+    return json.loads(json.dumps(values))
 
 
 def _request(value: dict[str, Any]) -> Request:

@@ -7,7 +7,9 @@ each where all are 0 or 1, else little-endian float32.
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +28,8 @@ class Items:
 
     names: tuple[str, ...]
     groups: tuple[str, ...]
+    gold: tuple[Mapping[str, Any], ...] = ()
+    """Of a benchmark: `options` of each question, and what its answers are scored against."""
 
     @property
     def hash(self) -> str:
@@ -34,15 +38,16 @@ class Items:
 
     def to_json(self) -> str:
         """Canonical JSON: equal items, equal text."""
-        return canonical({"names": self.names, "groups": self.groups})
+        values = {"names": self.names, "groups": self.groups}
+        return canonical(values | ({"gold": self.gold} if self.gold else {}))
 
     @staticmethod
     def from_json(text: str) -> "Items":
         """Read items back; ValueError if the text holds none."""
         values = json.loads(text)
-        if not isinstance(values, dict) or set(values) != {"names", "groups"}:
+        if not isinstance(values, dict) or set(values) - {"gold"} != {"names", "groups"}:
             raise ValueError("not a list of items")
-        return Items(names=tuple(values["names"]), groups=tuple(values["groups"]))
+        return Items(**{name: tuple(value) for name, value in values.items()})
 
 
 def encode(outcomes: Float[np.ndarray, " example"]) -> bytes:

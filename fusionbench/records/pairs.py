@@ -29,6 +29,8 @@ from fusionbench.stats.testset import t_over_seeds
 
 FEWEST_SEEDS = 2
 """One run has no interval."""
+NO_TASK = "no task counts"
+"""Gap of an aggregate over no task: all of them are insensitive or marked `blind`."""
 
 
 class NotComparable(Exception):
@@ -275,6 +277,8 @@ def measure(pairs: Sequence[Pair | NotComparable], weights: Float[np.ndarray, " 
 
 def common(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs on the seeds that all of them have. Raises NotComparable if there is none."""
+    if not pairs:
+        raise NotComparable(NO_TASK)
     seeds = sorted(set.intersection(*(set(pair.seeds) for pair in pairs)))
     if not seeds:
         raise NotComparable("0 common seeds")

@@ -15,6 +15,7 @@ PIXELS = ("squash", "pad", "processor")
 PROJECTORS = ("normed", "plain")
 TEMPLATES = ("words", "plain", "llava15", "chat")
 TRAINED = ("fusion", "projector", "language", "lora")
+_LISTS = ("parts", "sizes", "trained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Stage:
     """Hash of the training rows."""
     count: int
     """Number of training rows; a conversation of n turns is n rows."""
+    sizes: tuple[int, ...] = ()
+    """Number of training rows of each part."""
     template: str
     trained: tuple[str, ...]
     """`fusion`, `projector`, and `language` (all weights) or `lora`."""
@@ -60,6 +63,8 @@ class Training:
     """Two layers behind a LayerNorm without parameters, or `plain`, LLaVA's two layers alone."""
     length: int = 0
     """Longest row in tokens, image included; 0: what the language model takes."""
+    grouped: bool = False
+    """Whether the rows of a step all have an image or all have none."""
 
 
 def training_from(values: Mapping[str, Any] | None) -> Training | None:
@@ -67,7 +72,7 @@ def training_from(values: Mapping[str, Any] | None) -> Training | None:
     if values is None:
         return None
     stages = tuple(
-        Stage(**{**stage, "parts": tuple(stage["parts"]), "trained": tuple(stage["trained"])})
+        Stage(**{**stage, **{name: tuple(stage[name]) for name in _LISTS if name in stage}})
         for stage in values["stages"]
     )
     return Training(**{**values, "stages": stages})
@@ -76,8 +81,10 @@ def training_from(values: Mapping[str, Any] | None) -> Training | None:
 def plain_training(training: Training) -> dict[str, Any]:
     """The training as JSON values."""
     values = asdict(training)
+    # Added later: ids of trainings without it stay.
+    if not training.grouped:
+        del values["grouped"]
     values["stages"] = [
-        {**stage, "parts": list(stage["parts"]), "trained": list(stage["trained"])}
-        for stage in values["stages"]
+        {**stage, **{name: list(stage[name]) for name in _LISTS}} for stage in values["stages"]
     ]
     return values

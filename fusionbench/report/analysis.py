@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Request
-from fusionbench.records.pairs import Results
+from fusionbench.records.pairs import NO_TASK, Results
 from fusionbench.records.parallel import in_order
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.contrast_rows import ContrastRow, contrast_rows
@@ -52,6 +52,8 @@ def suite_interval(results: Results, table: ScoreTable, method: int, scope: Scop
     """Mean over tasks, each from chance (0) to perfect (1); refused unless all of them ran."""
     if method in table.leaky:
         return Summary(why="reads the answers")
+    if not scope.tasks:
+        return Summary(why=NO_TASK)
     scores = table.values[method, list(scope.tasks)]
     ran = int((~np.isnan(scores)).any(axis=1).sum())
     if ran < len(scope.tasks):
@@ -178,7 +180,7 @@ def _runs(table: ScoreTable, method: int, scope: Scope) -> Runs:
     for task in scope.tasks:
         done = [one for one in table.runs(method, task) if one.status == "done" and one.outcomes]
         found.append({one.spec.seed: one.items for one in done})
-    shared = set.intersection(*(set(one) for one in found))
+    shared = set.intersection(*(set(one) for one in found)) if found else set()
     return frozenset((seed, " ".join(one[seed] for one in found)) for seed in shared)
 
 

@@ -17,8 +17,10 @@ from fusionbench.report.coverage import coverage_page, reasons
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.freshness import fingerprint, mark
 from fusionbench.report.html.page import write_html
+from fusionbench.report.imported_table import imported_page
 from fusionbench.report.layer_table import layer_page
 from fusionbench.report.main_table import main_page, planted_page, summary_page
+from fusionbench.report.models import models_page
 from fusionbench.report.page import Material, Page, ReportSection, figure_section, joined, title
 from fusionbench.report.published import reported_page
 from fusionbench.report.reference_table import reference_page
@@ -33,7 +35,11 @@ SECTIONS: Sequence[ReportSection] = (
         "What single layers hold",
         lambda report: reference_page([analysis.table for analysis in report.analyses]),
     ),
+    ReportSection("models", "Inside a language model", models_page),
     ReportSection("planted", "Planted ground truth", lambda report: planted_page(report.planted)),
+    ReportSection(
+        "imported", "Scored by other tools", lambda report: imported_page(report.imported)
+    ),
     ReportSection("cost", "Cost", lambda report: cost_page(report.analyses, report.profiles)),
     ReportSection("ablation", "Ablations", lambda report: ablation_page(report.results)),
     ReportSection("layers", "Layers", lambda report: layer_page(report.analyses)),
@@ -114,13 +120,15 @@ def collect(store: Store, baseline: str | None = None, finished: Cells | None = 
     results = Results(store, finished)
     if not results.records:
         raise UserError(f"{store.folder} holds no records", "run a study into it first")
+    ours = [table for table in results.tables if not table.condition.source]
     problems: list[Problem] = []
     profiles = tuple(read_profiles(store.folder, problems))
     return Material(
         results=results,
         planned=results.planned,
         analyses=analyses_of(results, baseline),
-        planted=[table.pick(table.planted) for table in results.tables if table.planted.any()],
+        planted=[table.pick(table.planted) for table in ours if table.planted.any()],
+        imported=[table for table in results.tables if table.condition.source],
         profiles=profiles,
         problems=[_relative(str(one), store.folder) for one in (*store.problems, *problems)],
     )

@@ -25,6 +25,7 @@ from fusionbench.records.pairs import (
     task_weights,
 )
 from fusionbench.records.scores import Condition, ScoreTable
+from fusionbench.records.training import plain_training
 from fusionbench.report.tables import Row, csv_row, markdown
 from fusionbench.stats import verdicts
 from fusionbench.stats.verdicts import Answer, Correction, Question
@@ -107,7 +108,9 @@ def _identity_fields(record: CellRecord) -> dict[str, Any]:
         "version of the task": spec.task_version,
     }
     settings = {f"setting {key}": value for key, value in spec.settings.items()}
-    return facts | settings | {f"budget.{key}": value for key, value in vars(spec.budget).items()}
+    budget = {f"budget.{key}": value for key, value in vars(spec.budget).items()}
+    training = {} if spec.training is None else flat(plain_training(spec.training), "training.")
+    return facts | settings | budget | training
 
 
 def _origins(records: Sequence[CellRecord]) -> dict[str, str]:
@@ -194,7 +197,7 @@ def _same_condition(one: Condition, two: Condition) -> bool:
 
 
 def _same_encoder(one: Condition, two: Condition) -> bool:
-    return (one.track, one.encoder) == (two.track, two.encoder)
+    return (one.track, one.encoder, one.source) == (two.track, two.encoder, two.source)
 
 
 def _name(table: ScoreTable, place: tuple[int, int, int]) -> tuple[str, str, int]:

@@ -21,6 +21,7 @@ from fusionbench.report.tables import (
     GridRow,
     Marked,
     Row,
+    Summary,
     across,
     aggregates,
     cell,
@@ -35,6 +36,8 @@ from fusionbench.report.token_counts import MARK, token_counts, token_lines
 
 DIRTY = "‡"
 """Follows the name of a method whose records come from uncommitted code."""
+IMPORTED = "¶"
+"""Follows the name of a method with records that another program made."""
 _NOTES = {
     True: "Mean ± half of the 95 % interval for new runs and new images of the same kind. These "
     "intervals compare no two methods, since the pairing is lost: see the contrasts.",
@@ -133,6 +136,8 @@ def _notes(analysis: Analysis) -> Iterator[str]:
     if analysis.uncommitted:
         yield f"{DIRTY}: part of the records come from uncommitted code."
     table = analysis.table
+    if sources := sorted({one.source for one in table.cells.values() if one.source}):
+        yield f"{IMPORTED}: imported from {', '.join(sources)}."
     leaky = [name for row, name in enumerate(table.methods) if row in table.leaky]
     if leaky:
         yield f"{', '.join(leaky)}: sees the answers in training and enters no aggregate."
@@ -153,7 +158,8 @@ def _grid(analysis: Analysis, group: str) -> list[GridRow]:
 def _marked_labels(analysis: Analysis) -> list[str]:
     """Names of methods with their marks."""
     changed = token_counts(analysis.table, analysis.plan.baseline).changed
-    marks = {DIRTY: analysis.uncommitted, MARK: changed}
+    imported = {row for (row, _, _), one in analysis.table.cells.items() if one.source}
+    marks = {DIRTY: analysis.uncommitted, IMPORTED: imported, MARK: changed}
     return [
         " ".join([name, *(mark for mark, rows in marks.items() if method in rows)])
         for method, name in enumerate(analysis.labels)
@@ -161,24 +167,30 @@ def _marked_labels(analysis: Analysis) -> list[str]:
 
 
 def _scope_column(analysis: Analysis, scope: Scope) -> GridColumn:
-    column, task = analysis.columns[scope], scope.tasks[0]
+    column = analysis.columns[scope]
     methods, aggregate = range(len(analysis.labels)), scope.level != "task"
     entries = [
         Marked(
-            text=(analysis.suite[row, scope] if aggregate else analysis.cells[row, task]).text,
+            text=_summary(analysis, row, scope).text,
             best=row in column.best,
             tied=row in column.tied,
         )
         for row in methods
     ]
     if not aggregate:
-        return _task_column(analysis.table, task, entries)
+        return _task_column(analysis.table, scope.tasks[0], entries)
     return GridColumn(
         title=f"{scope.name} ({_count(len(scope.tasks))})",
         entries=entries,
         chance="0",
         examples=sum(analysis.table.tasks[task].examples for task in scope.tasks),
     )
+
+
+def _summary(analysis: Analysis, method: int, scope: Scope) -> Summary:
+    if scope.level == "task":
+        return analysis.cells[method, scope.tasks[0]]
+    return analysis.suite[method, scope]
 
 
 def _task_column(table: ScoreTable, task: int, entries: Sequence[Entry]) -> GridColumn:

@@ -3,6 +3,7 @@
 Rows hold typed values (numbers, booleans, text); they become text when a table is written.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from tabulate import tabulate
 
+from fusionbench.records.cell import canonical
 from fusionbench.records.scores import ScoreTable
+from fusionbench.records.training import Training, plain_training
 from fusionbench.stats.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -185,11 +188,20 @@ def names(table: ScoreTable) -> list[str]:
 def conditions(table: ScoreTable) -> Row:
     """The columns that distinguish the rows of several conditions."""
     condition = table.condition
+    # Two trainings may agree in all three; a table of the track `probe` has no column for them.
+    training = {} if condition.training is None else {"training": training_name(condition.training)}
     return {
         "track": condition.track,
         "encoder": condition.encoder,
         "steps": condition.budget.steps,
+        **training,
     }
+
+
+def training_name(training: Training) -> str:
+    """The language model and six digits over everything that decides the training."""
+    text = canonical(plain_training(training))
+    return f"{training.language} {hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def long_row(table: ScoreTable, method: int, column: int, found: Summary) -> Row:
@@ -230,7 +242,7 @@ _LATEX = {
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
     "±": r"$\pm$", "–": "--", "—": "---", "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$",
     "°": r"$^\circ$", "‡": r"\textdaggerdbl{}", "†": r"\textdagger{}", "…": r"\ldots{}",
-    "§": r"\S{}", "≈": r"$\approx$", "Δ": r"$\Delta$", "µ": r"$\mu$",
+    "§": r"\S{}", "≈": r"$\approx$", "Δ": r"$\Delta$", "µ": r"$\mu$", "¶": r"\P{}",
 }  # fmt: skip
 PACKAGES = r"\usepackage{booktabs}, \usepackage[table]{xcolor}"
 

@@ -16,7 +16,7 @@ from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import Trace, mean_trace
 from fusionbench.readers.labels import EncodedRow
 from fusionbench.readers.text import IMAGE, Turn
-from fusionbench.records.answers import Said
+from fusionbench.records.answers import Said, items_of
 from fusionbench.records.outcomes import Items
 from fusionbench.vlm.batch import Batch, Batches, Encode
 from fusionbench.vlm.conversations import Cached, Row
@@ -109,9 +109,7 @@ def score(benchmark: Benchmark, answers: Sequence[Answer]) -> Evaluated:
     ]
     return Evaluated(
         outcomes=np.array(outcomes, dtype=np.float32),
-        items=Items(
-            names=tuple(one.name for one in answers), groups=tuple(one.group for one in answers)
-        ),
+        items=items_of(answers),
         answers=tuple(Said(item=one.name, text=one.text, ranked=one.ranked) for one in answers),
         measures=dict(benchmark.measures(known)),
         chance=benchmark.guessing(answers),
@@ -135,7 +133,7 @@ class _Said:
                 found, fused = asking.model.answer(batch, limit=limit)
             self.texts += found
             self.traces.append((len(batch), fused.trace))
-            self.tokens = max(self.tokens, fused.tokens.shape[1] if batch.shows else 0)
+            self.tokens = max(self.tokens, asking.model.most_tokens(batch, fused))
             self.unknown += sum(row.unknown for row in batch.rows)
 
 

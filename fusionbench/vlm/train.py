@@ -95,7 +95,6 @@ def train(
     every: int = 0,
     fingerprint: str = "",
     units: Sequence[nn.Module] = (),
-    around: Callable[[], AbstractContextManager[object]] = nullcontext,
     report: Callable[[int, float], None] | None = None,
 ) -> History:
     """Train the parameters of `model` that require a gradient, in place and on every process.
@@ -104,8 +103,8 @@ def train(
     is written every `every` steps and at the end, and training continues from the last whose
     `fingerprint` equals.
     `units`: with `shard`, modules that are gathered one by one, e.g. the layers of the language
-    model. `around`: a context of each forward and backward pass. `report(step, loss)` is called
-    after each step, in every process. A model that was sharded cannot be sharded again.
+    model. `report(step, loss)` is called after each step, in every process. A model that was
+    sharded cannot be sharded again. Whatever `forward` opens must stay open until after `backward`.
     Raises FloatingPointError in every process if the loss stops being finite, and Unsupported for
     parameters without dimensions that would have to be sharded.
     """
@@ -119,12 +118,7 @@ def train(
     keeper = Checkpoints(folder, fingerprint, trained, optimisers, world)
     begun, losses = keeper.resume()
     for step in range(begun, setup.budget.steps):
-        loss = _gradients(wrapped, data, step, setup, world, around)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss:g} at step {step + 1} of {setup.budget.steps} "
-                f"at learning rate {setup.lr:g}"
-            )
+        loss = _gradients(wrapped, data, step, setup, world)
         nn.utils.clip_grad_norm_(trained.values(), setup.budget.clip)
         optimisers.step(schedule(step, setup.budget))
         for parameter in trained.values():
@@ -138,15 +132,25 @@ def train(
     return History(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=tuple(keeper.notes))
 
 
+def _require_finite(loss: float, step: int, setup: Setup) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss became {loss:g} at step {step + 1} of {setup.budget.steps} "
+            f"at learning rate {setup.lr:g}"
+        )
+
+
 def _gradients(
     wrapped: nn.Module,
     data: Data,
     step: int,
     setup: Setup,
     world: World,
-    around: Callable[[], AbstractContextManager[object]],
 ) -> float:
-    """Add the gradient of the global batch to the parameters'; return its loss."""
+    """Add the gradient of the global batch to the parameters'; return its loss.
+
+    Raises FloatingPointError if it is not finite.
+    """
     order = data.order(step)
     weights = row_weights(order, data, setup.mean)
     parts = micro_batches(order, world.rank, world.size, setup.micro_batch)
@@ -154,13 +158,15 @@ def _gradients(
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     for number, (rows, counted) in enumerate(parts):
         share = torch.tensor([weights[row] * counted for row in rows], device=world.device)
-        with _synchronised(wrapped, number == len(parts) - 1), around():
+        with _synchronised(wrapped, number == len(parts) - 1):
             with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
                 loss = wrapped(data.fetch(rows), share)
             # Both strategies divide the sum over the processes by their number.
             torch.autograd.backward(loss * world.size)
         total += loss.detach()
-    return float(world.total(total))
+    loss_of_all = float(world.total(total))
+    _require_finite(loss_of_all, step, setup)
+    return loss_of_all
 
 
 def row_weights(order: Sequence[int], data: Data, mean: str) -> Mapping[int, float]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fusionbench.records.cell import Budget, CellRecord, CellSpec
+from fusionbench.records.cell import Budget, CellRecord, CellSpec, hashed
 from fusionbench.records.facts import Facts, full_text, normal_text
 from fusionbench.records.store import Store
+from fusionbench.records.training import Stage, Training
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "results" / "quick"
 
@@ -17,6 +18,8 @@ SPEC = CellSpec(
     task="scenes_text", task_version=1, data="d", budget=BUDGET, seed=0,
 )  # fmt: skip
 OTHER = {str: "another", int: 77, float: 0.77}
+STAGE = Stage(parts=("digits",), rows="r", count=8, template="words", trained=("fusion",))
+TRAINING = Training(language="words", language_weights="l", stages=(STAGE,))
 
 
 def other(value):
@@ -24,7 +27,7 @@ def other(value):
         return (*value, 0.5)
     if isinstance(value, dict):
         return {"query": False}
-    return OTHER[type(value)]
+    return TRAINING if value is None else OTHER[type(value)]
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(CellSpec) if f.name != "budget"])
@@ -36,6 +39,50 @@ def test_every_field_of_a_cell_changes_its_id(name):
 def test_every_field_of_the_budget_changes_the_id(name):
     changed = replace(BUDGET, **{name: other(getattr(BUDGET, name))})
     assert replace(SPEC, budget=changed).id != SPEC.id
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Training) if f.name != "stages"])
+def test_every_field_of_a_training_changes_the_id_of_cell_and_model(name):
+    one = replace(SPEC, training=TRAINING)
+    changed = replace(TRAINING, **{name: other(getattr(TRAINING, name))})
+    two = replace(SPEC, training=changed)
+    assert one.id != two.id and one.model_id != two.model_id
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Stage)])
+def test_every_field_of_a_stage_changes_the_id_of_cell_and_model(name):
+    one = replace(SPEC, training=TRAINING)
+    changed = replace(STAGE, **{name: other(getattr(STAGE, name))})
+    two = replace(SPEC, training=replace(TRAINING, stages=(changed,)))
+    assert one.id != two.id and one.model_id != two.model_id
+    more = replace(SPEC, training=replace(TRAINING, stages=(STAGE, STAGE)))
+    assert more.id != one.id and more.model_id != one.model_id
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(CellSpec) if f.name != "budget"])
+def test_a_model_is_that_of_all_tasks_of_a_cell_and_of_nothing_else(name):
+    one = replace(SPEC, training=TRAINING)
+    value = None if name == "training" else other(getattr(one, name))
+    two = replace(one, **{name: value})
+    assert (two.model_id == one.model_id) is (name in ("task", "task_version", "data"))
+
+
+def test_a_cell_without_a_training_has_none_in_what_is_hashed_or_written():
+    record = CellRecord(spec=SPEC, status="done", score=0.5)
+    text, facts = normal_text(record)
+    assert "training" not in hashed(SPEC)
+    assert "training" not in full_text(record) + text + repr(facts)
+
+
+def test_a_record_of_the_track_vlm_comes_back_from_both_forms():
+    spec = replace(SPEC, track="vlm", training=TRAINING)
+    record = CellRecord(
+        spec=spec, status="done", score=0.5, model=spec.model_id, measures={"f1": None, "n": 2},
+        counts={"unknown words": 3}, seed_scope="suite", answers="a",
+    )  # fmt: skip
+    assert Facts().read(full_text(record)) == record
+    text, facts = normal_text(record)
+    assert Facts(facts.__getitem__).read(text) == record
 
 
 def test_the_order_of_settings_does_not_change_the_id():
@@ -93,6 +140,19 @@ def test_the_ids_of_shipped_records_stay():
     assert tuple(spec.id for spec in specs) == SHIPPED
     assert tuple(later(spec).id for spec in specs) == SHIPPED
     assert tuple(LaterSpec(**vars(spec)).id for spec in specs) == SHIPPED
+
+
+def test_every_shipped_record_has_the_id_that_its_line_names():
+    folders = [file.parent for file in RESULTS.parent.rglob("cells.jsonl")]
+    if not folders:
+        pytest.skip("the shipped results travel with the checkout only")
+    for folder in folders:
+        store = Store.open(folder)
+        paths = store.finished() | store.tuning()
+        assert len(paths) > 100 and not store.problems
+        records = list(store.records(paths))
+        assert [record.id for record in records] == list(paths)
+        assert all(record.spec.training is None for record in records)
 
 
 def test_a_later_option_counts_where_it_is_used():

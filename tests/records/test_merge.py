@@ -141,7 +141,7 @@ def test_a_cell_with_other_contents_is_refused_and_both_are_shown(live, tmp_path
 
 def test_time_machine_and_facts_of_later_versions_do_not_make_two_contents(tmp_path):
     for number in range(2):
-        later = {"answers": 2 * number, "tokens": 16 * number}
+        later = {"distinct": 2 * number, "tokens": 16 * number}
         with Store.create(tmp_path / str(number)) as store:
             put(store, spec(), 0.5, seconds=1.0 + number, provenance={"hardware": number}, **later)
     for name, order in (("one", "01"), ("two", "10")):

@@ -38,8 +38,11 @@ def test_a_file_without_a_preset_starts_from_quick(tmp_path):
 
 
 def test_every_preset_is_a_study_that_a_file_can_start_from(tmp_path):
-    for name in PRESETS:
-        assert read(tmp_path, f"preset: {name}").budget == preset(name).budget
+    for track, presets in PRESETS.items():
+        for name, study in presets.items():
+            found = read(tmp_path, f"track: {track}\npreset: {name}")
+            assert found.budget == preset(name, track).budget == study.budget
+            assert found.track == track and found.language == study.language
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_every_preset_is_a_study_that_a_file_can_start_from(tmp_path):
         ("methods: []", "methods is empty"),
         ("settings: {mema: 3}", "settings.mema must be keys and values, got 3"),
         ("encoder: [a]", "encoder must be text, got ['a']"),
-        ("track: vml", "track must be probe, got 'vml'"),
+        ("track: vml", "track must be probe or vlm, got 'vml'; did you mean 'vlm'?"),
         ("- a\n- b", "holds no study"),
         ("a: [", "is not YAML"),
         ("", "holds no study"),

@@ -198,25 +198,3 @@ def test_a_model_is_sharded_once():
 
 def test_a_model_without_trainable_parameters_is_not_trained():
     assert not train(ToyModel().requires_grad_(False), ToyData(), SETUP, world=ONE).losses
-
-
-def test_the_context_is_open_in_the_forward_and_the_backward_pass():
-    events = []
-
-    class Watched(ToyModel):
-        def forward(self, rows, weights):
-            events.append("forward")
-            loss = super().forward(rows, weights)
-            loss.register_hook(lambda _: events.append("backward"))
-            return loss
-
-    class Around:
-        def __enter__(self):
-            events.append("open")
-
-        def __exit__(self, *_):
-            events.append("closed")
-
-    once = replace(SETUP, budget=replace(BUDGET, steps=1), micro_batch=4)
-    train(Watched(), ToyData(), once, world=ONE, around=Around)
-    assert events == ["open", "forward", "backward", "closed"] * 2

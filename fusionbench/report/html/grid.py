@@ -25,7 +25,7 @@ _DETAILS: Mapping[str, str] = {
     "verdict": "verdict",
     "mde": "smallest effect it can find (MDE), points",
 }
-_CONDITION = ("track", "encoder", "steps")
+_CONDITION = ("track", "encoder", "steps", "training")
 _FEWEST_RUNS = 4
 _LONG_TEXT = 40
 
@@ -96,10 +96,13 @@ def pivots(
         named = table["metric"] != table.groupby(across)["metric"].transform("first")
         names = table[across].str.cat(table["metric"].astype(str), sep=": ")
         table[across] = table[across].where(~named, names)
-    by_condition = table.groupby(list(_CONDITION), sort=False, dropna=False)
+    by_condition = table.groupby(
+        [name for name in _CONDITION if name in table], sort=False, dropna=False
+    )
     for number, (condition, here) in enumerate(by_condition, start=1):
-        track, encoder, steps = condition
+        track, encoder, steps, *training = condition
         facts = [str(track), str(encoder), f"{steps} steps" if steps else ""]
+        facts += [str(one) for one in training if not is_missing(one)]
         heads, cells = _pivot(here, across)
         heading = f"{title}: {', '.join(filter(None, facts))}"
         yield Grid(id=f"{name}-{number}", title=heading, heads=heads, rows=cells, note=note)

@@ -157,16 +157,17 @@ _TITLES: Mapping[str, str] = {
     "cost": "Cost",
     "coverage": "Coverage, cell by cell",
     "layers": "Layers",
+    "models": "Inside a language model",
     "reported": "Published numbers",
 }
+_CONDITION = ("track", "encoder", "steps", "training")
+"""Shown only where they differ between the rows."""
 _COLUMNS: Mapping[str, Sequence[str]] = {
     "contrasts": (
         "method", "name", "delta", "low", "high", "verdict", "mde", "p", "p_adjusted", "kind",
-        "baseline", "control", "testset_low", "testset_high", "n_seeds", "n_examples",
+        "baseline", "control", "testset_low", "testset_high", "n_seeds", "n_examples", *_CONDITION,
     ),
 }  # fmt: skip
-_CONDITION = ("track", "encoder", "steps")
-"""Shown only where they differ between the rows."""
 _MOST_ROWS = 1000
 """Longer tables are left to their CSV files."""
 _NOTES: Mapping[str, str] = {
@@ -179,6 +180,8 @@ _NOTES: Mapping[str, str] = {
     "contrasts": "Differences, intervals and MDE in points; over several tasks a point is a "
     "hundredth of the way from chance to all right. A verdict needs both references beaten and "
     "a corrected p; undecided is shown with the smallest effect that would have been found.",
+    "models": "Scores and measures as their papers report them; intervals of differences are for "
+    "new images and take the trained runs as given.",
     "reported": "From papers, in their regime; never ranked together with the records.",
 }
 
@@ -245,11 +248,11 @@ def _shown(name: str, rows: Sequence[Row]) -> list[Row]:
     """The columns that a reader needs; the CSV file has all of them."""
     keep = [
         key
-        for key in _COLUMNS.get(name) or rows[0]
+        for key in _COLUMNS.get(name) or dict.fromkeys(key for row in rows for key in row)
         if not all(is_missing(row.get(key)) for row in rows)
     ]
     same = [key for key in _CONDITION if len({row.get(key) for row in rows}) == 1]
-    return [{key: row[key] for key in keep if key in row and key not in same} for row in rows]
+    return [{key: row.get(key) for key in keep if key not in same} for row in rows]
 
 
 def _figure(figure: Drawn, number: int) -> dict[str, str]:
