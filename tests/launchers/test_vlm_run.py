@@ -1,6 +1,7 @@
 """Runs of the track `vlm`: one training a model, nothing twice, the same after any interruption."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -73,6 +74,14 @@ def run(folder, *more, study=RUN):
     return in_process.fusionbench(*study, "--out", folder, *more)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures():
+    """Reports without figures, which take most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fusionbench.report.build.write_figures", lambda *_: [])
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "results"
@@ -115,8 +124,7 @@ def test_a_second_run_executes_nothing(copied):
     assert {part: stamps(copied, part) for part in before} == before
 
 
-@pytest.mark.parametrize(("place", "count"), [("training", 1), ("training", 2), ("records", 1),
-                                              ("records", 4)])  # fmt: skip
+@pytest.mark.parametrize(("place", "count"), [("training", 2), ("records", 1), ("records", 4)])
 def test_killed_in_training_or_between_records_it_ends_as_if_nothing_had_been(
     finished, tmp_path, place, count
 ):
@@ -354,8 +362,6 @@ def test_temporary_files_of_a_killed_run_are_removed(copied):
         stale = copied / part / ".half.tmp"
         stale.write_bytes(b"half")
         old = time.time() - 7200
-        import os
-
         os.utime(stale, (old, old))
     Store.create(copied)
     assert not list(copied.glob("*/.half.tmp"))
