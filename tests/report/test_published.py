@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from toy_records import put, record, spec
+from vlm_records import TRAINING
 
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import score_tables
