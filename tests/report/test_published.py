@@ -30,8 +30,9 @@ def tables(*cells):
 
 def in_its_regime(number: Reported, **changes):
     training = replace(TRAINING, language=changes.pop("language", f"hf:{number.reader}"))
-    start = {"track": "vlm", "encoder": number.encoder, "task": number.task, "method": number.ours}
-    cells = [spec(seed=seed, training=training, **start | changes) for seed in range(3)]
+    start = {"track": "vlm", "encoder": number.encoder, "task": number.task,
+             "method": number.ours, "training": training}  # fmt: skip
+    cells = [spec(seed=seed, **start | changes) for seed in range(3)]
     return tables(*cells)
 
 
