@@ -119,7 +119,9 @@ def _of_checkpoint(study: Study, language: LanguageCard) -> Study:
             raise UserError("the method `own` is the layer of a checkpoint", "name one: --model")
         return study
     size = study.budget.image_size
-    if size not in (0, about.encoder.size):
+    # A preset's is that of its own encoder.
+    presets = {one.budget.image_size for one in PRESETS[VLM].values()}
+    if size not in {0, about.encoder.size, *presets}:
         raise UserError(
             f"budget.image_size is {size}, and the tower of {about.name} reads "
             f"{about.encoder.size} pixels",

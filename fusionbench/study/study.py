@@ -248,8 +248,9 @@ def load_study(path: str | Path) -> Study:
         budget.check_keys([one.name for one in fields(Budget)])
     # A preset's contrasts belong to its own methods: a file declares its own, or none.
     own: dict[str, Any] = {"name": Path(path).stem, "contrasts": []}
+    # A checkpoint brings its own language model, whatever the preset's is.
     if "model" in values:
-        own["methods"] = [OWN]
+        own |= {"methods": [OWN], "language": ""}
     study = _changed(start, own | values, f"{path}: ")
     read_contrasts(study.contrasts, study.baseline)
     check_margins(study.margins)

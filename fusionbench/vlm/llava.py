@@ -44,13 +44,18 @@ def weight_type(spec: CellSpec, training: Training, device: torch.device) -> tor
 
 
 def open_for(spec: CellSpec, training: Training, device: torch.device) -> Checkpoint:
-    """The checkpoint of a training, frozen. Raises UserError as `open_checkpoint` does."""
-    return open_checkpoint(
+    """The checkpoint of a training, frozen; its tower in float32, as every encoder.
+
+    Raises UserError as `open_checkpoint` does.
+    """
+    found = open_checkpoint(
         training.language,
         device=device,
         dtype=weight_type(spec, training, device),
         template=training.stages[-1].template,
     )
+    found.encoder.float()
+    return found
 
 
 def language_in(

@@ -15,6 +15,7 @@ from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.types import Fused
 from fusionbench.encoders.card import EncoderCard
+from fusionbench.readers.llava.checkpoint import Checkpoint
 from fusionbench.readers.text import IMAGE, Turn
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions, Setting
 from fusionbench.records.files import sha256_of
@@ -30,6 +31,7 @@ from fusionbench.vlm.build import Built, build_model, encoder_of_rows, training_
 from fusionbench.vlm.conversations import Row
 from fusionbench.vlm.evaluate import Asking
 from fusionbench.vlm.export import is_export, load_export, read_export
+from fusionbench.vlm.llava import open_for
 from fusionbench.vlm.session import Session
 from fusionbench.vlm.weights import Trained, finished, load_weights, model_file
 
@@ -193,8 +195,8 @@ def rebuild(
     spec = record.spec
     card = _method(record, catalog)
     settings = {**spec.settings, **_tuned(trained)}
-    encoder = _encoder(spec, _language(spec), catalog, device)
-    built = build_model(load_method(card), settings, spec, encoder, trained.vocabulary)
+    encoder, checkpoint = _encoder(spec, _language(spec), catalog, torch.device(device))
+    built = build_model(load_method(card), settings, spec, encoder, trained.vocabulary, checkpoint)
     built.model.requires_grad_(False).eval()
     return OpenModel(
         record=record,
@@ -202,15 +204,19 @@ def rebuild(
         settings=settings,
         trained=trained,
         built=built,
-        asking=_asking(spec, built, encoder, size),
+        asking=_asking(spec, built, encoder, size, checkpoint),
     )
 
 
-def _asking(spec: CellSpec, built: Built, encoder: Encoder, size: int) -> Asking:
+def _asking(
+    spec: CellSpec, built: Built, encoder: Encoder, size: int, checkpoint: Checkpoint | None
+) -> Asking:
     """How the model is asked about pictures in files; a shuffled query is the question's own."""
     training = training_of(spec)
     language, template = built.model.language, training.stages[-1].template
-    session = Session.open(encoder, {}, {}, (), training, RunOptions(), built.model.device)
+    session = Session.open(
+        encoder, {}, {}, (), training, RunOptions(), built.model.device, checkpoint
+    )
     return Asking(
         model=built.model,
         states=session.states,
@@ -253,15 +259,19 @@ def _language(spec: CellSpec) -> LanguageCard:
 
 
 def _encoder(
-    spec: CellSpec, language: LanguageCard, catalog: Catalog, device: str | torch.device
-) -> Encoder:
+    spec: CellSpec, language: LanguageCard, catalog: Catalog, device: torch.device
+) -> tuple[Encoder, Checkpoint | None]:
+    """The encoder, and the LLaVA checkpoint where it is a part of one."""
     size = spec.budget.image_size
     card = language.tower or _encoder_card(spec.encoder, size, catalog)
     if not card.available:
         raise UserError(f"the weights of encoder {spec.encoder!r} are not here", card.get)
     if card.weights != spec.weights:
         raise _other("encoder", spec.encoder, spec.weights, card.weights)
-    return load_encoder(card, image_size=size, device=str(device))
+    if language.tower is not None:
+        checkpoint = open_for(spec, training_of(spec), device)
+        return checkpoint.encoder, checkpoint
+    return load_encoder(card, image_size=size, device=str(device)), None
 
 
 def _encoder_card(name: str, size: int, catalog: Catalog) -> EncoderCard:
