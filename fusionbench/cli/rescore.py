@@ -20,7 +20,7 @@ def command(
 ) -> None:
     """Score the stored answers again and say what differs; exit code 1 on a difference.
 
-    Nothing is written.
+    A damaged or foreign file counts as one. Nothing is written.
     """
     raise typer.Exit(rescore(folder, data_root=data_root, plugins=plugin, stream=sys.stdout))
 
@@ -42,4 +42,4 @@ def rescore(folder: Path, *, data_root: str, plugins: list[str], stream: TextIO)
     say(store.problems)
     each = ", ".join(f"{counts[key]} {word}" for key, word in _WORDS.items())
     stream.write(f"{counts.total()} cells with answers: {each}\n")
-    return FAILED if counts["differs"] else OK
+    return FAILED if counts["differs"] or store.problems else OK

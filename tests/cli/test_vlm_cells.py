@@ -5,8 +5,8 @@ from vlm_cells import asked_items, cell, copied, save_picture, trained_folder
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.ask import split_words
-from fusionbench.records.lookup import find_record
-from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_task
 
 QUESTION = "how many shapes are there?"
 
@@ -93,13 +93,18 @@ def test_a_question_comes_behind_the_pictures(image):
         split_words([str(image)])
 
 
-def test_rescore_exits_with_1_on_a_difference_and_says_which(call, tmp_path):
+def test_rescore_exits_with_1_on_a_difference_and_says_which(call, tmp_path, monkeypatch):
     folder = copied(tmp_path / "cells")
     code, out, err = call("rescore", folder)
     assert (code, out, err) == (0, "8 cells with answers: 8 equal, 0 differ, 0 left out\n", "")
-    record = find_record(Store.open(folder), cell("mema").id)
-    (folder / "answers" / f"{record.id}.jsonl.gz").write_bytes(b"")
-    code, out, _ = call("rescore", folder)
+    card = read_catalog().tasks["digits"]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(load_task(card)), "judge", lambda self, text, example: 0.5)
+        code, out, _ = call("rescore", folder)
     assert code == 1
-    assert out.startswith(f"{record.id} mema on digits: differs\n  ")
-    assert out.endswith("8 cells with answers: 7 equal, 1 differ, 0 left out\n")
+    assert f"{cell('mema').id} mema on digits: differs\n  16 of 16 outcomes\n" in out
+    assert out.endswith("8 cells with answers: 4 equal, 4 differ, 0 left out\n")
+    (folder / "answers" / f"{cell('mema').id}.jsonl.gz").write_bytes(b"")
+    code, out, err = call("rescore", folder)
+    assert (code, out) == (1, "7 cells with answers: 7 equal, 0 differ, 0 left out\n")
+    assert cell("mema").id in err

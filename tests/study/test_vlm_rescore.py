@@ -88,16 +88,23 @@ def test_another_score_or_metric_over_the_same_outcomes_is_a_difference(tmp_path
     assert other.details == (f"score: recorded 0.987, now {record.score:g}",)
 
 
-def test_answers_that_were_edited_or_belong_to_other_items_are_differences(tmp_path):
-    folder, one, two = copied(tmp_path / "cells"), cell("mema"), cell("blind")
-    file = folder / "answers" / f"{one.id}.jsonl.gz"
+def test_answers_that_belong_to_other_items_are_a_difference(tmp_path):
+    folder, record = copied(tmp_path / "cells"), cell("blind")
+    rewritten(folder, record, lambda s, o, r: ([*s[1:], s[0]], o, r))
+    found = {one.record.id: one for one in again(folder)}
+    assert "are not those to the task's 16 items" in found[record.id].details[0]
+    assert verdicts(found.values()).count("equal") == 7
+
+
+def test_answers_that_were_edited_are_no_record_and_are_named(tmp_path):
+    folder, record = copied(tmp_path / "cells"), cell("mema")
+    file = folder / "answers" / f"{record.id}.jsonl.gz"
     said = unpack(file.read_bytes())
     file.write_bytes(pack([dataclasses.replace(said[0], text="edited"), *said[1:]]))
-    rewritten(folder, two, lambda s, o, r: ([*s[1:], s[0]], o, r))
-    found = {one.record.id: one for one in again(folder)}
-    assert found[one.id].verdict == "differs" and "damaged or edited" in found[one.id].details[0]
-    assert "are not those to the task's 16 items" in found[two.id].details[0]
-    assert verdicts(found.values()).count("equal") == 6
+    store = Store.open(folder)
+    found = list(Rescorer(store=store, catalog=CATALOG).run())
+    assert record.id not in {one.record.id for one in found} and len(found) == 7
+    assert [record.id in one.source for one in store.problems] == [True]
 
 
 @pytest.mark.parametrize(

@@ -73,19 +73,24 @@ def test_a_method_between_blocks_that_writes_nothing_is_left_out_state_by_state(
     fusion.writes = False
     (_, picture, question), *_ = asked_items("scenes_count", 1)
     found = explain(model, [picture], question, limit=3)
-    assert [tap for tap in found.taps] == [(index,) for index in range(fusion.depth + 1)]
+    assert list(found.taps) == [(index,) for index in range(fusion.depth + 1)]
     assert len(found.changes) == len(found.taps)
     assert found.reason == ""
 
 
-def test_neither_an_empty_answer_nor_a_question_without_a_picture_has_changes(monkeypatch):
+@pytest.mark.parametrize(
+    ("said", "pictures", "reason"),
+    [("", 1, "the answer is empty"), ("three", 0, "there is no picture"), ("three", 1, "")],
+)
+def test_neither_an_empty_answer_nor_a_question_without_a_picture_has_changes(
+    said, pictures, reason
+):
     model = opened("scalar_mix")
     (_, picture, question), *_ = asked_items("digits", 1)
-    found = explain(model, [], question, limit=3)
-    assert found.changes == () and "no picture" in found.reason or not found.answer
     fused = model.answer(asked([picture], question), limit=1)[1]
-    silent = replace(model)
-    object.__setattr__(silent, "answer", lambda row, limit: ([""], fused))
-    found = explain(silent, [picture], question)
-    assert found.log_probability is None
-    assert "the answer is empty" in found.reason
+    saying = replace(model)
+    object.__setattr__(saying, "answer", lambda row, limit: ([said], fused))
+    found = explain(saying, [picture] * pictures, question)
+    assert reason in found.reason and bool(found.reason) == bool(reason)
+    assert (found.log_probability is None) == (not said)
+    assert bool(found.changes) == (not reason)
