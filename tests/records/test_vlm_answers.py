@@ -18,7 +18,7 @@ from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_benchmark
 
 SAID = [Said(item="a", text="a\n\u2028 \u00e9"), Said(item="b", text="", ranked=2)]
-ASKED = Asked(name="a", group="g", options=("x", "y"), gold={"answer": 1, "many": ["p", "q"]})
+ASKED = Asked(name="a", group="g", options=("x", "y"), gold={"options": 1, "many": ["p", "q"]})
 
 
 def test_answers_come_back_and_their_file_does_not_depend_on_when_it_was_written():
@@ -45,7 +45,7 @@ def test_items_of_a_benchmark_hold_options_and_true_answers():
     assert items.hash == items_of([ASKED]).hash != replace(items, gold=()).hash
     (answer,) = answers_of(items, [Said(item="a", text="y")], np.array([0.5]))
     assert (answer.name, answer.group, answer.options) == ("a", "g", ("x", "y"))
-    assert answer.gold == {"answer": 1, "many": ["p", "q"]} and answer.outcome == 0.5
+    assert answer.gold == {"options": 1, "many": ["p", "q"]} and answer.outcome == 0.5
 
 
 @pytest.mark.parametrize(
