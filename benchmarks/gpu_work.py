@@ -25,6 +25,7 @@ TINY = {
     "profile_twice": [*_NANO, "--methods", "scalar_mix"],
     "feature_loading": ["--seeds", "2", "--steps", "2", "--pool", "64"],
     "encoding": ["--images", "128"],
+    "llava_step": _SHRINK,
     "mema_clip-graphs": _SHRINK,
     "profile-all": [*_NANO, *_META],
     "scaling-steps": [
@@ -59,6 +60,7 @@ def tasks(device: str, *, tiny: bool = False) -> Mapping[str, tuple[float, list[
         "profile_twice": (4, script("profile_twice")),
         "feature_loading": (4, script("feature_loading")),
         "encoding": (3, script("encoding")),
+        "llava_step": (3, script("llava_step")),
         "mema_clip-graphs": (6, script("mema_clip", "--parts", "train", "--ways", "graphs")),
         "profile-all": (9, profile("all", "--missing")),
         "scaling-steps": (5, script("scaling", "--axes", "tokens", "blocks")),

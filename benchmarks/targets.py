@@ -116,6 +116,20 @@ TARGETS = (
         command=GPU.format("encoding.py"),
     ),
     Target(
+        id="llava-step",
+        work="Mema training step at the size of LLaVA-1.5-7B, batch 4, bf16, adapters only",
+        plain="activations of the language model's layers are kept",
+        wanted="reported, no target",
+        command=GPU.format("llava_step.py"),
+    ),
+    Target(
+        id="llava-memory",
+        work="the same step: peak memory above the weights",
+        plain="activations are kept",
+        wanted="on one GPU of 80 GiB",
+        command=GPU.format("llava_step.py"),
+    ),
+    Target(
         id="profile-twice",
         work="a profile of a method at CLIP-L/14-336, twice in a row",
         plain="the first",

@@ -113,8 +113,7 @@ class QLadder(Fusion):
 
     def load_official(self, weights: Mapping[str, Tensor]) -> None:
         """As in the base class; ValueError for a shared rung, which the official code has not."""
-        if len(self.rungs) != self.steps:
-            raise ValueError("the official code has a rung for each layer; set shared=False")
+        self._require_rungs()
         own = {"qladder_embeds": matched(("qladder_embeds",), weights)["qladder_embeds"][0]}
         for step in range(self.steps):
             official = f"LadderAdapters.{step}."
@@ -125,3 +124,23 @@ class QLadder(Fusion):
                 own[f"rungs.{step}.cross_attn.in_proj_{kind}"] = torch.cat(packed)
             own |= {f"rungs.{step}.{k.removeprefix('mlp.')}": v for k, v in parts.items()}
         self.load_state_dict(own)
+
+    def official_weights(self) -> dict[str, Tensor]:
+        """As in the base class; ValueError for a shared rung, which the official code has not."""
+        self._require_rungs()
+        found = {"qladder_embeds": self.qladder_embeds.detach()[None]}
+        for step, rung in enumerate(self.rungs):
+            own = rung.state_dict()
+            for kind in ("weight", "bias"):
+                packed = own.pop(f"cross_attn.in_proj_{kind}").chunk(3)
+                own |= {
+                    f"cross_attn.{p}_proj.{kind}": w for p, w in zip("qkv", packed, strict=True)
+                }
+            for name in _OFFICIAL:
+                found[f"LadderAdapters.{step}.{name}"] = own[name.removeprefix("mlp.")]
+        return found
+
+    def _require_rungs(self) -> None:
+        """Raise ValueError where one rung serves all layers."""
+        if len(self.rungs) != self.steps:
+            raise ValueError("the official code has a rung for each layer; set shared=False")

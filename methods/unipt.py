@@ -101,6 +101,15 @@ class UniPT(Fusion):
             {f"{p[0]}.{p[2]}" if p[1] else name: weights[name] for name, p in parts.items()}
         )
 
+    def official_weights(self) -> dict[str, Tensor]:
+        """As in the base class; the number of each map in its Sequential is 1."""
+        parts = {name: name.rpartition(".") for name in self.state_dict()}
+        gate = "gate_layer."
+        return {
+            name if name.startswith(gate) else f"{parts[name][0]}.1.{parts[name][2]}": weight
+            for name, weight in self.state_dict().items()
+        }
+
     def _merged(
         self,
         asked: Float[Tensor, "batch token part"] | None,

@@ -60,6 +60,14 @@ class Method(nn.Module, ABC):
         """
         self.load_state_dict(matched(self.state_dict(), weights))
 
+    def official_weights(self) -> dict[str, Tensor]:
+        """The weights under the names of the official code, which `load_official` reads.
+
+        Methods that override `load_official` override this. Raises ValueError for settings that the
+        official code does not have.
+        """
+        return dict(self.state_dict())
+
 
 class Fusion(Method):
     """A fusion after the encoder: it only reads hidden states, so these are cached."""

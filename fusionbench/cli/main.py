@@ -6,9 +6,12 @@ import sys
 from fusionbench.api.errors import UserError
 from fusionbench.cli import (
     ablate,
+    ask,
     check,
     doctor,
+    export,
     fetch,
+    import_lmms,
     listing,
     merge,
     new,
@@ -16,6 +19,7 @@ from fusionbench.cli import (
     probe_layers,
     profile,
     reports,
+    rescore,
     run,
 )
 from fusionbench.cli.app import app
@@ -24,6 +28,10 @@ COMMANDS = (
     run,
     reports,
     merge,
+    ask,
+    export,
+    import_lmms,
+    rescore,
     ablate,
     probe_layers,
     profile,

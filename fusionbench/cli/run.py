@@ -1,5 +1,6 @@
 """`fusionbench run`: run the cells of a study that have no record."""
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -21,9 +22,19 @@ from fusionbench.cli.app import (
     say,
 )
 from fusionbench.records.cell import RunOptions
-from fusionbench.study.study import PROBE, QUICK, Study, load_study, preset, with_overrides
+from fusionbench.study.study import (
+    PROBE,
+    QUICK,
+    SMOKE,
+    Study,
+    load_study,
+    preset,
+    smoke_of,
+    with_overrides,
+)
 
 if TYPE_CHECKING:
+    from fusionbench.launchers.jobs import Launcher
     from fusionbench.launchers.sweep import SweepResult
     from fusionbench.study.plan import Plan, ResolvedStudy
 
@@ -42,11 +53,11 @@ def command(
     model: Annotated[str, typer.Option(help="llava:<id or folder>, taken apart.")] = "",
     mixture: Annotated[list[str], typer.Option(help="What vlm trains on: tasks, FILE.json.")] = [],  # noqa: B006
     data_root: Annotated[str, typer.Option(help="Folder of benchmark files and images.")] = "",
-    processes: Annotated[int, typer.Option(min=1, help="Processes of one vlm training.")] = 1,
+    processes: Annotated[int, typer.Option(min=0, help="Processes of one vlm training.")] = 0,
     micro_batch: Annotated[int, typer.Option(min=0, help="Rows a process trains at a time.")] = 0,
     shard: Annotated[bool, typer.Option("--shard", help="Split weights over processes.")] = False,
     seeds: Annotated[int | None, typer.Option(help="How many runs of each cell.")] = None,
-    preset: Annotated[str, typer.Option(help="quick, paper or smoke.")] = "",
+    preset: Annotated[str, typer.Option(help="quick, paper, smoke; of a file: smoke.")] = "",
     settings: Settings = [],  # noqa: B006
     out: Annotated[str, typer.Option(help="Folder of the results.")] = "results/local",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -92,11 +103,16 @@ def assemble(
     mixture: Sequence[str] = (),
 ) -> Study:
     """The study of a file or a preset, with the flags' changes. Raises UserError."""
-    if file is not None and preset_name:
-        raise UserError("a study file and --preset exclude each other", "write preset: in the file")
+    if file is not None and preset_name not in ("", SMOKE.name):
+        raise UserError(
+            "a study file and --preset exclude each other, but for --preset smoke",
+            "write preset: in the file",
+        )
     start = (
         load_study(file) if file is not None else preset(preset_name or QUICK.name, track or PROBE)
     )
+    if file is not None and preset_name:
+        start = smoke_of(start)
     if file is not None and track and track != start.track:
         raise UserError(
             f"{file} is a study of the track {start.track}, and --track says {track}",
@@ -130,12 +146,41 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
 
     # Names and settings are checked before a folder is made.
     resolved = resolve(study, catalog, download=True, data_root=options.data_root)
-    _, result = execute(resolved, options)
+    if launched(options):
+        from fusionbench.launchers.world import lead_or_follow
+
+        launcher = lead_or_follow(options)
+        if launcher is None:
+            return OK
+        _, result = execute(resolved, options, launcher)
+    else:
+        _, result = execute(resolved, options)
     summary.write(Path(options.out), resolved, result, stream)
     return exit_status(result, stream)
 
 
-def execute(resolved: "ResolvedStudy", options: RunOptions) -> "tuple[Plan, SweepResult]":
+_LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launched(options: RunOptions) -> bool:
+    """Whether torchrun or `accelerate launch` started this process.
+
+    Raises UserError for a launcher that says nothing of its number of processes: it may have
+    started one alone.
+    """
+    if not any(name in os.environ for name in _LAUNCHER):
+        return False
+    if not options.processes and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "a launcher started this process but says nothing of WORLD_SIZE",
+            "name the number of processes that it starts (--processes N), or do not use it",
+        )
+    return True
+
+
+def execute(
+    resolved: "ResolvedStudy", options: RunOptions, launcher: "Launcher | None" = None
+) -> "tuple[Plan, SweepResult]":
     """Run the missing cells of a study on this machine and note the request in `study.json`."""
     from fusionbench.cli.summary import note_request
     from fusionbench.launchers.local import LocalLauncher
@@ -146,7 +191,8 @@ def execute(resolved: "ResolvedStudy", options: RunOptions) -> "tuple[Plan, Swee
 
     store = Store.create(options.out)
     plan = make_plan(resolved, store.finished(), keep=True)
-    result = run_plan(plan, LocalLauncher(options), make_progress(quiet=options.quiet))
+    chosen = launcher or LocalLauncher(options)
+    result = run_plan(plan, chosen, make_progress(quiet=options.quiet))
     note_request(store, resolved)
     return plan, result
 

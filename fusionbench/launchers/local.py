@@ -154,7 +154,9 @@ def _started(options: RunOptions) -> _Worker:
     # Spawned, not forked: a forked copy of a process that used threads or CUDA may hang.
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, options), daemon=True)
+    # A daemonic process may have no children, which a training on several processes needs.
+    alone = options.processes <= 1
+    process = context.Process(target=serve, args=(theirs, options), daemon=alone)
     with environment(HEAP):
         process.start()
     theirs.close()

@@ -17,20 +17,31 @@ from fusionbench.harness.cell import Tuned, choose_lr, scored
 from fusionbench.harness.stepping import needs_encoder, taps_of
 from fusionbench.launchers.jobs import Event
 from fusionbench.launchers.keys import feature_key
-from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, Setting
+from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, RunOptions, Setting
 from fusionbench.records.files import sha256_of
 from fusionbench.records.locks import claimed
 from fusionbench.registry.cards import BenchmarkCard
 from fusionbench.registry.plugins import load_benchmark, load_method, load_task
 from fusionbench.study.plan import Cell, ModelJob, layer_candidates, tuning_specs
-from fusionbench.vlm.build import Built, build_model, encoder_of_rows, stranger, training_of
+from fusionbench.vlm.build import (
+    Built,
+    build_model,
+    encoder_of_rows,
+    is_words,
+    stranger,
+    training_of,
+)
 from fusionbench.vlm.evaluate import Asking, Evaluated, evaluate_benchmark, evaluate_local
-from fusionbench.vlm.processes import in_processes
+from fusionbench.vlm.processes import World, lead, start
 from fusionbench.vlm.session import Session, Work, train_model
 from fusionbench.vlm.weights import Trained, damage, finished, load_weights, model_file
 
 if TYPE_CHECKING:
     from fusionbench.launchers.runner import Runner
+
+
+_ASKED = 16
+"""Questions that a language model of transformers is asked at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +79,10 @@ class ModelRunner:
         if why := damage(self.store.folder, job.id):
             yield Event(kind="note", text=why)
         try:
-            session = self._session(job)
+            session = self.session(job)
             ready = self._ready(job, session)
         except Unsupported as reason:
-            for cell in cells:
-                skipped = CellRecord(spec=cell.spec, status="skipped", reason=str(reason))
-                self.runner.write(cell, skipped)
-                yield Event(kind="skipped", cell=cell, text=str(reason))
+            yield from (self._skipped(cell, reason) for cell in cells)
         except UserError:
             raise
         except Exception as error:  # a method may raise anything
@@ -83,7 +91,8 @@ class ModelRunner:
             for cell in cells:
                 yield self._recorded(session, ready, cell)
 
-    def _session(self, job: ModelJob) -> Session:
+    def session(self, job: ModelJob) -> Session:
+        """The encoder, bundles and rows of a job."""
         bundles = {cell.spec.task: self.runner.bundle(cell)[0] for cell in job.tasks}
         encoder = self.runner.encoder(job.cells[0])
         keys = {
@@ -92,7 +101,7 @@ class ModelRunner:
         }
         return Session.open(
             encoder, bundles, keys, job.mixtures, training_of(job.spec), self.options,
-            self.runner.device,
+            self.runner.device, self.runner.checkpoint(job.spec),
         )  # fmt: skip
 
     def _ready(self, job: ModelJob, session: Session) -> Ready:
@@ -105,12 +114,7 @@ class ModelRunner:
             lr=tuned.lr, folder=folder, keep=True, tuned=_about(tuned),
         )  # fmt: skip
         if found is None:
-            in_processes(
-                self.options.processes,
-                train_in_process if self.options.processes > 1 else train_here,
-                (self.options, job, work) if self.options.processes > 1 else (session, work),
-                device=str(self.runner.device),
-            )
+            self._train(job, session, work)
             found = finished(folder, job.id)
         if found is None:
             raise OSError(f"the weights of model {job.id} are not on disk after its training")
@@ -119,9 +123,21 @@ class ModelRunner:
         weights = sha256_of(model_file(folder, job.id))
         return Ready(built=built, trained=found, tuned=tuned, weights=weights)
 
+    def _train(self, job: ModelJob, session: Session, work: Work) -> None:
+        """Train here, in new processes, or in those that a launcher outside started."""
+        world, options = self.runner.world, self.options
+        if world is not None and world.size > 1:
+            lead(world, train_in_process, (options, job, work))
+        elif options.processes > 1:
+            start(options.processes, train_in_process, (options, job, work), device=options.device)
+        else:
+            train_model(session, work)
+
     def _built(self, session: Session, work: Work, vocabulary: Sequence[str]) -> Built:
         method = load_method(work.method)
-        return build_model(method, work.settings, work.spec, session.encoder, vocabulary)
+        return build_model(
+            method, work.settings, work.spec, session.encoder, vocabulary, session.checkpoint
+        )
 
     def _tuned(self, job: ModelJob, session: Session) -> Tuned:
         """The learning rate of a model, and the layer where its method tries all of them.
@@ -133,6 +149,8 @@ class ModelRunner:
         notes: tuple[str, ...] = ()
         scores: dict[str, list[float]] = {}
         if candidates := layer_candidates(cell):
+            if not session.mixture_tasks:
+                raise Unsupported("tries layers on val questions, and no local task is trained on")
             tried = cell.chosen.card.tries
             by_layer = {
                 layer: self._val(job, session, trial_spec(one.spec))
@@ -190,12 +208,19 @@ class ModelRunner:
         """Score one task and write its record."""
         try:
             record, found = self._scored(session, ready, cell)
+        except Unsupported as reason:
+            return self._skipped(cell, reason)
         except UserError:
             raise
         except Exception as error:  # a task may raise anything
             return self.runner.failed(cell, error)
         self.runner.write(cell, record, found.outcomes, found.items, found.answers)
         return Event(kind="done", cell=cell)
+
+    def _skipped(self, cell: Cell, reason: Unsupported) -> Event:
+        skipped = CellRecord(spec=cell.spec, status="skipped", reason=str(reason))
+        self.runner.write(cell, skipped)
+        return Event(kind="skipped", cell=cell, text=str(reason))
 
     def _scored(self, session: Session, ready: Ready, cell: Cell) -> tuple[CellRecord, Evaluated]:
         started = time.perf_counter()
@@ -227,11 +252,18 @@ class ModelRunner:
         )
         return record, found
 
+    def _questions(self, spec: CellSpec) -> int:
+        """Questions that are asked at a time: of a large language model as many as it trains."""
+        most = self.options.eval_batch
+        return (
+            most if is_words(training_of(spec)) else min(most, self.options.micro_batch or _ASKED)
+        )
+
     def _evaluated(
         self, session: Session, ready: Ready, cell: Cell
     ) -> tuple[Evaluated, dict[str, object]]:
         """The evaluation of a cell and the fields of its record that the task decides."""
-        asking = asking_of(session, ready.built, cell.spec, self.options.eval_batch)
+        asking = asking_of(session, ready.built, cell.spec, self._questions(cell.spec))
         if isinstance(cell.task, BenchmarkCard):
             benchmark = load_benchmark(cell.task)
             source = find_source(cell.task.name, cell.task.needs, self.options.data_root)
@@ -279,22 +311,12 @@ def trial_spec(spec: CellSpec) -> CellSpec:
     )  # fmt: skip
 
 
-def train_here(world: object, session: Session, work: Work) -> None:
-    """Train in this process; `world` is this process alone."""
-    train_model(session, work)
-
-
-def train_in_process(world: object, options: object, job: ModelJob, work: Work) -> None:
+def train_in_process(world: World, options: RunOptions, job: ModelJob, work: Work) -> None:
     """Train in one of several processes, each with an encoder of its own."""
     from fusionbench.launchers.runner import Runner
-    from fusionbench.records.cell import RunOptions
-    from fusionbench.vlm.processes import World
 
-    if not isinstance(world, World) or not isinstance(options, RunOptions):
-        raise TypeError("started by `vlm.processes.in_processes` only")
-    runner = Runner(replace(options, device=str(world.device)))
-    session = ModelRunner(runner)._session(job)
-    train_model(session, work, world)
+    models = ModelRunner(Runner(replace(options, processes=0), world=world))
+    train_model(models.session(job), work, world)
 
 
 def _about(tuned: Tuned) -> Mapping[str, object]:

@@ -32,10 +32,13 @@ from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import code_state, hardware, plugin_files, software
 from fusionbench.study.data import load_data
+from fusionbench.study.language import LLAVA
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs
 
 if TYPE_CHECKING:
     from fusionbench.launchers.models import ModelRunner
+    from fusionbench.readers.llava.checkpoint import Checkpoint
+    from fusionbench.vlm.processes import World
 
 _ERROR_LINES = 12
 
@@ -82,12 +85,15 @@ def tuning_passes(cell: Cell, *, always: bool) -> list[list[PassCell]]:
 class Runner:
     """The state of one worker: encoders, and the materials of at most one job."""
 
-    def __init__(self, options: RunOptions) -> None:
+    def __init__(self, options: RunOptions, *, world: "World | None" = None) -> None:
+        """`world`: the processes that a launcher outside started; they train models together."""
         self.options = options
-        self.device = choose_device(options.device)
+        self.world = world
+        self.device = world.device if world is not None else choose_device(options.device)
         self.store = Store.open(options.out)
         self._encoders: dict[tuple[str, int], Encoder] = {}
         self._materials: tuple[str, Materials] | None = None
+        self._checkpoint: tuple[tuple[str, torch.dtype], Checkpoint] | None = None
 
     @cached_property
     def models(self) -> "ModelRunner":
@@ -243,12 +249,28 @@ class Runner:
     def encoder(self, cell: Cell) -> Encoder:
         key = (cell.encoder.name, cell.spec.budget.image_size)
         if key not in self._encoders:
-            built = load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
+            checkpoint = self.checkpoint(cell.spec)
+            built: Encoder = (
+                load_encoder(cell.encoder, image_size=key[1], device=str(self.device))
+                if checkpoint is None
+                else checkpoint.encoder
+            )
             wanted = self.options.compile
             if wanted in ("blocks", "steps") or (wanted == "auto" and self.device.type == "cuda"):
                 compile_blocks(built)
             self._encoders[key] = Checkpointed(built) if self.options.checkpoint else built
         return self._encoders[key]
+
+    def checkpoint(self, spec: CellSpec) -> "Checkpoint | None":
+        """The LLaVA checkpoint of a specification, opened once; None where it names none."""
+        if spec.training is None or not spec.training.language.startswith(LLAVA):
+            return None
+        from fusionbench.vlm.llava import open_for, weight_type
+
+        key = (spec.training.language, weight_type(spec, spec.training, self.device))
+        if self._checkpoint is None or self._checkpoint[0] != key:
+            self._checkpoint = (key, open_for(spec, spec.training, self.device))
+        return self._checkpoint[1]
 
     def _materials_of(self, job: TrainJob) -> Materials:
         cell, name = job.first, job.first.spec.task

@@ -98,6 +98,8 @@ def words_model(
 ) -> "LlamaForCausalLM":
     """A Llama with initial weights of the stream ("language", "words", seed); on the CPU.
 
+    Matrices start at standard deviation width^(-1/2): at 0.02, transformers' default for widths in
+    the thousands, 150 steps at width 128 answer 33 % of six local tasks instead of 43 % (one seed).
     Raises UserError for a width that its heads cannot split.
     """
     import torch
@@ -124,4 +126,8 @@ def words_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("language", "words", seed))
-        return LlamaForCausalLM(config)
+        made = LlamaForCausalLM(config)
+        # Unit normal entries, as the probe track's token embeddings have: a fusion's query is their
+        # mean.
+        torch.nn.init.normal_(made.model.embed_tokens.weight)
+        return made

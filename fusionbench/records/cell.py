@@ -218,8 +218,8 @@ class RunOptions:
     """Recompute frozen blocks on the way back instead of keeping their activations."""
     data_root: str = ""
     """Folder of the benchmarks' files."""
-    processes: int = 1
-    """Processes of one training of the track `vlm`."""
+    processes: int = 0
+    """Processes of one training of the track `vlm`; 0: not said, so one."""
     micro_batch: int = 0
     """Rows that a process trains at a time; 0: all that it has of a batch."""
     shard: bool = False

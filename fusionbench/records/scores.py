@@ -64,11 +64,15 @@ class Condition:
     budget: Budget
     training: Training | None = None
     """Of the track `vlm`."""
+    source: str = ""
+    """The tool that scored imported cells; empty for cells that FusionBench ran."""
 
     @property
     def title(self) -> str:
         """`nano, 60 steps of 32, lr 0.003`, for headings; with the language model if any."""
         budget = self.budget
+        if self.source and self.training is None:
+            return f"{self.track}: models of {self.source}"
         rates = "/".join(f"{rate:g}" for rate in budget.lrs)
         encoder, steps = self.encoder, f"{budget.steps} steps of {budget.batch}"
         if self.training is not None:
@@ -82,6 +86,7 @@ class Condition:
         parts = [encoder, steps, f"lr {rates}"]
         parts += [f"{budget.train_items} training examples"] if budget.train_items else []
         parts += [f"{budget.image_size} px"] if budget.image_size else []
+        parts += [f"scored by {self.source}"] if self.source else []
         return ", ".join([*parts, budget.precision])
 
 
@@ -193,7 +198,10 @@ def score_tables(records: Iterable[CellRecord]) -> list[ScoreTable]:
         spec = record.spec
         if spec.stage == "evaluate":
             # Records share their budget, and the JSON of it is slow to make 100,000 times.
-            same = (spec.encoder, spec.track, spec.weights, id(spec.budget), spec.training)
+            same = (
+                spec.encoder, spec.track, spec.weights, id(spec.budget), spec.training,
+                record.source,
+            )  # fmt: skip
             key = keys.get(same) or keys.setdefault(same, _condition_key(record))
             grouped.setdefault(key, []).append(record)
     return [_table(cells) for _, cells in sorted(grouped.items())]
@@ -202,7 +210,10 @@ def score_tables(records: Iterable[CellRecord]) -> list[ScoreTable]:
 def _condition_key(record: CellRecord) -> str:
     spec = record.spec
     training = [] if spec.training is None else [plain_training(spec.training)]
-    return canonical([spec.encoder, spec.track, vars(spec.budget), spec.weights, *training])
+    source = [record.source] if record.source else []
+    return canonical(
+        [spec.encoder, spec.track, vars(spec.budget), spec.weights, *training, *source]
+    )
 
 
 def _table(records: list[CellRecord]) -> ScoreTable:
@@ -235,6 +246,7 @@ def _table(records: list[CellRecord]) -> ScoreTable:
             weights=spec.weights,
             budget=spec.budget,
             training=spec.training,
+            source=records[0].source,
         ),  # fmt: skip
         methods=tuple(method_names[key] for key in methods),
         tasks=tuple(_facts(task_names[key], of_task[key]) for key in tasks),

@@ -63,6 +63,8 @@ class Training:
     """Two layers behind a LayerNorm without parameters, or `plain`, LLaVA's two layers alone."""
     length: int = 0
     """Longest row in tokens, image included; 0: what the language model takes."""
+    grouped: bool = False
+    """Whether the rows of a step all have an image or all have none."""
 
 
 def training_from(values: Mapping[str, Any] | None) -> Training | None:
@@ -79,6 +81,9 @@ def training_from(values: Mapping[str, Any] | None) -> Training | None:
 def plain_training(training: Training) -> dict[str, Any]:
     """The training as JSON values."""
     values = asdict(training)
+    # Added later: ids of trainings without it stay.
+    if not training.grouped:
+        del values["grouped"]
     values["stages"] = [
         {**stage, **{name: list(stage[name]) for name in _LISTS}} for stage in values["stages"]
     ]

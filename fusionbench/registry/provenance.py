@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import fusionbench
 from fusionbench import __version__
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.records.files import file_hash
@@ -20,7 +21,7 @@ _PACKAGES = ("torch", "transformers", "timm", "numpy", "einops", "safetensors")
 @cache
 def code_state() -> Mapping[str, str | bool]:
     """Version, git commit and dirty flag of this package; a wheel has no commit."""
-    folder = Path(__file__).resolve().parent.parent
+    folder = Path(fusionbench.__file__).resolve().parent.parent
     commit = _git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else ""
     state: dict[str, str | bool] = {"fusionbench": __version__, "commit": commit}
     if commit:

@@ -17,6 +17,7 @@ from fusionbench.report.coverage import coverage_page, reasons
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.freshness import fingerprint, mark
 from fusionbench.report.html.page import write_html
+from fusionbench.report.imported_table import imported_page
 from fusionbench.report.layer_table import layer_page
 from fusionbench.report.main_table import main_page, planted_page, summary_page
 from fusionbench.report.models import models_page
@@ -36,6 +37,9 @@ SECTIONS: Sequence[ReportSection] = (
     ),
     ReportSection("models", "Inside a language model", models_page),
     ReportSection("planted", "Planted ground truth", lambda report: planted_page(report.planted)),
+    ReportSection(
+        "imported", "Scored by other tools", lambda report: imported_page(report.imported)
+    ),
     ReportSection("cost", "Cost", lambda report: cost_page(report.analyses, report.profiles)),
     ReportSection("ablation", "Ablations", lambda report: ablation_page(report.results)),
     ReportSection("layers", "Layers", lambda report: layer_page(report.analyses)),
@@ -116,13 +120,15 @@ def collect(store: Store, baseline: str | None = None, finished: Cells | None = 
     results = Results(store, finished)
     if not results.records:
         raise UserError(f"{store.folder} holds no records", "run a study into it first")
+    ours = [table for table in results.tables if not table.condition.source]
     problems: list[Problem] = []
     profiles = tuple(read_profiles(store.folder, problems))
     return Material(
         results=results,
         planned=results.planned,
         analyses=analyses_of(results, baseline),
-        planted=[table.pick(table.planted) for table in results.tables if table.planted.any()],
+        planted=[table.pick(table.planted) for table in ours if table.planted.any()],
+        imported=[table for table in results.tables if table.condition.source],
         profiles=profiles,
         problems=[_relative(str(one), store.folder) for one in (*store.problems, *problems)],
     )

@@ -197,7 +197,7 @@ def _same_condition(one: Condition, two: Condition) -> bool:
 
 
 def _same_encoder(one: Condition, two: Condition) -> bool:
-    return (one.track, one.encoder) == (two.track, two.encoder)
+    return (one.track, one.encoder, one.source) == (two.track, two.encoder, two.source)
 
 
 def _name(table: ScoreTable, place: tuple[int, int, int]) -> tuple[str, str, int]:

@@ -80,18 +80,18 @@ def _traces(records: Sequence[CellRecord]) -> dict[tuple[str, Places], TraceRuns
     for record in records:
         for name, values in sorted(record.trace.items()):
             if values:
-                found[name, _places(record, len(values))].append(values)
+                found[name, places_of(record, len(values))].append(values)
     return {key: np.array(runs, dtype=np.float64) for key, runs in found.items()}
 
 
-def _places(record: CellRecord, count: int) -> Places:
+def places_of(record: CellRecord, count: int) -> Places:
     """The label of each number: the method's taps, or the encoder's blocks."""
     if len(record.taps) == count and not record.in_encoder:
-        return tuple("tap " + _tap(tap) for tap in record.taps)
+        return tuple("tap " + tap_text(tap) for tap in record.taps)
     return tuple(f"block {index}" for index in range(1, count + 1))
 
 
-def _tap(tap: Sequence[int]) -> str:
+def tap_text(tap: Sequence[int]) -> str:
     """`7`, or `1-8` for a mean over neighbours."""
     if len(tap) == 1:
         return str(tap[0])

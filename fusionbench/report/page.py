@@ -35,6 +35,8 @@ class Material:
     """One for each condition with tasks of the suite."""
     planted: Sequence[ScoreTable]
     """Tasks with a known truth; they enter no aggregate."""
+    imported: Sequence[ScoreTable] = ()
+    """Cells that other tools scored; they enter no aggregate either."""
     profiles: Sequence[CostRecord] = ()
     """Measured cost, from `DIR/profiles`."""
     problems: Sequence[str] = ()

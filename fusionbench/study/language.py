@@ -18,7 +18,7 @@ from fusionbench.records.cell import canonical
 from fusionbench.records.files import file_hash
 
 LLAVA = "llava:"
-WORDS_SIZE = (4, 128, 4)
+WORDS_SIZE = (4, 96, 4)
 """Layers, width and heads of `words`."""
 _WORDS_VERSION = 1
 _TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -33,6 +33,8 @@ class LanguageCard:
     """32 hexadecimal digits over weights, tokenizer and chat template."""
     checkpoint: Description | None = None
     """Of a LLaVA checkpoint: its parts."""
+    template: str = ""
+    """Of a LLaVA checkpoint: its chat format, or `llava15` where that marks no answer's end."""
 
     @property
     def tower(self) -> EncoderCard | None:
@@ -87,8 +89,16 @@ def _checkpoint(name: str, *, download: bool) -> LanguageCard:
         found = describe(name)
     if found is None:
         raise UserError(f"checkpoint {name} is not here", "give a folder: llava:FOLDER")
-    weights = _digest([found.weights, found.tokenizer])
-    return LanguageCard(name=name, weights=weights, checkpoint=found)
+    # The tokenizer is a part of transformers, which no other study loads for its plan.
+    from fusionbench.readers.llava.chat import CheckpointTokenizer, template_for
+
+    tokenizer = CheckpointTokenizer.of_folder(found.folder, name=name)
+    return LanguageCard(
+        name=name,
+        weights=_digest([found.weights, found.tokenizer]),
+        checkpoint=found,
+        template=template_for(tokenizer, None).name,
+    )
 
 
 def _folder(name: str, *, download: bool) -> Path:

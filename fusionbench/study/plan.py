@@ -6,7 +6,9 @@ from itertools import groupby
 from pathlib import Path
 
 from fusionbench.api.errors import UserError, unknown
+from fusionbench.api.sources import find_source
 from fusionbench.encoders.card import EncoderCard
+from fusionbench.readers.llava.description import own_method
 from fusionbench.records.cell import (
     READER,
     RIDGE,
@@ -29,8 +31,8 @@ from fusionbench.study.contrasts import check_known, read_contrasts
 from fusionbench.study.data import benchmark_hash, check_packed, task_hashes
 from fusionbench.study.language import LanguageCard, describe_language
 from fusionbench.study.mixture import Mixed, MixtureCard, describe_mixture, parse_mixture
-from fusionbench.study.study import ALL, LOCAL_TASKS, PRESETS, PROBE, VLM, Study
-from fusionbench.study.training import BLIND, training_of, without_readers
+from fusionbench.study.study import ALL, LOCAL_TASKS, OWN, PRESETS, PROBE, VLM, Study
+from fusionbench.study.training import BLIND, evaluated, training_of, without_readers
 
 AnyTask = TaskCard | BenchmarkCard
 _ENCODERS = "`fusionbench list encoders` shows what is here"
@@ -60,7 +62,8 @@ class ResolvedStudy:
     def budget_of(self, task: AnyTask) -> Budget:
         """The study's budget; a task with its own encoder has that encoder's image size."""
         budget = self.study.budget
-        return replace(budget, image_size=0) if _own_encoder(task) else budget
+        own = _own_encoder(task) or (self.language and self.language.checkpoint)
+        return replace(budget, image_size=0) if own else budget
 
 
 def resolve(
@@ -74,13 +77,15 @@ def resolve(
     # The study's own encoder first: a wrong name is an error even if no task uses it.
     vlm = study.track == VLM
     language = describe_language(study.language, study.model, download=download) if vlm else None
+    if language is not None:
+        study = _of_checkpoint(evaluated(study, language), language)
     study_encoder = (language and language.tower) or _encoder(
         catalog, study.encoder, study.budget.image_size, download=download
     )
     added = (BLIND,) if vlm else references(study, study_encoder.layers)
     methods = select_methods(catalog, (*study.methods, *added), study.settings)
     methods, same = without_readers(methods) if vlm else (methods, {})
-    tasks, unavailable = _tasks(study, catalog)
+    tasks, unavailable = _tasks(study, catalog, data_root)
     own = {task.encoder for task in tasks if isinstance(task, TaskCard) and task.encoder}
     brought = {name: _encoder(catalog, name, 0, download=download) for name in sorted(own)}
     encoders = {task.name: brought.get(_own_encoder(task), study_encoder) for task in tasks}
@@ -103,12 +108,40 @@ def _own_encoder(task: AnyTask) -> str:
     return task.encoder if isinstance(task, TaskCard) else ""
 
 
-def _tasks(study: Study, catalog: Catalog) -> tuple[tuple[AnyTask, ...], tuple[Unavailable, ...]]:
+def _of_checkpoint(study: Study, language: LanguageCard) -> Study:
+    """The study with the checkpoint's own method in place of `own`, which is the baseline then.
+
+    Raises UserError for `own` without a checkpoint and for images of another size than its tower's.
+    """
+    about = language.checkpoint
+    if about is None:
+        if OWN in study.methods:
+            raise UserError("the method `own` is the layer of a checkpoint", "name one: --model")
+        return study
+    size = study.budget.image_size
+    # A preset's is that of its own encoder.
+    presets = {one.budget.image_size for one in PRESETS[VLM].values()}
+    if size not in {0, about.encoder.size, *presets}:
+        raise UserError(
+            f"budget.image_size is {size}, and the tower of {about.name} reads "
+            f"{about.encoder.size} pixels",
+            "leave image_size out",
+        )
+    if OWN not in study.methods:
+        return study
+    own = own_method(about)
+    methods = tuple(dict.fromkeys(own if name == OWN else name for name in study.methods))
+    return replace(study, methods=methods, baseline=own)
+
+
+def _tasks(
+    study: Study, catalog: Catalog, data_root: str
+) -> tuple[tuple[AnyTask, ...], tuple[Unavailable, ...]]:
     """The tasks of a study; in the track `vlm` also benchmarks. Raises UserError."""
     if study.track == PROBE:
         return select_tasks(catalog, study.tasks)
     # A model answers what it was trained on: `all` are the mixture's own tasks.
-    local = _trained_on(study, catalog) or LOCAL_TASKS
+    local = _trained_on(study, catalog) or _not_trained_on(catalog, data_root)
     wanted = [one for name in study.tasks for one in (local if name == ALL else (name,))]
     names, benchmarks = divide_tasks(catalog, wanted)
     tasks, unavailable = select_tasks(catalog, names) if names else ((), ())
@@ -121,10 +154,25 @@ def _tasks(study: Study, catalog: Catalog) -> tuple[tuple[AnyTask, ...], tuple[U
     return (*tasks, *benchmarks), unavailable
 
 
+def _not_trained_on(catalog: Catalog, data_root: str) -> tuple[str, ...]:
+    """`all` for a mixture without local tasks: those, and the benchmarks below `data_root`."""
+    local = [name for name in LOCAL_TASKS if catalog.tasks[name].available]
+    return (*local, *(name for name in catalog.benchmarks if _is_there(catalog, name, data_root)))
+
+
+def _is_there(catalog: Catalog, name: str, data_root: str) -> bool:
+    try:
+        return bool(data_root and find_source(name, catalog.benchmarks[name].needs, data_root))
+    except UserError:
+        return False
+
+
 def _trained_on(study: Study, catalog: Catalog) -> tuple[str, ...]:
     """The local tasks of all mixtures of a study. Raises UserError for an unknown part."""
     given = study.training.get("stages") or [{}]
     names = [name for stage in given for name in stage.get("mixture") or study.mixture]
+    if not names:
+        return ()
     parts = [part for part in parse_mixture(tuple(dict.fromkeys(names))) if part.is_task]
     for part in parts:
         if part.name not in catalog.tasks:
@@ -308,7 +356,20 @@ def _training(resolved: ResolvedStudy) -> tuple[Training | None, tuple[Mixed, ..
         found.append(Mixed(card=card, parts=parts))
         return card
 
-    return training_of(study, language.name, language.weights, describe), tuple(found)
+    training = training_of(study, language, describe)
+    _require_val(study, found)
+    return training, tuple(found)
+
+
+def _require_val(study: Study, mixtures: Sequence[Mixed]) -> None:
+    """Raise UserError for several learning rates and no val question to choose with."""
+    tasks = [part for mixed in mixtures for part in mixed.parts if part.is_task]
+    if len(study.budget.lrs) > 1 and not tasks:
+        raise UserError(
+            f"budget.lrs has {len(study.budget.lrs)} learning rates, and no local task is trained "
+            "on, whose val questions would choose one",
+            "name one learning rate, for example lrs: [1.0e-4]",
+        )
 
 
 def tuning_specs(spec: CellSpec, *, always: bool = False) -> Mapping[float, tuple[CellSpec, ...]]:

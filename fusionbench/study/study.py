@@ -50,10 +50,12 @@ class Study:
     mixture: tuple[str, ...] = ()
     """What a model is trained on: names of tasks and conversation files, whatever `tasks` says."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """`query`, `mean`, `pixels`, `projector`, `trained`, `template`, `length`, and `stages`."""
+    """`query`, `mean`, `pixels`, `projector`, `trained`, `template`, `length`, `grouped`, and
+    `stages`."""
 
 
-ALL = "all"
+ALL, OWN = "all", "own"
+"""`own`: the layer and selection that a checkpoint's projector was trained on."""
 
 
 # Budget and contrasts: docs/protocol.md, "Budget of the quick study".
@@ -139,11 +141,11 @@ VLM_QUICK = Study(
     mixture=LOCAL_TASKS,
     seeds=1,
     budget=Budget(
-        steps=250,
+        steps=150,
         batch=32,
-        lrs=(1e-3,),
+        lrs=(1.5e-3,),
         tuning_seeds=1,
-        trial_steps=60,
+        trial_steps=36,
         train_items=1024,
         val_items=64,
         test_items=448,
@@ -245,7 +247,10 @@ def load_study(path: str | Path) -> Study:
     if isinstance(budget, Section):
         budget.check_keys([one.name for one in fields(Budget)])
     # A preset's contrasts belong to its own methods: a file declares its own, or none.
-    own = {"name": Path(path).stem, "contrasts": []}
+    own: dict[str, Any] = {"name": Path(path).stem, "contrasts": []}
+    # A checkpoint brings its own language model, whatever the preset's is.
+    if "model" in values:
+        own |= {"methods": [OWN], "language": ""}
     study = _changed(start, own | values, f"{path}: ")
     read_contrasts(study.contrasts, study.baseline)
     check_margins(study.margins)
@@ -271,6 +276,8 @@ def with_overrides(  # noqa: PLR0913  (one argument for each flag)
         name, key, value = split_assignment(text)
         merged.setdefault(name, {})[key] = value
     changes: dict[str, Any] = {"settings": merged}
+    if model and study == PRESETS[study.track].get(study.name):
+        changes["methods"] = [OWN]
     changes |= {"methods": list(methods)} if methods else {}
     changes |= {"tasks": list(tasks)} if tasks else {}
     changes |= {"encoder": encoder} if encoder else {}
@@ -280,6 +287,19 @@ def with_overrides(  # noqa: PLR0913  (one argument for each flag)
     changes |= {"model": model} if model else {}
     changes |= {"mixture": list(mixture)} if mixture else {}
     return checked_track(_changed(study, changes, ""))
+
+
+def smoke_of(study: Study) -> Study:
+    """The study with the budget and the seeds of `smoke`, every stage with its steps and batch."""
+    small = PRESETS[study.track]["smoke"]
+    cut = {"steps": small.budget.steps, "batch": small.budget.batch}
+    training = dict(study.training)
+    if stages := training.get("stages"):
+        training["stages"] = [{**stage, **cut} for stage in stages]
+    return replace(
+        study, budget=small.budget, seeds=small.seeds, references=small.references,
+        training=training, note=small.note,
+    )  # fmt: skip
 
 
 def checked_track(study: Study) -> Study:

@@ -21,6 +21,7 @@ from fusionbench.records.training import (
     Training,
 )
 from fusionbench.registry.selection import Chosen, label
+from fusionbench.study.language import LanguageCard
 from fusionbench.study.mixture import MixtureCard, PartCard
 from fusionbench.study.study import Study
 
@@ -29,7 +30,9 @@ BLIND = "blind"
 _WORDS = "words"
 _NUMBERS = ("steps", "batch", "lr", "weight_decay", "warmup")
 _STAGE = ("name", "mixture", "template", "trained", *_NUMBERS)
-_KEYS = ("query", "mean", "pixels", "projector", "trained", "template", "length", "stages")
+_KEYS = (
+    "query", "mean", "pixels", "projector", "trained", "template", "length", "grouped", "stages",
+)  # fmt: skip
 _CHOICES = {
     "query": QUERIES, "mean": MEANS, "pixels": PIXELS, "projector": PROJECTORS,
     "template": TEMPLATES,
@@ -39,31 +42,74 @@ Describe = Callable[[Sequence[str]], MixtureCard]
 """Gives the rows of a mixture, from the names of its parts."""
 
 
-def defaults_of(language: str) -> dict[str, Any]:
-    """What a training with this language model has where its study says nothing."""
-    if language == _WORDS:
+def defaults_of(language: LanguageCard) -> dict[str, Any]:
+    """What a training with this language model has where its study says nothing.
+
+    Of a checkpoint: its own format, its projector as it is, images padded as in the training of
+    LLaVA-1.5, or cut into tiles by its processor.
+    """
+    if language.name == _WORDS:
         return {"template": "words", "trained": ["fusion", "projector", "language"]}
-    if language.startswith("llava:"):
+    if language.checkpoint is not None:
         return {
-            "template": "llava15", "trained": ["fusion", "projector"],
-            "pixels": "pad", "projector": "plain",
+            "template": language.template, "trained": ["fusion"],
+            "pixels": "processor" if language.checkpoint.tiled else "pad", "projector": "plain",
         }  # fmt: skip
     return {"template": "chat", "trained": ["fusion", "projector"]}
 
 
-def training_of(study: Study, language: str, weights: str, describe: Describe) -> Training:
+def trains(study: Study, language: LanguageCard) -> bool:
+    """Whether any stage of a study trains anything."""
+    given = {**defaults_of(language), **study.training}
+    stages = given.get("stages") or [{}]
+    return any(stage.get("trained", given["trained"]) for stage in stages)
+
+
+def evaluated(study: Study, language: LanguageCard) -> Study:
+    """The study; without mixture, steps and learning rates if it trains nothing.
+
+    Raises UserError if it trains nothing and its model is no finished one, and for several learning
+    rates without val questions to choose with.
+    """
+    if trains(study, language):
+        return study
+    if language.checkpoint is None:
+        raise UserError(
+            f"the study trains nothing, and {language.name} has no projector for images",
+            "name a checkpoint with --model, or what is trained: trained: [fusion, projector]",
+        )
+    training = {key: value for key, value in study.training.items() if key != "stages"}
+    stages = study.training.get("stages") or [{}]
+    training |= {key: stages[-1][key] for key in ("template",) if key in stages[-1]}
+    # What changes no weight is no part of the identity.
+    budget = replace(
+        study.budget, steps=0, batch=1, lrs=(0.0,), tuning_seeds=0, trial_steps=0, train_items=0,
+        val_items=0, weight_decay=0.0, warmup=0.0, vector_lr=0.0, optimiser="adamw", draw=0,
+        resample="none",
+    )  # fmt: skip
+    return replace(
+        study, mixture=(), budget=budget, training={**training, "trained": [], "grouped": False}
+    )
+
+
+def training_of(study: Study, language: LanguageCard, describe: Describe) -> Training:
     """The training of a study. Raises UserError for a field that is unknown or impossible."""
     given = {**defaults_of(language), **study.training}
     _check_keys("training", given, _KEYS)
+    _check_grouped(given.get("grouped", False))
+    _check_parts(given, language)
     for key, allowed in _CHOICES.items():
         _check_choice(f"training.{key}", given.get(key), allowed)
     stages = given.pop("stages", None) or [{}]
+    nothing = not trains(study, language)
     template, trained = given.pop("template"), given.pop("trained")
     own = [{"template": template, "trained": trained, **stage} for stage in stages]
     return Training(
-        language=language,
-        language_weights=weights,
-        stages=tuple(_stage(at, one, study, describe) for at, one in enumerate(own)),
+        language=language.name,
+        language_weights=language.weights,
+        stages=tuple(
+            _stage(at, one, study, _none if nothing else describe) for at, one in enumerate(own)
+        ),
         **given,
     )
 
@@ -76,7 +122,7 @@ def _stage(at: int, given: Mapping[str, Any], study: Study, describe: Describe) 
     for one in trained:
         _check_choice(f"{what}.trained", one, TRAINED)
     names = _names(f"{what}.mixture", given.get("mixture") or study.mixture)
-    if not names:
+    if not names and describe is not _none:
         raise UserError(
             f"{what} has no mixture: what is the model trained on?",
             "name tasks or a conversation file with --mixture",
@@ -92,6 +138,11 @@ def _stage(at: int, given: Mapping[str, Any], study: Study, describe: Describe) 
         trained=trained,
         **numbers,
     )
+
+
+def _none(names: Sequence[str]) -> MixtureCard:
+    """The mixture of a study that trains nothing."""
+    return MixtureCard(parts=())
 
 
 def _shown(part: PartCard) -> str:
@@ -129,6 +180,32 @@ def _check_keys(what: str, given: Mapping[str, Any], known: Sequence[str]) -> No
     for key in given:
         if key not in known:
             raise unknown(f"key of {what}", key, known)
+
+
+def _check_grouped(value: object) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"training.grouped must be true or false, got {value!r}", "grouped: true")
+
+
+def _check_parts(given: Mapping[str, Any], language: LanguageCard) -> None:
+    """Raise UserError for pixels or a projector that the language model does not have."""
+    found = language.checkpoint
+    if found is None:
+        return
+    if given["projector"] != "plain":
+        raise UserError(
+            f"training.projector is {given['projector']}, and the checkpoint's is plain",
+            "leave it out",
+        )
+    allowed = ("processor",) if found.tiled else ("pad", "processor")
+    if given["pixels"] not in allowed:
+        raise UserError(
+            f"training.pixels is {given['pixels']}, and {found.cls} reads images with "
+            f"{' or '.join(allowed)}",
+            "squash belongs to encoders without a language model"
+            if given["pixels"] == "squash"
+            else f"{found.cls} cuts images into tiles and pads them in its own way",
+        )
 
 
 def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from fusionbench.api.seeding import stream
 from fusionbench.harness.stepping import States
 from fusionbench.readers.labels import EncodedRow
+from fusionbench.readers.llava.kinds import Pair
 from fusionbench.vlm.conversations import Row
 from fusionbench.vlm.states import ImageStates
 
@@ -40,10 +41,23 @@ class Batch:
     answers: tuple[Sequence[int], ...]
     """Ids of each row's answer, for a summary and for methods that read answers; empty where an
     answer is asked for."""
+    pictures: tuple[tuple[int, Pair], ...] = ()
+    """(inputs of the encoder, (height, width) in pixels) of each image; empty: one input each."""
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.rows)
+
+    @property
+    def asking(self) -> tuple[int, ...]:
+        """The row of each input of the encoder."""
+        pairs = zip(self.owners, self.parts, strict=True)
+        return tuple(owner for owner, (inputs, _) in pairs for _ in range(inputs))
+
+    @property
+    def parts(self) -> list[tuple[int, Pair]]:
+        """`pictures`, or one input of no size for each image."""
+        return list(self.pictures) or [(1, (0, 0))] * len(self.owners)
 
     @property
     def shows(self) -> bool:
@@ -85,18 +99,19 @@ class Batches:
     def expect(self, indices: Iterable[int]) -> None:
         """Announce rows of the coming steps: their images are read ahead."""
         if self._files:
-            self._states.expect(
-                image for index in indices for image in self.rows[int(index)].images
-            )
+            for index in indices:
+                self._states.expect(self.rows[int(index)].images)
 
     def fetch(self, indices: Sequence[int]) -> Batch:
         """These rows as a batch."""
         rows = [self.rows[index] for index in indices]
         encoded = tuple(map(self.encoded, rows))
+        shown = self._states.shown([row.images for row in rows])
         return Batch(
             rows=encoded,
             owners=tuple(at for at, row in enumerate(rows) for _ in row.images),
-            states=self._states.of([image for row in rows for image in row.images]),
+            states=shown.states,
+            pictures=shown.pictures,
             queries=self._queries(indices, encoded),
             answers=tuple(answer_ids(row) for row in encoded),
         )

@@ -13,10 +13,12 @@ from torch import nn
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Method
 from fusionbench.api.seeding import seed_of
-from fusionbench.api.types import ReaderShape, StackShape
+from fusionbench.api.types import Fused, ReaderShape, StackShape, Unsupported
 from fusionbench.harness.model import seeded_fusion
+from fusionbench.harness.stepping import fuse
 from fusionbench.readers.labels import EncodedRow, encode
 from fusionbench.readers.language import LanguageModel, config_shape
+from fusionbench.readers.llava.checkpoint import Checkpoint
 from fusionbench.readers.load import WORDS, load_language
 from fusionbench.readers.projector import LanguageProjector
 from fusionbench.readers.template import build_template
@@ -25,7 +27,9 @@ from fusionbench.records.training import Stage, Training
 from fusionbench.study.language import WORDS_SIZE, checkpoint_folder
 from fusionbench.vlm.batch import Encode
 from fusionbench.vlm.conversations import Row
+from fusionbench.vlm.llava import how_trained, language_in, projector_in, weight_type
 from fusionbench.vlm.model import VisionLanguageModel
+from fusionbench.vlm.states import encoded
 
 _STREAM = "vlm"
 
@@ -36,6 +40,8 @@ class Built:
 
     model: VisionLanguageModel
     notes: tuple[str, ...] = ()
+    fresh: bool = False
+    """Whether a checkpoint's projector was replaced by a new one, which every stage trains."""
 
 
 def training_of(spec: CellSpec) -> Training:
@@ -45,29 +51,73 @@ def training_of(spec: CellSpec) -> Training:
     return spec.training
 
 
-def build_model(
+def build_model(  # noqa: PLR0913
     method: type[Method],
     settings: Mapping[str, Setting],
     spec: CellSpec,
     encoder: Encoder,
     vocabulary: Sequence[str],
+    checkpoint: Checkpoint | None = None,
 ) -> Built:
     """The model that a training starts from.
 
-    `vocabulary`: the texts whose words are those of the language model `words`. Raises Unsupported
-    for a method that does not fit encoder or language model.
+    `vocabulary`: the texts whose words are those of the language model `words`. `checkpoint`: the
+    parts of a LLaVA checkpoint, where the training names one. Raises Unsupported for a method that
+    does not fit encoder or language model, or that would have to be trained where nothing is.
     """
     training = training_of(spec)
-    language = language_of(training, spec, vocabulary, device_of(encoder))
+    language = language_of(training, spec, vocabulary, device_of(encoder), checkpoint)
     fusion = fusion_of(method, settings, encoder, language.shape, spec.seed)
     fusion = fusion.to(device_of(encoder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(_STREAM, spec.seed, "projector"))
-        projector = LanguageProjector(
-            fusion.out_dim, language.shape.width, kind=training.projector, scale=language.scale
-        ).to(device_of(encoder))
-    model = VisionLanguageModel(fusion, projector, language, encoder)
-    return Built(model=model, notes=tuple(fusion.notes))
+        projector, note = _projector(fusion, language, encoder, spec, checkpoint)
+    built = Built(
+        model=VisionLanguageModel(fusion, projector, language, encoder, checkpoint),
+        notes=(*fusion.notes, *([note] if note else [])),
+        fresh=bool(note),
+    )
+    _refuse_untrained(built, training)
+    return built
+
+
+def _projector(
+    fusion: Method,
+    language: LanguageModel,
+    encoder: Encoder,
+    spec: CellSpec,
+    checkpoint: Checkpoint | None,
+) -> tuple[nn.Module, str]:
+    """(projector, note of a checkpoint's that was replaced)."""
+    if checkpoint is not None:
+        return projector_in(checkpoint, fusion, probed(fusion, language, encoder, spec))
+    kind = training_of(spec).projector
+    found = LanguageProjector(fusion.out_dim, language.shape.width, kind=kind, scale=language.scale)
+    return found.to(device_of(encoder)), ""
+
+
+@torch.no_grad()
+def probed(fusion: Method, language: LanguageModel, encoder: Encoder, spec: CellSpec) -> Fused:
+    """What a fusion makes of one fixed image of noise: number and scale of its tokens."""
+    draw = torch.Generator().manual_seed(0)
+    size, device = encoder.size, device_of(encoder)
+    image = torch.randint(0, 256, (1, size, size, 3), dtype=torch.uint8, generator=draw).to(device)
+    query = language.scale * torch.randn(1, language.shape.width, generator=draw).to(device)
+    bf16 = spec.budget.precision == "bf16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        found = fuse(fusion.eval(), encoded(encoder, [image]), query, encoder)
+    fusion.train()
+    return found
+
+
+def _refuse_untrained(built: Built, training: Training) -> None:
+    """Unsupported for random weights in a study that trains nothing."""
+    if any(stage.trained for stage in training.stages):
+        return
+    if built.fresh:
+        raise Unsupported("needs a projector of another width, and this study trains nothing")
+    if any(True for _ in built.model.fusion.parameters()):
+        raise Unsupported("has weights of its own, and this study trains nothing")
 
 
 def fusion_of(
@@ -100,20 +150,23 @@ def reader_shape(spec: CellSpec) -> ReaderShape:
 
 
 def language_of(
-    training: Training, spec: CellSpec, vocabulary: Sequence[str], device: torch.device
+    training: Training,
+    spec: CellSpec,
+    vocabulary: Sequence[str],
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
 ) -> LanguageModel:
     """The language model, with gradients where some stage trains it."""
-    trained = {part for stage in training.stages for part in stage.trained}
-    how = "full" if "language" in trained else "lora" if "lora" in trained else "none"
-    half = device.type == "cuda" and how != "full" and spec.budget.precision == "bf16"
+    if checkpoint is not None:
+        return language_in(checkpoint, training, spec.seed, device)
     layers, width, heads = WORDS_SIZE
     return load_language(
         training.language,
         texts=vocabulary,
         seed=spec.seed,
         device=device,
-        dtype=torch.bfloat16 if half else torch.float32,
-        trained=how,
+        dtype=weight_type(spec, training, device),
+        trained=how_trained(training),
         template=training.stages[-1].template,
         layers=layers,
         width=width,
@@ -121,11 +174,13 @@ def language_of(
     )
 
 
-def set_trained(model: VisionLanguageModel, stage: Stage) -> list[str]:
-    """Enable the gradients of what a stage trains; returns the names of these parameters."""
-    parts: dict[str, nn.Module] = {"fusion": model.fusion, "projector": model.projector}
-    for name, part in parts.items():
-        part.requires_grad_(name in stage.trained)
+def set_trained(model: VisionLanguageModel, stage: Stage, *, fresh: bool = False) -> list[str]:
+    """Enable the gradients of what a stage trains; returns the names of these parameters.
+
+    `fresh`: the projector is trained whatever the stage names.
+    """
+    model.fusion.requires_grad_("fusion" in stage.trained)
+    model.projector.requires_grad_(fresh or "projector" in stage.trained)
     for name, parameter in model.language.named_parameters():
         lora = "lora_" in name
         parameter.requires_grad_(("lora" if lora else "language") in stage.trained)

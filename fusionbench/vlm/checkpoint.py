@@ -68,12 +68,16 @@ class Checkpoints:
         A file that is truncated, edited or of another run is renamed to `<name>.unusable` and
         named in `notes` and a warning. Without a usable file: step 0, nothing is changed. With
         another number of processes than before, processes without a state keep their own.
+        Raises UserError if a bad file cannot be moved.
         """
         if self.folder is None:
             return 0, []
-        found, self.notes = self.world.broadcast(
-            (self._newest(), self.notes) if self.world.main else (None, self.notes)
-        )
+        found: Path | None = None
+        try:
+            found = self._newest() if self.world.main else None
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+        found, self.notes = self.world.broadcast((found, self.notes))
         if found is None:
             return 0, []
         if not found.is_file():

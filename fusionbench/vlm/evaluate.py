@@ -133,7 +133,7 @@ class _Said:
                 found, fused = asking.model.answer(batch, limit=limit)
             self.texts += found
             self.traces.append((len(batch), fused.trace))
-            self.tokens = max(self.tokens, fused.tokens.shape[1] if batch.shows else 0)
+            self.tokens = max(self.tokens, asking.model.most_tokens(batch, fused))
             self.unknown += sum(row.unknown for row in batch.rows)
 
 

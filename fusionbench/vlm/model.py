@@ -14,6 +14,7 @@ from fusionbench.api.types import Fused
 from fusionbench.harness.stepping import fuse
 from fusionbench.readers.injection import Inside, project
 from fusionbench.readers.language import LanguageModel
+from fusionbench.readers.llava.checkpoint import Checkpoint
 from fusionbench.readers.splice import IGNORED, Spliced, splice
 from fusionbench.vlm.batch import Batch
 
@@ -26,14 +27,21 @@ class VisionLanguageModel(nn.Module):
     """
 
     def __init__(
-        self, fusion: Method, projector: nn.Module, language: LanguageModel, encoder: Encoder
+        self,
+        fusion: Method,
+        projector: nn.Module,
+        language: LanguageModel,
+        encoder: Encoder,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
+        """`checkpoint`: joins the inputs that an image makes, behind the projector."""
         super().__init__()
         self.fusion = fusion
         self.projector = projector
         self.language = language
         # Frozen and no part of the module: neither trained, counted nor stored with it.
         self._encoder = (encoder,)
+        self._checkpoint = checkpoint
 
     def forward(self, batch: Batch, weights: Float[Tensor, " row"]) -> Float[Tensor, ""]:
         """The loss: the sum over rows of weight times nll, and the fusion's own terms.
@@ -52,9 +60,25 @@ class VisionLanguageModel(nn.Module):
         return loss + (weights * labelled).sum() * terms
 
     def fused(self, batch: Batch) -> Fused:
-        """What the fusion makes of the batch's images, one row for each image."""
-        owners = torch.tensor(batch.owners or (0,), device=self.device)
-        return fuse(self.fusion, batch.states, self.query(batch)[owners], self._encoder[0])
+        """What the fusion makes of the batch's images.
+
+        Tokens have a row for each input of the encoder, injections and summary for each image.
+        """
+        asking = torch.tensor(batch.asking or (0,), device=self.device)
+        found = fuse(self.fusion, batch.states, self.query(batch)[asking], self._encoder[0])
+        if self._checkpoint is None or not batch.shows:
+            return found
+        return self._checkpoint.by_picture(found, self.projector, batch.parts)
+
+    def image_tokens(self, batch: Batch, fused: Fused) -> list[Float[Tensor, "token width"]]:
+        """The projected tokens of each image, as the language model gets them.
+
+        Raises Unsupported where the inputs of an image cannot be joined.
+        """
+        projected = project(fused, self.projector)
+        if self._checkpoint is None:
+            return list(projected)
+        return self._checkpoint.image_tokens(projected, batch.parts)
 
     def query(self, batch: Batch) -> Float[Tensor, "row width"]:
         """The mean of the language model's embeddings of each row's query; no gradient.
@@ -66,11 +90,24 @@ class VisionLanguageModel(nn.Module):
             ids = tuple((*one, *told) for one, told in zip(ids, batch.answers, strict=True))
         return self.language.query(ids)
 
+    def most_tokens(self, batch: Batch, fused: Fused) -> int:
+        """Tokens that the language model gets for one image of the batch, for the largest."""
+        tiling = None if self._checkpoint is None else self._checkpoint.tiling
+        if not batch.shows:
+            return 0
+        if tiling is None:
+            return int(fused.tokens.shape[1])
+        # One input alone has one mark behind it.
+        return max(
+            tiling.tokens(size) if inputs > 1 else fused.tokens.shape[1] + 1
+            for inputs, size in batch.parts
+        )
+
     def spliced(
         self, batch: Batch, fused: Fused, *, side: Literal["right", "left"]
     ) -> tuple[Spliced, Inside | None]:
         """Text and image tokens in one sequence, and what the fusion does inside the layers."""
-        images = list(project(fused, self.projector)) if batch.shows else []
+        images = self.image_tokens(batch, fused) if batch.shows else []
         spliced = splice(self.language, batch.rows, images, side=side)
         if not batch.shows:
             return spliced, None

@@ -6,7 +6,7 @@ Pillow decodes and resizes without the interpreter's lock, so threads use as man
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Pixels = UInt8[np.ndarray, "height width 3"]
+T = TypeVar("T")
 FITS = ("squash", "pad", "processor")
 """How an image becomes the encoder's input.
 
@@ -30,17 +31,20 @@ MOST = 256
 """Images that are read ahead at the same time; 256 photographs of 640 x 480 are 240 MB."""
 
 
-class ReadAhead:
-    """Reads the images that were announced, in their order, before they are asked for."""
+class ReadAhead(Generic[T]):
+    """Reads the images that were announced, in their order, before they are asked for.
+
+    `T`: what is read of an image, for example its pixels.
+    """
 
     def __init__(
-        self, read: Callable[[Picture], Pixels], *, threads: int = THREADS, most: int = MOST
+        self, read: Callable[[Picture], T], *, threads: int = THREADS, most: int = MOST
     ) -> None:
         """`most`: images that wait at a time; what is announced beyond is read when asked for."""
         self._read = read
         self._most = most
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="pictures")
-        self._waiting: dict[str, Future[Pixels]] = {}
+        self._waiting: dict[str, Future[T]] = {}
         self._lock = threading.Lock()
 
     def expect(self, pictures: Iterable[Picture]) -> None:
@@ -50,8 +54,8 @@ class ReadAhead:
                 if picture.name not in self._waiting and len(self._waiting) < self._most:
                     self._waiting[picture.name] = self._pool.submit(self._read, picture)
 
-    def __call__(self, picture: Picture) -> Pixels:
-        """The pixels of an image, announced or not. Raises what reading it raised."""
+    def __call__(self, picture: Picture) -> T:
+        """What is read of an image, announced or not. Raises what reading it raised."""
         with self._lock:
             waiting = self._waiting.pop(picture.name, None)
         return self._read(picture) if waiting is None else waiting.result()

@@ -1,7 +1,7 @@
 """One training from its job: stage by stage, resumed where it was killed, weights on disk."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial as bind
 from pathlib import Path
@@ -15,12 +15,14 @@ from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import spaced
 from fusionbench.readers.injection import decoder_layers
+from fusionbench.readers.labels import TooLong
+from fusionbench.readers.llava.checkpoint import Checkpoint
 from fusionbench.records.cell import Budget, CellSpec, RunOptions, Setting, canonical
 from fusionbench.records.training import Stage, Training
 from fusionbench.registry.cards import MethodCard
 from fusionbench.registry.plugins import load_method
 from fusionbench.study.mixture import Mixed
-from fusionbench.vlm.batch import Batch, Batches
+from fusionbench.vlm.batch import Batch, Batches, Encode
 from fusionbench.vlm.build import (
     Built,
     build_model,
@@ -32,6 +34,7 @@ from fusionbench.vlm.build import (
 )
 from fusionbench.vlm.checkpoint import whole
 from fusionbench.vlm.conversations import Row
+from fusionbench.vlm.llava import Reading, most_positions, positions
 from fusionbench.vlm.mixture import Mixture, open_mixture, within
 from fusionbench.vlm.pictures import ReadAhead, pixels
 from fusionbench.vlm.processes import World
@@ -59,10 +62,14 @@ class Session:
     """One for each stage."""
     options: RunOptions
     mixture_tasks: tuple[str, ...]
+    grouped: bool = False
+    """Rows of a step all have an image or all have none."""
+    checkpoint: Checkpoint | None = None
+    """The LLaVA checkpoint that encoder, projector and language model come from."""
     _opened: dict[int, Mixture] = field(default_factory=dict)
 
     @staticmethod
-    def open(
+    def open(  # noqa: PLR0913
         encoder: Encoder,
         bundles: Mapping[str, Bundle],
         keys: Mapping[str, FeatureKey],
@@ -70,14 +77,27 @@ class Session:
         training: Training,
         options: RunOptions,
         device: torch.device,
+        checkpoint: Checkpoint | None = None,
     ) -> "Session":
-        """The encoder with the images of local tasks and of files."""
+        """The encoder with the images of local tasks and of files.
+
+        Images of tasks are resized as the encoder does it, those of files and benchmarks as the
+        training's `pixels` says. Raises UserError for pixels that the checkpoint does not have.
+        """
         tasks = {part.name for mixed in mixtures for part in mixed.parts if part.is_task}
-        read = bind(_pixels, fit=training.pixels, mean=getattr(encoder, "mean", _NO_MEAN))
-        states = ImageStates(keys=keys, encoder=encoder, device=device, pixels=ReadAhead(read))
+        if checkpoint is None:
+            read = bind(_pixels, fit=training.pixels, mean=getattr(encoder, "mean", _NO_MEAN))
+            states = ImageStates(keys=keys, encoder=encoder, device=device, pixels=ReadAhead(read))
+        else:
+            reading = Reading.of(checkpoint, training.pixels)
+            states = ImageStates(
+                keys=keys, encoder=encoder, device=device, pixels=reading.alone,
+                several=reading.several,
+            )  # fmt: skip
         return Session(
             encoder=encoder, bundles=bundles, states=states, mixtures=tuple(mixtures),
-            options=options, mixture_tasks=tuple(sorted(tasks)),
+            options=options, mixture_tasks=tuple(sorted(tasks)), grouped=training.grouped,
+            checkpoint=checkpoint,
         )  # fmt: skip
 
     def mixture(self, stage: int) -> Mixture:
@@ -85,8 +105,9 @@ class Session:
         if stage not in self._opened:
             mixed, root = self.mixtures[stage], self.options.data_root
             self._opened[stage] = open_mixture(
-                mixed.card, mixed.parts, self.bundles, Path(root) if root else None
-            )
+                mixed.card, mixed.parts, self.bundles, Path(root) if root else None,
+                grouped=self.grouped,
+            )  # fmt: skip
         return self._opened[stage]
 
     def vocabulary(self) -> tuple[str, ...]:
@@ -155,14 +176,20 @@ def train_model(session: Session, work: Work, world: World | None = None) -> tup
     training = training_of(work.spec)
     vocabulary = session.vocabulary() if is_words(training) else ()
     method = load_method(work.method)
-    built = build_model(method, work.settings, work.spec, session.encoder, vocabulary)
+    built = build_model(
+        method, work.settings, work.spec, session.encoder, vocabulary, session.checkpoint
+    )
+    if session.options.checkpoint:
+        built.model.language.checkpoint_layers()
     losses: list[float] = []
     unmoved: set[str] = set()
     names: dict[str, None] = {}
     notes: list[str] = []
     counts: dict[str, int] = {}
     for at, stage in enumerate(training.stages):
-        names |= dict.fromkeys(set_trained(built.model, stage))
+        names |= dict.fromkeys(set_trained(built.model, stage, fresh=built.fresh))
+        if not stage.trained:
+            continue
         run = _Stage(session=session, work=work, built=built, at=at, stage=stage, world=world)
         history, dropped = run.train()
         losses += history.losses
@@ -243,13 +270,9 @@ class _Stage:
         spec, language = self.work.spec, self.built.model.language
         training = training_of(spec)
         encode = encoder_of_rows(language, training, self.stage.template, answer=True)
-        tokens = self._image_tokens()
         most = training.length or language.context
-
-        def fits(row: Row) -> bool:
-            return len(encode(row).ids) + len(row.images) * tokens <= most
-
-        mixture = within(self.session.mixture(self.at), fits, sure=most - tokens - _MARGIN)
+        fits, sure = self._fitting(encode, most)
+        mixture = within(self.session.mixture(self.at), fits, sure=sure)
         batches = Batches(
             mixture,
             encode,
@@ -261,10 +284,27 @@ class _Stage:
             mixture=mixture, batches=batches, batch=self._budget().batch, seed=spec.seed
         )
 
+    def _fitting(self, encode: Encode, most: int) -> tuple[Callable[[Row], bool], int]:
+        """(whether a row has at most `most` positions, bytes of text with which it surely has)."""
+        tokens, checkpoint = self._image_tokens(), self.session.checkpoint
+        largest = tokens if checkpoint is None else most_positions(checkpoint, tokens)
+
+        def fits(row: Row) -> bool:
+            try:
+                room = most - len(encode(row).ids)
+            except TooLong:
+                return False
+            # The sizes of images decide only where the largest would not fit.
+            if len(row.images) * largest <= room:
+                return True
+            return checkpoint is not None and positions(checkpoint, row, tokens) <= room
+
+        return fits, most - largest - _MARGIN
+
     def _image_tokens(self) -> int:
-        """Tokens of one image, from the fused tokens of a blank one."""
-        model = self.built.model
-        with torch.no_grad():
+        """Tokens of one input of the encoder, from the fused tokens of a blank one."""
+        model, bf16 = self.built.model, self.work.spec.budget.precision == "bf16"
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             batch = Batch(
                 rows=(), owners=(), states=self.session.states.of(()), queries=((),), answers=((),)
             )

@@ -1,7 +1,9 @@
 """Hidden states of the images of a batch: from the cache of local tasks, or made by the encoder."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -14,8 +16,22 @@ from fusionbench.api.fusion import Tap
 from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.stepping import States
+from fusionbench.readers.llava.kinds import Pair
+from fusionbench.readers.llava.pixels import Views
 from fusionbench.vlm.conversations import Cached
-from fusionbench.vlm.pictures import ReadAhead
+from fusionbench.vlm.pictures import Pixels, ReadAhead
+
+Image = Picture | Cached
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """The images of a batch."""
+
+    states: States
+    """Gives the hidden states of all inputs of the encoder, in order."""
+    pictures: tuple[tuple[int, Pair], ...]
+    """(inputs of the encoder, (height, width) in pixels) of each image."""
 
 
 @dataclass(kw_only=True)
@@ -25,52 +41,83 @@ class ImageStates:
     keys: Mapping[str, FeatureKey]
     """Task -> key of its cached hidden states."""
     encoder: Encoder
-    pixels: ReadAhead
+    pixels: ReadAhead[Pixels] | ReadAhead[Views]
+    """Reads an image: its pixels, or the inputs of the encoder that it makes."""
     device: torch.device
+    several: ReadAhead[Views] | None = None
+    """Reads an image of a row with several; None: as any other."""
     _open: dict[tuple[str, Tap], Float[Tensor, "image token dim"]] = field(
         init=False, default_factory=dict
     )
 
-    def of(self, images: Sequence[Picture | Cached]) -> States:
+    def of(self, images: Sequence[Image]) -> States:
         """Gives the states of these images, in order, in float32; of none, those of a blank."""
-        if not images:
-            return blank(self.encoder, self.device)
+        return self.shown([(image,) for image in images]).states
+
+    def shown(self, rows: Sequence[Sequence[Image]]) -> Shown:
+        """The images of these rows, in order; of no image at all, the states of a blank."""
+        if not any(rows):
+            return Shown(states=blank(self.encoder, self.device), pictures=())
+        images = [image for row in rows for image in row]
+        views = [self._viewed(image, len(row)) for row in rows for image in row]
+        size = (self.encoder.size, self.encoder.size)
+        pictures = tuple((1, size) if view is None else view.part for view in views)
+        running = encoded(self.encoder, [one for view in views if view for one in self._on(view)])
+        starts = list(accumulate((inputs for inputs, _ in pictures), initial=0))
         places: dict[str, list[int]] = {}
-        for place, image in enumerate(images):
-            places.setdefault(image.task if isinstance(image, Cached) else "", []).append(place)
-        pictures = [image for image in images if isinstance(image, Picture)]
-        running = encoded(self.encoder, [self._opened(one) for one in pictures])
+        for image, first, (inputs, _) in zip(images, starts[:-1], pictures, strict=True):
+            task = image.task if isinstance(image, Cached) else ""
+            places.setdefault(task, []).extend(range(first, first + inputs))
+        cached = {
+            task: [one.row for one in images if isinstance(one, Cached) and one.task == task]
+            for task in places
+        }
+        gather = partial(self._gathered, running, places, cached, starts[-1])
+        return Shown(states=gather, pictures=pictures)
 
-        def gather(taps: tuple[Tap, ...]) -> Float[Tensor, "tap batch token dim"]:
-            shape = self.encoder.shape
-            size = (len(taps), len(images), shape.tokens, shape.dim)
-            found = torch.empty(size, device=self.device)
-            for task, spots in places.items():
-                if task:
-                    rows = torch.tensor([_row(images[spot]) for spot in spots])
-                    part = torch.stack([self._stored(task, tap)[rows] for tap in taps])
-                else:
-                    part = running(taps)
-                found[:, torch.tensor(spots)] = part.to(self.device, torch.float32)
-            return found
+    def expect(self, images: Sequence[Image]) -> None:
+        """Announce the images of a row of the coming steps."""
+        self._reading(len(images)).expect(one for one in images if isinstance(one, Picture))
 
-        return gather
+    def _gathered(
+        self,
+        running: States,
+        places: Mapping[str, Sequence[int]],
+        cached: Mapping[str, Sequence[int]],
+        count: int,
+        taps: tuple[Tap, ...],
+    ) -> Float[Tensor, "tap batch token dim"]:
+        shape = self.encoder.shape
+        found = torch.empty((len(taps), count, shape.tokens, shape.dim), device=self.device)
+        for task, spots in places.items():
+            if task:
+                rows = torch.tensor(cached[task])
+                part = torch.stack([self._stored(task, tap)[rows] for tap in taps])
+            else:
+                part = running(taps)
+            found[:, torch.tensor(spots)] = part.to(self.device, torch.float32)
+        return found
 
-    def expect(self, images: Iterable[Picture | Cached]) -> None:
-        """Announce images of the coming steps."""
-        self.pixels.expect(image for image in images if isinstance(image, Picture))
+    def _reading(self, images: int) -> ReadAhead[Pixels] | ReadAhead[Views]:
+        return self.several if self.several is not None and images > 1 else self.pixels
 
-    def _opened(self, picture: Picture) -> UInt8[Tensor, "1 height width 3"]:
-        return torch.from_numpy(np.array(self.pixels(picture)))[None].to(self.device)
+    def _viewed(self, image: Image, images: int) -> Views | None:
+        """The inputs that an image makes; None if its states are cached."""
+        if isinstance(image, Cached):
+            return None
+        read = self._reading(images)(image)
+        if isinstance(read, Views):
+            return read
+        height, width, _ = read.shape
+        return Views(images=torch.from_numpy(np.array(read))[None], size=(height, width))
+
+    def _on(self, view: Views) -> Sequence[UInt8[Tensor, "1 height width 3"]]:
+        return view.images.to(self.device).split(1)
 
     def _stored(self, task: str, tap: Tap) -> Float[Tensor, "image token dim"]:
         if (task, tap) not in self._open:
             self._open[task, tap] = features.read(self.keys[task], tap)
         return self._open[task, tap]
-
-
-def _row(image: Picture | Cached) -> int:
-    return image.row if isinstance(image, Cached) else -1
 
 
 def encoded(encoder: Encoder, images: Sequence[UInt8[Tensor, "1 height width 3"]]) -> States:

@@ -63,6 +63,11 @@ def finished(store: Path, model: str) -> Trained | None:
         return None
     if not whole:
         return None
+    return trained_from(values)
+
+
+def trained_from(values: Mapping[str, Any]) -> Trained:
+    """A training from its JSON values. Raises KeyError or TypeError for other fields."""
     lists = {name: tuple(values[name]) for name in ("losses", "unmoved", "notes", "vocabulary")}
     return Trained(**{**values, **lists})
 

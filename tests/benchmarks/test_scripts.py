@@ -51,6 +51,7 @@ RUNS = {
         (*CPU, "--seeds", "2", "--steps", "2", "--pool", "64"), {"feature-loading"},
     ),
     "encoding.py": ((*CPU, "--images", "64"), {"encoding"}),
+    "llava_step.py": ((*CPU, "--shrink", "--batch", "2", "--blocks", "2"), {"llava-step"}),
     "profile_twice.py": (
         (*CPU, "--encoder", "nano", "--width", "32", "--batch", "2", "--blocks", "2", "--dtype",
          "fp32", "--methods", "scalar_mix"),
@@ -132,6 +133,11 @@ def test_an_axis_of_scaling_has_its_points(axis, run):
     found = run("scaling.py", *CPU, "--axes", axis, "--points", point, "--methods", "scalar_mix",
                 "--batch", "1", "--tasks", "digits")  # fmt: skip
     assert [row["target"] for row in found] == [target]
+
+
+def test_without_a_gpu_a_step_of_seven_billion_weights_stays_open(run, capsys):
+    assert run("llava_step.py", *CPU) == []
+    assert capsys.readouterr().out.startswith("open: ")
 
 
 def test_every_script_that_measures_is_run_here():

@@ -1,5 +1,8 @@
 """The small language model from scratch and its vocabulary."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -67,6 +70,7 @@ def test_it_is_a_llama_of_the_size_asked_for():
     shape = made.shape
     assert (shape.layers, shape.width, shape.heads, shape.mlp) == (3, 32, 2, 64)
     assert all(weight.requires_grad for weight in made.parameters())
+    assert made.scale == pytest.approx(1, rel=0.1)
     with pytest.raises(UserError, match="multiple of 8"):
         load_language("words", texts=TEXTS, width=20)
 
@@ -76,6 +80,13 @@ def test_names_of_language_models():
     for wrong, said in (("word", "did you mean 'words'"), ("hf:", "no language model 'hf:'")):
         with pytest.raises(UserError, match=said):
             check_language(wrong)
+
+
+def test_vocabulary_and_labels_load_no_torch():
+    modules = ("load", "fetch", "words", "labels", "template", "tokenizer")
+    loads = "; ".join(f"import fusionbench.readers.{name}" for name in modules)
+    code = f"{loads}; import sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_it_learns_to_answer_from_image_and_question():

@@ -10,14 +10,15 @@ from fusionbench.records.cell import Budget
 from fusionbench.records.yaml_files import read_section
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
-from fusionbench.study.mixture import DEFAULT, parse_mixture
+from fusionbench.study.mixture import parse_mixture
+from fusionbench.study.study import LOCAL_TASKS
 
 FOLDER = Path(__file__).resolve().parents[2] / "studies"
 FILES = sorted(FOLDER.glob("*.yaml"))
 KEYS = (
     "track preset name encoder language model methods settings tasks seeds mixture budget training"
 ).split()
-TRAINING = "query mean pixels projector trained template length stages".split()
+TRAINING = "query mean pixels projector trained template length grouped stages".split()
 STAGE = "name mixture template trained steps batch lr weight_decay warmup".split()
 CHOICES = {
     "query": ("question", "prompt", "conversation"),
@@ -112,7 +113,7 @@ def test_the_two_files_of_mema_differ_in_batch_and_steps_only():
 
 
 def test_the_local_recipe_names_the_default_mixture():
-    assert tuple(read("mini_local")["mixture"]) == DEFAULT
+    assert tuple(read("mini_local")["mixture"]) == LOCAL_TASKS
 
 
 def test_the_documentation_names_every_recipe():

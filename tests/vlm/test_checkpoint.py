@@ -1,8 +1,10 @@
 """Checkpoints: a training that was killed continues bit for bit, and a bad file is never used."""
 
+import errno
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,3 +190,14 @@ def test_a_folder_that_cannot_be_written_is_an_error_for_people(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is not a folder"):
         outcome(ONE, replace(CASE, folder=tmp_path / "file"))
+
+
+def test_a_bad_file_that_cannot_be_moved_is_an_error_for_people(tmp_path, monkeypatch):
+    (tmp_path / "step-00000003.safetensors").write_bytes(b"bad")
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(UserError, match="no permission"):
+        outcome(ONE, replace(CASE, folder=tmp_path))

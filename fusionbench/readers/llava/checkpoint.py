@@ -155,7 +155,7 @@ def open_checkpoint(
     """
     about = describe(name)
     if about is None:
-        _fetch(name)
+        fetch(name)
         about = describe(name)
     if about is None:
         raise UserError(f"{name} was fetched, but is not in the Hugging Face cache")
@@ -214,7 +214,8 @@ def _parts(model: Any, about: Description, language: LanguageModel, processor: A
     )
 
 
-def _fetch(name: str) -> None:
+def fetch(name: str) -> None:
+    """Download the checkpoint `llava:<id>` into the Hugging Face cache. Raises UserError."""
     repo = name.removeprefix(files.PREFIX)
     try:
         require_hub()

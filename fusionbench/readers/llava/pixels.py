@@ -22,7 +22,7 @@ from torch import Tensor
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError, did_you_mean
 from fusionbench.encoders.preprocessing import Preprocessing
-from fusionbench.encoders.vit import resize
+from fusionbench.encoders.vit import fitted
 from fusionbench.readers.llava.checkpoint import Checkpoint
 from fusionbench.readers.llava.description import Description
 from fusionbench.readers.llava.kinds import KINDS
@@ -127,5 +127,7 @@ def squashed(picture: Any, encoder: Encoder) -> Views:
     if own.fit != "squash":
         raise UserError(f"this encoder reads images with fit {own.fit}, not squash")
     levels = torch.tensor(np.asarray(picture.convert("RGB")))[None]
-    images = resize(levels, encoder.size, interpolation=own.interpolation)
+    images = fitted(
+        levels, size=encoder.size, interpolation=own.interpolation, fit="squash", crop=1.0
+    )
     return Views(images=images, size=(picture.height, picture.width))
