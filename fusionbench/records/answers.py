@@ -53,7 +53,7 @@ def items_of(asked: Sequence[Asked]) -> Items:
     return Items(
         names=tuple(one.name for one in asked),
         groups=tuple(one.group for one in asked),
-        gold=tuple({"options": list(one.options), **one.gold} for one in asked),
+        gold=tuple({"options": list(one.options), "gold": dict(one.gold)} for one in asked),
     )
 
 
@@ -74,7 +74,7 @@ def answers_of(
             name=one.item,
             group=group,
             options=tuple(gold["options"]),
-            gold={name: value for name, value in gold.items() if name != "options"},
+            gold=gold["gold"],
             text=one.text,
             ranked=one.ranked,
             outcome=float(outcome),

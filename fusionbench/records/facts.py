@@ -105,7 +105,11 @@ class Facts:
                 raise ValueError(f"its facts were damaged or edited ({name}.json)")
             if fact.get("schema", SCHEMAS[-1]) not in SCHEMAS:
                 raise ValueError(f"schema {fact['schema']!r}, this version reads {SCHEMAS[-1]}")
-            self._decoded[name] = _decoded(fact)
+            try:
+                self._decoded[name] = _decoded(fact)
+            except (TypeError, KeyError) as error:
+                # A field of a later version.
+                raise ValueError(f"its facts cannot be read ({name}.json): {error}") from error
         return self._decoded[name]
 
     def read(self, text: str) -> CellRecord:

@@ -29,7 +29,7 @@ class Items:
     names: tuple[str, ...]
     groups: tuple[str, ...]
     gold: tuple[Mapping[str, Any], ...] = ()
-    """Of a benchmark: `options` of each question, and what its answers are scored against."""
+    """Of a benchmark: `options` of each question, and `gold`, which its answers are scored by."""
 
     @property
     def hash(self) -> str:
