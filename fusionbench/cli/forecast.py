@@ -6,17 +6,18 @@ operations at a nominal rate, and the text says so.
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from fusionbench.cli.forecast_models import model_seconds, untrained
 from fusionbench.cli.listing import columns
 from fusionbench.harness.bundle import bundle_path
 from fusionbench.launchers.local import worker_count
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.registry.selection import shown
-from fusionbench.study.plan import Cell, Plan
+from fusionbench.study.plan import Cell, ModelJob, Plan
 
 # Operations per second of one worker: what a small transformer reaches on one core of a server,
 # and on a data-centre GPU that such cells do not fill.
@@ -29,17 +30,38 @@ CellKind = tuple[str, bool]
 
 def forecast(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> str:
     """The text of a dry run; `records` of the same kinds of cells tell the time."""
-    seconds, measured = _seconds(plan, options, records)
+    models = [job for job in plan.jobs() if isinstance(job, ModelJob)]
+    known = list(records)
+    seconds, measured = (
+        model_seconds(models, options, known) if models else _seconds(plan, options, known)
+    )
     source = "from the cells in this folder" if measured else "a rough guess from operation counts"
     lines = [
         f"{len(plan.pending)} of {len(plan.cells)} cells to run, {plan.finished} are there already",
+        *_trainings(models, options),
         f"time: about {duration(seconds)} ({source})",
         *_disk(plan, options),
         *(f"left out: {one.card.name}: {one.reason}" for one in plan.resolved.unavailable),
+        *(f"{name}: runs as {kept}" for name, kept in sorted(plan.resolved.same.items())),
         "",
         columns([("cells", "method", "task", "encoder", "settings"), *_rows(plan.pending)]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _trainings(models: Sequence[ModelJob], options: RunOptions) -> list[str]:
+    """How many models are trained for these cells, for how many steps, on what."""
+    if not models:
+        return []
+    there = len(models) - len(untrained(models, options))
+    training, budget = models[0].spec.training, models[0].spec.budget
+    stages = training.stages if training else ()
+    steps = " + ".join(
+        f"{one.steps or budget.steps} steps of {one.batch or budget.batch} "
+        f"on {one.count:,} rows of {', '.join(one.parts)}"
+        for one in stages
+    )
+    return [f"{len(models)} models ({there} trained already): {steps}"]
 
 
 def duration(seconds: float) -> str:
@@ -98,7 +120,8 @@ def _operations(cell: Cell) -> float:
 def _disk(plan: Plan, options: RunOptions) -> list[str]:
     """What the hidden states take at most, and what the cache holds."""
     most, unknown = 0.0, 0
-    seen = {(c.spec.encoder, c.spec.task, c.encoder.size): c for c in plan.pending}
+    cells = [cell for job in plan.jobs() for cell in job.tasks]
+    seen = {(c.spec.encoder, c.spec.task, c.encoder.size): c for c in cells}
     prepared = 0
     for cell in seen.values():
         budget, card = cell.spec.budget, cell.encoder

@@ -29,8 +29,8 @@ class Event:
 
     kind: str
     """Of a cell: `begun`, `done`, `skipped`, `failed`, `found` (it has a record by now), `claimed`
-    (another run works at it). Of a job: `broken`, `idle` (over). Of a worker: `lost` (it died),
-    `fatal` (no work is possible)."""
+    (another run works at it). Of a job: `broken`, `note` (worth saying), `idle` (over). Of a
+    worker: `lost` (it died), `fatal` (no work is possible)."""
     cell: Cell | None = None
     text: str = ""
     hint: str = ""

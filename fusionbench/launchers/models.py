@@ -34,7 +34,7 @@ from fusionbench.vlm.build import (
 from fusionbench.vlm.evaluate import Asking, Evaluated, evaluate_benchmark, evaluate_local
 from fusionbench.vlm.processes import World, lead, start
 from fusionbench.vlm.session import Session, Work, train_model
-from fusionbench.vlm.weights import Trained, finished, load_weights, model_file
+from fusionbench.vlm.weights import Trained, damage, finished, load_weights, model_file
 
 if TYPE_CHECKING:
     from fusionbench.launchers.runner import Runner
@@ -76,6 +76,8 @@ class ModelRunner:
 
     def _run(self, job: ModelJob, cells: Sequence[Cell]) -> Iterator[Event]:
         yield from (Event(kind="begun", cell=cell) for cell in cells)
+        if why := damage(self.store.folder, job.id):
+            yield Event(kind="note", text=why)
         try:
             session = self.session(job)
             ready = self._ready(job, session)

@@ -74,7 +74,7 @@ class _Counts:
         ]
 
     def on_event(self, event: Event) -> None:
-        if event.kind in ("broken", "lost"):
+        if event.kind in ("broken", "lost", "note"):
             self.progress.note(event.text)
         if event.cell is None:
             return

@@ -35,11 +35,12 @@ def pack(answers: Sequence[Said]) -> bytes:
 def unpack(content: bytes) -> list[Said]:
     """The answers of a file. Raises ValueError with the line that is none."""
     try:
-        lines = gzip.decompress(content).decode().splitlines()
+        # Not `splitlines`: an answer may hold U+2028, which JSON leaves as it is.
+        lines = gzip.decompress(content).decode().removesuffix("\n").split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"not a file of answers: {error}") from error
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(filter(None, lines), 1):
         try:
             found.append(Said(**json.loads(line)))
         except (ValueError, TypeError) as error:

@@ -24,9 +24,17 @@ from fusionbench.api.errors import Problem
 from fusionbench.records.cell import canonical, json_object
 from fusionbench.records.cost import PROFILES
 from fusionbench.records.facts import Fact, Facts
-from fusionbench.records.files import write_atomic
+from fusionbench.records.files import content, write_atomic
 from fusionbench.records.outcomes import Items
-from fusionbench.records.verified import FileState, examine, size_of
+from fusionbench.records.verified import (
+    ANSWERS,
+    ANSWERS_END,
+    FileState,
+    answers_file,
+    examine,
+    size_of,
+    sizes,
+)
 
 CELLS, FACTS, OUTCOMES, ITEMS = "cells.jsonl", "facts.json", "outcomes.npz", "items.json"
 FAILURES = "failures.jsonl"
@@ -46,8 +54,12 @@ class Archive:
 
     @property
     def state(self) -> FileState:
-        """Size and time of change of the lines and of the outcomes."""
-        return (*size_of(self.file), *size_of(self.folder / OUTCOMES))
+        """Size and time of change of the lines, of the outcomes and, if any, of all answers."""
+        files = (*size_of(self.file), *size_of(self.folder / OUTCOMES))
+        answers = sizes(self.folder / ANSWERS, ANSWERS_END).values()
+        if not answers:
+            return files
+        return (*files, sum(size for size, _ in answers), max(time for _, time in answers))
 
     @cached_property
     def lines(self) -> Mapping[str, str]:
@@ -60,7 +72,8 @@ class Archive:
             found = _ID.search(line)
             cell = found[1] if found else ""
             try:
-                examine(line, facts, partial(self.outcomes, cell))
+                answers = partial(content, answers_file(self.folder, cell))
+                examine(line, facts, partial(self.outcomes, cell), answers)
             except (OSError, ValueError) as error:
                 source = f"{self.file}:{number}"
                 yield cell, Problem(source=source, message=f"ignored: {error}")
@@ -136,9 +149,9 @@ def write_archive(folder: Path, contents: Contents) -> None:
         # Last: without it the folder holds no compact form.
         CELLS: _joined(contents.lines),
     }
-    for name, content in {**contents.files, **parts}.items():
-        if content:
-            write_atomic(folder / name, content)
+    for name, written in {**contents.files, **parts}.items():
+        if written:
+            write_atomic(folder / name, written)
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -20,7 +20,8 @@ from fusionbench.records.history import (
     read_designs,
     requests_text,
 )
-from fusionbench.records.store import ANSWERS, ANSWERS_END, Store
+from fusionbench.records.store import Store
+from fusionbench.records.verified import answers_file
 
 _FREE = ("seconds", "provenance", "schema", "scores", "left_out", "distinct", "tokens")
 """Fields in which two runs of a cell with equal outcomes may differ."""
@@ -86,7 +87,8 @@ class _Joined:
             if record.outcomes:
                 found.outcomes[cell] = store.outcome_bytes(cell)
             if record.answers:
-                found.files[f"{ANSWERS}/{cell}{ANSWERS_END}"] = pack(store.answers(record))
+                path = answers_file(Path(), cell)
+                found.files[path.as_posix()] = pack(store.answers(record))
             if record.items and record.items not in found.items:
                 found.items[record.items] = store.items(record)
         for cell, record in self.failures.items():

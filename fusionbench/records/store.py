@@ -28,7 +28,16 @@ from fusionbench.records.facts import Fact, Facts, check, normal_text
 from fusionbench.records.files import content, free_name, sha256_of, write_atomic
 from fusionbench.records.history import History
 from fusionbench.records.outcomes import Items, decode, encode
-from fusionbench.records.verified import FileState, VerifiedFiles, problems, size_of, sizes
+from fusionbench.records.verified import (
+    ANSWERS,
+    ANSWERS_END,
+    FileState,
+    VerifiedFiles,
+    answers_file,
+    problems,
+    size_of,
+    sizes,
+)
 
 __all__ = ["Items", "Store", "decode", "encode"]
 
@@ -153,7 +162,7 @@ class Store:
 
         Raises UserError for a record without any, and for a file that is missing or damaged.
         """
-        path = self.folder / ANSWERS / f"{record.id}{ANSWERS_END}"
+        path = answers_file(self.folder, record.id)
         if not record.answers:
             track = record.spec.track
             raise UserError(f"cell {record.id} kept no answers", f"it is of the track {track}")
@@ -236,7 +245,7 @@ class Store:
             write_atomic(self._outcomes(record.id), encode(outcomes))
             record = replace(record, outcomes=sha256_of(self._outcomes(record.id)))
         if answers:
-            file = self.folder / ANSWERS / f"{record.id}{ANSWERS_END}"
+            file = answers_file(self.folder, record.id)
             write_atomic(file, pack(answers))
             record = replace(record, answers=sha256_of(file))
         return record
@@ -279,11 +288,12 @@ class Store:
     def _live(self, part: str) -> dict[str, Path]:
         """The sound files of `cells/` or `tuning/`; notes the others in `problems`."""
         scores = sizes(self.folder / "outcomes", ".bin") if part == "cells" else {}
+        answers = sizes(self.folder / ANSWERS, ANSWERS_END) if part == "cells" else {}
         found: dict[str, Path] = {}
         fresh: dict[Path, tuple[str, FileState]] = {}
         for name, size in sorted(sizes(self.folder / part, "").items()):
             path, cell = self.folder / part / name, name.removesuffix(".json")
-            state = (*size, *scores.get(cell, (0, 0)))
+            state = (*size, *scores.get(cell, (0, 0)), *answers.get(cell, ()))
             if self._verified.knows(cell, state):
                 found[cell] = path
             else:
@@ -299,7 +309,9 @@ class Store:
 
     def _remember(self, path: Path) -> None:
         if path.parent.name == "cells":
-            state = (*size_of(path), *size_of(self._outcomes(path.stem)))
+            answers = answers_file(self.folder, path.stem)
+            said = size_of(answers) if answers.exists() else ()
+            state = (*size_of(path), *size_of(self._outcomes(path.stem)), *said)
             self._verified.add([(path.stem, state)], self.facts)
 
     def _file(self, part: str, name: str) -> Path:
@@ -318,7 +330,6 @@ class Store:
         return not found
 
 
-ANSWERS, ANSWERS_END = "answers", ".jsonl.gz"
 MODELS = "models"
 PARTS = ("cells", "outcomes", "items", "tuning", "failures", "facts")
 _STALE_SECONDS = 3600.0
@@ -338,7 +349,7 @@ def make(path: Path) -> None:
 
 def remove_stale(path: Path) -> None:
     """Delete temporary files that a killed run left half-written."""
-    for part in PARTS:
+    for part in (*PARTS, ANSWERS, MODELS):
         for file in (path / part).glob(".*"):
             with suppress(OSError):
                 if time.time() - file.stat().st_mtime > _STALE_SECONDS:

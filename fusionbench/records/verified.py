@@ -13,39 +13,57 @@ from fusionbench.records.facts import Facts, check
 from fusionbench.records.files import content
 from fusionbench.records.parallel import in_order
 
-FileState = tuple[int, int, int, int]
-"""Size and time (ns) of the record, size and time of its outcomes (0, 0 where it has none)."""
+FileState = tuple[int, ...]
+"""Size and time (ns) of the record, of its outcomes (0, 0 where it has none), and of its answers
+where it has some."""
 FileSizes = dict[str, tuple[int, int]]
 
+ANSWERS, ANSWERS_END = "answers", ".jsonl.gz"
 _ID = re.compile(r"[0-9a-f]{20}")
+_NUMBERS = (4, 6)
+"""Lengths of a file's state."""
 _SHARE = 2000
 """Files that a process examines at a time; fewer are not worth another process."""
 _FACT = "facts/"
 
 
-def examine(text: str, facts: Facts, outcomes: Callable[[], bytes], cell: str = "") -> None:
-    """Raise ValueError for a line that is no record, or whose facts or outcomes do not match it.
+def examine(
+    text: str,
+    facts: Facts,
+    outcomes: Callable[[], bytes],
+    answers: Callable[[], bytes],
+    cell: str = "",
+) -> None:
+    """Raise ValueError for a line that is no record, or whose facts or files do not match it.
 
     Checksums replace the contents, so that no record is built.
     """
     values = check(text, cell)
     for name in values.get("facts", ()):
         facts.require(name)
-    if expected := values.get("outcomes"):
-        try:
-            found = hashlib.sha256(outcomes()).hexdigest()
-        except (FileNotFoundError, KeyError) as error:
-            raise ValueError("its outcomes are missing") from error
-        if found != expected:
-            raise ValueError("its outcomes were damaged or edited")
+    for name, read in (("outcomes", outcomes), ("answers", answers)):
+        if expected := values.get(name):
+            try:
+                found = hashlib.sha256(read()).hexdigest()
+            except (FileNotFoundError, KeyError) as error:
+                raise ValueError(f"its {name} are missing") from error
+            if found != expected:
+                raise ValueError(f"its {name} were damaged or edited")
 
 
 def examine_file(path: Path, facts: Facts) -> None:
     """`examine` for a file of one record. Raises ValueError or OSError."""
     if path.suffix != ".json" or not _ID.fullmatch(path.stem):
         raise ValueError("not a file of FusionBench")
-    outcomes = path.parent.parent / "outcomes" / f"{path.stem}.bin"
-    examine(content(path).decode(), facts, partial(content, outcomes), path.stem)
+    folder = path.parent.parent
+    outcomes, answers = folder / "outcomes" / f"{path.stem}.bin", answers_file(folder, path.stem)
+    text = content(path).decode()
+    examine(text, facts, partial(content, outcomes), partial(content, answers), path.stem)
+
+
+def answers_file(folder: Path, cell: str) -> Path:
+    """The file of a cell's answers."""
+    return folder / ANSWERS / f"{cell}{ANSWERS_END}"
 
 
 def problems(paths: Sequence[Path], facts: Facts) -> Iterator[Problem]:
@@ -82,8 +100,8 @@ class VerifiedFiles:
                 # A kill may truncate the last line; a line that does not parse is skipped.
                 with suppress(ValueError):
                     name, *numbers = line.split(" ")
-                    first, second, third, fourth = map(int, numbers)
-                    self.states[name] = (first, second, third, fourth)
+                    if len(numbers) in _NUMBERS:
+                        self.states[name] = tuple(map(int, numbers))
 
     def knows(self, name: str, state: FileState) -> bool:
         """Whether this version of the file has passed before."""

@@ -62,7 +62,7 @@ def measures(results: Results, analysis: Analysis) -> Shown:
         texts += ["Its parts are in models.csv."] if len(parts) > _MOST_ROWS else []
         texts.append("")
         rows += _long(table, column, found)
-    stored = _Stored(results, table)
+    stored = Stored(results, table)
     differences = list(stored.differences(analysis)) if rows else []
     if differences:
         texts += ["#### Differences of measures", "", markdown([_row(*one) for one in differences])]
@@ -161,7 +161,7 @@ class Contrasted:
     measures: Mapping[str, Difference]
 
 
-class _Stored:
+class Stored:
     """Counts of the stored answers of one condition, read once each."""
 
     def __init__(self, results: Results, table: ScoreTable) -> None:
@@ -198,7 +198,7 @@ class _Stored:
         seeds = sorted(first.keys() & second.keys())
         if not seeds or first[seeds[0]].items != second[seeds[0]].items:
             return None
-        tallies = [[self._tally(side[seed]) for seed in seeds] for side in (first, second)]
+        tallies = [[self.tally(side[seed]) for seed in seeds] for side in (first, second)]
         known = [[one for one in side if one is not None] for side in tallies]
         if min(map(len, known)) < len(seeds):
             return None
@@ -208,7 +208,7 @@ class _Stored:
             baseline=self.table.methods[baseline],
             task=self.table.tasks[column].name,
             runs=len(seeds),
-            measures=paired(*known, groups),
+            measures=paired(known[0], known[1], groups),
         )
 
     def _done(self, row: int, column: int) -> dict[int, CellRecord]:
@@ -216,7 +216,8 @@ class _Stored:
         runs = self.table.runs(row, column)
         return {one.spec.seed: one for one in runs if one.status == "done" and one.answers}
 
-    def _tally(self, record: CellRecord) -> Tallied | None:
+    def tally(self, record: CellRecord) -> Tallied | None:
+        """The counts of a record's answers; None for a task without any, and for a problem."""
         if record.id not in self._counted:
             self._counted[record.id] = self._count(record)
         return self._counted[record.id]

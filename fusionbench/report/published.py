@@ -18,6 +18,8 @@ from fusionbench.report.tables import Row, Summary, cell, latex_grid, markdown
 
 _TRACK = "vlm"
 """These papers train a projector, or more, in front of a language model."""
+_HUB = "hf:"
+"""In front of the id of a language model."""
 _OTHER = """\
 None of these results was made in the regime of a published number (a language model behind the same
 encoder, on the same benchmark), so nothing published can be compared with them. The tables below
@@ -61,9 +63,11 @@ class Reported:
 
     def comparable(self, condition: Condition) -> bool:
         """True if track, encoder and language model are those of this number."""
-        budget = condition.budget
-        known = bool(self.encoder and self.reader) and condition.track == _TRACK
-        return known and (condition.encoder, budget.reader) == (self.encoder, self.reader)
+        training = condition.training
+        if training is None or condition.track != _TRACK or not (self.encoder and self.reader):
+            return False
+        language = training.language.removeprefix(_HUB)
+        return (condition.encoder, language) == (self.encoder, self.reader)
 
 
 @cache

@@ -18,7 +18,7 @@ from fusionbench.records.cell import canonical
 from fusionbench.records.files import file_hash
 
 LLAVA = "llava:"
-WORDS_SIZE = (4, 128, 4)
+WORDS_SIZE = (4, 96, 4)
 """Layers, width and heads of `words`."""
 _WORDS_VERSION = 1
 _TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

@@ -1,12 +1,20 @@
 """The model card of an exported model: measured numbers, training, versions. No torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fusionbench.records.cell import CellRecord
 
 _LISTED = 5
 """Parts of a mixture that a line names."""
+_USE = (
+    "```text",
+    'fusionbench ask FOLDER picture.png "How many cubes?"',
+    "```",
+    "",
+    "`FOLDER` is this folder. Encoder and language model are not in it and must have the "
+    "fingerprints above.",
+)
 
 
 def model_card(
@@ -21,40 +29,23 @@ def model_card(
     `blind`: records of the model without an image with the same training and seed, which the table
     shows beside. Every number is that of a record; without one the table has a dash.
     """
-    method = config["method"]
-    lines = [
-        f"# {method['label']} between {config['encoder']['name']} and {config['language']['name']}",
-        "",
-        _about(config),
-        "",
-        "## Measured",
-        "",
-        *_numbers(records, blind),
-        "",
-        f"One run, seed {config['seed']}: differences between runs are not in these numbers. "
-        "`blind` is a model that was trained alike with image tokens set to zero.",
-        "",
-        "## Training",
-        "",
-        *_training(config, records[0], losses),
-        "",
-        "## Files",
-        "",
-        *_files(config),
-        "",
-        "## Use",
-        "",
-        "```text",
-        'fusionbench ask FOLDER picture.png "How many cubes?"',
-        "```",
-        "",
-        "`FOLDER` is this folder. Encoder and language model are not in it and must have the "
-        "fingerprints above.",
-        "",
-        "## Versions",
-        "",
-        *_versions(records[0]),
-    ]
+    method, seed = config["method"], config["seed"]
+    title = f"{method['label']} between {config['encoder']['name']} and"
+    sections: Mapping[str, Iterable[str]] = {
+        "Measured": [
+            *_numbers(records, blind),
+            "",
+            f"One run, seed {seed}: differences between runs are not in these numbers. "
+            "`blind` is a model that was trained alike with image tokens set to zero.",
+        ],
+        "Training": _training(config, records[0], losses),
+        "Files": _files(config),
+        "Use": _USE,
+        "Versions": _versions(records[0]),
+    }
+    lines = [f"# {title} {config['language']['name']}", "", _about(config)]
+    for name, body in sections.items():
+        lines += ["", f"## {name}", "", *body]
     return "\n".join(lines) + "\n"
 
 

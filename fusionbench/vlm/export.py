@@ -51,9 +51,10 @@ _AGAIN = "export the cell again"
 def is_export(folder: Path) -> bool:
     """Whether a folder is one that `write_export` made."""
     try:
-        return json_object((folder / CONFIG).read_text(encoding="utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, KeyError):
+        values = json_object((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
+    return values.get("format") == FORMAT
 
 
 def write_export(

@@ -31,7 +31,7 @@ from fusionbench.vlm.build import Built, build_model, encoder_of_rows, training_
 from fusionbench.vlm.conversations import Row
 from fusionbench.vlm.evaluate import Asking
 from fusionbench.vlm.export import is_export, load_export, read_export
-from fusionbench.vlm.llava import is_checkpoint, open_for
+from fusionbench.vlm.llava import open_for
 from fusionbench.vlm.session import Session
 from fusionbench.vlm.weights import Trained, finished, load_weights, model_file
 
@@ -195,16 +195,8 @@ def rebuild(
     spec = record.spec
     card = _method(record, catalog)
     settings = {**spec.settings, **_tuned(trained)}
-    language, training = _language(spec), training_of(spec)
-    found = _encoder_card(spec, language, catalog)
-    checkpoint = open_for(spec, training, torch.device(device)) if is_checkpoint(training) else None
-    encoder = (
-        load_encoder(found, image_size=spec.budget.image_size, device=str(device))
-        if checkpoint is None
-        else checkpoint.encoder
-    )
-    method = load_method(card)
-    built = build_model(method, settings, spec, encoder, trained.vocabulary, checkpoint)
+    encoder, checkpoint = _encoder(spec, _language(spec), catalog, torch.device(device))
+    built = build_model(load_method(card), settings, spec, encoder, trained.vocabulary, checkpoint)
     built.model.requires_grad_(False).eval()
     return OpenModel(
         record=record,
@@ -266,16 +258,23 @@ def _language(spec: CellSpec) -> LanguageCard:
     return card
 
 
-def _encoder_card(spec: CellSpec, language: LanguageCard, catalog: Catalog) -> EncoderCard:
-    card = language.tower or _described(spec.encoder, spec.budget.image_size, catalog)
+def _encoder(
+    spec: CellSpec, language: LanguageCard, catalog: Catalog, device: torch.device
+) -> tuple[Encoder, Checkpoint | None]:
+    """The encoder, and the LLaVA checkpoint where it is a part of one."""
+    size = spec.budget.image_size
+    card = language.tower or _encoder_card(spec.encoder, size, catalog)
     if not card.available:
         raise UserError(f"the weights of encoder {spec.encoder!r} are not here", card.get)
     if card.weights != spec.weights:
         raise _other("encoder", spec.encoder, spec.weights, card.weights)
-    return card
+    if language.tower is not None:
+        checkpoint = open_for(spec, training_of(spec), device)
+        return checkpoint.encoder, checkpoint
+    return load_encoder(card, image_size=size, device=str(device)), None
 
 
-def _described(name: str, size: int, catalog: Catalog) -> EncoderCard:
+def _encoder_card(name: str, size: int, catalog: Catalog) -> EncoderCard:
     try:
         return describe(catalog, name, image_size=size)
     except UserError:

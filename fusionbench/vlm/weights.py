@@ -72,6 +72,15 @@ def trained_from(values: Mapping[str, Any]) -> Trained:
     return Trained(**{**values, **lists})
 
 
+def damage(store: Path, model: str) -> str:
+    """Why a training that was finished is done again; empty without a reason."""
+    if not _note(store, model).exists() or finished(store, model) is not None:
+        return ""
+    file = model_file(store, model)
+    what = "is damaged" if file.exists() else "is missing"
+    return f"{file}, or the JSON beside it, {what}: the model is trained again"
+
+
 def save_model(store: Path, model: str, weights: Mapping[str, Tensor], about: Trained) -> None:
     """Write a finished training and remove its checkpoints. Raises OSError."""
     save_weights(model_file(store, model), weights)

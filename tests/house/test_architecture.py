@@ -50,7 +50,7 @@ ONE_FILE_EACH = ("cli/", "metrics/")  # a command, a benchmark
 
 # Modules that planning, reports and the command line need: they must not load torch.
 WITHOUT_TORCH = ("metrics", "records", "stats", "registry", "report", "cli")
-WITHOUT_TORCH_ALONE = ("study.plan", "launchers.sweep")
+WITHOUT_TORCH_ALONE = ("study.plan", "study.rescore", "launchers.sweep")
 # `--help`, `list`, planning and a rerun with nothing to do start without these.
 SLOW_TO_IMPORT = ("torch", "pandas", "seaborn", "scipy", "matplotlib")
 # Nodes of the syntax tree without names: three to five statements that do something.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from in_process import fusionbench
+from vlm_cells import save_picture
 
 from fusionbench.records.cost import read as read_profiles
 from fusionbench.records.cost import write as write_profile
@@ -20,6 +21,9 @@ BLOCK = re.compile(r"```(?:bash|sh|console)\n(.*?)```", re.DOTALL)
 # What CI does itself, from nothing; running it here would recurse.
 BY_CI = ("pip ", "pytest", "bash .ci/run", "git ", "cd ", "export ")
 SMALLEST = ["--preset", "smoke"]
+# The track vlm has no planted tasks; its models train on two tasks instead of eleven.
+VLM = ["--mixture", "digits,scenes_count"]
+VLM_TASK = "digits"
 # A small value of the same kind in place of one that means much work.
 SMALL_VALUE = {"--methods": "penultimate", "--tasks": "planted_layer"}
 BIG = ("all", "*")
@@ -57,10 +61,12 @@ def smallest(arguments: list[str]) -> list[str]:
     if arguments[0] == "check":
         return [ONE_METHOD if word in BIG else word for word in arguments]
     kept, i = [], 0
+    vlm = arguments[0] == "run" and "vlm" in arguments
+    small = SMALL_VALUE | ({"--tasks": VLM_TASK} if vlm else {})
     while i < len(arguments):
         word, value = arguments[i], arguments[i + 1] if i + 1 < len(arguments) else ""
-        if word in SMALL_VALUE and any(mark in value for mark in BIG):
-            kept += [word, SMALL_VALUE[word]]
+        if word in small and any(mark in value for mark in BIG):
+            kept += [word, small[word]]
         elif word not in DROPPED:
             kept.append(word)
             i += 1
@@ -72,8 +78,17 @@ def smallest(arguments: list[str]) -> list[str]:
         return [*kept, *SMALLEST, *few, "--seeds", "1", "--tasks", "planted_layer"]
     if arguments[0] != "run" or is_file:
         return kept
-    few = [] if "--tasks" in kept else ["--tasks", SMALL_VALUE["--tasks"]]
-    return [*kept, *few, *SMALLEST]
+    few = [] if "--tasks" in kept else ["--tasks", small["--tasks"]]
+    return [*kept, *few, *SMALLEST, *(VLM if vlm else [])]
+
+
+def with_cell(arguments: list[str], folder: Path) -> list[str]:
+    """The command with the id of a cell of the page's own results in place of `CELL`."""
+    if "CELL" not in arguments:
+        return arguments
+    cells = folder / arguments[arguments.index("--out") + 1] / "cells"
+    cell = min(cells.glob("*.json")).stem
+    return [cell if word == "CELL" else word for word in arguments]
 
 
 def example_method() -> str:
@@ -87,6 +102,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("docs")
     fusionbench("run", *SMALL_STUDY, "--out", "results/local", folder=place)
     (place / "my_mix.py").write_text(example_method())
+    save_picture(place / "picture.png")
     for name in ("README.md", "methods", "tasks", "docs", "tests"):
         if (ROOT / name).exists():
             (place / name).symlink_to(ROOT / name)
@@ -122,7 +138,7 @@ def test_every_documented_command_runs(page, folder):
         if words[:3] == ["python", "-m", "fusionbench"]:
             words = ["fusionbench", *words[3:]]
         assert words[0] == "fusionbench", f"{page}: this test does not know how to run {text!r}"
-        if (small := smallest(words[1:])) not in done:
+        if (small := with_cell(smallest(words[1:]), folder)) not in done:
             fusionbench(*small, folder=folder, variables=variables)
             done.append(small)
 

@@ -70,6 +70,28 @@ def test_qladder_gives_the_official_queries_and_gradients():
         QLadder(shape_of(states), queries=count).load_official(weights)
 
 
+def test_weights_are_given_back_under_the_official_names():
+    tensors, weights = recorded("unipt")
+    method = UniPT(shape_of(tensors["input.states"]), reduction=2)
+    method.load_official(weights)
+    given = method.official_weights()
+    # A bias in front of a softmax over layers changes nothing: ours has none.
+    assert given.keys() == weights.keys() - {"gate_layer.bias"}
+    assert all(torch.equal(given[name], weights[name]) for name in given)
+
+    tensors, weights = recorded("qladder")
+    states, count = tensors["input.states"], tensors["output.queries"].shape[1]
+    ladder = QLadder(shape_of(states), queries=count, shared=False, heads=2)
+    ladder.load_official(weights)
+    given = ladder.official_weights()
+    # The official code has a last rung that nothing reads.
+    unread = {name for name in weights if name.startswith(f"LadderAdapters.{ladder.steps}.")}
+    assert given.keys() == weights.keys() - unread
+    assert all(torch.equal(given[name], weights[name]) for name in given)
+    with pytest.raises(ValueError, match="shared=False"):
+        QLadder(shape_of(states), queries=count).official_weights()
+
+
 class Recorded(Encoder):
     """The blocks of the recorded cases of DTL, and a last one that nothing reads."""
 

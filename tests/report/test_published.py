@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from toy_records import put, record, spec
+from vlm_records import TRAINING
 
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import score_tables
@@ -13,7 +14,6 @@ from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
 from fusionbench.report.build import write_report
 from fusionbench.report.published import Reported, reported, reported_rows, reported_section
-from fusionbench.study.study import QUICK
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -29,9 +29,10 @@ def tables(*cells):
 
 
 def in_its_regime(number: Reported, **changes):
-    budget = replace(QUICK.budget, reader=changes.pop("reader", number.reader))
-    start = {"track": "vlm", "encoder": number.encoder, "task": number.task, "method": number.ours}
-    cells = [spec(seed=seed, budget=budget, **start | changes) for seed in range(3)]
+    training = replace(TRAINING, language=changes.pop("language", f"hf:{number.reader}"))
+    start = {"track": "vlm", "encoder": number.encoder, "task": number.task,
+             "method": number.ours, "training": training}  # fmt: skip
+    cells = [spec(seed=seed, **start | changes) for seed in range(3)]
     return tables(*cells)
 
 
@@ -84,7 +85,13 @@ def test_in_the_same_regime_our_cell_stands_beside_the_published_number():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"track": "probe"}, {"encoder": "nano"}, {"reader": "attentive"}, {"task": "digits"}],
+    [
+        {"track": "probe"},
+        {"encoder": "nano"},
+        {"language": "words"},
+        {"training": None},
+        {"task": "digits"},
+    ],
 )
 def test_one_thing_that_differs_is_enough_to_keep_them_apart(changes):
     rows = reported_rows(in_its_regime(MMFUSER, **changes))

@@ -25,7 +25,9 @@ from fusionbench.records.blind import above_blind
 from fusionbench.records.merge import merge
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import BLIND
-from fusionbench.report.build import ReportOptions, write_report
+from fusionbench.records.verified import answers_file
+from fusionbench.report.build import ReportOptions, analyses_of, write_report
+from fusionbench.report.measures import Stored
 from fusionbench.report.power import PowerOptions
 from fusionbench.report.results import LoadedResults
 
@@ -240,15 +242,28 @@ def test_a_measure_without_a_value_is_a_dash(tmp_path):
 def test_damaged_answers_are_named_in_the_report_and_stop_nothing(tmp_path):
     folder = write_vlm(tmp_path / "results")
     merge([folder], tmp_path / "merged")
-    results = Results.open(tmp_path / "merged")
-    (cell,) = [r for r in results.records if (r.label, r.spec.task) == ("mema", "pope")]
-    file = tmp_path / "merged" / "answers" / f"{cell.id}.jsonl.gz"
-    file.write_bytes(file.read_bytes()[:-9])
-    write_report(
-        tmp_path / "merged", tmp_path / "r", ReportOptions(formats=("md",), table="models")
-    )
-    page = (tmp_path / "r" / "tables" / "models.md").read_text()
-    assert f"answers/{cell.id}.jsonl.gz" in page and str(tmp_path) not in page
+    (cell,) = [
+        r for r in Results.open(folder).records if (r.label, r.spec.task) == ("mema", "pope")
+    ]
+    for place in (folder, tmp_path / "merged"):
+        file = answers_file(place, cell.id)
+        file.write_bytes(file.read_bytes()[:-9])
+        write_report(place, tmp_path / "r", ReportOptions(formats=("md",)))
+        page = (tmp_path / "r" / "report.md").read_text()
+        assert "its answers were damaged or edited" in page and str(tmp_path) not in page
+
+
+def test_questions_without_true_answers_and_other_versions_are_named(tmp_path):
+    folder = write_vlm(tmp_path / "results")
+    results = Results.open(folder)
+    (analysis,) = analyses_of(results)
+    record = next(r for r in results.records if (r.label, r.spec.task) == ("mema", "pope"))
+    stored = Stored(results, analysis.table)
+    other = replace(record, spec=replace(record.spec, task_version=99))
+    assert stored.tally(other) is None
+    assert "version 99 of the benchmark pope is not installed" in next(iter(stored.problems))
+    local = next(r for r in results.records if r.spec.task == "digits")
+    assert stored.tally(local) is None and len(stored.problems) == 1
 
 
 def test_a_merged_folder_gives_the_same_report(folder, written, tmp_path):

@@ -1,0 +1,367 @@
+"""Runs of the track `vlm`: one training a model, nothing twice, the same after any interruption."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import in_process
+import pytest
+
+from fusionbench.records.merge import merge
+from fusionbench.records.store import Store
+from fusionbench.records.verified import answers_file
+
+TASKS = ("digits", "scenes_count")
+STUDY = (
+    "run", "--track", "vlm", "--preset", "smoke", "--tasks", ",".join(TASKS),
+    "--mixture", ",".join(TASKS), "--workers", "1",
+)  # fmt: skip
+METHODS = ("--methods", "penultimate,penultimate-decoder,mema")
+RUN = (*STUDY, *METHODS)
+KILLED = """
+import os, signal, sys
+from fusionbench.launchers import local
+from in_process import InProcessLauncher
+from fusionbench.cli.main import main
+
+place, count = sys.argv[1], int(sys.argv[2])
+left = [count]
+
+def dies_after(cls, name):
+    whole = getattr(cls, name)
+    def written(self, *arguments, **more):
+        found = whole(self, *arguments, **more)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+    setattr(cls, name, written)
+
+if place == "training":
+    from fusionbench.vlm.checkpoint import Checkpoints
+    dies_after(Checkpoints, "write")
+else:
+    from fusionbench.records.store import Store
+    dies_after(Store, "write")
+local.LocalLauncher = InProcessLauncher
+sys.argv = ["fusionbench", *sys.argv[3:]]
+main()
+"""
+
+
+def cells(folder):
+    """(method, task) -> record."""
+    return {(r.label, r.spec.task): r for r in Store.open(folder).records()}
+
+
+def contents(folder, *parts):
+    """Bytes of the report and of these parts of the folder, by path."""
+    files = [f for part in ("report", *parts) for f in (folder / part).rglob("*") if f.is_file()]
+    kinds = (".md", ".csv", ".html", ".bin", ".gz", ".safetensors")
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.suffix in kinds}
+
+
+def stamps(folder, part):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / part).iterdir()}
+
+
+def run(folder, *more, study=RUN):
+    return in_process.fusionbench(*study, "--out", folder, *more)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures():
+    """Reports without figures, which take most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fusionbench.report.build.write_figures", lambda *_: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "results"
+    run(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_every_method_is_trained_once_and_recorded_on_every_task(finished):
+    found = cells(finished)
+    assert set(found) == {(m, t) for m in ("blind", "penultimate", "mema") for t in TASKS}
+    models = {label: {found[label, t].model for t in TASKS} for label, _ in found}
+    assert all(len(one) == 1 for one in models.values())
+    weights = {path.stem for path in (finished / "models").glob("*.safetensors")}
+    assert weights == set().union(*models.values()) and len(weights) == 3
+    assert not list((finished / "models").glob("*.partial"))
+    for record in found.values():
+        assert record.status == "done" and record.seed_scope == "suite" and record.distinct
+        assert record.spec.model_id == record.model and record.model_weights
+        assert record.spec.training.stages[0].sizes == (32, 32)
+
+
+def test_the_answers_are_there_with_their_hash_and_are_what_was_scored(finished):
+    store = Store.open(finished)
+    for record in store.records():
+        said, items = store.answers(record), store.items(record)
+        assert tuple(one.item for one in said) == items.names and len(said) == record.examples
+        assert store.outcomes(record).mean() == pytest.approx(record.score)
+        assert record.distinct == len({one.text for one in said})
+
+
+def test_a_second_run_executes_nothing(copied):
+    before = {part: stamps(copied, part) for part in ("cells", "models", "answers")}
+    assert "0 cells run, 6 were there" in run(copied)
+    assert {part: stamps(copied, part) for part in before} == before
+
+
+@pytest.mark.parametrize(("place", "count"), [("training", 2), ("records", 1), ("records", 4)])
+def test_killed_in_training_or_between_records_it_ends_as_if_nothing_had_been(
+    finished, tmp_path, place, count
+):
+    folder = tmp_path / "results"
+    arguments = [*RUN, "--out", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, place, str(count), *arguments],
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == -9, done.stderr
+    trained = {path.name for path in (folder / "models").glob("*.json")}
+    assert len(list((folder / "cells").iterdir())) == (0 if place == "training" else count)
+    if place == "training":
+        assert list((folder / "models").glob("*.partial/*/step-*")) and not trained
+    said = run(folder)
+    assert f"{6 - (0 if place == 'training' else count)} cells run" in said
+    whole, again = cells(finished), cells(folder)
+    assert {k: r.id for k, r in again.items()} == {k: r.id for k, r in whole.items()}
+    for key, record in again.items():
+        assert record.loss == whole[key].loss and record.outcomes == whole[key].outcomes
+        assert record.model_weights == whole[key].model_weights
+    parts = ("outcomes", "answers", "models")
+    assert contents(folder, *parts) == contents(finished, *parts)
+
+
+def test_a_lost_record_is_scored_again_without_a_training(copied, monkeypatch):
+    lost = cells(copied)["mema", "digits"]
+    (copied / "cells" / f"{lost.id}.json").unlink()
+    before, report = stamps(copied, "models"), contents(copied)
+    monkeypatch.setattr("fusionbench.launchers.models.train_model", None)
+    assert "1 cells run, 5 were there" in run(copied)
+    again = cells(copied)["mema", "digits"]
+    assert (again.outcomes, again.answers) == (lost.outcomes, lost.answers)
+    assert (again.loss, again.lr, again.tuning) == (lost.loss, lost.lr, lost.tuning)
+    assert stamps(copied, "models") == before and contents(copied) == report
+
+
+def test_damaged_answers_are_named_and_scored_again(copied, monkeypatch):
+    record = cells(copied)["penultimate", "digits"]
+    file = answers_file(copied, record.id)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-7])
+    store = Store.open(copied)
+    assert record.id not in store.finished()
+    assert "its answers were damaged or edited" in str(store.problems[0])
+    assert record.id in store.problems[0].source
+    monkeypatch.setattr("fusionbench.launchers.models.train_model", None)
+    assert "1 cells run, 5 were there" in run(copied)
+    assert file.read_bytes() == whole
+    file.unlink()
+    store = Store.open(copied)
+    assert record.id not in store.finished() and "answers are missing" in str(store.problems[0])
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_damaged_weights_are_named_and_trained_again_when_they_are_needed(copied, damage):
+    record = cells(copied)["penultimate", "digits"]
+    file = copied / "models" / f"{record.model}.safetensors"
+    whole = file.read_bytes()
+    file.unlink() if damage == "gone" else file.write_bytes(whole[:-8])
+    (copied / "cells" / f"{record.id}.json").unlink()
+    code, out, err = in_process.run(*RUN, "--out", copied)
+    assert code == 0 and "1 cells run, 5 were there" in out
+    assert f"{record.model}.safetensors" in err + out and "trained again" in err + out
+    assert file.read_bytes() == whole
+    assert cells(copied)["penultimate", "digits"].outcomes == record.outcomes
+
+
+def test_what_is_evaluated_changes_no_training(finished, tmp_path):
+    few = [*RUN]
+    few[few.index("--tasks") + 1] = "digits"
+    run(tmp_path / "few", study=few)
+    some, whole = cells(tmp_path / "few"), cells(finished)
+    assert set(some) == {(m, "digits") for m in ("blind", "penultimate", "mema")}
+    for key, record in some.items():
+        assert record.model == whole[key].model and record.id == whole[key].id
+        assert record.model_weights == whole[key].model_weights
+    assert "3 cells run, 3 were there" in run(tmp_path / "few")
+
+
+def test_a_task_outside_of_the_mixture_can_be_asked(copied):
+    more = [*RUN]
+    more[more.index("--tasks") + 1] = "digits,textile"
+    before = stamps(copied, "models")
+    assert "3 cells run, 3 were there" in run(copied, study=more)
+    assert stamps(copied, "models") == before and ("mema", "textile") in cells(copied)
+
+
+def test_another_mixture_is_another_model(finished):
+    other = [*RUN]
+    other[other.index("--mixture") + 1] = "digits"
+    assert "6 of 6 cells to run" in run(finished, "--dry-run", study=other)
+
+
+def test_a_dry_run_says_what_is_trained_on_what_and_which_names_are_one(finished, tmp_path):
+    said = run(tmp_path / "none", "--dry-run")
+    assert "6 of 6 cells to run" in said
+    assert "3 models (0 trained already): 2 steps of 8 on 64 rows of digits, scenes_count" in said
+    assert "penultimate-decoder: runs as penultimate" in said and "a rough guess" in said
+    assert "0 of 6 cells to run" in run(finished, "--dry-run")
+    more = run(finished, "--dry-run", "--seeds", "2")
+    assert "3 models (0 trained already)" in more and "from the cells in this folder" in more
+
+
+def test_a_dry_run_and_a_run_with_nothing_to_do_load_no_torch(finished):
+    code = (
+        "import sys\nfrom fusionbench.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    for extra in (["--dry-run"], ["--dry-run", "--seeds", "2"], []):
+        arguments = [*RUN, "--out", str(finished), *extra]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_report_names_the_models_and_the_names_that_are_one(finished):
+    page = (finished / "report" / "tables" / "models.md").read_text()
+    assert "digits (32), scenes_count (32)" in page
+    assert "`penultimate-decoder` is `penultimate`" in page
+    assert "blind" in page and "fusion, projector, language" in page
+
+
+def test_merged_it_keeps_the_answers_and_gives_the_same_report(finished, tmp_path):
+    merge([finished], tmp_path / "merged")
+    in_process.fusionbench("report", tmp_path / "merged")
+    assert contents(tmp_path / "merged") == contents(finished)
+    store = Store.open(tmp_path / "merged")
+    for record in store.records():
+        assert store.answers(record) == Store.open(finished).answers(record)
+    assert "0 of 6 cells to run" in run(tmp_path / "merged", "--dry-run")
+    assert contents(tmp_path / "merged", "answers") == contents(finished, "answers")
+
+
+def study_file(folder: Path, text: str) -> Path:
+    start = "track: vlm\npreset: smoke\ntasks: [digits]\nmixture: [digits, scenes_count]\n"
+    file = folder / "mine.yaml"
+    file.write_text(start + text)
+    return file
+
+
+def test_the_best_layer_is_tried_with_trial_steps_on_one_tuning_seed(tmp_path):
+    file = study_file(tmp_path, "methods: [best_single]\nbudget: {steps: 3, trial_steps: 1}\n")
+    run(tmp_path / "r", study=("run", file, "--workers", "1"))
+    record, store = cells(tmp_path / "r")["best_single", "digits"], Store.open(tmp_path / "r")
+    tried = [store.find(cell) for cell in store.tuning()]
+    by_layer = {}
+    for one in tried:
+        assert (one.spec.budget.steps, one.spec.seed) == (1, 1000)
+        by_layer.setdefault(one.spec.settings["index"], []).append(one.score)
+    assert len(by_layer) == 8 and all(len(scores) == 2 for scores in by_layer.values())
+    means = {layer: sum(scores) / 2 for layer, scores in by_layer.items()}
+    best = max(sorted(means), key=lambda layer: means[layer])
+    assert record.taps == ((best,),)
+    assert {key: value[0] for key, value in record.tuning.items()} == pytest.approx(
+        {f"index={layer}": mean for layer, mean in means.items()}
+    )
+    # The layer is known without its runs: they are in the note of the model.
+    shutil.rmtree(tmp_path / "r" / "tuning")
+    (tmp_path / "r" / "cells" / f"{record.id}.json").unlink()
+    run(tmp_path / "r", study=("run", file, "--workers", "1"))
+    assert cells(tmp_path / "r")["best_single", "digits"].taps == ((best,),)
+    assert not list((tmp_path / "r" / "tuning").iterdir())
+
+
+def test_the_learning_rate_is_chosen_by_the_mean_over_the_mixture(tmp_path):
+    file = study_file(
+        tmp_path, "methods: [blind]\nbudget: {steps: 6, lrs: [1.0e-5, 3.0e-2], tuning_seeds: 2}\n"
+    )
+    run(tmp_path / "r", study=("run", file, "--workers", "1"))
+    record, store = cells(tmp_path / "r")["blind", "digits"], Store.open(tmp_path / "r")
+    runs = [store.find(cell) for cell in store.tuning()]
+    # Both tasks of the mixture, though one alone is evaluated: 2 rates x 2 seeds x 2 tasks.
+    assert len(runs) == 8 and {one.spec.task for one in runs} == set(TASKS)
+    assert {one.spec.seed for one in runs} == {1000, 1001}
+    means = {}
+    for rate in (1e-5, 3e-2):
+        of_seed = [
+            sum(one.score for one in runs if one.spec.budget.lrs == (rate,) and one.spec.seed == s)
+            / 2
+            for s in (1000, 1001)
+        ]
+        assert record.tuning[f"{rate:g}"] == pytest.approx(of_seed)
+        means[rate] = sum(of_seed) / 2
+    assert record.lr == max(sorted(means), key=lambda rate: means[rate])
+
+
+def test_a_method_that_does_not_fit_is_skipped_with_the_reason(tmp_path):
+    plugin = Path(__file__).parent.parent / "support" / "sweep_plugin.py"
+    study = (*STUDY, "--methods", "refuses,penultimate", "--plugin", plugin)
+    assert "1,000 layers" in run(tmp_path / "r", study=study)
+    found = cells(tmp_path / "r")
+    assert {found["refuses", task].status for task in TASKS} == {"skipped"}
+    assert found["penultimate", "digits"].status == "done"
+    assert "0 of 6 cells to run" in run(tmp_path / "r", "--dry-run", study=study)
+
+
+def test_a_method_that_breaks_stops_no_other(tmp_path):
+    plugin = Path(__file__).parent.parent / "support" / "sweep_plugin.py"
+    study = (*STUDY, "--methods", "breaks,penultimate", "--plugin", plugin)
+    code, _, _ = in_process.run(*study, "--out", tmp_path / "r")
+    assert code == 1
+    failures = [json.loads(f.read_text()) for f in (tmp_path / "r" / "failures").glob("*.json")]
+    assert len(failures) == 2 and all("broken on purpose" in one["reason"] for one in failures)
+    assert ("penultimate", "digits") in cells(tmp_path / "r")
+    assert "2 of 6 cells to run" in run(tmp_path / "r", "--dry-run", study=study)
+
+
+def test_two_runs_at_once_share_the_models(finished, tmp_path):
+    def started(methods):
+        arguments = [*STUDY, "--methods", methods, "--out", str(tmp_path)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "fusionbench", *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    runs = [started("penultimate,mema"), started("mema,penultimate")]
+    said = [one.communicate(timeout=240) for one in runs]
+    assert [one.returncode for one in runs] == [0, 0], said
+    counts = [re.search(r"(\d+) cells run, (\d+) were there", out) for out, _ in said]
+    assert sum(int(found[1]) for found in counts) == 6
+    assert all(int(found[1]) + int(found[2]) == 6 for found in counts)
+    whole, found = cells(finished), cells(tmp_path)
+    assert {k: (r.id, r.outcomes) for k, r in found.items()} == {
+        k: (r.id, r.outcomes) for k, r in whole.items()
+    }
+    assert len(list((tmp_path / "models").glob("*.safetensors"))) == 3
+
+
+def test_temporary_files_of_a_killed_run_are_removed(copied):
+    for part in ("answers", "models"):
+        stale = copied / part / ".half.tmp"
+        stale.write_bytes(b"half")
+        old = time.time() - 7200
+        os.utime(stale, (old, old))
+    Store.create(copied)
+    assert not list(copied.glob("*/.half.tmp"))
