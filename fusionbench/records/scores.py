@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import Budget, CellRecord, canonical
-from fusionbench.records.training import Training, plain_training
+from fusionbench.records.training import FRESH, Training, plain_training
 
 
 def method_suffix(record: CellRecord, version_suffices: bool) -> str:
@@ -66,6 +66,8 @@ class Condition:
     """Of the track `vlm`."""
     source: str = ""
     """The tool that scored imported cells; empty for cells that FusionBench ran."""
+    fresh: bool = False
+    """Whether a new projector was trained in place of a checkpoint's."""
 
     @property
     def title(self) -> str:
@@ -87,6 +89,7 @@ class Condition:
         parts += [f"{budget.train_items} training examples"] if budget.train_items else []
         parts += [f"{budget.image_size} px"] if budget.image_size else []
         parts += [f"scored by {self.source}"] if self.source else []
+        parts += [FRESH] if self.fresh else []
         return ", ".join([*parts, budget.precision])
 
 
@@ -200,7 +203,7 @@ def score_tables(records: Iterable[CellRecord]) -> list[ScoreTable]:
             # Records share their budget, and the JSON of it is slow to make 100,000 times.
             same = (
                 spec.encoder, spec.track, spec.weights, id(spec.budget), spec.training,
-                record.source,
+                record.source, FRESH in record.notes,
             )  # fmt: skip
             key = keys.get(same) or keys.setdefault(same, _condition_key(record))
             grouped.setdefault(key, []).append(record)
@@ -211,8 +214,9 @@ def _condition_key(record: CellRecord) -> str:
     spec = record.spec
     training = [] if spec.training is None else [plain_training(spec.training)]
     source = [record.source] if record.source else []
+    fresh = [FRESH] if FRESH in record.notes else []
     return canonical(
-        [spec.encoder, spec.track, vars(spec.budget), spec.weights, *training, *source]
+        [spec.encoder, spec.track, vars(spec.budget), spec.weights, *training, *source, *fresh]
     )
 
 
@@ -247,7 +251,8 @@ def _table(records: list[CellRecord]) -> ScoreTable:
             budget=spec.budget,
             training=spec.training,
             source=records[0].source,
-        ),  # fmt: skip
+            fresh=FRESH in records[0].notes,
+        ),
         methods=tuple(method_names[key] for key in methods),
         tasks=tuple(_facts(task_names[key], of_task[key]) for key in tasks),
         seeds=tuple(seeds),

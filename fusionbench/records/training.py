@@ -15,6 +15,8 @@ PIXELS = ("squash", "pad", "processor")
 PROJECTORS = ("normed", "plain")
 TEMPLATES = ("words", "plain", "llava15", "chat")
 TRAINED = ("fusion", "projector", "language", "lora")
+FRESH = "fresh projector"
+"""Note of a record whose method did not fit a checkpoint's trained projector: another regime."""
 _LISTS = ("parts", "sizes", "trained")
 
 

@@ -1,7 +1,7 @@
 """One training from its job: stage by stage, resumed where it was killed, weights on disk."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial as bind
 from pathlib import Path
@@ -14,7 +14,7 @@ from fusionbench.api.encoders import Encoder
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import spaced
-from fusionbench.readers.injection import decoder_layers
+from fusionbench.readers.form import decoder_layers
 from fusionbench.readers.labels import TooLong
 from fusionbench.readers.llava.checkpoint import Checkpoint
 from fusionbench.records.cell import Budget, CellSpec, RunOptions, Setting, canonical
@@ -208,12 +208,17 @@ def train_model(session: Session, work: Work, world: World | None = None) -> tup
         seconds=round(time.perf_counter() - started, 3),
     )
     if work.keep:
-        own = dict(built.model.named_parameters())
-        weights = {name: whole(own[name]) for name in names}
-        if world.main:
-            save_model(work.folder, work.spec.model_id, weights, about)
-        world.barrier()
+        _keep(work, built, names, about, world)
     return built, about
+
+
+def _keep(work: Work, built: Built, names: Iterable[str], about: Trained, world: World) -> None:
+    """Write the weights of these names; every process takes part."""
+    own = dict(built.model.named_parameters())
+    weights = {name: whole(own[name]) for name in names}
+    if world.main:
+        save_model(work.folder, work.spec.model_id, weights, about)
+    world.barrier()
 
 
 @dataclass(frozen=True, kw_only=True)

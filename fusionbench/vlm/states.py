@@ -112,7 +112,7 @@ class ImageStates:
         return Views(images=torch.from_numpy(np.array(read))[None], size=(height, width))
 
     def _on(self, view: Views) -> Sequence[UInt8[Tensor, "1 height width 3"]]:
-        return view.images.to(self.device).split(1)
+        return torch.split(view.images.to(self.device), 1)
 
     def _stored(self, task: str, tap: Tap) -> Float[Tensor, "image token dim"]:
         if (task, tap) not in self._open:

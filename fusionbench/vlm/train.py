@@ -38,7 +38,7 @@ class Data(Protocol):
     def labelled(self, index: int) -> int:
         """Number of labelled tokens of a row."""
 
-    def fetch(self, indices: Sequence[int]) -> Sequence[Any]:
+    def fetch(self, indices: Sequence[int]) -> Any:
         """The rows, as the model takes them."""
 
 

@@ -17,7 +17,7 @@ SPEC = CellSpec(
     encoder="nano", weights="w", method="mema", method_version=1, settings={"query": True},
     task="scenes_text", task_version=1, data="d", budget=BUDGET, seed=0,
 )  # fmt: skip
-OTHER = {str: "another", int: 77, float: 0.77}
+OTHER = {bool: True, str: "another", int: 77, float: 0.77}
 STAGE = Stage(parts=("digits",), rows="r", count=8, template="words", trained=("fusion",))
 TRAINING = Training(language="words", language_weights="l", stages=(STAGE,))
 

@@ -25,6 +25,7 @@ from fusionbench.readers.llava.kinds import Pair
 from fusionbench.readers.llava.tiles import Tiling
 from fusionbench.readers.load import without_dropout
 from fusionbench.readers.projector import LanguageProjector
+from fusionbench.records.training import FRESH
 
 # Files of a checkpoint that are downloaded.
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -32,8 +33,6 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _DERIVED = ("position_ids", "rotary_emb.inv_freq")
 # Largest difference of a feature or logit from the library's, over the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-FRESH = "fresh projector"
-"""Note of a method that the trained projector does not fit."""
 _PROBE = (5, 6, 7, 8)
 
 
