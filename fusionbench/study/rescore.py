@@ -24,7 +24,6 @@ from fusionbench.records.store import Store
 from fusionbench.registry.cards import BenchmarkCard, TaskCard
 from fusionbench.registry.catalog import Catalog
 from fusionbench.registry.plugins import load_benchmark, load_task
-from fusionbench.stats.metric import named_metrics
 from fusionbench.study.data import benchmark_hash, load_data, task_hash
 
 _SHOWN = 3
@@ -120,6 +119,9 @@ class Rescorer:
         items = self._bundle(card, record).scored(record.spec.split)
         _require_items(said, items.names)
         outcomes = judged(task, [one.text for one in said], items)
+        # It loads scipy.
+        from fusionbench.stats.metric import named_metrics
+
         named, _ = named_metrics(task.metrics, outcomes, items, task.metric)
         return _Scores(outcomes=outcomes, score=float(outcomes.mean()), scores=named, measures={})
 
