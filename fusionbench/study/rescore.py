@@ -115,6 +115,9 @@ class Rescorer:
         return self._local(card, record, said)
 
     def _local(self, card: TaskCard, record: CellRecord, said: Sequence[Said]) -> _Scores:
+        # It loads scipy, which no other command that imports this file needs.
+        from fusionbench.stats.metric import named_metrics
+
         task = load_task(card)
         items = self._bundle(card, record).scored(record.spec.split)
         _require_items(said, items.names)

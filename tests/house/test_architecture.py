@@ -43,6 +43,7 @@ SHORT_FILES = {
     "encoders/build.py": "the one way from a name to an encoder",
     "launchers/world.py": "the launcher of processes that were started outside",
     "launchers/jobs.py": "jobs are plain data: pickled without torch",
+    "launchers/world.py": "runs started by torchrun or accelerate",
     "readers/build.py": "the one way from a name to a reader",
     "report/freshness.py": "a run with nothing to do loads no statistics",
     "registry/encoder_cards.py": "cards of encoders, read without torch",
