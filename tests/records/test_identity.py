@@ -119,16 +119,16 @@ def later(spec, **option):
 
 
 SHIPPED = (
-    "00a0d9ec7b91d0ae4d55",
-    "03432985ae15079c4e19",
-    "0095f966e64e7e871310",
-    "0819e4e0a1a655ccb55d",
-    "0906f798a956d8afea34",
-    "00fd41cb143aa2461b33",
-    "0074bdb599de4f64d881",
-    "094a13dbb551807e2735",
-    "016a0faf226991ccf54c",
-    "000f42b78f524b384ee1",
+    "00054c2b11c21a70204c",
+    "1854c52221bac010bb4b",
+    "30a21b636fecacd13316",
+    "4b2b5b1a1c1d91ed8883",
+    "65b6e5ac5446e79cb60d",
+    "7cddb18385ea52f30787",
+    "9649f40f71617022e463",
+    "b16f8e28daf983bb34d1",
+    "cc75bd3e0e338eb46c53",
+    "e5841143f5c8d230e2fd",
 )
 
 
