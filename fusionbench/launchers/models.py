@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.sources import find_source
@@ -261,7 +261,7 @@ class ModelRunner:
 
     def _evaluated(
         self, session: Session, ready: Ready, cell: Cell
-    ) -> tuple[Evaluated, dict[str, object]]:
+    ) -> tuple[Evaluated, dict[str, Any]]:
         """The evaluation of a cell and the fields of its record that the task decides."""
         asking = asking_of(session, ready.built, cell.spec, self._questions(cell.spec))
         if isinstance(cell.task, BenchmarkCard):

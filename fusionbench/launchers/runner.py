@@ -134,7 +134,7 @@ class Runner:
             wanted = features.missing_taps(key, all_taps(job.trainings, encoder))
             if wanted:
                 if images is None and (images := data.kept_images(bundle)) is None:
-                    _, images = data.cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
+                    _, images = data.cut(cell.spec.task, load_data(cell.local), cell.spec.budget)
                 limit = self.options.cache_gib
                 features.encode(encoder, images, key, wanted, limit_gib=limit, device=self.device)
         data.drop_images(bundle)
@@ -242,7 +242,7 @@ class Runner:
         path = data.bundle_path(cell.spec.task, cell.spec.data, cell.spec.budget)
         if path.exists():
             return data.read_bundle(path), None
-        bundle, images = data.cut(cell.spec.task, load_data(cell.task), cell.spec.budget)
+        bundle, images = data.cut(cell.spec.task, load_data(cell.local), cell.spec.budget)
         data.write_bundle(bundle, path)
         return bundle, images
 
@@ -278,7 +278,7 @@ class Runner:
             encoder, budget, bundle = self.encoder(cell), cell.spec.budget, self.bundle(cell)[0]
             materials = Materials(
                 name=name,
-                task=load_task(cell.task),
+                task=load_task(cell.local),
                 bundle=bundle,
                 budget=budget,
                 shape=replace(encoder.shape, query_dim=budget.query_dim, mlp=encoder.mlp),

@@ -12,7 +12,7 @@ import fusionbench
 from fusionbench import __version__
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.records.files import file_hash
-from fusionbench.registry.cards import MethodCard, TaskCard
+from fusionbench.registry.cards import BenchmarkCard, MethodCard, TaskCard
 from fusionbench.registry.discovery import BUILT_IN
 
 _PACKAGES = ("torch", "transformers", "timm", "numpy", "einops", "safetensors")
@@ -54,7 +54,9 @@ def hardware(device: str) -> Mapping[str, str]:
     return described
 
 
-def plugin_files(method: MethodCard, task: TaskCard, encoder: EncoderCard) -> Mapping[str, str]:
+def plugin_files(
+    method: MethodCard, task: TaskCard | BenchmarkCard, encoder: EncoderCard
+) -> Mapping[str, str]:
     """Name and hash of each plug-in's source file, which reveal an unchanged version."""
     sources = [(method.source, method.file), (task.source, task.file)]
     sources.append((encoder.origin, encoder.path))

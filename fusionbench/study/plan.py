@@ -218,6 +218,13 @@ class Cell:
     task: AnyTask
     encoder: EncoderCard
 
+    @property
+    def local(self) -> TaskCard:
+        """The task, whose images are on this machine. Raises TypeError for a benchmark."""
+        if isinstance(self.task, BenchmarkCard):
+            raise TypeError(f"{self.task.name} is a benchmark: it has no training images")
+        return self.task
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:

