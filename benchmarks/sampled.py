@@ -41,7 +41,7 @@ def jobs(study: Study) -> list[tuple[Cell, ...]]:
 
 
 def _training(cells: Sequence[Cell]) -> TrainJob:
-    return TrainJob(cells=tuple(cells), tasks=tuple(cells[:1]))
+    return TrainJob(cells=tuple(cells), first=cells[0])
 
 
 def _encoding(cells: Sequence[Cell]) -> EncodeJob:

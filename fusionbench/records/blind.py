@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.scores import BLIND, ScoreTable
-from fusionbench.stats.verdicts import holm
+from fusionbench.stats.sensitivity import over_tasks
 
 LEVEL = 0.05
 _METHOD = "blind"
@@ -81,7 +81,7 @@ def compared(table: ScoreTable, outcomes: Outcomes, images: Images) -> Mapping[i
                 methods=len({(one.label, one.spec.method) for one in seeing}),
             )
     columns = sorted(found)
-    corrected = holm(np.array([found[column].p for column in columns]))
+    corrected = over_tasks(np.array([found[column].p for column in columns]))
     return {c: replace(found[c], p=float(p)) for c, p in zip(columns, corrected, strict=True)}
 
 

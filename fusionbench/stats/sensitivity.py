@@ -44,6 +44,11 @@ def above_chance(scores: Float[np.ndarray, " layer"], chance: float, examples: i
     return min(1.0, float(bdtrc(right - 1, examples, chance)) * len(scores))
 
 
+def over_tasks(p_values: Float[np.ndarray, " task"]) -> Float[np.ndarray, " task"]:
+    """The p of each task's comparison with the blind model, corrected over the tasks by Holm."""
+    return holm(p_values)
+
+
 def insensitive(p_values: Float[np.ndarray, " task"]) -> Bool[np.ndarray, " task"]:
     """Tasks whose best layer is not above chance at 5 %, corrected over the tasks by Holm.
 

@@ -112,9 +112,7 @@ def score(benchmark: Benchmark, answers: Sequence[Answer]) -> Evaluated:
         items=items_of(answers),
         answers=tuple(Said(item=one.name, text=one.text, ranked=one.ranked) for one in answers),
         measures={
-            name: float(value)
-            for name, value in benchmark.measures(known).items()
-            if value is not None
+            name: value for name, value in benchmark.measures(known).items() if value is not None
         },
         chance=benchmark.guessing(answers),
     )

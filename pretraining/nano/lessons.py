@@ -18,7 +18,7 @@ from torch import Tensor
 from fusionbench.api.encoders import Encoder
 from fusionbench.encoders import builtin
 from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.vit import ViTConfig, resize
+from fusionbench.encoders.vit import ViTConfig, fitted
 from fusionbench.records.files import cache_dir, write_atomic
 from nano.pool import PoolPlan, pool
 
@@ -49,7 +49,10 @@ def lessons(plan: PoolPlan, teacher: Encoder) -> Lessons:
         said = answers(teacher, images)
         last.append(said["last"])
         middle.append(said["middle"])
-        small.append(resize(torch.from_numpy(images), NANO.size))
+        pixels = torch.from_numpy(images)
+        small.append(
+            fitted(pixels, size=NANO.size, interpolation="bilinear", fit="squash", crop=1.0)
+        )
         counts[source] = len(images)
         log.info("teacher: %d of %s in %.0f s", len(images), source, time.monotonic() - started)
     finals = torch.cat(last)

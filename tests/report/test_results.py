@@ -104,7 +104,7 @@ def test_the_first_line_of_the_page_works_without_torch():
     code = f"import fusionbench as fb; r = fb.load({str(QUICK)!r}); "
     code += "print(r.scores().groupby('method').score.mean()); r.costs(); "
     code += "import sys; assert 'torch' not in sys.modules"
-    assert "penultimate" in run(code)
+    assert "token_packer" in run(code)
 
 
 def test_importing_the_package_is_light():
