@@ -5,7 +5,6 @@ compares the counter with an analytic count; every profile starts with it.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +45,9 @@ def count(run: Callable[[], object]) -> int:
 def step(run: Callable[[], Float[Tensor, "batch token width"]], *, back: bool) -> Counted:
     """Operations of forward and, with `back`, backward; the optimiser has no product."""
     with _counter() as counter:
-        with nullcontext() if back else torch.no_grad():
-            output = run()
+        # With gradients in both modes: without them the counter fails where a parameter itself is
+        # the input of a module. The forward pass has the same operations.
+        output = run()
         forward = int(counter.get_total_flops())
         if back:
             torch.autograd.backward(output.float().square().mean())

@@ -96,6 +96,12 @@ def test_fused_attention_on_the_cpu_is_counted_forward_and_back():
     assert both in (forward + 2 * forward, forward + forward * 5 // 2)
 
 
+@pytest.mark.parametrize("back", [False, True])
+def test_a_module_that_reads_a_parameter_is_counted(back):
+    layer, start = torch.nn.Linear(4, 4, bias=False), torch.nn.Parameter(torch.ones(1, 3, 4))
+    assert flops.step(lambda: layer(start), back=back).forward == 2 * 3 * 4 * 4
+
+
 def test_a_counter_that_is_off_is_refused(monkeypatch):
     monkeypatch.setattr(flops, "_attention", lambda *args, **kwargs: 0)
     with pytest.raises(ValueError, match="off by"):
