@@ -22,10 +22,10 @@ from fusionbench.api.types import Unsupported
 from fusionbench.harness.optimiser import MUON, Optimisers
 from fusionbench.harness.train import schedule
 from fusionbench.records.cell import Budget
+from fusionbench.records.training import MEANS
 from fusionbench.vlm.checkpoint import Checkpoints, whole
 from fusionbench.vlm.processes import World
 
-MEANS = ("token", "sample")
 STRATEGIES = ("ddp", "shard")
 
 

@@ -165,7 +165,8 @@ def test_an_answer_is_no_longer_than_the_context(home, model):
 
 def test_sampling_is_not_done_and_said(home, model):
     with pytest.warns(UserWarning, match="greedily"):
-        model.generate_until(asking(home, 1, do_sample=True, temperature=1.0))
+        sampled = model.generate_until(asking(home, 1, do_sample=True, temperature=1.0))
+    assert sampled == model.generate_until(asking(home, 1))
 
 
 @pytest.mark.parametrize(

@@ -277,10 +277,10 @@ def _refuse_other_weights(report: dict[str, Any], about: Description) -> None:
 def _image_processor(about: Description) -> Any:
     from transformers import AutoImageProcessor
 
+    # Type checkers do not know what it returns.
+    load: Any = AutoImageProcessor.from_pretrained
     try:
-        found = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            about.folder, local_files_only=True
-        )
+        found = load(about.folder, local_files_only=True)
     except Exception as error:
         raise _failed(about, "the image processor cannot be loaded", error) from error
     return found
@@ -291,8 +291,9 @@ def _language(model: Any, about: Description) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     inner = model.model.language_model
+    make: Any = AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        whole: Any = AutoModelForCausalLM.from_config(inner.config)  # type: ignore[no-untyped-call]
+        whole = make(inner.config)
     # `set_decoder` does nothing for Llama.
     setattr(whole, whole.base_model_prefix, inner)
     whole.set_output_embeddings(model.lm_head)
