@@ -14,6 +14,10 @@ _CACHE = Path(tempfile.gettempdir()) / f"fusionbench-test-cache-{_RUN}"
 os.environ["FUSIONBENCH_CACHE"] = str(_CACHE)
 os.environ.pop("FUSIONBENCH_DATA", None)
 os.environ.pop("FUSIONBENCH_PLUGINS", None)
+# pytest puts the folder on this process's path only: programs that the tests start need it too.
+_SUPPORT = str(Path(__file__).parent / "support")
+_PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+os.environ["PYTHONPATH"] = os.pathsep.join([_SUPPORT, *filter(None, _PATHS)])
 
 
 @pytest.hookimpl(optionalhook=True)
