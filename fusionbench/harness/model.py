@@ -138,6 +138,7 @@ def build_model(
             answers=len(materials.bundle.answers),
             grid=materials.shape.grid,
             positions=materials.budget.positions == "grid",
+            redrawn=materials.budget.random_layer == "seed",
             aligned=bool(fusion.summary_weight),
         )
     shuffled = settings.get(QUESTION) == "shuffled"

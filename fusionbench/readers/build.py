@@ -27,16 +27,20 @@ def build_reader(  # noqa: PLR0913
     answers: int,
     grid: tuple[int, int] = (1, 1),
     positions: bool = False,
+    redrawn: bool = False,
     aligned: bool = False,
 ) -> Reader:
     """A reader for tokens of width `in_dim`; ValueError for an unknown name.
 
     `grid`: the encoder's patches; `positions`: whether the attentive reader's tokens get positions;
+    `redrawn`: whether the ridge reader draws its random layer from torch's generator;
     `aligned`: the method aligns a summary through the projector.
     """
     shape = reader_shape(name, width)
     if name.split("-")[0] == _RIDGE:
-        return RidgeReader(in_dim, grid, width=width, shape=shape, aligned=aligned)
+        return RidgeReader(
+            in_dim, grid, width=width, shape=shape, aligned=aligned, redrawn=redrawn
+        )
     if shape is not None:
         return DecoderReader(in_dim, shape, query_dim=query_dim, length=length, answers=answers)
     if name != "attentive":

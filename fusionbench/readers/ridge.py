@@ -77,10 +77,18 @@ class Choice:
     """Mean squared leave-one-out residual as a share of the targets' mean square."""
 
 
-def random_layer(dim: int) -> tuple[Float[Tensor, "dim hidden"], Float[Tensor, " hidden"]]:
-    """W and b of the block `tokens`: the same for all tokens of width `dim`, on every machine."""
-    drawn = stream("ridge", "tokens", dim).standard_normal((dim + 1, HIDDEN)).astype(np.float32)
-    values = torch.from_numpy(drawn)
+def random_layer(
+    dim: int, *, redrawn: bool = False
+) -> tuple[Float[Tensor, "dim hidden"], Float[Tensor, " hidden"]]:
+    """W and b of the block `tokens`: the same for all tokens of width `dim`, on every machine.
+
+    `redrawn`: from torch's generator instead, so that seeds average over draws.
+    """
+    if redrawn:
+        values = torch.randn(dim + 1, HIDDEN)
+    else:
+        drawn = stream("ridge", "tokens", dim).standard_normal((dim + 1, HIDDEN))
+        values = torch.from_numpy(drawn.astype(np.float32))
     return values[:dim] / dim**0.5, values[dim] * 0.5
 
 

@@ -42,12 +42,13 @@ class RidgeReader(nn.Module):
         width: int,
         shape: ReaderShape | None = None,
         aligned: bool = False,
+        redrawn: bool = False,
     ) -> None:
         super().__init__()
         self.grid, self.shape = grid, shape
         self.widths: dict[str, int] = {}
         """Width of each block, in the order of the features; known after the first batch."""
-        weight, bias = random_layer(in_dim if shape is None else shape.width)
+        weight, bias = random_layer(in_dim if shape is None else shape.width, redrawn=redrawn)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.register_buffer("kernel", torch.tensor(KERNELS[0].weights))

@@ -75,6 +75,9 @@ class Budget:
     vector_lr: float = 0.0
     """Learning rate of parameters with at most one dimension (mixing weights, gates, norms); 0:
     that of the matrices."""
+    random_layer: str = "fixed"
+    """The ridge reader's random layer: `fixed`, one for each width of the tokens, or `seed`, another
+    for each task and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,7 @@ QUICK = Study(
         val_items=128,
         test_items=448,
         reader="ridge",
+        random_layer="seed",
     ),
     contrasts=(
         {"method": "best_single"},
@@ -210,6 +211,7 @@ _CHOICES = {
     "feature_dtype": ("float32", "float16"),
     "optimiser": ("adamw", "muon"),
     "positions": ("grid", "none"),
+    "random_layer": ("fixed", "seed"),
     "reader": READERS,
 }
 _POSITIVE = {
