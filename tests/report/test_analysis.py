@@ -115,7 +115,8 @@ def trained(materials, name, seed, *, lr=LR, stage="evaluate"):
     """(record, scores) of one cell, as a worker trains it."""
     spec = CellSpec(
         encoder="toy", weights="toy", method=name, method_version=1, settings={},
-        task=materials.name, task_version=1, data="d", budget=materials.budget, seed=seed, stage=stage,
+        task=materials.name, task_version=1, data="d", budget=materials.budget, seed=seed,
+        stage=stage,
     )  # fmt: skip
     return run_cell(spec, CLASSES[name], materials, tuned=Tuned(lr=lr, scores={}), eval_batch=64)
 
