@@ -67,6 +67,7 @@ def command(
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print every method.")] = False,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
@@ -84,8 +85,9 @@ def command(
         checkpoint=checkpoint, data_root=data_root, processes=processes,
         micro_batch=micro_batch, shard=shard,
     )  # fmt: skip
-    action = show_plan if dry_run else run
-    raise typer.Exit(action(chosen, options, sys.stdout))
+    if dry_run:
+        raise typer.Exit(show_plan(chosen, options, sys.stdout))
+    raise typer.Exit(run(chosen, options, sys.stdout, full=full))
 
 
 def assemble(
@@ -138,7 +140,7 @@ def checked_compile(text: str) -> str:
     return text
 
 
-def run(study: Study, options: RunOptions, stream: TextIO) -> int:
+def run(study: Study, options: RunOptions, stream: TextIO, *, full: bool = False) -> int:
     """Run the missing cells, write the report, and print the run summary; the exit status."""
     catalog = read(options.plugins)
     from fusionbench.cli import summary
@@ -155,7 +157,7 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
         _, result = execute(resolved, options, launcher)
     else:
         _, result = execute(resolved, options)
-    summary.write(Path(options.out), resolved, result, stream)
+    summary.write(Path(options.out), resolved, result, stream, full=full)
     return exit_status(result, stream)
 
 
