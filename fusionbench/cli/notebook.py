@@ -3,9 +3,9 @@
 import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusionbench.api.errors import UserError
-from fusionbench.api.fusion import Fusion
 from fusionbench.cli.app import read
 from fusionbench.cli.run import assemble, checked_device, execute
 from fusionbench.cli.summary import report_writer
@@ -14,11 +14,12 @@ from fusionbench.registry.cards import MethodCard
 from fusionbench.report.results import LoadedResults
 from fusionbench.study.plan import resolve
 
-Named = str | type[Fusion]
+if TYPE_CHECKING:
+    from fusionbench.api.fusion import Fusion
 
 
 def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
-    methods: Sequence[Named],
+    methods: "Sequence[str | type[Fusion]]",
     tasks: Sequence[str],
     *,
     out: str | Path,
@@ -56,7 +57,7 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
     return LoadedResults(out)
 
 
-def _file(method: type[Fusion]) -> str:
+def _file(method: "type[Fusion]") -> str:
     """The file of a class. Raises UserError if it has none."""
     try:
         file = inspect.getsourcefile(method)
@@ -71,7 +72,7 @@ def _file(method: type[Fusion]) -> str:
     return str(Path(file).resolve())
 
 
-def _name(method: type[Fusion], cards: Iterable[MethodCard]) -> str:
+def _name(method: "type[Fusion]", cards: Iterable[MethodCard]) -> str:
     """The registered name of a class, without variants. Raises UserError if there is none."""
     file = _file(method)
     found = [card.name for card in cards if card.file == file and card.cls == method.__qualname__]
