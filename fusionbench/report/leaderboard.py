@@ -3,12 +3,13 @@
 Means count every task the same, from chance (0) to all right (100), as differences do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
+from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrast_table import measured_columns
 from fusionbench.report.contrasts import Scope, control_of
 from fusionbench.report.page import Page
@@ -115,7 +116,7 @@ def _title(scope: Scope) -> str:
 
 
 def _difference(
-    analysis: Analysis, row: int, scope: Scope, known: dict[tuple[str, Scope], object]
+    analysis: Analysis, row: int, scope: Scope, known: Mapping[tuple[str, Scope], ContrastRow]
 ) -> str:
     found = known.get((analysis.table.methods[row], scope))
     return interval(found.measured.estimate) if found else "-"

@@ -120,14 +120,14 @@ def standings(name: str, title: str, rows: Sequence[Row], note: str = "") -> Ite
         parts += [str(one) for one in training if not is_missing(one)]
         names = list(here["aggregate"].unique())
         heads = ["method", "role", names[0], "difference", "verdict", *names[1:], "added"]
-        found = [
-            _standing(group.to_dict("records")) for _, group in here.groupby("method", sort=False)
-        ]
+        by_method: dict[str, list[Row]] = {}
+        for row in here.to_dict("records"):
+            by_method.setdefault(str(row["method"]), []).append({str(k): v for k, v in row.items()})
         yield Grid(
             id=f"{name}-{number}",
             title=f"{title}: {', '.join(filter(None, parts))}",
             heads=[Head(text=head) for head in heads],
-            rows=found,
+            rows=[_standing(one) for one in by_method.values()],
             note=note,
         )
 
@@ -153,8 +153,12 @@ def _standing(rows: Sequence[Row]) -> list[GridCell]:
 
 def _mean(row: Row) -> GridCell:
     """A chance-corrected mean with its interval."""
-    marks = {"best": bool(row.get("best")), "tied": bool(row.get("tied"))}
-    return GridCell(text=row["text"], value=_sort_key("mean", row["score"]), **marks)
+    return GridCell(
+        text=row["text"],
+        value=_sort_key("mean", row["score"]),
+        best=bool(row.get("best")),
+        tied=bool(row.get("tied")),
+    )
 
 
 def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[GridCell]]]:
