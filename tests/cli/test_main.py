@@ -72,7 +72,7 @@ def test_every_method_and_task_is_listed_with_version_settings_and_source(call, 
     (row,) = [line for line in lines[family:] if line.startswith("  -wide")]
     assert row.split() == ["-wide", "width=16", "(from", f"{plugin})"]
     _, out, _ = call("show", "blend-wide", "--plugin", plugin)
-    assert "settings    width=16, kind=soft, layers=1,2" in out and "version     3" in out
+    assert "settings    width=16, kind=soft, layers=(1,2)" in out and "version     3" in out
     _, out, _ = call("list", "tasks", "--plugin", plugin)
     assert re.search(r"far_task .* no: pip install no-such-package-here", out)
 
