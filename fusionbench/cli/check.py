@@ -39,6 +39,7 @@ def check(
     """Print the counts of outcomes per method; write details to `out`. Returns the exit code."""
     import torch
 
+    from fusionbench.checks.first_build import first_fault
     from fusionbench.checks.kit import counts_text, total
     from fusionbench.checks.run import find, page, run_checks
 
@@ -49,17 +50,23 @@ def check(
         for target in targets
         for subject in find(target, plugins=plugins)
     }
-    reports = []
+    reports, faults = [], 0
     for subject in found.values():
+        if not only and (fault := first_fault(subject)):
+            faults += 1
+            stream.write(f"{subject.name}: cannot be used\n  {fault}\n")
+            continue
         reports.append(run_checks(subject, only=only))
         stream.write(f"{reports[-1]}\n")
         stream.flush()
     seconds = sum(record.seconds for report in reports for record in report.records)
-    stream.write(f"{len(reports)} methods, {seconds:.0f} s of CPU: {counts_text(total(reports))}\n")
+    if reports:
+        counts = counts_text(total(reports))
+        stream.write(f"{len(reports)} methods, {seconds:.0f} s of CPU: {counts}\n")
     if out is not None:
         _write(out, page(reports))
         stream.write(f"{out}\n")
-    return FAILED if any(report.unexpected for report in reports) else OK
+    return FAILED if faults or any(report.unexpected for report in reports) else OK
 
 
 def _write(out: Path, text: str) -> None:

@@ -167,12 +167,22 @@ def seeded_fusion(
 def build_fusion(
     method: type[Method], settings: Mapping[str, Setting], shape: StackShape
 ) -> Method:
-    """Construct a method for an encoder's shape; Unsupported if it needs what is not there."""
+    """Construct a method for an encoder's shape.
+
+    Raises Unsupported if it needs what is not there, ValueError for taps outside the encoder.
+    """
     if method.needs_query and not shape.query_dim:
         raise Unsupported("needs the question, and this reader gives none")
     # The settings were checked against the constructor's own signature when they were chosen.
     constructor: type = method
-    return constructor(shape, **own_settings(settings))
+    made: Method = constructor(shape, **own_settings(settings))
+    for tap in getattr(made, "taps", ()):
+        if not all(0 <= index <= shape.normed_layer(0) for index in tap):
+            raise ValueError(
+                f"{method.__name__} reads hidden state {tap}, and this encoder has 0 to "
+                f"{shape.layers}; shape.layer(-2) counts from the end"
+            )
+    return made
 
 
 def own_settings(settings: Mapping[str, Setting]) -> dict[str, Setting]:

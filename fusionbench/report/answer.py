@@ -7,12 +7,13 @@ is called better than another.
 from collections.abc import Iterator, Sequence
 
 from fusionbench.records.cost import CostRecord
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrasts import Scope
 from fusionbench.report.leaderboard import added_parameters, ranked
 from fusionbench.report.page import Material, Page
-from fusionbench.report.tables import Row, conditions, interval, points
+from fusionbench.report.tables import Row, cell, conditions, interval, points
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 from fusionbench.stats.verdicts import Verdict
 
@@ -30,8 +31,9 @@ def answer_page(report: Material) -> Page:
     """The sentences of each condition; its title stands above if there are several."""
     texts, rows = [], list[Row]()
     several = len(report.analyses) > 1
-    for analysis in report.analyses:
+    for number, analysis in enumerate(report.analyses):
         sentences = list(answer(analysis, report.profiles))
+        sentences += planted_sentence(report.planted) if number == 0 else []
         lines = [f"- {sentence}" for sentence in sentences]
         heading = [f"### {analysis.table.condition.title}", ""] if several else []
         texts.append("\n".join([*heading, *lines]) + "\n")
@@ -54,6 +56,22 @@ def answer(analysis: Analysis, profiles: Sequence[CostRecord]) -> Iterator[str]:
     yield from _cost(analysis, suite, profiles)
     yield from _certainty(analysis, suite)
     yield from _apart(analysis, suite)
+
+
+def planted_sentence(tables: Sequence[ScoreTable]) -> list[str]:
+    """Who scores highest on each task whose right answer is known; empty without such tasks."""
+    parts = []
+    for table in tables:
+        for column, task in enumerate(table.tasks):
+            cells = [(cell(table, row, column), name) for row, name in enumerate(table.methods)]
+            done = [(one.mean, name) for one, name in cells if one.runs]
+            if done:
+                mean, name = max(done)
+                chance = points(task.chance, sign=False)
+                parts.append(
+                    f"`{task.name}` `{name}` {points(mean, sign=False)} % (chance {chance})"
+                )
+    return [f"Highest on planted tasks, whose answer is known: {', '.join(parts)}."] if parts else []
 
 
 def leaders(analysis: Analysis) -> list[ContrastRow]:

@@ -1,0 +1,115 @@
+"""The first build of a method: one message with the author's file and line and the likely mend.
+
+It comes before all checks, each of which would stumble over the same mistake in its own words.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fusionbench.api.fusion import Fusion, Method
+from fusionbench.api.types import Fused, StackShape, Unsupported
+from fusionbench.checks.toy import Subject, run_drawn
+
+_MENDS = {
+    "cannot assign module before Module.__init__() call": "call super().__init__(shape) first",
+    "cannot assign parameters before Module.__init__() call": "call super().__init__(shape) first",
+    "has no attribute 'shape'": "call super().__init__(shape) first",
+    "has no attribute 'taps'": "set self.taps = ((layer,), ...) in __init__: the hidden states "
+    "that forward gets",
+    "Can't instantiate abstract class": "define every method that the base class lists",
+    "positional argument": "the constructor is called as (shape, **settings): settings are "
+    "keyword-only, written behind a *",
+    "mat1 and mat2 shapes cannot be multiplied": "hidden states are [tap batch token dim], dim is "
+    "shape.dim and a query has shape.query_dim",
+    "size of tensor": "hidden states are [tap batch token dim]; prefix tokens are included until "
+    "self.patches(tokens)",
+}
+"""Part of an error's text and the likely mend."""
+
+
+def first_fault(subject: Subject) -> str | None:
+    """What keeps a method from giving tokens on the checks' encoder; None if nothing does.
+
+    A method that cannot run there (`Unsupported`) has no fault.
+    """
+    try:
+        method = subject.build()
+        for fault in _taps(method):
+            return _at(subject.cls.__init__, fault)
+        fused = run_drawn(method.eval())
+    except Unsupported:
+        return None
+    # An author's method may raise anything.
+    except Exception as error:
+        return _raised(subject, error)
+    for fault in _given(method, fused):
+        return _at(_last(subject.cls), fault)
+    return None
+
+
+def _taps(method: Method) -> Iterator[str]:
+    """What is wrong with the declared hidden states."""
+    if not isinstance(method, Fusion):
+        return
+    if not hasattr(method, "taps"):
+        mend = _MENDS["has no attribute 'taps'"]
+        yield f"{type(method).__name__} has no attribute 'taps'; {mend}"
+        return
+    for tap in method.taps:
+        if not isinstance(tap, tuple) or not all(isinstance(one, int) for one in tap):
+            yield f"self.taps holds {tap!r}; each tap is a tuple of integers: ((3,), (7,))"
+        elif not all(0 <= one <= method.shape.normed_layer(0) for one in tap):
+            yield _outside(tap, method.shape)
+
+
+def _outside(tap: tuple[int, ...], shape: StackShape) -> str:
+    return (
+        f"tap {tap}: hidden states are 0 (embeddings) to shape.layers, which is {shape.layers} on "
+        "this encoder; shape.layer(-2) counts from the end, self.paper_taps('3,18,23') maps a "
+        "paper's layers"
+    )
+
+
+def _given(method: Method, fused: object) -> Iterator[str]:
+    """What is wrong with the result of the forward pass."""
+    if not isinstance(fused, Fused):
+        yield f"forward gave a {type(fused).__name__}; return Fused(tokens=...)"
+        return
+    shape = list(fused.tokens.shape)
+    if len(shape) != 3:
+        yield f"tokens are {shape}, not [batch token width]; keep the axis of tokens"
+    elif shape[2] != method.out_dim:
+        yield (
+            f"tokens are {shape[2]} wide and self.out_dim is {method.out_dim} on this encoder "
+            f"(width {method.shape.dim}); set self.out_dim to the width, "
+            f"{_as_multiple(shape[2], method.shape.dim)}, in __init__"
+        )
+
+
+def _as_multiple(width: int, dim: int) -> str:
+    times, rest = divmod(width, dim)
+    return str(width) if rest else f"{times} * shape.dim"
+
+
+def _last(cls: type[Method]) -> Callable[..., object]:
+    """The function that gives the tokens."""
+    return cls.forward if issubclass(cls, Fusion) else getattr(cls, "finish", cls.forward)
+
+
+def _raised(subject: Subject, error: Exception) -> str:
+    """The error's place in the author's file, its text, and the mend."""
+    file = Path(inspect.getsourcefile(subject.cls) or "")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename) == file]
+    text = " ".join(str(error).split())
+    mend = next((mend for part, mend in _MENDS.items() if part in text), "")
+    said = f"{type(error).__name__}: {text}" + (f"; {mend}" if mend else "")
+    return f"{file}:{own[-1].lineno}: {said}" if own else _at(subject.cls.__init__, said)
+
+
+def _at(function: Callable[..., object], text: str) -> str:
+    """The text behind the file and line of a function."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}: {text}" if code else text
