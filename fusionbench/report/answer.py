@@ -71,7 +71,9 @@ def planted_sentence(tables: Sequence[ScoreTable]) -> list[str]:
                 parts.append(
                     f"`{task.name}` `{name}` {points(mean, sign=False)} % (chance {chance})"
                 )
-    return [f"Highest on planted tasks, whose answer is known: {', '.join(parts)}."] if parts else []
+    if not parts:
+        return []
+    return [f"Highest on planted tasks, whose answer is known: {', '.join(parts)}."]
 
 
 def leaders(analysis: Analysis) -> list[ContrastRow]:
