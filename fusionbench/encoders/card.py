@@ -59,7 +59,7 @@ def fingerprint(files: Sequence[Path], *, architecture: Mapping[str, Any]) -> st
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ValueError that names the file if it is anything else."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):

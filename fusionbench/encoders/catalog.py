@@ -60,7 +60,7 @@ def available() -> list[EncoderCard]:
 
 def planted_facts() -> dict[str, dict[str, Any]]:
     """The literal `ENCODERS` of planted.py."""
-    for node in ast.parse(_PLANTED.read_text()).body:
+    for node in ast.parse(_PLANTED.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.AnnAssign):
             targets: list[ast.expr] = [node.target]
         elif isinstance(node, ast.Assign):

@@ -21,6 +21,7 @@ from fusionbench.encoders.card import (
 )
 from fusionbench.encoders.families import FAMILIES, REFUSED
 from fusionbench.encoders.preprocessing import Preprocessing, of_processor, of_timm, side, split_fit
+from fusionbench.records.files import expanded
 
 
 def locate(name: str) -> Path | None:
@@ -28,7 +29,7 @@ def locate(name: str) -> Path | None:
     library, _, checkpoint = split_fit(name)[0].partition(":")
     if not checkpoint:
         raise ValueError(f"{name!r} has no checkpoint: write {name}<id or folder>")
-    folder = Path(checkpoint).expanduser()
+    folder = expanded(checkpoint)
     if folder.is_dir():
         return folder
     if checkpoint.startswith((".", "/", "~")):
@@ -48,8 +49,8 @@ def snapshots() -> Iterator[tuple[str, Path]]:
 
 
 def _hub_cache() -> Path:
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return expanded(os.environ.get("HF_HUB_CACHE") or f"{home}/hub")
 
 
 def _tagged(place: Path, name: str) -> Path:
@@ -65,7 +66,7 @@ def _snapshot(repo: Path) -> Path | None:
     main = repo / "refs" / "main"
     if not main.is_file():
         return None
-    folder = repo / "snapshots" / main.read_text().strip()
+    folder = repo / "snapshots" / main.read_text(encoding="utf-8").strip()
     return folder if folder.is_dir() else None
 
 

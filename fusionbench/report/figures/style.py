@@ -180,7 +180,8 @@ def _csv(rows: "pd.DataFrame") -> str:
     names = map(str, rows.select_dtypes("bool"))
     flags: dict[str, Any] = {name: np.where(rows[name], "true", "false") for name in names}
     words = rows.select_dtypes("object").map(_safe).to_dict("series")
-    return rows.assign(**words, **flags).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    safe = rows.assign(**words, **flags)
+    return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _safe(value: object) -> object:
