@@ -118,10 +118,12 @@ def _encoders(catalog: Catalog) -> list[str]:
     from fusionbench.encoders.catalog import available
     from fusionbench.registry.encoder_cards import plugged
 
-    return [
+    cards, problems = available()
+    lines = [
         f"{card.name}: {card.path if card.available else f'missing; {card.get}'}"
-        for card in [*available(), *plugged(catalog)]
+        for card in [*cards, *plugged(catalog)]
     ]
+    return [*lines, *(f"not readable: {problem}" for problem in problems)]
 
 
 def _plugins(catalog: Catalog, checked: "Sequence[PluginCheck]") -> list[str]:

@@ -12,7 +12,7 @@ import typer
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.sources import find_source, ways
-from fusionbench.cli.app import Plugins, Strict, app, read
+from fusionbench.cli.app import Plugins, Strict, app, read, say
 from fusionbench.registry.cards import count
 from fusionbench.registry.catalog import BenchmarkCard, Catalog, MethodCard, TaskCard
 from fusionbench.registry.selection import shown
@@ -120,7 +120,9 @@ def _encoders(catalog: Catalog) -> "list[EncoderCard]":
     from fusionbench.encoders.catalog import available
     from fusionbench.registry.encoder_cards import plugged
 
-    return [*available(), *plugged(catalog)]
+    cards, problems = available()
+    say(problems)
+    return [*cards, *plugged(catalog)]
 
 
 def json_text(kind: str, catalog: Catalog, data_root: str = "") -> str:

@@ -6,15 +6,20 @@ only.
 
 import getpass
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from fusionbench.records.cell import CellRecord
 
 # A tag, a comment or an address in angle brackets starts so; `<0.001` starts none of them.
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 # Reports link to their own figures only.
 _LINK = re.compile(r"\]\((?!figures/[\w.-]+\))")
 _REFERENCE = re.compile(r"^(\s*(?:[-*>]\s+)*)\[([^\]\n]*)\]:", re.MULTILINE)
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 # Control characters, and marks that change the order in which letters are shown.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _TRACE = re.compile(r'(File ")[^"\n]*?([^/"\n]+/[^/"\n]+")')
@@ -108,9 +113,46 @@ def impersonal(text: str) -> str:
     """
     text = _TRACE.sub(r"\1\2", text)
     for folder, short in _places():
-        text = re.sub(rf"{re.escape(folder)}(?=/|[^\w.-]|$)", short, text)
+        text = _shorter(text, folder, short)
     name = _login()
     return re.sub(rf"/{re.escape(name)}(?=/)", "/USER", text) if name else text
+
+
+def from_home(text: str) -> str:
+    """The text with `~` for the home folder: paths that are read again on this machine."""
+    home = _home()
+    return text if home in (None, Path("/")) else _shorter(text, str(home), "~")
+
+
+def without_user(record: CellRecord) -> CellRecord:
+    """The record without folders and names of the user; nothing of it enters an id."""
+    made_by = {
+        key: file_only(value) if isinstance(value, str) and key in _MADE_BY else _deep(value)
+        for key, value in record.provenance.items()
+    }
+    return replace(
+        record,
+        reason=impersonal(record.reason),
+        notes=tuple(map(impersonal, record.notes)),
+        provenance=made_by,
+    )
+
+
+_MADE_BY = ("method", "task", "encoder")
+"""Parts of the provenance that are a path for a plug-in; `plugin_files` has the files' hashes."""
+
+
+def _deep(value: Any) -> Any:
+    if isinstance(value, str):
+        return impersonal(value)
+    if isinstance(value, Mapping):
+        return {key: _deep(one) for key, one in value.items()}
+    return [_deep(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _shorter(text: str, folder: str, short: str) -> str:
+    """`folder` replaced where it is a whole path or the start of one."""
+    return re.sub(rf"(?<![\w.-]){re.escape(folder)}(?=/|[^\w.-]|$)", short, text)
 
 
 def _places() -> list[tuple[str, str]]:

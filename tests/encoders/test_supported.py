@@ -143,7 +143,7 @@ def test_an_odd_repository_in_the_cache_hides_no_other(odd, tmp_path, monkeypatc
     content = ODDITIES[odd]
     raw = content if isinstance(content, bytes) else content.encode()
     (tmp_path / "models--odd--vit" / "snapshots" / "x" / "config.json").write_bytes(raw)
-    names = [card.name for card in available()]
+    names = [card.name for card in available()[0]]
     assert "hf:good/vit" in names and "hf:odd/vit" not in names
     with pytest.raises(ValueError) as refused:
         describe("timm:odd/vit" if odd == "timm" else "hf:odd/vit")
