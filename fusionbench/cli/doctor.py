@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import OK, Plugins, Strict, app, packed_here
+from fusionbench.cli.app import OK, Plugins, Strict, app, name_plugins, packed_here
 from fusionbench.registry.catalog import Catalog, read_catalog
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def command(
     from fusionbench.registry.plugins import check_plugins
 
     catalog = read_catalog(plugin, packed=packed_here())
+    name_plugins(catalog)
     checked = check_plugins(catalog)
     sys.stdout.write(text(catalog, checked, cache))
     broken = [one for one in checked if not one.sound]

@@ -47,7 +47,7 @@ def command(
     strict_plugins: Strict = False,
 ) -> None:
     """List methods, tasks (with benchmarks) or encoders, and how to get those that are missing."""
-    catalog = read(plugin, strict=strict_plugins)
+    catalog = read(plugin, strict=strict_plugins, imports=False)
     if as_json:
         text = json_text(kind.value, catalog, data_root)
     elif kind is Listed.METHODS:
