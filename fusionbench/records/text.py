@@ -19,7 +19,7 @@ _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 # Reports link to their own figures only.
 _LINK = re.compile(r"\]\((?!figures/[\w.-]+\))")
 _REFERENCE = re.compile(r"^(\s*(?:[-*>]\s+)*)\[([^\]\n]*)\]:", re.MULTILINE)
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n")
 # Control characters, and marks that change the order in which letters are shown.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _TRACE = re.compile(r'(File ")[^"\n]*?([^/"\n]+/[^/"\n]+")')
@@ -80,7 +80,8 @@ def markdown_page(text: str) -> str:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula; numbers stay numbers."""
+    """A text that no spreadsheet takes for a formula or a new row; numbers stay numbers."""
+    text = visible(text)
     if text.startswith(_FORMULA) and not _is_number(text) and text not in ("-", "+"):
         return f"'{text}"
     return text
