@@ -1,4 +1,4 @@
-"""The cache folder: its owner's alone unless shared on purpose, and named where it cannot be used."""
+"""The cache folder: its owner's alone unless shared on purpose; named where it is of no use."""
 
 import os
 from pathlib import Path
