@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from fusionbench.records.cell import canonical
 from fusionbench.records.scores import ScoreTable
-from fusionbench.records.text import markdown_cell, spreadsheet_cell
+from fusionbench.records.text import markdown_cell, spreadsheet_cell, visible
 from fusionbench.records.training import Training, plain_training
 from fusionbench.stats.estimate import Estimate
 
@@ -325,7 +325,7 @@ def latex_grid(rows: Sequence[GridRow], caption: str, label: str) -> str:
 
 def escaped(text: str) -> str:
     """Text as LaTeX prints it; other characters than ASCII and `_LATEX` become `?`."""
-    found = "".join(_LATEX.get(letter, letter) for letter in text)
+    found = "".join(_LATEX.get(letter, letter) for letter in visible(text))
     return "".join(letter if letter.isascii() else "?" for letter in found)
 
 

@@ -14,7 +14,7 @@ from fusionbench import __version__
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.files import write_atomic
 from fusionbench.records.history import Request
-from fusionbench.records.text import checkpoint_name, file_only, impersonal
+from fusionbench.records.text import checkpoint_name, file_only, impersonal, visible
 from fusionbench.report import coverage
 from fusionbench.report.figures.style import DARK, Drawn
 from fusionbench.report.html.grid import Grid, pivots, plain
@@ -207,7 +207,7 @@ def write_html(
         "light": theme(dark=False),
         "dark": theme(dark=True),
     }
-    write_atomic(page, render(context).encode())
+    write_atomic(page, visible(render(context)).encode())
 
 
 def render(context: Mapping[str, Any]) -> str:
