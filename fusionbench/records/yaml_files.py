@@ -72,7 +72,7 @@ def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        values = yaml.load(text, Loader)  # noqa: S506  # nosec B506: a SafeLoader with line numbers
+        values = yaml.load(text, Loader)  # noqa: S506  (a SafeLoader with line numbers)
     except UserError:
         raise
     except yaml.YAMLError as error:
