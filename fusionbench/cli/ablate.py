@@ -12,6 +12,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.cli.app import Plugins, Settings, Strict, app, read, say
 from fusionbench.cli.run import checked_device
 from fusionbench.records.cell import RunOptions
+from fusionbench.records.text import checkpoint_name
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
 
 if TYPE_CHECKING:
@@ -142,8 +143,9 @@ def planned_cells(plan: "Plan", design: "Design") -> "PlannedAblation":
         tasks[cell.task.name] = (*tasks.get(cell.task.name, ()), cell.spec.id)
     study = plan.resolved.study
     budget = study.budget
-    words = f"{study.encoder}, {budget.steps} steps of {budget.batch}, {study.seeds} seeds"
-    return PlannedAblation(design=design, encoder=study.encoder, budget=words, cells=cells)
+    encoder = checkpoint_name(study.encoder)
+    words = f"{encoder}, {budget.steps} steps of {budget.batch}, {study.seeds} seeds"
+    return PlannedAblation(design=design, encoder=encoder, budget=words, cells=cells)
 
 
 def _split(texts: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from fusionbench import __version__
 from fusionbench.api.errors import Problem, UserError, disk_error
 from fusionbench.registry.catalog import Catalog, read_catalog
+from fusionbench.registry.discovery import BUILT_IN
 
 if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
@@ -93,19 +94,30 @@ Settings = Annotated[
 ]
 
 
-def read(plugins: Sequence[str], *, strict: bool = False) -> Catalog:
+def read(plugins: Sequence[str], *, strict: bool = False, imports: bool = True) -> Catalog:
     """The catalog; its problems are printed on stderr.
 
-    With `strict` every plug-in is also imported in a child process, and UserError is raised for one
-    that cannot be used.
+    If the command imports plug-ins, those that it does not name itself (of the environment or
+    installed) are named first. With `strict` every plug-in is also imported in a child process,
+    and UserError is raised for one that cannot be used.
     """
     catalog = read_catalog(plugins, packed=packed_here())
+    if imports or strict:
+        name_plugins(catalog, besides=plugins)
     if strict:
         from fusionbench.registry.plugins import require_sound
 
         require_sound(catalog)
     say(catalog.problems)
     return catalog
+
+
+def name_plugins(catalog: Catalog, *, besides: Collection[str] = ()) -> None:
+    """Print the files of plug-ins on stderr: they may be imported from now on."""
+    for source in catalog.sources:
+        if source.name != BUILT_IN and source.name not in besides:
+            files = ", ".join(str(location.file) for location in source.locations)
+            sys.stderr.write(f"plug-in: {source.name}: {files or 'no file'}\n")
 
 
 def packed_here() -> Collection[str]:

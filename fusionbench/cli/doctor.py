@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import OK, Plugins, Strict, app, packed_here
+from fusionbench.cli.app import OK, Plugins, Strict, app, name_plugins, packed_here
 from fusionbench.registry.catalog import Catalog, read_catalog
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def command(
     from fusionbench.registry.plugins import check_plugins
 
     catalog = read_catalog(plugin, packed=packed_here())
+    name_plugins(catalog)
     checked = check_plugins(catalog)
     sys.stdout.write(text(catalog, checked, cache))
     broken = [one for one in checked if not one.sound]
@@ -118,10 +119,12 @@ def _encoders(catalog: Catalog) -> list[str]:
     from fusionbench.encoders.catalog import available
     from fusionbench.registry.encoder_cards import plugged
 
-    return [
+    cards, problems = available()
+    lines = [
         f"{card.name}: {card.path if card.available else f'missing; {card.get}'}"
-        for card in [*available(), *plugged(catalog)]
+        for card in [*cards, *plugged(catalog)]
     ]
+    return [*lines, *(f"not readable: {problem}" for problem in problems)]
 
 
 def _plugins(catalog: Catalog, checked: "Sequence[PluginCheck]") -> list[str]:

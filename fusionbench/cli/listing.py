@@ -14,7 +14,7 @@ import typer
 
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.sources import find_source, ways
-from fusionbench.cli.app import Plugins, Strict, app, read
+from fusionbench.cli.app import Plugins, Strict, app, read, say
 from fusionbench.registry.cards import count
 from fusionbench.registry.catalog import BenchmarkCard, Catalog, MethodCard, TaskCard
 from fusionbench.registry.selection import shown
@@ -50,7 +50,8 @@ def command(
     strict_plugins: Strict = False,
 ) -> None:
     """List methods, tasks (with benchmarks) or encoders, and how to get those that are missing."""
-    catalog = picked(read(plugin, strict=strict_plugins), kind.value, names)
+    catalog = read(plugin, strict=strict_plugins, imports=False)
+    catalog = picked(catalog, kind.value, names)
     if as_json:
         text = json_text(kind.value, catalog, data_root)
     elif kind is Listed.METHODS:
@@ -120,7 +121,7 @@ def show(
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Print the card of each method, task or encoder with this name."""
-    catalog = read(plugin)
+    catalog = read(plugin, imports=False)
     found = [card for name in names for card in cards_of(catalog, name)]
     sys.stdout.write("\n\n".join(dict.fromkeys(found)) + "\n")
 
@@ -247,7 +248,9 @@ def _encoders(catalog: Catalog) -> "list[EncoderCard]":
     from fusionbench.encoders.catalog import available
     from fusionbench.registry.encoder_cards import plugged
 
-    return [*available(), *plugged(catalog)]
+    cards, problems = available()
+    say(problems)
+    return [*cards, *plugged(catalog)]
 
 
 def json_text(kind: str, catalog: Catalog, data_root: str = "") -> str:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli import (
@@ -23,6 +24,7 @@ from fusionbench.cli import (
     run,
 )
 from fusionbench.cli.app import app
+from fusionbench.cli.streams import shown_streams
 
 COMMANDS = (
     run,
@@ -50,10 +52,15 @@ def main() -> None:
     # OpenBLAS threads wait by spinning: where workers occupy the cores, a product of 1 ms takes
     # 100 ms. NumPy reads the variable once, at import.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        app()
-    except UserError as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        if error.hint:
-            sys.stderr.write(f"hint: {error.hint}\n")
-        sys.exit(2)
+    with shown_streams():
+        try:
+            app()
+        except UserError as error:
+            sys.stderr.write(f"error: {error.message}\n")
+            if error.hint:
+                sys.stderr.write(f"hint: {error.hint}\n")
+            sys.exit(2)
+        except Exception:
+            # Its text may hold what a terminal must not act on; the interpreter would print it raw.
+            sys.stderr.write(traceback.format_exc())
+            sys.exit(1)

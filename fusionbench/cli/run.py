@@ -22,6 +22,7 @@ from fusionbench.cli.app import (
     say,
 )
 from fusionbench.records.cell import RunOptions
+from fusionbench.records.files import require_cache
 from fusionbench.study.study import (
     PROBE,
     QUICK,
@@ -146,6 +147,7 @@ def run(study: Study, options: RunOptions, stream: TextIO, *, full: bool = False
     from fusionbench.cli import summary
     from fusionbench.study.plan import resolve
 
+    require_cache()
     # Names and settings are checked before a folder is made.
     resolved = resolve(study, catalog, download=True, data_root=options.data_root)
     if launched(options):

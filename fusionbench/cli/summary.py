@@ -1,5 +1,6 @@
 """The run summary: the request in `study.json`, the report, and what the terminal shows."""
 
+import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -10,6 +11,7 @@ from fusionbench.cli.app import say
 from fusionbench.records.history import Request
 from fusionbench.records.locks import exclusive
 from fusionbench.records.store import Store
+from fusionbench.records.text import from_home, impersonal
 from fusionbench.study.plan import ResolvedStudy
 from fusionbench.study.study import as_plain
 
@@ -23,10 +25,10 @@ if TYPE_CHECKING:
 def note_request(store: Store, resolved: ResolvedStudy) -> None:
     """Add the request to `study.json`, so that a report can tell what is missing."""
     request = Request(
-        study=as_plain(resolved.study),
+        study=json.loads(from_home(json.dumps(as_plain(resolved.study)))),
         labels=tuple(chosen.label for chosen in resolved.methods),
         tasks=tuple(card.name for card in resolved.tasks),
-        unavailable={one.card.name: one.reason for one in resolved.unavailable},
+        unavailable={one.card.name: impersonal(one.reason) for one in resolved.unavailable},
         same=resolved.same,
         version=__version__,
     )

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from fusionbench.encoders.card import EncoderCard, fingerprint, patches, read_json
-from fusionbench.records.files import cache_dir
+from fusionbench.records.files import cache_dir, expanded
 
 NANO = "nano"
 DINOV2 = "dinov2-small"
@@ -32,7 +32,7 @@ def places(name: str) -> list[Path]:
     if name == NANO:
         return [Path(__file__).parent / file]
     packed = os.environ.get("FUSIONBENCH_DATA")
-    folders = [Path(packed).expanduser() / "weights"] if packed else []
+    folders = [expanded(packed) / "weights"] if packed else []
     return [folder / file for folder in (*folders, cache_dir("weights"))]
 
 

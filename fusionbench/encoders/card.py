@@ -43,6 +43,13 @@ class EncoderCard:
     module: str = ""
     """Module of a plug-in's class."""
     cls: str = ""
+    label: str = ""
+    """Name in records of a checkpoint in a folder: the same in every folder; empty for others."""
+
+    @property
+    def recorded(self) -> str:
+        """The name that enters records and ids: no folder of this machine."""
+        return self.label or self.name
 
     @property
     def tokens(self) -> int:
@@ -59,8 +66,8 @@ def fingerprint(files: Sequence[Path], *, architecture: Mapping[str, Any]) -> st
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ValueError that names the file if it is anything else."""
     try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not contain a JSON object")
@@ -76,9 +83,22 @@ def header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if 2 <= length <= _LARGEST_HEADER else b""
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a safetensors file, or it is truncated") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a safetensors file: its header is no JSON object")
+    return values
+
+
+def require_whole(path: Path) -> None:
+    """Raise ValueError for a safetensors file that is shorter or longer than its header says."""
+    tensors = [entry for name, entry in header(path).items() if name != "__metadata__"]
+    ends = [int(entry["data_offsets"][1]) for entry in tensors]
+    with path.open("rb") as file:
+        wanted = 8 + int.from_bytes(file.read(8), "little") + max(ends, default=0)
+    if path.stat().st_size != wanted:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, its header says {wanted}")
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

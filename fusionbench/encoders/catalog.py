@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from fusionbench.api.errors import did_you_mean
+from fusionbench.api.errors import Problem, did_you_mean
 from fusionbench.encoders import builtin, snapshots
 from fusionbench.encoders.card import EncoderCard
 from fusionbench.encoders.preprocessing import Preprocessing
@@ -46,21 +46,25 @@ def preprocessing(name: str) -> Preprocessing:
     return Preprocessing()
 
 
-def available() -> list[EncoderCard]:
-    """Cards of the built-in encoders, then of the checkpoints in the Hugging Face cache."""
+def available() -> tuple[list[EncoderCard], list[Problem]]:
+    """Cards of the built-in encoders, then of the checkpoints in the Hugging Face cache.
+
+    A repository of the cache whose files cannot be read as what they say is a problem; models of
+    other kinds are left out.
+    """
     cards = [describe(name) for name in builtin.NAMES]
-    for name in snapshots.cached_names():
+    names, problems = snapshots.cached_names()
+    for name in names:
         try:
             cards.append(describe(name))
-        except (ValueError, KeyError):
-            # An incomplete or unsupported download must not break the listing.
-            continue
-    return cards
+        except (ValueError, OSError) as error:
+            problems.append(Problem(source=name, message=str(error)))
+    return cards, problems
 
 
 def planted_facts() -> dict[str, dict[str, Any]]:
     """The literal `ENCODERS` of planted.py."""
-    for node in ast.parse(_PLANTED.read_text()).body:
+    for node in ast.parse(_PLANTED.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.AnnAssign):
             targets: list[ast.expr] = [node.target]
         elif isinstance(node, ast.Assign):

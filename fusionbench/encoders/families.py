@@ -102,3 +102,9 @@ REFUSED: Mapping[str, str] = {
     for name in ("siglip2", "siglip2_vision_model")
 }
 """Reasons, by `model_type`."""
+
+LOCAL: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""How anything of transformers is read from a folder: nothing is downloaded, and no code in it is
+run; without the second the library asks on a terminal whether to run it."""
+ON_DISK: Mapping[str, Any] = {**LOCAL, "use_safetensors": True}
+"""The same for weights: no pickle."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import StackShape
 from fusionbench.encoders import snapshots
-from fusionbench.encoders.families import FAMILIES
+from fusionbench.encoders.families import FAMILIES, ON_DISK
 from fusionbench.encoders.preprocessing import FITS, Preprocessing, side
 from fusionbench.encoders.stepped import Stepped, blank
 
@@ -97,7 +97,7 @@ def _tower(folder: Path, family: str) -> nn.Module:
         raise UserError(f"transformers {transformers.__version__} has no {name}", "install a newer")
     with silent():
         model, report = cls.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            folder, **ON_DISK, output_loading_info=True, dtype=torch.float32
         )
     missing = [key for key in report["missing_keys"] if not key.startswith(_UNUSED)]
     if missing:

@@ -6,21 +6,25 @@ behind either names how images become square.
 """
 
 import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from fusionbench.api.errors import UserError
+from fusionbench.api.errors import Problem, UserError
 from fusionbench.encoders.card import (
     EncoderCard,
     fingerprint,
     patches,
     read_json,
+    require_whole,
     tensor_shapes,
 )
 from fusionbench.encoders.families import FAMILIES, REFUSED
 from fusionbench.encoders.preprocessing import Preprocessing, of_processor, of_timm, side, split_fit
+from fusionbench.records.files import cache_dir, expanded, write_atomic
 
 
 def locate(name: str) -> Path | None:
@@ -28,9 +32,11 @@ def locate(name: str) -> Path | None:
     library, _, checkpoint = split_fit(name)[0].partition(":")
     if not checkpoint:
         raise ValueError(f"{name!r} has no checkpoint: write {name}<id or folder>")
-    folder = Path(checkpoint).expanduser()
+    folder = expanded(checkpoint)
     if folder.is_dir():
         return folder
+    if "@" in checkpoint:
+        return _noted(checkpoint, name)
     if checkpoint.startswith((".", "/", "~")):
         raise ValueError(f"{name}: there is no folder {checkpoint}")
     repo = checkpoint if library == "hf" or "/" in checkpoint else f"timm/{checkpoint}"
@@ -38,6 +44,47 @@ def locate(name: str) -> Path | None:
     if library == "timm" and not place.is_dir():
         place = _tagged(place, name)
     return _snapshot(place)
+
+
+# A checkpoint in a folder is recorded under its kind and its fingerprint, `hf:vit@0123456789ab`,
+# and a note in the cache says where this machine has it.
+
+_SHOWN_DIGITS = 12
+
+
+def _label(name: str, kind: str, weights: str) -> str:
+    """The name in records of a checkpoint in a folder; empty for one of the hub."""
+    bare, _ = split_fit(name)
+    library, _, checkpoint = bare.partition(":")
+    if not expanded(checkpoint).is_dir():
+        return ""
+    fit = name.removeprefix(bare)
+    return f"{library}:{re.sub(r'[^A-Za-z0-9_.-]', '-', kind)}@{weights[:_SHOWN_DIGITS]}{fit}"
+
+
+def _note(label: str) -> Path:
+    return cache_dir("checkpoints", f"{split_fit(label)[0].partition(':')[2]}.txt")
+
+
+def _remember(label: str, folder: Path) -> None:
+    """Note where a checkpoint lies. Without a writable cache its folder must be named again."""
+    text = f"{folder.resolve()}\n".encode()
+    with suppress(OSError):
+        if not _note(label).is_file() or _note(label).read_bytes() != text:
+            write_atomic(_note(label), text)
+
+
+def _noted(checkpoint: str, name: str) -> Path:
+    if re.fullmatch(r"[A-Za-z0-9_.-]+@[0-9a-f]+", checkpoint):
+        with suppress(OSError, ValueError):
+            folder = Path(_note(name).read_text(encoding="utf-8").strip())
+            if folder.is_dir():
+                return folder
+    library = name.partition(":")[0]
+    raise UserError(
+        f"{name} was recorded from a folder that is not known on this machine",
+        f"name the folder: {library}:FOLDER",
+    )
 
 
 def snapshots() -> Iterator[tuple[str, Path]]:
@@ -48,8 +95,8 @@ def snapshots() -> Iterator[tuple[str, Path]]:
 
 
 def _hub_cache() -> Path:
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return expanded(os.environ.get("HF_HUB_CACHE") or f"{home}/hub")
 
 
 def _tagged(place: Path, name: str) -> Path:
@@ -65,7 +112,7 @@ def _snapshot(repo: Path) -> Path | None:
     main = repo / "refs" / "main"
     if not main.is_file():
         return None
-    folder = repo / "snapshots" / main.read_text().strip()
+    folder = repo / "snapshots" / main.read_text(encoding="utf-8").strip()
     return folder if folder.is_dir() else None
 
 
@@ -88,23 +135,31 @@ def card(name: str, *, image_size: int = 0) -> EncoderCard:
     files = weight_files(folder)
     facts = _facts(name, folder, files)
     size = image_size or facts["size"]
+    weights = fingerprint(files, architecture=facts["architecture"])
+    if label := _label(name, facts["kind"], weights):
+        _remember(label, folder)
+    elif "@" in name and not split_fit(name)[0].endswith(f"@{weights[:_SHOWN_DIGITS]}"):
+        raise UserError(f"{folder} holds other weights than those of {name}")
     return EncoderCard(
         name=name,
         source=str(folder),
         available=True,
         path=str(folder),
-        weights=fingerprint(files, architecture=facts["architecture"]),
+        weights=weights,
         layers=facts["layers"],
         dim=facts["dim"],
         grid=patches(size, patch=facts["patch"], name=name, native=facts["size"]),
         prefix=facts["prefix"],
         size=size,
+        label=label,
     )
 
 
 def _facts(name: str, folder: Path, files: list[Path]) -> dict[str, Any]:
     read = _hf_facts if name.startswith("hf:") else _timm_facts
     try:
+        for file in files:
+            require_whole(file)
         facts = read(folder, files, split_fit(name)[1])
     except UserError:
         raise
@@ -126,27 +181,38 @@ def how_to_get(name: str) -> str:
     )
 
 
-def cached_names() -> list[str]:
-    """Names of the supported checkpoints in the Hugging Face cache."""
-    names = []
+def cached_names() -> tuple[list[str], list[Problem]]:
+    """Names of the supported checkpoints in the Hugging Face cache, and unreadable repositories."""
+    names, problems = list[str](), list[Problem]()
     for repo, folder in snapshots():
+        config = folder / "config.json"
+        if not os.path.lexists(config):
+            # Data sets, tokenizers and adapters have none.
+            continue
         try:
-            values = read_json(folder / "config.json")
-        except (OSError, ValueError):
+            values = read_json(config)
+        except (OSError, ValueError) as error:
+            problems.append(Problem(source=repo, message=str(error)))
             continue
         if values.get("model_type") in FAMILIES:
             names.append(f"hf:{repo}")
         elif str(values.get("architecture", "")).startswith(_TIMM_NAMES):
             names.append(f"timm:{repo.removeprefix('timm/')}")
-    return names
+    return names, problems
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Safetensors files of a checkpoint, sharded or not; ValueError if there are none."""
+    """Safetensors files of a checkpoint, sharded or not; ValueError if one of them is missing."""
     whole = folder / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
     if not files:
         raise ValueError(f"{folder} has no model.safetensors; other formats are not supported")
+    index = folder / "model.safetensors.index.json"
+    if files != [whole] and index.is_file():
+        named = read_json(index).get("weight_map")
+        shards = {str(one) for one in named.values()} if isinstance(named, dict) else set()
+        if missing := sorted(shards - {file.name for file in files}):
+            raise ValueError(f"{folder} lacks {', '.join(missing)}, which {index.name} names")
     return files
 
 
@@ -189,6 +255,7 @@ def _hf_facts(folder: Path, files: list[Path], fit: str) -> dict[str, Any]:
     how, size = hf_images(folder, fit=fit)
     architecture = {key: config[key] for key in sorted(config) if key not in _NOT_ARCHITECTURE}
     return {
+        "kind": config["model_type"],
         "layers": int(config["num_hidden_layers"]),
         "dim": int(config["hidden_size"]),
         "patch": side(config["patch_size"], folder),
@@ -225,6 +292,7 @@ def _timm_facts(folder: Path, files: list[Path], fit: str) -> dict[str, Any]:
     tokens = sum(shapes[name][1] for name in ("cls_token", "dist_token", "reg_token")
                  if name in shapes)  # fmt: skip
     return {
+        "kind": str(config["architecture"]),
         "layers": 1 + max(int(n.split(".")[1]) for n in shapes if n.startswith("blocks.")),
         "dim": dim,
         "patch": patch,

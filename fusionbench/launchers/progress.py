@@ -4,6 +4,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from fusionbench.records.text import encodable, visible
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -103,7 +105,8 @@ class Live:
     """A live line: a bar, cells done and total, the current cell, the time left."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+        # The command line hides control codes; a bar is made of them.
+        self.stream: TextIO = getattr(stream, "unfiltered", stream)
         self.bar: Bar | None = None
         self.row: TaskID | None = None
         self.total = self.before = self.ended = 0
@@ -126,7 +129,8 @@ class Live:
         if self.bar is not None and self.row is not None:
             from rich.markup import escape
 
-            self.bar.update(self.row, description=escape(f"{label} on {task}, seed {seed}"))
+            text = visible(f"{label} on {task}, seed {seed}")
+            self.bar.update(self.row, description=escape(text))
 
     def finished(self, n: int = 1) -> None:
         """`n` cells have ended, well or badly."""
@@ -138,6 +142,7 @@ class Live:
 
     def note(self, text: str) -> None:
         """Print one line above the bar."""
+        text = encodable(visible(text), self.stream.encoding or "utf-8")
         if self.bar is None:
             self.stream.write(f"{text}\n")
             return

@@ -157,18 +157,19 @@ def _model(folder: Path, *, name: str, dtype: "torch.dtype") -> Any:
     """The checkpoint's model, without dropout; UserError if weights are missing or damaged."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from fusionbench.encoders.families import LOCAL, ON_DISK
     from fusionbench.encoders.hf import silent
 
     try:
         with silent():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, **LOCAL)
             without_dropout(config)
             # Type checkers do not know that it returns two values.
             load: Any = AutoModelForCausalLM.from_pretrained
             model, report = load(
                 folder,
                 config=config,
-                local_files_only=True,
+                **ON_DISK,
                 output_loading_info=True,
                 dtype=dtype,
                 attn_implementation="sdpa",

@@ -42,10 +42,11 @@ def convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+    from fusionbench.encoders.families import LOCAL
     from fusionbench.encoders.hf import silent
 
     with silent():
-        given = {"gguf_file": gguf.name, "local_files_only": True}
+        given = {"gguf_file": gguf.name, **LOCAL}
         tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **given)
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **given)
         settings = model.config.to_dict()

@@ -37,8 +37,10 @@ class HubTokenizer:
         """The tokenizer of a checkpoint's folder; UserError if it cannot be read."""
         from transformers import AutoTokenizer
 
+        from fusionbench.encoders.families import LOCAL
+
         try:
-            found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            found = AutoTokenizer.from_pretrained(folder, **LOCAL)
         # Files of somebody else: whatever is wrong with them, the cell has no tokenizer.
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

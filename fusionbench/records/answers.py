@@ -7,6 +7,7 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,23 @@ def pack(answers: Sequence[Said]) -> bytes:
     return gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
 
 
+_LARGEST = 1 << 28
+"""Bytes of all answers of a cell: a small file may be packed from any number of them."""
+
+
+def _unzipped(content: bytes) -> bytes:
+    with gzip.GzipFile(fileobj=BytesIO(content)) as file:
+        found = file.read(_LARGEST + 1)
+    if len(found) > _LARGEST:
+        raise ValueError(f"more than {_LARGEST} bytes of answers")
+    return found
+
+
 def unpack(content: bytes) -> list[Said]:
     """The answers of a file. Raises ValueError with the line that is none."""
     try:
         # Not `splitlines`: an answer may hold U+2028, which JSON leaves as it is.
-        lines = gzip.decompress(content).decode().removesuffix("\n").split("\n")
+        lines = _unzipped(content).decode().removesuffix("\n").split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"not a file of answers: {error}") from error
     found = []

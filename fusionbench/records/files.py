@@ -8,13 +8,48 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from fusionbench.api.errors import UserError
+
 _CHUNK = 1 << 20
+_SET_CACHE = "set FUSIONBENCH_CACHE to a folder that can be written"
+
+
+def expanded(text: str) -> Path:
+    """The path with the home folder for `~`; unchanged where the account has none."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def cache_dir(*parts: str) -> Path:
-    """`$FUSIONBENCH_CACHE`, or `~/.cache/fusionbench`, and a path inside it; not created."""
-    root = os.environ.get("FUSIONBENCH_CACHE") or "~/.cache/fusionbench"
-    return Path(root).expanduser().joinpath(*parts)
+    """`$FUSIONBENCH_CACHE`, or `~/.cache/fusionbench`, and a path inside it.
+
+    The cache folder is made, for its owner alone, where that is possible: other users' files must
+    not enter it. One that exists keeps its mode, so that it can be shared on purpose. Raises
+    UserError where there is no home folder either.
+    """
+    root = expanded(os.environ.get("FUSIONBENCH_CACHE") or "~/.cache/fusionbench")
+    if root.parts[:1] == ("~",):
+        raise UserError("there is no home folder for the cache", _SET_CACHE)
+    if not root.exists():
+        # A folder that cannot be made is an error for those who write, not for those who look.
+        with suppress(OSError):
+            root.parent.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, exist_ok=True)
+    return root.joinpath(*parts)
+
+
+def require_cache() -> None:
+    """Raise UserError if the cache folder is missing or empty and cannot be written.
+
+    A filled one may be read-only.
+    """
+    root = cache_dir()
+    if not root.is_dir():
+        raise UserError(f"the cache folder {root} cannot be made", _SET_CACHE)
+    if not os.access(root, os.W_OK | os.X_OK) and not any(root.iterdir()):
+        raise UserError(f"no permission to write to the cache folder {root}", _SET_CACHE)
 
 
 def write_atomic(path: Path, content: bytes, *, replace: bool = True) -> bool:

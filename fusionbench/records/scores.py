@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import Budget, CellRecord, canonical
+from fusionbench.records.text import checkpoint_name
 from fusionbench.records.training import FRESH, Training, plain_training
 
 
@@ -246,7 +247,7 @@ def _table(records: list[CellRecord]) -> ScoreTable:
     return ScoreTable(
         condition=Condition(
             track=spec.track,
-            encoder=spec.encoder,
+            encoder=checkpoint_name(spec.encoder),
             weights=spec.weights,
             budget=spec.budget,
             training=spec.training,

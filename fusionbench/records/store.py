@@ -28,6 +28,7 @@ from fusionbench.records.facts import Fact, Facts, check, normal_text
 from fusionbench.records.files import content, free_name, sha256_of, write_atomic
 from fusionbench.records.history import History
 from fusionbench.records.outcomes import Items, decode, encode
+from fusionbench.records.text import without_user
 from fusionbench.records.verified import (
     ANSWERS,
     ANSWERS_END,
@@ -198,6 +199,7 @@ class Store:
 
         A damaged file of that name is moved to `damaged/`. Raises UserError if the disk refuses.
         """
+        record = without_user(record)
         path = self._file("tuning" if record.spec.stage == "tune" else "cells", record.id)
         try:
             if (known := self.find(record.id)) is not None:
@@ -221,7 +223,7 @@ class Store:
         """
         folder = self.folder / "failures"
         try:
-            text = self._normal(record)
+            text = self._normal(without_user(record))
             while not write_atomic(free_name(folder, record.id), text, replace=False):
                 continue
         except OSError as error:

@@ -42,6 +42,19 @@ def read_section(path: str | Path, what: str, *, hint: str) -> Section:
     return parse_section(text, str(path), what, hint=hint)
 
 
+def _refuse_twice(node: Any, source: str) -> None:
+    """UserError for a key that stands twice in one mapping, where YAML keeps the last value."""
+    first: dict[str, int] = {}
+    for key, _ in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in first and name != "<<":
+            raise UserError(
+                f"{source}, line {line}: {name} stands twice, first on line {first[name]}",
+                "the last one would win: keep one of them",
+            )
+        first[name] = line
+
+
 def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
     """The mapping in a text; `source` names the file in errors. Raises UserError as above."""
     import yaml
@@ -50,6 +63,7 @@ def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
         pass
 
     def mapping(loader: Any, node: Any) -> Section:
+        _refuse_twice(node, source)
         loader.flatten_mapping(node)
         section = Section(loader.construct_mapping(node, deep=True))
         section.source, section.line = source, node.start_mark.line + 1
@@ -59,11 +73,18 @@ def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
         values = yaml.load(text, Loader)  # noqa: S506  (a SafeLoader with line numbers)
+    except UserError:
+        raise
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
         raise UserError(
             f"{source} is not YAML: {line}", "text with a colon needs quotes"
         ) from error
+    except RecursionError as error:
+        raise UserError(f"{source} holds no {what}: nested too deep", hint) from error
+    # A day or a number that Python has no value for.
+    except ValueError as error:
+        raise UserError(f"{source}: {error}", "write it as text, in quotes") from error
     if not isinstance(values, Section):
         raise UserError(f"{source} holds no {what}", hint)
     return values

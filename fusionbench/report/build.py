@@ -9,6 +9,7 @@ from fusionbench.records.cost import read as read_profiles
 from fusionbench.records.files import write_atomic
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
+from fusionbench.records.text import markdown_page
 from fusionbench.report.ablation import ablation_page
 from fusionbench.report.analysis import Analysis, analyse_all
 from fusionbench.report.answer import answer_page
@@ -198,7 +199,7 @@ def _pages(
 
 def _text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text.encode())
+    write_atomic(path, (markdown_page(text) if path.suffix == ".md" else text).encode())
 
 
 def _relative(text: str, folder: Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fusionbench.records.cell import CellRecord, Status
 from fusionbench.records.history import Request
 from fusionbench.records.scores import ScoreTable
+from fusionbench.records.text import file_only, one_line
 from fusionbench.report.alike import dead
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Material, Page
@@ -25,7 +26,7 @@ def coverage_page(report: Material) -> Page:
         ("Skipped and failed", reasons(records)),
         ("Tasks left out", left_out(planned)),
         ("Worth knowing", [*blind, *warnings(records), *outlying]),
-        ("Files that were ignored", [f"- {problem}" for problem in report.problems]),
+        ("Files that were ignored", [f"- {one_line(problem)}" for problem in report.problems]),
         ("Origins", origins(records)),
     ):
         if lines:
@@ -108,7 +109,7 @@ def reasons(records: Iterable[CellRecord]) -> list[str]:
 def left_out(planned: Request | None) -> list[str]:
     """A line for each task whose data was not available."""
     unavailable = planned.unavailable if planned else {}
-    return [f"- {task}: {reason}" for task, reason in sorted(unavailable.items())]
+    return [f"- {task}: {one_line(reason)}" for task, reason in sorted(unavailable.items())]
 
 
 def warnings(records: Iterable[CellRecord]) -> list[str]:
@@ -117,7 +118,7 @@ def warnings(records: Iterable[CellRecord]) -> list[str]:
     cells = Counter(_label(record) for record in done)
     unmoved = Counter((_label(r), ", ".join(r.unmoved)) for r in done if r.unmoved)
     edge = Counter(_label(record) for record in done if record.lr_at_edge)
-    notes = Counter((_label(record), note) for record in done for note in record.notes)
+    notes = Counter((_label(record), one_line(note)) for record in done for note in record.notes)
     lines = [
         f"- {label}: training left unchanged: {names} ({count} of {cells[label]} cells)"
         for (label, names), count in sorted(unmoved.items())
@@ -145,7 +146,7 @@ def origins(records: Iterable[CellRecord]) -> list[str]:
             lines.append("- **Mixed code**: these records were made by different states of it")
         lines += [f"- {title}: {facts} ({_count(n, 'cell')})" for facts, n in sorted(found.items())]
     for key in ("method", "task"):
-        foreign = {str(p.get(key, "")) for p in provenances} - {"built-in", ""}
+        foreign = {file_only(str(p.get(key, ""))) for p in provenances} - {"built-in", ""}
         lines += [f"- {key.capitalize()}s from {source}" for source in sorted(foreign)]
     if any(provenance.get("code", {}).get("dirty") for provenance in provenances):
         lines.append("- **Uncommitted changes**: part of these records come from a dirty tree")
@@ -167,7 +168,7 @@ def _label(record: CellRecord) -> str:
 def last_line(reason: str) -> str:
     """The last line of an error."""
     # The lines above are a traceback with paths of the machine that ran the cell.
-    return reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
+    return one_line(reason.strip().splitlines()[-1]) if reason.strip() else "no reason given"
 
 
 def _count(number: int, noun: str) -> str:

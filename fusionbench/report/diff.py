@@ -25,6 +25,7 @@ from fusionbench.records.pairs import (
     task_weights,
 )
 from fusionbench.records.scores import Condition, ScoreTable
+from fusionbench.records.text import file_only
 from fusionbench.records.training import plain_training
 from fusionbench.report.tables import Row, csv_row, markdown
 from fusionbench.stats import verdicts
@@ -133,7 +134,7 @@ def _facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for key, value in provenance.get(part, {}).items():
             yield f"{part} {key}", str(value)
     for kind in ("method", "task"):
-        source = str(provenance.get(kind, "built-in"))
+        source = file_only(str(provenance.get(kind, "built-in")))
         if source != "built-in":
             yield f"{kind}s from", source
 

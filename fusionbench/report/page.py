@@ -7,6 +7,7 @@ from fusionbench.records.cost import CostRecord
 from fusionbench.records.history import Request
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import ScoreTable
+from fusionbench.records.text import one_line
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.figures.style import Drawn
 from fusionbench.report.tables import Row
@@ -69,8 +70,9 @@ _ENOUGH = 6
 
 def title(planned: Request | None, tables: Sequence[ScoreTable]) -> str:
     """The header: the study's name and note, and how to read a number."""
-    name = planned.study.get("name", "") if planned else ""
-    note = planned.study.get("note", "") if planned else ""
+    name, note = (
+        one_line(str(planned.study.get(key, ""))) if planned else "" for key in ("name", "note")
+    )
     seeds = max((len(table.seeds) for table in tables), default=0)
     lines = [f"# FusionBench: {name or 'results'}", ""]
     lines += [f"> {note[0].upper()}{note[1:]}.", ""] if note else []

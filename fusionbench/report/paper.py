@@ -13,6 +13,7 @@ from fusionbench.api.errors import disk_error, unknown
 from fusionbench.records.files import write_atomic
 from fusionbench.records.pairs import Measured, Results
 from fusionbench.records.scores import ScoreTable
+from fusionbench.records.text import markdown_page
 from fusionbench.records.yaml_files import Section, parse_section
 from fusionbench.report.analysis import cell_interval, suite_interval
 from fusionbench.report.contrasts import Measurer, Scope
@@ -213,7 +214,8 @@ def write_paper(paper: Paper, results: Results, home: Path) -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            write_atomic(home / name, text.encode())
+            safe = markdown_page(text) if name.endswith(".md") else text
+            write_atomic(home / name, safe.encode())
     except OSError as error:
         raise disk_error(error, home) from error
     return home / f"{paper.name}.md"

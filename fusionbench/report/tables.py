@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from fusionbench.records.cell import canonical
 from fusionbench.records.scores import ScoreTable
+from fusionbench.records.text import markdown_cell, spreadsheet_cell, visible
 from fusionbench.records.training import Training, plain_training
 from fusionbench.stats.estimate import Estimate
 
@@ -279,22 +280,30 @@ def comma_separated(rows: Sequence[Row]) -> str:
 
     if not rows:
         return ""
-    texts = [{name: digits(name, value) for name, value in row.items()} for row in rows]
+    texts = [
+        {spreadsheet_cell(name): _csv_cell(name, value) for name, value in row.items()}
+        for row in rows
+    ]
     return pd.DataFrame(texts).to_csv(index=False, lineterminator="\n")
+
+
+def _csv_cell(column: str, value: object) -> str:
+    text = digits(column, value)
+    return spreadsheet_cell(text) if isinstance(value, str) else text
 
 
 def markdown(rows: Sequence[GridRow]) -> str:
     """A Markdown table; all rows have the first one's columns."""
     if not rows:
         return "Nothing to show.\n"
-    shown = [{key: _markdown(value) for key, value in row.items()} for row in rows]
+    shown = [{markdown_cell(key): _markdown(value) for key, value in row.items()} for row in rows]
     return tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True) + "\n"
 
 
 def _markdown(entry: Entry) -> str:
     if not isinstance(entry, Marked):
-        return str(entry).replace("|", "\\|")
-    text = entry.text.replace("|", "\\|")
+        return markdown_cell(str(entry))
+    text = markdown_cell(entry.text)
     return f"**{text}**" if entry.best else f"*{text}*" if entry.tied else text
 
 
@@ -325,7 +334,7 @@ def latex_grid(rows: Sequence[GridRow], caption: str, label: str) -> str:
 
 def escaped(text: str) -> str:
     """Text as LaTeX prints it; other characters than ASCII and `_LATEX` become `?`."""
-    found = "".join(_LATEX.get(letter, letter) for letter in text)
+    found = "".join(_LATEX.get(letter, letter) for letter in visible(text))
     return "".join(letter if letter.isascii() else "?" for letter in found)
 
 

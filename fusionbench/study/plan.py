@@ -423,7 +423,7 @@ def _cells(
         for seed in range(study.seeds):
             spec = CellSpec(
                 track=study.track,
-                encoder=encoder.name,
+                encoder=encoder.recorded,
                 weights=encoder.weights,
                 method=chosen.card.name,
                 method_version=chosen.card.version,

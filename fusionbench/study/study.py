@@ -224,7 +224,23 @@ _POSITIVE = {
     "seeds_per_pass",
 }
 _KINDS = {int: "an integer", float: "a number", str: "text", Mapping: "keys and values"}
-_FOR_EXAMPLE = {int: "3", float: "0.003", str: "nano", Mapping: "{reduction: 2}"}
+_FOR_EXAMPLE = {int: "3", float: "0.003", str: "text", Mapping: "{reduction: 2}"}
+_EXAMPLES = {
+    "encoder": "nano",
+    "name": "my-study",
+    "note": "what the study is for",
+    "baseline": "penultimate",
+    "language": "words",
+    "model": "llava:FOLDER",
+    "settings": "{mema: {reduction: 2}}",
+    "margins": "{suite: 1.0, task: 2.0}",
+    "training": "{pixels: squash}",
+    "methods": "[all]",
+    "tasks": "[digits]",
+    "mixture": "[digits]",
+    **{name: choices[0] for name, choices in _CHOICES.items()},
+}
+"""Value of a field in a hint; of any other, one of its type."""
 
 
 def preset(name: str, track: str = PROBE) -> Study:
@@ -357,8 +373,13 @@ def _one(what: str, value: object, kind: Any) -> Any:
             pass
     if isinstance(value, kind) and not isinstance(value, bool):
         return value
-    example = f"for example {what.rpartition('.')[2]}: {_FOR_EXAMPLE[kind]}"
-    raise UserError(f"{what} must be {_KINDS[kind]}, got {value!r}", example)
+    raise UserError(f"{what} must be {_KINDS[kind]}, got {value!r}", _example(what, kind))
+
+
+def _example(what: str, kind: Any) -> str:
+    """`for example steps: 3`, of the field that `FILE.yaml: budget.steps` names."""
+    name = what.rpartition(": ")[2].rpartition(".")[2].partition("[")[0]
+    return f"for example {name}: {_EXAMPLES.get(name, _FOR_EXAMPLE[kind])}"
 
 
 def _check(what: str, key: str, value: object) -> None:
@@ -387,5 +408,5 @@ def _names(what: str, value: object) -> tuple[str, ...]:
                 inline(str(name), _one(what, settings, Mapping)) for name, settings in item.items()
             )
         else:
-            raise UserError(f"{what} must hold names, got {item!r}", f"for example {what}: [all]")
+            raise UserError(f"{what} must hold names, got {item!r}", _example(what, str))
     return tuple(found)

@@ -145,8 +145,10 @@ def reader_shape(spec: CellSpec) -> ReaderShape:
         return ReaderShape(layers=layers, width=width, heads=heads, mlp=2 * width)
     from transformers import AutoConfig
 
+    from fusionbench.encoders.families import LOCAL
+
     folder = checkpoint_folder(name)
-    return config_shape(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return config_shape(AutoConfig.from_pretrained(folder, **LOCAL))
 
 
 def language_of(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fusionbench.records.cell import CellRecord
+from fusionbench.records.text import markdown_cell, one_line
 
 _LISTED = 5
 """Parts of a mixture that a line names."""
@@ -69,7 +70,7 @@ def _numbers(records: Sequence[CellRecord], blind: Sequence[CellRecord]) -> Iter
     for record in records:
         other = without.get((record.spec.task, record.items))
         own = other.score if other else None
-        task = record.spec.task
+        task = markdown_cell(record.spec.task)
         yield (
             f"| {task} | {record.metric} | {_percent(record.score)} | {_percent(own)} "
             f"| {_percent(record.chance)} | {record.examples} |"
@@ -77,7 +78,8 @@ def _numbers(records: Sequence[CellRecord], blind: Sequence[CellRecord]) -> Iter
         seen = {**record.scores, **record.measures}
         blank = {**other.scores, **other.measures} if other else {}
         for name in sorted(seen.keys() - {record.metric}):
-            yield f"| {task} | {name} | {_plain(seen[name])} | {_plain(blank.get(name))} | - | - |"
+            values = f"{_plain(seen[name])} | {_plain(blank.get(name))}"
+            yield f"| {task} | {markdown_cell(name)} | {values} | - | - |"
 
 
 def _percent(value: float | None) -> str:
@@ -109,7 +111,7 @@ def _training(
     yield f"- Parameters: {sizes or 'not recorded'}."
     if losses:
         yield f"- Training loss: {losses[0]:.4g} at the first step, {losses[-1]:.4g} at the last."
-    yield from (f"- Note: {note}." for note in record.notes)
+    yield from (f"- Note: {one_line(note)}." for note in record.notes)
     yield from (f"- Counted: {what}: {count}." for what, count in sorted(record.counts.items()))
 
 

@@ -31,6 +31,7 @@ from fusionbench.api.fusion import Method
 from fusionbench.records.cell import CellRecord, json_object
 from fusionbench.records.facts import Facts, full_text
 from fusionbench.records.files import sha256_of, write_atomic
+from fusionbench.records.text import markdown_page
 from fusionbench.records.training import plain_training
 from fusionbench.vlm.build import training_of
 from fusionbench.vlm.card import model_card
@@ -112,7 +113,7 @@ def _write(
     config = _config(opened, names, hashes)
     write_atomic(folder / CONFIG, (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
     card = model_card(config, records, blind, losses=opened.trained.losses)
-    write_atomic(folder / CARD, card.encode())
+    write_atomic(folder / CARD, markdown_page(card).encode())
 
 
 def official(fusion: Method) -> tuple[dict[str, Tensor], str]:

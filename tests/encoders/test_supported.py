@@ -1,5 +1,8 @@
 """Which checkpoints are taken, at which sizes, and in which words the others are refused."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from encoder_families import MAKERS, of_timm, of_transformers
@@ -143,8 +146,12 @@ def test_an_odd_repository_in_the_cache_hides_no_other(odd, tmp_path, monkeypatc
     content = ODDITIES[odd]
     raw = content if isinstance(content, bytes) else content.encode()
     (tmp_path / "models--odd--vit" / "snapshots" / "x" / "config.json").write_bytes(raw)
-    names = [card.name for card in available()]
+    cards, problems = available()
+    names = [card.name for card in cards]
     assert "hf:good/vit" in names and "hf:odd/vit" not in names
+    # What cannot be read as what it says is named.
+    (problem,) = map(str, problems)
+    assert "odd" in problem and "\n" not in problem
     with pytest.raises(ValueError) as refused:
         describe("timm:odd/vit" if odd == "timm" else "hf:odd/vit")
     assert "\n" not in str(refused.value) and "odd" in str(refused.value)
@@ -165,3 +172,119 @@ def test_the_names_in_the_library_and_here_agree():
         config = getattr(transformers, family.cls).config_class()
         for field, value in family.defaults.items():
             assert getattr(config, field) == value, (kind, field)
+
+
+def test_a_model_of_another_kind_in_the_cache_is_no_problem(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for name, content in (("llm", '{"model_type": "llama"}'), ("data", None)):
+        snapshot = tmp_path / f"models--some--{name}" / "snapshots" / "x"
+        snapshot.mkdir(parents=True)
+        (snapshot.parent.parent / "refs").mkdir()
+        (snapshot.parent.parent / "refs" / "main").write_text("x")
+        if content:
+            (snapshot / "config.json").write_text(content)
+    cards, problems = available()
+    assert [card.name for card in cards] == ["nano", "dinov2-small"] and not problems
+
+
+def test_sizes_that_are_lists_are_read_as_squares(tmp_path):
+    name = MAKERS["vit"](tmp_path).name
+    right = describe(name)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {key: [config[key]] * 2 for key in ("image_size", "patch_size")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    card = describe(name)
+    assert (card.grid, card.size) == (right.grid, right.size) == ((4, 4), 32)
+    assert build(name).shape.grid == (4, 4)
+    config["patch_size"] = [8, 16]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "must be square, got 8 x 16" in refusal(name)
+
+
+def test_both_prefix_tokens_of_a_distilled_model_are_counted(tmp_path):
+    from timm import create_model
+    from timm.models import save_for_hf
+
+    size = {"embed_dim": 32, "depth": 1, "num_heads": 4, "img_size": 32}
+    model = create_model("deit_tiny_distilled_patch16_224", **size, num_classes=0)
+    model.pretrained_cfg |= {"input_size": (3, 32, 32), "num_classes": 0}
+    save_for_hf(model, tmp_path, model_args=size, safe_serialization=True)
+    card, encoder = describe(f"timm:{tmp_path}"), build(f"timm:{tmp_path}")
+    assert card.prefix == encoder.shape.prefix == 2
+    assert card.tokens == encoder.shape.tokens == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "header", "shard", "list"])
+def test_incomplete_weights_are_refused_before_anything_is_planned(damage, tmp_path):
+    name = MAKERS["vit"](tmp_path).name
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    if damage == "shard":
+        file.rename(tmp_path / "model-00001-of-00002.safetensors")
+        index = {"weight_map": {"a": "model-00001-of-00002.safetensors",
+                                "b": "model-00002-of-00002.safetensors"}}  # fmt: skip
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        file.write_bytes({
+            "cut": whole[:-1], "longer": whole + b"x", "header": whole[:100],
+            "list": (2).to_bytes(8, "little") + b"[]",
+        }[damage])  # fmt: skip
+    with pytest.raises(ValueError) as refused:
+        describe(name)
+    assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)
+    if damage == "shard":
+        assert "lacks model-00002-of-00002.safetensors" in str(refused.value)
+
+
+def copies(tmp_path, monkeypatch):
+    """The same checkpoint in two folders, and the names of both."""
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))
+    MAKERS["vit"](tmp_path / "alice" / "mine")
+    shutil.copytree(tmp_path / "alice" / "mine", tmp_path / "bob" / "copy of it")
+    return f"hf:{tmp_path}/alice/mine", f"hf:{tmp_path}/bob/copy of it"
+
+
+def test_a_checkpoint_is_recorded_under_one_name_wherever_it_lies(tmp_path, monkeypatch):
+    first, second = (describe(name) for name in copies(tmp_path, monkeypatch))
+    assert first.recorded == second.recorded == f"hf:vit@{first.weights[:12]}"
+    cropped = describe(f"{first.name}[fit=crop]")
+    assert cropped.recorded == f"hf:vit@{cropped.weights[:12]}[fit=crop]"
+    assert cropped.weights != first.weights
+    # The name in a record finds the folder on this machine, and nothing else.
+    shutil.rmtree(tmp_path / "alice")
+    describe(second.name)
+    again = describe(first.recorded)
+    assert (again.path, again.weights) == (second.path, first.weights)
+    assert build(first.recorded).shape.grid == (4, 4)
+    weights = tmp_path / "bob" / "copy of it" / "model.safetensors"
+    changed = {key: value + 1 for key, value in load_file(weights).items()}
+    save_file(changed, weights, metadata={"format": "pt"})
+    assert "holds other weights" in refusal(first.recorded)
+    shutil.rmtree(tmp_path / "bob")
+    with pytest.raises(UserError) as refused:
+        describe(first.recorded)
+    assert refused.value.hint == "name the folder: hf:FOLDER"
+    assert describe("hf:owner/vit").recorded == "hf:owner/vit"
+
+
+def test_two_folders_of_a_checkpoint_give_one_cell_and_no_record_names_them(
+    tmp_path, monkeypatch, without_figures
+):
+    from in_process import run
+
+    names = copies(tmp_path, monkeypatch)
+    job = ["run", "--methods", "last", "--tasks", "digits", "--preset", "smoke", "--quiet"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    outputs = [run(*job, "--encoder", name, "--out", tmp_path / "out") for name in names]
+    assert [code for code, _, _ in outputs] == [0, 0], outputs
+    assert "1 cells run, 0 were there" in outputs[0][1]
+    assert "0 cells run, 1 were there" in outputs[1][1]
+    written = [file for file in (tmp_path / "out").rglob("*.*")
+               if file.suffix in (".json", ".md", ".html", ".csv", ".tex")]  # fmt: skip
+    assert len(written) > 10
+    for file in written:
+        text = file.read_text()
+        assert str(tmp_path) not in text, file
+        # The request is what the user wrote: it must find the folder again.
+        if file.name not in ("study.json", "report.html"):
+            assert "copy of it" not in text, file

@@ -1,5 +1,7 @@
 """Errors in YAML files name the file, the line and the nearest known key."""
 
+from pathlib import Path
+
 import pytest
 
 from fusionbench.api.errors import UserError
@@ -62,3 +64,40 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="bytes.yaml"):
         read_section(tmp_path / "bytes.yaml", "study", hint="give a YAML file")
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [("seeds: 10\nname: a\nseeds: 2\n", "line 3: seeds stands twice, first on line 1"),
+     ("budget:\n  steps: 1\n  steps: 2\n", "line 3: steps stands twice, first on line 2"),
+     ("a: [{b: 1, b: 2}]\n", "line 1: b stands twice, first on line 1"),
+     ("1: a\n'1': b\n", "line 2: 1 stands twice, first on line 1"),
+     ("a: &x {c: 1}\nb:\n  <<: *x\n  d: 1\n  d: 2\n", "line 5: d stands twice")],
+)  # fmt: skip
+def test_a_key_that_stands_twice_is_refused_with_its_lines(text, where):
+    with pytest.raises(UserError, match=f"mine.yaml, {where}"):
+        section(text)
+
+
+def test_a_merged_mapping_may_be_overridden():
+    assert section("a: &x {c: 1, d: 1}\nb: {<<: *x, c: 2}\n")["b"] == {"c": 2, "d": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 3_000, "a: " + "{a: " * 5_000, "a: 2001-99-99", "a: " + "9" * 5_000, "a: &r [*r]",
+     "a: !!python/object/apply:os.system [x]", "a: \x00", "? [1]\n: 2", "- 1", "3", ""],
+)  # fmt: skip
+def test_whatever_stands_in_a_file_is_one_line_for_its_user(text):
+    with pytest.raises(UserError, match=r"mine\.yaml") as caught:
+        section(text)
+    assert "\n" not in caught.value.message and caught.value.hint
+
+
+def test_yaml_is_read_in_one_place():
+    import fusionbench
+
+    root = Path(fusionbench.__file__).parent
+    using = [file.name for file in root.rglob("*.py") if "yaml.load" in file.read_text("utf-8")
+             or "yaml.safe_load" in file.read_text("utf-8")]  # fmt: skip
+    assert using == ["yaml_files.py"]

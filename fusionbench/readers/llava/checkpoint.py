@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Fused, Injection, StackShape, Unsupported
+from fusionbench.encoders.families import LOCAL, ON_DISK
 from fusionbench.encoders.fetch import require_hub
 from fusionbench.encoders.hf import HfEncoder, silent
 from fusionbench.readers.language import LanguageModel
@@ -236,13 +237,13 @@ def _model(about: Description, dtype: torch.dtype) -> Any:
     if cls is None:
         raise UserError(f"transformers {transformers.__version__} has no {about.cls}")
     try:
-        config = transformers.AutoConfig.from_pretrained(about.folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(about.folder, **LOCAL)
         without_dropout(config.vision_config)
         without_dropout(config.text_config)
         model, report = cls.from_pretrained(
             about.folder,
             config=config,
-            local_files_only=True,
+            **ON_DISK,
             output_loading_info=True,
             dtype=dtype,
         )
@@ -280,7 +281,7 @@ def _image_processor(about: Description) -> Any:
     # Type checkers do not know what it returns.
     load: Any = AutoImageProcessor.from_pretrained
     try:
-        found = load(about.folder, local_files_only=True)
+        found = load(about.folder, **LOCAL)
     except Exception as error:
         raise _failed(about, "the image processor cannot be loaded", error) from error
     return found

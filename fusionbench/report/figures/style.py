@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusionbench.records.files import write_atomic
+from fusionbench.records.text import spreadsheet_cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,7 +176,13 @@ def _lay_out(figure: "Figure") -> None:
 
 
 def _csv(rows: "pd.DataFrame") -> str:
-    """Six significant digits; NaN is empty; flags are `true` and `false`."""
+    """Six significant digits; NaN is empty; flags are `true` and `false`; no formulas."""
     names = map(str, rows.select_dtypes("bool"))
     flags: dict[str, Any] = {name: np.where(rows[name], "true", "false") for name in names}
-    return rows.assign(**flags).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    words = rows.select_dtypes(["object", "str"]).map(_safe).to_dict("series")
+    safe = rows.assign(**words, **flags)
+    return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _safe(value: object) -> object:
+    return spreadsheet_cell(value) if isinstance(value, str) else value

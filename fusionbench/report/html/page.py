@@ -14,6 +14,7 @@ from fusionbench import __version__
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.files import write_atomic
 from fusionbench.records.history import Request
+from fusionbench.records.text import checkpoint_name, file_only, impersonal, visible
 from fusionbench.report import coverage
 from fusionbench.report.figures.style import DARK, Drawn
 from fusionbench.report.html.grid import Grid, pivots, plain, standings
@@ -29,7 +30,7 @@ def method_rows(records: Sequence[CellRecord]) -> list[Row]:
             "version": record.spec.method_version,
             "where": "in the encoder" if record.in_encoder else "on cached features",
             "settings": _settings(record),
-            "from": str(record.provenance.get("method", "")),
+            "from": file_only(str(record.provenance.get("method", ""))),
         }
         for record in sorted(records, key=attrgetter("in_encoder"))
     }
@@ -64,7 +65,7 @@ def environment_rows(records: Iterable[CellRecord]) -> list[Row]:
     found: Counter[tuple[str, str, str]] = Counter()
     for record in records:
         spec = record.spec
-        found["encoder", spec.encoder, f"weights {spec.weights[:12]}"] += 1
+        found["encoder", checkpoint_name(spec.encoder), f"weights {spec.weights[:12]}"] += 1
         if record.status == "done":
             found.update(_origins(record.provenance))
     return [
@@ -88,7 +89,7 @@ def study_yaml(planned: Request | None) -> str:
     import yaml
 
     # With empty keys: a missing one would be filled from the quick preset.
-    return yaml.safe_dump(dict(planned.study), sort_keys=True, allow_unicode=True)
+    return impersonal(yaml.safe_dump(dict(planned.study), sort_keys=True, allow_unicode=True))
 
 
 def commands(records: Sequence[CellRecord], planned: Request | None) -> str:
@@ -207,7 +208,7 @@ def write_html(
         "light": theme(dark=False),
         "dark": theme(dark=True),
     }
-    write_atomic(page, render(context).encode())
+    write_atomic(page, visible(render(context)).encode())
 
 
 def render(context: Mapping[str, Any]) -> str:
