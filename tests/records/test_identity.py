@@ -119,16 +119,16 @@ def later(spec, **option):
 
 
 SHIPPED = (
-    "00054c2b11c21a70204c",
-    "1854c52221bac010bb4b",
-    "30a21b636fecacd13316",
-    "4b2b5b1a1c1d91ed8883",
-    "65b6e5ac5446e79cb60d",
-    "7cddb18385ea52f30787",
-    "9649f40f71617022e463",
-    "b16f8e28daf983bb34d1",
-    "cc75bd3e0e338eb46c53",
-    "e5841143f5c8d230e2fd",
+    "025231af82e488a76773",
+    "1a718a1996b0d8f913c1",
+    "34dc66ba1f4faf7ed6a5",
+    "4e64c739cfab8f7782b2",
+    "67bf4d9d05a4810d2fbd",
+    "8183826273397150d9e1",
+    "9a6a9f726512e56ea8c4",
+    "b446652f51961dbcfb76",
+    "ce37b5743983c2e0ff69",
+    "e94cc535876a9c17919a",
 )
 
 

@@ -131,4 +131,17 @@ def test_every_record_is_there():
     labels = {record.label for record in records}
     tasks = {record.spec.task for record in records}
     assert len(records) == len(labels) * len(tasks) * 4
-    assert len({record.provenance["code"]["fusionbench"] for record in records}) == 1
+    codes = {tuple(sorted(record.provenance["code"].items())) for record in records}
+    (code,) = map(dict, codes)
+    assert len(code["commit"]) == 40 and code["dirty"] is False
+
+
+def test_copies_of_a_layer_score_like_the_layer():
+    cells = Results.open(RESULTS)
+    scores = defaultdict(dict)
+    for one in cells.records:
+        if one.in_suite and one.status == "done":
+            scores[one.label][one.spec.task, one.spec.seed] = one.score
+    for name in ("repeat", "repeat_like-hf_list", "repeat_like-mllama", "repeat_tokens"):
+        gaps = [scores[name][key] - scores["penultimate"][key] for key in scores["penultimate"]]
+        assert abs(np.mean(gaps)) < 0.003, name
