@@ -5,7 +5,7 @@ reach the terminal, and a letter that its encoding lacks would end the program.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
@@ -29,7 +29,7 @@ class Shown:
             self.unfiltered.write(encodable(shown, "ascii"))
         return len(text)
 
-    def writelines(self, lines: Iterator[str]) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         """Write each of the texts."""
         for line in lines:
             self.write(line)

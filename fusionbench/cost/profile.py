@@ -16,6 +16,7 @@ from fusionbench.cost import shapes as language
 from fusionbench.cost.pipeline import Pipeline, build_pipeline, compiled, training_step
 from fusionbench.cost.shapes import SHAPE, LanguageModel, subject
 from fusionbench.cost.timing import BLOCKS, interleaved, peak_bytes
+from fusionbench.encoders.catalog import recorded_name
 from fusionbench.records.cost import Conditions, CostRecord, ProfileOptions
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.provenance import hardware, software
@@ -177,7 +178,7 @@ class Bench:
             method=chosen.card.name,
             method_version=chosen.card.version,
             settings=chosen.settings,
-            encoder=asked.encoder,
+            encoder=recorded_name(asked.encoder),
             weights=self.weights,
             image_size=self.shape.size,
             width=asked.width,

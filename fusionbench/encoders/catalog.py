@@ -35,6 +35,11 @@ def describe(name: str, *, image_size: int = 0) -> EncoderCard:
     raise ValueError(unknown(name))
 
 
+def recorded_name(name: str) -> str:
+    """The name of an encoder in records; see `EncoderCard.recorded`. Raises ValueError."""
+    return describe(name).recorded if name.startswith(PREFIXES) else name
+
+
 def preprocessing(name: str) -> Preprocessing:
     """How an encoder on this machine resizes and normalises images.
 

@@ -215,7 +215,7 @@ def _empty(  # noqa: PLR0913  (everything that a map is bound to)
     """The map as it will be, without its scores."""
     about = describe(encoder, image_size=image_size)
     return ProbeMap(
-        encoder=encoder,
+        encoder=about.recorded,
         weights=about.weights,
         image_size=about.size,
         task=card.name,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fusionbench.records.cost import CostRecord, Spread
 from fusionbench.records.scores import ScoreTable
+from fusionbench.records.text import checkpoint_name
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Page
 from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown
@@ -180,20 +181,25 @@ def cost_page(analyses: Sequence[Analysis], profiles: Sequence[CostRecord]) -> P
     texts, latex, rows = [], [], list[Row]()
     for analysis in analyses:
         condition, methods = analysis.table.condition, range(len(analysis.table.methods))
-        here = [one for one in profiles if one.conditions.encoder == condition.encoder]
+        here = [one for one in profiles if _encoder(one) == condition.encoder]
         grid = [row for method in methods for row in _shown(analysis, method, here)]
         note = _NOTE.format(baseline=analysis.plan.baseline)
         texts.append(f"### {condition.title}\n\n{note}\n\n{markdown(grid)}")
         latex.append(latex_grid(grid, f"Cost; {condition.title}", f"cost-{condition.encoder}"))
         rows += [row for method in methods for row in _long(analysis, method, here)]
     seen = {analysis.table.condition.encoder for analysis in analyses}
-    others = at_scale([one for one in profiles if one.conditions.encoder not in seen])
+    others = at_scale([one for one in profiles if _encoder(one) not in seen])
     texts.append(others.markdown)
     latex.append(others.latex)
     rows += others.rows
     return Page(
         markdown="\n".join(filter(None, texts)), rows=rows, latex="\n".join(filter(None, latex))
     )
+
+
+def _encoder(profile: CostRecord) -> str:
+    """The encoder's name as conditions have it."""
+    return checkpoint_name(profile.conditions.encoder)
 
 
 def _shown(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> Iterator[GridRow]:

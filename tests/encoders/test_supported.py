@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from fusionbench.api.errors import UserError
 from fusionbench.encoders import build as building
 from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import available, describe
+from fusionbench.encoders.catalog import available, describe, recorded_name
 
 ODD = 30  # pixels: three patches of 8, and six pixels that no patch reads
 
@@ -247,6 +247,7 @@ def copies(tmp_path, monkeypatch):
 def test_a_checkpoint_is_recorded_under_one_name_wherever_it_lies(tmp_path, monkeypatch):
     first, second = (describe(name) for name in copies(tmp_path, monkeypatch))
     assert first.recorded == second.recorded == f"hf:vit@{first.weights[:12]}"
+    assert recorded_name(second.name) == first.recorded and recorded_name("nano") == "nano"
     cropped = describe(f"{first.name}[fit=crop]")
     assert cropped.recorded == f"hf:vit@{cropped.weights[:12]}[fit=crop]"
     assert cropped.weights != first.weights

@@ -141,3 +141,24 @@ def test_what_a_flag_leaves_out_of_a_preset_is_not_planned():
     assert [(one["method"], one.get("baseline")) for one in planned] == [
         ("mema", None), ("mema", "adapter"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["name: [1]", "methods: 3", "tasks: [3]", "mixture: 3", "settings: 3", "encoder: {a: 1}",
+     "baseline: 3", "note: [1]", "margins: 3", "budget: {steps: x}", "budget: {lrs: [x]}",
+     "budget: {optimiser: 3}", "budget: {reader: [1]}"],
+)  # fmt: skip
+def test_the_example_in_a_hint_is_a_value_that_the_field_takes(text, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match="mine.yaml") as caught:
+        load_study(file)
+    example = caught.value.hint.removeprefix("for example ")
+    budget = text.startswith("budget")
+    file.write_text(f"budget: {{{example}}}" if budget else f"{example}\n")
+    if text.startswith("mixture"):
+        file.write_text(f"track: vlm\npreset: smoke\n{example}\n")
+    key = example.partition(":")[0]
+    study = load_study(file)
+    assert getattr(study.budget if budget else study, key)

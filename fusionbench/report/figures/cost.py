@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from fusionbench.records.cost import CostRecord
+from fusionbench.records.text import checkpoint_name
 from fusionbench.report.cost_table import COUNTED
 from fusionbench.report.figures.data import FigureData
 from fusionbench.report.figures.panels import LABEL_INCHES, encoder_handles, label_column, legend
@@ -114,7 +115,11 @@ def _axes(
         counts = [_parameters(data, row, parts) for row in rows]
         yield key, title, np.tile(counts, (3, 1))
     encoder = data.table.condition.encoder
-    here = [profile for profile in data.profiles if profile.conditions.encoder == encoder]
+    here = [
+        profile
+        for profile in data.profiles
+        if checkpoint_name(profile.conditions.encoder) == encoder
+    ]
     for key, title in _MEASURED.items():
         conditions, profiles = comparable_profiles(here, key)
         found = [getattr(profiles.get(data.table.methods[row]), key, None) for row in rows]

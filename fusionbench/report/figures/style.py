@@ -179,7 +179,8 @@ def _csv(rows: "pd.DataFrame") -> str:
     """Six significant digits; NaN is empty; flags are `true` and `false`; no formulas."""
     names = map(str, rows.select_dtypes("bool"))
     flags: dict[str, Any] = {name: np.where(rows[name], "true", "false") for name in names}
-    words = rows.select_dtypes(["object", "str"]).map(_safe).to_dict("series")
+    texts = map(str, rows.select_dtypes(["object", "str"]))
+    words: dict[str, Any] = {name: rows[name].map(_safe) for name in texts}
     safe = rows.assign(**words, **flags)
     return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
