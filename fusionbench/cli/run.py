@@ -35,9 +35,17 @@ from fusionbench.study.study import (
 
 if TYPE_CHECKING:
     from fusionbench.launchers.jobs import Launcher
+    from fusionbench.launchers.slurm import SlurmOptions
     from fusionbench.launchers.sweep import SweepResult
+    from fusionbench.study.parts import Part
     from fusionbench.study.plan import Plan, ResolvedStudy
 
+LOCAL, SLURM = "local", "slurm"
+WEIGHTS_HELP = "Split the weights of one vlm training over its processes."
+Sbatch = Annotated[
+    list[str],
+    typer.Option(metavar="KEY=VALUE", help="More for the cluster: account=NAME, gres=gpu:1."),
+]
 COMPILE = ("auto", "off", "blocks", "steps")
 COMPILE_HELP = "auto, off, blocks (frozen blocks) or steps (whole steps too)."
 
@@ -55,7 +63,12 @@ def command(
     data_root: Annotated[str, typer.Option(help="Folder of benchmark files and images.")] = "",
     processes: Annotated[int, typer.Option(min=0, help="Processes of one vlm training.")] = 0,
     micro_batch: Annotated[int, typer.Option(min=0, help="Rows a process trains at a time.")] = 0,
-    shard: Annotated[bool, typer.Option("--shard", help="Split weights over processes.")] = False,
+    shard_weights: Annotated[bool, typer.Option("--shard-weights", help=WEIGHTS_HELP)] = False,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Run part I of N parts only.")] = "",
+    launcher: Annotated[str, typer.Option(help="local, or slurm: on a cluster.")] = LOCAL,
+    partition: Annotated[str, typer.Option(help="Of the cluster; default: its own.")] = "",
+    time: Annotated[int, typer.Option(min=2, help="Minutes of one task of the cluster.")] = 60,
+    sbatch: Sbatch = [],  # noqa: B006
     seeds: Annotated[int | None, typer.Option(help="How many runs of each cell.")] = None,
     preset: Annotated[str, typer.Option(help="quick, paper, smoke; of a file: smoke.")] = "",
     settings: Settings = [],  # noqa: B006
@@ -71,21 +84,30 @@ def command(
     strict_plugins: Strict = False,
 ) -> None:
     """Run the missing cells of a study; a second run has nothing to do."""
-    flags = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
-    chosen = assemble(
-        study, preset, encoder=encoder, seeds=seeds, track=track, language=language, model=model,
-        **flags,
-    )  # fmt: skip
+    names = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
+    vlm = {"track": track, "language": language, "model": model}
+    chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
     if strict_plugins:
         read(plugin, strict=True)
     options = RunOptions(
-        out=out, device=checked_device(device), workers=workers, plugins=tuple(plugin),
-        cache_gib=limit_cache, quiet=quiet, compile=checked_compile(compile),
-        checkpoint=checkpoint, data_root=data_root, processes=processes,
-        micro_batch=micro_batch, shard=shard,
+        out=out, device=checked_device(device), workers=workers, plugins=tuple(plugin), quiet=quiet,
+        cache_gib=limit_cache, compile=checked_compile(compile), checkpoint=checkpoint,
+        data_root=data_root, processes=processes, micro_batch=micro_batch, shard=shard_weights,
     )  # fmt: skip
-    action = show_plan if dry_run else run
-    raise typer.Exit(action(chosen, options, sys.stdout))
+    queue = cluster(launcher, partition, time, sbatch)
+    raise typer.Exit(start(chosen, options, shard=shard, queue=queue, dry_run=dry_run))
+
+
+def start(
+    study: Study, options: RunOptions, *, shard: str, queue: "SlurmOptions | None", dry_run: bool
+) -> int:
+    """Run a study or one part of it, or print what would run; the exit status."""
+    from fusionbench.study.parts import parse_shard
+
+    part = parse_shard(shard).of if shard else None
+    if dry_run:
+        return show_plan(study, options, sys.stdout, part)
+    return run(study, options, sys.stdout, part=part, queue=queue)
 
 
 def assemble(
@@ -138,7 +160,30 @@ def checked_compile(text: str) -> str:
     return text
 
 
-def run(study: Study, options: RunOptions, stream: TextIO) -> int:
+def cluster(
+    launcher: str, partition: str, minutes: int, sbatch: Sequence[str]
+) -> "SlurmOptions | None":
+    """What is asked of a cluster; None for this machine. Raises UserError."""
+    if launcher not in (LOCAL, SLURM):
+        raise unknown("launcher", launcher, (LOCAL, SLURM))
+    if launcher == LOCAL:
+        if partition or sbatch:
+            raise UserError("--partition and --sbatch are for a cluster", "add --launcher slurm")
+        return None
+    from fusionbench.launchers.slurm import SlurmOptions
+
+    pairs = dict(text.partition("=")[::2] for text in sbatch)
+    return SlurmOptions(partition=partition, minutes=minutes, more=pairs)
+
+
+def run(
+    study: Study,
+    options: RunOptions,
+    stream: TextIO,
+    *,
+    part: "Part | None" = None,
+    queue: "SlurmOptions | None" = None,
+) -> int:
     """Run the missing cells, write the report, and print the run summary; the exit status."""
     catalog = read(options.plugins)
     from fusionbench.cli import summary
@@ -146,15 +191,18 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
 
     # Names and settings are checked before a folder is made.
     resolved = resolve(study, catalog, download=True, data_root=options.data_root)
-    if launched(options):
+    launcher: Launcher | None = None
+    if queue is not None:
+        from fusionbench.launchers.slurm import SlurmLauncher
+
+        launcher = SlurmLauncher(options, queue, study)
+    elif launched(options):
         from fusionbench.launchers.world import lead_or_follow
 
         launcher = lead_or_follow(options)
         if launcher is None:
             return OK
-        _, result = execute(resolved, options, launcher)
-    else:
-        _, result = execute(resolved, options)
+    _, result = execute(resolved, options, launcher, part=part)
     summary.write(Path(options.out), resolved, result, stream)
     return exit_status(result, stream)
 
@@ -179,9 +227,13 @@ def launched(options: RunOptions) -> bool:
 
 
 def execute(
-    resolved: "ResolvedStudy", options: RunOptions, launcher: "Launcher | None" = None
+    resolved: "ResolvedStudy",
+    options: RunOptions,
+    launcher: "Launcher | None" = None,
+    *,
+    part: "Part | None" = None,
 ) -> "tuple[Plan, SweepResult]":
-    """Run the missing cells of a study on this machine and note the request in `study.json`."""
+    """Note the request in `study.json` and run its missing cells, or those of a part of it."""
     from fusionbench.cli.summary import note_request
     from fusionbench.launchers.local import LocalLauncher
     from fusionbench.launchers.progress import make_progress
@@ -191,10 +243,11 @@ def execute(
 
     store = Store.create(options.out)
     plan = make_plan(resolved, store.finished(), keep=True)
-    chosen = launcher or LocalLauncher(options)
-    result = run_plan(plan, chosen, make_progress(quiet=options.quiet))
+    plan = part(plan) if part else plan
+    # Before the first cell: a report of a run that was killed knows what is missing.
     note_request(store, resolved)
-    return plan, result
+    chosen = launcher or LocalLauncher(options)
+    return plan, run_plan(plan, chosen, make_progress(quiet=options.quiet))
 
 
 def exit_status(result: "SweepResult", stream: TextIO) -> int:
@@ -205,7 +258,9 @@ def exit_status(result: "SweepResult", stream: TextIO) -> int:
     return FAILED if result.failed else OK
 
 
-def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
+def show_plan(
+    study: Study, options: RunOptions, stream: TextIO, part: "Part | None" = None
+) -> int:
     """Print what `run` would do; no result is written."""
     catalog = read(options.plugins)
     from fusionbench.cli.forecast import forecast
@@ -217,5 +272,6 @@ def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
     finished = store.finished() if store else {}
     say(store.problems if store else ())
     records = store.records(finished) if store else ()
-    stream.write(forecast(make_plan(resolved, finished), options, records))
+    plan = make_plan(resolved, finished)
+    stream.write(forecast(part(plan) if part else plan, options, records))
     return OK

@@ -202,6 +202,17 @@ def as_plain(study: Study) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(study))))
 
 
+def from_plain(values: Mapping[str, Any]) -> Study:
+    """The study of `as_plain`. Raises UserError for values that are no study."""
+    try:
+        kept = {one.name: values[one.name] for one in fields(Study) if one.name in values}
+        budget = kept.pop("budget")
+        start = _changed(preset(QUICK.name, str(kept.get("track", PROBE))), kept, "study: ")
+        return replace(start, budget=_changed(QUICK.budget, budget, "study: budget."))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"not a study: {error!r}", "name the study file instead") from error
+
+
 T = TypeVar("T", Study, Budget)
 
 _CHOICES = {
