@@ -179,6 +179,8 @@ def serve(connection: Connection, options: RunOptions) -> None:
     """Take jobs from the pipe until the parent closes it or dies."""
     # Ctrl-C reaches the whole process group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A cluster warns all processes of a task before its time limit: the parent decides here too.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     work: Callable[[Job], Iterator[Event]] | None = None
     try:
         while True:
