@@ -11,6 +11,7 @@ from fusionbench.cli import (
     doctor,
     export,
     fetch,
+    folder,
     import_lmms,
     listing,
     merge,
@@ -26,6 +27,7 @@ from fusionbench.cli.app import app
 
 COMMANDS = (
     run,
+    folder,
     reports,
     merge,
     ask,

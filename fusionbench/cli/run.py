@@ -183,8 +183,12 @@ def run(
     *,
     part: "Part | None" = None,
     queue: "SlurmOptions | None" = None,
+    note: bool = True,
 ) -> int:
-    """Run the missing cells, write the report, and print the run summary; the exit status."""
+    """Run the missing cells, write the report, and print the run summary; the exit status.
+
+    `note` is False for a study that the folder's requests name already.
+    """
     catalog = read(options.plugins)
     from fusionbench.cli import summary
     from fusionbench.study.plan import resolve
@@ -202,7 +206,7 @@ def run(
         launcher = lead_or_follow(options)
         if launcher is None:
             return OK
-    _, result = execute(resolved, options, launcher, part=part)
+    _, result = execute(resolved, options, launcher, part=part, note=note)
     summary.write(Path(options.out), resolved, result, stream)
     return exit_status(result, stream)
 
@@ -232,6 +236,7 @@ def execute(
     launcher: "Launcher | None" = None,
     *,
     part: "Part | None" = None,
+    note: bool = True,
 ) -> "tuple[Plan, SweepResult]":
     """Note the request in `study.json` and run its missing cells, or those of a part of it."""
     from fusionbench.cli.summary import note_request
@@ -245,7 +250,8 @@ def execute(
     plan = make_plan(resolved, store.finished(), keep=True)
     plan = part(plan) if part else plan
     # Before the first cell: a report of a run that was killed knows what is missing.
-    note_request(store, resolved)
+    if note:
+        note_request(store, resolved)
     chosen = launcher or LocalLauncher(options)
     return plan, run_plan(plan, chosen, make_progress(quiet=options.quiet))
 
@@ -258,9 +264,7 @@ def exit_status(result: "SweepResult", stream: TextIO) -> int:
     return FAILED if result.failed else OK
 
 
-def show_plan(
-    study: Study, options: RunOptions, stream: TextIO, part: "Part | None" = None
-) -> int:
+def show_plan(study: Study, options: RunOptions, stream: TextIO, part: "Part | None" = None) -> int:
     """Print what `run` would do; no result is written."""
     catalog = read(options.plugins)
     from fusionbench.cli.forecast import forecast

@@ -22,6 +22,7 @@ from fusionbench.records.files import sha256_of
 from fusionbench.records.locks import claimed
 from fusionbench.registry.cards import BenchmarkCard
 from fusionbench.registry.plugins import load_benchmark, load_method, load_task
+from fusionbench.study.parts import places
 from fusionbench.study.plan import Cell, ModelJob, layer_candidates, tuning_specs
 from fusionbench.vlm.build import (
     Built,
@@ -64,7 +65,7 @@ class ModelRunner:
 
     def run(self, job: ModelJob) -> Iterator[Event]:
         """Do a job and report each cell; a task that fails does not stop the others."""
-        with claimed(self.store.folder, job.id, wait=job.wait) as ours:
+        with claimed(self.store.folder, job.id, wait=job.wait, cells=places(job.cells)) as ours:
             if not ours:
                 yield from (Event(kind="claimed", cell=cell) for cell in job.cells)
                 return

@@ -33,6 +33,7 @@ from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import code_state, hardware, plugin_files, software
 from fusionbench.study.data import load_data
 from fusionbench.study.language import LLAVA
+from fusionbench.study.parts import places
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Runner:
         if isinstance(job, ModelJob):
             yield from self.models.run(job)
             return
-        with claimed(self.store.folder, job.id, wait=job.wait) as ours:
+        with claimed(self.store.folder, job.id, wait=job.wait, cells=places(job.cells)) as ours:
             if not ours:
                 yield from (Event(kind="claimed", cell=cell) for cell in job.cells)
                 return

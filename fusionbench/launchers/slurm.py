@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fusionbench.api.errors import UserError, disk_error
-from fusionbench.launchers.jobs import EncodeJob, Event, Job
+from fusionbench.launchers.jobs import Event, Job
 from fusionbench.launchers.local import LocalLauncher
 from fusionbench.launchers.progress import make_progress
 from fusionbench.launchers.slurm_queue import (
@@ -39,7 +39,7 @@ from fusionbench.records.verified import sizes
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.data import packed_tasks
 from fusionbench.study.parts import only
-from fusionbench.study.plan import Cell, make_plan, resolve
+from fusionbench.study.plan import Cell, ModelJob, TrainJob, make_plan, resolve
 from fusionbench.study.study import Study, as_plain, from_plain
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class SlurmLauncher:
 
         Raises UserError if Slurm refuses. Ctrl-C leaves the tasks in the queue.
         """
-        trainings = [job.cells for job in jobs if not isinstance(job, EncodeJob)]
+        trainings = [job.cells for job in jobs if isinstance(job, TrainJob | ModelJob)]
         follow = Follow(
             store=Store.create(self._options.out),
             cells={cell.spec.id: cell for cells in trainings for cell in cells},

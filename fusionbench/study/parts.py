@@ -5,10 +5,11 @@ of a model, which share tuning runs and passes.
 """
 
 import re
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, replace
 
 from fusionbench.api.errors import UserError
+from fusionbench.records.locks import Place
 from fusionbench.study.plan import Cell, Plan
 
 Part = Callable[[Plan], Plan]
@@ -71,3 +72,8 @@ def _rank(cell: Cell) -> tuple[bool, bool, str, str, int]:
 
 def _training(cell: Cell) -> Hashable:
     return cell.chosen.label, cell.spec.seed if cell.spec.training else cell.spec.task
+
+
+def places(cells: Iterable[Cell]) -> list[Place]:
+    """Method, task and seed of each cell."""
+    return [(cell.chosen.label, cell.spec.task, cell.spec.seed) for cell in cells]

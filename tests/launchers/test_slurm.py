@@ -168,6 +168,8 @@ def test_cancelled_killed_requeued_and_signalled_tasks_end_with_the_same_tables(
         here.ask("scancel", cancelled)
         for process in workers_of(killed):
             os.kill(process, signal.SIGKILL)
+        wait_for(lambda: cancelled not in here.states(), 60)
+        here.saved()
         here.kill("slurmd")
         here.kill("slurmctld")
         here.start_daemon("slurmctld")

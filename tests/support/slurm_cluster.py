@@ -109,6 +109,10 @@ class Cluster:
         wait_for(lambda: _gone(process), 20)
         file.unlink(missing_ok=True)
 
+    def saved(self) -> None:
+        """Wait until the controller has written what it knows: it does so every five seconds."""
+        time.sleep(6)
+
     def ask(self, *command: str) -> str:
         """What a command of Slurm prints."""
         done = subprocess.run(
