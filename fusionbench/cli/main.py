@@ -20,8 +20,10 @@ from fusionbench.cli import (
     probe_layers,
     profile,
     reports,
+    reproduce,
     rescore,
     run,
+    verify,
 )
 from fusionbench.cli.app import app
 
@@ -34,6 +36,8 @@ COMMANDS = (
     export,
     import_lmms,
     rescore,
+    verify,
+    reproduce,
     ablate,
     probe_layers,
     profile,

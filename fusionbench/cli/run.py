@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -65,6 +66,7 @@ def command(
     micro_batch: Annotated[int, typer.Option(min=0, help="Rows a process trains at a time.")] = 0,
     shard_weights: Annotated[bool, typer.Option("--shard-weights", help=WEIGHTS_HELP)] = False,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Run part I of N parts only.")] = "",
+    cell: Annotated[str, typer.Option(help="Run the cell of this id only.")] = "",
     launcher: Annotated[str, typer.Option(help="local, or slurm: on a cluster.")] = LOCAL,
     partition: Annotated[str, typer.Option(help="Of the cluster; default: its own.")] = "",
     time: Annotated[int, typer.Option(min=2, help="Minutes of one task of the cluster.")] = 60,
@@ -87,24 +89,38 @@ def command(
     names = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
     vlm = {"track": track, "language": language, "model": model}
     chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
-    if strict_plugins:
-        read(plugin, strict=True)
     options = RunOptions(
         out=out, device=checked_device(device), workers=workers, plugins=tuple(plugin), quiet=quiet,
         cache_gib=limit_cache, compile=checked_compile(compile), checkpoint=checkpoint,
         data_root=data_root, processes=processes, micro_batch=micro_batch, shard=shard_weights,
     )  # fmt: skip
-    queue = cluster(launcher, partition, time, sbatch)
-    raise typer.Exit(start(chosen, options, shard=shard, queue=queue, dry_run=dry_run))
+    queue, part = cluster(launcher, partition, time, sbatch), part_of(shard, cell)
+    raise typer.Exit(start(chosen, options, part, queue, dry_run=dry_run, strict=strict_plugins))
+
+
+def part_of(shard: str, cell: str) -> "Part | None":
+    """The part of the plan that `--shard` or `--cell` names; None for all of it."""
+    from fusionbench.study.parts import one_cell, parse_shard
+
+    if shard and cell:
+        raise UserError("--shard and --cell exclude each other", "a cell is one part of its own")
+    if cell:
+        return partial(one_cell, name=cell)
+    return parse_shard(shard).of if shard else None
 
 
 def start(
-    study: Study, options: RunOptions, *, shard: str, queue: "SlurmOptions | None", dry_run: bool
+    study: Study,
+    options: RunOptions,
+    part: "Part | None",
+    queue: "SlurmOptions | None",
+    *,
+    dry_run: bool,
+    strict: bool,
 ) -> int:
     """Run a study or one part of it, or print what would run; the exit status."""
-    from fusionbench.study.parts import parse_shard
-
-    part = parse_shard(shard).of if shard else None
+    if strict:
+        read(options.plugins, strict=True)
     if dry_run:
         return show_plan(study, options, sys.stdout, part)
     return run(study, options, sys.stdout, part=part, queue=queue)

@@ -57,8 +57,8 @@ def states(store: Store) -> list[RequestState]:
     }
     found = []
     for request in requests:
-        done = _of_request(request, records, encoders)
-        failed = _of_request(request, failures, encoders)
+        done = of_request(request, records, encoders)
+        failed = of_request(request, failures, encoders)
         cells = tuple(_state(place, done, failed, taken) for place in wanted(request))
         found.append(RequestState(request=request, cells=cells))
     return found
@@ -87,7 +87,7 @@ def _state(
     return CellState(place=place, state="left")
 
 
-def _of_request(
+def of_request(
     request: Request, records: Iterable[CellRecord], encoders: set[str]
 ) -> dict[Place, CellRecord]:
     """The records of a request's condition: its track, budget and encoder."""

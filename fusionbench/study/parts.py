@@ -54,6 +54,16 @@ def only(plan: Plan, ids: Collection[str]) -> Plan:
     )
 
 
+def one_cell(plan: Plan, name: str) -> Plan:
+    """The plan with the cell of this id alone. Raises UserError for an id that it does not have."""
+    if not any(cell.spec.id == name for cell in plan.cells):
+        raise UserError(
+            f"no cell {name!r} in this study",
+            "its data, its weights, its methods or the version of this program differ from then",
+        )
+    return only(plan, {name})
+
+
 def trainings(plan: Plan) -> list[tuple[Cell, ...]]:
     """All cells of a plan, training by training; the order depends on the study alone.
 
