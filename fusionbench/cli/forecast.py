@@ -13,7 +13,7 @@ import numpy as np
 from fusionbench.cli.forecast_models import model_seconds, untrained
 from fusionbench.cli.listing import columns
 from fusionbench.harness.bundle import bundle_path
-from fusionbench.launchers.local import worker_count
+from fusionbench.launchers.devices import worker_count
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.registry.selection import shown

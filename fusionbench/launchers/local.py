@@ -11,18 +11,17 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from fusionbench.api.errors import UserError
+from fusionbench.launchers.devices import least_used, worker_count, worker_devices
 from fusionbench.launchers.jobs import EncodeJob, Event, Job
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.plan import ModelJob, TrainJob
 
-_CPU_WORKERS, _GPU_WORKERS, _GPU_WORKERS_OF_PASSES = 8, 12, 4
 _GRACE_SECONDS = 5.0
 """Time in which a worker may end by itself."""
 _ERROR_LINES = 12
@@ -36,26 +35,11 @@ HEAP = {
 default that costs 12,000 to 30,000 page faults a cell, 7 to 25 % of its processor time."""
 
 
-def worker_count(options: RunOptions, *, seeds_per_pass: int = 1) -> int:
-    """The number asked for; else one per core, at most 8, and at most 12 or 4 that share a GPU.
-
-    Small cells are bound by the processor that launches their kernels, so many of them share a GPU
-    well; a pass of seeds fills it, and much of its memory, with a few.
-    """
-    if options.workers:
-        return options.workers
-    # The parent does not load torch, so it looks for the driver's device instead.
-    gpu = options.device.startswith("cuda") or Path("/dev/nvidiactl").exists()
-    most = _CPU_WORKERS
-    if gpu and options.device != "cpu":
-        most = _GPU_WORKERS if seeds_per_pass == 1 else _GPU_WORKERS_OF_PASSES
-    return max(1, min(most, len(os.sched_getaffinity(0))))
-
-
 @dataclass(kw_only=True)
 class _Worker:
     process: BaseProcess
     connection: Connection
+    device: str
     job: Job | None = None
 
 
@@ -67,6 +51,10 @@ class LocalLauncher:
         self.workers: list[_Worker] = []
         self.waiting: deque[Job] = deque()
         self.encoding: set[str] = set()
+        self._devices = worker_devices(options)
+
+    def _start(self, device: str) -> _Worker:
+        return _started(replace(self.options, device=device))
 
     def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
         """Run all jobs; those that wait for another run need no encoding.
@@ -76,7 +64,9 @@ class LocalLauncher:
         self.waiting = deque(jobs)
         self.encoding = {job.task for job in jobs if isinstance(job, EncodeJob)}
         missing = self._useful(jobs) - len(self.workers)
-        self.workers += [_started(self.options) for _ in range(missing)]
+        for _ in range(missing):
+            used = (worker.device for worker in self.workers)
+            self.workers.append(self._start(least_used(self._devices, used)))
         while self.waiting or any(worker.job for worker in self.workers):
             for worker in self.workers:
                 if worker.job is None and (job := self._next()) is not None:
@@ -124,7 +114,7 @@ class LocalLauncher:
     def _replaced(self, worker: _Worker) -> Event:
         worker.process.join(_GRACE_SECONDS)
         code = worker.process.exitcode
-        fresh = _started(self.options)
+        fresh = self._start(worker.device)
         worker.process, worker.connection = fresh.process, fresh.connection
         return Event(kind="lost", text=f"a worker ended unexpectedly (exit code {code})")
 
@@ -160,7 +150,7 @@ def _started(options: RunOptions) -> _Worker:
     with environment(HEAP):
         process.start()
     theirs.close()
-    return _Worker(process=process, connection=ours)
+    return _Worker(process=process, connection=ours, device=options.device)
 
 
 @contextmanager

@@ -302,6 +302,11 @@ def choose_device(name: str) -> torch.device:
         raise UserError(
             f"no CUDA device here, but --device {name} asks for one", "use --device cpu"
         )
+    if device.index is not None:
+        if device.index >= (count := torch.cuda.device_count()):
+            raise UserError(f"no device {name} here", f"known: cuda:0 to cuda:{count - 1}")
+        # Else some calls would use the memory of the first GPU.
+        torch.cuda.set_device(device)
     return device
 
 
