@@ -26,9 +26,16 @@ class Shard:
     def of(self, plan: Plan) -> Plan:
         """The cells of this shard, whatever is finished.
 
-        The shards of a plan have no cell in common and hold all of them together.
+        The shards of a plan have no cell in common and hold all of them together. Raises UserError
+        for a shard beyond the number of trainings.
         """
-        mine = trainings(plan)[self.index - 1 :: self.count]
+        known = trainings(plan)
+        mine = known[self.index - 1 :: self.count]
+        if not mine:
+            raise UserError(
+                f"part {self.index} of {self.count} is empty: the study has {len(known)} trainings",
+                f"divide it into {len(known)} parts at most" if known else "",
+            )
         return only(plan, {cell.spec.id for cells in mine for cell in cells})
 
 

@@ -42,7 +42,7 @@ def ids(plan):
     return {cell.spec.id for cell in plan.cells}
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 6, 9])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
 def test_shards_have_nothing_in_common_and_everything_together(plan, count):
     parts = [parse_shard(f"{i}/{count}").of(plan) for i in range(1, count + 1)]
     assert sum(len(part.cells) for part in parts) == len(plan.cells) == 12
@@ -51,6 +51,11 @@ def test_shards_have_nothing_in_common_and_everything_together(plan, count):
         assert {cell.spec.id for cell in part.pending} <= ids(part)
         # All seeds of a method on a task are in one part: they share their tuning runs.
         assert all(len(cells) == 2 for cells in trainings(part))
+
+
+def test_more_shards_than_trainings_are_one_line(plan):
+    with pytest.raises(UserError, match="has 6 trainings"):
+        parse_shard("7/9").of(plan)
 
 
 def test_a_shard_does_not_depend_on_what_is_finished(plan):
