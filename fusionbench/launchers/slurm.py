@@ -23,6 +23,7 @@ from fusionbench.launchers.jobs import Event, Job
 from fusionbench.launchers.local import LocalLauncher
 from fusionbench.launchers.progress import make_progress
 from fusionbench.launchers.slurm_queue import (
+    COMPLETING,
     HOME,
     active_tasks,
     ended,
@@ -58,6 +59,8 @@ _SIGNAL_SECONDS = 90
 _POLL_SECONDS = 5.0
 _SETTLE_POLLS = 2
 """Polls after the last task has ended: a network file system shows new files late."""
+_COMPLETING_POLLS = 120
+"""Polls in which all tasks only complete: ten minutes, which no sound node needs."""
 _STOPPED = 143
 TASKS = "tasks"
 
@@ -245,21 +248,29 @@ class SlurmLauncher:
         on_event: Callable[[Event], None],
     ) -> None:
         """Report records until all cells have one or no task is left in the queue."""
-        empty, said = 0, ""
-        while follow.cells and empty <= _SETTLE_POLLS:
+        empty, most, said = 0, 0, ""
+        while follow.cells and empty <= most:
             time.sleep(_POLL_SECONDS)
             for event in follow.news():
                 on_event(event)
             queue = active_tasks(self.name)
-            held = sorted(task for task, state in (queue or {}).items() if is_held(state))
-            note = f"held: {', '.join(held)}; `scontrol release` lets them go on" if held else ""
-            # Tasks go on without their controller.
-            note = "no answer of squeue: waiting for Slurm" if queue is None else note
-            if note and note != said:
+            if (note := _trouble(queue)) and note != said:
                 on_event(Event(kind="note", text=note))
             said = note
             if queue is not None:
-                empty = 0 if queue.keys() & tasks.keys() else empty + 1
+                states = [state for task, state in queue.items() if task in tasks]
+                # A node that does not answer may keep a task that has ended for ever.
+                empty = empty + 1 if all(state == COMPLETING for state in states) else 0
+                most = _COMPLETING_POLLS if states else _SETTLE_POLLS
+
+
+def _trouble(queue: Mapping[str, str] | None) -> str:
+    """What keeps tasks from going on, for people; empty where nothing does."""
+    if queue is None:
+        # Tasks go on without their controller.
+        return "no answer of squeue: waiting for Slurm"
+    held = sorted(task for task, state in queue.items() if is_held(state))
+    return f"held: {', '.join(held)}; `scontrol release` lets them go on" if held else ""
 
 
 class Follow:
@@ -281,7 +292,8 @@ class Follow:
         for name in [name for name in self.cells if name in there]:
             record = self.store.find(name)
             if record is not None:
-                yield Event(kind=record.status, cell=self.cells.pop(name), text=record.reason)
+                kind = record.status if record.status in ("done", "skipped") else "failed"
+                yield Event(kind=kind, cell=self.cells.pop(name), text=record.reason)
 
     def rest(self, tasks: Mapping[str, tuple[str, ...]], home: Path) -> Iterator[Event]:
         """Events for the cells that ended without a record, and for the tasks of those lost."""

@@ -3,9 +3,9 @@
 Asked of `scontrol` and `squeue` alone, since many clusters keep no accounting for `sacct`.
 """
 
-import getpass
 import hashlib
 import json
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -20,6 +20,8 @@ HOME = "slurm"
 _SECONDS = 60.0
 """A controller that restarts answers later; this is the longest wait for one answer."""
 _HELD = "held"
+COMPLETING = "COMPLETING"
+"""The state of a task whose processes have ended or are being ended, on its way out or back."""
 
 
 def job_name(folder: Path) -> str:
@@ -36,7 +38,6 @@ def largest_array() -> int:
             "run this on a login node of the cluster, or leave --launcher slurm out",
         )
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    # An array may have no task 0 alone; sbatch says so itself.
     return max(1, int(found[1])) if found else 1
 
 
@@ -45,7 +46,7 @@ def active_tasks(name: str) -> dict[str, str] | None:
 
     None while the controller gives no answer.
     """
-    user = getpass.getuser()
+    user = str(os.getuid())
     text = _asked("squeue", "-h", "-r", "-u", user, "--name", name, "-o", "%i|%T|%r")
     if text is None:
         return None
