@@ -128,9 +128,10 @@ def test_a_study_on_a_cluster_gives_the_tables_of_one_machine(here, whole, tmp_p
     assert "0 cells run, 4 were there" in in_process.fusionbench(*STUDY, "--out", folder)
 
 
-def started(folder, cluster, hold):
+def started(folder, cluster, hold, *more):
     """The study with waiting methods, on the cluster, in a process of its own."""
-    command = [sys.executable, "-m", "fusionbench", *STUDY, *ON_CLUSTER, "--out", str(folder)]
+    arguments = (*STUDY, *ON_CLUSTER, *more, "--out", str(folder))
+    command = [sys.executable, "-m", "fusionbench", *arguments]
     environment = {**os.environ, **cluster.environment, "FUSIONBENCH_TEST_HOLD": str(hold)}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -163,8 +164,8 @@ def test_cancelled_killed_requeued_and_signalled_tasks_end_with_the_same_tables(
     hold.touch()
     run = started(folder, here, hold)
     try:
-        wait_for(lambda: list(here.states().values()).count("RUNNING") == 4, 120)
-        wait_for(lambda: len(list(folder.glob("claims/*.lock"))) == 4, 120)
+        wait_for(lambda: list(here.states().values()).count("RUNNING") == 4, 300)
+        wait_for(lambda: len(list(folder.glob("claims/*.lock"))) == 4, 300)
         said = in_process.fusionbench("status", folder)
         assert "4 cells: 0 done, 4 running" in said and "cluster: 4 running" in said
         cancelled, killed, requeued, signalled = sorted(here.states())
@@ -182,7 +183,7 @@ def test_cancelled_killed_requeued_and_signalled_tasks_end_with_the_same_tables(
         # What Slurm sends before the time limit.
         here.ask("scancel", "--signal=USR2", signalled)
         hold.unlink()
-        out, err = run.communicate(timeout=180)
+        out, err = run.communicate(timeout=400)
     finally:
         run.kill()
     assert run.returncode == 1, out + err
@@ -196,4 +197,26 @@ def test_cancelled_killed_requeued_and_signalled_tasks_end_with_the_same_tables(
     more = ("--device", "cpu", "--plugin", str(PLUGIN), *ON_CLUSTER)
     code, out, err = in_process.run("resume", folder, *more)
     assert code == 0, out + err
+    assert tables(folder) == tables(whole)
+
+
+@real
+@pytest.mark.slow
+def test_a_task_at_its_time_limit_is_requeued_and_ends_with_the_same_tables(here, whole, tmp_path):
+    folder, hold = tmp_path / "results", tmp_path / "hold"
+    hold.touch()
+    # One task for all cells; later options win.
+    run = started(folder, here, hold, "--time", "2", "--sbatch", "tasks=1")
+
+    def log():
+        return "".join(file.read_text() for file in (folder / HOME).glob("*_log.out"))
+
+    try:
+        wait_for(lambda: "Caught signal SIGUSR2" in log(), 300)
+        hold.unlink()
+        out, err = run.communicate(timeout=400)
+    finally:
+        run.kill()
+    assert run.returncode == 0, out + err
+    assert log().count("Starting with JobEnvironment") == 2 and "Requeued job" in log()
     assert tables(folder) == tables(whole)
