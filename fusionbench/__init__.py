@@ -11,6 +11,9 @@ if not (_package / "methods").is_dir():
     __path__.append(str(_package.parent))
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fusionbench.api.fusion import Fusion
     from fusionbench.report.results import LoadedResults
 
 
@@ -22,3 +25,29 @@ def load(folder: "str | Path") -> "LoadedResults":
     from fusionbench.report.results import LoadedResults
 
     return LoadedResults(folder)
+
+
+def run(  # noqa: PLR0913  (the flags of the command, as keywords)
+    methods: "Sequence[str | type[Fusion]]" = ("all",),
+    tasks: "Sequence[str]" = ("all",),
+    *,
+    out: "str | Path" = "results/local",
+    preset: str = "quick",
+    encoder: str = "",
+    seeds: int | None = None,
+    plugins: "Sequence[str | Path]" = (),
+    device: str = "auto",
+    workers: int = 0,
+    quiet: bool = False,
+) -> "LoadedResults":
+    """Run the missing cells of a study as `fusionbench run` does, and return the folder's results.
+
+    `methods`: names as on the command line, or classes decorated with `@method`, each in a file of
+    its own. Raises UserError for what the command refuses, and for a class without a file.
+    """
+    from fusionbench.cli.notebook import run_study
+
+    return run_study(
+        methods, tasks, out=out, preset=preset, encoder=encoder, seeds=seeds, plugins=plugins,
+        device=device, workers=workers, quiet=quiet,
+    )  # fmt: skip

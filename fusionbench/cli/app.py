@@ -1,13 +1,16 @@
 """The typer application, the options that several commands share, and the catalog they read."""
 
 import os
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from fusionbench import __version__
 from fusionbench.api.errors import Problem, UserError, disk_error
 from fusionbench.registry.catalog import Catalog, read_catalog
 
@@ -16,14 +19,75 @@ if TYPE_CHECKING:
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
+GROUPS: Mapping[str, Sequence[str]] = {
+    "Run": ("run", "status", "resume", "ablate", "fetch", "pack"),
+    "Look": ("list", "show", "report", "ask", "power", "check-claims", "diff", "paper", "doctor"),
+    "Extend": ("new-method", "new-task", "check", "profile", "probe-layers"),
+    "Ship": (
+        "merge",
+        "verify",
+        "command",
+        "reproduce",
+        "export",
+        "rescore",
+        "import-lmms",
+    ),
+}
+"""Commands as `--help` groups them; one that is in no group stands under the last."""
+_EXAMPLES = """\
+Examples:
+  fusionbench run --methods all --tasks all
+  fusionbench show mema
+  fusionbench new-method my_mix
+  fusionbench merge results/local -o results/compact"""
+
+
+class Grouped(TyperGroup):
+    """Help with the commands in groups, each with the first sentence of its help."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section a group, and the examples."""
+        known = {name for names in GROUPS.values() for name in names}
+        found = self.list_commands(ctx)
+        for title, names in GROUPS.items():
+            last = title == list(GROUPS)[-1]
+            here = [name for name in names if name in found]
+            here += [name for name in found if last and name not in known]
+            rows = [(name, self._sentence(ctx, name)) for name in here]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+        formatter.write(f"\n{_EXAMPLES}\n")
+
+    def _sentence(self, ctx: Any, name: str) -> str:
+        command = self.get_command(ctx, name)
+        text = " ".join((command.help or "").split()) if command else ""
+        return re.split(r"(?<=[.;]) ", text)[0].rstrip(";")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"fusionbench {__version__}\n")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="fusionbench",
-    help="Which way of fusing the layers of one vision encoder is really better?",
+    cls=Grouped,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Which way of fusing the layers of one vision encoder is really better?"""
+
 
 Plugins = Annotated[
     list[str],

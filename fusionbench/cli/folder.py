@@ -147,12 +147,12 @@ def resume(folder: Path, options: RunOptions, queue: "SlurmOptions | None", stre
 def _go_on(
     one: "RequestState", options: RunOptions, queue: "SlurmOptions | None", stream: TextIO
 ) -> int:
-    from fusionbench.cli.run import run
+    from fusionbench.cli.run import How, run
     from fusionbench.study.study import from_plain
 
     stream.write(f"{one.request.study.get('name', '')}\n")
     study = from_plain(one.request.study)
-    return run(study, options, stream, part=_asked(one), queue=queue, note=False)
+    return run(study, options, stream, How(part=_asked(one), queue=queue, note=False))
 
 
 def _asked(one: "RequestState") -> "Part":

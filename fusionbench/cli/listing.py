@@ -1,16 +1,18 @@
-"""`fusionbench list`: methods, tasks, benchmarks and encoders, as aligned columns or as JSON."""
+"""`fusionbench list` and `show`: methods, tasks, benchmarks and encoders, as text or as JSON."""
 
+import fnmatch
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fusionbench.api.errors import UserError
+from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.sources import find_source, ways
 from fusionbench.cli.app import Plugins, Strict, app, read
 from fusionbench.registry.cards import count
@@ -36,6 +38,7 @@ class Listed(StrEnum):
 @app.command("list")
 def command(
     kind: Annotated[Listed, typer.Argument()],
+    names: Annotated[list[str], typer.Argument(help="Names or globs; none: all.")] = [],  # noqa: B006
     long: Annotated[
         bool, typer.Option("--long", help="Methods: paper, parity, parameters, needs.")
     ] = False,
@@ -47,20 +50,144 @@ def command(
     strict_plugins: Strict = False,
 ) -> None:
     """List methods, tasks (with benchmarks) or encoders, and how to get those that are missing."""
-    catalog = read(plugin, strict=strict_plugins)
+    catalog = picked(read(plugin, strict=strict_plugins), kind.value, names)
     if as_json:
         text = json_text(kind.value, catalog, data_root)
     elif kind is Listed.METHODS:
-        text = methods_long(catalog) if long else methods_text(catalog)
+        cards = list(catalog.methods.values())
+        text = methods_long(catalog) if long else methods_text(cards)
     else:
         text = tasks_text(catalog, data_root) if kind is Listed.TASKS else encoders_text(catalog)
     sys.stdout.write(text + "\n")
 
 
-def methods_text(catalog: Catalog) -> str:
-    """A line per method: name, version, where it runs, settings, source."""
-    header = ("method", "version", "runs", "settings (a variant's change first)", "from")
-    return columns([header, *(_method(card) for card in catalog.methods.values())])
+WIDTH = 80
+"""Columns of a terminal."""
+_NAME = 30
+_LEGEND = """\
+A name in front and -variant below it are written together: mema-no_memory.
++ runs in the encoder, x is not in `all`; `fusionbench show NAME` prints the card."""
+
+
+def methods_text(cards: Sequence[MethodCard]) -> str:
+    """A line per method, by family: name, year, what it is; of a variant what it changes."""
+    lines, family = [], ""
+    for card in sorted(cards, key=lambda card: (card.family, card.variant)):
+        if card.family != family and card.variant:
+            lines.append(_line(card.family, _year(card), "", card.about))
+        family = card.family
+        marks = "+" * card.in_encoder + "x" * (not card.in_all)
+        if card.variant:
+            changed = ", ".join(f"{key}={shown(value)}" for key, value in card.changes.items())
+            lines.append(_line(f"  -{card.variant}", "", marks, changed))
+        else:
+            lines.append(_line(card.name, _year(card), marks, card.about))
+        if card.source != "built-in":
+            lines[-1] += f" (from {card.source})"
+    return "\n".join([*lines, "", _LEGEND])
+
+
+def _year(card: MethodCard) -> str:
+    return str(card.facts.get("year", ""))
+
+
+def _line(name: str, year: str, marks: str, text: str) -> str:
+    """One line of at most 80 columns; the text is cut at a word, the name is not."""
+    start = f"{name:<{_NAME}} {year:<4} {marks:<2} "
+    room = max(WIDTH - len(start), 12)
+    return f"{start}{textwrap.shorten(text, room, placeholder='...')}".rstrip()
+
+
+def picked(catalog: Catalog, kind: str, names: Sequence[str]) -> Catalog:
+    """The catalog with the methods or tasks that fit a name or glob; UserError if none fits."""
+    if not names or kind == "encoders":
+        return catalog
+    cards = {**catalog.tasks, **catalog.benchmarks} if kind == "tasks" else catalog.methods
+    kept = {name for pattern in names for name in fnmatch.filter(cards, pattern)}
+    if not kept:
+        raise unknown(kind.removesuffix("s"), names[0], cards)
+    return replace(
+        catalog,
+        methods={name: card for name, card in catalog.methods.items() if name in kept},
+        tasks={name: card for name, card in catalog.tasks.items() if name in kept},
+        benchmarks={name: card for name, card in catalog.benchmarks.items() if name in kept},
+    )
+
+
+@app.command("show")
+def show(
+    names: Annotated[list[str], typer.Argument(help="Methods, tasks or encoders; globs.")],
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Print the card of each method, task or encoder with this name."""
+    catalog = read(plugin)
+    found = [card for name in names for card in cards_of(catalog, name)]
+    sys.stdout.write("\n\n".join(dict.fromkeys(found)) + "\n")
+
+
+def cards_of(catalog: Catalog, name: str) -> list[str]:
+    """The cards that fit a name or a glob, as text; UserError if none does."""
+    methods = fnmatch.filter(catalog.methods, name)
+    tasks = fnmatch.filter(catalog.tasks, name)
+    benchmarks = fnmatch.filter(catalog.benchmarks, name)
+    here = _encoders(catalog)
+    encoders = [card for card in here if fnmatch.fnmatch(card.name, name)]
+    found = [_card(catalog.methods[one]) for one in methods]
+    found += [_task_card(catalog.tasks[one]) for one in tasks]
+    found += [_benchmark(catalog.benchmarks[one], "") for one in benchmarks]
+    found += [_encoder_card(card) for card in encoders]
+    if not found:
+        known = [*catalog.methods, *catalog.tasks, *catalog.benchmarks, *(c.name for c in here)]
+        raise unknown("method, task or encoder", name, known)
+    return found
+
+
+def _card(card: MethodCard) -> str:
+    """Every fact of a method."""
+    settings = ", ".join(f"{key}={shown(value)}" for key, value in card.settings.items())
+    rows = {
+        **facts_of(card),
+        "settings": settings or "none",
+        "control": card.control or UNKNOWN,
+        "runs": "in the encoder" if card.in_encoder else "on features",
+        "in all": "yes" if card.in_all else "no",
+        "version": str(card.version),
+        "from": card.source,
+    }
+    return _facts(card.name, card.about, rows)
+
+
+def _task_card(card: TaskCard) -> str:
+    rows = {
+        "skill": card.group,
+        "in suite": "yes" if card.in_suite else "no",
+        "encoder": card.encoder or "the study's",
+        "data": _how(card),
+        "version": str(card.version),
+        "from": card.source,
+    }
+    return _facts(card.name, card.about, rows)
+
+
+def _encoder_card(card: "EncoderCard") -> str:
+    rows = {
+        "blocks": str(card.layers or UNKNOWN),
+        "width": str(card.dim or UNKNOWN),
+        "input": f"{card.size} px" if card.size else UNKNOWN,
+        "weights": card.weights or UNKNOWN,
+        "available": "yes" if card.available else f"no: {card.get}",
+        "from": card.origin,
+    }
+    return _facts(card.name, card.source, rows)
+
+
+def _facts(name: str, about: str, rows: Mapping[str, str]) -> str:
+    """Name and idea, then a fact a line, wrapped."""
+    lines = textwrap.wrap(f"{name}: {about}", WIDTH)
+    for key, value in rows.items():
+        start = f"  {key:<11} "
+        lines += textwrap.wrap(value, WIDTH, initial_indent=start, subsequent_indent=" " * 14)
+    return "\n".join(lines)
 
 
 def methods_long(catalog: Catalog) -> str:
@@ -147,14 +274,6 @@ def columns(rows: Sequence[TextRow]) -> str:
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
              for row in rows)  # fmt: skip
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _method(card: MethodCard) -> TextRow:
-    changed = [f"{key}={shown(value)}" for key, value in card.changes.items()]
-    others = [f"{k}={shown(v)}" for k, v in card.settings.items() if k not in card.changes]
-    runs = "in the encoder" if card.in_encoder else "on features"
-    name = card.name if card.in_all else f"{card.name} (not in all)"
-    return (name, str(card.version), runs, " ".join(changed + others) or "-", card.source)
 
 
 def _paragraph(card: MethodCard) -> str:

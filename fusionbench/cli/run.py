@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -51,7 +52,7 @@ COMPILE = ("auto", "off", "blocks", "steps")
 COMPILE_HELP = "auto, off, blocks (frozen blocks) or steps (whole steps too)."
 
 
-@app.command("run")
+@app.command("run", help="Run the missing cells of a study; a second run has nothing to do.")
 def command(
     study: Annotated[Path | None, typer.Argument(help="A study as a YAML file.")] = None,
     methods: Annotated[list[str], typer.Option(help="all, names, globs.")] = [],  # noqa: B006
@@ -82,10 +83,10 @@ def command(
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print every method.")] = False,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
-    """Run the missing cells of a study; a second run has nothing to do."""
     names = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
     vlm = {"track": track, "language": language, "model": model}
     chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
@@ -94,36 +95,41 @@ def command(
         cache_gib=limit_cache, compile=checked_compile(compile), checkpoint=checkpoint,
         data_root=data_root, processes=processes, micro_batch=micro_batch, shard=shard_weights,
     )  # fmt: skip
-    queue, part = cluster(launcher, partition, time, sbatch), part_of(shard, cell)
-    raise typer.Exit(start(chosen, options, part, queue, dry_run=dry_run, strict=strict_plugins))
+    how = how_of(shard, cell, cluster(launcher, partition, time, sbatch), full=full)
+    raise typer.Exit(start(chosen, options, how, dry_run=dry_run, strict=strict_plugins))
 
 
-def part_of(shard: str, cell: str) -> "Part | None":
-    """The part of the plan that `--shard` or `--cell` names; None for all of it."""
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What of a study runs, where, and what is said of it."""
+
+    part: "Part | None" = None
+    """The part of its plan; None: all of it."""
+    queue: "SlurmOptions | None" = None
+    """What is asked of a cluster; None: it runs on this machine."""
+    note: bool = True
+    """Whether the request is noted in the folder; False for one that stands there already."""
+    full: bool = False
+    """Whether every method is printed."""
+
+
+def how_of(shard: str, cell: str, queue: "SlurmOptions | None", *, full: bool) -> How:
+    """What the flags of a run say. Raises UserError."""
     from fusionbench.study.parts import one_cell, parse_shard
 
     if shard and cell:
         raise UserError("--shard and --cell exclude each other", "a cell is one part of its own")
-    if cell:
-        return partial(one_cell, name=cell)
-    return parse_shard(shard).of if shard else None
+    part = partial(one_cell, name=cell) if cell else parse_shard(shard).of if shard else None
+    return How(part=part, queue=queue, full=full)
 
 
-def start(
-    study: Study,
-    options: RunOptions,
-    part: "Part | None",
-    queue: "SlurmOptions | None",
-    *,
-    dry_run: bool,
-    strict: bool,
-) -> int:
-    """Run a study or one part of it, or print what would run; the exit status."""
+def start(study: Study, options: RunOptions, how: How, *, dry_run: bool, strict: bool) -> int:
+    """Run a study, or print what would run; the exit status."""
     if strict:
         read(options.plugins, strict=True)
     if dry_run:
-        return show_plan(study, options, sys.stdout, part)
-    return run(study, options, sys.stdout, part=part, queue=queue)
+        return show_plan(study, options, sys.stdout, how.part)
+    return run(study, options, sys.stdout, how)
 
 
 def assemble(
@@ -192,19 +198,11 @@ def cluster(
     return SlurmOptions(partition=partition, minutes=minutes, more=pairs)
 
 
-def run(
-    study: Study,
-    options: RunOptions,
-    stream: TextIO,
-    *,
-    part: "Part | None" = None,
-    queue: "SlurmOptions | None" = None,
-    note: bool = True,
-) -> int:
-    """Run the missing cells, write the report, and print the run summary; the exit status.
+_ALL = How()
 
-    `note` is False for a study that the folder's requests name already.
-    """
+
+def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> int:
+    """Run the missing cells, write the report, and print the run summary; the exit status."""
     catalog = read(options.plugins)
     from fusionbench.cli import summary
     from fusionbench.study.plan import resolve
@@ -212,18 +210,18 @@ def run(
     # Names and settings are checked before a folder is made.
     resolved = resolve(study, catalog, download=True, data_root=options.data_root)
     launcher: Launcher | None = None
-    if queue is not None:
+    if how.queue is not None:
         from fusionbench.launchers.slurm import SlurmLauncher
 
-        launcher = SlurmLauncher(options, queue, study)
+        launcher = SlurmLauncher(options, how.queue, study)
     elif launched(options):
         from fusionbench.launchers.world import lead_or_follow
 
         launcher = lead_or_follow(options)
         if launcher is None:
             return OK
-    _, result = execute(resolved, options, launcher, part=part, note=note)
-    summary.write(Path(options.out), resolved, result, stream)
+    _, result = execute(resolved, options, launcher, part=how.part, note=how.note)
+    summary.write(Path(options.out), resolved, result, stream, full=how.full)
     return exit_status(result, stream)
 
 

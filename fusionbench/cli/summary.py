@@ -1,5 +1,6 @@
 """The run summary: the request in `study.json`, the report, and what the terminal shows."""
 
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -33,16 +34,34 @@ def note_request(store: Store, resolved: ResolvedStudy) -> None:
         store.history.add(request)
 
 
-def write(folder: Path, resolved: ResolvedStudy, result: "SweepResult", stream: TextIO) -> None:
-    """Update the report, then print its table, the gaps, the counts and the report's path."""
+SHOWN = 10
+"""Methods of the leaderboard that the terminal shows besides the baseline and the user's own."""
+
+
+def write(
+    folder: Path,
+    resolved: ResolvedStudy,
+    result: "SweepResult",
+    stream: TextIO,
+    *,
+    full: bool = False,
+) -> None:
+    """Update the report, then print its answer, the leaderboard, the gaps and the report's path.
+
+    `full`: every method instead of the first ten, the baseline and the methods of plug-ins.
+    """
     home = folder / "report"
     # Another run of the folder may end at the same moment.
     with exclusive(folder):
         _update(folder, home)
-    scores, gaps = home / "tables" / "summary.md", home / "tables" / "gaps.md"
+    answer, scores, gaps = (
+        home / "tables" / f"{name}.md" for name in ("answer", "summary", "gaps")
+    )
+    if answer.exists():
+        stream.write(f"\n{_plain(answer)}\n")
     if scores.exists():
-        text = scores.read_text(encoding="utf-8")
-        stream.write(f"\nMean ± half of the 95 % interval over runs, in percent\n\n{text}\n")
+        keep = None if full else {resolved.study.baseline, *_own(resolved)}
+        stream.write("\n".join(shortened(_plain(scores).splitlines(), keep)) + "\n\n")
     if gaps.exists():
         stream.write(gaps.read_text(encoding="utf-8"))
     for one in resolved.unavailable:
@@ -55,6 +74,38 @@ def write(folder: Path, resolved: ResolvedStudy, result: "SweepResult", stream: 
         if page.exists():
             stream.write(f"report: {page}\n")
             break
+
+
+def _plain(file: Path) -> str:
+    """A table's Markdown without backquotes."""
+    return file.read_text(encoding="utf-8").replace("`", "")
+
+
+def _own(resolved: ResolvedStudy) -> Iterator[str]:
+    """Labels of the methods of plug-ins."""
+    for chosen in resolved.methods:
+        if chosen.card.source != "built-in":
+            yield chosen.label
+
+
+def shortened(lines: Sequence[str], keep: Collection[str] | None) -> Iterator[str]:
+    """The lines, each table with its first rows and those of the methods in `keep`; None: all."""
+    row = left = 0
+    for line in lines:
+        inside = line.startswith("|")
+        row = row + 1 if inside else 0
+        if keep is None or row <= SHOWN + 2 or _method(line) in keep:
+            if left and not inside:
+                yield f"{left} more: --full"
+                left = 0
+            yield line
+        else:
+            left += 1
+
+
+def _method(line: str) -> str:
+    """The method of a row, without the mark behind its name."""
+    return line.removeprefix("|").split("|")[0].split(" (")[0].strip()
 
 
 def report_writer() -> "Callable[..., ReportPaths]":

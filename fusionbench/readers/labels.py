@@ -6,21 +6,11 @@ token is labelled if its last character lies inside the last answer or the answe
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from fusionbench.api.errors import UserError, one_of
 from fusionbench.readers.template import Rendered, Template
 from fusionbench.readers.text import Span, Tokenizer, Turn, pieces, without_images
-
-Query = Literal["question", "prompt", "conversation"]
-QUERIES: tuple[Query, ...] = ("question", "prompt", "conversation")
-"""Which text a fusion's query is the mean of; answers are in none.
-
-question      the last question alone
-prompt        all text but the answers: system prompt, role words, every question, also later ones
-              (Mema's published form)
-conversation  every question, also later ones
-"""
+from fusionbench.records.training import QUERIES
 
 
 class TooLong(UserError):

@@ -4,19 +4,14 @@
 2310.03744): Linear, GELU, Linear, with the parameter names of transformers.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionbench.api.errors import one_of
+from fusionbench.records.training import PROJECTORS
 
-Kind = Literal["normed", "plain"]
-KINDS: tuple[Kind, ...] = ("normed", "plain")
-"""normed: a LayerNorm without parameters in front, so that one learning rate fits hidden states of
-every scale; plain: LLaVA's own, which a checkpoint's projector needs."""
 _PROBES = 256
 
 
@@ -25,6 +20,11 @@ class LanguageProjector(nn.Module):
 
     At initialisation its outputs have the standard deviation `scale`, that of the token embeddings
     (`LanguageModel.scale`), for inputs of unit normal entries.
+
+    normed  a LayerNorm without parameters in front, so that one learning rate fits hidden states
+            of every scale
+    plain   LLaVA's own, which a checkpoint's projector needs
+
     Parameters: k D H + H + H^2 + H. Raises ValueError for another `kind`.
     """
 
@@ -32,7 +32,7 @@ class LanguageProjector(nn.Module):
         self, in_dim: int, width: int, *, kind: str = "normed", scale: float | None = None
     ) -> None:
         super().__init__()
-        self.kind = one_of("projector", kind, KINDS)
+        self.kind = one_of("projector", kind, PROJECTORS)
         self.linear_1 = nn.Linear(in_dim, width)
         self.linear_2 = nn.Linear(width, width)
         if scale is not None:

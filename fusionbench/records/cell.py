@@ -76,8 +76,8 @@ class Budget:
     """Learning rate of parameters with at most one dimension (mixing weights, gates, norms); 0:
     that of the matrices."""
     random_layer: str = "fixed"
-    """The ridge reader's random layer: `fixed`, one for each width of the tokens, or `seed`, another
-    for each task and seed."""
+    """The ridge reader's random layer: `fixed`, one for each width of the tokens, or `seed`,
+    another for each task and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,26 @@ from typing import Any, Literal
 
 Query = Literal["question", "prompt", "conversation"]
 Mean = Literal["token", "sample"]
+Projector = Literal["normed", "plain"]
 QUERIES: tuple[Query, ...] = ("question", "prompt", "conversation")
+"""Which text a fusion's query is the mean of; answers are in none.
+
+question      the last question alone
+prompt        all text but the answers: system prompt, role words, every question, also later ones
+              (Mema's published form)
+conversation  every question, also later ones
+"""
 MEANS: tuple[Mean, ...] = ("token", "sample")
 PIXELS = ("squash", "pad", "processor")
-PROJECTORS = ("normed", "plain")
+"""How an image becomes the encoder's input.
+
+squash      both sides are resized
+pad         the short side is filled with the mean colour, then resized (LLaVA-1.5's training)
+processor   the checkpoint's own image processor; CLIP's cuts the centre out
+"""
+PROJECTORS: tuple[Projector, ...] = ("normed", "plain")
+"""normed: a LayerNorm without parameters in front, so that one learning rate fits hidden states of
+every scale; plain: LLaVA's own, which a checkpoint's projector needs."""
 TEMPLATES = ("words", "plain", "llava15", "chat")
 TRAINED = ("fusion", "projector", "language", "lora")
 FRESH = "fresh projector"

@@ -48,6 +48,8 @@ class MethodCard:
     file: str
     source: str
     """`built-in`, the plug-in's distribution and version, or its path."""
+    about: str = ""
+    """What it is, in one line."""
 
     @property
     def as_run(self) -> Mapping[str, Setting]:
@@ -76,6 +78,8 @@ class TaskCard:
     cls: str
     file: str
     source: str
+    about: str = ""
+    """What it is, in one line."""
 
     @property
     def available(self) -> bool:
@@ -98,6 +102,8 @@ class BenchmarkCard:
     cls: str
     file: str
     source: str
+    about: str = ""
+    """What it is, in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,8 @@ def _read(draft: _Draft, location: Location, packed: Collection[str]) -> int:
 def _cards(location: Location, declaration: Declaration, packed: Collection[str]) -> Iterator[Card]:
     where = {"module": location.module, "cls": declaration.cls, "file": str(location.file)}
     where["source"] = location.source
+    if declaration.kind != "encoder":
+        where["about"] = declaration.about
     if declaration.kind == "task":
         yield _task(declaration, where, packed)
         return

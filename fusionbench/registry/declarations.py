@@ -46,6 +46,8 @@ class Declaration:
     """Keyword-only arguments of the constructor and their defaults."""
     attributes: Mapping[str, Any]
     """Class attributes with literal values."""
+    about: str = ""
+    """First line of the class's docstring, or of the file's where that starts with a setting."""
 
 
 class Unreadable(ValueError):
@@ -75,6 +77,7 @@ class _Module:
     """Classes of one file and the original names of its imports."""
 
     def __init__(self, tree: ast.Module) -> None:
+        self.about = _first_line(tree)
         self.classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
         self.original = {
             alias.asname or alias.name: alias.name
@@ -133,7 +136,18 @@ def _declarations(module: _Module, node: ast.ClassDef) -> Iterator[Declaration]:
             arguments=arguments,
             settings=_settings(module, node),
             attributes=_attributes(module, node),
+            about=_about(module, node),
         )
+
+
+def _about(module: _Module, node: ast.ClassDef) -> str:
+    own = _first_line(node)
+    return module.about if not own or own.startswith("`") else own
+
+
+def _first_line(node: ast.Module | ast.ClassDef) -> str:
+    """The first line of its docstring, as far as it goes."""
+    return (ast.get_docstring(node) or "").partition("\n")[0].strip()
 
 
 def _arguments(kind: registry.Kind, call: ast.Call) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.report.ablation import ablation_page
 from fusionbench.report.analysis import Analysis, analyse_all
+from fusionbench.report.answer import answer_page
 from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.cost_table import cost_page
 from fusionbench.report.coverage import coverage_page, reasons
@@ -19,7 +20,8 @@ from fusionbench.report.freshness import fingerprint, mark
 from fusionbench.report.html.page import write_html
 from fusionbench.report.imported_table import imported_page
 from fusionbench.report.layer_table import layer_page
-from fusionbench.report.main_table import main_page, planted_page, summary_page
+from fusionbench.report.leaderboard import leaderboard_page
+from fusionbench.report.main_table import main_page, planted_page
 from fusionbench.report.models import models_page
 from fusionbench.report.page import Material, Page, ReportSection, figure_section, joined, title
 from fusionbench.report.published import reported_page
@@ -27,7 +29,8 @@ from fusionbench.report.reference_table import reference_page
 from fusionbench.report.tables import comma_separated
 
 SECTIONS: Sequence[ReportSection] = (
-    ReportSection("summary", "Summary", lambda report: summary_page(report.analyses)),
+    ReportSection("answer", "Answer", answer_page),
+    ReportSection("summary", "Leaderboard", lambda report: leaderboard_page(report.analyses)),
     ReportSection("contrasts", "Contrasts", lambda report: contrast_page(report.analyses)),
     ReportSection("main", "Scores", lambda report: main_page(report.analyses)),
     ReportSection(

@@ -1,4 +1,4 @@
-"""`tables/main`, `tables/summary` and `tables/planted`: methods by tasks, or by means over tasks.
+"""`tables/main` and `tables/planted`: methods by tasks.
 
 `main` marks the best method of a column (bold) and its tied set (shaded).
 """
@@ -10,10 +10,11 @@ import numpy as np
 
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.alike import scored_alike
-from fusionbench.report.analysis import Analysis, Column
+from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrast_table import measured_columns
 from fusionbench.report.contrasts import Scope
+from fusionbench.report.leaderboard import marks
 from fusionbench.report.metric_table import NOTE, metric_grid, metric_rows
 from fusionbench.report.page import Page
 from fusionbench.report.tables import (
@@ -22,10 +23,7 @@ from fusionbench.report.tables import (
     Marked,
     Row,
     Summary,
-    across,
-    aggregates,
     cell,
-    conditions,
     digits,
     latex_grid,
     long_row,
@@ -233,83 +231,10 @@ def _long_row(analysis: Analysis, method: int, scope: Scope, row: ContrastRow | 
         **long_row(table, method, task, found),
         **measured_columns(row),
         "interval": "" if np.isnan(found.low) else over,
-        **_marks(analysis.columns[scope], method),
+        **marks(analysis, scope, method),
         "seeds": " ".join(seeds),
         "outlying_seeds": " ".join(map(str, analysis.outlying.get((method, task), ()))),
         "tokens": token_counts(table, analysis.plan.baseline).by_method.get(method),
         "code": " ".join(sorted(code[:7] for code in codes if code)),
         "uncommitted": method in analysis.uncommitted,
     }
-
-
-def _marks(column: Column, method: int) -> Row:
-    """`best` and `tied`; None where no tied set was computed."""
-    known = bool(column.tied)
-    return {
-        "best": method in column.best if known else None,
-        "tied": method in column.tied if known else None,
-    }
-
-
-# `tables/summary`: `mean` is the plain mean over tasks; `score` counts every task from chance (0)
-# to perfect (1), and differences and tests are about it.
-
-
-def summary_page(analyses: Sequence[Analysis]) -> Page:
-    """One row for each method: its means over the suite and each group of tasks."""
-    texts, latex = [], []
-    for table in (analysis.table for analysis in analyses):
-        title, grid = table.condition.title, _summary_grid(table)
-        texts.append(f"### {title}\n\n{markdown(grid)}")
-        label = f"summary-{table.condition.encoder}"
-        latex.append(latex_grid(grid, f"Means over tasks; {title}", label))
-    return Page(
-        markdown="\n".join(texts),
-        rows=[row for analysis in analyses for row in _summary_long(analysis)],
-        latex="\n".join(latex),
-    )
-
-
-def _summary_grid(table: ScoreTable) -> list[GridRow]:
-    columns = {f"{name} ({_count(int(keep.sum()))})": keep for name, keep in aggregates(table)}
-    return [
-        {"method": name}
-        | {title: across(table, method, keep).text for title, keep in columns.items()}
-        | {"fusion parameters": fusion_size(table, method)}
-        for method, name in enumerate(names(table))
-    ]
-
-
-def _summary_long(analysis: Analysis) -> Iterator[Row]:
-    """One row for each method and aggregate, with its chance-corrected score and difference."""
-    table, known = analysis.table, analysis.against_baseline()
-    scopes = {scope.name: scope for scope in analysis.aggregates}
-    facts = conditions(table)
-    track = facts.pop("track")
-    for method, name in enumerate(names(table)):
-        for title, keep in aggregates(table):
-            scope, plain = scopes[title], across(table, method, keep)
-            found = analysis.suite[method, scope]
-            yield {
-                **facts,
-                "method": name,
-                "aggregate": title,
-                "n_tasks": int(keep.sum()),
-                **plain.columns,
-                "text": plain.text,
-                "fusion": fusion_size(table, method),
-                "track": track,
-                "score": found.mean,
-                "score_low": found.low,
-                "score_high": found.high,
-                **measured_columns(known.get((table.methods[method], scope))),
-                **_marks(analysis.columns[scope], method),
-            }
-
-
-def fusion_size(table: ScoreTable, method: int) -> str:
-    """Parameters of the fusion over all tasks: `1,024`, or `980-1,024` where tasks differ."""
-    records = table.row(method)
-    counts = [one.parameters.get("fusion", 0) for one in records if one.status == "done"]
-    ends = sorted({min(counts), max(counts)}) if counts else []
-    return "-".join(f"{count:,}" for count in ends) or "-"

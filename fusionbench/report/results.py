@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusionbench.api.errors import unknown
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.cost import CostRecord
 from fusionbench.records.cost import read as read_profiles
@@ -13,6 +14,8 @@ from fusionbench.report.tables import Row, frame
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fusionbench.report.page import Material
 
 _SCORES = (
     *("track", "encoder", "steps", "method", "label", "task", "group", "in_suite", "seed"),
@@ -67,6 +70,39 @@ class LoadedResults:
         """
         return self._contrasts.copy()
 
+    def answer(self) -> list[str]:
+        """The sentences of the report's answer, condition by condition."""
+        from fusionbench.report.answer import answer_page
+
+        return [row["sentence"] for row in answer_page(self._material).rows]
+
+    def differences(self) -> "pd.DataFrame":
+        """The leaderboard: one row for each method and aggregate, the highest mean first.
+
+        The columns of `tables/summary.csv`; delta, delta_low, delta_high are the difference from
+        the baseline and its 95 % interval, as shares.
+        """
+        from fusionbench.report.leaderboard import leaderboard_page
+
+        return frame(list(leaderboard_page(self._material.analyses).rows))
+
+    def examples(self, method: str, task: str) -> "pd.DataFrame":
+        """One row for each test example of a task: example, image, and its score in each seed.
+
+        `method` is a label. Raises UserError for one that has no finished cell on the task.
+        """
+        done = [r for r in self._results.records if r.status == "done" and r.spec.task == task]
+        runs = [one for one in done if method in (one.label, one.spec.method)]
+        if not runs:
+            raise unknown("method", method, sorted({one.label for one in done}))
+        items = self._results.store.items(runs[0])
+        pairs = zip(items.names, items.groups, strict=True)
+        rows: list[Row] = [{"example": name, "image": image} for name, image in pairs]
+        for run in sorted(runs, key=lambda one: one.spec.seed):
+            for row, score in zip(rows, self._results.outcomes(run), strict=True):
+                row[f"seed_{run.spec.seed}"] = float(score)
+        return frame(rows)
+
     def costs(self) -> "pd.DataFrame":
         """One row for each profile of `fusionbench profile`; no row without profiles.
 
@@ -84,11 +120,16 @@ class LoadedResults:
         return frame([_cell_row(record) for record in self._results.records])
 
     @cached_property
+    def _material(self) -> "Material":
+        from fusionbench.report.build import collect
+
+        return collect(self._results.store)
+
+    @cached_property
     def _contrasts(self) -> "pd.DataFrame":
-        from fusionbench.report.build import analyses_of
         from fusionbench.report.contrast_table import long_row
 
-        analyses = analyses_of(self._results)
+        analyses = self._material.analyses
         return frame([long_row(analysis, row) for analysis in analyses for row in analysis.rows])
 
 

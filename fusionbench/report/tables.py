@@ -166,6 +166,15 @@ def across(table: ScoreTable, method: int, keep: Bool[np.ndarray, " task"]) -> S
     return over_seeds(scores.mean(axis=0))
 
 
+def suite_mean(table: ScoreTable, method: int) -> Summary:
+    """The mean over the suite from chance (0) to all right (1), with a t interval over runs."""
+    plain = across(table, method, table.suite)
+    if not plain.runs:
+        return plain
+    chance = np.array([task.chance for task in table.tasks])[table.suite, None]
+    return over_seeds(((table.values[method, table.suite] - chance) / (1 - chance)).mean(axis=0))
+
+
 def aggregates(table: ScoreTable) -> list[tuple[str, Bool[np.ndarray, " task"]]]:
     """The sets of tasks that a mean is taken over: the suite and its groups."""
     groups = sorted({task.group for task in table.tasks if task.counts and task.group})

@@ -13,19 +13,13 @@ from jaxtyping import UInt8
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import one_of
+from fusionbench.records.training import PIXELS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 T = TypeVar("T")
-FITS = ("squash", "pad", "processor")
-"""How an image becomes the encoder's input.
-
-squash      both sides are resized
-pad         the short side is filled with the mean colour, then resized (LLaVA-1.5's training)
-processor   the checkpoint's own image processor; CLIP's cuts the centre out
-"""
 THREADS = 4
 MOST = 256
 """Images that are read ahead at the same time; 256 photographs of 640 x 480 are 240 MB."""
@@ -72,7 +66,7 @@ def pixels(picture: Picture, fit: str, mean: tuple[float, float, float]) -> Pixe
     `mean` is the encoder's per channel, 0 to 1. The encoder resizes and normalises. Raises
     UserError for what is no image, ValueError for an unknown fit.
     """
-    one_of("pixels", fit, FITS)
+    one_of("pixels", fit, PIXELS)
     image = picture.open()
     return np.asarray(padded(image, mean) if fit == "pad" else image)
 

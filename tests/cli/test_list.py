@@ -7,8 +7,18 @@ import torch
 from plugin_files import GOOD
 from published_sizes import PUBLISHED_UNIT, REFERENCE
 
+from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
-from fusionbench.cli.listing import UNKNOWN, facts_of, json_text, methods_long, parameter_count
+from fusionbench.cli.listing import (
+    UNKNOWN,
+    cards_of,
+    facts_of,
+    json_text,
+    methods_long,
+    methods_text,
+    parameter_count,
+    picked,
+)
 from fusionbench.harness.stepping import needs_encoder
 from fusionbench.methods._units import RecurrentUnit
 from fusionbench.registry.cards import CLIP_L, Sizes, count
@@ -173,3 +183,41 @@ def test_a_wrong_formula_of_a_plugin_stops_no_list(tmp_path):
     catalog = read_catalog([str(file)])
     assert "'X'" in facts_of(catalog.methods["stepper"])["parameters"]
     assert "stepper" in json_text("methods", catalog)
+
+
+def test_a_line_a_method_in_80_columns_with_what_a_variant_changes():
+    lines = methods_text(list(CATALOG.methods.values())).splitlines()
+    assert max(len(line) for line in lines) <= 82
+    (mema,) = [line for line in lines if line.startswith("mema ")]
+    assert "2026 +  Mema (first called SCVM)" in mema
+    after = lines[lines.index(mema) + 1 :]
+    below = after[: next(i for i, line in enumerate(after) if not line.startswith("  -"))]
+    family = {card.variant for card in CATALOG.methods.values() if card.family == "mema"} - {""}
+    assert {line.split()[0].removeprefix("-") for line in below} == family
+    assert any(line.split() == ["-no_memory", "+", "memory=none"] for line in below)
+    names = [line for line in lines if not line.startswith(" ")]
+    assert len(names) == len({card.family for card in CATALOG.methods.values()}) + 3
+
+
+def test_names_and_globs_pick_and_a_wrong_one_is_named():
+    assert set(picked(CATALOG, "methods", ["mema*", "tgif"]).methods) == {
+        name for name in CATALOG.methods if name.startswith("mema") or name == "tgif"
+    }
+    assert set(picked(CATALOG, "tasks", ["scenes_*"]).tasks) == {
+        name for name in CATALOG.tasks if name.startswith("scenes_")
+    }
+    with pytest.raises(UserError, match="no method 'memo'; did you mean 'mema'"):
+        picked(CATALOG, "methods", ["memo"])
+
+
+def test_a_card_has_every_fact_of_a_method_a_task_and_an_encoder():
+    (mema,) = cards_of(CATALOG, "mema-no_memory")
+    assert (
+        "memory=none" in mema and "arXiv:2603.00655" in mema and "control     mema-readout" in mema
+    )
+    (digits,) = cards_of(CATALOG, "digits")
+    assert "skill       fine" in digits and CATALOG.tasks["digits"].about in digits
+    (nano,) = cards_of(CATALOG, "nano")
+    assert "blocks      8" in nano and "/" not in nano.split("weights")[1]
+    with pytest.raises(UserError, match="did you mean 'nano'"):
+        cards_of(CATALOG, "nanno")

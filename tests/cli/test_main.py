@@ -67,10 +67,12 @@ def test_no_command_shows_the_help(call):
 def test_every_method_and_task_is_listed_with_version_settings_and_source(call, plugin):
     code, out, _ = call("list", "methods", "--plugin", plugin)
     assert code == 0
-    (row,) = [line for line in out.splitlines() if line.startswith("blend-wide")]
-    assert re.split(r"\s{2,}", row) == [
-        "blend-wide", "3", "on features", "width=16 kind=soft layers=(1,2)", str(plugin)
-    ]  # fmt: skip
+    lines = out.splitlines()
+    family = next(i for i, line in enumerate(lines) if line.startswith("blend"))
+    (row,) = [line for line in lines[family:] if line.startswith("  -wide")]
+    assert row.split() == ["-wide", "width=16", "(from", f"{plugin})"]
+    _, out, _ = call("show", "blend-wide", "--plugin", plugin)
+    assert "settings    width=16, kind=soft, layers=(1,2)" in out and "version     3" in out
     _, out, _ = call("list", "tasks", "--plugin", plugin)
     assert re.search(r"far_task .* no: pip install no-such-package-here", out)
 
@@ -196,3 +198,21 @@ def test_a_machine_without_the_report_s_packages_is_told_so_and_keeps_its_record
     with pytest.raises(UserError, match="tabulate") as error:
         closing.report_writer()
     assert "records are safe" in error.value.hint
+
+
+def test_the_help_has_every_command_in_one_of_four_groups_with_a_whole_sentence(call):
+    from fusionbench.cli.app import GROUPS, app
+
+    code, out, _ = call("--help")
+    named = [name for names in GROUPS.values() for name in names]
+    known = [one.name for one in app.registered_commands]
+    assert code == 0 and set(named) == set(known) and len(named) == len(known)
+    places = [out.index(f"{title}:") for title in (*GROUPS, "Examples")]
+    assert places == sorted(places)
+    assert max(map(len, out.splitlines())) <= 80 and "..." not in out.split("\n", 1)[1]
+
+
+def test_the_version_is_that_of_the_package(call):
+    from fusionbench import __version__
+
+    assert call("--version")[:2] == (0, f"fusionbench {__version__}\n")

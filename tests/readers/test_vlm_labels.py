@@ -5,11 +5,12 @@ from tiny_tokenizers import byte_level, metaspace
 from transformers import PreTrainedTokenizerFast
 
 from fusionbench.api.errors import UserError
-from fusionbench.readers.labels import QUERIES, TooLong, encode
+from fusionbench.readers.labels import TooLong, encode
 from fusionbench.readers.template import build_template
 from fusionbench.readers.text import IMAGE, Turn, images_in, without_images
 from fusionbench.readers.tokenizer import HubTokenizer
 from fusionbench.readers.words import WordTokenizer
+from fusionbench.records.training import QUERIES
 
 TURNS = [
     Turn(f"{IMAGE}\nWhat is the capital?", "Paris."),

@@ -27,8 +27,13 @@ from fusionbench.records.store import Items, Store
 from fusionbench.study.study import QUICK, as_plain
 
 SEEDS = 5
-TRAINED = replace(BUDGET, steps=30)
-"""Enough for most runs to learn the task, and for some to fail as runs do."""
+TRAINED = {
+    "attentive": replace(BUDGET, steps=30),
+    "ridge": replace(
+        BUDGET, steps=8, reader="ridge", random_layer="seed", resample="distinct", draw=75
+    ),
+}
+"""By reader: enough for most runs to learn the task, and for some to fail as runs do."""
 LR = 1e-2
 RATES = tuple(float(rate) for rate in np.geomspace(1e-3, 1e-1, 9))
 DECIDED = ("better", "worse", "better by less than the margin", "worse by less than the margin")
@@ -85,19 +90,20 @@ class Halves(BrightHalf):
 
 @pytest.fixture
 def suite():
-    """A function of a draw and its labels that gives what one suite is trained on."""
+    """A function of a draw, its labels and a reader that gives what one suite is trained on."""
 
-    def make(draw, labels):
+    def make(draw, labels, reader="attentive"):
+        budget = TRAINED[reader]
         encoder, task = PixelToyEncoder(), Halves(draw, labels)
         name = f"halves_{labels.replace(' ', '_')}_{draw}"
-        bundle, images = cut(name, task.load(), TRAINED)
+        bundle, images = cut(name, task.load(), budget)
         key = FeatureKey(
             weights="toy", size=4, images=bundle.images, count=bundle.count, precision="fp32",
             dtype=BUDGET.feature_dtype,
         )  # fmt: skip
         encode(encoder, images, key, list(TAP), limit_gib=1)
         return Materials(
-            name=name, task=task, bundle=bundle, budget=TRAINED, key=key,
+            name=name, task=task, bundle=bundle, budget=budget, key=key,
             shape=replace(encoder.shape, query_dim=SHAPE.query_dim), device=torch.device("cpu"),
             encoder=encoder,
         )  # fmt: skip
@@ -109,7 +115,8 @@ def trained(materials, name, seed, *, lr=LR, stage="evaluate"):
     """(record, scores) of one cell, as a worker trains it."""
     spec = CellSpec(
         encoder="toy", weights="toy", method=name, method_version=1, settings={},
-        task=materials.name, task_version=1, data="d", budget=TRAINED, seed=seed, stage=stage,
+        task=materials.name, task_version=1, data="d", budget=materials.budget, seed=seed,
+        stage=stage,
     )  # fmt: skip
     return run_cell(spec, CLASSES[name], materials, tuned=Tuned(lr=lr, scores={}), eval_batch=64)
 
@@ -151,12 +158,13 @@ def alarms(folder):
 
 
 @few(1, 20)
+@pytest.mark.parametrize("reader", TRAINED)
 def test_one_module_trained_under_eight_names_is_told_apart_by_chance_only(
-    reps, suite, tmp_path, record_property
+    reader, reps, suite, tmp_path, record_property
 ):
     decided, raw = [], []
     for draw in range(reps):
-        here = suite(draw, "true")
+        here = suite(draw, "true", reader)
         cells = {name: [trained(here, name, seed) for seed in range(SEEDS)] for name in NAMES}
         runs = [record.loss for runs in cells.values() for record, _ in runs]
         assert len(set(runs)) == len(runs)
@@ -180,10 +188,13 @@ def test_a_module_that_learns_more_is_told_apart_from_the_others(suite, tmp_path
 
 
 @few(1, 20)
-def test_with_labels_dealt_anew_every_cell_lies_at_chance(reps, suite, tmp_path, record_property):
+@pytest.mark.parametrize("reader", TRAINED)
+def test_with_labels_dealt_anew_every_cell_lies_at_chance(
+    reader, reps, suite, tmp_path, record_property
+):
     inside, decided = [], []
     for draw in range(reps):
-        here = suite(draw, "dealt anew")
+        here = suite(draw, "dealt anew", reader)
         cells = {name: [trained(here, name, seed) for seed in range(SEEDS)] for name in NAMES[:5]}
         folder = written(tmp_path / str(draw), here, cells)
         main = rows(folder, folder / "out", table="main")

@@ -10,7 +10,7 @@ from fusionbench.records.store import Store
 from fusionbench.report.build import collect
 from fusionbench.report.contrast_rows import Answer, Comparison, ContrastRow
 from fusionbench.report.contrasts import Measured, Scope
-from fusionbench.report.figures.differences import differences, draw_suite, draw_tasks
+from fusionbench.report.figures.differences import MOST_ROWS, differences, draw_suite, draw_tasks
 from fusionbench.report.figures.write import figure_data
 from fusionbench.stats.estimate import Estimate
 from fusionbench.study.contrasts import Contrast
@@ -101,7 +101,20 @@ def test_a_comparison_that_could_not_be_made_is_named(data):
     rows = [made("new", "suite", 0.03), made("gone", "suite", 0.0, seeds=0)]
     drawing = draw_suite(replace(data, contrasts=rows))
     texts = [text.get_text() for text in panels(drawing)["all tasks of the suite"].texts]
-    assert texts == ["not run"]
+    assert texts == ["not compared"]
+
+
+def test_at_most_twenty_rows_are_drawn_and_the_file_has_all(data):
+    rows = [made(f"m{i}", "suite", i / 1000) for i in range(30)]
+    rows += [made("mine", "suite", -0.3, kind="planned")]
+    rows[0] = made("low", "suite", -0.5)
+    drawing = draw_suite(replace(data, contrasts=rows))
+    labels = [
+        text.get_text() for text in panels(drawing)["all tasks of the suite"].get_yticklabels()
+    ]
+    assert len(labels) == MOST_ROWS and "mine" in labels and "m29" in labels and "m5" not in labels
+    assert set(drawing.rows["method"]) == {row.contrast.method for row in rows}
+    assert "at most 20 rows" in drawing.reading
 
 
 def test_planned_contrasts_come_first_whatever_their_size(data):

@@ -64,7 +64,7 @@ def test_labels_neither_overlap_nor_are_cut(drawings, name):
 
 
 def test_all_methods_are_named_where_all_are_shown(drawings):
-    for name in ("heatmap", "scores", "differences"):
+    for name in ("heatmap", "scores"):
         shown = {text for text, _ in drawings[name][0]}
         assert len(set(labels()) - shown - {"penultimate"}) == 0, name
 

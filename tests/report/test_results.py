@@ -117,3 +117,19 @@ def test_the_blocks_of_the_page_run_in_order():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) >= 5
     run("\n".join(blocks) + "\nassert file.stat().st_size > 1000")
+
+
+def test_the_answer_the_leaderboard_and_examples_are_those_of_the_report(folder, tmp_path):
+    results = fb.load(folder)
+    write_report(folder, tmp_path, ReportOptions(formats=("csv",)))
+    assert results.answer() == [row["sentence"] for row in read(tmp_path, "answer")]
+    shown = results.differences()
+    assert shown.method.tolist() == [row["method"] for row in read(tmp_path, "summary")]
+    scores = results.scores()
+    task = scores.task.iloc[0]
+    examples = results.examples("mema", task)
+    mine = scores[(scores.label == "mema") & (scores.task == task)].set_index("seed").score
+    for seed, score in mine.items():
+        assert examples[f"seed_{seed}"].mean() == pytest.approx(score)
+    with pytest.raises(UserError, match="did you mean 'mema'"):
+        results.examples("memo", task)

@@ -1,5 +1,6 @@
 """The shipped quick study: its tables come from its records, and it shows what it must show."""
 
+import importlib.util
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +14,8 @@ from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
 from fusionbench.stats.verdicts import holm
 
-RESULTS = Path(__file__).resolve().parent.parent.parent / "results" / "quick"
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "results" / "quick"
 pytestmark = pytest.mark.skipif(
     not (RESULTS / "study.json").exists(),
     reason="the shipped results travel with the checkout only",
@@ -66,6 +68,15 @@ def test_the_shipped_report_comes_from_the_shipped_records(home):
     kept = set(shipped) if versions[0] == versions[1] else set(shipped) - set(drawn)
     assert {name for name in kept if name.startswith("figures/") and name.endswith(".csv")}
     assert [name for name in sorted(kept) if shipped[name] != again[name]] == []
+
+
+def test_the_readme_says_what_the_shipped_report_says():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks/readme_answer.py")
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    text = (ROOT / "README.md").read_text()
+    assert readme.written(text, RESULTS / "report") == text
+    assert readme.planned(RESULTS / "report").count("\n") <= 13
 
 
 def test_some_method_is_above_chance_on_at_least_8_tasks(right):

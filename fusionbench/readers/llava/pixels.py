@@ -26,8 +26,10 @@ from fusionbench.encoders.vit import fitted
 from fusionbench.readers.llava.checkpoint import Checkpoint
 from fusionbench.readers.llava.description import Description
 from fusionbench.readers.llava.kinds import KINDS
+from fusionbench.records.training import PIXELS
 
-PIXELS = ("pad", "processor")
+_PIXELS = tuple(name for name in PIXELS if name != "squash")
+"""No checkpoint was trained on images whose sides were resized alone."""
 _LEVELS = 255
 _ROUNDING = 1e-3
 
@@ -55,10 +57,9 @@ def reader(checkpoint: Checkpoint, pixels: str) -> Reader:
 
     Raises UserError for another word, and for `pad` of a checkpoint with tiles.
     """
-    if pixels not in PIXELS:
-        raise UserError(
-            f"pixels must be {' or '.join(PIXELS)}, got {pixels!r}{did_you_mean(pixels, PIXELS)}"
-        )
+    if pixels not in _PIXELS:
+        near = did_you_mean(pixels, _PIXELS)
+        raise UserError(f"pixels must be {' or '.join(_PIXELS)}, got {pixels!r}{near}")
     about = checkpoint.about
     if pixels == "processor":
         return partial(_row, processor=checkpoint.image_processor, about=about)

@@ -19,7 +19,7 @@ from fusionbench.report.figures.style import (
     ON_FEATURES,
     Drawing,
 )
-from fusionbench.report.tables import across
+from fusionbench.report.tables import suite_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,8 +41,10 @@ Up is better, left is cheaper. The stepped line is the Pareto front: for a metho
 other one is at least as good and as cheap, and better in one of the two. It joins means: the grey
 bar is the median 95 % interval over runs, and a method within that distance of the front may
 belong to it. Horizontal lines at marks are quartiles of measured times. Names are in the order of
-the score."""
+the score, which counts every task the same, from chance (0) to all right (100)."""
 _MOST_TICKS = 6
+_MOST_NAMES = 25
+"""With more methods, those on a front, the planned ones and the baseline are named."""
 
 Costs = Float[np.ndarray, " method"]
 
@@ -54,7 +56,12 @@ def draw_cost(data: FigureData) -> Drawing | None:
     if methods < 2:
         return None
     left = len(data.table.methods) - methods
-    note = f" Left out, because some tasks did not run: {left} of {left + methods}." if left else ""
+    note = (
+        "" if rows["named"].all() else " Named are the fronts, the planned ones and the baseline."
+    )
+    note += (
+        f" Left out, because some tasks did not run: {left} of {left + methods}." if left else ""
+    )
     return Drawing(
         name="cost",
         title="Score against cost",
@@ -69,7 +76,7 @@ def _costs(data: FigureData) -> "pd.DataFrame":
     import pandas as pd
 
     table = data.table
-    scores = {row: across(table, row, table.suite) for row in range(len(table.methods))}
+    scores = {row: suite_mean(table, row) for row in range(len(table.methods))}
     scores = {row: summary for row, summary in scores.items() if summary.runs}
     if not scores:
         return pd.DataFrame(columns=_COLUMNS)
@@ -87,7 +94,16 @@ def _costs(data: FigureData) -> "pd.DataFrame":
     ]
     for frame in frames:
         frame["on_front"] = pareto(frame["value"].to_numpy(), frame["score"].to_numpy())
-    return pd.concat(frames, ignore_index=True)
+    found = pd.concat(frames, ignore_index=True)
+    front = set(found.loc[found["on_front"], "method"])
+    wanted = {data.labels[row] for row in scores if table.methods[row] in _declared(data)}
+    named = front | wanted if len(scores) > _MOST_NAMES else set(start["method"])
+    return found.assign(named=found["method"].isin(named))
+
+
+def _declared(data: FigureData) -> set[str]:
+    """The baseline and the methods of planned contrasts."""
+    return {data.baseline, *data.planned}
 
 
 def _axes(
@@ -163,17 +179,17 @@ def _figure(rows: "pd.DataFrame") -> "Figure":
     from matplotlib.lines import Line2D
 
     groups = [group for _, group in rows.groupby("cost", sort=False)]
-    count = len(groups[0])
-    inches = max(2.6, LABEL_INCHES * count)
+    named = groups[0][groups[0]["named"]]
+    inches = max(2.6, LABEL_INCHES * len(named))
     width = 3.2 if len(groups) < 3 else 2.3
     figure = Figure(figsize=(0.6 + width * len(groups) + 1.6, inches + 0.6), layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for panel, group in zip(panels, groups, strict=True):
         _panel(panel, group)
-    panels[0].set_ylabel("mean over the suite, %")
+    panels[0].set_ylabel("mean over the suite, % from chance to all right")
     scores = 100 * groups[0]["score"].to_numpy()
     _set_heights(panels[0], scores, 50 * (groups[0]["ci_high"] - groups[0]["ci_low"]).median())
-    label_column(panels[-1], scores, list(groups[0]["method"]), inches)
+    label_column(panels[-1], 100 * named["score"].to_numpy(), list(named["method"]), inches)
     for panel in panels:
         panel.tick_params(axis="y", left=False)
     front = Line2D([], [], color=INK, linewidth=0.9, label="Pareto front (filled)")
@@ -192,7 +208,8 @@ def _panel(panel: "Axes", rows: "pd.DataFrame") -> None:
         panel.hlines(here["score"], here["q1"], here["q3"], colors=color, linewidth=0.7)
         panel.plot(here["value"], here["score"], marker, markersize=4.5, color=color,
                    markerfacecolor=color if filled else "none", linestyle="")  # fmt: skip
-    panel.hlines(rows["score"], rows["value"], limits[1], colors=GRID, linewidth=0.5, zorder=0)
+    named = rows[rows["named"]]
+    panel.hlines(named["score"], named["value"], limits[1], colors=GRID, linewidth=0.5, zorder=0)
     panel.set_xlim(limits)
     panel.set_xlabel(rows["title"].iloc[0])
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+MOST_ROWS = 20
+"""Planned contrasts, their controls, then the highest of the others; the CSV file has all."""
 _MOST_POINTS = 20
 """With more runs, a bar from the lowest to the highest replaces the points."""
 _NOT_DRAWN = ["level", "label", "decided", "tested"]
@@ -62,6 +64,12 @@ def _draw(data: FigureData, levels: Sequence[str], name: str, title: str) -> Dra
     reading = (_TESTED if found["tested"].any() else _UNTESTED).format(
         baseline=" or ".join(sorted(found["baseline"].unique()))
     )
+    labels = shown(data, every)
+    if len(labels) < every["label"].nunique():
+        reading += (
+            f" Drawn are the planned comparisons, their controls and the highest of the others, at "
+            f"most {MOST_ROWS} rows; the CSV file has all."
+        )
     if found["tested"].any() and not found["tested"].all():
         reading += " Rows of points are comparisons with too few runs for a test."
     runs = [" ".join(f"{value:.4f}" for value in values) for values in found["runs"]]
@@ -69,7 +77,7 @@ def _draw(data: FigureData, levels: Sequence[str], name: str, title: str) -> Dra
         name=name,
         title=title,
         reading=reading,
-        figure=_figure(data, found, _order(every)),
+        figure=_figure(data, found[found["label"].isin(labels)], labels),
         rows=found.assign(scope=found["level"], runs=runs).drop(columns=_NOT_DRAWN),
     )
 
@@ -122,12 +130,16 @@ def _interval(estimate: Estimate | None) -> tuple[float, float]:
     return (100 * float(low), 100 * float(high)) if np.isfinite(low) else (np.nan, np.nan)
 
 
-def _order(every: "pd.DataFrame") -> list[str]:
-    """Labels in the order of all panels: planned ones first, then by difference over the suite."""
-    planned = every.groupby("label")["planned"].any()
+def shown(data: FigureData, every: "pd.DataFrame") -> list[str]:
+    """The rows of all panels: planned ones first, then by difference over the suite."""
+    controls = {row.contrast.control for row in data.contrasts if row.kind == "planned"} - {""}
+    frame = every.groupby("label").agg(
+        planned=("planned", "any"), control=("method", lambda names: names.isin(controls).any())
+    )
     suite = every[every["level"] == "suite"].groupby("label")["difference"].last()
-    frame = planned.to_frame().join(suite).reset_index()
-    return list(frame.sort_values(["planned", "difference"], ascending=False)["label"])
+    frame = frame.join(suite).reset_index()
+    kept = frame.sort_values(["planned", "control", "difference"], ascending=False)[:MOST_ROWS]
+    return list(kept.sort_values(["planned", "difference"], ascending=False)["label"])
 
 
 def _figure(data: FigureData, found: "pd.DataFrame", labels: Sequence[str]) -> "Figure":
@@ -156,7 +168,7 @@ def _panel(panel: "Axes", found: "pd.DataFrame", labels: Sequence[str], margin: 
         _intervals(panel, here[here["tested"]], color, marker)
         _runs(panel, here[~here["tested"]], color)
     for row in sorted(set(range(len(labels))) - set(ran["row"])):
-        panel.annotate("not run", (0.98, row), xycoords=("axes fraction", "data"),
+        panel.annotate("not compared", (0.98, row), xycoords=("axes fraction", "data"),
                        color=GUIDE, ha="right", va="center", fontsize=SMALL)  # fmt: skip
 
 

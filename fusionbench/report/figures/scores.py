@@ -20,7 +20,7 @@ from fusionbench.report.figures.style import (
     SMALL,
     Drawing,
 )
-from fusionbench.report.tables import Summary, across, cell
+from fusionbench.report.tables import Summary, cell, suite_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 _MOST_POINTS = 6000
 """With more runs, a bar from the lowest to the highest run replaces the points of a cell."""
 _READING_HEATMAP = """\
-Numbers are mean scores in percent. Colour is the chance-corrected score: dark is chance, light is
-every answer correct, so tasks with different chance levels are comparable. Methods are ordered by
-their mean over the suite; methods that did not run on all of its tasks come last. No test compares
-neighbouring numbers."""
+Numbers are mean scores in percent. Colour is the way from chance to all right, scaled to what is
+reached, so tasks with different chance levels are comparable. `suite` is the mean of that way over
+the tasks, and orders the methods; those that did not run on all of its tasks come last. The line is
+under the baseline. No test compares neighbouring numbers."""
 _READING_RUNS = """\
 Each point is one run. The bar is the mean over runs with its 95 % t interval, the dashed line is
 chance. Methods are compared by paired differences (see the figures of differences): whether two
@@ -70,9 +70,14 @@ def _cells(data: FigureData) -> "pd.DataFrame":
 
 def _order(data: FigureData) -> list[str]:
     """Labels by their mean over the suite; NaN last."""
+    means = _suite_means(data)
+    return [data.labels[row] for row in np.argsort(-means, kind="stable")]
+
+
+def _suite_means(data: FigureData) -> Float[np.ndarray, " method"]:
+    """From chance (0) to all right (1)."""
     table = data.table
-    means = [across(table, row, table.suite).mean for row in range(len(table.methods))]
-    return [data.labels[row] for row in np.argsort(-np.array(means), kind="stable")]
+    return np.array([suite_mean(table, row).mean for row in range(len(table.methods))])
 
 
 def _heatmap(data: FigureData, rows: "pd.DataFrame") -> "Figure":
@@ -81,32 +86,48 @@ def _heatmap(data: FigureData, rows: "pd.DataFrame") -> "Figure":
 
     tasks = sorted(data.table.tasks, key=lambda task: (task.group, task.name))
     names = [task.name for task in tasks]
+    shown = [*names, "suite"]
     cells = rows.set_index(["method", "task"]).unstack().reindex(_order(data))
     means, status = cells["mean"][names], cells["status"][names]
     chance = np.array([task.chance for task in tasks])
-    size = (max(2.2 + 0.48 * len(names), 4.0), 1.7 + 0.165 * len(means))
+    size = (max(2.2 + 0.48 * len(shown), 4.0), 1.7 + 0.165 * len(means))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    share = (means - chance) / (1 - chance)
+    suite = dict(zip(data.labels, _suite_means(data), strict=True))
+    share = ((means - chance) / (1 - chance)).assign(suite=means.index.map(suite))
+    low, high = max(float(np.nanmin(share, initial=1)), 0), float(np.nanmax(share, initial=0))
+    low, high = (low, high) if high > low else (0.0, 1.0)
+    numbers = means.assign(suite=share["suite"])
     sns.heatmap(
-        share, ax=axes, cmap=CELLS, vmin=0, vmax=1, linewidths=0.8,
-        linecolor=PAPER, annot=100 * means, fmt=".1f", annot_kws={"fontsize": SMALL},
+        share, ax=axes, cmap=CELLS, vmin=low, vmax=high, linewidths=0.8,
+        linecolor=PAPER, annot=100 * numbers, fmt=".1f", annot_kws={"fontsize": SMALL},
         xticklabels=False, yticklabels=False,
         cbar_kws={"location": "bottom", "shrink": 0.6, "aspect": 40, "pad": 0.01},
     )  # fmt: skip
-    _style_numbers(axes, share.to_numpy())
+    _style_numbers(axes, (share.to_numpy() - low) / (high - low))
+    _underline(axes, list(means.index), data)
     for row, column in np.argwhere(means.isna().to_numpy()):
         reason = status.to_numpy()[row, column]
         axes.text(column + 0.5, row + 0.53, reason, ha="center", va="center", fontsize=SMALL,
                   color=INK)  # fmt: skip
     axes.set(xlabel="", ylabel="")
     axes.set_yticks(np.arange(len(means)) + 0.5, means.index)
-    axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=50, ha="left",
+    axes.set_xticks(np.arange(len(shown)) + 0.5, shown, rotation=50, ha="left",
                     rotation_mode="anchor")  # fmt: skip
     axes.tick_params(axis="x", top=True, bottom=False, labeltop=True, labelbottom=False, length=2)
     _name_groups(axes, [task.group for task in tasks])
-    figure.axes[-1].set_xticks([0, 0.5, 1], ["chance", "half way", "all correct"])
+    ticks = [low, (low + high) / 2, high]
+    figure.axes[-1].set_xticks(ticks, [f"{100 * tick:.0f} %" for tick in ticks])
+    figure.axes[-1].set_xlabel("of the way from chance to all right")
     return figure
+
+
+def _underline(axes: "Axes", labels: list[str], data: FigureData) -> None:
+    """A line under the baseline's row."""
+    row = data.row(data.baseline)
+    if row is not None:
+        place = labels.index(data.labels[row]) + 1
+        axes.axhline(place, color=INK, linewidth=1.2)
 
 
 def _style_numbers(axes: "Axes", share: Float[np.ndarray, "method task"]) -> None:

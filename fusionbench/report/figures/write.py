@@ -24,7 +24,7 @@ from fusionbench.report.page import Material
 
 Drawer = Callable[[FigureData], Drawing | None]
 _DRAWERS: Sequence[Drawer] = (
-    draw_heatmap, draw_suite, draw_tasks, draw_cost, draw_runs, draw_profile, draw_ranks,
+    draw_suite, draw_heatmap, draw_tasks, draw_cost, draw_runs, draw_profile, draw_ranks,
     draw_layers, draw_traces, draw_learning,
 )  # fmt: skip
 _DETAILS = (draw_runs, draw_learning)

@@ -108,6 +108,59 @@ def pivots(
         yield Grid(id=f"{name}-{number}", title=heading, heads=heads, rows=cells, note=note)
 
 
+def standings(name: str, title: str, rows: Sequence[Row], note: str = "") -> Iterator[Grid]:
+    """One table per condition from the rows of `tables/summary`: the suite, then its groups."""
+    table = pd.DataFrame(rows, dtype=object)
+    facts = [one for one in _CONDITION if one in table]
+    for number, (condition, here) in enumerate(
+        table.groupby(facts, sort=False, dropna=False), start=1
+    ):
+        track, encoder, steps, *training = condition
+        parts = [str(track), str(encoder), f"{steps} steps" if steps else ""]
+        parts += [str(one) for one in training if not is_missing(one)]
+        names = list(here["aggregate"].unique())
+        heads = ["method", "role", names[0], "difference", "verdict", *names[1:], "added"]
+        by_method: dict[str, list[Row]] = {}
+        for row in here.to_dict("records"):
+            by_method.setdefault(str(row["method"]), []).append({str(k): v for k, v in row.items()})
+        yield Grid(
+            id=f"{name}-{number}",
+            title=f"{title}: {', '.join(filter(None, parts))}",
+            heads=[Head(text=head) for head in heads],
+            rows=[_standing(one) for one in by_method.values()],
+            note=note,
+        )
+
+
+def _standing(rows: Sequence[Row]) -> list[GridCell]:
+    """The cells of one method: the first row is the suite's."""
+    suite, *groups = rows
+    ends = _ends(suite, "delta_low", "delta_high")
+    delta = "" if is_missing(suite["delta"]) else f"{100 * suite['delta']:+.1f}"
+    difference = GridCell(
+        text=f"{delta} ({ends})" if ends else delta, value=_sort_key("delta", suite["delta"])
+    )
+    return [
+        GridCell(text=suite["method"]),
+        GridCell(text=suite["role"]),
+        _mean(suite),
+        difference,
+        GridCell(text=suite["verdict"] or ""),
+        *(_mean(row) for row in groups),
+        GridCell(text=suite["added"]),
+    ]
+
+
+def _mean(row: Row) -> GridCell:
+    """A chance-corrected mean with its interval."""
+    return GridCell(
+        text=row["text"],
+        value=_sort_key("mean", row["score"]),
+        best=bool(row.get("best")),
+        tied=bool(row.get("tied")),
+    )
+
+
 def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[GridCell]]]:
     best = table["mean"].astype(float).groupby(table[across]).transform("max")
     rows = [dict(zip(table.columns, values, strict=True)) for values in table.to_numpy()]

@@ -16,7 +16,7 @@ from fusionbench.records.files import write_atomic
 from fusionbench.records.history import Request
 from fusionbench.report import coverage
 from fusionbench.report.figures.style import DARK, Drawn
-from fusionbench.report.html.grid import Grid, pivots, plain
+from fusionbench.report.html.grid import Grid, pivots, plain, standings
 from fusionbench.report.page import Material
 from fusionbench.report.tables import Row, is_missing
 
@@ -146,7 +146,6 @@ def _rounded(text: str) -> str:
 
 
 _PIVOTS: Mapping[str, tuple[str, str]] = {
-    "summary": ("Means over the suite", "aggregate"),
     "main": ("Scores", "task"),
     "planted": ("Planted ground truth", "task"),
 }
@@ -171,8 +170,9 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
 _MOST_ROWS = 1000
 """Longer tables are left to their CSV files."""
 _NOTES: Mapping[str, str] = {
-    "summary": "Mean ± half of the 95 % interval over runs, in percent; it needs runs on all "
-    "tasks. Intervals of cells compare no two methods.",
+    "summary": "Sorted by the mean over the suite: every task counts the same, from chance (0) to "
+    "all right (100), ± half of the 95 % interval. Difference: method minus baseline, in points, "
+    "with its 95 % interval. Added: trained parameters beyond the baseline's whole model.",
     "main": "Mean ± half of the 95 % interval, in percent; the highest mean of a column is bold, "
     "which does not say that it is the best method. Hover or tap a cell for n, p and MDE.",
     "planted": "Synthetic encoders with a known right answer: they test the suite itself and "
@@ -196,6 +196,7 @@ def write_html(
         "note": str(planned.study.get("note", "")) if planned else "",
         "version": __version__,
         "counts": _counts(records),
+        "answers": _answers(tables.get("answer", ())),
         "grids": grids(tables),
         "figures": [_figure(figure, number) for number, figure in enumerate(figures, start=1)],
         "facts": _facts(records),
@@ -232,7 +233,8 @@ def _breakable(text: str) -> Markup:
 def grids(tables: Mapping[str, Sequence[Row]]) -> list[Grid]:
     """The tables of a report in the order of `_PIVOTS` and `_TITLES`, then all others."""
     known = [*_PIVOTS, *_TITLES]
-    found: list[Grid] = []
+    found = list(standings("summary", "Leaderboard", tables.get("summary", ()), _NOTES["summary"]))
+    tables = {name: rows for name, rows in tables.items() if name not in ("summary", "answer")}
     for name in sorted(tables, key=lambda name: known.index(name) if name in known else len(known)):
         rows = tables[name]
         if rows and name in _PIVOTS:
@@ -272,6 +274,15 @@ def _facts(records: Sequence[CellRecord]) -> list[Grid]:
         plain("tasks", "Tasks and data", task_rows(records)),
         plain("environment", "Environment", environment_rows(records)),
     ]
+
+
+def _answers(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """The sentences of each condition, under its facts if there are several."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        facts = [str(row[name]) for name in _CONDITION if not is_missing(row.get(name))]
+        found.setdefault(", ".join(facts), []).append(str(row["sentence"]))
+    return [(facts if len(found) > 1 else "", said) for facts, said in found.items()]
 
 
 def _counts(records: Sequence[CellRecord]) -> dict[str, int]:

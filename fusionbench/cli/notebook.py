@@ -1,0 +1,84 @@
+"""`fusionbench.run` in Python: the command `run` with names or classes, returning data frames."""
+
+import inspect
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusionbench.api.errors import UserError
+from fusionbench.cli.app import read
+from fusionbench.cli.run import assemble, checked_device, execute
+from fusionbench.cli.summary import report_writer
+from fusionbench.records.cell import RunOptions
+from fusionbench.registry.cards import MethodCard
+from fusionbench.report.results import LoadedResults
+from fusionbench.study.plan import resolve
+
+if TYPE_CHECKING:
+    from fusionbench.api.fusion import Fusion
+
+
+def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
+    methods: "Sequence[str | type[Fusion]]",
+    tasks: Sequence[str],
+    *,
+    out: str | Path,
+    preset: str,
+    encoder: str,
+    seeds: int | None,
+    plugins: Sequence[str | Path],
+    device: str,
+    workers: int,
+    quiet: bool,
+) -> LoadedResults:
+    """Run the missing cells, write the report, and return the folder's results.
+
+    Raises UserError for what the command refuses, and for a class without a file.
+    """
+    wanted = [methods] if isinstance(methods, str | type) else list(methods)
+    files = [_file(one) for one in wanted if not isinstance(one, str)]
+    given = [str(path) for path in plugins]
+    catalog = read(given)
+    known = {card.file for card in catalog.methods.values()}
+    given += [file for file in dict.fromkeys(files) if file not in known]
+    catalog = read(given)
+    cards = catalog.methods.values()
+    names = [one if isinstance(one, str) else _name(one, cards) for one in wanted]
+    study = assemble(
+        None, preset, methods=names, tasks=[tasks] if isinstance(tasks, str) else list(tasks),
+        encoder=encoder, seeds=seeds, settings=(),
+    )  # fmt: skip
+    options = RunOptions(
+        out=str(out), device=checked_device(device), workers=workers, plugins=tuple(given),
+        quiet=quiet,
+    )  # fmt: skip
+    execute(resolve(study, catalog, download=True), options)
+    report_writer()(out)
+    return LoadedResults(out)
+
+
+def _file(method: "type[Fusion]") -> str:
+    """The file of a class. Raises UserError if it has none."""
+    try:
+        file = inspect.getsourcefile(method)
+    except TypeError:
+        file = None
+    if not file or not Path(file).is_file():
+        raise UserError(
+            f"the class {method.__qualname__} is in no file, so no worker can import it",
+            f"write the cell with %%writefile {method.__name__.lower()}.py and name that file in "
+            "plugins=[...]",
+        )
+    return str(Path(file).resolve())
+
+
+def _name(method: "type[Fusion]", cards: Iterable[MethodCard]) -> str:
+    """The registered name of a class, without variants. Raises UserError if there is none."""
+    file = _file(method)
+    found = [card.name for card in cards if card.file == file and card.cls == method.__qualname__]
+    if not found:
+        raise UserError(
+            f"{method.__qualname__} in {file} is not registered as a method",
+            'decorate it: @method("name", version=1)',
+        )
+    return found[0]

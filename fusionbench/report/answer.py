@@ -1,0 +1,257 @@
+"""`tables/answer`: in four to six sentences who leads, where, at what cost, and how sure that is.
+
+Every sentence follows from a verdict or gives a mean and says so. Where no test was made, no method
+is called better than another.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from fusionbench.records.cost import CostRecord
+from fusionbench.report.analysis import Analysis
+from fusionbench.report.contrast_rows import ContrastRow
+from fusionbench.report.contrasts import Scope
+from fusionbench.report.leaderboard import added_parameters, ranked
+from fusionbench.report.page import Material, Page
+from fusionbench.report.tables import Row, conditions, interval, points
+from fusionbench.stats.estimate import FEWEST_REPLICATES
+from fusionbench.stats.verdicts import Verdict
+
+MOST_NAMES = 4
+"""Names in one sentence; the others are counted."""
+MOST_TIED = 8
+"""More methods that cannot be told apart are not named."""
+BETTER = (Verdict.BETTER, Verdict.SLIGHTLY_BETTER)
+WORSE = (Verdict.WORSE, Verdict.SLIGHTLY_WORSE)
+_SINGLE = ("layer", "best_single", "last", "last_norm", "penultimate")
+"""Methods that read one layer."""
+
+
+def answer_page(report: Material) -> Page:
+    """The sentences of each condition; its title stands above if there are several."""
+    texts, rows = [], list[Row]()
+    several = len(report.analyses) > 1
+    for analysis in report.analyses:
+        sentences = list(answer(analysis, report.profiles))
+        lines = [f"- {sentence}" for sentence in sentences]
+        heading = [f"### {analysis.table.condition.title}", ""] if several else []
+        texts.append("\n".join([*heading, *lines]) + "\n")
+        rows += [
+            {"number": number, "sentence": sentence.replace("`", "")} | conditions(analysis.table)
+            for number, sentence in enumerate(sentences, start=1)
+        ]
+    return Page(markdown="\n".join(texts), rows=rows)
+
+
+def answer(analysis: Analysis, profiles: Sequence[CostRecord]) -> Iterator[str]:
+    """The sentences of one condition; Markdown with names in backquotes."""
+    suite = analysis.scopes[0]
+    if not suite.tasks:
+        yield "No task of the suite was run, or none is above chance: no method is compared."
+        return
+    yield from _leaders(analysis, suite)
+    yield from _single_layers(analysis, suite)
+    yield from _groups(analysis)
+    yield from _cost(analysis, suite, profiles)
+    yield from _certainty(analysis, suite)
+    yield from _apart(analysis, suite)
+
+
+def leaders(analysis: Analysis) -> list[ContrastRow]:
+    """Planned contrasts on the suite against the baseline that are decided for the method.
+
+    The largest difference first.
+    """
+    found = [row for row in _planned(analysis) if row.answer.verdict in BETTER]
+    return sorted(found, key=_difference, reverse=True)
+
+
+def _planned(analysis: Analysis, *, others: bool = False) -> list[ContrastRow]:
+    """Planned contrasts on the suite with the study's baseline, or all other planned ones."""
+    baseline = analysis.plan.baseline
+    return [
+        row
+        for row in analysis.of("planned")
+        if (row.scope.level == "suite" and row.contrast.baseline == baseline) != others
+    ]
+
+
+def _difference(row: ContrastRow) -> float:
+    estimate = row.measured.estimate
+    return 0.0 if estimate is None else float(estimate.value)
+
+
+def _leaders(analysis: Analysis, suite: Scope) -> Iterator[str]:
+    baseline, planned = analysis.plan.baseline, _planned(analysis)
+    on = f"the {_count(len(suite.tasks), 'task')} of the suite"
+    if baseline not in analysis.table.methods:
+        yield f"The baseline `{baseline}` was not run: no method is compared with it."
+        return
+    if not analysis.testable:
+        yield (
+            f"No method is shown to be better than `{baseline}` on {on}: a test needs "
+            f"{FEWEST_REPLICATES} runs of each method."
+        )
+        return
+    found = leaders(analysis)
+    if not planned:
+        yield f"The study plans no comparison with `{baseline}`: all differences are exploratory."
+    elif found:
+        verb = "is" if len(found) == 1 else "are"
+        yield (
+            f"On {on} {_named(found)} {verb} better than `{baseline}` and than the matched "
+            f"control, where there is one ({len(found)} of "
+            f"{_count(len(planned), 'planned method')})."
+        )
+    else:
+        yield (
+            f"On {on} none of {_count(len(planned), 'planned method')} is shown to be better than "
+            f"`{baseline}` and than its matched control, where there is one."
+        )
+    if worse := [row for row in planned if row.answer.verdict in WORSE]:
+        yield f"Worse than `{baseline}`: {_named(sorted(worse, key=_difference))}."
+    if against := list(_against_others(analysis)):
+        yield f"Other planned comparisons: {'; '.join(against)}."
+
+
+def _against_others(analysis: Analysis) -> Iterator[str]:
+    """Decided contrasts with another method than the baseline, or on a group of tasks."""
+    words = {
+        **dict.fromkeys(BETTER, "is better than"),
+        **dict.fromkeys(WORSE, "is worse than"),
+        Verdict.EQUIVALENT: "is equivalent to",
+    }
+    for row in _planned(analysis, others=True):
+        word = next((text for name, text in words.items() if name == row.answer.verdict), None)
+        if word:
+            pair = f"`{row.contrast.method}` {word} `{row.contrast.baseline}`"
+            where = "" if row.scope.level == "suite" else f" on {row.scope.name} tasks"
+            yield f"{pair}{where} ({interval(row.measured.estimate)})"
+
+
+def _single_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
+    """What one layer gives, and how many others have a higher mean."""
+    order = ranked(analysis, suite)
+    methods = analysis.table.methods
+    single = [row for row in order if methods[row].partition("[")[0] in _SINGLE]
+    if not single or len(single) == len(order):
+        return
+    best = analysis.suite[single[0], suite]
+    others = [row for row in order if row not in single]
+    higher = sum(analysis.suite[row, suite].mean > best.mean for row in others)
+    yield (
+        f"Of the methods that read one layer `{methods[single[0]]}` has the highest "
+        f"mean, {points(best.mean, sign=False)} % of the way from chance to all right; {higher} of "
+        f"{_count(len(others), 'other')} have a higher mean (means, no test)."
+    )
+
+
+def _groups(analysis: Analysis) -> Iterator[str]:
+    """By kind of task, from the exploratory tests."""
+    parts = []
+    for scope in analysis.scopes:
+        if scope.level != "group":
+            continue
+        rows = [row for row in analysis.of("exploratory") if row.scope == scope]
+        higher = [row for row in rows if row.answer.verdict == Verdict.HIGHER]
+        tested = sum(row.answer.p is not None for row in rows)
+        if higher:
+            top = max(higher, key=_difference)
+            parts.append(
+                f"on {_count(len(scope.tasks), f'{scope.name} task')} {len(higher)} of {tested} "
+                f"methods are higher, most `{top.contrast.method}` "
+                f"({interval(top.measured.estimate)})"
+            )
+        elif tested:
+            parts.append(
+                f"on {_count(len(scope.tasks), f'{scope.name} task')} none of {tested} is higher"
+            )
+    if parts:
+        yield (
+            f"Against `{analysis.plan.baseline}`, exploratory (Benjamini-Hochberg over all): "
+            f"{'; '.join(parts)}."
+        )
+
+
+def _cost(analysis: Analysis, suite: Scope, profiles: Sequence[CostRecord]) -> Iterator[str]:
+    """What the leaders add: parameters, and time over the bare encoder."""
+    found = leaders(analysis)
+    if not found:
+        return
+    parts = []
+    for row in found[:MOST_NAMES]:
+        method = row.contrast.method
+        at = analysis.table.methods.index(method)
+        added = added_parameters(analysis, at) or "an unknown number of"
+        parts.append(f"`{method}` {added} parameters, {_time(analysis, method, profiles)}")
+    yield f"Added to the whole model of `{analysis.plan.baseline}`: {'; '.join(parts)}."
+
+
+def _time(analysis: Analysis, method: str, profiles: Sequence[CostRecord]) -> str:
+    """Inference time over the bare encoder, in percent of the encoder's."""
+    for one in profiles:
+        same = one.label == method and one.conditions.encoder == analysis.table.condition.encoder
+        over, bare = one.latency_over_encoder_ms, one.latency_encoder_ms
+        if same and one.conditions.mode == "inference" and over and bare:
+            share = 100 * over.median / bare.median
+            return f"{share:+.0f} % of the encoder's time ({one.conditions.device})"
+    return "time not measured"
+
+
+def _certainty(analysis: Analysis, suite: Scope) -> Iterator[str]:
+    planned = [row for row in analysis.of("planned") if row.answer.p is not None]
+    if not planned:
+        return
+    runs = max(len(row.measured.seeds) for row in planned)
+    examples = max(row.measured.examples for row in planned)
+    undecided = [row for row in planned if row.answer.verdict == Verdict.UNDECIDED]
+    margin = points(analysis.plan.suite_margin, sign=False)
+    yield (
+        f"How sure: {_count(runs, 'run')} of each method, {examples:,} test examples, "
+        f"{_count(len(analysis.of('planned')), 'planned contrast')} (Holm, 5 %), intervals of "
+        f"95 %; {len(planned) - len(undecided)} decided with a margin of {margin} points."
+    )
+    if undecided:
+        shown = [
+            f"{_pair(row)} ({points(row.answer.mde, sign=False)})" for row in undecided[:MOST_NAMES]
+        ]
+        more = f" and {len(undecided) - MOST_NAMES} more" if len(undecided) > MOST_NAMES else ""
+        yield (
+            "Undecided, with the smallest difference in points that would have been found in 4 of "
+            f"5 such studies: {', '.join(shown)}{more}."
+        )
+
+
+def _pair(row: ContrastRow) -> str:
+    return f"`{row.contrast.method}` against `{row.contrast.baseline}`"
+
+
+def _apart(analysis: Analysis, suite: Scope) -> Iterator[str]:
+    """The methods that cannot be told from the best."""
+    column = analysis.columns[suite]
+    if not column.tied:
+        return
+    methods = analysis.table.methods
+    best = sorted(methods[row] for row in column.best)
+    if len(column.tied) == len(column.best) == 1:
+        yield f"`{best[0]}` has the highest mean of {len(column.compared)}, told apart from all."
+        return
+    tied = sorted(methods[row] for row in column.tied)
+    named = f": {', '.join(f'`{name}`' for name in tied)}" if len(tied) <= MOST_TIED else ""
+    yield (
+        f"The highest mean is that of `{best[0]}`; with 95 % probability the best of the "
+        f"{len(column.compared)} methods is one of {len(tied)} that cannot be told apart{named}."
+    )
+
+
+def _named(rows: Sequence[ContrastRow]) -> str:
+    """`a` (+1.2 [+0.4, +2.0]), `b` (...) and 2 more."""
+    shown = [
+        f"`{row.contrast.method}` ({interval(row.measured.estimate)})" for row in rows[:MOST_NAMES]
+    ]
+    if len(rows) > MOST_NAMES:
+        return f"{', '.join(shown)} and {len(rows) - MOST_NAMES} more"
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
