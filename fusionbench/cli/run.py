@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -87,7 +87,7 @@ def command(
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
-    names = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
+    names: Any = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
     vlm = {"track": track, "language": language, "model": model}
     chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
     options = RunOptions(

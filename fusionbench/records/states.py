@@ -50,7 +50,7 @@ def states(store: Store) -> list[RequestState]:
     records = list(store.records(finished))
     failures = list(store.failures(finished))
     encoders = {str(one.study.get("encoder")) for one in requests}
-    taken = {
+    taken: dict[Place, tuple[State, str]] = {
         place: ("running" if claim.held else "lost", claim.where)
         for claim in sorted(claims(store.folder), key=lambda claim: claim.held)
         for place in claim.cells
