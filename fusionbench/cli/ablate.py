@@ -99,9 +99,17 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     from fusionbench.study.plan import resolve
 
     folder = Path(options.out)
-    plan, result = execute(resolve(of_design(study, design), catalog, download=True), options)
+
+    def begun(plan: "Plan") -> None:
+        with exclusive(folder):
+            note_design(folder, planned_cells(plan, design))
+
+    resolved = resolve(of_design(study, design), catalog, download=True)
+    _, result = execute(resolved, options, begun=begun)
+    if result.interrupted:
+        # There may be no record to report; `resume` writes the tables.
+        return exit_status(result, sys.stdout)
     with exclusive(folder):
-        note_design(folder, planned_cells(plan, design))
         paths = report_writer()(folder, hear=say)
     table = paths.tables / "ablation.md"
     if table.exists():

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -251,8 +251,12 @@ def execute(
     *,
     part: "Part | None" = None,
     note: bool = True,
+    begun: "Callable[[Plan], None] | None" = None,
 ) -> "tuple[Plan, SweepResult]":
-    """Note the request in `study.json` and run its missing cells, or those of a part of it."""
+    """Note the request in `study.json` and run its missing cells, or those of a part of it.
+
+    `begun` is called with the plan before its first cell runs.
+    """
     from fusionbench.cli.summary import note_request
     from fusionbench.launchers.local import LocalLauncher
     from fusionbench.launchers.progress import make_progress
@@ -266,6 +270,8 @@ def execute(
     # Before the first cell: a report of a run that was killed knows what is missing.
     if note:
         note_request(store, resolved)
+    if begun:
+        begun(plan)
     chosen = launcher or LocalLauncher(options)
     return plan, run_plan(plan, chosen, make_progress(quiet=options.quiet))
 
