@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fusionbench.study.plan import Plan, ResolvedStudy
 
 COMPILE = ("auto", "off", "blocks", "steps")
+CELL_HELP = "Seconds until a cell is ended; 0: 50 times the forecast."
 COMPILE_HELP = "auto, off, blocks (frozen blocks) or steps (whole steps too)."
 
 
@@ -63,6 +64,7 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
     limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
+    limit_cell: Annotated[float, typer.Option(min=0.0, help=CELL_HELP)] = 0.0,
     compile: Annotated[str, typer.Option(help=COMPILE_HELP)] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
@@ -82,7 +84,7 @@ def command(
         out=out, device=checked_device(device), workers=workers, plugins=tuple(plugin),
         cache_gib=limit_cache, quiet=quiet, compile=checked_compile(compile),
         checkpoint=checkpoint, data_root=data_root, processes=processes,
-        micro_batch=micro_batch, shard=shard,
+        micro_batch=micro_batch, shard=shard, cell_seconds=limit_cell,
     )  # fmt: skip
     action = show_plan if dry_run else run
     raise typer.Exit(action(chosen, options, sys.stdout))

@@ -152,26 +152,45 @@ def in_turn(
     unmade: dict[Token, str] = {}
     while waiting:
         job = waiting.popleft()
-        missing = [unmade[token] for token in tokens_of(job) if token in unmade]
-        if missing and not isinstance(job, EncodeJob | TapsJob):
-            yield from (fail(cell, missing[0]) for cell in job.cells)
+        maker = isinstance(job, EncodeJob | TapsJob)
+        missing = [] if maker else [unmade[one] for one in tokens_of(job) if one in unmade]
+        if missing:
+            yield from _failed(job, missing[0], (), fail)
             continue
-        ended: set[str] = set()
-        broken, spoiled = "", False
-        for event in run(job):
+        over = _Over()
+        yield from over.listen(run(job), waiting)
+        if maker:
+            unmade |= dict.fromkeys(tokens_of(job), over.broken) if over.broken else {}
+        elif over.broken:
+            yield from _failed(job, over.broken, over.ended, fail)
+        elif over.spoiled and (rest := _rest(job, over.ended)):
+            waiting.appendleft(rest)
+
+
+class _Over:
+    """What the events of one job come to."""
+
+    def __init__(self) -> None:
+        self.ended: set[str] = set()
+        self.broken, self.spoiled = "", False
+
+    def listen(self, events: Iterator[Event], waiting: deque[Job]) -> Iterator[Event]:
+        """Pass the events on; an encoding that they ask for comes first in `waiting`."""
+        for event in events:
             if event.encode is not None:
                 waiting.appendleft(event.encode)
-            elif event.kind == "spoiled":
-                spoiled = True
-            else:
-                broken = event.text if event.kind == "broken" else broken
-                if event.cell is not None and event.kind in ENDED:
-                    ended.add(event.cell.spec.id)
-                yield event
-        if isinstance(job, EncodeJob | TapsJob):
-            unmade |= dict.fromkeys(tokens_of(job), broken) if broken else {}
-        elif rest := left_of(job, ended):
-            if spoiled:
-                waiting.appendleft(rest)
-            elif broken:
-                yield from (fail(cell, broken) for cell in rest.cells)
+                continue
+            self.spoiled = self.spoiled or event.kind == "spoiled"
+            self.broken = event.text if event.kind == "broken" else self.broken
+            if event.cell is not None and event.kind in ENDED:
+                self.ended.add(event.cell.spec.id)
+            yield event
+
+
+def _rest(job: Job, ended: Container[str]) -> Training | None:
+    return None if isinstance(job, EncodeJob | TapsJob) else left_of(job, ended)
+
+
+def _failed(job: Job, why: str, ended: Container[str], fail: Fail) -> Iterator[Event]:
+    if rest := _rest(job, ended):
+        yield from (fail(cell, why) for cell in rest.cells)

@@ -45,6 +45,8 @@ class Worker:
     company: Company | None = None
     """The plug-ins whose code it has run; None: it has run nothing yet."""
     printed: bytearray = field(default_factory=bytearray)
+    silent: bool = False
+    """Whether nobody can print any more."""
 
     @staticmethod
     def start(options: RunOptions) -> "Worker":
@@ -83,7 +85,9 @@ class Worker:
     def listen(self) -> None:
         """Pass on what it has printed since."""
         with suppress(OSError, ValueError):
-            while self.log.poll() and (text := os.read(self.log.fileno(), 2**16)):
+            while not self.silent and self.log.poll():
+                text = os.read(self.log.fileno(), 2**16)
+                self.silent = not text
                 self.printed = (self.printed + text)[-_TAIL_BYTES:]
                 sys.stderr.write(_plain(text))
                 sys.stderr.flush()
