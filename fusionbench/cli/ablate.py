@@ -110,7 +110,7 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
         f"\ntables: {paths.tables}/ablation.{{md,csv,tex}}, report: {paths.page}\n"
         f"{result.executed} cells run, {result.finished} were there, {result.failed} failed\n"
     )
-    return exit_status(result, sys.stdout)
+    return exit_status(plan, result, sys.stdout)
 
 
 def show_plan(study: Study, design: "Design", options: RunOptions) -> int:

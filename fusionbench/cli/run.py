@@ -154,11 +154,11 @@ def run(study: Study, options: RunOptions, stream: TextIO) -> int:
         launcher = lead_or_follow(options)
         if launcher is None:
             return OK
-        _, result = execute(resolved, options, launcher)
+        plan, result = execute(resolved, options, launcher)
     else:
-        _, result = execute(resolved, options)
-    summary.write(Path(options.out), resolved, result, stream)
-    return exit_status(result, stream)
+        plan, result = execute(resolved, options)
+    summary.write(Path(options.out), plan.resolved, result, stream)
+    return exit_status(plan, result, stream)
 
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -195,16 +195,19 @@ def execute(
     plan = make_plan(resolved, store.finished(), keep=True)
     chosen = launcher or LocalLauncher(options)
     result = run_plan(plan, chosen, make_progress(quiet=options.quiet))
-    note_request(store, resolved)
+    note_request(store, plan.resolved)
     return plan, result
 
 
-def exit_status(result: "SweepResult", stream: TextIO) -> int:
-    """The exit status of a run; an interrupted one says how to go on."""
+def exit_status(plan: "Plan", result: "SweepResult", stream: TextIO) -> int:
+    """The exit status of a run; an interrupted one says how to go on.
+
+    A run without a cell, or without a task that was asked for, is no success.
+    """
     if result.interrupted:
         stream.write("interrupted: the same command resumes the run\n")
         return INTERRUPTED
-    return FAILED if result.failed else OK
+    return FAILED if result.failed or plan.lost or not plan.cells else OK
 
 
 def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
@@ -219,5 +222,6 @@ def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
     finished = store.finished() if store else {}
     say(store.problems if store else ())
     records = store.records(finished) if store else ()
-    stream.write(forecast(make_plan(resolved, finished), options, records))
-    return OK
+    plan = make_plan(resolved, finished)
+    stream.write(forecast(plan, options, records))
+    return OK if plan.cells and not plan.lost else FAILED

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import is_not
 from types import ModuleType
 from typing import Any
@@ -226,8 +227,16 @@ def _of_python() -> Iterator[Switch]:
     yield Switch(name="locale", read=lambda: locale.setlocale(locale.LC_ALL),
                  write=lambda kept: locale.setlocale(locale.LC_ALL, kept))  # fmt: skip
     for name in ("stdout", "stderr", "stdin"):
-        yield Switch(name=f"sys.{name}", read=lambda name=name: _Same(getattr(sys, name)),
-                     write=lambda kept, name=name: setattr(sys, name, kept.value))  # fmt: skip
+        yield Switch(name=f"sys.{name}", read=partial(_stream, name),
+                     write=partial(_set_stream, name))  # fmt: skip
+
+
+def _stream(name: str) -> "_Same":
+    return _Same(getattr(sys, name))
+
+
+def _set_stream(name: str, kept: "_Same") -> None:
+    setattr(sys, name, kept.value)
 
 
 class _Same:
@@ -276,14 +285,14 @@ def _of_system() -> Iterator[Switch]:
     for name in _SIGNALS:
         number = getattr(signal, name)
         yield Switch(name=f"signal.signal({name})",
-                     read=lambda number=number: signal.getsignal(number),
-                     write=lambda kept, number=number: signal.signal(number, kept))  # fmt: skip
+                     read=partial(signal.getsignal, number),
+                     write=partial(signal.signal, number))  # fmt: skip
     for name in _LIMITS:
         number = getattr(resource, name)
         yield Switch(
             name=f"resource.{name}",
-            read=lambda number=number: resource.getrlimit(number),
-            write=lambda kept, number=number: resource.setrlimit(number, kept),
+            read=partial(resource.getrlimit, number),
+            write=partial(resource.setrlimit, number),
         )
 
 

@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
+from multiprocessing import Pipe, get_context, parent_process, set_forkserver_preload
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from fusionbench.api.errors import FatalError, UserError
 from fusionbench.launchers.jobs import Company, Event, Job, company_of
@@ -35,6 +36,11 @@ HEAP = {
 default that costs 12,000 to 30,000 page faults a cell, 7 to 25 % of its processor time."""
 
 
+# A server imports what a worker needs, once, and does nothing else; workers are its forks. They
+# start in milliseconds, and a forked copy of a process without threads or CUDA does not hang.
+_START, _PRELOADED = "forkserver", "fusionbench.launchers.runner"
+
+
 @dataclass(kw_only=True)
 class Worker:
     """A process, what connects it with this one, and the last that it printed."""
@@ -51,15 +57,14 @@ class Worker:
     @staticmethod
     def start(options: RunOptions) -> "Worker":
         """A fresh process that waits for jobs."""
-        # Spawned, not forked: a forked copy of a process that used threads or CUDA may hang.
-        context = get_context("spawn")
-        ours, theirs = context.Pipe()
-        log, printed = context.Pipe(duplex=False)
-        # A daemonic process may have no children, which a training on several processes needs.
-        alone = options.processes <= 1
-        process = context.Process(target=serve, args=(theirs, printed, options), daemon=alone)
-        with environment(HEAP):
-            process.start()
+        ours, theirs = Pipe()
+        log, printed = Pipe(duplex=False)
+        set_forkserver_preload([_PRELOADED])
+        try:
+            process = _started(_START, theirs, printed, options)
+        except OSError:
+            # The server of forks needs a socket in the temporary folder.
+            process = _started("spawn", theirs, printed, options)
         theirs.close()
         printed.close()
         return Worker(process=process, connection=ours, log=log)
@@ -113,6 +118,20 @@ class Worker:
         self.listen()
         self.connection.close()
         self.log.close()
+
+
+def _started(
+    way: str, connection: Connection, printed: Connection, options: RunOptions
+) -> BaseProcess:
+    # A daemonic process may have no children, which a training on several processes needs.
+    alone = options.processes <= 1
+    context: Any = get_context(way)
+    process: BaseProcess = context.Process(
+        target=serve, args=(connection, printed, options), daemon=alone
+    )
+    with environment(HEAP):
+        process.start()
+    return process
 
 
 def close_all(workers: list[tuple[Worker, bool]]) -> None:

@@ -92,7 +92,10 @@ _DEATH_SIGNAL = 1
 
 
 def die_with_parent() -> None:
-    """Let the kernel kill this child process when its parent dies; elsewhere a thread watches."""
+    """Let the kernel kill this child process when its parent dies; elsewhere a thread watches.
+
+    The parent of a worker may be a server of forks, which ends with the process that started it.
+    """
     parent = parent_process()
     if parent is None:
         return
@@ -102,7 +105,7 @@ def die_with_parent() -> None:
             asked = ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) == 0
     if not asked:
         threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
-    elif os.getppid() != parent.pid:
+    elif wait([parent.sentinel], 0):
         # It died before the kernel was asked.
         os._exit(1)
 
