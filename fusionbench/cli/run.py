@@ -1,5 +1,6 @@
 """`fusionbench run`: run the cells of a study that have no record."""
 
+import math
 import os
 import re
 import sys
@@ -82,9 +83,10 @@ def command(
         read(plugin, strict=True)
     options = RunOptions(
         out=out, device=checked_device(device), workers=workers, plugins=tuple(plugin),
-        cache_gib=limit_cache, quiet=quiet, compile=checked_compile(compile),
+        cache_gib=finite("--limit-cache", limit_cache), quiet=quiet, compile=checked_compile(compile),
         checkpoint=checkpoint, data_root=data_root, processes=processes,
-        micro_batch=micro_batch, shard=shard, cell_seconds=limit_cell,
+        micro_batch=micro_batch, shard=shard, 
+        cell_seconds=finite("--limit-cell", limit_cell),
     )  # fmt: skip
     action = show_plan if dry_run else run
     raise typer.Exit(action(chosen, options, sys.stdout))
@@ -131,6 +133,13 @@ def checked_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"no device {name!r}", "known: auto, cpu, cuda, cuda:N")
     return name
+
+
+def finite(flag: str, value: float) -> float:
+    """The value of a flag. Raises UserError for NaN and infinity."""
+    if not math.isfinite(value):
+        raise UserError(f"{flag} must be a finite number, got {value}", "leave it out")
+    return value
 
 
 def checked_compile(text: str) -> str:

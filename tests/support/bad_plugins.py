@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 HEAD = """
-import builtins, ctypes, gc, locale, math, os, random, resource, signal, sys, threading, time, warnings
+import builtins, ctypes, gc, os, resource, signal, sys, threading, time, warnings
 import numpy as np
 import torch
 from torch import nn
