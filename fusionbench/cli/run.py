@@ -83,7 +83,8 @@ def command(
         read(plugin, strict=True)
     options = RunOptions(
         out=out, device=checked_device(device), workers=workers, plugins=tuple(plugin),
-        cache_gib=finite("--limit-cache", limit_cache), quiet=quiet, compile=checked_compile(compile),
+        cache_gib=finite("--limit-cache", limit_cache), quiet=quiet,
+        compile=checked_compile(compile),
         checkpoint=checkpoint, data_root=data_root, processes=processes,
         micro_batch=micro_batch, shard=shard, 
         cell_seconds=finite("--limit-cell", limit_cell),

@@ -330,17 +330,22 @@ class _Namespace:
         self.name, self.space = name, space
         found = {k: v for k, v in vars(space).items() if callable(v) or _is_wrapped(v)}
         self.keys, self.values = list(found), list(found.values())
+        self._all = set(vars(space))
 
     def restore(self) -> list[str]:
-        """Put back what was replaced or removed; the names of it."""
+        """Put back what was replaced, removed or put before an inherited function; the names."""
         now = vars(self.space)
-        if not any(map(is_not, map(now.get, self.keys), self.values)):
-            return []
         changed = []
-        for key, value in zip(self.keys, self.values, strict=True):
-            if now.get(key, _MISSING) is not value:
-                setattr(self.space, key, value)
-                changed.append(f"{self.name}.{key}")
+        if any(map(is_not, map(now.get, self.keys), self.values)):
+            for key, value in zip(self.keys, self.values, strict=True):
+                if now.get(key, _MISSING) is not value:
+                    setattr(self.space, key, value)
+                    changed.append(f"{self.name}.{key}")
+        if len(now) != len(self._all) and isinstance(self.space, type):
+            for key in [key for key in now if key not in self._all]:
+                if any(key in vars(base) for base in self.space.__mro__[1:]):
+                    delattr(self.space, key)
+                    changed.append(f"{self.name}.{key}")
         return changed
 
 

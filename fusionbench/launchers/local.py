@@ -228,8 +228,8 @@ class LocalLauncher:
         """A worker is gone: its job is tried again, or its cells fail."""
         self.busy.remove((worker, busy))
         why = worker.end()
-        self._note(why)
         job, deaths = busy.job, busy.waiting.deaths + 1
+        self._note(f"{_named(job)}: {why}")
         if deaths < _TRIES:
             if again := job if isinstance(job, EncodeJob | TapsJob) else left_of(job, self.ended):
                 self.waiting.appendleft(_Waiting(job=again, deaths=deaths))
@@ -288,6 +288,16 @@ class LocalLauncher:
         everyone = [(one, False) for one in self.idle] + [(one, True) for one, _ in self.busy]
         self.idle, self.busy = [], []
         close_all(everyone)
+
+
+def _named(job: Job) -> str:
+    """The method and the task of a job."""
+    if isinstance(job, EncodeJob):
+        return f"encoding of {job.task}"
+    if isinstance(job, TapsJob):
+        return f"layers of {job.trainings[0].cells[0].chosen.label}"
+    tasks = {cell.spec.task for cell in job.cells}
+    return f"{job.cells[0].chosen.label} on {', '.join(sorted(tasks))}"
 
 
 def _left(deadlines: Iterable[float | None]) -> float | None:

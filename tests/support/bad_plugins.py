@@ -1,4 +1,4 @@
-"""Plug-ins that misbehave, each in one way: what they do, where, and the words that must name it."""
+"""Plug-ins that misbehave, each in one way: what they do, where, and the words that name it."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,17 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from fusionbench.api import Fused, Fusion, Task, method, task
+from fusionbench.api import Fused, Fusion, method
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import FatalError, UserError
 
 
 def found(kind):
     return [one for one in gc.get_objects() if isinstance(one, kind)]
+
+
+def tensors(module):
+    return [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
 
 """
 METHOD = """
@@ -34,6 +38,11 @@ class Bad(Fusion):
         return Fused(tokens=self.mix(self.patches(hidden[0])) + self.patches(hidden[1]))
 """
 TASK = """
+import os, sys
+from fusionbench.api import Task, task
+from fusionbench.api.errors import UserError
+
+
 @task("{name}", version=1, family="bad", group="fine")
 class Bad(Task):
     chance = 0.5
@@ -63,9 +72,9 @@ METHODS = {
     # What the next cell of the process would start from.
     "threads": _changes("torch.set_num_threads(3)", "torch.set_num_threads: 1 -> 3"),
     "mkldnn": _changes("torch.backends.mkldnn.enabled = False", "mkldnn.enabled: True -> False"),
-    "dtype_init": Bad("init", "torch.set_default_dtype(torch.float64)", "set_default_dtype", True),
+    "dtype_init": Bad("init", "torch.set_default_dtype(torch.float64)", "set_default_dtype"),
     "device_init": Bad("init", "torch.set_default_device('meta')", "set_default_device"),
-    "grad_off": _changes("self.training or torch.set_grad_enabled(False)", "set_grad_enabled"),
+    "grad_off": Bad("forward", "torch.set_grad_enabled(False)", "torch.set_grad_enabled"),
     "algorithms": _changes("torch.use_deterministic_algorithms(True)", "use_deterministic_algor"),
     "precision": _changes("torch.set_float32_matmul_precision('medium')", "matmul_precision"),
     "denormals": _changes("torch.set_flush_denormal(True)", "torch.set_flush_denormal"),
@@ -90,10 +99,10 @@ METHODS = {
         "a fixed computation gives other numbers",
     ),
     "encoder_written": _changes(
-        "[p.detach().mul_(1.01) for e in found(Encoder) for p in e.parameters()]", "the encoder"
+        "[p.detach().mul_(1.01) for e in found(Encoder) for p in tensors(e)]", "the encoder"
     ),
     "encoder_data": _changes(
-        "[p.data.mul_(1.01) for e in found(Encoder) for p in e.parameters()]", "the encoder"
+        "[p.data.mul_(1.01) for e in found(Encoder) for p in tensors(e)]", "the encoder"
     ),
     "encoder_trains": _changes("[e.train() for e in found(Encoder)]", "the encoder"),
     "states_written": _changes(
@@ -143,7 +152,9 @@ METHODS = {
     "alarm": Bad(
         "forward", "signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(5)", "code -14"
     ),
-    "closes": Bad("forward", "os.closerange(3, 200)", "ended unexpectedly"),
+    "closes": Bad(
+        "forward", "os.closerange(3, 200)", "bad_closes on planted_layer: the worker", True
+    ),
     "hangs": Bad("forward", "[time.sleep(1) for _ in range(9999)]", "its limit of time"),
     "none": Bad("forward", "return None", "NoneType"),
     "long_error": Bad("forward", "raise ValueError('x' * 10_000_000)", "xxxx"),
@@ -163,7 +174,7 @@ TASKS = {
 def source(kind: str) -> str:
     """The file of a plug-in; its method or task is called `bad_` and the kind."""
     if kind in TASKS:
-        return HEAD + TASK.format(name=f"bad_{kind}", at_load=TASKS[kind].code)
+        return TASK.format(name=f"bad_{kind}", at_load=TASKS[kind].code)
     bad = METHODS[kind]
     places = {place: "pass" for place in ("at_import", "at_init", "at_forward")}
     places[f"at_{bad.place}"] = bad.code
