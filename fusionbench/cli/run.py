@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -40,8 +40,18 @@ if TYPE_CHECKING:
     from fusionbench.study.plan import Plan, ResolvedStudy
 
 COMPILE = ("auto", "off", "blocks", "steps")
-CELL_HELP = "Seconds until a cell is ended; 0: 50 times the forecast."
 COMPILE_HELP = "auto, off, blocks (frozen blocks) or steps (whole steps too)."
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise UserError(f"a limit must be a finite number, got {value}", "leave it out")
+    return value
+
+
+def limit(text: str) -> Any:
+    """An option that takes a finite number, 0 or larger. Raises UserError for NaN and infinity."""
+    return typer.Option(min=0.0, help=text, callback=_finite)
 
 
 @app.command("run")
@@ -64,8 +74,8 @@ def command(
     out: Annotated[str, typer.Option(help="Folder of the results.")] = "results/local",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
-    limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
-    limit_cell: Annotated[float, typer.Option(min=0.0, help=CELL_HELP)] = 0.0,
+    limit_cache: Annotated[float, limit("GiB for hidden states.")] = 20.0,
+    limit_cell: Annotated[float, limit("Seconds until a cell is ended; 0: by forecast.")] = 0.0,
     compile: Annotated[str, typer.Option(help=COMPILE_HELP)] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
@@ -83,11 +93,9 @@ def command(
         read(plugin, strict=True)
     options = RunOptions(
         out=out, device=checked_device(device), workers=workers, plugins=tuple(plugin),
-        cache_gib=finite("--limit-cache", limit_cache), quiet=quiet,
-        compile=checked_compile(compile),
+        cache_gib=limit_cache, quiet=quiet, compile=checked_compile(compile),
         checkpoint=checkpoint, data_root=data_root, processes=processes,
-        micro_batch=micro_batch, shard=shard, 
-        cell_seconds=finite("--limit-cell", limit_cell),
+        micro_batch=micro_batch, shard=shard, cell_seconds=limit_cell,
     )  # fmt: skip
     action = show_plan if dry_run else run
     raise typer.Exit(action(chosen, options, sys.stdout))
@@ -134,13 +142,6 @@ def checked_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"no device {name!r}", "known: auto, cpu, cuda, cuda:N")
     return name
-
-
-def finite(flag: str, value: float) -> float:
-    """The value of a flag. Raises UserError for NaN and infinity."""
-    if not math.isfinite(value):
-        raise UserError(f"{flag} must be a finite number, got {value}", "leave it out")
-    return value
 
 
 def checked_compile(text: str) -> str:
