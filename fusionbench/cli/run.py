@@ -206,8 +206,22 @@ def execute(
     plan = make_plan(resolved, store.finished(), keep=True)
     chosen = launcher or LocalLauncher(options)
     result = run_plan(plan, chosen, make_progress(quiet=options.quiet))
+    _count_missing(plan, result, options)
     note_request(store, plan.resolved)
     return plan, result
+
+
+def _count_missing(plan: "Plan", result: "SweepResult", options: RunOptions) -> None:
+    """Count as failed the cells that were run and are not on disk: somebody removed them."""
+    from fusionbench.records.store import Store
+
+    if result.interrupted or not result.executed:
+        return
+    there = Store.open(options.out).finished()
+    missing = sum(cell.spec.id not in there for cell in plan.pending)
+    if (gone := missing - result.failed) > 0:
+        result.executed, result.failed = result.executed - gone, missing
+        sys.stderr.write(f"note: {gone} cells were run and have no record in {options.out}\n")
 
 
 def exit_status(plan: "Plan", result: "SweepResult", stream: TextIO) -> int:

@@ -422,7 +422,14 @@ class Sealed:
         self.encoder, self.thorough = encoder, thorough
         self._weights = [*encoder.parameters(), *encoder.buffers()]
         self._state = self._now()
-        self._sample = self._seen() if thorough else []
+        self._sample: list[bytes] = []
+        if thorough:
+            self.deepen()
+
+    def deepen(self) -> None:
+        """Compare thoroughly from now on."""
+        if not self._sample:
+            self.thorough, self._sample = True, self._seen()
 
     def broken(self, *, thorough: bool = False) -> bool:
         """True for an encoder that is not what it was."""

@@ -43,6 +43,9 @@ class ProcessState:
         self._stranger, self.spoiled = stranger, ""
         self._changes = Changes()
         self.restore()
+        if stranger:
+            for one in self._sealed:
+                one.deepen()
 
     def seal(self, encoder: Encoder) -> None:
         """Watch an encoder that was just made."""
