@@ -1,5 +1,6 @@
 """`fusionbench run`: run the cells of a study that have no record."""
 
+import math
 import os
 import re
 import sys
@@ -52,6 +53,17 @@ COMPILE = ("auto", "off", "blocks", "steps")
 COMPILE_HELP = "auto, off, blocks (frozen blocks) or steps (whole steps too)."
 
 
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise UserError(f"a limit must be a finite number, got {value}", "leave it out")
+    return value
+
+
+def limit(text: str) -> Any:
+    """An option that takes a finite number, 0 or larger. Raises UserError for NaN and infinity."""
+    return typer.Option(min=0.0, help=text, callback=_finite)
+
+
 @app.command("run", help="Run the missing cells of a study; a second run has nothing to do.")
 def command(
     study: Annotated[Path | None, typer.Argument(help="A study as a YAML file.")] = None,
@@ -78,7 +90,8 @@ def command(
     out: Annotated[str, typer.Option(help="Folder of the results.")] = "results/local",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
-    limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
+    limit_cache: Annotated[float, limit("GiB for hidden states.")] = 20.0,
+    limit_cell: Annotated[float, limit("Seconds until a cell is ended; 0: by forecast.")] = 0.0,
     compile: Annotated[str, typer.Option(help=COMPILE_HELP)] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
@@ -91,8 +104,8 @@ def command(
     vlm = {"track": track, "language": language, "model": model}
     chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
     options = RunOptions(
-        out=out, device=checked_device(device), workers=workers, plugins=tuple(plugin), quiet=quiet,
-        cache_gib=limit_cache, compile=checked_compile(compile), checkpoint=checkpoint,
+        out=out, device=device, workers=workers, plugins=tuple(plugin), quiet=quiet,
+        cache_gib=limit_cache, cell_seconds=limit_cell, compile=compile, checkpoint=checkpoint,
         data_root=data_root, processes=processes, micro_batch=micro_batch, shard=shard_weights,
     )  # fmt: skip
     how = how_of(shard, cell, cluster(launcher, partition, time, sbatch), full=full)
@@ -124,7 +137,9 @@ def how_of(shard: str, cell: str, queue: "SlurmOptions | None", *, full: bool) -
 
 
 def start(study: Study, options: RunOptions, how: How, *, dry_run: bool, strict: bool) -> int:
-    """Run a study, or print what would run; the exit status."""
+    """Run a study, or print what would run; the exit status. Raises UserError."""
+    checked_device(options.device)
+    checked_compile(options.compile)
     if strict:
         read(options.plugins, strict=True)
     if dry_run:
@@ -220,9 +235,9 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
         launcher = lead_or_follow(options)
         if launcher is None:
             return OK
-    _, result = execute(resolved, options, launcher, part=how.part, note=how.note)
-    summary.write(Path(options.out), resolved, result, stream, full=how.full)
-    return exit_status(result, stream)
+    plan, result = execute(resolved, options, launcher, part=how.part, note=how.note)
+    summary.write(Path(options.out), plan.resolved, result, stream, full=how.full)
+    return exit_status(plan, result, stream)
 
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -269,19 +284,37 @@ def execute(
     plan = part(plan) if part else plan
     # Before the first cell: a report of a run that was killed knows what is missing.
     if note:
-        note_request(store, resolved)
+        note_request(store, plan.resolved)
     if begun:
         begun(plan)
     chosen = launcher or LocalLauncher(options)
-    return plan, run_plan(plan, chosen, make_progress(quiet=options.quiet))
+    result = run_plan(plan, chosen, make_progress(quiet=options.quiet))
+    _count_missing(plan, result, options)
+    return plan, result
 
 
-def exit_status(result: "SweepResult", stream: TextIO) -> int:
-    """The exit status of a run; an interrupted one says how to go on."""
+def _count_missing(plan: "Plan", result: "SweepResult", options: RunOptions) -> None:
+    """Count as failed the cells that were run and are not on disk: somebody removed them."""
+    from fusionbench.records.store import Store
+
+    if result.interrupted or not result.executed:
+        return
+    there = Store.open(options.out).finished()
+    missing = sum(cell.spec.id not in there for cell in plan.pending)
+    if (gone := missing - result.failed) > 0:
+        result.executed, result.failed = result.executed - gone, missing
+        sys.stderr.write(f"note: {gone} cells were run and have no record in {options.out}\n")
+
+
+def exit_status(plan: "Plan", result: "SweepResult", stream: TextIO) -> int:
+    """The exit status of a run; an interrupted one says how to go on.
+
+    A run without a cell, or without a task that was asked for, is no success.
+    """
     if result.interrupted:
         stream.write("interrupted: the same command resumes the run\n")
         return INTERRUPTED
-    return FAILED if result.failed else OK
+    return FAILED if result.failed or plan.lost or not plan.cells else OK
 
 
 def show_plan(study: Study, options: RunOptions, stream: TextIO, part: "Part | None" = None) -> int:
@@ -297,5 +330,6 @@ def show_plan(study: Study, options: RunOptions, stream: TextIO, part: "Part | N
     say(store.problems if store else ())
     records = store.records(finished) if store else ()
     plan = make_plan(resolved, finished)
-    stream.write(forecast(part(plan) if part else plan, options, records))
-    return OK
+    plan = part(plan) if part else plan
+    stream.write(forecast(plan, options, records))
+    return OK if plan.cells and not plan.lost else FAILED

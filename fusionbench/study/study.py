@@ -1,7 +1,9 @@
 """A study: a grid of cells with its planned comparisons, from presets, flags or a YAML file."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -362,10 +364,10 @@ def _field(what: str, value: object, hint: Any) -> Any:
 def _one(what: str, value: object, kind: Any) -> Any:
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         # YAML reads 3e-3 as text: it wants a point.
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with suppress(ValueError, OverflowError):
+            value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{what} must be a finite number, got {value}", "0 means all, or none")
     if isinstance(value, kind) and not isinstance(value, bool):
         return value
     example = f"for example {what.rpartition('.')[2]}: {_FOR_EXAMPLE[kind]}"
