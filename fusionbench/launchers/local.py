@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 
 from fusionbench.api.errors import FatalError
 from fusionbench.launchers.jobs import (
@@ -27,7 +26,7 @@ from fusionbench.launchers.jobs import (
 )
 from fusionbench.launchers.limits import Limits
 from fusionbench.launchers.signing import Failures
-from fusionbench.launchers.workers import Worker, close_all
+from fusionbench.launchers.workers import Worker, close_all, uses_gpu
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.plan import Cell
 
@@ -46,10 +45,8 @@ def worker_count(options: RunOptions, *, seeds_per_pass: int = 1) -> int:
     """
     if options.workers:
         return options.workers
-    # The parent does not load torch, so it looks for the driver's device instead.
-    gpu = options.device.startswith("cuda") or Path("/dev/nvidiactl").exists()
     most = _CPU_WORKERS
-    if gpu and options.device != "cpu":
+    if uses_gpu(options):
         most = _GPU_WORKERS if seeds_per_pass == 1 else _GPU_WORKERS_OF_PASSES
     return max(1, min(most, len(os.sched_getaffinity(0))))
 

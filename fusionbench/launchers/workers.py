@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing import Pipe, get_context, parent_process, set_forkserver_preload
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from fusionbench.api.errors import FatalError, UserError
@@ -36,9 +37,14 @@ HEAP = {
 default that costs 12,000 to 30,000 page faults a cell, 7 to 25 % of its processor time."""
 
 
-# A server imports what a worker needs, once, and does nothing else; workers are its forks. They
-# start in milliseconds, and a forked copy of a process without threads or CUDA does not hang.
-_START, _PRELOADED = "forkserver", "fusionbench.launchers.runner"
+_PRELOADED = "fusionbench.launchers.runner"
+"""What the server of forks imports, once for all workers."""
+
+
+def uses_gpu(options: RunOptions) -> bool:
+    """Whether workers will use a GPU. No torch: the driver's device is looked for instead."""
+    there = options.device.startswith("cuda") or Path("/dev/nvidiactl").exists()
+    return there and options.device != "cpu"
 
 
 @dataclass(kw_only=True)
@@ -61,7 +67,9 @@ class Worker:
         log, printed = Pipe(duplex=False)
         set_forkserver_preload([_PRELOADED])
         try:
-            process = _started(_START, theirs, printed, options)
+            # A copy of a process that has touched CUDA hangs; one of a mere import does not.
+            way = "spawn" if uses_gpu(options) else "forkserver"
+            process = _started(way, theirs, printed, options)
         except OSError:
             # The server of forks needs a socket in the temporary folder.
             process = _started("spawn", theirs, printed, options)
