@@ -50,6 +50,8 @@ class Switch:
     write: Callable[[Any], object] | None
     shown: bool = True
     """Whether the values may be named: those of the environment may be secret."""
+    numeric: bool = False
+    """Whether it changes numbers by itself; the engine never changes these."""
 
     def now(self) -> Any:
         """The present value; an error is a value of its own."""
@@ -91,51 +93,58 @@ class Changes:
 
 
 class Guard:
-    """The state of this process as it is now, to which `restore` sets it back."""
+    """The state of this process as it is now, to which `restore` sets it back.
+
+    Compilers and libraries of the engine change some of it when they are first needed (functions,
+    environment, threads). That part is compared for code of plug-ins only, with its state at the
+    last `renew`.
+    """
 
     def __init__(self) -> None:
-        self._switches = [(switch, switch.now()) for switch in switches()]
+        found = [(switch, switch.now()) for switch in switches()]
+        self._numeric = [one for one in found if one[0].numeric]
+        self._others = [one for one in found if not one[0].numeric]
         # The first optimiser of a class wraps its `step`.
         torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
-        self._spaces: dict[int, _Namespace] = {}
-        self._watch()
-        self._threads = {thread.ident for thread in threading.enumerate()}
+        self._spaces: list[_Namespace] = []
+        self._threads: set[int | None] = set()
         self._expected = _Computation()
 
-    def restore(self) -> Changes:
+    def renew(self) -> None:
+        """Take what a plug-in finds here as the state to set back."""
+        self._others = [(switch, switch.now()) for switch, _ in self._others]
+        self._spaces = [_Namespace(name, space) for name, space in _namespaces()]
+        self._threads = _threads()
+
+    def restore(self, *, thorough: bool) -> Changes:
         """Set back what differs from the start; the random streams are left to `reseed`."""
         reset: list[str] = []
         lasting: list[str] = []
-        for switch, before in self._switches:
+        for switch, before in (*self._numeric, *(self._others if thorough else ())):
             after = switch.now()
             if not _same(before, after):
                 done = _set_back(switch, before)
                 (reset if done else lasting).append(switch.describe(before, after))
-        for space in self._spaces.values():
-            reset += space.restore()
-        lasting += [f"thread {thread.name!r}" for thread in self._strangers()]
-        if not reset and not lasting and len(sys.modules) != self._modules:
-            # The engine imports some of its modules when they are first needed.
-            self._watch()
+        if thorough:
+            for space in self._spaces:
+                reset += space.restore()
+            lasting += [f"thread {one.name!r}" for one in threading.enumerate()
+                        if one.ident not in self._threads]  # fmt: skip
         if found := self._expected.differs():
             lasting.append(found)
         return Changes(reset=tuple(reset), lasting=tuple(lasting))
 
     def accept(self) -> None:
         """Take what cannot be set back as the state to compare with from now on."""
-        self._switches = [
-            (switch, before if switch.write else switch.now()) for switch, before in self._switches
+        self._numeric = [
+            (switch, before if switch.write else switch.now()) for switch, before in self._numeric
         ]
-        self._threads = {thread.ident for thread in threading.enumerate()}
+        self._threads = _threads()
         self._expected = _Computation()
 
-    def _strangers(self) -> list[threading.Thread]:
-        return [one for one in threading.enumerate() if one.ident not in self._threads]
 
-    def _watch(self) -> None:
-        self._modules = len(sys.modules)
-        for name, space in _namespaces():
-            self._spaces.setdefault(id(space), _Namespace(name, space))
+def _threads() -> set[int | None]:
+    return {thread.ident for thread in threading.enumerate()}
 
 
 def reseed(*names: str | int) -> None:
@@ -168,7 +177,7 @@ def _of_torch() -> Iterator[Switch]:
         ("set_flush_denormal", _flushes, torch.set_flush_denormal),
     ]  # fmt: skip
     for name, read, write in found:
-        yield Switch(name=f"torch.{name}", read=read, write=write)
+        yield Switch(name=f"torch.{name}", read=read, write=write, numeric=True)
 
 
 def _casts() -> bool:
@@ -203,10 +212,11 @@ def _of_backends() -> Iterator[Switch]:
         read = getattr(torch.backends.cuda, f"{kind}_sdp_enabled", None)
         write = getattr(torch.backends.cuda, f"enable_{kind}_sdp", None)
         if read and write:
-            yield Switch(name=f"torch.backends.cuda.enable_{kind}_sdp", read=read, write=write)
+            name = f"torch.backends.cuda.enable_{kind}_sdp"
+            yield Switch(name=name, read=read, write=write, numeric=True)
     mha = torch.backends.mha
     yield Switch(name="torch.backends.mha", read=mha.get_fastpath_enabled,
-                 write=mha.set_fastpath_enabled)  # fmt: skip
+                 write=mha.set_fastpath_enabled, numeric=True)  # fmt: skip
 
 
 def _flag(module: Any, name: str, attribute: str) -> Switch:
@@ -214,6 +224,7 @@ def _flag(module: Any, name: str, attribute: str) -> Switch:
         name=name,
         read=lambda: getattr(module, attribute),
         write=lambda value: setattr(module, attribute, value),
+        numeric=True,
     )
 
 

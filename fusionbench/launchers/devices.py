@@ -28,6 +28,11 @@ def gpu_count() -> int:
     return sum(bool(_GPU.fullmatch(path.name)) for path in _DRIVER.parent.glob("nvidia*")) or 1
 
 
+def uses_gpu(options: RunOptions) -> bool:
+    """Whether workers will use a GPU."""
+    return options.device.startswith(_CUDA) or (options.device == "auto" and gpu_count() > 0)
+
+
 def worker_devices(options: RunOptions) -> tuple[str, ...]:
     """The device of each group of workers: every GPU, unless one device is named.
 
@@ -50,7 +55,7 @@ def worker_count(options: RunOptions, *, seeds_per_pass: int = 1) -> int:
         return options.workers
     devices, cores = worker_devices(options), len(os.sched_getaffinity(0))
     most = _CPU_WORKERS
-    if options.device.startswith(_CUDA) or (options.device == "auto" and gpu_count()):
+    if uses_gpu(options):
         most = _GPU_WORKERS if seeds_per_pass == 1 else _GPU_WORKERS_OF_PASSES
     return max(len(devices), min(most * len(devices), cores))
 

@@ -94,10 +94,15 @@ class Runner:
         self.world = world
         self.device = world.device if world is not None else choose_device(options.device)
         self.store = Store.open(options.out)
-        self.state = ProcessState(self._forget)
+        self.state = ProcessState(self._forget, compiles=self._compiles)
         self._encoders: dict[tuple[str, int], Encoder] = {}
         self._materials: tuple[str, Materials] | None = None
         self._checkpoint: tuple[tuple[str, torch.dtype], Checkpoint] | None = None
+
+    @property
+    def _compiles(self) -> bool:
+        wanted = self.options.compile
+        return wanted in ("blocks", "steps") or (wanted == "auto" and self.device.type == "cuda")
 
     def _forget(self, *, encoders: bool) -> None:
         """Drop the tensors that trainings share; what was on disk is read again."""
@@ -285,8 +290,7 @@ class Runner:
                 if checkpoint is None
                 else checkpoint.encoder
             )
-            wanted = self.options.compile
-            if wanted in ("blocks", "steps") or (wanted == "auto" and self.device.type == "cuda"):
+            if self._compiles:
                 compile_blocks(built)
             self._encoders[key] = Checkpointed(built) if self.options.checkpoint else built
             self.state.seal(self._encoders[key])

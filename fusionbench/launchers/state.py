@@ -28,10 +28,11 @@ class Forget(Protocol):
 class ProcessState:
     """Guards the state of this process and the tensors that trainings share."""
 
-    def __init__(self, forget: Forget) -> None:
+    def __init__(self, forget: Forget, *, compiles: bool = False) -> None:
+        """`compiles`: PyTorch's compiler, which changes much of a process, is at work here."""
         self.spoiled = ""
         """Why no other pass may run here; empty if one may."""
-        self._forget = forget
+        self._forget, self._compiles = forget, compiles
         self._guard = Guard()
         self._stranger = False
         self._changes, self._imported = Changes(), Changes()
@@ -40,6 +41,8 @@ class ProcessState:
 
     def enter(self, *, stranger: bool) -> None:
         """A job begins; `stranger`: it runs code of a plug-in, which is compared more closely."""
+        if stranger and not self._stranger:
+            self._guard.renew()
         self._stranger, self.spoiled = stranger, ""
         self._changes = Changes()
         self.restore()
@@ -57,10 +60,14 @@ class ProcessState:
 
     def restore(self) -> Changes:
         """Set the state back; what cannot be set back is what passes start from."""
-        found = self._guard.restore()
+        found = self._guard.restore(thorough=self._thorough)
         if found.lasting:
             self._guard.accept()
         return found
+
+    @property
+    def _thorough(self) -> bool:
+        return self._stranger and not self._compiles
 
     @contextmanager
     def kept(self, *names: str | int) -> Iterator[None]:
@@ -78,7 +85,7 @@ class ProcessState:
         try:
             yield
         finally:
-            found = self._guard.restore() + self._tensors()
+            found = self._guard.restore(thorough=self._thorough) + self._tensors()
             self._changes = self._changes + found
             self.spoiled = "; ".join(found.lasting)
 

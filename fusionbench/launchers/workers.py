@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fusionbench.api.errors import FatalError, UserError
+from fusionbench.launchers.devices import uses_gpu
 from fusionbench.launchers.jobs import Company, Event, Job, company_of
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.parallel import die_with_parent
@@ -36,9 +37,8 @@ HEAP = {
 default that costs 12,000 to 30,000 page faults a cell, 7 to 25 % of its processor time."""
 
 
-# A server imports what a worker needs, once, and does nothing else; workers are its forks. They
-# start in milliseconds, and a forked copy of a process without threads or CUDA does not hang.
-_START, _PRELOADED = "forkserver", "fusionbench.launchers.runner"
+_PRELOADED = "fusionbench.launchers.runner"
+"""What the server of forks imports, once for all workers."""
 
 
 @dataclass(kw_only=True)
@@ -62,7 +62,9 @@ class Worker:
         log, printed = Pipe(duplex=False)
         set_forkserver_preload([_PRELOADED])
         try:
-            process = _started(_START, theirs, printed, options)
+            # A copy of a process that has touched CUDA hangs; one of a mere import does not.
+            way = "spawn" if uses_gpu(options) else "forkserver"
+            process = _started(way, theirs, printed, options)
         except OSError:
             # The server of forks needs a socket in the temporary folder.
             process = _started("spawn", theirs, printed, options)

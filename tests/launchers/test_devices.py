@@ -6,6 +6,7 @@ import pytest
 
 from fusionbench.launchers import devices, local
 from fusionbench.launchers.devices import gpu_count, least_used, worker_count, worker_devices
+from fusionbench.launchers.workers import Worker
 from fusionbench.records.cell import RunOptions
 
 CORES = 64
@@ -80,25 +81,15 @@ def test_the_next_worker_is_of_the_smallest_group():
 
 def test_workers_start_in_equal_groups_and_one_that_died_comes_back_to_its_own(gpus, monkeypatch):
     gpus(3)
-    begun = []
 
-    def started(options):
-        begun.append(options.device)
-        return local._Worker(process=Dead(), connection=None, device=options.device)
+    def start(options):
+        return Worker(process=None, connection=None, log=None, device=options.device)
 
-    monkeypatch.setattr(local, "_started", started)
+    monkeypatch.setattr(Worker, "start", staticmethod(start))
     monkeypatch.setattr(local.LocalLauncher, "_useful", lambda self, jobs: 7)
     launcher = local.LocalLauncher(RunOptions(device="cuda"))
     launcher.run([], lambda event: None)
-    assert sorted(begun) == ["cuda:0"] * 3 + ["cuda:1"] * 2 + ["cuda:2"] * 2
-    launcher._replaced(launcher.workers[4])
-    assert begun[-1] == launcher.workers[4].device == "cuda:1"
-
-
-class Dead:
-    """A process that has ended."""
-
-    exitcode = -9
-
-    def join(self, seconds):
-        pass
+    found = [worker.device for worker in launcher.idle]
+    assert sorted(found) == ["cuda:0"] * 3 + ["cuda:1"] * 2 + ["cuda:2"] * 2
+    gone = launcher.idle.pop(4)
+    assert launcher._fresh().device == gone.device == "cuda:1"
