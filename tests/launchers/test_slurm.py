@@ -206,7 +206,7 @@ def test_a_task_at_its_time_limit_is_requeued_and_ends_with_the_same_tables(here
     folder, hold = tmp_path / "results", tmp_path / "hold"
     hold.touch()
     # One task for all cells; later options win.
-    run = started(folder, here, hold, "--time", "2", "--sbatch", "tasks=1")
+    run = started(folder, here, hold, "--time", "3", "--sbatch", "tasks=1")
 
     def log():
         return "".join(file.read_text() for file in (folder / HOME).glob("*_log.out"))
@@ -218,5 +218,5 @@ def test_a_task_at_its_time_limit_is_requeued_and_ends_with_the_same_tables(here
     finally:
         run.kill()
     assert run.returncode == 0, out + err
-    assert log().count("Starting with JobEnvironment") == 2 and "Requeued job" in log()
+    assert log().count("Starting with JobEnvironment") >= 2 and "Requeued job" in log()
     assert tables(folder) == tables(whole)
