@@ -138,6 +138,10 @@ def started(folder, cluster, hold, *more):
     )
 
 
+WORKERS = (b"spawn_main", b"forkserver")
+"""In the command lines of the processes that run cells."""
+
+
 def workers_of(task):
     """Processes of a task that run cells: children of the task's own process."""
     found = []
@@ -149,7 +153,7 @@ def workers_of(task):
             continue
         array, index = task.split("_") if "_" in task else (task, "")
         mine = f"SLURM_ARRAY_JOB_ID={array}" if index else f"SLURM_JOB_ID={array}"
-        if b"spawn_main" in words and mine.encode() in variables:
+        if any(way in words for way in WORKERS) and mine.encode() in variables:
             if not index or f"SLURM_ARRAY_TASK_ID={index}".encode() in variables:
                 found.append(int(place.name))
     return found
@@ -170,7 +174,9 @@ def test_cancelled_killed_requeued_and_signalled_tasks_end_with_the_same_tables(
         assert "4 cells: 0 done, 4 running" in said and "cluster: 4 running" in said
         cancelled, killed, requeued, signalled = sorted(here.states())
         here.ask("scancel", cancelled)
-        for process in workers_of(killed):
+        workers = workers_of(killed)
+        assert workers
+        for process in workers:
             os.kill(process, signal.SIGKILL)
         wait_for(lambda: cancelled not in here.states(), 60)
         here.saved()
