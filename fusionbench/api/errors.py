@@ -19,6 +19,10 @@ class UserError(ValueError):
         return type(self), (self.message, self.hint)
 
 
+class FatalError(UserError):
+    """What makes every further cell impossible: no disk, no such device. It ends a run."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """A file or plug-in that was skipped, and why. Not an error."""
@@ -45,16 +49,16 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> User
     return UserError(f"no {kind} {name!r}{did_you_mean(name, names)}", hint)
 
 
-def disk_error(error: OSError, place: object) -> UserError:
-    """UserError for a folder or file that cannot be read or written."""
+def disk_error(error: OSError, place: object) -> FatalError:
+    """FatalError for a folder or file that cannot be read or written."""
     hint = "choose another folder with --out"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"no space left on the disk of {place}", f"free some space, or {hint}")
+        return FatalError(f"no space left on the disk of {place}", f"free some space, or {hint}")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(f"no permission to write to {place}", hint)
+        return FatalError(f"no permission to write to {place}", hint)
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return UserError(f"{place} is not a folder", hint)
-    return UserError(f"cannot use {place}: {error.strerror or error}", hint)
+        return FatalError(f"{place} is not a folder", hint)
+    return FatalError(f"cannot use {place}: {error.strerror or error}", hint)
 
 
 def one_of(setting: str, value: str, allowed: Sequence[str]) -> str:

@@ -100,9 +100,17 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     from fusionbench.study.plan import resolve
 
     folder = Path(options.out)
-    plan, result = execute(resolve(of_design(study, design), catalog, download=True), options)
+
+    def begun(plan: "Plan") -> None:
+        with exclusive(folder):
+            note_design(folder, planned_cells(plan, design))
+
+    resolved = resolve(of_design(study, design), catalog, download=True)
+    plan, result = execute(resolved, options, begun=begun)
+    if result.interrupted:
+        # There may be no record to report; `resume` writes the tables.
+        return exit_status(plan, result, sys.stdout)
     with exclusive(folder):
-        note_design(folder, planned_cells(plan, design))
         paths = report_writer()(folder, hear=say)
     table = paths.tables / "ablation.md"
     if table.exists():
@@ -111,7 +119,7 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
         f"\ntables: {paths.tables}/ablation.{{md,csv,tex}}, report: {paths.page}\n"
         f"{result.executed} cells run, {result.finished} were there, {result.failed} failed\n"
     )
-    return exit_status(result, sys.stdout)
+    return exit_status(plan, result, sys.stdout)
 
 
 def show_plan(study: Study, design: "Design", options: RunOptions) -> int:

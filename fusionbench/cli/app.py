@@ -21,10 +21,18 @@ if TYPE_CHECKING:
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
 GROUPS: Mapping[str, Sequence[str]] = {
-    "Run": ("run", "ablate", "fetch", "pack"),
+    "Run": ("run", "status", "resume", "ablate", "fetch", "pack"),
     "Look": ("list", "show", "report", "ask", "power", "check-claims", "diff", "paper", "doctor"),
     "Extend": ("new-method", "new-task", "check", "profile", "probe-layers"),
-    "Ship": ("merge", "export", "rescore", "import-lmms"),
+    "Ship": (
+        "merge",
+        "verify",
+        "command",
+        "reproduce",
+        "export",
+        "rescore",
+        "import-lmms",
+    ),
 }
 """Commands as `--help` groups them; one that is in no group stands under the last."""
 _EXAMPLES = """\

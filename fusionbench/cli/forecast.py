@@ -13,16 +13,13 @@ import numpy as np
 from fusionbench.cli.forecast_models import model_seconds, untrained
 from fusionbench.cli.listing import columns
 from fusionbench.harness.bundle import bundle_path
-from fusionbench.launchers.local import worker_count
+from fusionbench.launchers.devices import worker_count
+from fusionbench.launchers.limits import examples, operations, rate
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.registry.selection import shown
 from fusionbench.study.plan import Cell, ModelJob, Plan
 
-# Operations per second of one worker: what a small transformer reaches on one core of a server,
-# and on a data-centre GPU that such cells do not fill.
-_CPU_RATE = 2.5e10
-_GPU_RATE = 2e12
 _MIB = 2**20
 CellKind = tuple[str, bool]
 """(encoder, whether the cell trains through it)"""
@@ -94,27 +91,9 @@ def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> 
     for cell in plan.pending:
         kind = (cell.spec.encoder, cell.chosen.card.in_encoder)
         measured = measured and kind in rates
-        per_example = rates.get(kind) or _operations(cell) / _rate(options)
-        total += per_example * _examples(cell)
+        per_example = rates.get(kind) or operations(cell) / rate(options)
+        total += per_example * examples(cell, tuned=cell.spec.seed == 0)
     return total / _workers(plan, options), measured
-
-
-def _examples(cell: Cell) -> int:
-    """Examples that pass in training, tuning runs of one seed included."""
-    budget = cell.spec.budget
-    layers = cell.encoder.layers if cell.chosen.card.tries else 0
-    tuning = len(budget.lrs) * budget.tuning_seeds * max(layers, 1)
-    tuning = tuning if len(budget.lrs) > 1 or layers else 0
-    runs = 1 + (tuning if cell.spec.seed == 0 else 0)
-    return runs * budget.steps * budget.batch
-
-
-def _operations(cell: Cell) -> float:
-    """Per training example: the reader's products, and the encoder forward and back if inside."""
-    card, width = cell.encoder, cell.spec.budget.reader_width
-    reader = 3 * 2 * card.tokens * width * (card.dim + 4 * width)
-    block = 2 * card.tokens * 12 * card.dim**2 + 4 * card.tokens**2 * card.dim
-    return reader + (2.5 * card.layers * block if cell.chosen.card.in_encoder else 0)
 
 
 def _disk(plan: Plan, options: RunOptions) -> list[str]:
@@ -138,10 +117,6 @@ def _disk(plan: Plan, options: RunOptions) -> list[str]:
         f"cached: {held / _MIB:.0f} MiB of hidden states of any study; data of {prepared} of "
         f"{len(seen)} tasks is prepared",
     ]
-
-
-def _rate(options: RunOptions) -> float:
-    return _GPU_RATE if options.device.startswith("cuda") else _CPU_RATE
 
 
 def _workers(plan: Plan, options: RunOptions) -> int:

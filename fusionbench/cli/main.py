@@ -12,6 +12,7 @@ from fusionbench.cli import (
     doctor,
     export,
     fetch,
+    folder,
     import_lmms,
     listing,
     merge,
@@ -20,20 +21,25 @@ from fusionbench.cli import (
     probe_layers,
     profile,
     reports,
+    reproduce,
     rescore,
     run,
+    verify,
 )
 from fusionbench.cli.app import app
 from fusionbench.cli.streams import shown_streams
 
 COMMANDS = (
     run,
+    folder,
     reports,
     merge,
     ask,
     export,
     import_lmms,
     rescore,
+    verify,
+    reproduce,
     ablate,
     probe_layers,
     profile,

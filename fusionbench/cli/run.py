@@ -1,11 +1,14 @@
 """`fusionbench run`: run the cells of a study that have no record."""
 
+import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -36,14 +39,33 @@ from fusionbench.study.study import (
 
 if TYPE_CHECKING:
     from fusionbench.launchers.jobs import Launcher
+    from fusionbench.launchers.slurm import SlurmOptions
     from fusionbench.launchers.sweep import SweepResult
+    from fusionbench.study.parts import Part
     from fusionbench.study.plan import Plan, ResolvedStudy
 
+LOCAL, SLURM = "local", "slurm"
+WEIGHTS_HELP = "Split the weights of one vlm training over its processes."
+Sbatch = Annotated[
+    list[str],
+    typer.Option(metavar="KEY=VALUE", help="More for the cluster: account=NAME, gres=gpu:1."),
+]
 COMPILE = ("auto", "off", "blocks", "steps")
 COMPILE_HELP = "auto, off, blocks (frozen blocks) or steps (whole steps too)."
 
 
-@app.command("run")
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise UserError(f"a limit must be a finite number, got {value}", "leave it out")
+    return value
+
+
+def limit(text: str) -> Any:
+    """An option that takes a finite number, 0 or larger. Raises UserError for NaN and infinity."""
+    return typer.Option(min=0.0, help=text, callback=_finite)
+
+
+@app.command("run", help="Run the missing cells of a study; a second run has nothing to do.")
 def command(
     study: Annotated[Path | None, typer.Argument(help="A study as a YAML file.")] = None,
     methods: Annotated[list[str], typer.Option(help="all, names, globs.")] = [],  # noqa: B006
@@ -56,14 +78,21 @@ def command(
     data_root: Annotated[str, typer.Option(help="Folder of benchmark files and images.")] = "",
     processes: Annotated[int, typer.Option(min=0, help="Processes of one vlm training.")] = 0,
     micro_batch: Annotated[int, typer.Option(min=0, help="Rows a process trains at a time.")] = 0,
-    shard: Annotated[bool, typer.Option("--shard", help="Split weights over processes.")] = False,
+    shard_weights: Annotated[bool, typer.Option("--shard-weights", help=WEIGHTS_HELP)] = False,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Run part I of N parts only.")] = "",
+    cell: Annotated[str, typer.Option(help="Run the cell of this id only.")] = "",
+    launcher: Annotated[str, typer.Option(help="local, or slurm: on a cluster.")] = LOCAL,
+    partition: Annotated[str, typer.Option(help="Of the cluster; default: its own.")] = "",
+    time: Annotated[int, typer.Option(min=2, help="Minutes of one task of the cluster.")] = 60,
+    sbatch: Sbatch = [],  # noqa: B006
     seeds: Annotated[int | None, typer.Option(help="How many runs of each cell.")] = None,
     preset: Annotated[str, typer.Option(help="quick, paper, smoke; of a file: smoke.")] = "",
     settings: Settings = [],  # noqa: B006
     out: Annotated[str, typer.Option(help="Folder of the results.")] = "results/local",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
-    limit_cache: Annotated[float, typer.Option(min=0.0, help="GiB for hidden states.")] = 20.0,
+    limit_cache: Annotated[float, limit("GiB for hidden states.")] = 20.0,
+    limit_cell: Annotated[float, limit("Seconds until a cell is ended; 0: by forecast.")] = 0.0,
     compile: Annotated[str, typer.Option(help=COMPILE_HELP)] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
@@ -72,23 +101,51 @@ def command(
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
-    """Run the missing cells of a study; a second run has nothing to do."""
-    flags = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
-    chosen = assemble(
-        study, preset, encoder=encoder, seeds=seeds, track=track, language=language, model=model,
-        **flags,
-    )  # fmt: skip
-    if strict_plugins:
-        read(plugin, strict=True)
+    names: Any = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
+    vlm = {"track": track, "language": language, "model": model}
+    chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
     options = RunOptions(
-        out=out, device=checked_device(device), workers=workers, plugins=tuple(plugin),
-        cache_gib=limit_cache, quiet=quiet, compile=checked_compile(compile),
-        checkpoint=checkpoint, data_root=data_root, processes=processes,
-        micro_batch=micro_batch, shard=shard,
+        out=out, device=device, workers=workers, plugins=tuple(plugin), quiet=quiet,
+        cache_gib=limit_cache, cell_seconds=limit_cell, compile=compile, checkpoint=checkpoint,
+        data_root=data_root, processes=processes, micro_batch=micro_batch, shard=shard_weights,
     )  # fmt: skip
+    how = how_of(shard, cell, cluster(launcher, partition, time, sbatch), full=full)
+    raise typer.Exit(start(chosen, options, how, dry_run=dry_run, strict=strict_plugins))
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What of a study runs, where, and what is said of it."""
+
+    part: "Part | None" = None
+    """The part of its plan; None: all of it."""
+    queue: "SlurmOptions | None" = None
+    """What is asked of a cluster; None: it runs on this machine."""
+    note: bool = True
+    """Whether the request is noted in the folder; False for one that stands there already."""
+    full: bool = False
+    """Whether every method is printed."""
+
+
+def how_of(shard: str, cell: str, queue: "SlurmOptions | None", *, full: bool) -> How:
+    """What the flags of a run say. Raises UserError."""
+    from fusionbench.study.parts import one_cell, parse_shard
+
+    if shard and cell:
+        raise UserError("--shard and --cell exclude each other", "a cell is one part of its own")
+    part = partial(one_cell, name=cell) if cell else parse_shard(shard).of if shard else None
+    return How(part=part, queue=queue, full=full)
+
+
+def start(study: Study, options: RunOptions, how: How, *, dry_run: bool, strict: bool) -> int:
+    """Run a study, or print what would run; the exit status. Raises UserError."""
+    checked_device(options.device)
+    checked_compile(options.compile)
+    if strict:
+        read(options.plugins, strict=True)
     if dry_run:
-        raise typer.Exit(show_plan(chosen, options, sys.stdout))
-    raise typer.Exit(run(chosen, options, sys.stdout, full=full))
+        return show_plan(study, options, sys.stdout, how.part)
+    return run(study, options, sys.stdout, how)
 
 
 def assemble(
@@ -141,7 +198,26 @@ def checked_compile(text: str) -> str:
     return text
 
 
-def run(study: Study, options: RunOptions, stream: TextIO, *, full: bool = False) -> int:
+def cluster(
+    launcher: str, partition: str, minutes: int, sbatch: Sequence[str]
+) -> "SlurmOptions | None":
+    """What is asked of a cluster; None for this machine. Raises UserError."""
+    if launcher not in (LOCAL, SLURM):
+        raise unknown("launcher", launcher, (LOCAL, SLURM))
+    if launcher == LOCAL:
+        if partition or sbatch:
+            raise UserError("--partition and --sbatch are for a cluster", "add --launcher slurm")
+        return None
+    from fusionbench.launchers.slurm import SlurmOptions
+
+    pairs = dict(text.partition("=")[::2] for text in sbatch)
+    return SlurmOptions(partition=partition, minutes=minutes, more=pairs)
+
+
+_ALL = How()
+
+
+def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> int:
     """Run the missing cells, write the report, and print the run summary; the exit status."""
     catalog = read(options.plugins)
     from fusionbench.cli import summary
@@ -150,17 +226,20 @@ def run(study: Study, options: RunOptions, stream: TextIO, *, full: bool = False
     require_cache()
     # Names and settings are checked before a folder is made.
     resolved = resolve(study, catalog, download=True, data_root=options.data_root)
-    if launched(options):
+    launcher: Launcher | None = None
+    if how.queue is not None:
+        from fusionbench.launchers.slurm import SlurmLauncher
+
+        launcher = SlurmLauncher(options, how.queue, study)
+    elif launched(options):
         from fusionbench.launchers.world import lead_or_follow
 
         launcher = lead_or_follow(options)
         if launcher is None:
             return OK
-        _, result = execute(resolved, options, launcher)
-    else:
-        _, result = execute(resolved, options)
-    summary.write(Path(options.out), resolved, result, stream, full=full)
-    return exit_status(result, stream)
+    plan, result = execute(resolved, options, launcher, part=how.part, note=how.note)
+    summary.write(Path(options.out), plan.resolved, result, stream, full=how.full)
+    return exit_status(plan, result, stream)
 
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -183,9 +262,18 @@ def launched(options: RunOptions) -> bool:
 
 
 def execute(
-    resolved: "ResolvedStudy", options: RunOptions, launcher: "Launcher | None" = None
+    resolved: "ResolvedStudy",
+    options: RunOptions,
+    launcher: "Launcher | None" = None,
+    *,
+    part: "Part | None" = None,
+    note: bool = True,
+    begun: "Callable[[Plan], None] | None" = None,
 ) -> "tuple[Plan, SweepResult]":
-    """Run the missing cells of a study on this machine and note the request in `study.json`."""
+    """Note the request in `study.json` and run its missing cells, or those of a part of it.
+
+    `begun` is called with the plan before its first cell runs.
+    """
     from fusionbench.cli.summary import note_request
     from fusionbench.launchers.local import LocalLauncher
     from fusionbench.launchers.progress import make_progress
@@ -195,21 +283,43 @@ def execute(
 
     store = Store.create(options.out)
     plan = make_plan(resolved, store.finished(), keep=True)
+    plan = part(plan) if part else plan
+    # Before the first cell: a report of a run that was killed knows what is missing.
+    if note:
+        note_request(store, plan.resolved)
+    if begun:
+        begun(plan)
     chosen = launcher or LocalLauncher(options)
     result = run_plan(plan, chosen, make_progress(quiet=options.quiet))
-    note_request(store, resolved)
+    _count_missing(plan, result, options)
     return plan, result
 
 
-def exit_status(result: "SweepResult", stream: TextIO) -> int:
-    """The exit status of a run; an interrupted one says how to go on."""
+def _count_missing(plan: "Plan", result: "SweepResult", options: RunOptions) -> None:
+    """Count as failed the cells that were run and are not on disk: somebody removed them."""
+    from fusionbench.records.store import Store
+
+    if result.interrupted or not result.executed:
+        return
+    there = Store.open(options.out).finished()
+    missing = sum(cell.spec.id not in there for cell in plan.pending)
+    if (gone := missing - result.failed) > 0:
+        result.executed, result.failed = result.executed - gone, missing
+        sys.stderr.write(f"note: {gone} cells were run and have no record in {options.out}\n")
+
+
+def exit_status(plan: "Plan", result: "SweepResult", stream: TextIO) -> int:
+    """The exit status of a run; an interrupted one says how to go on.
+
+    A run without a cell, or without a task that was asked for, is no success.
+    """
     if result.interrupted:
         stream.write("interrupted: the same command resumes the run\n")
         return INTERRUPTED
-    return FAILED if result.failed else OK
+    return FAILED if result.failed or plan.lost or not plan.cells else OK
 
 
-def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
+def show_plan(study: Study, options: RunOptions, stream: TextIO, part: "Part | None" = None) -> int:
     """Print what `run` would do; no result is written."""
     catalog = read(options.plugins)
     from fusionbench.cli.forecast import forecast
@@ -221,5 +331,7 @@ def show_plan(study: Study, options: RunOptions, stream: TextIO) -> int:
     finished = store.finished() if store else {}
     say(store.problems if store else ())
     records = store.records(finished) if store else ()
-    stream.write(forecast(make_plan(resolved, finished), options, records))
-    return OK
+    plan = make_plan(resolved, finished)
+    plan = part(plan) if part else plan
+    stream.write(forecast(plan, options, records))
+    return OK if plan.cells and not plan.lost else FAILED

@@ -22,7 +22,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from fusionbench.api.encoders import Encoder
-from fusionbench.api.errors import UserError
+from fusionbench.api.errors import FatalError, UserError
 from fusionbench.api.fusion import Tap
 from fusionbench.records.cell import canonical
 from fusionbench.records.files import cache_dir
@@ -288,14 +288,14 @@ def _refuse_overflow(shape: tuple[int, int, int], dtype: str, taps: int, limit_g
     folder.mkdir(parents=True, exist_ok=True)
     used = sum(path.stat().st_size for path in folder.glob("*.npy"))
     if used + need > limit_gib * _GIB:
-        raise UserError(
+        raise FatalError(
             f"the feature cache would grow to {(used + need) / _GIB:.2f} GiB, "
             f"the limit is {limit_gib:g} GiB",
             hint=f"raise --limit-cache, use float16 features, or empty {folder}",
         )
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise UserError(
+        raise FatalError(
             f"{need / _GIB:.2f} GiB of features do not fit: {free / _GIB:.2f} GiB are free",
             hint="set FUSIONBENCH_CACHE to a larger disk",
         )

@@ -96,6 +96,19 @@ class Materials:
         count = asked.mask[batch.questions].sum(dim=1) + told.mask[batch.answers].sum(dim=1)
         return total / count[:, None]
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors that cells share; hidden states come last, as they are read."""
+        tables = (self.questions, self._leak)
+        return [
+            *(one for table in tables for one in (table.tokens, table.mask)),
+            self.queries,
+            self.question_kernel,
+            self.shuffled_questions,
+            self.answers,
+            *(one for b in self.splits.values() for one in (b.rows, b.questions, b.answers)),
+            *self._taps.values(),
+        ]
+
     def states(self, rows: Int[Tensor, " example"]) -> States:
         """The hidden states of these images, by tap."""
 

@@ -42,7 +42,7 @@ def all_taps(trainings: Iterable[TrainJob | ModelJob], encoder: Encoder) -> set[
             try:
                 for seed in _seeds(job, cell):
                     taps |= _taps(job, cell, encoder, seed)
-            except Exception:
+            except (Exception, SystemExit):
                 continue
     return taps
 

@@ -7,21 +7,25 @@ that is killed while a model is trained goes on from its last checkpoint.
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fusionbench.api.errors import UserError
+from fusionbench.api.errors import FatalError, UserError
 from fusionbench.api.sources import find_source
 from fusionbench.api.types import Unsupported
 from fusionbench.harness.cell import Tuned, choose_lr, scored
 from fusionbench.harness.stepping import needs_encoder, taps_of
-from fusionbench.launchers.jobs import Event
+from fusionbench.launchers.jobs import Event, company_of
 from fusionbench.launchers.keys import feature_key
+from fusionbench.launchers.state import contained
 from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, RunOptions, Setting
 from fusionbench.records.files import sha256_of
 from fusionbench.records.locks import claimed
 from fusionbench.registry.cards import BenchmarkCard
+from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.plugins import load_benchmark, load_method, load_task
+from fusionbench.study.parts import places
 from fusionbench.study.plan import Cell, ModelJob, layer_candidates, tuning_specs
 from fusionbench.vlm.build import (
     Built,
@@ -64,7 +68,7 @@ class ModelRunner:
 
     def run(self, job: ModelJob) -> Iterator[Event]:
         """Do a job and report each cell; a task that fails does not stop the others."""
-        with claimed(self.store.folder, job.id, wait=job.wait) as ours:
+        with claimed(self.store.folder, job.id, wait=job.wait, cells=places(job.cells)) as ours:
             if not ours:
                 yield from (Event(kind="claimed", cell=cell) for cell in job.cells)
                 return
@@ -79,17 +83,26 @@ class ModelRunner:
         if why := damage(self.store.folder, job.id):
             yield Event(kind="note", text=why)
         try:
-            session = self.session(job)
-            ready = self._ready(job, session)
+            with contained():
+                session = self.session(job)
+            with self._guarded(job), contained():
+                ready = self._ready(job, session)
         except Unsupported as reason:
             yield from (self._skipped(cell, reason) for cell in cells)
-        except UserError:
+        except FatalError:
             raise
         except Exception as error:  # a method may raise anything
+            if isinstance(error, UserError) and not company_of(job):
+                raise
             yield from (self.runner.failed(cell, error) for cell in cells)
         else:
             for cell in cells:
                 yield self._recorded(session, ready, cell)
+
+    def _guarded(self, job: ModelJob) -> AbstractContextManager[None]:
+        """A process for code of plug-ins is compared and set back after a training."""
+        strange = bool(company_of(job))
+        return self.runner.state.kept("model", job.id) if strange else nullcontext()
 
     def session(self, job: ModelJob) -> Session:
         """The encoder, bundles and rows of a job."""
@@ -207,12 +220,15 @@ class ModelRunner:
     def _recorded(self, session: Session, ready: Ready, cell: Cell) -> Event:
         """Score one task and write its record."""
         try:
-            record, found = self._scored(session, ready, cell)
+            with contained():
+                record, found = self._scored(session, ready, cell)
         except Unsupported as reason:
             return self._skipped(cell, reason)
-        except UserError:
+        except FatalError:
             raise
         except Exception as error:  # a task may raise anything
+            if isinstance(error, UserError) and cell.task.source == BUILT_IN:
+                raise
             return self.runner.failed(cell, error)
         self.runner.write(cell, record, found.outcomes, found.items, found.answers)
         return Event(kind="done", cell=cell)

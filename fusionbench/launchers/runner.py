@@ -13,7 +13,7 @@ from filelock import FileLock
 from jaxtyping import UInt8
 
 from fusionbench.api.encoders import Encoder
-from fusionbench.api.errors import UserError
+from fusionbench.api.errors import FatalError, UserError
 from fusionbench.api.types import Unsupported
 from fusionbench.encoders import features
 from fusionbench.harness import bundle as data
@@ -22,17 +22,20 @@ from fusionbench.harness.cell import Outcome, PassCell, Tuned, choose_layer, cho
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.passes import run_pass
-from fusionbench.launchers.jobs import EncodeJob, Event, Job
+from fusionbench.launchers.jobs import EncodeJob, Event, Job, TapsJob, by_task, company_of
 from fusionbench.launchers.keys import all_taps, feature_key, seeds_of_pass
+from fusionbench.launchers.signing import shortened, signed
+from fusionbench.launchers.state import ProcessState, Spoiled, contained
 from fusionbench.records.answers import Said
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.records.locks import claimed
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
-from fusionbench.registry.provenance import code_state, hardware, plugin_files, software
+from fusionbench.registry.provenance import hardware
 from fusionbench.study.data import load_data
 from fusionbench.study.language import LLAVA
+from fusionbench.study.parts import places
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs
 
 if TYPE_CHECKING:
@@ -91,9 +94,21 @@ class Runner:
         self.world = world
         self.device = world.device if world is not None else choose_device(options.device)
         self.store = Store.open(options.out)
+        self.state = ProcessState(self._forget, compiles=self._compiles)
         self._encoders: dict[tuple[str, int], Encoder] = {}
         self._materials: tuple[str, Materials] | None = None
         self._checkpoint: tuple[tuple[str, torch.dtype], Checkpoint] | None = None
+
+    @property
+    def _compiles(self) -> bool:
+        wanted = self.options.compile
+        return wanted in ("blocks", "steps") or (wanted == "auto" and self.device.type == "cuda")
+
+    def _forget(self, *, encoders: bool) -> None:
+        """Drop the tensors that trainings share; what was on disk is read again."""
+        self._materials = None
+        if encoders:
+            self._encoders, self._checkpoint = {}, None
 
     @cached_property
     def models(self) -> "ModelRunner":
@@ -105,13 +120,18 @@ class Runner:
 
     def run(self, job: Job) -> Iterator[Event]:
         """Do a job and report each cell; a cell that fails does not stop the others."""
+        self.state.enter(stranger=bool(company_of(job)))
         if isinstance(job, EncodeJob):
             self.encode(job)
-            return
-        if isinstance(job, ModelJob):
-            yield from self.models.run(job)
-            return
-        with claimed(self.store.folder, job.id, wait=job.wait) as ours:
+        elif isinstance(job, TapsJob):
+            yield from self.taps(job)
+        else:
+            yield from self.models.run(job) if isinstance(job, ModelJob) else self._train(job)
+        if self.state.spoiled:
+            yield Event(kind="spoiled", text=self.state.spoiled)
+
+    def _train(self, job: TrainJob) -> Iterator[Event]:
+        with claimed(self.store.folder, job.id, wait=job.wait, cells=places(job.cells)) as ours:
             if not ours:
                 yield from (Event(kind="claimed", cell=cell) for cell in job.cells)
                 return
@@ -119,25 +139,48 @@ class Runner:
             there = {cell.spec.id for cell in job.cells if self.store.find(cell.spec.id)}
             yield from (Event(kind="found", cell=c) for c in job.cells if c.spec.id in there)
             for cells in passes([cell for cell in job.cells if cell.spec.id not in there]):
+                if self.state.spoiled:
+                    return
                 yield from self._run_pass(job, cells)
+
+    def taps(self, job: TapsJob) -> Iterator[Event]:
+        """The hidden states that methods of a plug-in read, task by task, to be encoded."""
+        for task, trainings in by_task(job.trainings).items():
+            asked = EncodeJob(task=task, trainings=tuple(trainings))
+            with contained():
+                taps = all_taps(trainings, self.encoder(asked.cell))
+            yield Event(kind="taps", encode=replace(asked, taps=frozenset(taps)))
 
     def encode(self, job: EncodeJob) -> None:
         """Write the task's bundle and every hidden state that the trainings read."""
         cell = job.cell
-        bundle, images = self.bundle(cell)
-        encoder = self.encoder(cell)
+        with contained():
+            bundle, images = self._read(cell)
+            encoder = self.encoder(cell)
+        # Whatever the code of a task has changed.
+        self.state.restore()
         key = feature_key(cell.spec, bundle, encoder.size)
         lock = cache_dir("locks", f"{bundle.images[:24]}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         # Other runs that need the same hidden states wait for these.
         with FileLock(lock):
-            wanted = features.missing_taps(key, all_taps(job.trainings, encoder))
+            taps = all_taps(job.trainings, encoder) if job.taps is None else job.taps
+            wanted = features.missing_taps(key, taps)
             if wanted:
                 if images is None and (images := data.kept_images(bundle)) is None:
                     _, images = data.cut(cell.spec.task, load_data(cell.local), cell.spec.budget)
                 limit = self.options.cache_gib
                 features.encode(encoder, images, key, wanted, limit_gib=limit, device=self.device)
         data.drop_images(bundle)
+
+    def _read(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
+        """As `bundle`; a task that cannot be loaded ends its own cells only."""
+        try:
+            return self.bundle(cell)
+        except FatalError:
+            raise
+        except UserError as error:
+            raise RuntimeError(error.message) from error
 
     def _run_pass(self, job: TrainJob, cells: Sequence[Cell]) -> Iterator[Event]:
         yield from (Event(kind="begun", cell=cell) for cell in cells)
@@ -148,9 +191,13 @@ class Runner:
             for cell in cells:
                 self.write(cell, CellRecord(spec=cell.spec, status="skipped", reason=str(reason)))
                 yield Event(kind="skipped", cell=cell, text=str(reason))
-        except UserError:
+        except Spoiled:
+            return
+        except FatalError:
             raise
         except Exception as error:  # a method may raise anything
+            if isinstance(error, UserError) and not company_of(job):
+                raise
             yield from (self.failed(cell, error) for cell in cells)
         else:
             yield from (self._recorded(job, cell, outcomes[cell.spec.id]) for cell in cells)
@@ -180,8 +227,11 @@ class Runner:
         return choose_lr(scores)
 
     def _outcomes(self, job: TrainJob, members: Sequence[PassCell]) -> dict[str, Outcome]:
-        method, materials = load_method(job.first.chosen.card), self._materials_of(job)
-        found = run_pass(method, materials, members, eval_batch=self.options.eval_batch)
+        with contained():
+            method, materials = load_method(job.first.chosen.card), self._materials_of(job)
+        spec = members[0].spec
+        with self.state.kept(spec.method, spec.task, spec.seed), contained():
+            found = run_pass(method, materials, members, eval_batch=self.options.eval_batch)
         return {
             each.spec.id: one for each, one in zip(members, found, strict=True) if one is not None
         }
@@ -190,15 +240,18 @@ class Runner:
         if isinstance(outcome, FloatingPointError):
             return self.failed(cell, outcome)
         record, scores = outcome
-        examples = self._materials_of(job).bundle.test
+        examples = self._bundle.test
         self.write(cell, record, scores, Items(names=examples.items, groups=examples.groups))
         return Event(kind="done", cell=cell)
 
     def failed(self, cell: Cell, error: Exception) -> Event:
+        """Record a failure with the end of its traceback; its event."""
         lines = "".join(traceback.format_exception(error)).strip().splitlines()[-_ERROR_LINES:]
-        record = CellRecord(spec=cell.spec, status="failed", reason="\n".join(lines))
+        reason = shortened("\n".join([*lines, *self.state.notes()]))
+        record = CellRecord(spec=cell.spec, status="failed", reason=reason)
         self.store.write_failure(self.signed(cell, record))
-        return Event(kind="failed", cell=cell, text=f"{type(error).__name__}: {error}")
+        text = error.message if isinstance(error, UserError) else lines[-1] if lines else ""
+        return Event(kind="failed", cell=cell, text=shortened(text))
 
     def write(
         self,
@@ -209,34 +262,16 @@ class Runner:
         answers: Sequence[Said] = (),
     ) -> None:
         """Store the record of a cell, signed, with its outcomes and answers."""
+        if notes := self.state.notes():
+            record = replace(record, notes=(*record.notes, *notes))
         self.store.write(self.signed(cell, record), outcomes, items, answers)
 
     def signed(self, cell: Cell, record: CellRecord) -> CellRecord:
         """The record with the facts of its cards, and with what it was made by."""
-        card, task = cell.chosen.card, cell.task
         if record.parameters:
             frozen = sum(p.numel() for p in self.encoder(cell).parameters())
             record = replace(record, parameters={**record.parameters, "encoder": frozen})
-        return replace(
-            record,
-            label=cell.chosen.label,
-            family=card.family,
-            control=card.control,
-            representative=card.representative and cell.chosen.label == card.name,
-            reads_answers=card.reads_answers,
-            group=task.group,
-            task_family=task.family,
-            in_suite=task.in_suite,
-            provenance={
-                "code": code_state(),
-                "software": software(),
-                "hardware": hardware(str(self.device)),
-                "method": card.source,
-                "task": task.source,
-                "encoder": cell.encoder.origin,
-                "plugin_files": plugin_files(card, task, cell.encoder),
-            },
-        )
+        return signed(cell, record, hardware(str(self.device)))
 
     def bundle(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
         path = data.bundle_path(cell.spec.task, cell.spec.data, cell.spec.budget)
@@ -255,10 +290,10 @@ class Runner:
                 if checkpoint is None
                 else checkpoint.encoder
             )
-            wanted = self.options.compile
-            if wanted in ("blocks", "steps") or (wanted == "auto" and self.device.type == "cuda"):
+            if self._compiles:
                 compile_blocks(built)
             self._encoders[key] = Checkpointed(built) if self.options.checkpoint else built
+            self.state.seal(self._encoders[key])
         return self._encoders[key]
 
     def checkpoint(self, spec: CellSpec) -> "Checkpoint | None":
@@ -276,6 +311,7 @@ class Runner:
         cell, name = job.first, job.first.spec.task
         if self._materials is None or self._materials[0] != name:
             encoder, budget, bundle = self.encoder(cell), cell.spec.budget, self.bundle(cell)[0]
+            self._bundle = bundle
             materials = Materials(
                 name=name,
                 task=load_task(cell.local),
@@ -288,6 +324,7 @@ class Runner:
                 compiled="default" if self.options.compile == "steps" else "",
             )
             self._materials = (name, materials)
+            self.state.share(materials)
         return self._materials[1]
 
 
@@ -298,9 +335,14 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if here else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not here:
-        raise UserError(
+        raise FatalError(
             f"no CUDA device here, but --device {name} asks for one", "use --device cpu"
         )
+    if device.index is not None:
+        if device.index >= (count := torch.cuda.device_count()):
+            raise FatalError(f"no device {name} here", f"known: cuda:0 to cuda:{count - 1}")
+        # Else some calls would use the memory of the first GPU.
+        torch.cuda.set_device(device)
     return device
 
 

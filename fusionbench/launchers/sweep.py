@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from fusionbench.launchers.jobs import EncodeJob, Event, Job, Launcher, jobs_of
+from fusionbench.launchers.jobs import EncodeJob, Event, Job, Launcher, TapsJob, jobs_of
 from fusionbench.study.plan import Cell, Plan
 
 
@@ -66,7 +66,7 @@ class _Counts:
 
     def held(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs with cells that another run holds, to be waited for."""
-        trainings = [job for job in jobs if not isinstance(job, EncodeJob)]
+        trainings = [job for job in jobs if not isinstance(job, EncodeJob | TapsJob)]
         return [
             replace(job, wait=True)
             for job in trainings

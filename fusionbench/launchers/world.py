@@ -6,9 +6,12 @@ others train with it, one model after the other.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 
-from fusionbench.launchers.jobs import Event, Job
+from fusionbench.launchers.jobs import Event, Job, in_turn
 from fusionbench.launchers.runner import Runner
+from fusionbench.launchers.signing import Failures
+from fusionbench.launchers.workers import events_of
 from fusionbench.records.cell import RunOptions
 from fusionbench.vlm.processes import World, dismiss, follow, joined
 
@@ -18,14 +21,14 @@ class WorldLauncher:
 
     def __init__(self, options: RunOptions, world: World, *, entered: ExitStack) -> None:
         self._runner = Runner(options, world=world)
+        self._fail = Failures(options)
         self._world = world
         self._entered = entered
 
     def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> None:
         """Run all jobs, in their order. Raises UserError for what makes further work impossible."""
-        for job in jobs:
-            for event in self._runner.run(job):
-                on_event(event)
+        for event in in_turn(partial(events_of, self._runner.run), jobs, self._fail):
+            on_event(event)
 
     def close(self) -> None:
         """Let the other processes end."""

@@ -227,6 +227,8 @@ class RunOptions:
     """Rows that a process trains at a time; 0: all that it has of a batch."""
     shard: bool = False
     """Split weights and optimiser over the processes instead of copying them."""
+    cell_seconds: float = 0.0
+    """Time after which a cell is ended; 0: many times what the forecast says."""
 
 
 _STUDY_IDENTITY = (
@@ -242,6 +244,7 @@ NOT_IDENTITY = frozenset(
     {f"RunOptions.{name}" for name in ("out", "device", "workers", "plugins", "cache_gib")}
     | {"RunOptions.eval_batch", "RunOptions.quiet", "RunOptions.compile", "RunOptions.checkpoint"}
     | {f"RunOptions.{name}" for name in ("data_root", "processes", "micro_batch", "shard")}
+    | {"RunOptions.cell_seconds"}
     | {
         f"Study.{name}"
         for name in ("name", "baseline", "contrasts", "margins", "note", "references")

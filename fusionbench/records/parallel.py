@@ -1,9 +1,11 @@
-"""Jobs in forked worker processes, one for each core, with results in the order of the jobs.
+"""Jobs in other processes: forked ones, one for each core, or a fresh one for a stranger's code.
 
-A worker inherits the memory that its jobs read, 100,000 records for example, and sends back their
-results. Memory is copied only where it is written to.
+A forked worker inherits the memory that its jobs read, 100,000 records for example, and sends back
+their results in the order of the jobs. Memory is copied only where it is written to. Every child
+ends with its parent, however that ends.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -12,7 +14,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from contextlib import redirect_stdout, suppress
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 MOST = 2
@@ -74,9 +78,87 @@ def _adopt(jobs: Sequence[Work[Result]]) -> None:
     """Initialise a worker."""
     global _jobs  # noqa: PLW0603  (a job cannot be pickled)
     _jobs = jobs
+    die_with_parent()
     # Ctrl-C reaches every process: workers end silently, the parent reports it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _run(index: int) -> object:
     return _jobs[index]()
+
+
+_DEATH_SIGNAL = 1
+"""`PR_SET_PDEATHSIG` of prctl(2)."""
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this child process when its parent dies; elsewhere a thread watches.
+
+    The parent of a worker may be a server of forks, which ends with the process that started it.
+    """
+    parent = parent_process()
+    if parent is None:
+        return
+    asked = False
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            asked = ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) == 0
+    if not asked:
+        threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
+    elif wait([parent.sentinel], 0):
+        # It died before the kernel was asked.
+        os._exit(1)
+
+
+def _watch(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+class LostError(RuntimeError):
+    """A child process ended, or did not end in time, without a result."""
+
+
+_GRACE_SECONDS = 5.0
+
+
+def in_child(
+    function: Callable[..., Result], *arguments: object, seconds: float | None = None
+) -> Result:
+    """The result of a function in a fresh process, which contains crashes and endless loops.
+
+    Function, arguments and result are pickled; what the child prints goes to standard error.
+    Raises LostError where the child ends or takes longer than `seconds`, and RuntimeError with the
+    text of whatever the function raises, `SystemExit` included.
+    """
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(theirs, function, arguments), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        if not ours.poll(seconds):
+            raise LostError(f"did not end within {seconds:.0f} s")
+        sound, found = ours.recv()
+    except (EOFError, OSError, ValueError) as error:
+        child.join(_GRACE_SECONDS)
+        raise LostError(f"ended the process (exit code {child.exitcode})") from error
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+    if not sound:
+        raise RuntimeError(str(found))
+    return found
+
+
+def _child(connection: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with redirect_stdout(sys.stderr):
+            answer = (True, function(*arguments))
+    # Including SystemExit: sys.exit in a plug-in is a failure.
+    except BaseException as error:
+        answer = (False, f"{type(error).__name__}: {error}")
+    connection.send(answer)

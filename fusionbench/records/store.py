@@ -88,13 +88,16 @@ class Store:
     def __exit__(self, *error: object) -> None:
         """Nothing is held: each record is written at once."""
 
-    def finished(self) -> dict[str, Path]:
+    def finished(self, *, reread: bool = False) -> dict[str, Path]:
         """Files of the sound cells that are done or skipped, by id, in the order of ids.
 
-        A file that was checked before and has not changed since is not read again. Files and lines
-        that are foreign, truncated or edited do not count and are listed in `problems`.
+        A file that was checked before and has not changed since is not read again, unless `reread`
+        asks for it. Files and lines that are foreign, truncated or edited do not count and are
+        listed in `problems`.
         """
         self._verified.recheck(self.facts)
+        if reread:
+            self._verified.states.clear()
         packed, noted = self._packed
         self.problems = list(noted)
         found = {cell: self._archive.file for cell, line in packed.items() if TUNING not in line}

@@ -1,5 +1,6 @@
 """YAML files that people write: every error names the file, the line and the nearest known key."""
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,16 @@ def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
         section.lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
         return section
 
+    def number(loader: Any, node: Any) -> float:
+        value = float(loader.construct_yaml_float(node))
+        if not math.isfinite(value):
+            raise UserError(
+                f"{source}, line {node.start_mark.line + 1}: {node.value} is not a finite number",
+                "leave the key out for its default",
+            )
+        return value
+
+    Loader.add_constructor("tag:yaml.org,2002:float", number)
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
         values = yaml.load(text, Loader)  # noqa: S506  (a SafeLoader with line numbers)

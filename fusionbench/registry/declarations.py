@@ -6,6 +6,7 @@ literals is reported as a problem of its file.
 
 import ast
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,8 @@ def _declarations(module: _Module, node: ast.ClassDef) -> Iterator[Declaration]:
         if kind is None:
             continue
         arguments = _arguments(kind, decorator)
+        if kind == "method":
+            _require_settings(arguments, decorator.lineno)
         root = module.root(node)
         if ROOTS[root] != kind:
             raise Unreadable(f"line {node.lineno}: class {node.name} is a {root}, not a {kind}")
@@ -183,8 +186,39 @@ def _settings(module: _Module, node: ast.ClassDef) -> dict[str, registry.Setting
     for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
         if default is None:
             raise Unreadable(f"line {argument.lineno}: setting {argument.arg!r} has no default")
-        settings[argument.arg] = _literal(default, f"the default of {argument.arg!r}")
+        value = _literal(default, f"the default of {argument.arg!r}")
+        _require_setting(value, f"line {default.lineno}: the default of {argument.arg!r}")
+        settings[argument.arg] = value
     return settings
+
+
+def _require_setting(value: object, what: str) -> None:
+    """Raise Unreadable unless a setting may have this value.
+
+    A list or a dict would be shared by all cells, and one cell could change the others' settings.
+    """
+    if isinstance(value, tuple):
+        fits = all(type(item) is int for item in value)
+    elif isinstance(value, float):
+        fits = math.isfinite(value)
+    else:
+        fits = isinstance(value, bool | int | str)
+    if not fits:
+        raise Unreadable(
+            f"{what} is {value!r}; a setting is true or false, a finite number, a word or a tuple "
+            "of integers such as (1, 2)"
+        )
+
+
+def _require_settings(arguments: Mapping[str, Any], line: int) -> None:
+    """The same of the settings that variants change and that switches try."""
+    variants, switches = arguments["variants"] or {}, arguments["switches"] or {}
+    for kind, name, values in (
+        *(("variant", name, changes.items()) for name, changes in variants.items()),
+        *(("switch", name, [(name, one) for one in levels]) for name, levels in switches.items()),
+    ):
+        for key, value in values:
+            _require_setting(value, f"line {line}: {key!r} of {kind} {name!r}")
 
 
 def _attributes(module: _Module, node: ast.ClassDef) -> dict[str, Any]:

@@ -9,11 +9,8 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +19,7 @@ from fusionbench.api.benchmarks import Benchmark
 from fusionbench.api.errors import UserError
 from fusionbench.api.tasks import Task
 from fusionbench.encoders.card import EncoderCard
+from fusionbench.records.parallel import LostError, in_child
 from fusionbench.registry.cards import Card
 from fusionbench.registry.catalog import BenchmarkCard, Catalog, MethodCard, TaskCard
 from fusionbench.registry.discovery import BUILT_IN, Location
@@ -118,8 +116,8 @@ def load_class(name: str, module: str, cls: str, source: str) -> Any:
     """A class of a module or file. Raises UserError if the import fails or the class is missing."""
     try:
         imported = import_from(module)
-    # A plug-in may raise anything; the error goes into the record of its cells.
-    except Exception as error:
+    # A plug-in may raise anything, SystemExit included; it goes into the record of its cells.
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"{name}: {source} cannot be imported: {type(error).__name__}: {error}",
             "`fusionbench doctor` shows where",
@@ -232,36 +230,22 @@ def _declared(catalog: Catalog, location: Location) -> list[Named]:
 
 def _import_in_child(module: str, named: Sequence[Named]) -> str:
     """Traceback of an import in a child process; empty if it succeeds."""
-    # Spawned like a worker, with the same search path.
-    context = get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_import, args=(theirs, module, list(named)), daemon=True)
-    child.start()
-    theirs.close()
     try:
-        if not ours.poll(_TIMEOUT_SECONDS):
-            return f"its import did not end within {_TIMEOUT_SECONDS:.0f} s"
-        return str(ours.recv())
-    except EOFError:
-        child.join(5)
-        return f"its import ended the process (exit code {child.exitcode})"
-    finally:
-        child.kill()
-        child.join()
-        ours.close()
+        # Spawned like a worker, with the same search path.
+        return in_child(_import, module, list(named), seconds=_TIMEOUT_SECONDS)
+    except LostError as error:
+        return f"its import {error}"
 
 
-def _import(connection: Connection, module: str, named: list[Named]) -> None:
-    error = ""
+def _import(module: str, named: list[Named]) -> str:
     try:
-        with redirect_stdout(sys.stderr):
-            imported = import_from(module)
-            for kind, name, cls in named:
-                require_kind(kind, name, getattr(imported, cls, None))
+        imported = import_from(module)
+        for kind, name, cls in named:
+            require_kind(kind, name, getattr(imported, cls, None))
     # Including SystemExit: sys.exit in a plug-in is a failure.
     except BaseException:
-        error = traceback.format_exc().strip()
-    connection.send(error)
+        return traceback.format_exc().strip()
+    return ""
 
 
 def _name(checked: PluginCheck) -> str:

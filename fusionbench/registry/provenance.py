@@ -44,7 +44,9 @@ def software() -> Mapping[str, str]:
 @cache
 def hardware(device: str) -> Mapping[str, str]:
     """Processor, and GPU with driver for a CUDA device."""
-    described = {"device": device, "machine": platform.machine(), "cpu": _cpu_name()}
+    # Which of several equal GPUs it was decides nothing.
+    kind = device.partition(":")[0]
+    described = {"device": kind, "machine": platform.machine(), "cpu": _cpu_name()}
     if device.startswith("cuda"):
         import torch
 

@@ -1,5 +1,6 @@
 """Resolve names, globs, `all` and settings of a study to methods, tasks and benchmarks."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _KINDS: Mapping[type, str] = {
     bool: "true or false",
     int: "an integer",
-    float: "a number",
+    float: "a finite number",
     str: "a word",
     tuple: "integers such as (1,2,3)",
 }
@@ -240,9 +241,9 @@ def coerce(what: str, value: object, kind: type) -> Setting:
     """`value`, or the value of its text, as `kind`. Raises UserError for another type."""
     try:
         found = _read(value, kind)
-    except ValueError:
+    except (ValueError, OverflowError):
         found = None
-    if found is None:
+    if found is None or (isinstance(found, float) and not math.isfinite(found)):
         hint = "`fusionbench list methods` shows all settings with their defaults"
         raise UserError(f"{what} must be {_KINDS[kind]}, got {value!r}", hint)
     return found

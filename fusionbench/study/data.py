@@ -31,9 +31,13 @@ from fusionbench.encoders.preprocessing import Preprocessing
 from fusionbench.harness.bundle import keep
 from fusionbench.records.cell import Budget, canonical
 from fusionbench.records.files import cache_dir, write_atomic
-from fusionbench.records.parallel import in_order
+from fusionbench.records.parallel import in_child, in_order
 from fusionbench.registry.catalog import BenchmarkCard, TaskCard
+from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.plugins import load_benchmark, load_task
+
+_LOAD_SECONDS = 3600.0
+"""Of one task of a plug-in."""
 
 
 def load_data(card: TaskCard) -> TaskData:
@@ -41,6 +45,10 @@ def load_data(card: TaskCard) -> TaskData:
     if (packed := packed_data(card.name)) is not None:
         return packed
     data = load_task(card).load()
+    if not isinstance(data, TaskData):
+        raise TypeError(
+            f"load() of task {card.name!r} returned {type(data).__name__}, not TaskData"
+        )
     validate(data)
     return data
 
@@ -54,11 +62,47 @@ def task_hashes(cards: Sequence[TaskCard], keep_for: Budget | None = None) -> Ma
     """`task_hash` by name; what is not known yet is looked at several at a time.
 
     What was rendered or read for it is thrown away; with a budget its cut is kept for the encoder.
+    Raises UserError for a task that cannot be loaded.
+    """
+    found, failed = tried_hashes(cards, keep_for)
+    for name, why in failed.items():
+        raise UserError(f"task {name!r}: {why}", "leave it out, or mend it")
+    return found
+
+
+def tried_hashes(
+    cards: Sequence[TaskCard], keep_for: Budget | None = None
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """As `task_hashes`, and the reasons of the tasks that cannot be loaded, by name.
+
+    The code of a plug-in is run in a process of its own.
     """
     found = {card.name: _known(card) for card in cards}
     unknown = [card for card in cards if not found[card.name]]
-    looks = in_order([partial(_look, card, keep_for) for card in unknown])
-    return found | {card.name: seen for card, seen in zip(unknown, looks, strict=True)}
+    own = [card for card in unknown if card.source == BUILT_IN]
+    looks = list(in_order([partial(_tried, card, keep_for) for card in own]))
+    looks += [_tried_apart(card, keep_for) for card in unknown if card.source != BUILT_IN]
+    unknown = [*own, *(card for card in unknown if card.source != BUILT_IN)]
+    failed = {card.name: why for card, (_, why) in zip(unknown, looks, strict=True) if why}
+    found |= {card.name: seen for card, (seen, _) in zip(unknown, looks, strict=True)}
+    return {name: seen for name, seen in found.items() if seen}, failed
+
+
+def _tried(card: TaskCard, budget: Budget | None) -> tuple[str, str]:
+    """The hash of a task's data, or why there is none: a task may raise anything."""
+    try:
+        return _look(card, budget), ""
+    except UserError as error:
+        return "", error.message
+    except (Exception, SystemExit) as error:
+        return "", f"cannot be loaded: {type(error).__name__}: {error}"
+
+
+def _tried_apart(card: TaskCard, budget: Budget | None) -> tuple[str, str]:
+    try:
+        return in_child(_tried, card, budget, seconds=_LOAD_SECONDS)
+    except RuntimeError as error:
+        return "", f"cannot be loaded: {error}"
 
 
 def benchmark_hash(card: BenchmarkCard, data_root: str) -> str:

@@ -28,7 +28,7 @@ from fusionbench.registry.selection import (
     select_tasks,
 )
 from fusionbench.study.contrasts import check_known, read_contrasts
-from fusionbench.study.data import benchmark_hash, check_packed, task_hashes
+from fusionbench.study.data import benchmark_hash, check_packed, tried_hashes
 from fusionbench.study.language import LanguageCard, describe_language
 from fusionbench.study.mixture import Mixed, MixtureCard, describe_mixture, parse_mixture
 from fusionbench.study.study import ALL, LOCAL_TASKS, OWN, PRESETS, PROBE, VLM, Study
@@ -283,6 +283,8 @@ class Plan:
     """Task -> hash of its data; in the track `vlm` of the mixture's tasks too."""
     mixtures: tuple[Mixed, ...] = ()
     """Of the track `vlm`: the mixture of each stage."""
+    lost: tuple[Unavailable, ...] = ()
+    """Tasks that were chosen and cannot be loaded; also among those that are left out."""
 
     @property
     def finished(self) -> int:
@@ -335,7 +337,9 @@ def make_plan(resolved: ResolvedStudy, finished: Container[str], *, keep: bool =
     """
     cards = {card.name: card for card in (*resolved.tasks, *resolved.mixture)}
     local = [card for card in cards.values() if isinstance(card, TaskCard)]
-    hashes = dict(task_hashes(local, resolved.study.budget if keep else None))
+    known, failed = tried_hashes(local, resolved.study.budget if keep else None)
+    resolved, lost = _without(resolved, failed)
+    hashes = dict(known)
     for card in cards.values():
         if isinstance(card, BenchmarkCard):
             hashes[card.name] = benchmark_hash(card, resolved.data_root)
@@ -346,7 +350,28 @@ def make_plan(resolved: ResolvedStudy, finished: Container[str], *, keep: bool =
         for cell in _cells(resolved, task, hashes[task.name], training)
     )
     pending = tuple(cell for cell in cells if cell.spec.id not in finished)
-    return Plan(resolved=resolved, cells=cells, pending=pending, hashes=hashes, mixtures=mixtures)
+    return Plan(
+        resolved=resolved, cells=cells, pending=pending, hashes=hashes, mixtures=mixtures, lost=lost
+    )
+
+
+def _without(
+    resolved: ResolvedStudy, failed: Mapping[str, str]
+) -> tuple[ResolvedStudy, tuple[Unavailable, ...]]:
+    """The study without the tasks that cannot be loaded, and these with their reasons.
+
+    Raises UserError for one that a model is trained on.
+    """
+    for card in resolved.mixture:
+        if card.name in failed:
+            raise UserError(f"task {card.name!r} of the mixture {failed[card.name]}")
+    lost = tuple(
+        Unavailable(card=card, reason=failed[card.name])
+        for card in resolved.tasks
+        if isinstance(card, TaskCard) and card.name in failed
+    )
+    tasks = tuple(card for card in resolved.tasks if card.name not in failed)
+    return replace(resolved, tasks=tasks, unavailable=(*resolved.unavailable, *lost)), lost
 
 
 def _training(resolved: ResolvedStudy) -> tuple[Training | None, tuple[Mixed, ...]]:

@@ -1,7 +1,9 @@
 """A study: a grid of cells with its planned comparisons, from presets, flags or a YAML file."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -202,6 +204,17 @@ def as_plain(study: Study) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(study))))
 
 
+def from_plain(values: Mapping[str, Any]) -> Study:
+    """The study of `as_plain`. Raises UserError for values that are no study."""
+    try:
+        kept = {one.name: values[one.name] for one in fields(Study) if one.name in values}
+        budget = kept.pop("budget")
+        start = _changed(preset(QUICK.name, str(kept.get("track", PROBE))), kept, "study: ")
+        return replace(start, budget=_changed(QUICK.budget, budget, "study: budget."))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"not a study: {error!r}", "name the study file instead") from error
+
+
 T = TypeVar("T", Study, Budget)
 
 _CHOICES = {
@@ -367,10 +380,10 @@ def _field(what: str, value: object, hint: Any) -> Any:
 def _one(what: str, value: object, kind: Any) -> Any:
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         # YAML reads 3e-3 as text: it wants a point.
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with suppress(ValueError, OverflowError):
+            value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{what} must be a finite number, got {value}", "0 means all, or none")
     if isinstance(value, kind) and not isinstance(value, bool):
         return value
     raise UserError(f"{what} must be {_KINDS[kind]}, got {value!r}", _example(what, kind))

@@ -2,6 +2,7 @@
 
 import csv
 
+import in_process
 import pytest
 from in_process import run
 
@@ -24,6 +25,20 @@ def test_an_ablation_runs_resumes_and_adds_a_factorial_to_the_same_records(tmp_p
     assert {row["design"] for row in rows} == {"one_factor_out", "factorial"}
     assert "query x feedback" in {row["effect"] for row in rows}
     assert "Ablations" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_an_ablation_that_ends_at_once_is_resumed_with_its_tables(tmp_path, monkeypatch):
+    def interrupted(self, jobs, on_event):
+        raise KeyboardInterrupt
+
+    arguments = ("ablate", "mema", "--only", "query", *FEW, "--seeds", "1", "--out", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(in_process.InProcessLauncher, "run", interrupted)
+        assert run(*arguments)[0] == 130
+    code, out, said = run("resume", tmp_path, "--quiet")
+    assert code == 0 and "2 cells run, 0 were there" in out, said
+    table = (tmp_path / "report" / "tables" / "ablation.md").read_text()
+    assert "query=false" in table
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(call, tmp_path):

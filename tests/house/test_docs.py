@@ -32,7 +32,9 @@ ONE_METHOD = "penultimate"
 SMALL_STUDY = ["--preset", "smoke", "--methods", "penultimate", "--tasks", "planted_layer"]
 # Their commands are also run by the tests of `check`, `new-method`, `ablate`, `pack` and reports.
 SLOW_PAGES = ("ablations.md", "add-a-method.md", "checks.md", "packing.md", "reporting.md")
-DROPPED = ("--preset", "--seeds", "--device")
+# Commands for a cluster run on this machine; tests/launchers/test_slurm.py has a real one.
+ON_CLUSTER = ("--launcher", "--partition", "--time", "--sbatch")
+DROPPED = ("--preset", "--seeds", "--device", *ON_CLUSTER)
 KEPT_TASKS = ("digits", "scenes_count")
 SWITCH = {"mema": "query", "token_gate": "depth"}
 

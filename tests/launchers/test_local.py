@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fusionbench.launchers.local import HEAP, environment
+from fusionbench.launchers.workers import HEAP, environment
 
 STEPS = """
 import resource

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from sweep_plugin import __file__ as plugin
 
-from fusionbench.launchers.jobs import jobs_of
+from fusionbench.launchers.jobs import in_turn, jobs_of
 from fusionbench.launchers.runner import Runner, seeds_of_pass
+from fusionbench.launchers.signing import Failures
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
@@ -29,8 +30,9 @@ def work(folder: Path) -> dict[str, list[str]]:
     """Do what is missing; the events of each method."""
     plan = make_plan(resolve(STUDY, read_catalog([plugin])), Store.create(folder).finished())
     runner, heard = Runner(RunOptions(out=str(folder), device="cpu")), {}
-    for job in jobs_of(plan):
-        for event in runner.run(job):
+    fail = Failures(runner.options)
+    for event in in_turn(runner.run, jobs_of(plan), fail):
+        if event.cell is not None:
             heard.setdefault(event.cell.spec.method, []).append(event.kind)
     return heard
 

@@ -1,11 +1,15 @@
 """Several runs in one folder at once: each cell runs once, none is lost, and all runs end well."""
 
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
 
-from fusionbench.records.locks import LOCKS, claimed, exclusive
+import pytest
+
+from fusionbench.records.locks import LOCKS, claimed, claims, exclusive
 from fusionbench.records.store import Store
 
 STUDY = ("run", "--preset", "smoke", "--tasks", "planted_layer", "--workers", "1")
@@ -93,3 +97,41 @@ def test_the_folder_is_exclusive_for_one_at_a_time(tmp_path):
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
+
+
+HOLDER = """
+import pathlib, sys, time
+from fusionbench.records.locks import claimed
+with claimed(pathlib.Path(sys.argv[1]), "a", cells=[("mema", "digits", 0)]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def other_host(*command):
+    """A command that sees another name of the host and other numbers of processes."""
+    inner = f"hostname elsewhere && exec {shlex.join(command)}"
+    return ["unshare", "--uts", "--pid", "--fork", "--kill-child", "sh", "-c", inner]
+
+
+def no_namespaces():
+    done = subprocess.run(other_host("true"), capture_output=True, check=False)
+    return done.returncode != 0
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or no_namespaces(), reason="no namespaces")
+def test_a_claim_of_another_host_is_seen_and_free_when_its_process_dies(tmp_path):
+    command = other_host(sys.executable, "-c", HOLDER, str(tmp_path))
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        (claim,) = claims(tmp_path)
+        # That number belongs to another process on this host.
+        assert claim.held and re.fullmatch(r"elsewhere:\d", claim.where)
+        with claimed(tmp_path, "a") as ours:
+            assert not ours
+    finally:
+        holder.kill()
+        holder.wait()
+    with claimed(tmp_path, "a", wait=True) as ours:
+        assert ours

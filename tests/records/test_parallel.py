@@ -3,17 +3,21 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
+from child_jobs import leaves
 from toy_records import put, spec
 
 from fusionbench.api.errors import UserError
 from fusionbench.records import parallel as forks
 from fusionbench.records import verified
-from fusionbench.records.parallel import in_order
+from fusionbench.records.parallel import LostError, in_child, in_order
 from fusionbench.records.store import Store
 from fusionbench.report import analysis
 from fusionbench.report.build import write_report
@@ -127,3 +131,69 @@ def test_what_is_wrong_with_a_score_is_said_as_by_one_process(folder, tmp_path, 
     with pytest.raises(UserError, match="not a list of items") as caught:
         write_report(folder, tmp_path / "out")
     assert "run the study again" in caught.value.hint
+
+
+ORPHANS = """
+import os, sys, time
+from functools import partial
+from fusionbench.records import parallel
+parallel.processes = lambda: 2
+
+def wait(folder):
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+    while True:
+        pass
+
+if __name__ == "__main__":
+    kind, folder = sys.argv[1:]
+    if kind == "forked":
+        list(parallel.in_order([partial(wait, folder)] * 2))
+    from files import endless
+    parallel.in_child(endless, folder)
+"""
+ENDLESS = """
+import os
+
+def endless(folder):
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+    while True:
+        pass
+"""
+
+
+def lives(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(("kind", "count"), [("forked", 2), ("fresh", 1)])
+def test_children_in_an_endless_loop_die_with_a_parent_that_is_killed(kind, count, tmp_path):
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    (tmp_path / "main.py").write_text(ORPHANS)
+    (tmp_path / "files.py").write_text(ENDLESS)
+    parent = subprocess.Popen([sys.executable, tmp_path / "main.py", kind, pids])
+    deadline = time.monotonic() + 60
+    while len(list(pids.iterdir())) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = [int(path.name) for path in pids.iterdir()]
+    assert len(children) == count and all(map(lives, children))
+    parent.kill()
+    parent.wait()
+    while any(map(lives, children)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(lives, children))
+
+
+def test_a_fresh_process_gives_its_result_or_says_how_it_ended():
+    assert in_child(leaves, "well") == "well"
+    for how, error, said in (
+        ("raises", RuntimeError, "^ValueError: on purpose$"),
+        ("exits", RuntimeError, "^SystemExit: 0$"),
+        ("dies", LostError, r"^ended the process \(exit code 0\)$"),
+        ("hangs", LostError, "^did not end within 3 s$"),
+    ):
+        with pytest.raises(error, match=said):
+            in_child(leaves, how, seconds=3.0 if how == "hangs" else None)

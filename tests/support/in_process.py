@@ -3,23 +3,27 @@
 import contextlib
 import io
 import sys
+from functools import partial
 
 import pytest
 
 from fusionbench.cli.main import main
 from fusionbench.launchers import local
+from fusionbench.launchers.jobs import in_turn
+from fusionbench.launchers.signing import Failures
+from fusionbench.launchers.workers import events_of, runner_of
 
 
 class InProcessLauncher:
     """Runs each job in this process, in order."""
 
     def __init__(self, options):
-        self.work = local._runner(options)
+        self.work = runner_of(options)
+        self.fail = Failures(options)
 
     def run(self, jobs, on_event):
-        for job in jobs:
-            for event in local._events(self.work, job):
-                on_event(event)
+        for event in in_turn(partial(events_of, self.work), jobs, self.fail):
+            on_event(event)
 
     def close(self):
         pass

@@ -78,4 +78,24 @@ BROKEN = {
         "from fusionbench.api import Fusion, method\n"
         "@method('all', version=1)\nclass A(Fusion): ...\n"
     ),
+    **{
+        f"line 4: the default of 'k' is {shown}": (
+            "from fusionbench.api import Fusion, method\n@method('a', version=1)\n"
+            f"class A(Fusion):\n    def __init__(self, shape, *, k={default}): ...\n"
+        )
+        for shown, default in (
+            ("[1, 2]", "[1, 2]"), ("{}", "{}"), ("None", "None"), ("inf", "1e400"),
+            ("(1.5,)", "(1.5,)"), ("b'x'", "b'x'"), ("(True,)", "(True,)"),
+        )
+    },
+    "line 2: 'k' of variant 'x' is [1]": (
+        "from fusionbench.api import Fusion, method\n"
+        "@method('a', version=1, variants={'x': {'k': [1]}})\n"
+        "class A(Fusion):\n    def __init__(self, shape, *, k=(1,)): ...\n"
+    ),
+    "line 2: 'k' of switch 'k' is None": (
+        "from fusionbench.api import Fusion, method\n"
+        "@method('a', version=1, switches={'k': (None,)})\n"
+        "class A(Fusion):\n    def __init__(self, shape, *, k=(1,)): ...\n"
+    ),
 }  # fmt: skip

@@ -1,0 +1,83 @@
+"""How long a cell may take: many times what its operations or the cells before it let expect.
+
+A limit ends what hangs, so it is generous: a machine that shares its cores with others is slow, and
+a cell that is ended for nothing is lost.
+"""
+
+import time
+from collections.abc import Sequence
+
+from fusionbench.launchers.jobs import EncodeJob, Job, TapsJob, company_of
+from fusionbench.records.cell import RunOptions
+from fusionbench.study.plan import Cell, ModelJob
+
+_FACTOR = 50.0
+"""The limit of a cell over the time that is expected of it."""
+_LEAST_SECONDS = 1800.0
+_LEAST_SECONDS_OF_MODELS = 24 * 3600.0
+"""A model of the track `vlm` is trained for hours, and no count of operations says how many."""
+CPU_RATE, GPU_RATE = 2.5e10, 2e12
+"""Operations per second of one worker: what a small transformer reaches on one core of a server,
+and on a data-centre GPU that such cells do not fill."""
+
+
+class Limits:
+    """The limit of time of each job in a run."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self.options = options
+
+    def deadline(self, job: Job, begun: Sequence[Cell] = ()) -> float | None:
+        """When (`time.monotonic`) the job, or the cells that it has begun, must have ended.
+
+        None for what may wait for another run, and for the encoding by built-in code.
+        """
+        seconds = self.seconds(job, begun)
+        return None if seconds is None else time.monotonic() + seconds
+
+    def seconds(self, job: Job, begun: Sequence[Cell] = ()) -> float | None:
+        """The limit itself."""
+        asked = self.options.cell_seconds
+        if isinstance(job, TapsJob):
+            return asked or _LEAST_SECONDS
+        if isinstance(job, EncodeJob):
+            # A task that another run encodes is waited for.
+            return (asked or _LEAST_SECONDS_OF_MODELS) if company_of(job) else None
+        if not begun:
+            return None
+        if asked:
+            return asked * len(begun)
+        if isinstance(job, ModelJob):
+            return _LEAST_SECONDS_OF_MODELS
+        return max(_LEAST_SECONDS, _FACTOR * sum(map(self._expected, begun)))
+
+    def words(self, job: Job, begun: Sequence[Cell]) -> str:
+        """The limit for people."""
+        seconds = self.seconds(job, begun) or 0.0
+        return f"{seconds:.0f} s, its limit of time (--limit-cell SECONDS changes it)"
+
+    def _expected(self, cell: Cell) -> float:
+        return operations(cell) * examples(cell, tuned=True) / rate(self.options)
+
+
+def rate(options: RunOptions) -> float:
+    """Operations per second of a worker."""
+    return GPU_RATE if options.device.startswith("cuda") else CPU_RATE
+
+
+def examples(cell: Cell, *, tuned: bool) -> int:
+    """Examples that pass in training; with `tuned` those of the runs that choose rate and layer."""
+    budget = cell.spec.budget
+    layers = cell.encoder.layers if cell.chosen.card.tries else 0
+    tuning = len(budget.lrs) * budget.tuning_seeds * max(layers, 1)
+    tuning = tuning if len(budget.lrs) > 1 or layers else 0
+    runs = 1 + (tuning if tuned else 0)
+    return runs * budget.steps * budget.batch
+
+
+def operations(cell: Cell) -> float:
+    """Per training example: the reader's products, and the encoder forward and back if inside."""
+    card, width = cell.encoder, cell.spec.budget.reader_width
+    reader = 3 * 2 * card.tokens * width * (card.dim + 4 * width)
+    block = 2 * card.tokens * 12 * card.dim**2 + 4 * card.tokens**2 * card.dim
+    return reader + (2.5 * card.layers * block if cell.chosen.card.in_encoder else 0)

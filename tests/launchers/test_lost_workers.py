@@ -1,0 +1,237 @@
+"""Who runs what, and what follows the death of a worker; workers here have no process."""
+
+import time
+from dataclasses import replace
+
+import bad_plugins
+import pytest
+
+from fusionbench.launchers import local
+from fusionbench.launchers.jobs import EncodeJob, Event, TapsJob, company_of, jobs_of
+from fusionbench.launchers.local import LocalLauncher
+from fusionbench.launchers.progress import Silent
+from fusionbench.launchers.sweep import run_plan
+from fusionbench.records.cell import RunOptions
+from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.study.plan import make_plan, resolve
+from fusionbench.study.study import SMOKE
+
+
+class Script:
+    """A worker that does what its behaviour says of each job, without a process."""
+
+    started: list["Script"] = []
+
+    def __init__(self, options):
+        self.company, self.events, self.silent, self.alive = None, [], True, True
+        self.connection = self.log = self
+        self.process, self.sentinel, self.said = self, id(self), ""
+        self.had = []
+        Script.started.append(self)
+
+    def send(self, job):
+        self.company = company_of(job)
+        self.had.append(job)
+        if not self.alive:
+            return False
+        self.events = list(Script.behaviour(self, job))
+        return True
+
+    def receive(self):
+        return self.events.pop(0) if self.events else None
+
+    def listen(self):
+        pass
+
+    def tail(self):
+        return self.said
+
+    def end(self):
+        self.alive = False
+        return "the worker process ended unexpectedly (exit code 9)"
+
+    def stop(self):
+        self.alive = False
+
+    def close(self):
+        self.alive = False
+
+
+HANGS = Event(kind="note", text="hangs")
+
+
+def well(worker, job):
+    """Every job ends well."""
+    if isinstance(job, TapsJob):
+        for training in job.trainings:
+            encode = EncodeJob(task=training.tasks[0].spec.task, trainings=(training,), taps={(1,)})
+            yield Event(kind="taps", encode=encode)
+    elif not isinstance(job, EncodeJob):
+        for cell in job.cells:
+            yield Event(kind="begun", cell=cell)
+            yield Event(kind="done", cell=cell)
+    yield Event(kind="idle")
+
+
+def label(job):
+    return "" if isinstance(job, EncodeJob | TapsJob) else job.cells[0].chosen.label
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    folder = bad_plugins.write(tmp_path_factory.mktemp("lost") / "plugins", "threads")
+    methods = ("penultimate", "scalar_mix", "good", "bad_threads")
+    study = replace(SMOKE, methods=methods, tasks=("planted_layer",), seeds=2)
+    return make_plan(resolve(study, read_catalog([folder])), ())
+
+
+@pytest.fixture
+def sweep(monkeypatch, tmp_path, plan, capsys):
+    """Run the plan with workers of a behaviour: counts, failures by label, what was printed."""
+    monkeypatch.setattr(local.Worker, "start", Script)
+    monkeypatch.setattr(local, "close_all", lambda workers: None)
+
+    def ready(sources, seconds):
+        found = [one for one in sources if isinstance(one, Script) and one.events != [HANGS]]
+        if not found:
+            time.sleep(seconds)
+        return found
+
+    monkeypatch.setattr(local, "wait", ready)
+
+    def run(behaviour, **options):
+        Script.started, Script.behaviour = [], behaviour
+        store = Store.create(tmp_path / "out")
+        launcher = LocalLauncher(RunOptions(out=str(store.folder), workers=2, **options))
+        result = run_plan(plan, launcher, Silent(_Stream()))
+        failed = {}
+        for one in store.failures(()):
+            failed.setdefault(one.label, []).append((one.spec.seed, one.reason))
+        return result, failed
+
+    return run
+
+
+class _Stream:
+    def write(self, text):
+        pass
+
+    def flush(self):
+        pass
+
+
+def test_methods_of_plugins_are_asked_and_trained_apart(plan):
+    jobs = jobs_of(plan)
+    kinds = [type(job).__name__ for job in jobs]
+    assert kinds.count("EncodeJob") == 1 and kinds.count("TapsJob") == 2
+    asked = {cell.chosen.label for job in jobs[0].trainings for cell in job.cells}
+    assert asked == {"penultimate", "scalar_mix"}
+    companies = {label(job): company_of(job) for job in jobs}
+    assert companies["penultimate"] == companies["scalar_mix"] == ()
+    assert len({companies["good"], companies["bad_threads"], ()}) == 3
+
+
+def test_no_worker_runs_code_of_two_plugins(sweep):
+    result, failed = sweep(well)
+    assert (result.executed, result.failed, failed) == (8, 0, {})
+    for worker in Script.started:
+        assert len({company_of(job) for job in worker.had}) <= 1
+
+
+def test_a_worker_that_died_idle_is_replaced_and_its_job_runs(sweep):
+    def once(worker, job):
+        yield from well(worker, job)
+        if len(Script.started) < 3:
+            worker.alive = False
+
+    result, failed = sweep(once)
+    assert (result.executed, failed) == (8, {})
+
+
+def test_a_cell_whose_worker_dies_is_tried_once_more_and_the_others_go_on(sweep):
+    def dies(worker, job):
+        if label(job) != "bad_threads":
+            yield from well(worker, job)
+            return
+        yield Event(kind="begun", cell=job.cells[0])
+
+    result, failed = sweep(dies)
+    tried = [job for one in Script.started for job in one.had if label(job) == "bad_threads"]
+    assert (result.executed, result.failed, len(tried)) == (6, 2, 4)
+    assert sorted(seed for seed, _ in failed["bad_threads"]) == [0, 1] and len(failed) == 1
+    assert all("exit code 9" in why and "2 times" in why for _, why in failed["bad_threads"])
+
+
+def test_a_death_that_is_not_repeated_costs_no_cell(sweep):
+    deaths = []
+
+    def dies(worker, job):
+        if label(job) and label(job) not in deaths:
+            deaths.append(label(job))
+            yield Event(kind="begun", cell=job.cells[0])
+            return
+        yield from well(worker, job)
+
+    result, failed = sweep(dies)
+    assert (result.executed, result.failed, failed, len(deaths)) == (8, 0, {}, 4)
+
+
+def test_an_encoding_or_a_question_that_fails_fails_its_trainings_by_name(sweep):
+    def fails(worker, job):
+        if isinstance(job, EncodeJob) and job.taps is None:
+            yield Event(kind="broken", text="the file is gone")
+            yield Event(kind="idle")
+        elif isinstance(job, TapsJob) and "bad" in job.trainings[0].cells[0].chosen.label:
+            return
+        else:
+            yield from well(worker, job)
+
+    result, failed = sweep(fails)
+    assert (result.executed, result.failed) == (2, 6)
+    assert set(failed) == {"penultimate", "scalar_mix", "bad_threads"}
+    assert failed["penultimate"][0][1] == "the file is gone"
+    assert "exit code 9" in failed["bad_threads"][0][1]
+
+
+def test_a_spoiled_worker_runs_nothing_else_and_the_cells_that_are_left_run_elsewhere(sweep):
+    def spoils(worker, job):
+        if label(job) != "good":
+            yield from well(worker, job)
+            return
+        yield Event(kind="begun", cell=job.cells[0])
+        yield Event(kind="done", cell=job.cells[0])
+        yield Event(kind="spoiled", text="a thread goes on")
+        yield Event(kind="idle")
+
+    result, failed = sweep(spoils)
+    assert (result.executed, result.failed, failed) == (8, 0, {})
+    spoiled = [one for one in Script.started if "good" in map(label, one.had)]
+    assert len(spoiled) == 2 and not any(one.alive for one in spoiled)
+    assert all(one.had[-1:] and label(one.had[-1]) == "good" for one in spoiled)
+
+
+def test_a_cell_that_hangs_is_ended_and_after_two_its_method_is_not_tried_again(sweep, plan):
+    def hangs(worker, job):
+        if label(job) != "good":
+            yield from well(worker, job)
+            return
+        yield Event(kind="begun", cell=job.cells[0])
+        worker.said = "at step 3"
+        yield HANGS
+
+    result, failed = sweep(hangs, cell_seconds=0.05)
+    assert (result.executed, result.failed) == (6, 2)
+    assert all("0 s, its limit of time" in why for _, why in failed["good"])
+    assert all("at step 3" in why for _, why in failed["good"])
+
+
+def test_two_reports_of_one_cell_count_once(sweep):
+    def twice(worker, job):
+        for event in well(worker, job):
+            yield event
+            if event.kind == "done":
+                yield event
+
+    result, _ = sweep(twice)
+    assert (result.executed, result.failed) == (8, 0)
