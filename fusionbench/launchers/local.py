@@ -224,7 +224,7 @@ class LocalLauncher:
             if again := job if isinstance(job, EncodeJob | TapsJob) else left_of(job, self.ended):
                 self.waiting.appendleft(_Waiting(job=again, deaths=deaths))
             return
-        why = f"{why}\nIt was tried {_TRIES} times."
+        why = f"{why}, {_TRIES} times"
         if isinstance(job, EncodeJob | TapsJob) or not busy.begun:
             self._give_up(job, why)
             return
@@ -237,8 +237,7 @@ class LocalLauncher:
         self.busy.remove((worker, busy))
         worker.stop()
         job, cells = busy.job, list(busy.begun.values())
-        said = f"; its last lines:\n{tail}" if (tail := worker.tail()) else ""
-        why = f"ended after {self.limits.words(job, cells)}{said}"
+        why = f"{worker.said()}ended after {self.limits.words(job, cells)}"
         if isinstance(job, EncodeJob | TapsJob):
             self._give_up(job, why)
             return

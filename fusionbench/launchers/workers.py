@@ -106,13 +106,17 @@ class Worker:
         return "\n".join(lines)
 
     def end(self) -> str:
-        """Wait for a process that is gone; its exit code and its last lines."""
+        """Wait for a process that is gone; its last lines and its exit code."""
         self.process.join(_GRACE_SECONDS)
         self.listen()
         code = self.process.exitcode
         self.stop()
-        said = f"; its last lines:\n{tail}" if (tail := self.tail()) else ""
-        return f"the worker process ended unexpectedly (exit code {code}){said}"
+        return f"{self.said()}the worker process ended unexpectedly (exit code {code})"
+
+    def said(self) -> str:
+        """Its last lines as the start of a reason, whose last line is the one that lists show."""
+        tail = self.tail()
+        return f"its last lines:\n{tail}\n" if tail else ""
 
     def stop(self) -> None:
         """Kill the process: a record is complete or absent."""

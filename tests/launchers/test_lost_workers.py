@@ -26,7 +26,7 @@ class Script:
     def __init__(self, options):
         self.company, self.events, self.silent, self.alive = None, [], True, True
         self.connection = self.log = self
-        self.process, self.sentinel, self.said = self, id(self), ""
+        self.process, self.sentinel, self.printed = self, id(self), ""
         self.had = []
         Script.started.append(self)
 
@@ -44,8 +44,8 @@ class Script:
     def listen(self):
         pass
 
-    def tail(self):
-        return self.said
+    def said(self):
+        return self.printed
 
     def end(self):
         self.alive = False
@@ -217,7 +217,7 @@ def test_a_cell_that_hangs_is_ended_and_after_two_its_method_is_not_tried_again(
             yield from well(worker, job)
             return
         yield Event(kind="begun", cell=job.cells[0])
-        worker.said = "at step 3"
+        worker.printed = "at step 3\n"
         yield HANGS
 
     result, failed = sweep(hangs, cell_seconds=0.05)
