@@ -15,6 +15,7 @@ from fusionbench.api.sources import find_source
 from fusionbench.api.types import Unsupported
 from fusionbench.harness.cell import Tuned, choose_lr, scored
 from fusionbench.harness.stepping import needs_encoder, taps_of
+from fusionbench.harness.train import require_finite
 from fusionbench.launchers.jobs import Event
 from fusionbench.launchers.keys import feature_key
 from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, RunOptions, Setting
@@ -83,6 +84,8 @@ class ModelRunner:
             ready = self._ready(job, session)
         except Unsupported as reason:
             yield from (self._skipped(cell, reason) for cell in cells)
+        except FloatingPointError as error:
+            yield from (self.runner.diverged(cell, error) for cell in cells)
         except UserError:
             raise
         except Exception as error:  # a method may raise anything
@@ -120,6 +123,7 @@ class ModelRunner:
             raise OSError(f"the weights of model {job.id} are not on disk after its training")
         built = self._built(session, work, found.vocabulary)
         load_weights(model_file(folder, job.id), built.model)
+        require_finite(built.model, tuned.lr)
         weights = sha256_of(model_file(folder, job.id))
         return Ready(built=built, trained=found, tuned=tuned, weights=weights)
 
@@ -210,6 +214,8 @@ class ModelRunner:
             record, found = self._scored(session, ready, cell)
         except Unsupported as reason:
             return self._skipped(cell, reason)
+        except FloatingPointError as error:
+            return self.runner.diverged(cell, error)
         except UserError:
             raise
         except Exception as error:  # a task may raise anything

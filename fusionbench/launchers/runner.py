@@ -31,7 +31,7 @@ from fusionbench.records.locks import claimed
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import code_state, hardware, plugin_files, software
-from fusionbench.study.data import load_data
+from fusionbench.study.data import planned_data
 from fusionbench.study.language import LLAVA
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs
 
@@ -134,7 +134,7 @@ class Runner:
             wanted = features.missing_taps(key, all_taps(job.trainings, encoder))
             if wanted:
                 if images is None and (images := data.kept_images(bundle)) is None:
-                    _, images = data.cut(cell.spec.task, load_data(cell.local), cell.spec.budget)
+                    images = self._cut(cell)[1]
                 limit = self.options.cache_gib
                 features.encode(encoder, images, key, wanted, limit_gib=limit, device=self.device)
         data.drop_images(bundle)
@@ -188,7 +188,7 @@ class Runner:
 
     def _recorded(self, job: TrainJob, cell: Cell, outcome: Outcome) -> Event:
         if isinstance(outcome, FloatingPointError):
-            return self.failed(cell, outcome)
+            return self.diverged(cell, outcome)
         record, scores = outcome
         examples = self._materials_of(job).bundle.test
         self.write(cell, record, scores, Items(names=examples.items, groups=examples.groups))
@@ -199,6 +199,11 @@ class Runner:
         record = CellRecord(spec=cell.spec, status="failed", reason="\n".join(lines))
         self.store.write_failure(self.signed(cell, record))
         return Event(kind="failed", cell=cell, text=f"{type(error).__name__}: {error}")
+
+    def diverged(self, cell: Cell, error: FloatingPointError) -> Event:
+        """Record a training that diverged: the same seeds would diverge again."""
+        self.write(cell, CellRecord(spec=cell.spec, status="diverged", reason=str(error)))
+        return Event(kind="failed", cell=cell, text=f"diverged: {error}")
 
     def write(
         self,
@@ -240,11 +245,16 @@ class Runner:
 
     def bundle(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
         path = data.bundle_path(cell.spec.task, cell.spec.data, cell.spec.budget)
-        if path.exists():
-            return data.read_bundle(path), None
-        bundle, images = data.cut(cell.spec.task, load_data(cell.local), cell.spec.budget)
+        if (known := data.cached_bundle(path)) is not None:
+            return known, None
+        bundle, images = self._cut(cell)
         data.write_bundle(bundle, path)
         return bundle, images
+
+    def _cut(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"]]:
+        """The task's data as it is now; ValueError if it is not what the cell is named after."""
+        now = planned_data(cell.local, cell.spec.data)
+        return data.cut(cell.spec.task, now, cell.spec.budget)
 
     def encoder(self, cell: Cell) -> Encoder:
         key = (cell.encoder.name, cell.spec.budget.image_size)

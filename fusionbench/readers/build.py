@@ -38,9 +38,7 @@ def build_reader(  # noqa: PLR0913
     """
     shape = reader_shape(name, width)
     if name.split("-")[0] == _RIDGE:
-        return RidgeReader(
-            in_dim, grid, width=width, shape=shape, aligned=aligned, redrawn=redrawn
-        )
+        return RidgeReader(in_dim, grid, width=width, shape=shape, aligned=aligned, redrawn=redrawn)
     if shape is not None:
         return DecoderReader(in_dim, shape, query_dim=query_dim, length=length, answers=answers)
     if name != "attentive":
