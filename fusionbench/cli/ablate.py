@@ -99,9 +99,14 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
     from fusionbench.study.plan import resolve
 
     folder = Path(options.out)
-    plan, result = execute(resolve(of_design(study, design), catalog, download=True), options)
+
+    def note(plan: "Plan") -> None:
+        with exclusive(folder):
+            say(note_design(folder, planned_cells(plan, design)))
+
+    resolved = resolve(of_design(study, design), catalog, download=True)
+    _, result = execute(resolved, options, note=note)
     with exclusive(folder):
-        note_design(folder, planned_cells(plan, design))
         paths = report_writer()(folder, hear=say)
     table = paths.tables / "ablation.md"
     if table.exists():

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -179,9 +179,16 @@ def launched(options: RunOptions) -> bool:
 
 
 def execute(
-    resolved: "ResolvedStudy", options: RunOptions, launcher: "Launcher | None" = None
+    resolved: "ResolvedStudy",
+    options: RunOptions,
+    launcher: "Launcher | None" = None,
+    note: "Callable[[Plan], None] | None" = None,
 ) -> "tuple[Plan, SweepResult]":
-    """Run the missing cells of a study on this machine and note the request in `study.json`."""
+    """Note the request in `study.json` and run the missing cells of a study on this machine.
+
+    The request comes first: a report of a run that was killed knows what is missing. `note` is
+    called with the plan before the first cell.
+    """
     from fusionbench.cli.summary import note_request
     from fusionbench.launchers.local import LocalLauncher
     from fusionbench.launchers.progress import make_progress
@@ -191,10 +198,11 @@ def execute(
 
     store = Store.create(options.out)
     plan = make_plan(resolved, store.finished(), keep=True)
-    chosen = launcher or LocalLauncher(options)
-    result = run_plan(plan, chosen, make_progress(quiet=options.quiet))
     note_request(store, resolved)
-    return plan, result
+    if note is not None:
+        note(plan)
+    chosen = launcher or LocalLauncher(options)
+    return plan, run_plan(plan, chosen, make_progress(quiet=options.quiet))
 
 
 def exit_status(result: "SweepResult", stream: TextIO) -> int:

@@ -30,7 +30,7 @@ def note_request(store: Store, resolved: ResolvedStudy) -> None:
         version=__version__,
     )
     with exclusive(store.folder):
-        store.history.add(request)
+        say(store.history.add(request))
 
 
 def write(folder: Path, resolved: ResolvedStudy, result: "SweepResult", stream: TextIO) -> None:

@@ -220,7 +220,12 @@ class ModelRunner:
             raise
         except Exception as error:  # a task may raise anything
             return self.runner.failed(cell, error)
-        self.runner.write(cell, record, found.outcomes, found.items, found.answers)
+        try:
+            self.runner.write(cell, record, found.outcomes, found.items, found.answers)
+        except UserError:
+            raise
+        except ValueError as error:  # values that no record may hold
+            return self.runner.failed(cell, error)
         return Event(kind="done", cell=cell)
 
     def _skipped(self, cell: Cell, reason: Unsupported) -> Event:

@@ -191,7 +191,13 @@ class Runner:
             return self.diverged(cell, outcome)
         record, scores = outcome
         examples = self._materials_of(job).bundle.test
-        self.write(cell, record, scores, Items(names=examples.items, groups=examples.groups))
+        items = Items(names=examples.items, groups=examples.groups)
+        try:
+            self.write(cell, record, scores, items)
+        except UserError:
+            raise
+        except ValueError as error:  # values that no record may hold
+            return self.failed(cell, error)
         return Event(kind="done", cell=cell)
 
     def failed(self, cell: Cell, error: Exception) -> Event:

@@ -144,10 +144,18 @@ def _check(hint: Any, *, finite: bool = True, null: bool = False) -> Check:
                 for key, one in value.items()
             )
         )
-    if hint is float and finite:
-        return lambda value: type(value) in (float, int) and math.isfinite(value)
-    kinds = (float, int) if hint is float else (hint,)
-    return lambda value: type(value) in kinds
+    if hint is float:
+        return _is_finite if finite else _is_number
+    return lambda value: type(value) is hint
+
+
+def _is_number(value: object) -> bool:
+    # NumPy's float64 is a float, and a boolean an integer.
+    return isinstance(value, float) or type(value) is int
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
 
 
 def _sequence(arguments: tuple[Any, ...], *, finite: bool) -> Check:

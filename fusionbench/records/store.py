@@ -160,8 +160,13 @@ class Store:
 
         One that cannot be read is noted in `problems`, and the one before it counts.
         """
+        files = [*self._archive.failures(), *failure_files(self.folder / "failures")]
+        if not files:
+            return
+        # First: it begins the list of problems anew.
+        known = self.finished() if finished is None else finished
         found: dict[str, CellRecord] = {}
-        for source, read in (*self._archive.failures(), *failure_files(self.folder / "failures")):
+        for source, read in files:
             try:
                 record = self.facts.read(read())
             except (OSError, ValueError) as error:
@@ -169,9 +174,7 @@ class Store:
                 self.problems.append(Problem(source=source, message=said))
                 continue
             found[record.id] = record
-        if found:
-            known = self.finished() if finished is None else finished
-            yield from (found[cell] for cell in sorted(found) if cell not in known)
+        yield from (found[cell] for cell in sorted(found) if cell not in known)
 
     def outcomes(self, record: CellRecord) -> Float[np.ndarray, " example"]:
         """The outcome of each example of `items(record)`. Raises UserError if damaged."""
@@ -243,6 +246,8 @@ class Store:
         """
         check_record(replace(record, items="", answers=""))
         check_outcomes(record, outcomes)
+        if items is not None and len(items.names) != record.examples:
+            raise ValueError(f"{len(items.names)} items of {record.examples} examples")
         path = self._file("tuning" if record.spec.stage == "tune" else "cells", record.id)
         try:
             while (known := self.find(record.id)) is None:
@@ -338,6 +343,7 @@ class Store:
             if os.path.lexists(file):
                 self._move_aside(file)
             write_atomic(file, items.to_json().encode())
+        self._counts[items.hash] = len(items.names)
 
     def _write_outcomes(self, cell: str, encoded: bytes) -> str:
         """Write a file of outcomes and return its SHA-256; no other file is overwritten.
