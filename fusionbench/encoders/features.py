@@ -207,7 +207,7 @@ def _is_there(path: Path) -> bool:
         if is_sealed(path):
             return True
         reason = "damaged, or of an earlier version"
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = why(error)
     drop_damaged(path, reason)
     return False

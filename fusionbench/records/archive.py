@@ -30,7 +30,7 @@ from fusionbench.api.errors import Problem
 from fusionbench.records.cell import canonical, json_object
 from fusionbench.records.cost import PROFILES
 from fusionbench.records.facts import Fact
-from fusionbench.records.files import ANY_SIZE, content, sha256_of, why, write_atomic
+from fusionbench.records.files import ANY_SIZE, content, regular, sha256_of, why, write_atomic
 from fusionbench.records.outcomes import Items, items_hash
 from fusionbench.records.verified import (
     ANSWERS,
@@ -76,10 +76,15 @@ class Archive:
         return (*files, *map(sum, zip(*answers, strict=True)))
 
     def digest(self) -> str:
-        """A hash over the bytes of all files. Raises OSError or ValueError."""
+        """A hash over the bytes of all files."""
         files = [self.folder / name for name in _PARTS]
         files += sorted((self.folder / ANSWERS).glob(f"*{ANSWERS_END}"))
-        return text_hash("".join(sha256_of(one) for one in files if one.exists()).encode())
+        return text_hash("".join(map(_sum, files)).encode())
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder has any file of the compact form."""
+        return any(os.path.lexists(self.folder / name) for name in (*_PARTS, SUMS))
 
     @cached_property
     def lines(self) -> Mapping[str, str]:
@@ -117,7 +122,7 @@ class Archive:
             digest, _, name = line.partition("  ")
             if name in _PARTS and _SUM.fullmatch(digest):
                 file = self.folder / name
-                if not file.exists() or sha256_of(file) != digest:
+                if _sum(file) != digest:
                     said = f"changed since it was written: its hash is not the one in {SUMS}"
                     yield Problem(source=str(file), message=said)
             else:
@@ -165,7 +170,7 @@ class Archive:
             return {}, np.zeros(0, dtype=np.uint8)
         try:
             # The archive's own check of each member goes first: a header may claim any size.
-            with zipfile.ZipFile(file) as members:
+            with zipfile.ZipFile(io.BytesIO(content(file, ANY_SIZE))) as members:
                 parts = {name: members.read(f"{name}.npy") for name in ("cells", "sizes", "data")}
             cells, sizes, data = (_array(one) for one in parts.values())
             stops = np.cumsum(sizes, dtype=np.int64)
@@ -214,9 +219,18 @@ def write_archive(folder: Path, contents: Contents) -> None:
 
 def _lines(file: Path) -> Iterator[str]:
     """The lines of a file, none without it; a byte that is no text fails a line's checksum."""
-    if os.path.lexists(file):
-        with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-            yield from (line.rstrip("\n") for line in lines)
+    # What is there and cannot be read gives no line: `_changed` names it.
+    with suppress(OSError, ValueError), regular(file) as raw:
+        for line in io.TextIOWrapper(io.BufferedReader(raw), "utf-8", "replace", newline="\n"):
+            yield line.rstrip("\n")
+
+
+def _sum(file: Path) -> str:
+    """The SHA-256 of a file; empty for one that cannot be read."""
+    try:
+        return sha256_of(file)
+    except (OSError, ValueError):
+        return ""
 
 
 def _array(member: bytes) -> Shaped[np.ndarray, " value"]:

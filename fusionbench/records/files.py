@@ -78,25 +78,29 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def regular(path: Path) -> BinaryIO:
+    """A regular file, open and without a buffer, to be closed.
+
+    Raises ValueError for a folder, and for a pipe, which would wait for ever; OSError if it cannot
+    be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("not a regular file")
+    return os.fdopen(handle, "rb", buffering=0)
+
+
 def content(path: Path, largest: int = _LARGEST) -> bytes:
     """The bytes of a regular file, in half of the time of `read_bytes`.
 
-    Raises ValueError for anything that is no regular file (a pipe, which would wait for ever, a
-    folder) and for a file of more than `largest` bytes; OSError if it cannot be read.
+    Raises ValueError for a file of more than `largest` bytes, and as `regular` does.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        if status.st_size > largest:
-            raise ValueError(f"{status.st_size} bytes, the largest that is read is {largest}")
-        pieces = [os.read(handle, status.st_size + 1)]
-        while pieces[-1] and sum(map(len, pieces)) < status.st_size:
-            pieces.append(os.read(handle, status.st_size))
-    finally:
-        os.close(handle)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    with regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise ValueError(f"{size} bytes, the largest that is read is {largest}")
+        return file.read()
 
 
 def why(error: Exception) -> str:
@@ -110,9 +114,9 @@ def why(error: Exception) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
+    """SHA-256 of a file's bytes, read in pieces. Raises as `regular` does."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with regular(path) as file:
         while piece := file.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()
@@ -165,9 +169,9 @@ _SOUND, _DAMAGED = "sound", "damaged"
 
 def _sealed(path: Path) -> str:
     size = path.stat().st_size - _SEAL
-    if size < 0 or not stat.S_ISREG(path.stat().st_mode):
+    if size < 0:
         return _DAMAGED
-    with path.open("rb") as file:
+    with regular(path) as file:
         digest = _hashed(file, path.name, size)
         return _SOUND if file.read() == _seal(digest) else _DAMAGED
 

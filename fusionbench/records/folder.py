@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from fusionbench.api.errors import UserError, disk_error
+from fusionbench.records.cell import CellRecord
 from fusionbench.records.files import content, remove_older
 from fusionbench.records.verified import ANSWERS
 
@@ -47,6 +48,16 @@ def move_aside(file: Path, folder: Path) -> Path | None:
         return file.rename(moved)
     except FileNotFoundError:
         return None
+
+
+def conflict_text(record: CellRecord) -> str:
+    """What is said of another result of a cell that has a record."""
+    spec = record.spec
+    what = f"{record.label or spec.method} on {spec.task}, seed {spec.seed}"
+    return (
+        f"another run of cell {record.id} ({what}) gave another result: {record.status}, score "
+        f"{record.score}; the first record counts"
+    )
 
 
 def failure_files(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:

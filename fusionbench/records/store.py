@@ -27,15 +27,15 @@ from fusionbench.records.answers import Said, pack, unpack
 from fusionbench.records.archive import TUNING, Archive
 from fusionbench.records.cell import CellRecord, canonical, json_object
 from fusionbench.records.facts import Fact, Facts, check, normal_text
-from fusionbench.records.files import (
-    ANY_SIZE,
-    content,
-    free_name,
-    sha256_of,
-    why,
-    write_atomic,
+from fusionbench.records.files import ANY_SIZE, content, free_name, sha256_of, why, write_atomic
+from fusionbench.records.folder import (
+    CONFLICTS,
+    conflict_text,
+    failure_files,
+    make,
+    move_aside,
+    remove_stale,
 )
-from fusionbench.records.folder import CONFLICTS, failure_files, make, move_aside, remove_stale
 from fusionbench.records.history import History
 from fusionbench.records.outcomes import Items, decode, encode, items_hash
 from fusionbench.records.schema import check_outcomes, check_record
@@ -57,6 +57,10 @@ from fusionbench.records.verified import (
 __all__ = ["Items", "Store", "decode", "encode"]
 
 _FOLDER = "`fusionbench run --out` makes such a folder"
+_REPLACED = (
+    "sound, but not what was checked here before: it was edited and signed anew, or replaced; it "
+    "counts (remove .checked if that was meant)"
+)
 _AGAIN = "run the study again to replace it"
 
 
@@ -283,18 +287,10 @@ class Store:
         for one in names:
             file = self._file(CONFLICTS, one)
             try:
-                said = self._conflict(self.facts.read(content(file).decode()))
+                said = conflict_text(self.facts.read(content(file).decode()))
             except (OSError, ValueError) as error:
                 said = f"ignored: {why(error)}"
             yield Problem(source=str(file), message=said)
-
-    def _conflict(self, record: CellRecord) -> str:
-        spec = record.spec
-        what = f"{record.label or spec.method} on {spec.task}, seed {spec.seed}"
-        return (
-            f"another run of cell {record.id} ({what}) gave another result: {record.status}, score "
-            f"{record.score}; the first record counts"
-        )
 
     def _move_aside(self, path: Path) -> None:
         """Move a damaged file to `damaged/`, if no other run has done so before."""
@@ -429,7 +425,7 @@ class Store:
 
     def _archived(self, *, reread: bool) -> tuple[Mapping[str, str], list[Problem]]:
         name, state = self._archive.file.name, self._archive.state
-        if not any(state):
+        if not self._archive.exists:
             return {}, []
         lines = self._archive.lines
         if not reread and self._verified.knows(name, state):
@@ -460,9 +456,12 @@ class Store:
         for (path, state), one in zip(fresh.items(), results, strict=True):
             if isinstance(one, Problem):
                 self.problems.append(one)
-            else:
+                continue
+            found[path.stem] = path
+            if self._verified.digests.get(path.stem, one) == one:
                 passed.append((path.stem, one, state))
-                found[path.stem] = path
+            else:
+                self.problems.append(Problem(source=str(path), message=_REPLACED))
         self._verified.add(passed, self._rests_on)
         return found
 

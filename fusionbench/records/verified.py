@@ -31,6 +31,7 @@ ANSWERS, ANSWERS_END = "answers", ".jsonl.gz"
 NOTHING: FileState = (0, 0, 0, 0)
 _SHARE = 2000
 """Files that a process examines at a time; fewer are not worth another process."""
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _FORMAT = "2"
 """First word of a line of the cache; a later version checks more, and starts anew."""
 _CLAIMED = re.compile(rb'"(outcomes|answers)": "([0-9a-f]{64})"')
@@ -178,8 +179,10 @@ class VerifiedFiles:
         lines = "".join(f"{_FORMAT} {n} {d} {' '.join(map(str, s))}\n" for n, d, s in new)
         if lines:
             # One write in append mode: lines of several workers do not mix.
-            with suppress(OSError), self.file.open("a", encoding="utf-8") as file:
-                file.write(lines)
+            with suppress(OSError):
+                handle = os.open(self.file, _APPEND, 0o666)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(lines.encode())
 
     def _has(self, one: Passed) -> bool:
         return self.states.get(one[0]) == one[2] and self.digests[one[0]] == one[1]
