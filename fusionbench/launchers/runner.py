@@ -127,11 +127,16 @@ class Runner:
         bundle, images = self.bundle(cell)
         encoder = self.encoder(cell)
         key = feature_key(cell.spec, bundle, encoder.size)
+        taps = all_taps(job.trainings, encoder)
+        if not features.missing_taps(key, taps):
+            # Before any lock: a complete cache may be read-only.
+            data.drop_images(bundle)
+            return
         lock = cache_dir("locks", f"{bundle.images[:24]}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         # Other runs that need the same hidden states wait for these.
         with FileLock(lock):
-            wanted = features.missing_taps(key, all_taps(job.trainings, encoder))
+            wanted = features.missing_taps(key, taps)
             if wanted:
                 if images is None and (images := data.kept_images(bundle)) is None:
                     images = self._cut(cell)[1]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_cells import BUDGET, EVERY_TAP, materials, spec, train_cell
+from toy_cells import BUDGET, EVERY_TAP, BrightHalf, materials, spec, train_cell
 from toy_encoder import SHAPE
 
 from fusionbench.api.fusion import Fusion
@@ -219,6 +219,64 @@ def test_a_diverging_run_raises_instead_of_scoring():
         model.fusion.scale.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="learning rate"):
         train(model, shared, 0, 3e-3)
+
+
+class NanInEval(MiddleLayer):
+    """Finite in training, NaN when it is scored."""
+
+    def forward(self, hidden, query):
+        fused = super().forward(hidden, query)
+        return fused if self.training else replace(fused, tokens=fused.tokens * float("nan"))
+
+
+class InfiniteLastGradient(MiddleLayer):
+    """All losses are finite, and the last step's gradient is not."""
+
+    def forward(self, hidden, query):
+        self.steps = getattr(self, "steps", 0) + self.training
+        if self.training and self.steps == BUDGET.steps:
+            self.scale.register_hook(lambda gradient: gradient * float("inf"))
+        return super().forward(hidden, query)
+
+
+class NanTrace(MiddleLayer):
+    """Right but for its instrument."""
+
+    def forward(self, hidden, query):
+        trace = {"gate": torch.tensor([float("nan")])}
+        return replace(super().forward(hidden, query), trace=trace)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [(NanInEval, "logits of 60 of 60 test examples"), (InfiniteLastGradient, "infinite or NaN"),
+     (NanTrace, "the trace 'gate'")],
+)  # fmt: skip
+def test_a_cell_with_a_value_that_is_not_finite_has_diverged_and_has_no_score(method, said):
+    with pytest.raises(FloatingPointError, match=said):
+        train_cell(method)
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [(lambda p, a: np.full(len(p), 7.5), "from 0 to 1, got 7.5"),
+     (lambda p, a: np.ones(len(p) - 1), "must return 60 outcomes"),
+     (lambda p, a: np.full(len(p), np.nan), "from 0 to 1"),
+     (lambda p, a: np.array(["yes"] * len(p)), "must return numbers")],
+)  # fmt: skip
+def test_a_task_that_gives_no_outcomes_fails_its_cell(score, said, monkeypatch):
+    monkeypatch.setattr(
+        BrightHalf, "score", lambda _, predicted, answers: score(predicted, answers)
+    )
+    with pytest.raises(ValueError, match=said):
+        train_cell(MiddleLayer)
+
+
+@pytest.mark.parametrize("chance", [float("nan"), 1.0, -0.1])
+def test_a_chance_that_is_none_fails_the_cell(chance, monkeypatch):
+    monkeypatch.setattr(BrightHalf, "chance", chance)
+    with pytest.raises(ValueError, match="chance must lie from 0 to below 1"):
+        train_cell(MiddleLayer)
 
 
 def test_specs_of_tuning_runs_differ_from_those_of_evaluation():

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,7 @@ def tables(folder: Path) -> tuple[object, list[str]]:
     finished, tuning = store.finished(reread=True), store.tuning()
     problems, shown = [], []
     for one in store.records(finished | tuning):
-        values = [repr(sorted(asdict(one).items(), key=str))]
+        values: list[object] = [one]
         if one.outcomes:
             values.append(store.outcomes(one).tobytes())
         if one.items:
