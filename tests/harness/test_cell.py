@@ -9,6 +9,7 @@ from toy_cells import BUDGET, EVERY_TAP, BrightHalf, materials, spec, train_cell
 from toy_encoder import SHAPE
 
 from fusionbench.api.fusion import Fusion
+from fusionbench.api.tasks import require_outcomes
 from fusionbench.api.types import Fused
 from fusionbench.harness.cell import choose_lr
 from fusionbench.harness.model import Model, build_model
@@ -258,25 +259,20 @@ def test_a_cell_with_a_value_that_is_not_finite_has_diverged_and_has_no_score(me
 
 
 @pytest.mark.parametrize(
-    ("score", "said"),
-    [(lambda p, a: np.full(len(p), 7.5), "from 0 to 1, got 7.5"),
-     (lambda p, a: np.ones(len(p) - 1), "must return 60 outcomes"),
-     (lambda p, a: np.full(len(p), np.nan), "from 0 to 1"),
-     (lambda p, a: np.array(["yes"] * len(p)), "must return numbers")],
+    ("found", "chance", "said"),
+    [([7.5, 1.0], 0.5, "from 0 to 1, got 1 to 7.5"), ([1.0], 0.5, "must return 2 outcomes"),
+     ([0.0, np.nan], 0.5, "from 0 to 1"), (["yes", "no"], 0.5, "must return numbers"),
+     ([0.0, 1.0], np.nan, "chance must lie from 0"), ([0.0, 1.0], 1.0, "chance must lie from 0")],
 )  # fmt: skip
-def test_a_task_that_gives_no_outcomes_fails_its_cell(score, said, monkeypatch):
-    monkeypatch.setattr(
-        BrightHalf, "score", lambda _, predicted, answers: score(predicted, answers)
-    )
+def test_outcomes_and_chance_have_a_range(found, chance, said):
     with pytest.raises(ValueError, match=said):
-        train_cell(MiddleLayer)
+        require_outcomes(found, 2, chance)
 
 
-@pytest.mark.parametrize("chance", [float("nan"), 1.0, -0.1])
-def test_a_chance_that_is_none_fails_the_cell(chance, monkeypatch):
-    monkeypatch.setattr(BrightHalf, "chance", chance)
-    with pytest.raises(ValueError, match="chance must lie from 0 to below 1"):
-        train_cell(MiddleLayer)
+def test_a_task_that_gives_no_outcomes_fails_its_cell(monkeypatch):
+    monkeypatch.setattr(BrightHalf, "score", lambda _, given, answers: np.full(len(given), 7.5))
+    with pytest.raises(ValueError, match="from 0 to 1, got 7.5"):
+        train_cell(MiddleLayer, steps=1)
 
 
 def test_specs_of_tuning_runs_differ_from_those_of_evaluation():
