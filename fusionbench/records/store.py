@@ -283,8 +283,7 @@ class Store:
 
     def _conflicts(self, name: str = "") -> Iterator[Problem]:
         """What other runs of recorded cells gave, one line for each (of all, or of one name)."""
-        names = [name] if name else sorted(sizes(self.folder / CONFLICTS, ".json"))
-        for one in names:
+        for one in [name] if name else sorted(sizes(self.folder / CONFLICTS, ".json")):
             file = self._file(CONFLICTS, one)
             try:
                 said = conflict_text(self.facts.read(content(file).decode()))
@@ -412,7 +411,7 @@ class Store:
 
     @property
     def _rests_on(self) -> list[str]:
-        return [*(f"facts/{one}" for one in self.facts), *(f"items/{one}" for one in self._counts)]
+        return [f"facts/{one}" for one in self.facts] + [f"items/{one}" for one in self._counts]
 
     def _packed(self, *, reread: bool) -> tuple[Mapping[str, str], list[Problem]]:
         """The sound lines of the compact form by id, and what is wrong with others.
