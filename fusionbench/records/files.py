@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,7 +79,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def regular(path: Path) -> BinaryIO:
+def regular(path: Path) -> FileIO:
     """A regular file, open and without a buffer, to be closed.
 
     Raises ValueError for a folder, and for a pipe, which would wait for ever; OSError if it cannot
