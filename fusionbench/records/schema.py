@@ -61,7 +61,7 @@ def check_record(record: CellRecord) -> None:
 def check_types(value: object, skip: tuple[str, ...] = ()) -> None:
     """Raise ValueError for the first field of a dataclass whose value has not its type."""
     values = vars(value)
-    kind: type[Any] = type(value)
+    kind: Any = type(value)
     for name, passes, expected in _fields(kind):
         if name not in skip and not passes(values[name]):
             raise ValueError(f"{name} is {_shown(values[name])}, not {expected}")
