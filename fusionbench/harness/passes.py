@@ -463,8 +463,11 @@ def _run_together(
         if not member.wanted:
             found.append(None)
             continue
-        if isinstance(log, FloatingPointError) or isinstance(own, FloatingPointError):
-            found.append(log if isinstance(log, FloatingPointError) else own)
+        if isinstance(log, FloatingPointError):
+            found.append(log)
+            continue
+        if isinstance(own, FloatingPointError):
+            found.append(own)
             continue
         notes = (note,) if note else ()
         found.append(

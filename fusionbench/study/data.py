@@ -355,7 +355,7 @@ def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> tu
 
     weights = fetch(encoder)
     seen = _seen(preprocessing(encoder), size)
-    hashes, resized, files = {}, [], {}
+    hashes, resized, files = {}, [], dict[str, tuple[str, int]]()
     for card in tasks:
         if not card.needs:
             continue

@@ -235,9 +235,9 @@ def _rows_of(card: TaskCard, data: str, limit: int) -> tuple[int, str]:
     with suppress(ValueError):
         rows, digest = read_note(note).split()
         return int(rows), digest
-    rows, digest = _hashed(card, data, limit)
-    write_note(note, f"{rows} {digest}")
-    return rows, digest
+    found = _hashed(card, data, limit)
+    write_note(note, " ".join(map(str, found)))
+    return found
 
 
 def _hashed(card: TaskCard, planned: str, limit: int) -> tuple[int, str]:
