@@ -103,7 +103,7 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
 
     def begun(plan: "Plan") -> None:
         with exclusive(folder):
-            note_design(folder, planned_cells(plan, design))
+            say(note_design(folder, planned_cells(plan, design)))
 
     resolved = resolve(of_design(study, design), catalog, download=True)
     plan, result = execute(resolved, options, begun=begun)

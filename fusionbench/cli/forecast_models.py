@@ -14,7 +14,7 @@ from pathlib import Path
 from fusionbench.encoders.snapshots import weight_files
 from fusionbench.launchers.devices import worker_count
 from fusionbench.records.cell import CellRecord, RunOptions
-from fusionbench.records.store import MODELS
+from fusionbench.records.folder import MODELS
 from fusionbench.study.language import WORDS_SIZE, checkpoint_folder
 from fusionbench.study.plan import ModelJob
 

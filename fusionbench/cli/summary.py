@@ -33,7 +33,7 @@ def note_request(store: Store, resolved: ResolvedStudy) -> None:
         version=__version__,
     )
     with exclusive(store.folder):
-        store.history.add(request)
+        say(store.history.add(request))
 
 
 SHOWN = 10
@@ -130,4 +130,6 @@ def _update(folder: Path, home: Path) -> None:
     say(store.problems)
     if finished or any(store.failures(finished)):
         if not up_to_date(store, home, finished):
-            report_writer()(store, home, finished=finished)
+            # What a table shows is read and hashed anew, not only looked at.
+            known = set(store.problems)
+            report_writer()(store, home, hear=lambda found: say(o for o in found if o not in known))

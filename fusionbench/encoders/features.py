@@ -6,12 +6,12 @@ missing taps of a plan; a cache that would outgrow its limit refuses instead of 
 
 import hashlib
 import os
+import secrets
 import shutil
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,15 @@ from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import FatalError, UserError
 from fusionbench.api.fusion import Tap
 from fusionbench.records.cell import canonical
-from fusionbench.records.files import cache_dir
+from fusionbench.records.files import (
+    NEW_FILE,
+    cache_dir,
+    drop_damaged,
+    is_sealed,
+    remove_older,
+    seal,
+    why,
+)
 
 # A `.npy` file that takes its rows in any order and from any thread.
 #
@@ -43,7 +51,8 @@ class RowFile:
         self._dtype = np.dtype(dtype)
         self._shape = tuple(shape[1:])
         self._row = int(np.prod(self._shape)) * self._dtype.itemsize
-        self._file = path.open("wb", buffering=0)
+        self._path = path
+        self._file = os.fdopen(os.open(path, NEW_FILE, 0o666), "wb", buffering=0)
         head = {
             "descr": npy.dtype_to_descr(self._dtype),
             "fortran_order": False,
@@ -65,10 +74,10 @@ class RowFile:
             done = os.pwrite(self._file.fileno(), left, at)
             left, at = left[done:], at + done
 
-    def finish(self) -> None:
-        """Whole on the disk, and closed."""
-        os.fsync(self._file.fileno())
+    def finish(self, name: str = "") -> None:
+        """Whole on the disk, closed, and with its hash; `name`: its final one."""
         self._file.close()
+        seal(self._path, name or self._path.name)
 
     def close(self) -> None:
         """As it is."""
@@ -187,8 +196,21 @@ class FeatureKey:
 
 
 def missing_taps(key: FeatureKey, taps: Iterable[Tap]) -> list[Tap]:
-    """The taps that no finished file holds, in a fixed order."""
-    return sorted(tap for tap in set(taps) if not key.path(tap).exists())
+    """The taps that no sound file holds, in a fixed order; a damaged file is removed."""
+    return sorted(tap for tap in set(taps) if not _is_there(key.path(tap)))
+
+
+def _is_there(path: Path) -> bool:
+    if not os.path.lexists(path):
+        return False
+    try:
+        if is_sealed(path):
+            return True
+        reason = "damaged, or of an earlier version"
+    except (OSError, ValueError) as error:
+        reason = why(error)
+    drop_damaged(path, reason)
+    return False
 
 
 def encode(
@@ -217,7 +239,12 @@ def encode(
 
 
 def read(key: FeatureKey, tap: Tap) -> Float[Tensor, "image token dim"]:
-    """One tap, memory-mapped (copy on write, so that nothing can change the file)."""
+    """One tap, memory-mapped (copy on write, so that nothing can change the file).
+
+    Raises OSError for a file that was removed or damaged since it was encoded.
+    """
+    if missing_taps(key, [tap]):
+        raise OSError(f"{key.path(tap)} is damaged or missing: run the study again to make it anew")
     return torch.from_numpy(np.load(key.path(tap), mmap_mode="c"))
 
 
@@ -258,14 +285,15 @@ def _pending(
     folder.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     # Named after the process: two runs that share the cache may encode the same images at once.
-    partial = {tap: key.path(tap).with_suffix(f".{os.getpid()}.partial") for tap in taps}
+    own = f".{os.getpid()}-{secrets.token_hex(4)}.partial"
+    partial = {tap: key.path(tap).with_suffix(own) for tap in taps}
     files: dict[Tap, RowFile] = {}
     try:
         for tap, path in partial.items():
             files[tap] = RowFile(path, dtype=key.dtype, shape=shape)
         yield files
         for tap, file in files.items():
-            file.finish()
+            file.finish(key.path(tap).name)
             partial[tap].replace(key.path(tap))
     finally:
         for file in files.values():
@@ -275,11 +303,10 @@ def _pending(
 
 
 def _remove_stale(folder: Path) -> None:
-    """Delete what killed runs left behind a day ago or longer."""
-    for path in folder.glob("*.partial"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                path.unlink()
+    """Delete what killed runs left behind in the cache a day ago or longer."""
+    remove_older(folder, "*.partial", _STALE_SECONDS)
+    for name in ("bundles", "data", "hashes", "images"):
+        remove_older(cache_dir(name), ".*.tmp", _STALE_SECONDS)
 
 
 def _refuse_overflow(shape: tuple[int, int, int], dtype: str, taps: int, limit_gib: float) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,15 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from fusionbench.api.tasks import SPLITS, ScoredItems, Split, SplitName, TaskData
-from fusionbench.records.cell import Budget, canonical
-from fusionbench.records.files import cache_dir, write_atomic
+from fusionbench.records.cell import Budget, canonical, json_object
+from fusionbench.records.files import (
+    cache_dir,
+    drop_damaged,
+    sealed,
+    unsealed,
+    why,
+    write_atomic,
+)
 
 _FORMAT = 1
 
@@ -103,23 +111,32 @@ def bundle_path(task: str, data_hash: str, budget: Budget) -> Path:
 def keep(task: str, data_hash: str, data: TaskData, budget: Budget) -> None:
     """Leave the cut in the cache: the bundle, and the images until they are encoded."""
     bundle, pixels = cut(task, data, budget)
-    file = io.BytesIO()
+    file, kept = io.BytesIO(), _kept(bundle)
     np.save(file, pixels)
-    write_atomic(_kept(bundle), file.getvalue())
+    write_atomic(kept, sealed(kept, file.getvalue()))
     write_bundle(bundle, bundle_path(task, data_hash, budget))
 
 
 def kept_images(bundle: Bundle) -> UInt8[np.ndarray, "image height width 3"] | None:
-    """What `keep` has left of this bundle's images, or None."""
+    """What `keep` has left of this bundle's images, or None; a damaged file is removed."""
+    file = _kept(bundle)
     try:
-        return np.asarray(np.load(_kept(bundle)))
-    except (OSError, ValueError):
+        pixels = np.load(io.BytesIO(unsealed(file)), allow_pickle=False)
+        if _hash_pixels(pixels) != bundle.images:
+            raise ValueError("its images are not those of the bundle")
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, EOFError) as error:
+        drop_damaged(file, why(error))
+        return None
+    return np.asarray(pixels)
 
 
 def drop_images(bundle: Bundle) -> None:
     """They are encoded: whoever needs another layer of them reads the task again."""
-    _kept(bundle).unlink(missing_ok=True)
+    # A complete cache may be read-only.
+    with suppress(OSError):
+        _kept(bundle).unlink(missing_ok=True)
 
 
 def _kept(bundle: Bundle) -> Path:
@@ -135,12 +152,27 @@ def write_bundle(bundle: Bundle, path: Path) -> None:
         "count": bundle.count,
         "splits": {name: _plain(bundle.split(name)) for name in SPLITS},
     }
-    write_atomic(path, json.dumps(values).encode())
+    write_atomic(path, sealed(path, json.dumps(values).encode()))
+
+
+def cached_bundle(path: Path) -> Bundle | None:
+    """The bundle of this file; None without one. A damaged file is removed."""
+    try:
+        return read_bundle(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        drop_damaged(path, why(error))
+        return None
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read a bundle back; FileNotFoundError if it was never written."""
-    values = json.loads(path.read_text())
+    """Read a bundle back.
+
+    Raises FileNotFoundError if it was never written, ValueError if it is damaged, OSError if it
+    cannot be read.
+    """
+    values = json_object(unsealed(path).decode())
     parts = {name: _from_plain(values["splits"][name]) for name in SPLITS}
     return Bundle(
         answers=tuple(values["answers"]),

@@ -18,6 +18,9 @@ from fusionbench.readers.injection import project
 from fusionbench.readers.ridge_reader import RidgeReader
 from fusionbench.records.cell import QUESTION, READER, Budget, Setting, reader_of
 
+NO_ANSWER = -1
+"""In place of an answer's index where the logits are infinite or NaN."""
+
 
 class Model(nn.Module):
     """What one cell trains."""
@@ -82,10 +85,15 @@ class Model(nn.Module):
         return F.cross_entropy(output.float(), batch.answers)
 
     def answers(self, output: Float[Tensor, "batch output"], batch: Batch) -> Int[Tensor, " batch"]:
-        """The answer that the reader gives to each example, an index into the answer set."""
+        """The answer that the reader gives to each example, an index into the answer set.
+
+        `NO_ANSWER` for an example whose logits are not all finite.
+        """
         if isinstance(self.reader, RidgeReader):
             output = self.reader.scores(output, batch.questions)
-        return output.argmax(dim=-1)
+        finite = torch.isfinite(output).all(dim=-1)
+        # Not compared on the host: the device is at work on the next batch.
+        return torch.where(finite, output.argmax(dim=-1), NO_ANSWER)
 
     def tokens_read(self, fused: Fused) -> int:
         """Tokens of an image that the reader gets, behind the projector."""

@@ -28,6 +28,8 @@ from fusionbench.harness.train import (
     evaluate,
     mean_trace,
     outcomes_of,
+    require_finite,
+    require_trace,
     schedule,
     spaced,
 )
@@ -218,7 +220,8 @@ def train_together(
     stack.write_back(models)
     history = torch.stack(losses)
     return [
-        _log(history[:, run], each.lr, optimisers.unmoved(run)) for run, each in enumerate(runs)
+        _log(models[run], history[:, run], each.lr, optimisers.unmoved(run))
+        for run, each in enumerate(runs)
     ]
 
 
@@ -283,9 +286,10 @@ def _pick(materials: Materials, rows: Int[Tensor, "run batch"]) -> Batch:
 
 
 def _log(
-    losses: Float[Tensor, " step"], lr: float, unmoved: tuple[str, ...]
+    model: Model, losses: Float[Tensor, " step"], lr: float, unmoved: tuple[str, ...]
 ) -> TrainingLog | FloatingPointError:
     try:
+        require_finite(model, lr)
         return TrainingLog(losses=spaced(losses, lr), unmoved=unmoved)
     except FloatingPointError as error:
         return error
@@ -306,8 +310,10 @@ _TOLERANCE = {"fp32": 1e-2, "bf16": 1e-1}
 
 def evaluate_all(
     models: Sequence[Model], materials: Materials, split: SplitName, batch_size: int
-) -> tuple[list[Evaluation], str]:
+) -> tuple[list[Evaluation | FloatingPointError], str]:
     """Each model's scores and mean trace; and if they had to be taken one by one, why.
+
+    A model with logits that are not finite is given back as its error.
 
     `batch_size`: the most examples at a time, over all models together.
     """
@@ -316,13 +322,22 @@ def evaluate_all(
     except (NotEquivalent, torch.OutOfMemoryError) as reason:
         note = f"evaluated alone, not in a pass of {len(models)}: {reason}"
     # Behind the handler: while it runs, the error keeps the memory of what it stopped.
-    return [evaluate(model, materials, split, batch_size) for model in models], note
+    return [_evaluated(model, materials, split, batch_size) for model in models], note
+
+
+def _evaluated(
+    model: Model, materials: Materials, split: SplitName, batch_size: int
+) -> Evaluation | FloatingPointError:
+    try:
+        return evaluate(model, materials, split, batch_size)
+    except FloatingPointError as error:
+        return error
 
 
 @torch.no_grad()
 def evaluate_together(
     models: Sequence[Model], materials: Materials, split: SplitName, batch_size: int
-) -> list[Evaluation]:
+) -> list[Evaluation | FloatingPointError]:
     """`evaluate` of all models, each batch shared by all.
 
     A run gets its share of `batch_size`, or a training batch if that is more: that size fitted with
@@ -343,15 +358,19 @@ def evaluate_together(
         traces.append(trace)
     found = torch.cat(predicted, dim=1).cpu().numpy()
     counts = [len(part) for part in parts]
-    return [
-        Evaluation(
-            scores=outcomes_of(found[run], materials, split),
-            trace=_trace_of(run, counts, traces),
-            answers=len(np.unique(found[run])),
-            tokens=tokens[run],
-        )
-        for run in range(len(models))
-    ]
+
+    def of(run: int) -> Evaluation | FloatingPointError:
+        try:
+            return Evaluation(
+                scores=outcomes_of(found[run], materials, split),
+                trace=require_trace(_trace_of(run, counts, traces)),
+                answers=len(np.unique(found[run])),
+                tokens=tokens[run],
+            )
+        except FloatingPointError as error:
+            return error
+
+    return [of(run) for run in range(len(models))]
 
 
 def _outputs(
@@ -441,8 +460,14 @@ def _run_together(
     seconds = (time.perf_counter() - started) / len(members)
     found: list[Outcome | None] = []
     for member, model, log, own_fit, own in zip(members, models, logs, fits, scores, strict=True):
-        if isinstance(log, FloatingPointError) or not member.wanted:
-            found.append(log if member.wanted and isinstance(log, FloatingPointError) else None)
+        if not member.wanted:
+            found.append(None)
+            continue
+        if isinstance(log, FloatingPointError):
+            found.append(log)
+            continue
+        if isinstance(own, FloatingPointError):
+            found.append(own)
             continue
         notes = (note,) if note else ()
         found.append(

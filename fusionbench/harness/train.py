@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fusionbench.api.seeding import stream
-from fusionbench.api.tasks import SplitName, judged
+from fusionbench.api.tasks import SplitName, judged, require_outcomes
 from fusionbench.harness.materials import Materials
-from fusionbench.harness.model import Model
+from fusionbench.harness.model import NO_ANSWER, Model
 from fusionbench.harness.optimiser import Optimisers
 from fusionbench.records.cell import Budget
 
@@ -34,7 +34,7 @@ class TrainingLog:
 
 
 def train(model: Model, materials: Materials, seed: int, lr: float) -> TrainingLog:
-    """Train in place. Raises FloatingPointError if the loss stops being finite."""
+    """Train in place. Raises FloatingPointError if the loss or a weight stops being finite."""
     budget = materials.budget
     if not model.trainable:
         return TrainingLog(losses=(), unmoved=())
@@ -50,6 +50,7 @@ def train(model: Model, materials: Materials, seed: int, lr: float) -> TrainingL
         nn.utils.clip_grad_norm_(model.parameters(), budget.clip)
         optimisers.step(schedule(step, budget))
         losses.append(loss.detach())
+    require_finite(model, lr)
     return TrainingLog(
         losses=spaced(torch.stack(losses), lr),
         unmoved=_without_gradient(model.fusion, optimisers),
@@ -63,6 +64,17 @@ def spaced(losses: Float[Tensor, " step"], lr: float) -> tuple[float, ...]:
         raise FloatingPointError(f"the loss became {history[-1]:g} at learning rate {lr:g}")
     points = np.unique(np.linspace(0, len(history) - 1, _LOSS_POINTS).round().astype(int))
     return tuple(round(float(history[step]), 6) for step in points)
+
+
+def require_finite(model: nn.Module, lr: float) -> None:
+    """Raise FloatingPointError for a trained model with a weight that is infinite or NaN.
+
+    The last step's gradient may be infinite where all losses were finite.
+    """
+    trained = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    if not bool(torch.stack([torch.isfinite(p).all() for _, p in trained]).all()):
+        wrong = next(name for name, p in trained if not bool(torch.isfinite(p).all()))
+        raise FloatingPointError(f"{wrong} became infinite or NaN at learning rate {lr:g}")
 
 
 def schedule(step: int, budget: Budget) -> float:
@@ -132,7 +144,10 @@ class Evaluation(NamedTuple):
 
 @torch.no_grad()
 def evaluate(model: Model, materials: Materials, split: SplitName, batch_size: int) -> Evaluation:
-    """Score one model on a split, in batches of at most `batch_size` examples."""
+    """Score one model on a split, in batches of at most `batch_size` examples.
+
+    Raises FloatingPointError for logits or a trace that are not finite.
+    """
     model.eval()
     examples = materials.splits[split]
     predicted: list[Int[np.ndarray, " part"]] = []
@@ -147,7 +162,7 @@ def evaluate(model: Model, materials: Materials, split: SplitName, batch_size: i
     found = np.concatenate(predicted)
     return Evaluation(
         scores=outcomes_of(found, materials, split),
-        trace=mean_trace(traces),
+        trace=require_trace(mean_trace(traces)),
         answers=len(np.unique(found)),
         tokens=model.tokens_read(fused),
     )
@@ -156,11 +171,28 @@ def evaluate(model: Model, materials: Materials, split: SplitName, batch_size: i
 def outcomes_of(
     predicted: Int[np.ndarray, " example"], materials: Materials, split: SplitName
 ) -> Float[np.ndarray, " example"]:
-    """Outcome of each example of a split from the reader's answers (class indices)."""
+    """Outcome of each example of a split from the reader's answers (class indices).
+
+    Raises FloatingPointError for an example without an answer, ValueError for outcomes that are not
+    from 0 to 1.
+    """
     task, bundle = materials.task, materials.bundle
+    if lost := int((predicted == NO_ANSWER).sum()):
+        raise FloatingPointError(
+            f"the logits of {lost} of {len(predicted)} {split} examples are not finite"
+        )
     if not task.free_text:
-        return task.score(predicted, bundle.split(split).answers)
+        found = task.score(predicted, bundle.split(split).answers)
+        return require_outcomes(found, len(predicted), task.chance)
     return judged(task, [bundle.answers[index] for index in predicted], bundle.scored(split))
+
+
+def require_trace(trace: Trace) -> Trace:
+    """The trace; FloatingPointError for one with a value that is infinite or NaN."""
+    for name, values in trace.items():
+        if not np.isfinite(values).all():
+            raise FloatingPointError(f"the trace {name!r} is not finite")
+    return trace
 
 
 def mean_trace(traces: Sequence[tuple[int, Mapping[str, Tensor]]]) -> Trace:

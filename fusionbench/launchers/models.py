@@ -16,6 +16,7 @@ from fusionbench.api.sources import find_source
 from fusionbench.api.types import Unsupported
 from fusionbench.harness.cell import Tuned, choose_lr, scored
 from fusionbench.harness.stepping import needs_encoder, taps_of
+from fusionbench.harness.train import require_finite
 from fusionbench.launchers.jobs import Event, company_of
 from fusionbench.launchers.keys import feature_key
 from fusionbench.launchers.state import contained
@@ -76,12 +77,12 @@ class ModelRunner:
             yield from (Event(kind="found", cell=c) for c in job.cells if c.spec.id in there)
             cells = [cell for cell in job.cells if cell.spec.id not in there]
             if cells:
+                if why := damage(self.store.folder, job.id):
+                    yield Event(kind="note", text=why)
                 yield from self._run(job, cells)
 
     def _run(self, job: ModelJob, cells: Sequence[Cell]) -> Iterator[Event]:
         yield from (Event(kind="begun", cell=cell) for cell in cells)
-        if why := damage(self.store.folder, job.id):
-            yield Event(kind="note", text=why)
         try:
             with contained():
                 session = self.session(job)
@@ -89,6 +90,8 @@ class ModelRunner:
                 ready = self._ready(job, session)
         except Unsupported as reason:
             yield from (self._skipped(cell, reason) for cell in cells)
+        except FloatingPointError as error:
+            yield from (self.runner.diverged(cell, error) for cell in cells)
         except FatalError:
             raise
         except Exception as error:  # a method may raise anything
@@ -133,6 +136,7 @@ class ModelRunner:
             raise OSError(f"the weights of model {job.id} are not on disk after its training")
         built = self._built(session, work, found.vocabulary)
         load_weights(model_file(folder, job.id), built.model)
+        require_finite(built.model, tuned.lr)
         weights = sha256_of(model_file(folder, job.id))
         return Ready(built=built, trained=found, tuned=tuned, weights=weights)
 
@@ -224,13 +228,20 @@ class ModelRunner:
                 record, found = self._scored(session, ready, cell)
         except Unsupported as reason:
             return self._skipped(cell, reason)
+        except FloatingPointError as error:
+            return self.runner.diverged(cell, error)
         except FatalError:
             raise
         except Exception as error:  # a task may raise anything
             if isinstance(error, UserError) and cell.task.source == BUILT_IN:
                 raise
             return self.runner.failed(cell, error)
-        self.runner.write(cell, record, found.outcomes, found.items, found.answers)
+        try:
+            self.runner.write(cell, record, found.outcomes, found.items, found.answers)
+        except UserError:
+            raise
+        except ValueError as error:  # values that no record may hold
+            return self.runner.failed(cell, error)
         return Event(kind="done", cell=cell)
 
     def _skipped(self, cell: Cell, reason: Unsupported) -> Event:

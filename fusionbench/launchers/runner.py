@@ -33,7 +33,7 @@ from fusionbench.records.locks import claimed
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import hardware
-from fusionbench.study.data import load_data
+from fusionbench.study.data import planned_data
 from fusionbench.study.language import LLAVA
 from fusionbench.study.parts import places
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs
@@ -160,15 +160,19 @@ class Runner:
         # Whatever the code of a task has changed.
         self.state.restore()
         key = feature_key(cell.spec, bundle, encoder.size)
+        taps = all_taps(job.trainings, encoder) if job.taps is None else job.taps
+        if not features.missing_taps(key, taps):
+            # Before any lock: a complete cache may be read-only.
+            data.drop_images(bundle)
+            return
         lock = cache_dir("locks", f"{bundle.images[:24]}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         # Other runs that need the same hidden states wait for these.
         with FileLock(lock):
-            taps = all_taps(job.trainings, encoder) if job.taps is None else job.taps
             wanted = features.missing_taps(key, taps)
             if wanted:
                 if images is None and (images := data.kept_images(bundle)) is None:
-                    _, images = data.cut(cell.spec.task, load_data(cell.local), cell.spec.budget)
+                    images = self._cut(cell)[1]
                 limit = self.options.cache_gib
                 features.encode(encoder, images, key, wanted, limit_gib=limit, device=self.device)
         data.drop_images(bundle)
@@ -238,10 +242,16 @@ class Runner:
 
     def _recorded(self, job: TrainJob, cell: Cell, outcome: Outcome) -> Event:
         if isinstance(outcome, FloatingPointError):
-            return self.failed(cell, outcome)
+            return self.diverged(cell, outcome)
         record, scores = outcome
         examples = self._bundle.test
-        self.write(cell, record, scores, Items(names=examples.items, groups=examples.groups))
+        items = Items(names=examples.items, groups=examples.groups)
+        try:
+            self.write(cell, record, scores, items)
+        except UserError:
+            raise
+        except ValueError as error:  # values that no record may hold
+            return self.failed(cell, error)
         return Event(kind="done", cell=cell)
 
     def failed(self, cell: Cell, error: Exception) -> Event:
@@ -252,6 +262,11 @@ class Runner:
         self.store.write_failure(self.signed(cell, record))
         text = error.message if isinstance(error, UserError) else lines[-1] if lines else ""
         return Event(kind="failed", cell=cell, text=shortened(text))
+
+    def diverged(self, cell: Cell, error: FloatingPointError) -> Event:
+        """Record a training that diverged: the same seeds would diverge again."""
+        self.write(cell, CellRecord(spec=cell.spec, status="diverged", reason=str(error)))
+        return Event(kind="failed", cell=cell, text=f"diverged: {error}")
 
     def write(
         self,
@@ -275,11 +290,16 @@ class Runner:
 
     def bundle(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
         path = data.bundle_path(cell.spec.task, cell.spec.data, cell.spec.budget)
-        if path.exists():
-            return data.read_bundle(path), None
-        bundle, images = data.cut(cell.spec.task, load_data(cell.local), cell.spec.budget)
+        if (known := data.cached_bundle(path)) is not None:
+            return known, None
+        bundle, images = self._cut(cell)
         data.write_bundle(bundle, path)
         return bundle, images
+
+    def _cut(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"]]:
+        """The task's data as it is now; ValueError if it is not what the cell is named after."""
+        now = planned_data(cell.local, cell.spec.data)
+        return data.cut(cell.spec.task, now, cell.spec.budget)
 
     def encoder(self, cell: Cell) -> Encoder:
         key = (cell.encoder.name, cell.spec.budget.image_size)

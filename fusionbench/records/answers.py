@@ -5,6 +5,7 @@ The same answers give the same bytes, whenever and wherever they are written.
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,7 +15,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from fusionbench.api.benchmarks import Answer, Asked
+from fusionbench.records.cell import json_object
 from fusionbench.records.outcomes import Items
+from fusionbench.records.schema import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +53,20 @@ def unpack(content: bytes) -> list[Said]:
     try:
         # Not `splitlines`: an answer may hold U+2028, which JSON leaves as it is.
         lines = _unzipped(content).decode().removesuffix("\n").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"not a file of answers: {error}") from error
     found = []
     for number, line in enumerate(filter(None, lines), 1):
         try:
-            found.append(Said(**json.loads(line)))
+            found.append(_said(json_object(line)))
         except (ValueError, TypeError) as error:
             raise ValueError(f"line {number} is no answer: {error}") from error
+    return found
+
+
+def _said(values: Mapping[str, Any]) -> Said:
+    found = Said(**values)
+    check_types(found)
     return found
 
 

@@ -5,13 +5,18 @@ facts.json       each distinct budget, card and provenance, by hash
 cells.jsonl      a line per cell or tuning run in normal form, sorted by id
 outcomes.npz     outcomes of all cells      items.json       names of their examples, by hash
 profiles.jsonl   a line per profile         failures.jsonl   last failures of cells without a record
+SHA256SUMS       hashes of these files
 """
 
+import hashlib
 import io
 import json
+import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,27 +24,38 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
+from numpy.lib import format as npy
 
 from fusionbench.api.errors import Problem
 from fusionbench.records.cell import canonical, json_object
 from fusionbench.records.cost import PROFILES
-from fusionbench.records.facts import Fact, Facts
-from fusionbench.records.files import content, write_atomic
-from fusionbench.records.outcomes import Items
+from fusionbench.records.facts import Fact
+from fusionbench.records.files import ANY_SIZE, content, regular, sha256_of, why, write_atomic
+from fusionbench.records.outcomes import Items, items_hash
 from fusionbench.records.verified import (
     ANSWERS,
     ANSWERS_END,
     FileState,
-    answers_file,
+    Parts,
     examine,
     size_of,
     sizes,
+    text_hash,
 )
 
 CELLS, FACTS, OUTCOMES, ITEMS = "cells.jsonl", "facts.json", "outcomes.npz", "items.json"
 FAILURES = "failures.jsonl"
 TUNING = '"stage": "tune"'
 """In the line of a tuning run and in no other: a quote inside a text is escaped."""
+SUMS = "SHA256SUMS"
+"""Hashes of the files of the compact form, as `sha256sum -c` reads them."""
+_PARTS = (CELLS, FACTS, OUTCOMES, ITEMS, PROFILES, FAILURES)
+_SUM = re.compile(r"[0-9a-f]{64}")
+_UNREADABLE = (
+    *(OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, MemoryError, OverflowError, SyntaxError),
+)
+"""What reading a damaged archive of arrays raises."""
 _ID = re.compile(r'"id": "([0-9a-f]{20})"')
 _DATE = (1980, 1, 1, 0, 0, 0)
 """Of the members of `outcomes.npz`: equal contents, equal bytes."""
@@ -54,33 +70,70 @@ class Archive:
 
     @property
     def state(self) -> FileState:
-        """Size and time of change of the lines, of the outcomes and, if any, of all answers."""
-        files = (*size_of(self.file), *size_of(self.folder / OUTCOMES))
+        """The state of each file, and of all answers together."""
+        files = [number for name in _PARTS for number in size_of(self.folder / name)]
         answers = sizes(self.folder / ANSWERS, ANSWERS_END).values()
-        if not answers:
-            return files
-        return (*files, sum(size for size, _ in answers), max(time for _, time in answers))
+        return (*files, *map(sum, zip(*answers, strict=True)))
+
+    def digest(self) -> str:
+        """A hash over the bytes of all files."""
+        files = [self.folder / name for name in _PARTS]
+        files += sorted((self.folder / ANSWERS).glob(f"*{ANSWERS_END}"))
+        return text_hash("".join(map(_sum, files)).encode())
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder has any file of the compact form."""
+        return any(os.path.lexists(self.folder / name) for name in (*_PARTS, SUMS))
 
     @cached_property
     def lines(self) -> Mapping[str, str]:
-        """The lines of cells and tuning runs by id, unchecked."""
-        return {found[1]: line for line in _lines(self.file) if (found := _ID.search(line))}
+        """The lines of cells and tuning runs by id, unchecked; the first of each id."""
+        found: dict[str, str] = {}
+        for line in _lines(self.file):
+            if named := _ID.search(line):
+                found.setdefault(named[1], line)
+        return found
 
-    def problems(self, facts: Facts) -> Iterator[tuple[str, Problem]]:
+    def problems(self, parts: Parts) -> Iterator[tuple[str, Problem]]:
         """The id (empty: unknown) and the problem of each line that cannot be used."""
+        seen: set[str] = set()
         for number, line in enumerate(_lines(self.file), 1):
             found = _ID.search(line)
             cell = found[1] if found else ""
+            source = f"{self.file}:{number}"
+            if cell in seen:
+                yield "", Problem(source=source, message=f"ignored: a second line of cell {cell}")
+                continue
+            seen.add(cell)
             try:
-                answers = partial(content, answers_file(self.folder, cell))
-                examine(line, facts, partial(self.outcomes, cell), answers)
+                examine(line, parts, cell)
             except (OSError, ValueError) as error:
-                source = f"{self.file}:{number}"
-                yield cell, Problem(source=source, message=f"ignored: {error}")
+                yield cell, Problem(source=source, message=f"ignored: {why(error)}")
+        with suppress(ValueError):
+            if lost := sorted(self._outcomes[0].keys() - seen):
+                text = f"{len(lost)} cells with outcomes have no line in it, the first is {lost[0]}"
+                yield "", Problem(source=str(self.file), message=text)
+        yield from (("", problem) for problem in self._changed())
+
+    def _changed(self) -> Iterator[Problem]:
+        """A problem for each file whose hash is not the one noted when it was written."""
+        for line in _lines(self.folder / SUMS):
+            digest, _, name = line.partition("  ")
+            if name in _PARTS and _SUM.fullmatch(digest):
+                file = self.folder / name
+                if _sum(file) != digest:
+                    said = f"changed since it was written: its hash is not the one in {SUMS}"
+                    yield Problem(source=str(file), message=said)
+            else:
+                said = f"not a line of hashes: {line[:60]!r}"
+                yield Problem(source=str(self.folder / SUMS), message=said)
 
     def fact(self, name: str) -> Fact:
         """The fact of that hash. Raises KeyError without it, ValueError for a damaged file."""
-        fact: Fact = self._facts[name]
+        fact = self._facts[name]
+        if not isinstance(fact, dict):
+            raise ValueError(f"its facts were damaged or edited ({FACTS}, {name})")
         return fact
 
     def outcomes(self, cell: str) -> bytes:
@@ -91,11 +144,16 @@ class Archive:
 
     def items(self, name: str) -> Items:
         """The examples of that hash. Raises KeyError without them, ValueError if damaged."""
-        return Items.from_json(canonical(self._items[name]))
+        found = self._items[name]
+        if not isinstance(found, dict) or items_hash(canonical(found).encode()) != name:
+            raise ValueError(f"its items were damaged or edited ({ITEMS}, {name})")
+        return Items.of(found)
 
-    def failures(self) -> Iterator[str]:
-        """The lines of failures."""
-        return _lines(self.folder / FAILURES)
+    def failures(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        """Source and reader of each line of failures."""
+        file = self.folder / FAILURES
+        for number, line in enumerate(_lines(file), 1):
+            yield f"{file}:{number}", partial(str, line)
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
@@ -108,16 +166,18 @@ class Archive:
     @cached_property
     def _outcomes(self) -> tuple[dict[str, tuple[int, int]], Shaped[np.ndarray, " byte"]]:
         file = self.folder / OUTCOMES
-        if not file.exists():
+        if not os.path.lexists(file):
             return {}, np.zeros(0, dtype=np.uint8)
         try:
-            with np.load(file) as arrays:
-                cells, sizes, data = (arrays[name] for name in ("cells", "sizes", "data"))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            # The archive's own check of each member goes first: a header may claim any size.
+            with zipfile.ZipFile(io.BytesIO(content(file, ANY_SIZE))) as members:
+                parts = {name: members.read(f"{name}.npy") for name in ("cells", "sizes", "data")}
+            cells, sizes, data = (_array(one) for one in parts.values())
+            stops = np.cumsum(sizes, dtype=np.int64)
+            places = zip((stops - sizes).tolist(), stops.tolist(), strict=True)
+            return dict(zip(map(bytes.decode, cells.tolist()), places, strict=True)), data
+        except _UNREADABLE as error:
             raise ValueError(f"{OUTCOMES} is damaged: {error}") from error
-        stops = np.cumsum(sizes, dtype=np.int64)
-        places = zip((stops - sizes).tolist(), stops.tolist(), strict=True)
-        return dict(zip(map(bytes.decode, cells.tolist()), places, strict=True)), data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,24 +200,47 @@ def write_archive(folder: Path, contents: Contents) -> None:
     Raises OSError.
     """
     items = {name: json_object(one.to_json()) for name, one in contents.items.items()}
+    lines = _joined(contents.lines)
     parts = {
         FACTS: _object(contents.facts),
         OUTCOMES: _npz(contents.outcomes),
         ITEMS: _object(items),
         PROFILES: _joined(contents.profiles),
         FAILURES: _joined(contents.failures),
-        # Last: without it the folder holds no compact form.
-        CELLS: _joined(contents.lines),
+        CELLS: lines,
     }
+    sums = {name: hashlib.sha256(one).hexdigest() for name, one in parts.items() if one}
+    # The lines last: without them the folder holds no compact form.
+    parts = {SUMS: "".join(f"{sums[n]}  {n}\n" for n in sorted(sums)).encode(), **parts}
     for name, written in {**contents.files, **parts}.items():
         if written:
             write_atomic(folder / name, written)
 
 
 def _lines(file: Path) -> Iterator[str]:
-    if file.exists():
-        with file.open(encoding="utf-8", newline="\n") as lines:
-            yield from (line.rstrip("\n") for line in lines)
+    """The lines of a file, none without it; a byte that is no text fails a line's checksum."""
+    # What is there and cannot be read gives no line: `_changed` names it.
+    with suppress(OSError, ValueError), regular(file) as raw:
+        for line in io.TextIOWrapper(io.BufferedReader(raw), "utf-8", "replace", newline="\n"):
+            yield line.rstrip("\n")
+
+
+def _sum(file: Path) -> str:
+    """The SHA-256 of a file; empty for one that cannot be read."""
+    try:
+        return sha256_of(file)
+    except (OSError, ValueError):
+        return ""
+
+
+def _array(member: bytes) -> Shaped[np.ndarray, " value"]:
+    """The array of a member, of one axis. Raises ValueError for a header of another size."""
+    file = io.BytesIO(member)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    shape, _, dtype = read[npy.read_magic(file)](file)
+    if len(shape) != 1 or dtype.hasobject or dtype.kind not in "Sui":
+        raise ValueError(f"an array of {dtype} {shape}")
+    return np.frombuffer(member, dtype=dtype, count=shape[0], offset=file.tell())
 
 
 def _joined(lines: Mapping[str, str]) -> bytes:
@@ -173,12 +256,12 @@ def _object(values: Mapping[str, Any]) -> bytes:
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    if not file.exists():
+    if not os.path.lexists(file):
         return {}
     try:
-        return json_object(file.read_text(encoding="utf-8"))
+        return json_object(content(file, ANY_SIZE).decode())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file.name} is damaged: {error}") from error
+        raise ValueError(f"{file.name} is damaged: {why(error)}") from error
 
 
 def _npz(outcomes: Mapping[str, bytes]) -> bytes:
@@ -195,6 +278,6 @@ def _npz(outcomes: Mapping[str, bytes]) -> bytes:
     with zipfile.ZipFile(file, "w") as members:
         for name, array in arrays.items():
             member = io.BytesIO()
-            np.lib.format.write_array(member, array, allow_pickle=False)
+            npy.write_array(member, array, allow_pickle=False)
             members.writestr(zipfile.ZipInfo(f"{name}.npy", _DATE), member.getvalue())
     return file.getvalue()

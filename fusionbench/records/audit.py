@@ -9,7 +9,8 @@ from pathlib import Path
 from fusionbench.api.errors import Problem, UserError
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.files import sha256_of
-from fusionbench.records.store import MODELS, Store
+from fusionbench.records.folder import MODELS
+from fusionbench.records.store import Store
 
 
 def audit(store: Store, finished: Mapping[str, Path]) -> list[Problem]:

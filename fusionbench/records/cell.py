@@ -28,7 +28,8 @@ QUESTIONS = ("shuffled",)
 
 Setting = bool | int | float | str | tuple[int, ...]
 Stage = Literal["tune", "evaluate"]
-Status = Literal["done", "skipped", "failed"]
+Status = Literal["done", "skipped", "diverged", "failed"]
+"""`diverged`: a loss, a weight or a logit became infinite or NaN; a record without a score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,10 +314,17 @@ def checksum(values: Mapping[str, Any]) -> str:
 
 def json_object(text: str) -> dict[str, Any]:
     """The object in the text; ValueError if it is truncated or holds anything else."""
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"truncated or not JSON: {error}") from error
+    values = json_value(text)
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
     return values
+
+
+def json_value(text: str) -> Any:
+    """The value in the text; ValueError if it is truncated or nested too deep to be ours."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"truncated or not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deep") from error

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from fusionbench.api.errors import Problem
 from fusionbench.records.cell import Setting, canonical, checksum, json_object
-from fusionbench.records.files import write_atomic
+from fusionbench.records.files import content, why, write_atomic
+from fusionbench.records.schema import check_types
 
 Mode = Literal["inference", "train"]
 
@@ -153,8 +154,10 @@ class CostRecord:
             raise ValueError(f"schema {values.get('schema')!r}, this version reads {SCHEMA}")
         try:
             record = _record(values)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a profile: {error}") from error
+        check_types(record, skip=("conditions", "parameters"))
+        check_types(record.conditions)
         if edited or record.id != claimed:
             raise ValueError("edited: the checksum does not match the contents")
         return record
@@ -180,14 +183,31 @@ def read(folder: Path, problems: list[Problem] | None = None) -> Iterator[CostRe
     """
     found: dict[str, CostRecord] = {}
     for path in profile_files(folder):
-        try:
-            text = path.read_text(encoding="utf-8")
-            records = map(CostRecord.from_json, text.splitlines())
-            found.update((record.id, record) for record in records)
-        except (OSError, ValueError) as error:
-            if problems is not None:
-                problems.append(Problem(source=str(path), message=f"ignored: {error}"))
+        for source, record in _profiles(path):
+            if isinstance(record, CostRecord):
+                found[record.id] = record
+            elif problems is not None:
+                said = f"ignored: {why(record)}"
+                problems.append(Problem(source=source, message=said))
     yield from (found[name] for name in sorted(found))
+
+
+def _profiles(path: Path) -> Iterator[tuple[str, CostRecord | Exception]]:
+    """Each profile of a file, or why it cannot be read; one line's error stays with that line."""
+    try:
+        lines = content(path).decode("utf-8", "replace").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        yield str(path), error
+        return
+    for number, line in enumerate(lines, 1):
+        source = f"{path}:{number}" if path.name == PROFILES else str(path)
+        try:
+            record = CostRecord.from_json(line)
+            if path.name not in (PROFILES, f"{record.id}.json"):
+                raise ValueError(f"holds the profile of other conditions ({record.id})")
+            yield source, record
+        except ValueError as error:
+            yield source, error
 
 
 def _record(values: dict[str, Any]) -> CostRecord:

@@ -7,6 +7,7 @@ fields where they differ from the default; schema 1 has every field in every rec
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
 from functools import lru_cache
@@ -22,6 +23,7 @@ from fusionbench.records.cell import (
     hashed,
     json_object,
 )
+from fusionbench.records.schema import check_record
 from fusionbench.records.training import training_from
 
 Fact = Mapping[str, Any]
@@ -38,6 +40,8 @@ _GROUPS = (
      "examples", "items"),
     ("provenance", "seed_scope", "schema"),
 )  # fmt: skip
+ID = re.compile(r"[0-9a-f]{20}")
+_FACT = re.compile(r"[0-9a-f]{16}")
 _SPEC = frozenset(CellSpec.__dataclass_fields__)
 _DEFAULTS = {
     one.name: one.default if one.default_factory is MISSING else one.default_factory()
@@ -76,8 +80,11 @@ def check(text: str, cell: str = "") -> dict[str, Any]:
         raise ValueError("not a cell record that this version reads")
     if claimed != checksum(values):
         raise ValueError("edited: the checksum does not match the contents")
-    if cell and values["id"] != cell:
-        raise ValueError(f"holds the record of another cell ({values['id']})")
+    named = values.get("id")
+    if not isinstance(named, str) or not ID.fullmatch(named):
+        raise ValueError(f"its id is {named!r}, not 20 hexadecimal digits")
+    if cell and named != cell:
+        raise ValueError(f"holds the record of another cell ({named})")
     return values
 
 
@@ -96,6 +103,8 @@ class Facts:
 
     def require(self, name: str) -> _Decoded:
         """The fact of that hash; ValueError if it is missing, damaged or of a later schema."""
+        if not isinstance(name, str) or not _FACT.fullmatch(name):
+            raise ValueError(f"not the hash of a fact: {name!r}")
         if name not in self._decoded:
             try:
                 fact = self._find(name) if self._find else {}
@@ -107,15 +116,20 @@ class Facts:
                 raise ValueError(f"schema {fact['schema']!r}, this version reads {SCHEMAS[-1]}")
             try:
                 self._decoded[name] = _decoded(fact)
-            except (TypeError, KeyError) as error:
+            except (TypeError, KeyError, AttributeError) as error:
                 # A field of a later version.
                 raise ValueError(f"its facts cannot be read ({name}.json): {error}") from error
         return self._decoded[name]
 
-    def read(self, text: str) -> CellRecord:
-        """A record in either form. Raises ValueError as `check` does, and for a wrong id."""
-        values = check(text)
+    def read(self, text: str, cell: str = "") -> CellRecord:
+        """A record in either form.
+
+        Raises ValueError as `check` and `check_record` do, and for an id that is not the hash of
+        the specification.
+        """
+        values = check(text, cell)
         record = self.build(values)
+        check_record(record)
         if record.id != values["id"]:
             raise ValueError(f"the id {values['id']} does not match the contents ({record.id})")
         return record
@@ -132,6 +146,8 @@ class Facts:
             return self._joined(own, [self._split[name] for name in facts])
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a cell record: {error}") from error
+        except RecursionError as error:
+            raise ValueError("not a cell record: nested too deep") from error
 
     def _joined(self, values: Mapping[str, Any], facts: Iterable[_Decoded]) -> CellRecord:
         spec: dict[str, Any] = {}

@@ -2,16 +2,28 @@
 
 import errno
 import hashlib
+import logging
 import os
-import tempfile
+import secrets
+import shutil
+import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from fusionbench.api.errors import UserError
 
+log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _SET_CACHE = "set FUSIONBENCH_CACHE to a folder that can be written"
+_LARGEST = 1 << 28
+"""Bytes of a stored text; what is larger is no file of ours."""
+ANY_SIZE = 1 << 62
+NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Flags of a temporary file: it must not exist, nor be a link that somebody else has planted."""
 
 
 def expanded(text: str) -> Path:
@@ -59,14 +71,13 @@ def write_atomic(path: Path, content: bytes, *, replace: bool = True) -> bool:
     are on disk before the name is, so that a kill or a full disk leaves no truncated file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    handle = os.open(temporary, NEW_FILE, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         if replace:
             temporary.replace(path)
             return True
@@ -103,41 +114,182 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def content(path: Path) -> bytes:
-    """The bytes of a small file, in half of the time of `read_bytes`."""
-    with path.open("rb", buffering=0) as file:
+def regular(path: Path) -> FileIO:
+    """A regular file, open and without a buffer, to be closed.
+
+    Raises ValueError for a folder, and for a pipe, which would wait for ever; OSError if it cannot
+    be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("not a regular file")
+    return os.fdopen(handle, "rb", buffering=0)
+
+
+def content(path: Path, largest: int = _LARGEST) -> bytes:
+    """The bytes of a regular file, in half of the time of `read_bytes`.
+
+    Raises ValueError for a file of more than `largest` bytes, and as `regular` does.
+    """
+    with regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise ValueError(f"{size} bytes, the largest that is read is {largest}")
         return file.read()
 
 
+def why(error: Exception) -> str:
+    """The reason in an error of a file, without its path."""
+    if isinstance(error, OSError):
+        text = error.strerror or type(error).__name__
+        return {errno.ENOENT: "missing, or a link to nothing", errno.ELOOP: "a link to itself"}.get(
+            error.errno or 0, text
+        )
+    return str(error)
+
+
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
+    """SHA-256 of a file's bytes, read in pieces. Raises as `regular` does."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with regular(path) as file:
         while piece := file.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()
 
 
+# Files of the cache end with a hash over their name and their contents, so that neither flipped
+# bytes nor a file under another name are believed.
+
+_MARK = b"\n#sha256 "
+_SEAL = len(_MARK) + 64 + 1
+
+
+def sealed(path: Path, text: bytes) -> bytes:
+    """The contents of a cache file: the bytes and the hash that `unsealed` compares."""
+    return text + _seal(hashlib.sha256(path.name.encode() + b"\0" + text).hexdigest())
+
+
+def unsealed(path: Path) -> bytes:
+    """The bytes of a cache file without their hash.
+
+    Raises ValueError if they are not what was written, OSError if the file cannot be read.
+    """
+    found = content(path, ANY_SIZE)
+    text = found[:-_SEAL]
+    if found[-_SEAL:] != sealed(path, text)[-_SEAL:]:
+        raise ValueError("damaged, or of an earlier version")
+    return text
+
+
+def seal(path: Path, name: str) -> None:
+    """Append the hash to a large file that will have that name. Raises OSError."""
+    with path.open("rb+") as file:
+        digest = _hashed(file, name, path.stat().st_size)
+        file.seek(0, os.SEEK_END)
+        file.write(_seal(digest))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a large file is what was written; computed again when its state differs.
+
+    Raises OSError if it cannot be read.
+    """
+    return file_hash(path, compute=_sealed, kind="seal") == _SOUND
+
+
+_SOUND, _DAMAGED = "sound", "damaged"
+
+
+def _sealed(path: Path) -> str:
+    size = path.stat().st_size - _SEAL
+    if size < 0:
+        return _DAMAGED
+    with regular(path) as file:
+        digest = _hashed(file, path.name, size)
+        return _SOUND if file.read() == _seal(digest) else _DAMAGED
+
+
+def _hashed(file: BinaryIO, name: str, size: int) -> str:
+    digest = hashlib.sha256(name.encode() + b"\0")
+    while size > 0 and (piece := file.read(min(size, _CHUNK))):
+        digest.update(piece)
+        size -= len(piece)
+    return digest.hexdigest()
+
+
+def _seal(digest: str) -> bytes:
+    return _MARK + digest.encode() + b"\n"
+
+
+def drop_damaged(path: Path, reason: object) -> None:
+    """Name a damaged file of the cache on stderr and remove it, so that it is made again."""
+    log.warning("%s: %s; it is made again", path, reason)
+    # A cache that cannot be written is read as far as it goes.
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def file_hash(path: Path, *, compute: Callable[[Path], str] = sha256_of, kind: str = "") -> str:
-    """Hash of a file, computed again only when its size or time of change differs.
+    """Hash of a file, computed again only when its inode, size or times differ.
 
     `kind` keeps the results of different `compute` functions apart.
     """
-    state = path.stat()
-    key = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}\n{kind}"
+    state = _settled(path)
+    key = "\n".join(map(str, (path.resolve(), *state, kind)))
     note = cache_dir("hashes", hashlib.sha256(key.encode()).hexdigest()[:32])
-    if note.is_file() and (known := note.read_text().strip()):
+    if known := read_note(note):
         return known
     found = compute(path)
-    # Without a writable cache folder the hash is computed each time: slower, never wrong.
-    with suppress(OSError):
-        write_atomic(note, found.encode())
+    if _state(path) == state:
+        write_note(note, found)
     return found
+
+
+def read_note(note: Path) -> str:
+    """A remembered text; empty if it is missing or not what was written."""
+    try:
+        return unsealed(note).decode()
+    except (OSError, ValueError):
+        return ""
+
+
+def write_note(note: Path, text: str) -> None:
+    """Remember a text. Without a writable cache it is computed each time: slower, never wrong."""
+    with suppress(OSError):
+        write_atomic(note, sealed(note, text.encode()))
+
+
+_TICK_NS = 20_000_000
+"""A file system gives two changes within a tick of its clock the same time."""
+
+
+def _settled(path: Path) -> tuple[int, ...]:
+    """The state of a file that has not changed within the last tick."""
+    if 0 <= time.time_ns() - path.stat().st_ctime_ns < _TICK_NS:
+        time.sleep(_TICK_NS / 1e9)
+    return _state(path)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    # A program may set the time of change of the contents, but not that of the inode.
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def free_name(folder: Path, stem: str) -> Path:
     """`<stem>.<n>.json` with the first n that is free."""
     number = 1
-    while (folder / f"{stem}.{number}.json").exists():
+    while os.path.lexists(folder / f"{stem}.{number}.json"):
         number += 1
     return folder / f"{stem}.{number}.json"
+
+
+def remove_older(folder: Path, pattern: str, seconds: float) -> None:
+    """Delete temporary files of this pattern that killed runs left behind long ago."""
+    for file in folder.glob(pattern):
+        with suppress(OSError):
+            if time.time() - file.lstat().st_mtime > seconds:
+                file.unlink()

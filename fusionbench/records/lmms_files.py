@@ -223,6 +223,8 @@ def _object(text: str, place: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         line = f" (line {error.lineno})" if ", line " not in place else ""
         raise UserError(f"{place}: truncated or not JSON{line}: {error.msg}", _AGAIN) from error
+    except RecursionError as error:
+        raise UserError(f"{place}: JSON that is nested too deep", _AGAIN) from error
     if not isinstance(values, dict):
         raise UserError(f"{place}: not an object but {type(values).__name__}", _AGAIN)
     return values

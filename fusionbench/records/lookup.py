@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.store import MODELS, Store
+from fusionbench.records.folder import MODELS
+from fusionbench.records.store import Store
 
 _FOLDERS = ("cells", "answers", "outcomes", MODELS)
 """Folders of a folder of results whose files are named by a cell or a model."""

@@ -60,9 +60,9 @@ class _Joined:
 
     def add(self, store: Store) -> None:
         """Add the records of a folder. Raises UserError for one with other contents."""
-        finished = store.finished()
-        paths = finished | store.tuning()
-        for cell, record in zip(paths, store.records(paths), strict=True):
+        finished = store.finished(reread=True)
+        for record in store.records(finished | store.tuning()):
+            cell = record.id
             known = self.records.setdefault(cell, (record, store))
             if known[0] != record:
                 _check_same(cell, known, (record, store))
@@ -85,7 +85,7 @@ class _Joined:
             found.lines[cell], facts = normal_text(record)
             found.facts.update(facts)
             if record.outcomes:
-                found.outcomes[cell] = store.outcome_bytes(cell)
+                found.outcomes[cell] = store.outcome_bytes(cell, record.outcomes)
             if record.answers:
                 path = answers_file(Path(), cell)
                 found.files[path.as_posix()] = pack(store.answers(record))

@@ -5,7 +5,6 @@ each where all are 0 or 1, else little-endian float32.
 """
 
 import hashlib
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.records.cell import canonical
+from fusionbench.records.cell import canonical, json_object
 
 _MAGIC = b"FBOC"
 _HEADER = struct.Struct("<4sHHQ")
@@ -34,7 +33,7 @@ class Items:
     @property
     def hash(self) -> str:
         """20 hexadecimal digits; the name of the file that holds the items."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:20]
+        return items_hash(self.to_json().encode())
 
     def to_json(self) -> str:
         """Canonical JSON: equal items, equal text."""
@@ -44,10 +43,27 @@ class Items:
     @staticmethod
     def from_json(text: str) -> "Items":
         """Read items back; ValueError if the text holds none."""
-        values = json.loads(text)
-        if not isinstance(values, dict) or set(values) - {"gold"} != {"names", "groups"}:
+        return Items.of(json_object(text))
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> "Items":
+        """Items from their JSON values; ValueError if these are none."""
+        if set(values) - {"gold"} != {"names", "groups"}:
             raise ValueError("not a list of items")
+        lists = list(values.values())
+        if not all(isinstance(one, list) and len(one) == len(lists[0]) for one in lists):
+            raise ValueError("not a list of items: their names and groups differ in number")
+        if not all(type(one) is str for part in ("names", "groups") for one in values[part]):
+            raise ValueError("not a list of items: a name or group is no text")
+        for one in values.get("gold", ()):
+            if not isinstance(one, dict) or set(one) != {"options", "gold"}:
+                raise ValueError("not a list of items: an answer without its options")
         return Items(**{name: tuple(value) for name, value in values.items()})
+
+
+def items_hash(text: bytes) -> str:
+    """The hash of items in their canonical JSON."""
+    return hashlib.sha256(text).hexdigest()[:20]
 
 
 def encode(outcomes: Float[np.ndarray, " example"]) -> bytes:

@@ -98,7 +98,7 @@ class Results:
     """The tables of a folder, with outcomes and items read when they are asked for."""
 
     def __init__(self, store: Store, finished: Mapping[str, Path] | None = None) -> None:
-        cells = store.finished() if finished is None else finished
+        cells = store.finished(reread=True) if finished is None else finished
         self.store = store
         self.records: list[CellRecord] = [*store.records(cells), *store.failures(cells)]
         self.tables: list[ScoreTable] = [marked(one) for one in score_tables(self.records)]

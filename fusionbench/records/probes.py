@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fusionbench.api.errors import Problem, UserError
-from fusionbench.records.cell import json_object
-from fusionbench.records.files import write_atomic
+from fusionbench.records.cell import checksum, json_object
+from fusionbench.records.files import content, why, write_atomic
+from fusionbench.records.schema import check_types
 
 FOLDER = "probes"
 SCHEMA = 1
@@ -63,7 +64,8 @@ def probe_files(folder: Path) -> list[Path]:
 def write_probe(folder: Path, found: ProbeMap) -> Path:
     """Write a map atomically and return its file. Raises OSError."""
     file = probe_file(folder, found.task)
-    text = json.dumps(asdict(found), indent=1, sort_keys=True)
+    values = json.loads(json.dumps(asdict(found)))
+    text = json.dumps(values | {"checksum": checksum(values)}, indent=1, sort_keys=True)
     write_atomic(file, f"{text}\n".encode())
     return file
 
@@ -71,12 +73,18 @@ def write_probe(folder: Path, found: ProbeMap) -> Path:
 def read_probe(file: Path) -> ProbeMap:
     """Read a map back. Raises UserError for a file that holds none."""
     try:
-        values = json_object(file.read_text(encoding="utf-8"))
+        values = json_object(content(file).decode())
+        # Maps of earlier versions have no checksum.
+        if (claimed := values.pop("checksum", None)) is not None and claimed != checksum(values):
+            raise ValueError("edited: the checksum does not match the contents")
         lists = {name: tuple(float(score) for score in values[name]) for name in ("layers", "val")}
         found = ProbeMap(**values | lists)
+        check_types(found)
+        if not all(0 <= score <= 1 for score in (*found.layers, *found.val)):
+            raise ValueError("a score outside 0 to 1")
     except (OSError, ValueError, TypeError, KeyError) as error:
         hint = "remove it and run `fusionbench probe-layers` again"
-        raise UserError(f"{file} is no probe map: {error}", hint) from error
+        raise UserError(f"{file} is no probe map: {why(error)}", hint) from error
     if found.schema != SCHEMA:
         raise UserError(f"{file}: schema {found.schema}, this version reads {SCHEMA}")
     return found

@@ -4,12 +4,14 @@ Records of one cell differ in the seed alone. Another version of a method, other
 data have a row or column of their own, with a suffix in its name.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from math import isfinite
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -69,10 +71,25 @@ class Condition:
     """The tool that scored imported cells; empty for cells that FusionBench ran."""
     fresh: bool = False
     """Whether a new projector was trained in place of a checkpoint's."""
+    differs: str = field(default="", compare=False)
+    """What tells it from conditions of the same results with an equal title otherwise."""
+    several: bool = field(default=False, compare=False)
+    """Whether conditions of the same results agree in track, encoder, steps and training."""
+    label: str = field(default="", compare=False)
+    """The encoder, with six digits over the condition where several have it; for LaTeX labels."""
 
     @property
     def title(self) -> str:
         """`nano, 60 steps of 32, lr 0.003`, for headings; with the language model if any."""
+        return ", ".join(filter(None, (self._title, self.differs)))
+
+    @property
+    def short(self) -> tuple[Hashable, ...]:
+        """What tables name a condition by."""
+        return self.track, self.encoder, self.budget.steps, self.training
+
+    @property
+    def _title(self) -> str:
         budget = self.budget
         if self.source and self.training is None:
             return f"{self.track}: models of {self.source}"
@@ -208,7 +225,57 @@ def score_tables(records: Iterable[CellRecord]) -> list[ScoreTable]:
             )  # fmt: skip
             key = keys.get(same) or keys.setdefault(same, _condition_key(record))
             grouped.setdefault(key, []).append(record)
-    return [_table(cells) for _, cells in sorted(grouped.items())]
+    return _told_apart([_table(cells) for _, cells in sorted(grouped.items())])
+
+
+def _told_apart(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
+    """The tables with conditions that name exactly what differs between them."""
+    every = [table.condition for table in tables]
+    titles = Counter(one.title for one in every)
+    shorts = Counter(one.short for one in every)
+    encoders = Counter(one.encoder for one in every)
+    found = []
+    for table in tables:
+        one = table.condition
+        alike = [_flat(other) for other in every if other.title == one.title]
+        several = encoders[one.encoder] > 1
+        digits = f"-{sha256(canonical(_flat(one)).encode()).hexdigest()[:6]}" if several else ""
+        new = replace(
+            one,
+            differs=_differences(_flat(one), alike) if titles[one.title] > 1 else "",
+            several=max(shorts.values()) > 1,
+            label=f"{one.encoder}{digits}",
+        )
+        found.append(replace(table, condition=new))
+    return found
+
+
+def _flat(condition: Condition) -> dict[str, Any]:
+    """Every field of a condition by name, stage by stage."""
+    found = {"weights": condition.weights, **vars(condition.budget)}
+    found |= {"track": condition.track, "source": condition.source, "fresh": condition.fresh}
+    if condition.training is not None:
+        values = plain_training(condition.training)
+        for number, stage in enumerate(values.pop("stages"), 1):
+            found |= {f"stage {number} {name}": value for name, value in stage.items()}
+        found |= values
+    return found
+
+
+def _differences(one: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:
+    """`warmup 0.1, clip 1`: the fields in which these conditions differ, with this one's values."""
+    names = [name for name in one if len({repr(other.get(name)) for other in alike}) > 1]
+    return ", ".join(f"{name.replace('_', ' ')} {_plain(one[name])}" for name in names)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return "/".join(map(_plain, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)[:_DIGITS]
+
+
+_DIGITS = 12
+"""Characters of a hash in a title."""
 
 
 def _condition_key(record: CellRecord) -> str:

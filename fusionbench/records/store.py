@@ -4,16 +4,18 @@ cells/<id>.json      done and skipped cells            outcomes/<id>.bin   outco
 tuning/<id>.json     runs that chose a learning rate   items/<hash>.json   names of the examples
 facts/<hash>.json    what many records share           failures/<id>.<n>.json
 answers/<id>.jsonl.gz   texts of all answers           models/<id>.safetensors   trained weights
-study.json           the requests, oldest first        damaged/            records moved aside
+study.json           the requests, oldest first        damaged/            files moved aside
+conflicts/<id>-<hash>.json   later runs of a cell with other outcomes than its record
 
-A record appears under its name complete or not at all, after its facts and its outcomes.
+A record appears under its name complete or not at all, after its facts and its outcomes. What is
+read passes `verified.examine`; what does not is named in `problems`, left alone, and run again.
 """
 
-import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+import hashlib
+import os
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -25,24 +27,41 @@ from fusionbench.records.answers import Said, pack, unpack
 from fusionbench.records.archive import TUNING, Archive
 from fusionbench.records.cell import CellRecord, canonical, json_object
 from fusionbench.records.facts import Fact, Facts, check, normal_text
-from fusionbench.records.files import content, free_name, sha256_of, write_atomic
+from fusionbench.records.files import ANY_SIZE, content, free_name, sha256_of, why, write_atomic
+from fusionbench.records.folder import (
+    CONFLICTS,
+    conflict_text,
+    failure_files,
+    make,
+    move_aside,
+    remove_stale,
+)
 from fusionbench.records.history import History
-from fusionbench.records.outcomes import Items, decode, encode
+from fusionbench.records.outcomes import Items, decode, encode, items_hash
+from fusionbench.records.schema import check_outcomes, check_record
 from fusionbench.records.text import without_user
 from fusionbench.records.verified import (
     ANSWERS,
     ANSWERS_END,
     FileState,
+    Parts,
+    Passed,
     VerifiedFiles,
     answers_file,
-    problems,
+    examine,
+    examined,
     size_of,
     sizes,
+    text_hash,
 )
 
 __all__ = ["Items", "Store", "decode", "encode"]
 
 _FOLDER = "`fusionbench run --out` makes such a folder"
+_REPLACED = (
+    "sound, but not what was checked here before: it was edited and signed anew, or replaced; it "
+    "counts (remove .checked if that was meant)"
+)
 _AGAIN = "run the study again to replace it"
 
 
@@ -57,6 +76,14 @@ class Store:
         self.facts = Facts(self._find_fact)
         self._archive = Archive(folder)
         self._verified = VerifiedFiles(folder / ".checked")
+        self._counts: dict[str, int] = {}
+        self._lines: tuple[bool, Mapping[str, str], list[Problem]] | None = None
+        self._parts = Parts(
+            facts=self.facts,
+            outcomes=self.outcome_bytes,
+            answers=lambda cell, _: content(answers_file(folder, cell), ANY_SIZE),
+            items=self._count,
+        )
         self._scored: dict[str, str] = {}
         """Hash of a file of outcomes -> a cell that has it."""
 
@@ -89,77 +116,97 @@ class Store:
         """Nothing is held: each record is written at once."""
 
     def finished(self, *, reread: bool = False) -> dict[str, Path]:
-        """Files of the sound cells that are done or skipped, by id, in the order of ids.
+        """Files of the sound cells that are done, skipped or diverged, by id, in order.
 
-        A file that was checked before and has not changed since is not read again, unless `reread`
-        asks for it. Files and lines that are foreign, truncated or edited do not count and are
-        listed in `problems`.
+        `reread`: every file is read and hashed, as whatever shows numbers asks for. Without it a
+        file that was checked before and has not changed since is not read again, as a plan needs.
+        What is foreign, truncated or edited does not count and is listed in `problems`.
         """
-        self._verified.recheck(self.facts)
-        if reread:
-            self._verified.states.clear()
-        packed, noted = self._packed
-        self.problems = list(noted)
+        self._verified.recheck(self._rests_on_sound)
+        packed, noted = self._packed(reread=reread)
+        self.problems = [*noted, *self.history.problems(), *self._conflicts()]
         found = {cell: self._archive.file for cell, line in packed.items() if TUNING not in line}
-        return dict(sorted((found | self._live("cells")).items()))
+        return dict(sorted((found | self._live("cells", reread=reread)).items()))
 
     def tuning(self) -> dict[str, Path]:
         """Files of the sound tuning runs, by id, in the order of ids."""
-        packed, _ = self._packed
+        packed, _ = self._packed(reread=False)
         found = {cell: self._archive.file for cell, line in packed.items() if TUNING in line}
-        return dict(sorted((found | self._live("tuning")).items()))
+        return dict(sorted((found | self._live("tuning", reread=True)).items()))
 
     def find(self, cell: str) -> CellRecord | None:
         """The record of a sound cell or tuning run; None without one."""
         for part in ("cells", "tuning"):
-            path = self._file(part, cell)
-            if path.exists() and self._sound(path):
-                return self._read(path)
-        line = self._packed[0].get(cell)
-        return None if line is None else self.facts.read(line)
+            if (known := self._sound(self._file(part, cell))) is not None:
+                return known
+        line = self._packed(reread=False)[0].get(cell)
+        return None if line is None else self.facts.read(line, cell)
 
     def records(self, finished: Mapping[str, Path] | None = None) -> Iterator[CellRecord]:
         """The records of `finished` (default: of all finished cells), in its order.
 
-        Raises UserError for a record with unknown fields.
+        One that was removed or damaged since it was found is left out and noted in `problems`.
         """
-        for cell, path in (self.finished() if finished is None else finished).items():
+        for cell, path in (self.finished(reread=True) if finished is None else finished).items():
             packed = path == self._archive.file
-            text = self._archive.lines[cell] if packed else content(path).decode()
             try:
-                record = self.facts.build(json_object(text))
-            except ValueError as error:
-                raise UserError(f"{path}: {error}", _AGAIN) from error
+                text = self._archive.lines[cell] if packed else content(path).decode()
+                record = self.facts.build(check(text, cell))
+            except (OSError, ValueError) as error:
+                said = f"ignored: {why(error)}"
+                self.problems.append(Problem(source=str(path), message=said))
+                continue
             # Equal hashes are equal files: an id is a hash over all fields, and slow to make.
             self._scored[record.outcomes] = cell
             yield record
 
     def failures(self, finished: Container[str] | None = None) -> Iterator[CellRecord]:
-        """The last failure of each cell that has no record, in the order of ids."""
-        texts = dict(_latest_failures(self.folder / "failures"))
-        packed = list(self._archive.failures())
-        if not texts and not packed:
+        """The last failure of each cell that has no record, in the order of ids.
+
+        One that cannot be read is noted in `problems`, and the one before it counts.
+        """
+        files = [*self._archive.failures(), *failure_files(self.folder / "failures")]
+        if not files:
             return
+        # First: it begins the list of problems anew.
         known = self.finished() if finished is None else finished
         found: dict[str, CellRecord] = {}
-        for text in (*packed, *texts.values()):
-            with suppress(ValueError, KeyError):
-                if (cell := check(text)["id"]) not in known:
-                    found[cell] = self.facts.read(text)
-        yield from (found[cell] for cell in sorted(found))
+        for source, read in files:
+            try:
+                record = self.facts.read(read())
+            except (OSError, ValueError) as error:
+                said = f"ignored: the failure of a cell cannot be read: {why(error)}"
+                self.problems.append(Problem(source=source, message=said))
+                continue
+            found[record.id] = record
+        yield from (found[cell] for cell in sorted(found) if cell not in known)
 
     def outcomes(self, record: CellRecord) -> Float[np.ndarray, " example"]:
         """The outcome of each example of `items(record)`. Raises UserError if damaged."""
         cell = self._scored.get(record.outcomes) or record.id
         try:
-            return decode(self.outcome_bytes(cell))
+            return decode(self.outcome_bytes(cell, record.outcomes))
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{self._outcomes(cell)}: {error}", _AGAIN) from error
+            raise UserError(f"{self._outcomes(cell)}: {why(error)}", _AGAIN) from error
 
-    def outcome_bytes(self, cell: str) -> bytes:
-        """The encoded outcomes of a cell. Raises OSError, ValueError or KeyError."""
-        path = self._outcomes(cell)
-        return content(path) if path.exists() else self._archive.outcomes(cell)
+    def outcome_bytes(self, cell: str, digest: str) -> bytes:
+        """The encoded outcomes of a cell, with this SHA-256.
+
+        Raises KeyError without any, ValueError for others, OSError for what cannot be read.
+        """
+        others = False
+        for file in (self._outcomes(cell), self._outcomes(f"{cell}-{digest[:16]}")):
+            with suppress(FileNotFoundError):
+                found = content(file)
+                if hashlib.sha256(found).hexdigest() == digest:
+                    return found
+                others = True
+        try:
+            return self._archive.outcomes(cell)
+        except KeyError:
+            if others:
+                raise ValueError("its outcomes were damaged or edited") from None
+            raise
 
     def answers(self, record: CellRecord) -> list[Said]:
         """The texts of a record's answers, in the order of its items.
@@ -183,13 +230,11 @@ class Store:
         """The names and image groups of a record's examples. Raises UserError without them."""
         path = self.folder / "items" / f"{record.items}.json"
         try:
-            if not path.exists():
-                return self._archive.items(record.items)
-            return Items.from_json(path.read_text(encoding="utf-8"))
-        except KeyError as error:
+            return self._items(record.items)
+        except (KeyError, FileNotFoundError) as error:
             raise UserError(f"{path} is missing", _AGAIN) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}", _AGAIN) from error
+            raise UserError(f"{path}: {why(error)}", _AGAIN) from error
 
     def write(
         self,
@@ -198,26 +243,59 @@ class Store:
         items: Items | None = None,
         answers: Sequence[Said] = (),
     ) -> CellRecord:
-        """Store a cell or tuning run and return the record on disk; a sound one is kept.
+        """Store a cell or tuning run and return the record on disk; the first sound one is kept.
 
-        A damaged file of that name is moved to `damaged/`. Raises UserError if the disk refuses.
+        Another result goes to `conflicts/` and is named in `problems`; a damaged file goes to
+        `damaged/`. Raises UserError if the disk refuses, ValueError for values out of range.
         """
         record = without_user(record)
+        check_record(replace(record, items="", answers=""))
+        check_outcomes(record, outcomes, len(items.names) if items else None)
         path = self._file("tuning" if record.spec.stage == "tune" else "cells", record.id)
         try:
-            if (known := self.find(record.id)) is not None:
-                return known
-            if path.exists():
-                moved = move_aside(path).relative_to(self.folder)
-                message = f"moved to {moved}; its cell is written again"
-                self.problems.append(Problem(source=str(path), message=message))
-            record = self._write_parts(record, outcomes, items, answers)
-            if not write_atomic(path, self._normal(record), replace=False):
-                return self._read(path)
+            while (known := self.find(record.id)) is None:
+                if os.path.lexists(path):
+                    self._move_aside(path)
+                record = self._write_parts(record, outcomes, items, answers)
+                text = self._normal(record)
+                if write_atomic(path, text, replace=False):
+                    self._remember(path, text)
+                    return record
+            return self._kept(known, record, outcomes)
         except OSError as error:
             raise disk_error(error, self.folder) from error
-        self._remember(path)
-        return record
+
+    def _kept(
+        self, known: CellRecord, record: CellRecord, outcomes: Float[np.ndarray, " example"] | None
+    ) -> CellRecord:
+        """The record that was first; another result of the same cell is kept beside it."""
+        encoded = None if outcomes is None else encode(outcomes)
+        digest = "" if encoded is None else hashlib.sha256(encoded).hexdigest()
+        if (known.status, known.score, known.outcomes) != (record.status, record.score, digest):
+            if encoded is not None:
+                write_atomic(self._outcomes(f"{record.id}-{digest[:16]}"), encoded)
+            text = self._normal(replace(record, outcomes=digest, items=known.items, answers=""))
+            name = f"{record.id}-{text_hash(text)[:16]}"
+            write_atomic(self._file(CONFLICTS, name), text, replace=False)
+            self.problems += self._conflicts(name)
+        return known
+
+    def _conflicts(self, name: str = "") -> Iterator[Problem]:
+        """What other runs of recorded cells gave, one line for each (of all, or of one name)."""
+        for one in [name] if name else sorted(sizes(self.folder / CONFLICTS, ".json")):
+            file = self._file(CONFLICTS, one)
+            try:
+                said = conflict_text(self.facts.read(content(file).decode()))
+            except (OSError, ValueError) as error:
+                said = f"ignored: {why(error)}"
+            yield Problem(source=str(file), message=said)
+
+    def _move_aside(self, path: Path) -> None:
+        """Move a damaged file to `damaged/`, if no other run has done so before."""
+        moved = move_aside(path, self.folder)
+        if moved is not None:
+            message = f"moved to {moved.relative_to(self.folder)}; it is written again"
+            self.problems.append(Problem(source=str(path), message=message))
 
     def write_failure(self, record: CellRecord) -> None:
         """Add `failures/<id>.<n>.json`; the cell counts as missing and is tried again.
@@ -242,18 +320,68 @@ class Store:
         """Write what the record points to before the record itself."""
         if items is not None:
             record = replace(record, items=items.hash)
-            file = self.folder / "items" / f"{items.hash}.json"
-            if not file.exists():
-                write_atomic(file, items.to_json().encode())
+            self._write_items(items)
         if outcomes is not None:
-            # Outcomes without a record are what a kill left; replacing them loses nothing.
-            write_atomic(self._outcomes(record.id), encode(outcomes))
-            record = replace(record, outcomes=sha256_of(self._outcomes(record.id)))
+            record = replace(record, outcomes=self._write_outcomes(record.id, encode(outcomes)))
         if answers:
             file = answers_file(self.folder, record.id)
             write_atomic(file, pack(answers))
             record = replace(record, answers=sha256_of(file))
         return record
+
+    def _write_items(self, items: Items) -> None:
+        file = self.folder / "items" / f"{items.hash}.json"
+        try:
+            self._items(items.hash)
+        except (OSError, KeyError, ValueError):
+            if os.path.lexists(file):
+                self._move_aside(file)
+            write_atomic(file, items.to_json().encode())
+        self._counts[items.hash] = len(items.names)
+
+    def _write_outcomes(self, cell: str, encoded: bytes) -> str:
+        """Write a file of outcomes and return its SHA-256; no other file is overwritten.
+
+        A file of that name may belong to another run, which is about to write its record, or be
+        what a kill left: then the name holds the hash.
+        """
+        digest = hashlib.sha256(encoded).hexdigest()
+        file = self._outcomes(cell)
+        try:
+            taken = not write_atomic(file, encoded, replace=False) and content(file) != encoded
+        except ValueError:
+            taken = True
+        if taken:
+            write_atomic(self._outcomes(f"{cell}-{digest[:16]}"), encoded)
+        return digest
+
+    def _items(self, name: str) -> Items:
+        """The items of that hash, compared. Raises KeyError, OSError or ValueError."""
+        path = self.folder / "items" / f"{name}.json"
+        if not os.path.lexists(path):
+            return self._archive.items(name)
+        text = content(path)
+        if items_hash(text) != name:
+            raise ValueError(f"its items were damaged or edited ({path.name})")
+        return Items.from_json(text.decode())
+
+    def _count(self, name: str) -> int:
+        if name not in self._counts:
+            self._counts[name] = len(self._items(name).names)
+        return self._counts[name]
+
+    def _rests_on_sound(self, name: str) -> bool:
+        """Whether a fact or a file of items is still what checks have seen."""
+        kind, _, name = name.partition("/")
+        try:
+            if kind == "facts":
+                self.facts.require(name)
+            else:
+                self._counts.pop(name, None)
+                self._count(name)
+        except (OSError, KeyError, ValueError):
+            return False
+        return True
 
     def _normal(self, record: CellRecord) -> bytes:
         """The record's line; its facts are on disk when this returns. Raises OSError."""
@@ -268,56 +396,91 @@ class Store:
     def _find_fact(self, name: str) -> Fact:
         try:
             return self._archive.fact(name)
-        except KeyError:
+        except (KeyError, ValueError):
             return json_object(content(self._file("facts", name)).decode())
 
     def _find_facts(self) -> None:
-        """Read all facts, so that forked processes share them and the cache names them."""
+        """Read facts and items, so that forked processes share them and the cache names them."""
         for name in sizes(self.folder / "facts", ".json"):
             with suppress(ValueError):
                 self.facts.require(name)
+        for name in sizes(self.folder / "items", ".json"):
+            with suppress(OSError, KeyError, ValueError):
+                self._count(name)
 
-    @cached_property
-    def _packed(self) -> tuple[Mapping[str, str], list[Problem]]:
-        """The sound lines of the compact form by id, and what is wrong with others."""
-        lines, state = self._archive.lines, self._archive.state
-        if self._verified.knows(self._archive.file.name, state):
+    @property
+    def _rests_on(self) -> list[str]:
+        return [f"facts/{one}" for one in self.facts] + [f"items/{one}" for one in self._counts]
+
+    def _packed(self, *, reread: bool) -> tuple[Mapping[str, str], list[Problem]]:
+        """The sound lines of the compact form by id, and what is wrong with others.
+
+        Looked at once; `reread` hashes the files even if they have been checked before.
+        """
+        if self._lines is None or (reread and not self._lines[0]):
+            self._lines = (reread, *self._archived(reread=reread))
+        return self._lines[1:]
+
+    def _archived(self, *, reread: bool) -> tuple[Mapping[str, str], list[Problem]]:
+        name, state = self._archive.file.name, self._archive.state
+        if not self._archive.exists:
+            return {}, []
+        lines = self._archive.lines
+        if not reread and self._verified.knows(name, state):
             return lines, []
-        wrong = list(self._archive.problems(self.facts))
+        digest = self._archive.digest()
+        if self._verified.digests.get(name) == digest:
+            return lines, []
+        wrong = list(self._archive.problems(self._parts))
         if not wrong and lines:
-            self._verified.add([(self._archive.file.name, state)], self.facts)
+            self._verified.add([(name, digest, state)], self._rests_on)
         damaged = {cell for cell, _ in wrong}
         sound = {cell: line for cell, line in lines.items() if cell not in damaged}
         return sound, [problem for _, problem in wrong]
 
-    def _live(self, part: str) -> dict[str, Path]:
+    def _live(self, part: str, *, reread: bool) -> dict[str, Path]:
         """The sound files of `cells/` or `tuning/`; notes the others in `problems`."""
-        scores = sizes(self.folder / "outcomes", ".bin") if part == "cells" else {}
-        answers = sizes(self.folder / ANSWERS, ANSWERS_END) if part == "cells" else {}
         found: dict[str, Path] = {}
-        fresh: dict[Path, tuple[str, FileState]] = {}
-        for name, size in sorted(sizes(self.folder / part, "").items()):
-            path, cell = self.folder / part / name, name.removesuffix(".json")
-            state = (*size, *scores.get(cell, (0, 0)), *answers.get(cell, ()))
-            if self._verified.knows(cell, state):
+        fresh: dict[Path, FileState] = {}
+        for cell, path, state in self._listed(part):
+            if not reread and self._verified.knows(cell, state):
                 found[cell] = path
             else:
-                fresh[path] = (cell, state)
-        if fresh:
+                fresh[path] = state
+        if any(path.stem not in self._verified.digests for path in fresh):
             self._find_facts()
-        noted = list(problems(list(fresh), self.facts))
-        self.problems += noted
-        wrong = {Path(problem.source) for problem in noted}
-        sound = {path: checked for path, checked in fresh.items() if path not in wrong}
-        self._verified.add(sound.values(), self.facts)
-        return found | {cell: path for path, (cell, _) in sound.items()}
+        passed: list[Passed] = []
+        results = examined(list(fresh), self._parts, self._verified.digests)
+        for (path, state), one in zip(fresh.items(), results, strict=True):
+            if isinstance(one, Problem):
+                self.problems.append(one)
+                continue
+            found[path.stem] = path
+            if self._verified.digests.get(path.stem, one) == one:
+                passed.append((path.stem, one, state))
+            else:
+                self.problems.append(Problem(source=str(path), message=_REPLACED))
+        self._verified.add(passed, self._rests_on)
+        return found
 
-    def _remember(self, path: Path) -> None:
+    def _listed(self, part: str) -> Iterator[tuple[str, Path, FileState]]:
+        """The files of a part in order: cell, path, and the state of what belongs to it."""
+        others: dict[str, FileState] = {}
+        if part == "cells":
+            for stem, state in sorted(sizes(self.folder / "outcomes", ".bin").items()):
+                cell = stem.partition("-")[0]
+                others[cell] = (*others.get(cell, ()), *state)
+            for cell, state in sizes(self.folder / ANSWERS, ANSWERS_END).items():
+                others[cell] = (*others.get(cell, ()), *state)
+        for name, state in sorted(sizes(self.folder / part, "").items()):
+            cell = name.removesuffix(".json")
+            yield cell, self.folder / part / name, (*state, *others.get(cell, ()))
+
+    def _remember(self, path: Path, text: bytes) -> None:
         if path.parent.name == "cells":
-            answers = answers_file(self.folder, path.stem)
-            said = size_of(answers) if answers.exists() else ()
-            state = (*size_of(path), *size_of(self._outcomes(path.stem)), *said)
-            self._verified.add([(path.stem, state)], self.facts)
+            files = (path, self._outcomes(path.stem), answers_file(self.folder, path.stem))
+            state = sum((one for one in map(size_of, files) if any(one)), ())
+            self._verified.add([(path.stem, text_hash(text), state)], self._rests_on)
 
     def _file(self, part: str, name: str) -> Path:
         return self.folder / part / f"{name}.json"
@@ -325,56 +488,12 @@ class Store:
     def _outcomes(self, cell: str) -> Path:
         return self.folder / "outcomes" / f"{cell}.bin"
 
-    def _read(self, path: Path) -> CellRecord:
-        return self.facts.read(content(path).decode())
-
-    def _sound(self, path: Path) -> bool:
-        """Whether a record and its outcomes are sound; notes in `problems` what is wrong."""
-        found = list(problems([path], self.facts))
-        self.problems += found
-        return not found
-
-
-MODELS = "models"
-PARTS = ("cells", "outcomes", "items", "tuning", "failures", "facts")
-_STALE_SECONDS = 3600.0
-"""Younger temporary files may belong to a worker that is still writing."""
-
-
-def make(path: Path) -> None:
-    """Make a folder of results, or complete it. Raises UserError if that cannot be."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, not a folder", "choose a folder with --out")
-    try:
-        for part in PARTS:
-            (path / part).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(error, path) from error
-
-
-def remove_stale(path: Path) -> None:
-    """Delete temporary files that a killed run left half-written."""
-    for part in (*PARTS, ANSWERS, MODELS):
-        for file in (path / part).glob(".*"):
-            with suppress(OSError):
-                if time.time() - file.stat().st_mtime > _STALE_SECONDS:
-                    file.unlink()
-
-
-def move_aside(file: Path) -> Path:
-    """Move a damaged record to `damaged/` and return its new path."""
-    folder = file.parent.parent / "damaged"
-    folder.mkdir(exist_ok=True)
-    return file.rename(free_name(folder, file.stem))
-
-
-def _latest_failures(folder: Path) -> Iterable[tuple[str, str]]:
-    """The last failure of each cell: its id and its text."""
-    latest: dict[str, tuple[int, Path]] = {}
-    for path in folder.glob("*.json"):
-        cell, _, number = path.stem.partition(".")
-        if number.isdigit():
-            latest[cell] = max(latest.get(cell, (0, path)), (int(number), path))
-    for cell, (_, path) in latest.items():
-        with suppress(OSError):
-            yield cell, path.read_text(encoding="utf-8")
+    def _sound(self, path: Path) -> CellRecord | None:
+        """The record of a file that is sound; notes in `problems` what is wrong with another."""
+        try:
+            return examine(content(path).decode(), self._parts, path.stem)
+        except (OSError, ValueError) as error:
+            if os.path.lexists(path):
+                said = f"ignored: {why(error)}"
+                self.problems.append(Problem(source=str(path), message=said))
+            return None

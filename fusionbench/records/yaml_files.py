@@ -56,8 +56,8 @@ def _refuse_twice(node: Any, source: str) -> None:
         first[name] = line
 
 
-def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
-    """The mapping in a text; `source` names the file in errors. Raises UserError as above."""
+def _loader(source: str) -> Any:
+    """A SafeLoader whose mappings know their lines; it refuses keys twice and NaN or infinity."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -82,8 +82,15 @@ def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
 
     Loader.add_constructor("tag:yaml.org,2002:float", number)
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    return Loader
+
+
+def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
+    """The mapping in a text; `source` names the file in errors. Raises UserError as above."""
+    import yaml
+
     try:
-        values = yaml.load(text, Loader)  # noqa: S506  (a SafeLoader with line numbers)
+        values = yaml.load(text, _loader(source))  # noqa: S506  (a SafeLoader with line numbers)
     except UserError:
         raise
     except yaml.YAMLError as error:

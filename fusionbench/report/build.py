@@ -106,7 +106,8 @@ def write_report(
     _check(wanted)
     store = folder if isinstance(folder, Store) else Store.open(folder)
     home = Path(out) if out is not None else store.folder / "report"
-    finished = store.finished() if finished is None else finished
+    finished = store.finished(reread=True) if finished is None else finished
+    known = len(store.problems)
     if hear is not None:
         hear(store.problems)
     inputs = fingerprint(store, finished) if wanted.everything else ""
@@ -116,6 +117,10 @@ def write_report(
             mark(home, inputs)
     except OSError as error:
         raise disk_error(error, home) from error
+    finally:
+        # Failures that cannot be read are found when they are read.
+        if hear is not None:
+            hear(store.problems[known:])
     return paths
 
 

@@ -201,7 +201,7 @@ def contrast_page(analyses: Sequence[Analysis]) -> Page:
         grids = grids if analysis.testable else {"planned": _untested(analysis)}
         for kind, grid in grids.items():
             caption = f"{_CAPTIONS[kind]}; {title}"
-            latex.append(latex_grid(grid, caption, f"{kind}-{analysis.table.condition.encoder}"))
+            latex.append(latex_grid(grid, caption, f"{kind}-{analysis.table.condition.label}"))
     return Page(
         markdown="\n".join(_text(analysis) for analysis in analyses),
         rows=tuple(rows),

@@ -185,7 +185,7 @@ def cost_page(analyses: Sequence[Analysis], profiles: Sequence[CostRecord]) -> P
         grid = [row for method in methods for row in _shown(analysis, method, here)]
         note = _NOTE.format(baseline=analysis.plan.baseline)
         texts.append(f"### {condition.title}\n\n{note}\n\n{markdown(grid)}")
-        latex.append(latex_grid(grid, f"Cost; {condition.title}", f"cost-{condition.encoder}"))
+        latex.append(latex_grid(grid, f"Cost; {condition.title}", f"cost-{condition.label}"))
         rows += [row for method in methods for row in _long(analysis, method, here)]
     seen = {analysis.table.condition.encoder for analysis in analyses}
     others = at_scale([one for one in profiles if _encoder(one) not in seen])

@@ -12,7 +12,7 @@ from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Material, Page
 from fusionbench.report.tables import Row, conditions, latex_grid, markdown
 
-_STATES: tuple[Status, ...] = ("done", "skipped", "failed")
+_STATES: tuple[Status, ...] = ("done", "skipped", "diverged", "failed")
 
 
 def coverage_page(report: Material) -> Page:
@@ -34,7 +34,7 @@ def coverage_page(report: Material) -> Page:
     tables = report.results.tables
     return Page(
         markdown="\n".join(parts),
-        rows=[row for table in tables for row in coverage_rows(table, planned)],
+        rows=[row for table in tables for row in coverage_rows(table, planned, states(records))],
         latex=latex_grid(status, "What ran", "coverage"),
     )
 
@@ -51,6 +51,12 @@ def _outlying(analysis: Analysis) -> Iterator[str]:
         )
 
 
+def states(records: Iterable[CellRecord]) -> tuple[Status, ...]:
+    """The columns of counts; `diverged` where a training has."""
+    diverged = any(record.status == "diverged" for record in records)
+    return tuple(one for one in _STATES if one != "diverged" or diverged)
+
+
 def status_rows(records: Sequence[CellRecord], planned: Request | None) -> list[Row]:
     """Number of cells of each method by status."""
     counts = Counter((_label(record), record.status) for record in records)
@@ -58,13 +64,15 @@ def status_rows(records: Sequence[CellRecord], planned: Request | None) -> list[
     labels = sorted({_label(record) for record in records} | set(missing))
     return [
         {"method": label}
-        | {state: counts[label, state] for state in _STATES}
+        | {state: counts[label, state] for state in states(records)}
         | {"not run": missing[label]}
         for label in labels
     ]
 
 
-def coverage_rows(table: ScoreTable, planned: Request | None) -> Iterator[Row]:
+def coverage_rows(
+    table: ScoreTable, planned: Request | None, shown: Sequence[Status] = _STATES
+) -> Iterator[Row]:
     """One row for each method and task: cells by status, with the reasons."""
     missing = Counter((label, task) for label, task, _ in not_run(table.cells.values(), planned))
     for method, name in enumerate(table.methods):
@@ -77,7 +85,7 @@ def coverage_rows(table: ScoreTable, planned: Request | None) -> Iterator[Row]:
                 **conditions(table),
                 "method": name,
                 "task": task.name,
-                **{state: counts[state] for state in _STATES},
+                **{state: counts[state] for state in shown},
                 "not_run": missing[asked],
                 "reason": "; ".join(why),
             }
@@ -94,7 +102,7 @@ def not_run(records: Iterable[CellRecord], planned: Request | None) -> list[tupl
 
 
 def reasons(records: Iterable[CellRecord]) -> list[str]:
-    """A line for each reason why cells were skipped or failed, with their number."""
+    """A line for each reason why cells were skipped, diverged or failed, with their number."""
     counts = Counter(
         (record.status, _label(record), record.spec.task, last_line(record.reason))
         for record in records

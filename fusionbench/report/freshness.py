@@ -10,7 +10,7 @@ from pathlib import Path
 from fusionbench import __version__
 from fusionbench.records.archive import FAILURES
 from fusionbench.records.cost import profile_files
-from fusionbench.records.files import write_atomic
+from fusionbench.records.files import content, write_atomic
 from fusionbench.records.history import ABLATIONS
 from fusionbench.records.store import Store
 
@@ -41,7 +41,14 @@ def fingerprint(store: Store, finished: Iterable[str]) -> str:
     names = sorted([*finished, *failures])
     others = [store.history.file, store.folder / ABLATIONS, store.folder / FAILURES]
     others += profile_files(store.folder)
-    content = b"".join(file.read_bytes() for file in others if file.exists())
     problems = [str(problem) for problem in store.problems]
     text = "\n".join([__version__, *names, *problems])
-    return hashlib.sha256(text.encode() + content).hexdigest()
+    return hashlib.sha256(text.encode() + b"".join(map(_bytes, others))).hexdigest()
+
+
+def _bytes(file: Path) -> bytes:
+    """The contents of a file; empty for one that cannot be read, which is a problem elsewhere."""
+    try:
+        return content(file)
+    except (OSError, ValueError):
+        return b""

@@ -25,7 +25,7 @@ def imported_page(tables: Sequence[ScoreTable]) -> Page:
         notes = dict.fromkeys(note for _, record in cells for note in record.notes)
         lines = [f"- {note}" for note in notes]
         texts.append("\n".join([f"### {title}", "", markdown(grid), *lines]) + "\n")
-        latex.append(latex_grid(grid, title, f"imported-{table.condition.encoder}"))
+        latex.append(latex_grid(grid, title, f"imported-{table.condition.label}"))
         rows += [row for place, record in cells for row in _long(table, place, record)]
     note = f"{_NOTE}\n\n" if texts else ""
     return Page(markdown=note + "\n".join(texts), rows=rows, latex="\n".join(latex))

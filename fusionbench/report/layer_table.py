@@ -35,7 +35,7 @@ def layer_page(analyses: Sequence[Analysis]) -> Page:
         parts = [f"### {table.condition.title}", "", _NOTE, ""]
         texts.append("\n".join([*parts, *(markdown(grid) for grid in grids)]))
         for number, grid in enumerate(grids, 1):
-            label = f"layers-{table.condition.encoder}-{number}"
+            label = f"layers-{table.condition.label}-{number}"
             latex.append(latex_grid(grid, f"Layers; {table.condition.title}", label))
         rows += _long(table)
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))

@@ -38,7 +38,7 @@ def leaderboard_page(analyses: Sequence[Analysis]) -> Page:
         title, grid = analysis.table.condition.title, leaderboard(analysis)
         note = _NOTE.format(baseline=analysis.plan.baseline)
         texts.append(f"### {title}\n\n{markdown(grid)}\n{note}\n")
-        label = f"summary-{analysis.table.condition.encoder}"
+        label = f"summary-{analysis.table.condition.label}"
         latex.append(latex_grid(grid, f"Means over tasks; {title}", label))
     return Page(
         markdown="\n".join(texts),

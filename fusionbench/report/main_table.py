@@ -73,12 +73,12 @@ def main_page(analyses: Sequence[Analysis]) -> Page:
         texts.append("\n".join([_grouped(table, grids), *_notes(analysis)]) + "\n")
         for group, grid in grids.items():
             title = f"{table.condition.title}; tasks: {group or 'no group'}"
-            latex.append(latex_grid(grid, title, f"main-{table.condition.encoder}-{group}"))
+            latex.append(latex_grid(grid, title, f"main-{table.condition.label}-{group}"))
         rows += _long(analysis)
         if named := metric_grid(analysis):
             texts.append("\n".join([markdown(named), NOTE]) + "\n")
             title = f"{analysis.table.condition.title}; named metrics"
-            latex.append(latex_grid(named, title, f"metrics-{analysis.table.condition.encoder}"))
+            latex.append(latex_grid(named, title, f"metrics-{analysis.table.condition.label}"))
             rows += metric_rows(analysis, rows)
     return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
 

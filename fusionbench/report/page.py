@@ -59,6 +59,9 @@ interval over runs. The interval says what other seeds would give on these test 
 compares no two methods{tests}. ± 0.0 means equal scores in all runs, not
 a certain score. A single run has no interval. A cell without runs shows the reason and does not
 count as 0. A mean over tasks needs runs on all of them."""
+_UNASKED = """\
+**No request is on record** (study.json is missing or damaged): which cells were not run, and which
+comparisons were planned, is not known."""
 _UNTESTED = ", and no test is printed here"
 _TESTED = """: for that, see the paired tests under Contrasts. The table of scores
 has wider intervals, for new runs and new images"""
@@ -75,6 +78,7 @@ def title(planned: Request | None, tables: Sequence[ScoreTable]) -> str:
     )
     seeds = max((len(table.seeds) for table in tables), default=0)
     lines = [f"# FusionBench: {name or 'results'}", ""]
+    lines += [_UNASKED, ""] if planned is None else []
     lines += [f"> {note[0].upper()}{note[1:]}.", ""] if note else []
     tested = seeds >= FEWEST_REPLICATES
     lines += [_READING.format(tests=_TESTED if tested else _UNTESTED)]

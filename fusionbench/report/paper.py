@@ -292,7 +292,7 @@ def _published(one: FilledRow, benchmark: str) -> str:
 def _latex_paper(paper: Paper, shape: PaperTable, filled: Filled) -> Iterator[str]:
     for condition, rows in filled:
         title = f"{paper.title}: {shape.title}; {condition.table.condition.title}"
-        label = f"{paper.name}-{shape.name}-{condition.table.condition.encoder}"
+        label = f"{paper.name}-{shape.name}-{condition.table.condition.label}"
         note = "Published columns: another regime, not comparable; † read second-hand."
         yield latex_grid(_paper_grid(condition, shape, rows), f"{title}. {note}", label)
 

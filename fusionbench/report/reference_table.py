@@ -26,7 +26,7 @@ def reference_page(tables: Sequence[ScoreTable]) -> Page:
         parts = [f"### {title}", "", markdown(grid), _NOTE, *_sentences(table)]
         texts.append("\n".join(parts) + "\n")
         latex.append(
-            latex_grid(grid, f"Single layers; {title}", f"references-{table.condition.encoder}")
+            latex_grid(grid, f"Single layers; {title}", f"references-{table.condition.label}")
         )
         rows += [
             {

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from fusionbench.report.page import Material
 
 _SCORES = (
-    *("track", "encoder", "steps", "method", "label", "task", "group", "in_suite", "seed"),
+    *("track", "encoder", "steps", "condition", "method", "label", "task", "group", "in_suite"),
+    "seed",
     *("metric", "score", "chance", "examples"),
 )
 _PARTS = ("fusion", "projector", "reader", "encoder")
@@ -39,10 +40,11 @@ class LoadedResults:
     def scores(self) -> "pd.DataFrame":
         """One row for each finished cell.
 
-        Columns: track, encoder, steps (training steps), method (registered name), label (method
-        with changed settings), task, group, in_suite (True if the task counts in the suite's mean),
-        seed, metric, score (mean over the test examples, 0 to 1), chance (0 to 1), examples (number
-        of test examples).
+        Columns: track, encoder, steps (training steps), condition (what all cells of one table have
+        in common, with what tells it from the others), method (registered name), label (method with
+        changed settings), task, group, in_suite (True if the task is in the suite), seed, metric,
+        score (mean over the test examples, 0 to 1), chance (0 to 1), examples (number of
+        test examples).
         """
         cells = self._cells
         return cells.loc[cells["status"] == "done", list(_SCORES)].reset_index(drop=True)
@@ -50,7 +52,7 @@ class LoadedResults:
     def cells(self) -> "pd.DataFrame":
         """One row for each cell, skipped and failed ones included.
 
-        Columns: id, status (done, skipped or failed), reason (of a skipped or failed cell), the
+        Columns: id, status (done, skipped, diverged or failed), reason (of any but done), the
         columns of `scores`, family and control (of the method), reads_answers, in_encoder (True if
         the encoder ran in every training step), method_version, task_version, settings (a dict),
         lr (chosen learning rate), lr_at_edge (True if it is the smallest or largest of the grid),
@@ -117,7 +119,13 @@ class LoadedResults:
 
     @cached_property
     def _cells(self) -> "pd.DataFrame":
-        return frame([_cell_row(record) for record in self._results.records])
+        titles = {
+            id(record): table.condition.title
+            for table in self._results.tables
+            for record in table.cells.values()
+        }
+        rows = [(record, titles.get(id(record), "")) for record in self._results.records]
+        return frame([_cell_row(record, title) for record, title in rows])
 
     @cached_property
     def _material(self) -> "Material":
@@ -133,7 +141,7 @@ class LoadedResults:
         return frame([long_row(analysis, row) for analysis in analyses for row in analysis.rows])
 
 
-def _cell_row(record: CellRecord) -> Row:
+def _cell_row(record: CellRecord, condition: str) -> Row:
     spec, code = record.spec, record.provenance.get("code", {})
     return {
         "id": record.id,
@@ -142,6 +150,7 @@ def _cell_row(record: CellRecord) -> Row:
         "track": spec.track,
         "encoder": spec.encoder,
         "steps": spec.budget.steps,
+        "condition": condition,
         "method": spec.method,
         "label": record.label or spec.method,
         "task": spec.task,

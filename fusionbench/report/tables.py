@@ -150,7 +150,7 @@ def over_seeds(scores: Float[np.ndarray, " seed"], why: str = "not run") -> Summ
 def cell(table: ScoreTable, method: int, task: int) -> Summary:
     """One method on one task."""
     statuses = {record.status for record in table.runs(method, task)}
-    why = "failed" if "failed" in statuses else "skipped" if "skipped" in statuses else "not run"
+    why = next((one for one in ("failed", "diverged", "skipped") if one in statuses), "not run")
     return over_seeds(table.values[method, task], why)
 
 
@@ -205,6 +205,8 @@ def conditions(table: ScoreTable) -> Row:
         "encoder": condition.encoder,
         "steps": condition.budget.steps,
         **training,
+        # All rows of a page have the same columns: this one where some rows need it.
+        **({"condition": condition.title} if condition.several else {}),
     }
 
 

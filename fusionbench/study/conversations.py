@@ -21,7 +21,7 @@ from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
 from fusionbench.readers.text import IMAGE, Turn
 from fusionbench.records.cell import canonical
-from fusionbench.records.files import cache_dir, write_atomic
+from fusionbench.records.files import cache_dir, sealed, unsealed, write_atomic
 from fusionbench.study.json_items import items, read_item
 
 _FORMAT = 1
@@ -178,7 +178,9 @@ class ConversationFile:
         if self._index is None:
             state = self.path.stat()
             stamp = [str(self.path.resolve()), str(self.images.resolve()), state.st_size]
-            key = canonical([_FORMAT, *stamp, state.st_mtime_ns])
+            # Not the time of change of the contents alone, which `cp -p` keeps.
+            stamp += [state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+            key = canonical([_FORMAT, *stamp])
             note = cache_dir(
                 "conversations", hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz"
             )
@@ -263,13 +265,13 @@ def _remember(note: Path, index: Index) -> Index:
     np.savez(file, **{**vars(index), "hash": np.array(index.hash)})
     # Without a writable cache folder the file is read each time: slower, never wrong.
     with suppress(OSError):
-        write_atomic(note, file.getvalue())
+        write_atomic(note, sealed(note, file.getvalue()))
     return index
 
 
 def _remembered(note: Path) -> Index | None:
     try:
-        with np.load(note) as held:
+        with np.load(io.BytesIO(unsealed(note)), allow_pickle=False) as held:
             arrays = {name: held[name] for name in ("places", "turns", "images", "length")}
             return Index(**arrays, hash=str(held["hash"]))
     except (OSError, ValueError, KeyError, EOFError):

@@ -10,11 +10,17 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.metadata import (
+    PackageNotFoundError,
+    distribution,
+    packages_distributions,
+    version,
+)
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +35,16 @@ from fusionbench.encoders.card import EncoderCard
 from fusionbench.encoders.catalog import preprocessing
 from fusionbench.encoders.preprocessing import Preprocessing
 from fusionbench.harness.bundle import keep
-from fusionbench.records.cell import Budget, canonical
-from fusionbench.records.files import cache_dir, write_atomic
+from fusionbench.records.cell import Budget, canonical, checksum, json_object
+from fusionbench.records.files import (
+    ANY_SIZE,
+    cache_dir,
+    content,
+    read_note,
+    why,
+    write_atomic,
+    write_note,
+)
 from fusionbench.records.parallel import in_child, in_order
 from fusionbench.registry.catalog import BenchmarkCard, TaskCard
 from fusionbench.registry.discovery import BUILT_IN
@@ -53,6 +67,24 @@ def load_data(card: TaskCard) -> TaskData:
     return data
 
 
+def planned_data(card: TaskCard, planned: str) -> TaskData:
+    """A task's data, which must be what its cells were planned for.
+
+    Raises ValueError if the data has another hash by now; the next run plans for that.
+    """
+    packed = packed_tasks()
+    data = load_data(card)
+    found = packed.get(card.name) or data_hash(data)
+    if found != planned:
+        with suppress(OSError):
+            _note(card).unlink(missing_ok=True)
+        raise ValueError(
+            f"the data of {card.name} has changed: these cells were planned for the data "
+            f"{planned[:12]}, and it is {found[:12]} now; run the study again to plan for that"
+        )
+    return data
+
+
 def task_hash(card: TaskCard) -> str:
     """Hash of a task's data, remembered for as long as its source files stay the same."""
     return task_hashes([card])[card.name]
@@ -65,8 +97,8 @@ def task_hashes(cards: Sequence[TaskCard], keep_for: Budget | None = None) -> Ma
     Raises UserError for a task that cannot be loaded.
     """
     found, failed = tried_hashes(cards, keep_for)
-    for name, why in failed.items():
-        raise UserError(f"task {name!r}: {why}", "leave it out, or mend it")
+    for name, reason in failed.items():
+        raise UserError(f"task {name!r}: {reason}", "leave it out, or mend it")
     return found
 
 
@@ -83,7 +115,8 @@ def tried_hashes(
     looks = list(in_order([partial(_tried, card, keep_for) for card in own]))
     looks += [_tried_apart(card, keep_for) for card in unknown if card.source != BUILT_IN]
     unknown = [*own, *(card for card in unknown if card.source != BUILT_IN)]
-    failed = {card.name: why for card, (_, why) in zip(unknown, looks, strict=True) if why}
+    pairs = zip(unknown, looks, strict=True)
+    failed = {card.name: reason for card, (_, reason) in pairs if reason}
     found |= {card.name: seen for card, (seen, _) in zip(unknown, looks, strict=True)}
     return {name: seen for name, seen in found.items() if seen}, failed
 
@@ -117,16 +150,15 @@ def benchmark_hash(card: BenchmarkCard, data_root: str) -> str:
 def _known(card: TaskCard) -> str:
     if card.name in (packed := packed_tasks()):
         return packed[card.name]
-    note = _note(card)
-    return note.read_text().strip() if note.is_file() else ""
+    return read_note(_note(card))
 
 
 def _look(card: TaskCard, budget: Budget | None) -> str:
     data = load_data(card)
     found = data_hash(data)
+    write_note(_note(card), found)
     # Without a writable cache folder the data is read each time: slower, never wrong.
     with suppress(OSError):
-        write_atomic(_note(card), found.encode())
         if budget is not None:
             keep(card.name, found, data, budget)
     return found
@@ -138,7 +170,14 @@ def _note(card: TaskCard) -> Path:
 
 
 def _stamps(card: TaskCard) -> Iterator[list[str | int]]:
-    """Size and time of the task's code and data files and of its packages' records."""
+    """State of the task's code and data files and of its packages' records.
+
+    A hint, no identity: a task may read other files too, so `planned_data` compares the data itself
+    wherever it is loaded.
+    """
+    for package in _RENDERERS:
+        with suppress(PackageNotFoundError):
+            yield [package, version(package)]
     source = Path(card.file)
     for path in [*source.parent.glob(f"{source.stem}.*"), *source.parent.glob("_*.py")]:
         yield [path.name, *_stamp(path)]
@@ -156,32 +195,74 @@ def _package_records(package: str) -> Iterator[Path]:
         yield from (Path(str(f.locate())) for f in files if f.name == "RECORD")
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path) -> tuple[int, ...]:
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 MANIFEST = "manifest.json"
+_RENDERERS = ("numpy", "pillow")
+"""Packages whose version decides the pixels of rendered tasks."""
+_PACK_AGAIN = "pack the tasks again, or restore the folder"
+_LARGEST_JSON = 1 << 28
+_LARGEST_IMAGES = 1 << 33
+"""Bytes of a packed file of an earlier version, which does not say its size."""
 
 
 def packed_folder() -> Path | None:
-    """The folder that `fusionbench pack` wrote, if FUSIONBENCH_DATA names one."""
+    """The folder that `fusionbench pack` wrote, if FUSIONBENCH_DATA names one.
+
+    Raises UserError if it names none that exists.
+    """
     named = os.environ.get("FUSIONBENCH_DATA", "")
-    return Path(named).expanduser() if named else None
+    if not named:
+        return None
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"FUSIONBENCH_DATA names {folder}, which is no folder", "`fusionbench pack`"
+        )
+    return folder
 
 
 def packed_tasks() -> dict[str, str]:
     """Name of each packed task and the hash of its data before any resizing."""
-    return dict(_manifest().get("tasks", {}))
+    tasks: dict[str, str] = _manifest().get("tasks", {})
+    return dict(tasks)
 
 
 def _manifest() -> dict[str, Any]:
-    """What `pack` noted; empty where FUSIONBENCH_DATA names no pack."""
+    """What `pack` noted; empty where FUSIONBENCH_DATA names no pack. Raises UserError."""
     folder = packed_folder()
     manifest = folder / MANIFEST if folder else None
-    if manifest is None or not manifest.exists():
+    if manifest is None or not os.path.lexists(manifest):
         return {}
-    return dict(json.loads(manifest.read_text()))
+    try:
+        values = json_object(content(manifest).decode())
+        check, old = values.pop("checksum", None), "files" not in values
+        if not old and check != checksum(values):
+            raise ValueError("edited: the checksum does not match the contents")
+        if not _is_manifest(values):
+            raise ValueError("not what `fusionbench pack` writes")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{manifest}: {why(error)}", _PACK_AGAIN) from error
+    return values
+
+
+def _is_manifest(values: Mapping[str, Any]) -> bool:
+    """Whether the values have the types of a manifest."""
+    names = {"tasks", "encoder", "size", "images", "resized"}
+    tasks, files = values.get("tasks"), values.get("files", {})
+    return (
+        names <= set(values) <= {*names, "files"}
+        and isinstance(tasks, dict)
+        and all(isinstance(one, str) and _HASH.fullmatch(one) for one in tasks.values())
+        and isinstance(values["resized"], list)
+        and set(values["resized"]) <= set(tasks)
+        and isinstance(values["images"], dict)
+        and isinstance(files, dict)
+        and all(isinstance(one, list) and len(one) == 2 for one in files.values())
+    )
 
 
 def check_packed(encoders: Mapping[str, EncoderCard]) -> None:
@@ -213,14 +294,59 @@ def packed_data(task: str) -> TaskData | None:
     folder = packed_folder()
     if folder is None or task not in packed_tasks():
         return None
-    home = folder / "tasks"
-    values = json.loads(lzma.decompress((home / f"{task}.json.xz").read_bytes()))
-    stored = lzma.decompress((home / f"{task}.images.xz").read_bytes())
-    images = np.frombuffer(stored, dtype=np.uint8).reshape(values["shape"])
-    if values["grey"]:
-        images = np.repeat(images[..., None], 3, axis=-1)
-    splits = {name: _split(values["splits"][name]) for name in SPLITS}
-    return TaskData(images=images, answers=tuple(values["answers"]), **splits)
+    values = _packed_values(task)
+    stored = _unpacked(f"{task}.images.xz", _LARGEST_IMAGES)
+    try:
+        images = np.frombuffer(stored, dtype=np.uint8).reshape(values["shape"])
+        if values["grey"]:
+            images = np.repeat(images[..., None], 3, axis=-1)
+        splits = {name: _split(values["splits"][name]) for name in SPLITS}
+        data = TaskData(images=images, answers=tuple(values["answers"]), **splits)
+        # Images of two splits may be equal once they are as small as the encoder reads them.
+        validate(data, apart=False)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder}: the pack of {task} is damaged: {error}", _PACK_AGAIN) from error
+    _require_packed(task, data)
+    return data
+
+
+def _require_packed(task: str, data: TaskData) -> None:
+    """Raise UserError for a task of an earlier pack, without hashes, that cannot be checked."""
+    noted = _manifest()
+    if "files" in noted:
+        return
+    if task in noted["resized"] or data_hash(data) != noted["tasks"][task]:
+        raise UserError(
+            f"{packed_folder()}: the images of {task} cannot be compared with the hash of its data",
+            "it was packed by an earlier version, or has changed: pack it again",
+        )
+
+
+def _packed_values(task: str) -> dict[str, Any]:
+    name = f"{task}.json.xz"
+    try:
+        return json_object(_unpacked(name, _LARGEST_JSON).decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{packed_folder()}: {name} is no text", _PACK_AGAIN) from error
+
+
+def _unpacked(name: str, largest: int) -> bytes:
+    """A file of the pack. Raises UserError if it is damaged or larger than the manifest says."""
+    file = (packed_folder() or Path()) / "tasks" / name
+    digest, size = _manifest().get("files", {}).get(name, (None, largest))
+    try:
+        packed = content(file, ANY_SIZE)
+        if digest is not None and hashlib.sha256(packed).hexdigest() != digest:
+            raise ValueError("damaged: its hash is not that of the manifest")
+        opener = lzma.LZMADecompressor()
+        found = opener.decompress(packed, max_length=size)
+        if not opener.eof and opener.decompress(b"", max_length=1):
+            raise ValueError(f"it holds more than {size} bytes")
+        if not opener.eof:
+            raise ValueError("truncated")
+    except (OSError, ValueError, lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{file}: {why(error)}", _PACK_AGAIN) from error
+    return found
 
 
 def train_pixels(task: str, data: TaskData) -> list[str]:
@@ -231,7 +357,7 @@ def train_pixels(task: str, data: TaskData) -> list[str]:
     if task not in packed_tasks():
         return _pixel_hashes(data)
     home = packed_folder() or Path()
-    stored = json.loads(lzma.decompress((home / "tasks" / f"{task}.json.xz").read_bytes()))
+    stored = _packed_values(task)
     if "train_pixels" not in stored:
         raise UserError(f"{home}: {task} was packed by an earlier version", "pack it again")
     return [str(one) for one in stored["train_pixels"]]
@@ -258,6 +384,7 @@ def _split(values: dict[str, list[str] | list[int]]) -> Split:
 
 
 _BATCH = 256
+_HASH = re.compile(r"[0-9a-f]{64}")
 Pixels = UInt8[np.ndarray, "image height width 3"]
 
 
@@ -273,7 +400,7 @@ def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> tu
 
     weights = fetch(encoder)
     seen = _seen(preprocessing(encoder), size)
-    hashes, resized = {}, []
+    hashes, resized, files = {}, [], dict[str, tuple[str, int]]()
     for card in tasks:
         if not card.needs:
             continue
@@ -281,14 +408,15 @@ def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> tu
         images = _fitted(data.images, **seen)
         if images.shape != data.images.shape:
             resized.append(card.name)
-        _write_task(out / "tasks", card.name, data, images)
+        files |= _write_task(out / "tasks", card.name, data, images)
         hashes[card.name] = task_hash(card)
     if encoder != "nano":
         _copy_weights(weights, out / "weights")
     # Written last: a folder without it is no pack.
     manifest = {"tasks": hashes, "encoder": encoder, "size": size}
-    manifest |= {"images": seen, "resized": resized}
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    manifest |= {"images": seen, "resized": resized, "files": files}
+    text = json.dumps(manifest | {"checksum": checksum(manifest)}, indent=1)
+    write_atomic(out / MANIFEST, text.encode())
     size_written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return len(hashes), size_written
 
@@ -317,7 +445,10 @@ def _fitted(images: Pixels, *, size: int, fit: str, crop: float, interpolation: 
     return np.concatenate([how(part).numpy() for part in parts])
 
 
-def _write_task(home: Path, task: str, data: TaskData, images: Pixels) -> None:
+def _write_task(
+    home: Path, task: str, data: TaskData, images: Pixels
+) -> dict[str, tuple[str, int]]:
+    """Write the files of a task; returns the hash of each and its size when it is unpacked."""
     grey = bool((images[..., 0:1] == images).all())
     stored = np.ascontiguousarray(images[..., 0] if grey else images)
     values = {
@@ -327,9 +458,12 @@ def _write_task(home: Path, task: str, data: TaskData, images: Pixels) -> None:
         "splits": {name: _plain(data.split(name)) for name in SPLITS},
         "train_pixels": _pixel_hashes(data),
     }
-    home.mkdir(parents=True, exist_ok=True)
-    (home / f"{task}.json.xz").write_bytes(lzma.compress(json.dumps(values).encode()))
-    (home / f"{task}.images.xz").write_bytes(lzma.compress(stored.tobytes()))
+    written = {}
+    for ending, text in (("json", json.dumps(values).encode()), ("images", stored.tobytes())):
+        packed = lzma.compress(text)
+        write_atomic(home / f"{task}.{ending}.xz", packed)
+        written[f"{task}.{ending}.xz"] = (hashlib.sha256(packed).hexdigest(), len(text))
+    return written
 
 
 def _plain(split: Split) -> dict[str, list[str] | list[int]]:

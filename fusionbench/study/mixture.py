@@ -16,12 +16,12 @@ from pathlib import Path
 
 from fusionbench.api.errors import UserError, did_you_mean, unknown
 from fusionbench.records.cell import Budget, canonical
-from fusionbench.records.files import cache_dir, write_atomic
+from fusionbench.records.files import cache_dir, read_note, write_note
 from fusionbench.records.parallel import in_order
 from fusionbench.registry.catalog import Catalog, TaskCard
 from fusionbench.registry.selection import split_inline
 from fusionbench.study.conversations import ConversationFile, Conversations
-from fusionbench.study.data import load_data, task_hashes, train_pixels
+from fusionbench.study.data import planned_data, task_hashes, train_pixels
 from fusionbench.study.hub import PREFIX, HubSet
 from fusionbench.study.study import LOCAL_TASKS
 
@@ -232,19 +232,17 @@ def _train_rows(tasks: Sequence[TaskCard], budget: Budget) -> Sequence[tuple[int
 def _rows_of(card: TaskCard, data: str, limit: int) -> tuple[int, str]:
     key = hashlib.sha256(canonical(["mixture", card.name, data, limit]).encode()).hexdigest()
     note = cache_dir("data", key[:24])
-    with suppress(OSError, ValueError):
-        rows, digest = json.loads(note.read_text())
-        return int(rows), str(digest)
-    found = _hashed(card, limit)
-    # Without a writable cache folder the data is read each time: slower, never wrong.
-    with suppress(OSError):
-        write_atomic(note, json.dumps(found).encode())
+    with suppress(ValueError):
+        rows, digest = read_note(note).split()
+        return int(rows), digest
+    found = _hashed(card, data, limit)
+    write_note(note, " ".join(map(str, found)))
     return found
 
 
-def _hashed(card: TaskCard, limit: int) -> tuple[int, str]:
+def _hashed(card: TaskCard, planned: str, limit: int) -> tuple[int, str]:
     """Number of training rows and SHA-256 of their items, questions, answers and images."""
-    data = load_data(card)
+    data = planned_data(card, planned)
     train, pixels = data.train, train_pixels(card.name, data)
     kept = min(limit or len(train), len(train))
     digest = hashlib.sha256()

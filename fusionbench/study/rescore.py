@@ -17,7 +17,7 @@ from fusionbench.api.benchmarks import Answer, Benchmark, Item, stream
 from fusionbench.api.errors import UserError
 from fusionbench.api.sources import find_source
 from fusionbench.api.tasks import judged
-from fusionbench.harness.bundle import Bundle, bundle_path, cut, read_bundle
+from fusionbench.harness.bundle import Bundle, bundle_path, cached_bundle, cut
 from fusionbench.records.answers import Said
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.store import Store
@@ -132,11 +132,11 @@ class Rescorer:
         path = bundle_path(spec.task, spec.data, spec.budget)
         if path not in self._bundles:
             # The name of a cached bundle holds the hash of the data.
-            if path.exists():
-                self._bundles[path] = read_bundle(path)
-            else:
+            known = cached_bundle(path)
+            if known is None:
                 self._require_data(card, spec.data)
-                self._bundles[path] = cut(spec.task, load_data(card), spec.budget)[0]
+                known = cut(spec.task, load_data(card), spec.budget)[0]
+            self._bundles[path] = known
         return self._bundles[path]
 
     def _require_data(self, card: TaskCard, wanted: str) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fusionbench.api.benchmarks import Answer, Benchmark, Item, stream
 from fusionbench.api.sources import Source
-from fusionbench.api.tasks import Scoring, SplitName, judged
+from fusionbench.api.tasks import Scoring, SplitName, judged, require_outcomes
 from fusionbench.harness.bundle import Bundle
-from fusionbench.harness.train import Trace, mean_trace
+from fusionbench.harness.train import Trace, mean_trace, require_trace
 from fusionbench.readers.labels import EncodedRow
 from fusionbench.readers.text import IMAGE, Turn
 from fusionbench.records.answers import Said, items_of
@@ -81,7 +81,7 @@ def evaluate_local(
         outcomes=judged(task, said.texts, items),
         items=Items(names=items.names, groups=items.groups),
         answers=tuple(Said(item=n, text=t) for n, t in zip(items.names, said.texts, strict=True)),
-        trace=mean_trace(said.traces),
+        trace=require_trace(mean_trace(said.traces)),
         tokens=said.tokens,
         unknown=said.unknown,
     )
@@ -98,7 +98,8 @@ def evaluate_benchmark(asking: Asking, benchmark: Benchmark, source: Source) -> 
         texts = said.texts[-len(part) :]
         answers += [_answered(*one) for one in zip(part, texts, ranked, strict=True)]
     scored = score(benchmark, answers)
-    return replace(scored, trace=mean_trace(said.traces), tokens=said.tokens, unknown=said.unknown)
+    trace = require_trace(mean_trace(said.traces))
+    return replace(scored, trace=trace, tokens=said.tokens, unknown=said.unknown)
 
 
 def score(benchmark: Benchmark, answers: Sequence[Answer]) -> Evaluated:
@@ -107,14 +108,15 @@ def score(benchmark: Benchmark, answers: Sequence[Answer]) -> Evaluated:
     known = [
         replace(one, outcome=float(outcome)) for one, outcome in zip(answers, outcomes, strict=True)
     ]
+    chance = benchmark.guessing(answers)
     return Evaluated(
-        outcomes=np.array(outcomes, dtype=np.float32),
+        outcomes=require_outcomes(np.array(outcomes, dtype=np.float32), len(answers), chance),
         items=items_of(answers),
         answers=tuple(Said(item=one.name, text=one.text, ranked=one.ranked) for one in answers),
         measures={
             name: value for name, value in benchmark.measures(known).items() if value is not None
         },
-        chance=benchmark.guessing(answers),
+        chance=chance,
     )
 
 
@@ -133,6 +135,8 @@ class _Said:
         for batch in asking.batches(rows):
             with asking.autocast():
                 found, fused = asking.model.answer(batch, limit=limit)
+            if not bool(torch.isfinite(fused.tokens).all()):
+                raise FloatingPointError("the tokens of the trained fusion are not finite")
             self.texts += found
             self.traces.append((len(batch), fused.trace))
             self.tokens = max(self.tokens, asking.model.most_tokens(batch, fused))
@@ -193,6 +197,8 @@ def _ranked(asking: Asking, items: Sequence[Item]) -> list[int | None]:
         made = Batches(rows, asking.told, asking.states)
         with asking.autocast():
             losses = asking.model.losses(made.fetch(range(len(rows))))
+        if not bool(torch.isfinite(losses).all()):
+            raise FloatingPointError(f"the losses of the options of {item.name} are not finite")
         found.append(int(losses.argmin()))
     return found
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.files import sha256_of, write_atomic
-from fusionbench.records.store import MODELS
+from fusionbench.records.folder import MODELS
 
 _AGAIN = "remove it and run the study again: the model is trained once more"
 

@@ -44,6 +44,39 @@ def test_a_file_is_hashed_once_until_its_size_or_time_changes(tmp_path):
     assert file_hash(file, compute=count) == sha256_of(file) and count.calls == 3
 
 
+def test_other_contents_with_size_and_time_kept_are_hashed_anew(tmp_path):
+    file, count = tmp_path / "weights", Counting()
+    file.write_bytes(b"one")
+    first, before = file_hash(file, compute=count), file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file_hash(file, compute=count) == sha256_of(file) != first
+    other = tmp_path / "copy"
+    other.write_bytes(b"six")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(file)
+    assert file_hash(file, compute=count) == sha256_of(file) and count.calls == 3
+
+
+@pytest.mark.parametrize("text", ["", "0" * 64, "deadbeef", "\0" * 90, "[" * 5000])
+def test_a_note_that_is_not_what_was_written_is_no_hash(text, tmp_path):
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    file_hash(file)
+    (note,) = cache_dir("hashes").iterdir()
+    note.write_text(text)
+    assert file_hash(file) == sha256_of(file)
+
+
+def test_files_are_made_with_the_permissions_that_the_user_asks_for(tmp_path):
+    before = os.umask(0o077)
+    try:
+        write_atomic(tmp_path / "mine", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o600
+
+
 def test_two_kinds_of_hash_of_one_file_are_kept_apart(tmp_path):
     file = tmp_path / "x"
     file.write_bytes(b"one")

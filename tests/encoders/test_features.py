@@ -1,7 +1,11 @@
 """Hidden states on disk: written once, whole, and never beyond the limit."""
 
+import errno
+import os
+import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,16 @@ from fusionbench.api.errors import UserError
 from fusionbench.encoders import features
 from fusionbench.encoders import features as feature_writer
 from fusionbench.encoders.features import FeatureKey
-from fusionbench.harness.bundle import bundle_path, cut, read_bundle, write_bundle
+from fusionbench.harness.bundle import (
+    bundle_path,
+    cached_bundle,
+    cut,
+    drop_images,
+    keep,
+    kept_images,
+    read_bundle,
+    write_bundle,
+)
 
 
 @pytest.fixture
@@ -165,3 +178,66 @@ def _layer_norm(values):
     """Of the toy encoder, without scale and shift."""
     centred = values - values.mean(axis=-1, keepdims=True)
     return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+
+
+def test_a_damaged_feature_file_is_named_dropped_and_made_again(key, images, caplog):
+    features.encode(PixelToyEncoder(), images, key, [(2,), (3,)], limit_gib=1)
+    whole = features.read(key, (2,)).clone()
+    path = key.path((2,))
+    before, text = path.stat(), path.read_bytes()
+    path.write_bytes(text[: len(text) // 2] + bytes(len(text) - len(text) // 2))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert features.missing_taps(key, [(2,), (3,)]) == [(2,)]
+    assert str(path) in caplog.text and "made again" in caplog.text and not path.exists()
+    with pytest.raises(OSError, match="damaged or missing"):
+        features.read(key, (2,))
+    features.encode(PixelToyEncoder(), images, key, [(2,), (3,)], limit_gib=1)
+    assert torch.equal(features.read(key, (2,)), whole)
+
+
+def test_a_feature_file_under_the_name_of_another_is_not_believed(key, images):
+    features.encode(PixelToyEncoder(), images, key, [(2,), (3,)], limit_gib=1)
+    shutil.copy(key.path((3,)), key.path((2,)))
+    assert features.missing_taps(key, [(2,), (3,)]) == [(2,)]
+
+
+def test_a_complete_cache_is_read_where_nothing_can_be_written(key, images, monkeypatch):
+    features.encode(PixelToyEncoder(), images, key, [(2,)], limit_gib=1)
+    budget = replace(BUDGET, train_items=7)
+    keep("bright_half", "d", BrightHalf().load(), budget)
+    bundle = cached_bundle(bundle_path("bright_half", "d", budget))
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("unlink", "mkdir", "replace"):
+        monkeypatch.setattr(Path, name, refuse)
+    assert features.missing_taps(key, [(2,)]) == []
+    drop_images(bundle)
+
+
+def test_a_link_that_somebody_planted_under_a_temporary_name_is_not_followed(tmp_path):
+    victim, planted = tmp_path / "mine", tmp_path / "x.partial"
+    victim.write_text("mine")
+    planted.symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        features.RowFile(planted, dtype="float32", shape=(2, 1, 1))
+    assert victim.read_text() == "mine"
+
+
+def test_images_and_bundles_are_what_was_kept_or_nothing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path))
+    keep("bright_half", "d", BrightHalf().load(), BUDGET)
+    path = bundle_path("bright_half", "d", BUDGET)
+    bundle, (images,) = cached_bundle(path), (tmp_path / "images").iterdir()
+    assert np.array_equal(kept_images(bundle), cut("bright_half", BrightHalf().load(), BUDGET)[1])
+    # Images of another set, sound in themselves.
+    other = replace(bundle, images="f" * 32)
+    shutil.copy(images, tmp_path / "images" / f"{other.images[:24]}.npy")
+    assert kept_images(other) is None
+    text = path.read_text()
+    path.write_text(text.replace('"answers": [0, 1', '"answers": [1, 1', 1))
+    assert path.read_text() != text and cached_bundle(path) is None and not path.exists()
+    images.write_bytes(images.read_bytes()[:-200])
+    assert kept_images(bundle) is None and not images.exists()
+    assert caplog.text.count("made again") == 3

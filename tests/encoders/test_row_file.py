@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fusionbench.encoders.features import RowFile
+from fusionbench.records.files import is_sealed
 
 ROWS = np.random.default_rng(0).normal(size=(40, 3, 5))
 
@@ -29,7 +30,9 @@ def test_the_bytes_are_those_that_numpy_saves(tmp_path):
     file.write(0, rows)
     file.finish()
     np.save(tmp_path / "numpy.npy", rows)
-    assert (tmp_path / "rows.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+    written, wanted = ((tmp_path / f"{name}.npy").read_bytes() for name in ("rows", "numpy"))
+    assert written.startswith(wanted) and written[len(wanted) :].startswith(b"\n#sha256 ")
+    assert is_sealed(tmp_path / "rows.npy")
 
 
 def test_a_view_is_written_as_it_reads(tmp_path):

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_cells import BUDGET, EVERY_TAP, materials, spec, train_cell
+from toy_cells import BUDGET, EVERY_TAP, BrightHalf, materials, spec, train_cell
 from toy_encoder import SHAPE
 
 from fusionbench.api.fusion import Fusion
+from fusionbench.api.tasks import require_outcomes
 from fusionbench.api.types import Fused
 from fusionbench.harness.cell import choose_lr
 from fusionbench.harness.model import Model, build_model
@@ -219,6 +220,59 @@ def test_a_diverging_run_raises_instead_of_scoring():
         model.fusion.scale.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="learning rate"):
         train(model, shared, 0, 3e-3)
+
+
+class NanInEval(MiddleLayer):
+    """Finite in training, NaN when it is scored."""
+
+    def forward(self, hidden, query):
+        fused = super().forward(hidden, query)
+        return fused if self.training else replace(fused, tokens=fused.tokens * float("nan"))
+
+
+class InfiniteLastGradient(MiddleLayer):
+    """All losses are finite, and the last step's gradient is not."""
+
+    def forward(self, hidden, query):
+        self.steps = getattr(self, "steps", 0) + self.training
+        if self.training and self.steps == BUDGET.steps:
+            self.scale.register_hook(lambda gradient: gradient * float("inf"))
+        return super().forward(hidden, query)
+
+
+class NanTrace(MiddleLayer):
+    """Right but for its instrument."""
+
+    def forward(self, hidden, query):
+        trace = {"gate": torch.tensor([float("nan")])}
+        return replace(super().forward(hidden, query), trace=trace)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [(NanInEval, "logits of 60 of 60 test examples"), (InfiniteLastGradient, "infinite or NaN"),
+     (NanTrace, "the trace 'gate'")],
+)  # fmt: skip
+def test_a_cell_with_a_value_that_is_not_finite_has_diverged_and_has_no_score(method, said):
+    with pytest.raises(FloatingPointError, match=said):
+        train_cell(method)
+
+
+@pytest.mark.parametrize(
+    ("found", "chance", "said"),
+    [([7.5, 1.0], 0.5, "from 0 to 1, got 1 to 7.5"), ([1.0], 0.5, "must return 2 outcomes"),
+     ([0.0, np.nan], 0.5, "from 0 to 1"), (["yes", "no"], 0.5, "must return numbers"),
+     ([0.0, 1.0], np.nan, "chance must lie from 0"), ([0.0, 1.0], 1.0, "chance must lie from 0")],
+)  # fmt: skip
+def test_outcomes_and_chance_have_a_range(found, chance, said):
+    with pytest.raises(ValueError, match=said):
+        require_outcomes(found, 2, chance)
+
+
+def test_a_task_that_gives_no_outcomes_fails_its_cell(monkeypatch):
+    monkeypatch.setattr(BrightHalf, "score", lambda _, given, answers: np.full(len(given), 7.5))
+    with pytest.raises(ValueError, match="from 0 to 1, got 7.5"):
+        train_cell(MiddleLayer, steps=1)
 
 
 def test_specs_of_tuning_runs_differ_from_those_of_evaluation():

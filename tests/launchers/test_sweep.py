@@ -153,7 +153,7 @@ def test_a_broken_method_is_recorded_and_stops_nobody(tmp_path):
     folder = tmp_path / "mixed"
     arguments = (
         "run", "--preset", "smoke", "--tasks", "planted_layer", "--plugin", PLUGIN,
-        "--methods", "breaks,refuses,twin_one,twin_two,penultimate", "--out", folder,
+        "--methods", "breaks,refuses,diverges,twin_one,twin_two,penultimate", "--out", folder,
     )  # fmt: skip
     code, out, err = in_process.run(*arguments)
     assert code == 1, out + err
@@ -166,8 +166,23 @@ def test_a_broken_method_is_recorded_and_stops_nobody(tmp_path):
     one, two = by_label["twin_one"], by_label["twin_two"]
     outcomes = [(folder / "outcomes" / f"{twin.id}.bin").read_bytes() for twin in (one, two)]
     assert outcomes[0] == outcomes[1] and one.loss == two.loss
+    # A training that diverged would diverge again: it has a record, without a score, and a count.
+    diverged = by_label["diverges"]
+    assert diverged.status == "diverged" and "examples are not finite" in diverged.reason
+    assert diverged.score is None and not diverged.outcomes
+    assert "- diverged: diverges on planted_layer, 1 cell: the logits of" in out
     # The failure is tried again, and only it.
-    assert "1 of 5 cells to run" in in_process.fusionbench(*arguments, "--dry-run")
+    assert "1 of 6 cells to run" in in_process.fusionbench(*arguments, "--dry-run")
+
+
+def test_the_request_is_on_disk_before_the_first_cell(tmp_path, monkeypatch):
+    def killed(*_):
+        raise SystemExit(137)
+
+    monkeypatch.setattr("fusionbench.launchers.sweep.run_plan", killed)
+    in_process.run(*STUDY, "--out", tmp_path / "x")
+    (request,) = Store.open(tmp_path / "x").history.requests()
+    assert request.study["seeds"] == 2 and "mema" in request.labels
 
 
 def test_adding_a_method_changes_no_other_number(finished, tmp_path):

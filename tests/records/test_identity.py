@@ -78,7 +78,7 @@ def test_a_record_of_the_track_vlm_comes_back_from_both_forms():
     spec = replace(SPEC, track="vlm", training=TRAINING)
     record = CellRecord(
         spec=spec, status="done", score=0.5, model=spec.model_id, measures={"f1": None, "n": 2},
-        counts={"unknown words": 3}, seed_scope="suite", answers="a",
+        counts={"unknown words": 3}, seed_scope="suite", answers="a" * 64,
     )  # fmt: skip
     assert Facts().read(full_text(record)) == record
     text, facts = normal_text(record)

@@ -122,7 +122,10 @@ def test_a_run_into_the_compact_form_adds_live_cells_to_it(live, compact, tmp_pa
     assert {new.id, again.id, known.id} < set(fresh.finished())
     assert fresh.find(new.id) == new and fresh.find(known.id) == known
     assert np.array_equal(fresh.outcomes(new), outcomes(0.6, SEEDS))
-    assert not list(fresh.failures()) and not fresh.problems
+    assert not list(fresh.failures())
+    # The other result of a cell that was known is kept beside its record, and named.
+    (other,) = fresh.problems
+    assert known.id in other.message and "score 0.9; the first record counts" in other.message
     after = files(compact)
     assert {name: after[name] for name in before} == before
     assert merge([compact], tmp_path / "again")[0] == len(fresh.finished()) + len(METHODS)
@@ -209,5 +212,6 @@ def test_the_shipped_records_come_back_with_their_ids_and_checksums(tmp_path):
         here, there = getattr(first, paths)(), getattr(second, paths)()
         one = [full_text(record) for record in first.records(here)]
         assert one == [full_text(record) for record in second.records(there)]
-    for cell in [one.id for one in first.records() if one.outcomes][::50]:
-        assert first.outcome_bytes(cell) == second.outcome_bytes(cell)
+    for one in [one for one in first.records() if one.outcomes][::50]:
+        wanted = (one.id, one.outcomes)
+        assert first.outcome_bytes(*wanted) == second.outcome_bytes(*wanted)

@@ -128,7 +128,7 @@ def test_what_is_wrong_with_a_score_is_said_as_by_one_process(folder, tmp_path, 
     monkeypatch.setattr(analysis, "_WORTH_A_PROCESS", 0)
     (items,) = (folder / "items").glob("*.json")
     items.write_text("{}")
-    with pytest.raises(UserError, match="not a list of items") as caught:
+    with pytest.raises(UserError, match="items were damaged or edited") as caught:
         write_report(folder, tmp_path / "out")
     assert "run the study again" in caught.value.hint
 

@@ -1,5 +1,6 @@
 """The tables beside the contrasts: scores and their marks, cost, layers, coverage, and bytes."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from toy_suite import cell, correlated, put_task, quick_disk, read, rows, the, w
 import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.records.cost import Conditions, CostRecord, Spread, write
+from fusionbench.records.facts import full_text
+from fusionbench.records.outcomes import encode
 from fusionbench.records.store import Store
 from fusionbench.report.build import FORMATS, SECTIONS, ReportOptions, write_report
 from fusionbench.report.freshness import up_to_date
@@ -141,13 +144,21 @@ def test_cost_of_an_encoder_that_no_cell_used_has_a_table_of_its_own(folder, tmp
     assert "9.5 [9, 10]" in line and "496 G" in line
 
 
-def test_a_score_that_is_no_number_stops_the_report(folder, tmp_path):
+@pytest.mark.parametrize("score", [float("nan"), 7.5, 0.5])
+def test_a_score_that_is_none_is_refused_and_one_on_disk_is_named_and_costs_its_cell(
+    score, folder, tmp_path
+):
     copy = shutil.copytree(folder, tmp_path / "r")
-    with quick_disk():
-        scores = np.zeros(150, dtype=np.float32)
-        Store.open(copy).write(cell("concat", "digits", 9, scores, score=float("nan")), scores)
-    with pytest.raises(UserError, match="concat on digits, seed 9.* is done, but its score is nan"):
-        write_report(copy, tmp_path / "o", ReportOptions(formats=TABLES))
+    scores = np.zeros(150, dtype=np.float32)
+    wrong = cell("concat", "digits", 9, scores, score=score)
+    with quick_disk(), pytest.raises(ValueError, match="score"):
+        Store.open(copy).write(wrong, scores)
+    wrong = replace(wrong, outcomes=hashlib.sha256(encode(scores)).hexdigest())
+    (copy / "outcomes" / f"{wrong.id}.bin").write_bytes(encode(scores))
+    (copy / "cells" / f"{wrong.id}.json").write_text(full_text(wrong))
+    write_report(copy, tmp_path / "o", ReportOptions(formats=TABLES))
+    page = (tmp_path / "o" / "tables" / "coverage.md").read_text()
+    assert f"cells/{wrong.id}.json: ignored: " in page and "score" in page.split(wrong.id)[1]
 
 
 def test_cost_counts_what_is_added_and_says_what_was_not_measured(folder, tmp_path):

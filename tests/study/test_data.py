@@ -1,12 +1,15 @@
 """A packed folder stands in for the packages, pixel for pixel and cell for cell."""
 
 import json
+import lzma
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from encoder_families import MAKERS
+from toy_cells import BrightHalf
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.tasks import data_hash, validate
@@ -20,6 +23,7 @@ from fusionbench.study.data import (
     pack,
     packed_data,
     packed_tasks,
+    planned_data,
     task_hash,
 )
 from fusionbench.study.plan import make_plan, resolve
@@ -127,6 +131,55 @@ def test_resized_images_are_refused_to_another_encoder_or_size(folder, cropping,
     study = replace(QUICK, methods=("last",), tasks=("textile",))
     with pytest.raises(UserError, match="nano would see at 64"):
         resolve(study, read_catalog(packed=packed_tasks()))
+
+
+def test_data_that_changed_since_it_was_planned_is_refused_and_planned_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path))
+    monkeypatch.delenv("FUSIONBENCH_DATA", raising=False)
+    card = read_catalog().tasks["scenes_text"]
+    first = BrightHalf().load()
+    monkeypatch.setattr("fusionbench.study.data.load_data", lambda card: first)
+    hashed = task_hash(card)
+    assert planned_data(card, hashed) is first
+    # Another image from a file that the note of the hash knows nothing of.
+    other = replace(first, images=255 - first.images)
+    monkeypatch.setattr("fusionbench.study.data.load_data", lambda card: other)
+    assert task_hash(card) == hashed
+    with pytest.raises(
+        ValueError, match="the data of scenes_text has changed.*run the study again"
+    ):
+        planned_data(card, hashed)
+    assert task_hash(card) == data_hash(other) != hashed
+
+
+def test_a_pack_whose_files_changed_is_refused(folder, tmp_path, monkeypatch):
+    copy = shutil.copytree(folder, tmp_path / "pack")
+    monkeypatch.setenv("FUSIONBENCH_DATA", str(copy))
+    file = copy / "tasks" / "digits.images.xz"
+    pixels = bytearray(lzma.decompress(file.read_bytes()))
+    pixels[0] ^= 1
+    file.write_bytes(lzma.compress(bytes(pixels)))
+    with pytest.raises(UserError, match="digits.images.xz: damaged: its hash is not"):
+        packed_data("digits")
+    values = json.loads((copy / "manifest.json").read_text())
+    # As an earlier version packed it: the data itself is compared where nothing was resized.
+    del values["files"], values["checksum"]
+    (copy / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="cannot be compared with the hash of its data"):
+        packed_data("digits")
+    file.write_bytes(lzma.compress(bytes(1 << 20)))
+    with pytest.raises(UserError, match="damaged"):
+        packed_data("digits")
+    for text in ("{", "[" * 100_000, '{"tasks": {"digits": "x"}}'):
+        (copy / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match=r"manifest.json: "):
+            packed_tasks()
+
+
+def test_a_pack_that_does_not_exist_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSIONBENCH_DATA", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="which is no folder"):
+        packed_tasks()
 
 
 def test_a_folder_without_a_manifest_is_no_pack(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ _DETAILS: Mapping[str, str] = {
     "verdict": "verdict",
     "mde": "smallest effect it can find (MDE), points",
 }
-_CONDITION = ("track", "encoder", "steps", "training")
+_CONDITION = ("track", "encoder", "steps", "training", "condition")
 _FEWEST_RUNS = 4
 _LONG_TEXT = 40
 

@@ -160,7 +160,7 @@ _TITLES: Mapping[str, str] = {
     "models": "Inside a language model",
     "reported": "Published numbers",
 }
-_CONDITION = ("track", "encoder", "steps", "training")
+_CONDITION = ("track", "encoder", "steps", "training", "condition")
 """Shown only where they differ between the rows."""
 _COLUMNS: Mapping[str, Sequence[str]] = {
     "contrasts": (

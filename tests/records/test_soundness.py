@@ -1,0 +1,305 @@
+"""What is stored counts only if it is what was written: planning, report and merge check alike."""
+
+import json
+import multiprocessing
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from toy_records import ITEMS, outcomes, put, record, spec
+
+from fusionbench.api.errors import UserError
+from fusionbench.records.cell import checksum
+from fusionbench.records.facts import full_text
+from fusionbench.records.history import (
+    Design,
+    PlannedAblation,
+    Request,
+    Variant,
+    note_design,
+    read_designs,
+)
+from fusionbench.records.merge import merge
+from fusionbench.records.outcomes import encode
+from fusionbench.records.pairs import Results
+from fusionbench.records.store import Store
+
+REQUEST = Request(study={"name": "toy", "seeds": 2}, labels=("mema",), tasks=("digits",))
+DEEP = "[" * 100_000
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.create(tmp_path / "out")
+    put(store, spec(seed=0), 0.5)
+    put(store, spec(seed=1), 0.4)
+    store.history.add(REQUEST)
+    return store
+
+
+def cell_file(store, seed=0):
+    return store.folder / "cells" / f"{spec(seed=seed).id}.json"
+
+
+def scores_file(store, seed=0):
+    return store.folder / "outcomes" / f"{spec(seed=seed).id}.bin"
+
+
+def keeping_times(file, text):
+    """Replace the contents of a file as `cp -p` of a damaged copy does: size and time stay."""
+    before = file.stat()
+    assert len(text) == before.st_size
+    file.write_bytes(text)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def edited(file, **changes):
+    """Change values of a record and sign it anew."""
+    values = json.loads(file.read_text()) | changes
+    del values["checksum"]
+    file.write_text(json.dumps({**values, "checksum": checksum(values)}, sort_keys=True))
+
+
+def assert_left_out(store, *said, seeds=(1,)):
+    fresh = Store.open(store.folder)
+    for reread in (False, True):
+        assert set(fresh.finished(reread=reread)) == {spec(seed=seed).id for seed in seeds}
+        text = "\n".join(map(str, fresh.problems))
+        assert all(part in text for part in said), text
+    return fresh
+
+
+def test_edited_items_are_no_items_of_any_record_and_a_run_writes_them_again(store):
+    (file,) = (store.folder / "items").iterdir()
+    values = json.loads(file.read_text())
+    keeping_times(file, json.dumps(values | {"groups": ["a"] * 40}, separators=(",", ":"),
+                                   sort_keys=True).encode())  # fmt: skip
+    fresh = assert_left_out(store, "items were damaged or edited", seeds=())
+    with pytest.raises(UserError, match="items were damaged or edited"):
+        fresh.items(replace(record(spec()), items=ITEMS.hash))
+    put(fresh, spec(seed=0), 0.5)
+    again = Store.open(store.folder)
+    assert len(again.finished()) == 2 and not again.problems
+    assert again.items(next(again.records())) == ITEMS
+    assert [one.suffix for one in (store.folder / "damaged").iterdir()] == [".json"] * 2
+
+
+def test_lost_items_leave_their_records_out_until_a_run_writes_them_again(store):
+    (file,) = (store.folder / "items").iterdir()
+    file.unlink()
+    assert_left_out(store, "items are missing", seeds=())
+    put(Store.open(store.folder), spec(seed=0), 0.5)
+    assert len(Store.open(store.folder).finished()) == 2
+
+
+@pytest.mark.parametrize("part", ["cells", "outcomes"])
+def test_a_digit_that_changes_with_size_and_time_kept_is_seen(store, part):
+    file = cell_file(store) if part == "cells" else scores_file(store)
+    assert len(Store.open(store.folder).finished()) == 2
+    text = file.read_bytes()
+    changed = text.replace(b'"score": 0.5', b'"score": 0.9') if part == "cells" else text[:-1]
+    keeping_times(file, changed if part == "cells" else changed + bytes([text[-1] ^ 1]))
+    assert_left_out(store, "edited")
+
+
+def test_bits_that_rot_under_the_file_system_are_seen_by_whatever_shows_numbers(store):
+    assert len(Store.open(store.folder).finished()) == 2
+    file, ledger = scores_file(store), store.folder / ".checked"
+    before = file.stat()
+    text = file.read_bytes()
+    file.write_bytes(text[:-1] + bytes([text[-1] ^ 1]))
+    # No program can set the inode's time: the note is edited to what the file has now.
+    old, new = (f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for s in (before, file.stat()))
+    ledger.write_text(ledger.read_text().replace(old, new))
+    fresh = Store.open(store.folder)
+    assert len(fresh.finished()) == 2
+    assert [one.spec.seed for one in Results(fresh).records] == [1]
+    assert "outcomes were damaged or edited" in str(fresh.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 5}, "does not match the contents"),
+        ({"score": 7.5}, "score is 7.5, not from 0 to 1"),
+        ({"score": 0.9}, "the mean of its outcomes 0.5"),
+        ({"score": "high"}, "score is 'high', not float | None"),
+        ({"score": True}, "score is True"),
+        ({"score": None}, "without a score"),
+        ({"loss": [0.5, "x"]}, "loss is"),
+        ({"outcomes": "../../x"}, "no hash"),
+        ({"facts": [["a"]]}, "not the hash of a fact"),
+        ({"facts": []}, "not a cell record"),
+        ({"status": "finished"}, "status is 'finished'"),
+        ({"unknown_field": 1}, "not a cell record"),
+        ({"id": 7}, "its id is 7"),
+        ({"parameters": {"fusion": float("nan")}}, "parameters is"),
+    ],
+)
+def test_a_signed_record_with_other_values_does_not_count(store, changes, said):
+    edited(cell_file(store), **changes)
+    assert_left_out(store, said)
+
+
+def test_a_record_of_schema_1_with_another_chance_does_not_count(store):
+    first = next(Store.open(store.folder).records())
+    file = cell_file(store, first.spec.seed)
+    file.write_text(full_text(replace(first, chance=1.0)))
+    fresh = Store.open(store.folder)
+    assert len(fresh.finished()) == 1 and "chance is 1, not from 0 to" in str(fresh.problems[0])
+
+
+def test_outcomes_of_another_length_than_the_items_do_not_count(store):
+    other = replace(record(spec(seed=7), outcomes(0.5)), items=ITEMS.hash, examples=39)
+    scores = outcomes(0.5)[:39]
+    other = replace(other, score=float(scores.mean()), outcomes="")
+    with pytest.raises(ValueError, match="40 outcomes of 39 examples"):
+        store.write(other, outcomes(0.5), ITEMS)
+    with pytest.raises(ValueError, match="40 items of 39 examples"):
+        store.write(other, scores, ITEMS)
+    store.write(other, scores)
+    edited(cell_file(store, 7), items=ITEMS.hash)
+    assert_left_out(store, "40 items of 39 examples", seeds=(0, 1))
+
+
+@pytest.mark.parametrize("name", ["0", "8", "f"])
+def test_a_link_to_nothing_or_to_itself_hides_no_other_file(store, name):
+    nothing, loop = (store.folder / "cells" / f"{name * 19}{n}.json" for n in range(2))
+    nothing.symlink_to(store.folder / "gone")
+    loop.symlink_to(loop.name)
+    fresh = assert_left_out(store, "a link to nothing", "a link to itself", seeds=(0, 1))
+    assert len(fresh.problems) == 2
+    scores_file(store).unlink()
+    scores_file(store).symlink_to(store.folder / "gone")
+    assert_left_out(store, "outcomes are missing")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [DEEP, '{"a":' * 100_000, "\0" * 50, '{"checksum": NaN}', "7"],
+    ids=["deep list", "deep object", "zeros", "nan", "number"],
+)
+def test_json_that_is_none_or_too_deep_is_named_wherever_it_is_read(store, text):
+    store.write_failure(record(spec(seed=3), status="failed", reason="first"))
+    store.write_failure(record(spec(seed=3), status="failed", reason="second"))
+    last = store.folder / "failures" / f"{spec(seed=3).id}.2.json"
+    for file in (cell_file(store), last, store.folder / "study.json"):
+        file.write_text(text)
+    (store.folder / "ablations.json").write_text(text)
+    fresh = assert_left_out(store, "study.json", "ablations.json", str(cell_file(store)))
+    assert [one.reason for one in fresh.failures()] == ["first"]
+    assert f"{last}: ignored: the failure of a cell cannot be read" in str(fresh.problems[-1])
+
+
+def test_a_pipe_in_place_of_a_record_is_named_and_nobody_waits_for_it(store):
+    cell_file(store).unlink()
+    os.mkfifo(cell_file(store))
+    assert_left_out(store, "not a regular file")
+
+
+@pytest.mark.parametrize("old", ['"seeds": 2', '"digits"', '"name": "toy"'])
+def test_an_edited_request_is_named_and_moved_aside_before_the_next_is_written(store, old):
+    file = store.folder / "study.json"
+    text = file.read_text()
+    assert old in text
+    text = text.replace(old, f"{old}0" if old[-1] == "2" else f'{old[:-2]}x"')
+    file.write_text(text)
+    fresh = Store.open(store.folder)
+    assert len(fresh.finished()) == 2 and fresh.history.requests() == []
+    assert "study.json: ignored, nothing is known of what was asked: edited" in str(
+        fresh.problems[0]
+    )
+    (moved,) = fresh.history.add(REQUEST)
+    assert "moved to" in moved.message
+    assert fresh.history.requests() == [REQUEST]
+    assert [one.read_text() for one in (store.folder / "damaged").iterdir()] == [text]
+
+
+def test_a_request_of_an_earlier_version_without_a_checksum_is_read(store):
+    file = store.folder / "study.json"
+    values = json.loads(file.read_text())
+    del values["checksum"]
+    file.write_text(json.dumps(values))
+    fresh = Store.open(store.folder)
+    assert fresh.history.requests() == [REQUEST] and not fresh.history.problems()
+    values["runs"][0]["study"]["seeds"] = "two"
+    file.write_text(json.dumps(values))
+    assert "seeds of a study is 'two', not int" in str(fresh.history.problems()[0])
+
+
+def test_an_edited_design_is_named_and_moved_aside_before_the_next_is_written(store):
+    design = Design(kind="one_factor_out", method="mema", variants=(Variant(label="mema"),))
+    cells = {"mema": {"digits": (spec().id,)}}
+    planned = PlannedAblation(design=design, encoder="nano", budget="b", cells=cells)
+    assert note_design(store.folder, planned) == []
+    file = store.folder / "ablations.json"
+    file.write_text(file.read_text().replace('"nano"', '"nani"'))
+    assert read_designs(store.folder) == []
+    assert "ablations.json: ignored" in str(store.history.problems()[0])
+    (moved,) = note_design(store.folder, planned)
+    assert "moved to" in moved.message and read_designs(store.folder) == [planned]
+
+
+def _write_other(folder, share):
+    store = Store.open(folder)
+    scores = outcomes(share, 11)
+    store.write(record(spec(seed=5), scores), scores, ITEMS)
+    os._exit(0 if all("another run of cell" in one.message for one in store.problems) else 3)
+
+
+def test_writers_of_one_cell_with_other_outcomes_all_live_and_all_results_are_kept(store):
+    context = multiprocessing.get_context("fork")
+    shares = [0.1 + 0.05 * number for number in range(12)]
+    writers = [context.Process(target=_write_other, args=(store.folder, share)) for share in shares]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * len(shares)
+    fresh = Store.open(store.folder)
+    assert len(fresh.finished(reread=True)) == 3
+    assert len(fresh.problems) == len(shares) - 1
+    assert not (store.folder / "damaged").exists()
+    first = fresh.find(spec(seed=5).id)
+    assert fresh.outcomes(first).mean() == pytest.approx(first.score)
+    kept = {first.score} | {
+        json.loads(one.read_text())["score"] for one in (store.folder / "conflicts").iterdir()
+    }
+    assert sorted(kept) == pytest.approx([outcomes(share).mean() for share in shares])
+    assert "the first record counts" in fresh.problems[0].message
+
+
+def test_a_writer_with_equal_outcomes_leaves_no_second_result(store):
+    put(store, spec(seed=0), 0.5, seconds=77.0)
+    assert not Store.open(store.folder).problems
+    assert not (store.folder / "conflicts").exists()
+
+
+def test_merging_reads_and_hashes_whatever_the_notes_say(store, tmp_path):
+    assert len(Store.open(store.folder).finished()) == 2
+    (store.folder / "outcomes" / f"{spec(seed=0).id}.bin").write_bytes(encode(outcomes(0.9)))
+    count, problems = merge([store.folder], tmp_path / "compact")
+    assert count == 1 and "outcomes were damaged or edited" in str(problems[0])
+
+
+@pytest.mark.parametrize("name", ["cells.jsonl", "facts.json", "items.json", "outcomes.npz"])
+def test_a_compact_form_with_a_changed_file_says_which(store, tmp_path, name):
+    merge([store.folder], tmp_path / "compact")
+    file = tmp_path / "compact" / name
+    text = file.read_bytes()
+    assert not Store.open(tmp_path / "compact").finished() == {}
+    lines = text.splitlines(keepends=True)
+    keeping_times(file, text[:-9] + b" " + text[-8:]) if name != "cells.jsonl" else (
+        file.write_bytes(b"".join(lines[1:]))
+    )
+    fresh = Store.open(tmp_path / "compact")
+    fresh.finished(reread=True)
+    assert any(f"{name}: changed since" in str(one) for one in fresh.problems)
+
+
+def test_outcomes_that_are_no_scores_are_refused_before_anything_is_written(store):
+    wrong = np.full(40, 1.5, dtype=np.float32)
+    with pytest.raises(ValueError, match="outcomes from 1.5 to 1.5"):
+        store.write(replace(record(spec(seed=8), wrong), score=1.0), wrong, ITEMS)
+    assert not scores_file(store, 8).exists()
