@@ -72,7 +72,7 @@ def require_finite(model: nn.Module, lr: float) -> None:
     The last step's gradient may be infinite where all losses were finite.
     """
     trained = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
-    if not bool(torch.stack([torch.isfinite(p).all() for _, p in trained]).all()):
+    if trained and not bool(torch.stack([torch.isfinite(p).all() for _, p in trained]).all()):
         wrong = next(name for name, p in trained if not bool(torch.isfinite(p).all()))
         raise FloatingPointError(f"{wrong} became infinite or NaN at learning rate {lr:g}")
 

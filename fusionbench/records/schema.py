@@ -75,12 +75,12 @@ def check_outcomes(
     There is one for each example, from 0 to 1, and the score is their mean; those of other tools
     are in their own units.
     """
+    if outcomes is not None and len(outcomes) != record.examples:
+        raise ValueError(f"{len(outcomes)} outcomes of {record.examples} examples")
     if items is not None and items != record.examples:
         raise ValueError(f"{items} items of {record.examples} examples")
     if outcomes is None:
         return
-    if len(outcomes) != record.examples:
-        raise ValueError(f"{len(outcomes)} outcomes of {record.examples} examples")
     if not np.isfinite(outcomes).all():
         raise ValueError("outcomes that are not finite")
     if record.source or not len(outcomes):

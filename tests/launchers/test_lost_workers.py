@@ -27,7 +27,7 @@ class Script:
         self.company, self.events, self.silent, self.alive = None, [], True, True
         self.connection = self.log = self
         self.process, self.sentinel, self.printed = self, id(self), ""
-        self.had = []
+        self.had, self.device = [], options.device
         Script.started.append(self)
 
     def send(self, job):

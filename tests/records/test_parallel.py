@@ -123,16 +123,6 @@ def test_a_report_has_the_same_bytes_whatever_the_number_of_processes(
     assert len(heard) == 1 and "truncated" in str(heard[0])
 
 
-def test_what_is_wrong_with_a_score_is_said_as_by_one_process(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(forks, "processes", lambda: 2)
-    monkeypatch.setattr(analysis, "_WORTH_A_PROCESS", 0)
-    (items,) = (folder / "items").glob("*.json")
-    items.write_text("{}")
-    with pytest.raises(UserError, match="items were damaged or edited") as caught:
-        write_report(folder, tmp_path / "out")
-    assert "run the study again" in caught.value.hint
-
-
 ORPHANS = """
 import os, sys, time
 from functools import partial

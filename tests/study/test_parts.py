@@ -110,7 +110,7 @@ def stored(folder: Path) -> dict[str, bytes]:
         if path.is_file() and path.suffix in (".md", ".csv", ".tex", ".html", ".json", ".png"):
             found[str(path.relative_to(folder))] = path.read_bytes()
     for record in Store.open(folder).records():
-        found[record.id] = Store.open(folder).outcome_bytes(record.id)
+        found[record.id] = Store.open(folder).outcome_bytes(record.id, record.outcomes)
     return found
 
 

@@ -36,8 +36,8 @@ def toy(seed: int = 0) -> TaskData:
 
 
 def hashed(data: TaskData, monkeypatch, limit: int = 3) -> tuple[int, str]:
-    monkeypatch.setattr(module, "load_data", lambda card: data)
-    return module._hashed(read_catalog().tasks["digits"], limit)
+    monkeypatch.setattr(module, "planned_data", lambda card, planned: data)
+    return module._hashed(read_catalog().tasks["digits"], "planned", limit)
 
 
 def test_the_default_names_the_eleven_local_tasks_without_licence_agreement():
@@ -127,9 +127,9 @@ def test_every_training_row_enters_the_hash_of_a_task(monkeypatch):
 
 def test_rows_are_hashed_once_for_a_task_and_a_budget(monkeypatch):
     card = read_catalog().tasks["scenes_count"]
-    monkeypatch.setattr(module, "load_data", lambda card: toy())
+    monkeypatch.setattr(module, "planned_data", lambda card, planned: toy())
     first = module._rows_of(card, "data of the test", 2)
-    monkeypatch.setattr(module, "load_data", lambda card: pytest.fail("read again"))
+    monkeypatch.setattr(module, "planned_data", lambda *_: pytest.fail("read again"))
     assert module._rows_of(card, "data of the test", 2) == first
 
 
@@ -174,13 +174,13 @@ def test_the_same_rows_twice_are_refused(tmp_path):
 
 def test_a_pack_keeps_the_hash_of_the_training_rows(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
-    from fusionbench.study.data import pack
+    from fusionbench.study.data import pack, task_hash
 
     card = read_catalog().tasks["digits"]
-    before = module._hashed(card, 16)
+    before = module._hashed(card, task_hash(card), 16)
     pack([card], "nano", size=4, out=tmp_path)
     monkeypatch.setenv("FUSIONBENCH_DATA", str(tmp_path))
-    assert module._hashed(card, 16) == before
+    assert module._hashed(card, task_hash(card), 16) == before
 
 
 def test_a_mixture_is_described_without_torch_and_without_image_libraries(tmp_path):

@@ -83,9 +83,9 @@ def test_other_outcomes_than_those_of_the_texts_are_differences(tmp_path):
 
 def test_another_score_or_metric_over_the_same_outcomes_is_a_difference(tmp_path):
     folder, record = copied(tmp_path / "cells"), cell("mema", "digits")
-    rewritten(folder, record, lambda s, o, r: (s, o, dataclasses.replace(r, score=0.987)))
+    rewritten(folder, record, lambda s, o, r: (s, o, dataclasses.replace(r, scores={"f1": 0.9})))
     (other,) = [one for one in again(folder) if one.verdict != "equal"]
-    assert other.details == (f"score: recorded 0.987, now {record.score:g}",)
+    assert any("f1: recorded 0.9, now nothing" in line for line in other.details)
 
 
 def test_answers_that_belong_to_other_items_are_a_difference(tmp_path):
@@ -138,7 +138,7 @@ def test_a_task_that_judges_otherwise_is_a_difference(monkeypatch):
 
 def test_a_folder_without_answers_is_an_error(tmp_path):
     with Store.create(tmp_path) as store:
-        store.write(CellRecord(spec=toy_spec(), status="done"))
+        store.write(CellRecord(spec=toy_spec(), status="done", score=0.5))
     with pytest.raises(UserError, match="no cell in .* kept its answers"):
         again(tmp_path)
 
@@ -163,6 +163,7 @@ def benchmark_cell(request, tmp_path):
         metric=benchmark.metric,
         score=float(found.outcomes.mean()),
         scores={benchmark.metric: float(found.outcomes.mean())},
+        examples=len(found.outcomes),
         measures=found.measures,
     )  # fmt: skip
     with Store.create(tmp_path / "cells") as store:
