@@ -35,6 +35,7 @@ def faults(heap: dict[str, str]) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
 def test_with_the_workers_heap_a_second_round_of_steps_asks_the_system_for_nothing():
     assert faults(dict(HEAP)) < 0.1 * faults({})

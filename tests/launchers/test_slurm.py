@@ -116,6 +116,7 @@ def test_notes_of_submissions_are_read_back_and_damaged_ones_left_out(tmp_path):
     assert noted_tasks(tmp_path) == {"12_0": ("a", "b"), "12_1": ("c",), "13": ("d",)}
 
 
+@pytest.mark.slow
 @real
 def test_a_study_on_a_cluster_gives_the_tables_of_one_machine(here, whole, tmp_path):
     folder = tmp_path / "results"

@@ -136,11 +136,13 @@ def scores(encoder: ViT, name: str) -> list[float]:
     return [score.test for score in probe_layers(encoder, task, task.load(), limits=limits)]
 
 
+@pytest.mark.slow
 def test_nanos_last_layer_knows_more_of_meaning_than_random_weights():
     nano = build("nano")
     assert scores(nano, "animal_mnist")[-1] > scores(random_twin(nano), "animal_mnist")[-1] + 0.05
 
 
+@pytest.mark.slow
 def test_nanos_middle_layers_know_more_of_fine_detail_than_its_last():
     by_layer = scores(build("nano"), "scenes_orientation")
     assert sum(by_layer[2:5]) / 3 > by_layer[-1] + 0.02

@@ -91,6 +91,7 @@ def test_it_appears_in_the_lists(installed):
     assert "blank" in call(installed, "list", "encoders")
 
 
+@pytest.mark.slow
 def test_it_runs_and_every_record_names_it_and_its_version(installed, tmp_path):
     call(installed, "run", "--methods", "two_layers", "--encoder", "blank", "--preset", "smoke",
          "--tasks", "scenes_count", "--out", tmp_path, "--quiet", "--workers", "1")  # fmt: skip

@@ -103,6 +103,7 @@ def test_the_note_names_what_decides_the_bytes(drawn):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_and_style_gives_the_same_bytes(
     folder, drawn, tmp_path
 ):

@@ -77,6 +77,7 @@ def test_a_cautious_plan_never_needs_fewer_seeds_and_more_contrasts_never_help(r
             assert (one.needed or 999) <= (other.needed or 999)
 
 
+@pytest.mark.slow
 def test_a_pilot_of_five_seeds_foretells_the_mde_of_ten_within_its_own_uncertainty(tmp_path):
     ratios = []
     for draw in range(8):

@@ -25,6 +25,7 @@ print(time.process_time(), int(peak) / 2**20)
 SECONDS, GIBIBYTES = 8.0, 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SCRIPT.exists(), reason="benchmarks travel with the checkout only")
 def test_a_report_takes_less_than_a_few_milliseconds_and_kilobytes_for_each_record(tmp_path):
     found = importlib.util.spec_from_file_location("report_size", SCRIPT)

@@ -160,6 +160,7 @@ def test_one_seed_gives_no_p_no_star_and_no_verdict(folder, written):
     assert LoadedResults(folder).contrasts()["p"].isna().all()
 
 
+@pytest.mark.slow
 def test_several_seeds_are_one_run_of_the_suite_each(tmp_path):
     write_vlm(tmp_path / "results", seeds=4)
     write_report(tmp_path / "results", tmp_path / "r", ReportOptions(formats=("md", "csv")))
@@ -239,6 +240,7 @@ def test_a_measure_without_a_value_is_a_dash(tmp_path):
     assert re.search(r"\| mema +\| - +\| 3 +\| 1510\.7 +\|", page)
 
 
+@pytest.mark.slow
 def test_damaged_answers_are_named_in_the_report_and_stop_nothing(tmp_path):
     folder = write_vlm(tmp_path / "results")
     merge([folder], tmp_path / "merged")

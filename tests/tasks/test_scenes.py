@@ -4,6 +4,7 @@ import sys
 from functools import cache
 
 import numpy as np
+import pytest
 from scipy import ndimage
 
 from fusionbench.api.tasks import TaskData
@@ -127,6 +128,7 @@ def test_the_lines_run_as_the_answer_says():
     assert seen > 0.8 * LOOKED_AT
 
 
+@pytest.mark.slow
 def test_some_lines_and_textures_are_invisible_so_that_nobody_can_be_perfect():
     for name in ("scenes_orientation", "scenes_texture"):
         hidden = [pattern(image) is None for image, _, _ in examples(name)]

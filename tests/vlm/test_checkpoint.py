@@ -63,6 +63,7 @@ def test_a_process_that_was_killed_continues_bit_for_bit(tmp_path, case):
     same(found, outcome(ONE, case))
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_was_killed_continue_bit_for_bit(tmp_path):
     for rank, case in enumerate([CASE, SHARD]):
         with pytest.raises(RuntimeError, match=f"process {rank} of 2: ended by signal SIGKILL"):

@@ -187,6 +187,7 @@ def test_without_a_launcher_one_process_is_this_one(environment):
     assert (world.size, world.main, value) == (1, True, 5)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_world_whose_rank_0_leads(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(

@@ -100,7 +100,11 @@ RECIPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["mema", slow("llava15"), slow("mini_llava")])
 def test_a_recipe_trains_is_killed_resumes_records_and_reloads(name, data, language, tmp_path):
     flags, behind, whole = RECIPES[name]
     named = {"TINY": llava(), "LANGUAGE": language}
@@ -192,7 +196,7 @@ def test_a_language_model_that_is_trained_starts_each_training_as_in_the_checkpo
     assert [stage.template for stage in training.stages] == ["plain", "llava15"]
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+@pytest.mark.parametrize("kind", [slow("llava"), "llava_next"])
 def test_every_method_trains_two_steps_or_says_why_not(kind, data, tmp_path):
     made = Tiny() if kind == "llava" else Tiny(kind=kind)
     pixels = {"llava": "pad", "llava_next": "processor"}[kind]
