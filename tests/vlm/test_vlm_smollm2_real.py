@@ -32,7 +32,8 @@ def test_it_answers_as_recorded(fetched):
     from fusionbench.readers.text import Turn
 
     made = load_language("smollm2-135m")
-    row = encode(made.tokenizer, made.template, [Turn("What is the capital of France?", "")])
+    asked = [Turn("What is the capital of France?", "")]
+    row = encode(made.tokenizer, made.template, asked, answer=False)
     prompt = splice(made, [row], [], side="left")
     assert made.generate(prompt, limit=16) == ["The capital of France is Paris."]
 
