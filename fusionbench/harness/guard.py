@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import is_not
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -279,7 +279,7 @@ def _errors() -> list[tuple[Any, ...]]:
 
 
 def _set_errors(kept: list[tuple[Any, ...]]) -> None:
-    filters: list[Any] = warnings.filters  # type: ignore[assignment]
+    filters = cast("list[Any]", warnings.filters)
     filters[:] = [one for one in filters if one[0] != "error" or tuple(one) in kept]
 
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from multiprocessing import Pipe, get_context, parent_process, set_forkserver_preload
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -186,8 +187,9 @@ def serve(connection: Connection, printed: Connection, options: RunOptions) -> N
         os.dup2(printed.fileno(), descriptor)
     printed.close()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        if isinstance(stream, TextIOWrapper):
+            with suppress(ValueError):
+                stream.reconfigure(line_buffering=True)
     faulthandler.enable()
     work: Callable[[Job], Iterator[Event]] | None = None
     try:

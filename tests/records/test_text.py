@@ -86,12 +86,12 @@ def test_a_page_has_no_tags_and_no_links_of_others():
 
 def test_paths_name_neither_home_nor_user(monkeypatch, tmp_path):
     home = tmp_path / "people" / "alice"
-    (home / "work").mkdir(parents=True)
+    (home / "desk").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(home / "work")
+    monkeypatch.chdir(home / "desk")
     text = (
         f'  File "{home}/plugins/blend.py", line 3, in forward\n'
-        f"FileNotFoundError: '{home}/data/a.png' and {home}/work/b.png and {home}s/c"
+        f"FileNotFoundError: '{home}/data/a.png' and {home}/desk/b.png and {home}s/c"
     )
     assert impersonal(text) == (
         '  File "plugins/blend.py", line 3, in forward\n'
