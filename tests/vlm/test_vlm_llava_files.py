@@ -341,10 +341,12 @@ def test_a_language_model_whose_own_head_computes_more_is_refused(copied):
 def test_loading_prints_nothing_and_leaves_the_verbosity_of_the_library(capfd):
     from transformers.utils import logging
 
+    folder = checkpoint()  # made here where this test is the first to need it
     before = logging.get_verbosity()
     logging.set_verbosity_info()
+    capfd.readouterr()
     try:
-        open_checkpoint(f"llava:{checkpoint()}")
+        open_checkpoint(f"llava:{folder}")
         assert logging.get_verbosity() == logging.INFO
     finally:
         logging.set_verbosity(before)
