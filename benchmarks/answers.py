@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from scipy.stats import spearmanr
 from tabulate import tabulate
 
 from fusionbench.records.pairs import Results
@@ -25,6 +27,10 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md")
 CLAIMS = (PUBLISHED, str(ROOT / "docs" / "claims.yaml"))
 MOST = 12
 """Rows of a table of methods."""
+QUICK = ROOT / "results" / "quick"
+FEWEST = 8
+"""Methods for a correlation."""
+DRAWS = 2000
 BLOCK = re.compile(r"<!-- (\w+) of (results/\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
 
 
@@ -146,8 +152,50 @@ def run(folder: Path) -> str:
     return _table(rows)
 
 
+def agreement(folder: Path) -> str:
+    """Rank correlation of the methods' means with those of the quick study, by group of tasks."""
+    here, there = _means(folder), _means(QUICK)
+    rows = []
+    for group in here:
+        both = sorted(set(here[group]) & set(there.get(group, {})))
+        pairs = np.array([[here[group][name], there[group][name]] for name in both])
+        if len(both) < FEWEST:
+            continue
+        low, high = _bootstrapped(pairs)
+        rows.append(
+            {
+                "tasks": group,
+                "methods in both": str(len(both)),
+                "Spearman's correlation": f"{_correlation(pairs):+.2f} [{low:+.2f}, {high:+.2f}]",
+            }
+        )
+    return _table(rows) if rows else "Fewer than eight methods are in both studies."
+
+
+def _correlation(pairs: np.ndarray) -> float:
+    return float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
+
+
+def _bootstrapped(pairs: np.ndarray) -> tuple[float, float]:
+    """95 % interval over draws of the methods."""
+    draws = np.random.default_rng(0).integers(len(pairs), size=(DRAWS, len(pairs)))
+    found = [_correlation(pairs[draw]) for draw in draws]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _means(folder: Path) -> dict[str, dict[str, float]]:
+    """{group of tasks: {method: mean}} of the suite."""
+    found: dict[str, dict[str, float]] = {}
+    for row in _rows(folder, "summary"):
+        if row["score"]:
+            found.setdefault(row["aggregate"], {})[row["method"]] = float(row["score"])
+    return found
+
+
 BLOCKS: Mapping[str, Callable[[Path], str]] = {
-    one.__name__: one for one in (answer, planned, leaders, layers, claims, undecided, run)
+    one.__name__: one
+    for one in (answer, planned, leaders, layers, claims, undecided, agreement, run)
 }
 
 
