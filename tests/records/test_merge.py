@@ -2,8 +2,8 @@
 
 import errno
 import os
-import zipfile
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
