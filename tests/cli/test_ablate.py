@@ -31,7 +31,7 @@ def test_an_ablation_that_ends_at_once_is_resumed_with_its_tables(tmp_path, monk
     limits = []
 
     def interrupted(self, jobs, on_event):
-        limits.append(self.work.options.cell_seconds)
+        limits.append(self.fail.options.cell_seconds)
         raise KeyboardInterrupt
 
     arguments = ("ablate", "mema", "--only", "query", *FEW, "--seeds", "1", "--out", tmp_path,
