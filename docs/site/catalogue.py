@@ -41,6 +41,7 @@ LICENCES: Mapping[str, str] = {
 """By family of tasks: of the images and questions."""
 _PUBLISHER = "its publisher's; the data is not part of this package"
 _PICTURES = 4
+FACT = ("fact", "value")
 Pages = dict[str, str]
 
 
@@ -88,7 +89,7 @@ def method_page(catalog: Catalog, cards: Sequence[MethodCard]) -> str:
         "starts": facts["starts"],
         "source": f"`{'/'.join(first.module.split('.')[1:])}.py`, class `{first.cls}`",
     }
-    parts.append(table(("", ""), [(key, escaped(value)) for key, value in rows.items()]))
+    parts.append(table(FACT, [(key, escaped(value)) for key, value in rows.items()]))
     parts += ["## Equation and deviations", *_docstrings(first)]
     if first.settings:
         parts += ["## Settings", _settings(first)]
@@ -130,7 +131,7 @@ def _variant(catalog: Catalog, card: MethodCard) -> str:
         "shipped study": _score(card.name),
     }
     kept = [(key, value) for key, value in rows.items() if value]
-    return f"### {card.name}\n\n{table(('', ''), kept)}"
+    return f"### {card.name}\n\n{table(FACT, kept)}"
 
 
 def _control(catalog: Catalog, card: MethodCard) -> str:
@@ -222,7 +223,7 @@ def task_page(card: TaskCard, data: TaskData | None) -> str:
     if data is not None:
         rows |= _sizes(data)
     parts = [f"# {card.name}", escaped(card.about)]
-    parts += [table(("", ""), list(rows.items())), "## Source", *_task_text(card)]
+    parts += [table(FACT, list(rows.items())), "## Source", *_task_text(card)]
     if data is not None:
         parts += ["## Examples", _examples(data)]
     return "\n\n".join(parts) + "\n"
@@ -283,9 +284,10 @@ def benchmark_page(card: BenchmarkCard) -> str:
         "version": str(card.version),
         "source": f"`{'/'.join(card.module.split('.')[1:])}.py`, class `{card.cls}`",
     }
-    data = [f"One of these below `--data-root DIR`:\n\n```text\n{chr(10).join(ways(card.needs, 'DIR'))}\n```"]
+    forms = "\n".join(ways(card.needs, "DIR"))
+    data = [f"One of these below `--data-root DIR`:\n\n```text\n{forms}\n```"]
     data += [table(("file", "from"), [(code(k), escaped(v)) for k, v in card.needs.files.items()])]
-    parts = [f"# {card.name}", escaped(card.about), table(("", ""), list(rows.items()))]
+    parts = [f"# {card.name}", escaped(card.about), table(FACT, list(rows.items()))]
     parts += ["## Source", *_task_text(card), "## Data", *(data if card.needs.files else data[:1])]
     return "\n\n".join(parts) + "\n"
 

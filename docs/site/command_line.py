@@ -40,23 +40,11 @@ def _command(name: str, command: Any) -> Iterator[str]:
     yield f"### {name}"
     yield from (escaped(" ".join(part.split())) for part in (command.help or "").split("\n\n"))
     yield f"```text\n{usage}\n```"
-    rows = [row for one in command.params if (row := _parameter(one, context))]
+    shown = (one.get_help_record(context) for one in command.params if one.name != "help")
+    records = [record for record in shown if record]
+    rows = [
+        (code(name.strip()), escaped(" ".join(text.split())))
+        for name, text in filter(None, records)
+    ]
     if rows:
-        yield table(("argument or option", "value", "meaning"), rows)
-
-
-def _parameter(one: Any, context: Any) -> tuple[str, str, str] | None:
-    if getattr(one, "hidden", False) or one.name == "help":
-        return None
-    if one.param_type_name == "argument":
-        return code(one.human_readable_name), _type(one, context), escaped(one.help or "")
-    names = ", ".join(code(name) for name in (*one.opts, *one.secondary_opts))
-    meaning = escaped(one.help or "")
-    if not one.is_flag and one.default not in (None, "", [], ()):
-        meaning = f"{meaning} Default: {code(str(one.default))}.".strip()
-    return names, "" if one.is_flag else _type(one, context), meaning
-
-
-def _type(one: Any, context: Any) -> str:
-    text = one.make_metavar(context) if one.param_type_name == "option" else one.type.name
-    return code(text.upper() if one.param_type_name == "argument" else text)
+        yield table(("argument or option", "meaning"), rows)

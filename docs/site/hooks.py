@@ -4,12 +4,11 @@ Nothing that is made here is committed: the catalogue, the reference of the comm
 of two pages of the repository, the shipped report, and the answer on the front page.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-from catalogue import ROOT, code, load_task, pages, slug
-from command_line import page as command_line_page
-from mkdocs.structure.files import File
+import catalogue
+import command_line
+from catalogue import ROOT
 
 from fusionbench.registry.catalog import Catalog, read_catalog
 
@@ -23,13 +22,17 @@ COPIED = {
     "quick/report.html": "results/quick/report/report.html",
     "quick/differences.svg": "results/quick/report/figures/differences.svg",
 }
+PLACE = "<!-- answer -->"
 ANSWER = ("<!-- the answer of results/quick -->", "<!-- end of the answer -->")
 
 
-def made(load: Any = load_task) -> dict[str, str]:
-    """Path below docs/ -> Markdown of every page that is not written by hand."""
-    found = pages(read_catalog(), load)
-    found["cli.md"] = command_line_page()
+def made(*, with_data: bool = True) -> dict[str, str]:
+    """Path below docs/ -> Markdown of every page that is not written by hand.
+
+    `with_data` also loads every task that is installed, for its sizes and examples (about 30 s).
+    """
+    found = catalogue.pages(read_catalog(), catalogue.load_task if with_data else None)
+    found["cli.md"] = command_line.page()
     for outside, page in OUTSIDE.items():
         found[page] = (ROOT / outside.removeprefix("../")).read_text(encoding="utf-8")
     return found
@@ -55,6 +58,8 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages of `made` and the files of `COPIED`."""
+    from mkdocs.structure.files import File
+
     for path, text in made().items():
         files.append(File.generated(config, path, content=text))
     for path, source in COPIED.items():
@@ -62,11 +67,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links to documents outside of docs/ become links to their pages; the answer is filled in."""
     for outside, name in OUTSIDE.items():
         markdown = markdown.replace(f"]({outside}", f"]({name}")
-    return markdown.replace("<!-- answer -->", answer()) if "<!-- answer -->" in markdown else markdown
+    return markdown.replace(PLACE, answer()) if PLACE in markdown else markdown
 
 
 def answer() -> str:
