@@ -6,6 +6,7 @@ A page for each family of methods, whose variants are its sections, and one for 
 import ast
 import base64
 import csv
+import html
 import importlib
 import io
 import re
@@ -135,6 +136,8 @@ def _variant(catalog: Catalog, card: MethodCard) -> str:
 
 
 def _control(catalog: Catalog, card: MethodCard) -> str:
+    if card.control == card.name:
+        return "none: it is the control of its variants"
     other = catalog.methods.get(card.control)
     if other is None:
         return escaped(card.control)
@@ -334,10 +337,11 @@ def slug(name: str) -> str:
 def escaped(text: str) -> str:
     """Text without Markdown or HTML of its own, except code between backticks."""
     pieces = re.split(r"(`[^`]*`)", text)
-    return "".join(
-        piece if piece.startswith("`") else re.sub(r"([\\*_\[\]<>#])", r"\\\1", piece)
-        for piece in pieces
-    )
+    return "".join(piece if piece.startswith("`") else _plain(piece) for piece in pieces)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([\\*_\[\]#])", r"\\\1", html.escape(text, quote=False))
 
 
 _ALIGNED = re.compile(r"\S {3,}\S")
