@@ -144,8 +144,8 @@ def test_aligned_columns_of_a_docstring_become_code(monkeypatch):
     griffe = pytest.importorskip("griffe", reason="the extra docs")
     assert griffe
     columns = importlib.import_module("columns")
-    text = columns.fenced("Declare it.\n\nname    of it\nversion raised\n        always")
-    assert text.count("```") == 2 and "```text\nname    of it" in text
+    text = columns.fenced("Declare it.\n\nname     of it\nversion  raised\n         always")
+    assert text.count("```") == 2 and "```text\nname     of it" in text
 
 
 # What the pages show.
