@@ -1,4 +1,4 @@
-"""Write measured numbers into README.md and docs/findings.md, each between two comments.
+"""Write measured numbers into README.md, docs/index.md and docs/findings.md, between comments.
 
     python benchmarks/answers.py
 
@@ -23,7 +23,7 @@ from fusionbench.registry.catalog import read_catalog
 from fusionbench.report.claims import PUBLISHED, ClaimAnswer, answers, load_claims
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md")
+PAGES = tuple(ROOT / name for name in ("README.md", "docs/index.md", "docs/findings.md"))
 CLAIMS = (PUBLISHED, str(ROOT / "docs" / "claims.yaml"))
 MOST = 12
 """Rows of a table of methods."""

@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages made from the code and the results when the site is built.
 
 Nothing that is made here is committed: the catalogue, the reference of the command line, copies
-of two pages of the repository, the shipped report, and the answer on the front page.
+of two pages of the repository and the shipped report.
 """
 
 from typing import Any
@@ -22,8 +22,6 @@ COPIED = {
     "quick/report.html": "results/quick/report/report.html",
     "quick/differences.svg": "results/quick/report/figures/differences.svg",
 }
-PLACE = "<!-- answer -->"
-ANSWER = ("<!-- the answer of results/quick -->", "<!-- end of the answer -->")
 
 
 def made(*, with_data: bool = True) -> dict[str, str]:
@@ -68,13 +66,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to documents outside of docs/ become links to their pages; the answer is filled in."""
+    """Links to documents outside of docs/ become links to their pages."""
     for outside, name in OUTSIDE.items():
         markdown = markdown.replace(f"]({outside}", f"]({name}")
-    return markdown.replace(PLACE, answer()) if PLACE in markdown else markdown
-
-
-def answer() -> str:
-    """The sentences and the table of README.md, which are those of results/quick."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return text.partition(ANSWER[0])[2].partition(ANSWER[1])[0].strip()
+    return markdown

@@ -109,9 +109,10 @@ def test_a_page_of_a_task_with_data_has_sizes_questions_and_pictures(hooks):
     assert page.count("data:image/png;base64,") == 4
 
 
-def test_the_score_of_a_method_is_that_of_the_shipped_study(hooks, made):
-    # README's numbers are compared with the records by a test of their own.
-    difference = re.findall(r"`mema` +\| `penultimate` +\| ([^|]*?) +\|", hooks.answer())[0]
+def test_the_score_of_a_method_is_that_of_the_shipped_study(made):
+    # The front page's numbers are compared with the records by a test of their own.
+    front = (ROOT / "docs" / "index.md").read_text()
+    difference = re.findall(r"`mema` +\| `penultimate` +\| ([^|]*?) +\|", front)[0]
     assert f"{difference} points from the penultimate layer" in made["catalogue/methods/mema.md"]
 
 
