@@ -9,7 +9,8 @@ from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
 from fusionbench.report.build import write_report
 from fusionbench.report.claims import PUBLISHED, checked, load_claims
-from fusionbench.study.study import load_study
+from fusionbench.study.plan import resolve
+from fusionbench.study.study import load_study, preset, with_overrides
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STUDY = ROOT / "studies" / "paper.yaml"
@@ -26,6 +27,16 @@ def test_the_study_asks_for_ten_seeds_and_at_most_twelve_comparisons():
     for contrast in study.contrasts:
         names = [contrast["method"], contrast.get("baseline"), contrast.get("control")]
         select_methods(catalog, [name for name in names if name])
+
+
+def test_a_part_of_the_study_keeps_the_whole_plan_and_a_part_of_a_preset_does_not():
+    some = {"methods": ("penultimate", "mema"), "tasks": ("digits",), "encoder": "nano"}
+    catalog = read_catalog()
+    kept = [
+        len(resolve(with_overrides(study, **some), catalog).study.contrasts)
+        for study in (load_study(STUDY), preset("paper"))
+    ]
+    assert kept == [12, 1]
 
 
 def test_every_claim_names_methods_and_tasks_that_exist():
