@@ -10,7 +10,7 @@ import typer
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.app import Plugins, Settings, Strict, app, read, say
-from fusionbench.cli.run import checked_device
+from fusionbench.cli.run import Again, checked_device
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.text import checkpoint_name
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
@@ -43,6 +43,7 @@ def command(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    again: Again = False,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
@@ -62,7 +63,7 @@ def command(
     )
     if dry_run:
         raise typer.Exit(show_plan(study, design, options))
-    raise typer.Exit(run(study, design, options, catalog))
+    raise typer.Exit(run(study, design, options, catalog, again=again))
 
 
 def start(
@@ -91,7 +92,14 @@ def designed(
     return ablation.one_factor_out(catalog, base, _split([only]))
 
 
-def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog") -> int:
+def run(
+    study: Study,
+    design: "Design",
+    options: RunOptions,
+    catalog: "Catalog",
+    *,
+    again: bool = False,
+) -> int:
     """Run the missing cells, write the tables, and print them; the exit status."""
     from fusionbench.cli.run import execute, exit_status
     from fusionbench.cli.summary import report_writer
@@ -106,7 +114,7 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
             say(note_design(folder, planned_cells(plan, design)))
 
     resolved = resolve(of_design(study, design), catalog, download=True)
-    plan, result = execute(resolved, options, begun=begun)
+    plan, result = execute(resolved, options, again=again, begun=begun)
     if result.interrupted:
         # There may be no record to report; `resume` writes the tables.
         return exit_status(plan, result, sys.stdout)

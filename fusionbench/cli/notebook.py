@@ -30,6 +30,7 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
     device: str,
     workers: int,
     quiet: bool,
+    again: bool,
 ) -> LoadedResults:
     """Run the missing cells, write the report, and return the folder's results.
 
@@ -52,7 +53,7 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
         out=str(out), device=checked_device(device), workers=workers, plugins=tuple(given),
         quiet=quiet,
     )  # fmt: skip
-    execute(resolve(study, catalog, download=True), options)
+    execute(resolve(study, catalog, download=True), options, again=again)
     report_writer()(out)
     return LoadedResults(out)
 

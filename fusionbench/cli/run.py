@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fusionbench.launchers.jobs import Launcher
     from fusionbench.launchers.slurm import SlurmOptions
     from fusionbench.launchers.sweep import SweepResult
+    from fusionbench.records.store import Store
     from fusionbench.study.parts import Part
     from fusionbench.study.plan import Plan, ResolvedStudy
 
@@ -49,6 +50,9 @@ WEIGHTS_HELP = "Split the weights of one vlm training over its processes."
 Sbatch = Annotated[
     list[str],
     typer.Option(metavar="KEY=VALUE", help="More for the cluster: account=NAME, gres=gpu:1."),
+]
+Again = Annotated[
+    bool, typer.Option("--again", help="Run the cells of edited plug-ins again; keep the old ones.")
 ]
 COMPILE = ("auto", "off", "blocks", "steps")
 COMPILE_HELP = "auto, off, blocks (frozen blocks) or steps (whole steps too)."
@@ -98,6 +102,7 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Print every method.")] = False,
+    again: Again = False,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
@@ -109,7 +114,7 @@ def command(
         cache_gib=limit_cache, cell_seconds=limit_cell, compile=compile, checkpoint=checkpoint,
         data_root=data_root, processes=processes, micro_batch=micro_batch, shard=shard_weights,
     )  # fmt: skip
-    how = how_of(shard, cell, cluster(launcher, partition, time, sbatch), full=full)
+    how = how_of(shard, cell, cluster(launcher, partition, time, sbatch), full=full, again=again)
     raise typer.Exit(start(chosen, options, how, dry_run=dry_run, strict=strict_plugins))
 
 
@@ -125,16 +130,20 @@ class How:
     """Whether the request is noted in the folder; False for one that stands there already."""
     full: bool = False
     """Whether every method is printed."""
+    again: bool = False
+    """Whether cells of plug-ins that were edited since run again; else they stop the run."""
 
 
-def how_of(shard: str, cell: str, queue: "SlurmOptions | None", *, full: bool) -> How:
+def how_of(
+    shard: str, cell: str, queue: "SlurmOptions | None", *, full: bool, again: bool = False
+) -> How:
     """What the flags of a run say. Raises UserError."""
     from fusionbench.study.parts import one_cell, parse_shard
 
     if shard and cell:
         raise UserError("--shard and --cell exclude each other", "a cell is one part of its own")
     part = partial(one_cell, name=cell) if cell else parse_shard(shard).of if shard else None
-    return How(part=part, queue=queue, full=full)
+    return How(part=part, queue=queue, full=full, again=again)
 
 
 def start(study: Study, options: RunOptions, how: How, *, dry_run: bool, strict: bool) -> int:
@@ -237,7 +246,7 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
         launcher = lead_or_follow(options)
         if launcher is None:
             return OK
-    plan, result = execute(resolved, options, launcher, part=how.part, note=how.note)
+    plan, result = execute(resolved, options, launcher, part=how.part, note=how.note, again=how.again)
     summary.write(Path(options.out), plan.resolved, result, stream, full=how.full)
     return exit_status(plan, result, stream)
 
@@ -268,11 +277,13 @@ def execute(
     *,
     part: "Part | None" = None,
     note: bool = True,
+    again: bool = False,
     begun: "Callable[[Plan], None] | None" = None,
 ) -> "tuple[Plan, SweepResult]":
     """Note the request in `study.json` and run its missing cells, or those of a part of it.
 
-    `begun` is called with the plan before its first cell runs.
+    `begun` is called with the plan before its first cell runs. Raises UserError if the folder has
+    records of a plug-in that was edited since; with `again` they are set aside and run again.
     """
     from fusionbench.cli.summary import note_request
     from fusionbench.launchers.local import LocalLauncher
@@ -282,6 +293,7 @@ def execute(
     from fusionbench.study.plan import make_plan
 
     store = Store.create(options.out)
+    _settle_edited(resolved, store, again=again)
     plan = make_plan(resolved, store.finished(), keep=True)
     plan = part(plan) if part else plan
     # Before the first cell: a report of a run that was killed knows what is missing.
@@ -293,6 +305,18 @@ def execute(
     result = run_plan(plan, chosen, make_progress(quiet=options.quiet))
     _count_missing(plan, result, options)
     return plan, result
+
+
+def _settle_edited(resolved: "ResolvedStudy", store: "Store", *, again: bool) -> None:
+    """Set records of edited plug-ins aside. Raises UserError without `again`."""
+    from fusionbench.study.edited import edited, refuse, supersede
+
+    found = edited(resolved, store)
+    if not again:
+        refuse(found, store.folder)
+    elif found:
+        count = supersede(found, store)
+        sys.stderr.write(f"note: {count} records moved to {store.folder / 'superseded'}\n")
 
 
 def _count_missing(plan: "Plan", result: "SweepResult", options: RunOptions) -> None:
@@ -324,10 +348,13 @@ def show_plan(study: Study, options: RunOptions, stream: TextIO, part: "Part | N
     catalog = read(options.plugins)
     from fusionbench.cli.forecast import forecast
     from fusionbench.records.store import Store
+    from fusionbench.study.edited import described, edited
     from fusionbench.study.plan import make_plan, resolve
 
     resolved = resolve(study, catalog, data_root=options.data_root)
     store = Store.open(options.out) if Path(options.out).exists() else None
+    for line in described(edited(resolved, store), store.folder) if store else ():
+        sys.stderr.write(f"note: {line}\n")
     finished = store.finished() if store else {}
     say(store.problems if store else ())
     records = store.records(finished) if store else ()
