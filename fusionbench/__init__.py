@@ -44,7 +44,7 @@ def run(  # noqa: PLR0913  (the flags of the command, as keywords)
     """Run the missing cells of a study as `fusionbench run` does, and return the folder's results.
 
     `methods`: names as on the command line, or classes decorated with `@method`, each in a file of
-    its own. `again`: cells of a class that was edited since run again; without it they stop the run.
+    its own. `again`: run the cells of edited classes again; without it they stop the run.
     Raises UserError for what the command refuses, and for a class without a file.
     """
     from fusionbench.cli.notebook import run_study

@@ -13,6 +13,7 @@ from fusionbench.cli.app import Plugins, Settings, Strict, app, read, say
 from fusionbench.cli.run import Again, checked_device
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.text import checkpoint_name
+from fusionbench.study.folders import with_folders
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
 
 if TYPE_CHECKING:
@@ -50,15 +51,16 @@ def command(
     """Switch the parts of a method off, and say what each is worth; a second run adds nothing."""
     if factorial and only:
         raise UserError("--factorial and --only exclude each other", "name the switches once")
-    catalog = read(plugin, strict=strict_plugins)
     study = start(preset, tasks=tasks, encoder=encoder, seeds=seeds, settings=settings)
+    study, plugged = with_folders(study, plugin)
+    catalog = read(plugged, strict=strict_plugins)
     design = designed(catalog, method, study, factorial=factorial, only=only)
     family = method.partition("[")[0]
     options = RunOptions(
         out=out or f"results/ablate-{family}",
         device=checked_device(device),
         workers=workers,
-        plugins=tuple(plugin),
+        plugins=plugged,
         quiet=quiet,
     )
     if dry_run:

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -169,10 +170,12 @@ def _go_on(
     again: bool,
 ) -> int:
     from fusionbench.cli.run import How, run
+    from fusionbench.study.folders import with_folders
     from fusionbench.study.study import from_plain
 
     stream.write(f"{one.request.study.get('name', '')}\n")
-    study = from_plain(one.request.study)
+    study, plugged = with_folders(from_plain(one.request.study), options.plugins)
+    options = replace(options, plugins=plugged)
     return run(study, options, stream, How(part=_asked(one), queue=queue, note=False, again=again))
 
 

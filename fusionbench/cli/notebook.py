@@ -12,6 +12,7 @@ from fusionbench.cli.summary import report_writer
 from fusionbench.records.cell import RunOptions
 from fusionbench.registry.cards import MethodCard
 from fusionbench.report.results import LoadedResults
+from fusionbench.study.folders import with_folders
 from fusionbench.study.plan import resolve
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
         None, preset, methods=names, tasks=[tasks] if isinstance(tasks, str) else list(tasks),
         encoder=encoder, seeds=seeds, settings=(),
     )  # fmt: skip
+    study, plugged = with_folders(study, given)
+    catalog = read(plugged) if len(plugged) > len(given) else catalog
     options = RunOptions(
-        out=str(out), device=checked_device(device), workers=workers, plugins=tuple(given),
+        out=str(out), device=checked_device(device), workers=workers, plugins=plugged,
         quiet=quiet,
     )  # fmt: skip
     execute(resolve(study, catalog, download=True), options, again=again)

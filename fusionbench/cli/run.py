@@ -26,6 +26,7 @@ from fusionbench.cli.app import (
 )
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.files import require_cache
+from fusionbench.study.folders import with_folders
 from fusionbench.study.study import (
     PROBE,
     QUICK,
@@ -73,7 +74,7 @@ def limit(text: str) -> Any:
 def command(
     study: Annotated[Path | None, typer.Argument(help="A study as a YAML file.")] = None,
     methods: Annotated[list[str], typer.Option(help="all, names, globs.")] = [],  # noqa: B006
-    tasks: Annotated[list[str], typer.Option(help="all, names, globs.")] = [],  # noqa: B006
+    tasks: Annotated[list[str], typer.Option(help="all, names, globs, folder:DIR.")] = [],  # noqa: B006
     encoder: Annotated[str, typer.Option(help="See `fusionbench list encoders`.")] = "",
     track: Annotated[str, typer.Option(help="probe, or vlm: inside a language model.")] = "",
     language: Annotated[str, typer.Option(help="words, smollm2-135m or hf:<id or folder>.")] = "",
@@ -109,8 +110,9 @@ def command(
     names: Any = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
     vlm = {"track": track, "language": language, "model": model}
     chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
+    chosen, plugged = with_folders(chosen, plugin)
     options = RunOptions(
-        out=out, device=device, workers=workers, plugins=tuple(plugin), quiet=quiet,
+        out=out, device=device, workers=workers, plugins=plugged, quiet=quiet,
         cache_gib=limit_cache, cell_seconds=limit_cell, compile=compile, checkpoint=checkpoint,
         data_root=data_root, processes=processes, micro_batch=micro_batch, shard=shard_weights,
     )  # fmt: skip
@@ -246,7 +248,9 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
         launcher = lead_or_follow(options)
         if launcher is None:
             return OK
-    plan, result = execute(resolved, options, launcher, part=how.part, note=how.note, again=how.again)
+    plan, result = execute(
+        resolved, options, launcher, part=how.part, note=how.note, again=how.again
+    )
     summary.write(Path(options.out), plan.resolved, result, stream, full=how.full)
     return exit_status(plan, result, stream)
 

@@ -66,9 +66,10 @@ def test_a_run_stops_with_what_changed_and_what_to_do_whatever_task_it_asks_for(
         assert "method 'own' was edited" in error and str(file) in error
         assert f"1 records in {out} were made by {before}" in error
         assert "--again runs" in hint and "raise version=1" in hint and "superseded/" in hint
-    assert f"note: method 'own' was edited: {file}" in in_process.run(
-        *arguments(file, out, "--dry-run")
-    )[2]
+    assert (
+        f"note: method 'own' was edited: {file}"
+        in in_process.run(*arguments(file, out, "--dry-run"))[2]
+    )
 
 
 def test_again_runs_its_cells_alone_and_keeps_the_old_record_out_of_every_table(home):
@@ -111,9 +112,9 @@ def test_a_compact_folder_is_told_to_run_elsewhere(home):
 
 def test_the_code_of_a_file_has_one_hash_whatever_its_comments(tmp_path):
     first, second, third = (tmp_path / f"{name}.py" for name in "abc")
-    first.write_text('def f(x):\n    return x + 1\n')
+    first.write_text("def f(x):\n    return x + 1\n")
     second.write_text('"""Text."""\n\n\ndef f(x):\n    # why\n    return (x + 1)\n')
-    third.write_text('def f(x):\n    return x + 2\n')
+    third.write_text("def f(x):\n    return x + 2\n")
     assert code_hash(third) != code_hash(first)
     broken = tmp_path / "broken.py"
     broken.write_text("def (")
