@@ -153,9 +153,11 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}", "name a CSV or JSONL file")
+        hint = "name a CSV or JSONL file"
+        raise UserError(f"{file} cannot be read: {error.strerror}", hint) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text at byte {error.start}", "save it as UTF-8")
+        hint = "save it as UTF-8"
+        raise UserError(f"{file}: not UTF-8 text at byte {error.start}", hint) from error
     if file.suffix == ".csv":
         reader = csv.DictReader(text.splitlines(keepends=True))
         for values in reader:
@@ -163,15 +165,18 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}:{number}: not JSON: {error.msg}", "one object a line")
-            if not isinstance(values, dict):
-                raise UserError(
-                    f"{file}:{number}: not an object", 'such as {"image": "a.png", ...}'
-                )
-            yield number, values
+            yield number, _object(line, f"{file}:{number}")
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    hint = 'each line is an object: {"image": "a.png", "question": "...", "answer": "..."}'
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON: {error.msg}", hint) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: not an object", hint)
+    return values
 
 
 def _value(values: Mapping[str, Any], name: str, where: str) -> str:

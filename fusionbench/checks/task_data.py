@@ -12,7 +12,7 @@ from fusionbench.api.tasks import SPLITS, Task, TaskData, validate
 from fusionbench.registry.cards import TaskCard
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_task
-from fusionbench.study.folders import PREFIX, task_file
+from fusionbench.study.folders import PREFIX, about, task_file
 
 _FEW = 100
 """Test examples below which a difference of ten points is inside the interval of one score."""
@@ -65,12 +65,9 @@ def check_task(card: TaskCard) -> TaskReport:
     # An author's task may raise anything.
     except (Exception, SystemExit) as error:
         return _broken(card, f"{card.file}: {type(error).__name__}: {error}")
-    height, width = data.images.shape[1:3]
-    splits = ", ".join(f"{len(data.split(name))} {name}" for name in SPLITS)
     return TaskReport(
         name=card.name,
-        sizes=f"{len(data.images)} images of {width} x {height}, {len(data.answers)} answers, "
-        f"{splits} examples",
+        sizes=about(data),
         faults=tuple(_faults(task, data)),
         notes=tuple(_notes(data)),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import Plugins, Settings, Strict, app, read, say
+from fusionbench.cli.app import Plugins, Settings, Strict, app, note, read, say
 from fusionbench.cli.run import Again, checked_device
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.text import checkpoint_name
@@ -52,7 +52,7 @@ def command(
     if factorial and only:
         raise UserError("--factorial and --only exclude each other", "name the switches once")
     study = start(preset, tasks=tasks, encoder=encoder, seeds=seeds, settings=settings)
-    study, plugged = with_folders(study, plugin)
+    study, plugged = with_folders(study, plugin, hear=note)
     catalog = read(plugged, strict=strict_plugins)
     design = designed(catalog, method, study, factorial=factorial, only=only)
     family = method.partition("[")[0]

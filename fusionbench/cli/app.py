@@ -167,6 +167,11 @@ def say(problems: Iterable[Problem]) -> None:
         sys.stderr.write(f"note: {problem}\n")
 
 
+def note(text: str) -> None:
+    """Print a line on stderr."""
+    sys.stderr.write(f"note: {text}\n")
+
+
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a table as CSV, atomically. Raises UserError if the file cannot be written."""
     from fusionbench.records.files import write_atomic

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import read
+from fusionbench.cli.app import note, read
 from fusionbench.cli.run import assemble, checked_device, execute
 from fusionbench.cli.summary import report_writer
 from fusionbench.records.cell import RunOptions
@@ -50,7 +50,7 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
         None, preset, methods=names, tasks=[tasks] if isinstance(tasks, str) else list(tasks),
         encoder=encoder, seeds=seeds, settings=(),
     )  # fmt: skip
-    study, plugged = with_folders(study, given)
+    study, plugged = with_folders(study, given, hear=note)
     catalog = read(plugged) if len(plugged) > len(given) else catalog
     options = RunOptions(
         out=str(out), device=checked_device(device), workers=workers, plugins=plugged,

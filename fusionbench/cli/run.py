@@ -21,6 +21,7 @@ from fusionbench.cli.app import (
     Settings,
     Strict,
     app,
+    note,
     read,
     say,
 )
@@ -110,7 +111,7 @@ def command(
     names: Any = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
     vlm = {"track": track, "language": language, "model": model}
     chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
-    chosen, plugged = with_folders(chosen, plugin)
+    chosen, plugged = with_folders(chosen, plugin, hear=note)
     options = RunOptions(
         out=out, device=device, workers=workers, plugins=plugged, quiet=quiet,
         cache_gib=limit_cache, cell_seconds=limit_cell, compile=compile, checkpoint=checkpoint,

@@ -5,8 +5,10 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from in_process import fusionbench
+from PIL import Image
 from vlm_cells import save_picture
 
 from fusionbench.records.cost import read as read_profiles
@@ -105,10 +107,24 @@ def folder(tmp_path_factory):
     fusionbench("run", *SMALL_STUDY, "--out", "results/local", folder=place)
     (place / "my_mix.py").write_text(example_method())
     save_picture(place / "picture.png")
+    write_images(place)
     for name in ("README.md", "methods", "tasks", "docs", "tests"):
         if (ROOT / name).exists():
             (place / name).symlink_to(ROOT / name)
     return place
+
+
+def write_images(place: Path) -> None:
+    """Two folders of noise: one with classes, one with a table of questions."""
+    draws = np.random.default_rng(0)
+    rows = ["image,question,answer"]
+    for row in range(12):
+        files = [place / "photos" / name / f"{row}.png" for name in ("cat", "dog")]
+        for file in (*files, place / "figures" / f"{row}.png"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draws.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(file)
+        rows.append(f"{row}.png,is it raining?,{('yes', 'no')[row % 2]}")
+    (place / "figures" / "questions.csv").write_text("\n".join(rows) + "\n")
 
 
 def copy_two_tasks(shipped: Path, copy: Path) -> None:
