@@ -115,7 +115,7 @@ def run(
         with exclusive(folder):
             say(note_design(folder, planned_cells(plan, design)))
 
-    resolved = resolve(of_design(study, design), catalog, download=True)
+    resolved = resolve(of_design(study, design), catalog, download=True, hear=note)
     plan, result = execute(resolved, options, again=again, begun=begun)
     if result.interrupted:
         # There may be no record to report; `resume` writes the tables.

@@ -75,7 +75,7 @@ app = typer.Typer(
     name="fusionbench",
     cls=Grouped,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

@@ -56,7 +56,7 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
         out=str(out), device=checked_device(device), workers=workers, plugins=plugged,
         quiet=quiet,
     )  # fmt: skip
-    execute(resolve(study, catalog, download=True), options, again=again)
+    execute(resolve(study, catalog, download=True, hear=note), options, again=again)
     report_writer()(out)
     return LoadedResults(out)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, app, read, say, write_rows
+from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, app, note, read, say, write_rows
 
 if TYPE_CHECKING:
     from fusionbench.records.cell import RunOptions
@@ -204,7 +204,7 @@ def run_lacking(
     study = replace(study, methods=methods, settings={}, contrasts=(), references=False)
     if dry_run:
         return show_plan(study, options, stream)
-    resolved = resolve(study, read(options.plugins), download=True)
+    resolved = resolve(study, read(options.plugins), download=True, hear=note)
     plan, result = execute(resolved, options, note=not noted)
     return exit_status(plan, result, stream)
 

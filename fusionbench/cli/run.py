@@ -103,7 +103,9 @@ def command(
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Print every method.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print every method, or cell of a plan.")
+    ] = False,
     again: Again = False,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
@@ -156,7 +158,7 @@ def start(study: Study, options: RunOptions, how: How, *, dry_run: bool, strict:
     if strict:
         read(options.plugins, strict=True)
     if dry_run:
-        return show_plan(study, options, sys.stdout, how.part)
+        return show_plan(study, options, sys.stdout, how.part, full=how.full)
     return run(study, options, sys.stdout, how)
 
 
@@ -237,7 +239,7 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
 
     require_cache()
     # Names and settings are checked before a folder is made.
-    resolved = resolve(study, catalog, download=True, data_root=options.data_root)
+    resolved = resolve(study, catalog, download=True, hear=note, data_root=options.data_root)
     launcher: Launcher | None = None
     if how.queue is not None:
         from fusionbench.launchers.slurm import SlurmLauncher
@@ -348,15 +350,22 @@ def exit_status(plan: "Plan", result: "SweepResult", stream: TextIO) -> int:
     return FAILED if result.failed or plan.lost or not plan.cells else OK
 
 
-def show_plan(study: Study, options: RunOptions, stream: TextIO, part: "Part | None" = None) -> int:
-    """Print what `run` would do; no result is written."""
+def show_plan(
+    study: Study,
+    options: RunOptions,
+    stream: TextIO,
+    part: "Part | None" = None,
+    *,
+    full: bool = False,
+) -> int:
+    """Print what `run` would do, with `full` every method on every task; no result is written."""
     catalog = read(options.plugins)
     from fusionbench.cli.forecast import forecast
     from fusionbench.records.store import Store
     from fusionbench.study.edited import described, edited
     from fusionbench.study.plan import make_plan, resolve
 
-    resolved = resolve(study, catalog, data_root=options.data_root)
+    resolved = resolve(study, catalog, data_root=options.data_root, absent=True)
     store = Store.open(options.out) if Path(options.out).exists() else None
     for line in described(edited(resolved, store), store.folder) if store else ():
         sys.stderr.write(f"note: {line}\n")
@@ -365,5 +374,5 @@ def show_plan(study: Study, options: RunOptions, stream: TextIO, part: "Part | N
     records = store.records(finished) if store else ()
     plan = make_plan(resolved, finished)
     plan = part(plan) if part else plan
-    stream.write(forecast(plan, options, records))
+    stream.write(forecast(plan, options, records, full=full))
     return OK if plan.cells and not plan.lost else FAILED
