@@ -60,8 +60,8 @@ def _besides(plan: Plan) -> str:
         return "start-up and report come on top, and were not measured here yet"
     report = last["report"] * max(1.0, len(plan.cells) / max(last["cells"], 1.0))
     return (
-        f"start-up with encoding {duration(last['start'])} and report {duration(report)} on top (by "
-        "the last run here)"
+        f"start-up with encoding {duration(last['start'])} and report {duration(report)} on top "
+        "(by the last run here)"
     )
 
 

@@ -19,8 +19,9 @@ _LARGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderCard:
-    """One encoder at one input size; without weights on disk the fingerprint is empty, and the shape
-    is too, unless it is known.
+    """One encoder at one input size.
+
+    Without weights on disk the fingerprint is empty, and the shape too, unless it is known.
     """
 
     name: str
