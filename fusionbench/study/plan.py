@@ -20,7 +20,7 @@ from fusionbench.records.cell import (
 )
 from fusionbench.records.training import Training
 from fusionbench.registry.catalog import BenchmarkCard, Catalog, TaskCard
-from fusionbench.registry.encoder_cards import describe
+from fusionbench.registry.encoder_cards import found_encoder
 from fusionbench.registry.selection import (
     Chosen,
     Unavailable,
@@ -36,11 +36,6 @@ from fusionbench.study.study import ALL, LOCAL_TASKS, OWN, PRESETS, PROBE, VLM, 
 from fusionbench.study.training import BLIND, evaluated, training_of, without_readers
 
 AnyTask = TaskCard | BenchmarkCard
-_ENCODERS = "`fusionbench list encoders` shows what is here"
-OFFLINE = (
-    "without a network: name a folder (--encoder hf:/path or timm:/path), set HF_HOME to a cache "
-    "that holds it, or run `fusionbench pack` where there is one and set FUSIONBENCH_DATA here"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +82,7 @@ def resolve(
     weights where the sizes of the encoder are known; the ids of such cells are not those of a run.
     `hear` gets a sentence before weights are fetched.
     """
-    find = partial(_encoder, catalog, download=download, absent=absent, hear=hear)
+    find = partial(found_encoder, catalog, download=download, absent=absent, hear=hear)
     # The study's own encoder first: a wrong name is an error even if no task uses it.
     vlm = study.track == VLM
     language = describe_language(study.language, study.model, download=download) if vlm else None
@@ -475,33 +470,3 @@ def _cells(
                 training=training,
             )
             yield Cell(spec=spec, chosen=chosen, task=task, encoder=encoder)
-
-
-def _encoder(  # noqa: PLR0913  (how the weights may be had)
-    catalog: Catalog,
-    name: str,
-    *,
-    image_size: int,
-    download: bool,
-    absent: bool,
-    hear: Callable[[str], None],
-) -> EncoderCard:
-    """An encoder's card with the fingerprint of its weights. Raises UserError."""
-    try:
-        card = describe(catalog, name, image_size=image_size)
-        if card.available or (absent and card.layers):
-            return card
-        if download and name not in catalog.encoders:
-            # It loads torch, which a study whose weights are here does without.
-            from fusionbench.encoders.fetch import fetch
-
-            hear(f"fetching the weights of {name}")
-            fetch(name)
-            return describe(catalog, name, image_size=image_size)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(str(error), OFFLINE) from error
-    except ValueError as error:
-        raise UserError(str(error), _ENCODERS) from error
-    raise UserError(f"the weights of encoder {name!r} are not here", card.get)
