@@ -80,6 +80,8 @@ def smallest(arguments: list[str]) -> list[str]:
     if arguments[0] == "ablate":
         few = [] if {"--only", "--factorial"} & set(kept) else ["--only", SWITCH.get(kept[1], "")]
         return [*kept, *SMALLEST, *few, "--seeds", "1", "--tasks", "planted_layer"]
+    if arguments[0] == "paper" and "--run" in kept:
+        return [*kept, *SMALLEST, "--tasks", "digits", "--seeds", "1"]
     if arguments[0] != "run" or is_file:
         return kept
     few = [] if "--tasks" in kept else ["--tasks", small["--tasks"]]
