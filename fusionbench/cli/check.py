@@ -1,15 +1,18 @@
 """`fusionbench check`: conformance checks of methods, and a look at the data of tasks."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from fusionbench.api.errors import disk_error
 from fusionbench.cli.app import FAILED, OK, Plugins, app
+
+if TYPE_CHECKING:
+    from fusionbench.registry.cards import TaskCard
 
 
 @app.command("check")
@@ -43,7 +46,7 @@ def check(
     from fusionbench.checks.first_build import first_fault
     from fusionbench.checks.kit import counts_text, total
     from fusionbench.checks.run import find, page, run_checks
-    from fusionbench.checks.task_data import check_task, tasks_of
+    from fusionbench.checks.task_data import tasks_of
 
     # One thread: sums in the same order on every machine.
     torch.set_num_threads(1)
@@ -54,11 +57,8 @@ def check(
         if not tasks[target] or Path(target).exists()
         for subject in find(target, plugins=plugins, required=not tasks[target])
     }
-    reports, faults = [], 0
-    for card in {card.name: card for cards in tasks.values() for card in cards}.values():
-        seen = check_task(card)
-        faults += bool(seen.faults)
-        stream.write(f"{seen}\n")
+    cards = {card.name: card for some in tasks.values() for card in some}
+    reports, faults = [], _check_tasks(cards.values(), stream)
     for subject in found.values():
         if not only and (fault := first_fault(subject)):
             faults += 1
@@ -75,6 +75,18 @@ def check(
         _write(out, page(reports))
         stream.write(f"{out}\n")
     return FAILED if faults or any(report.unexpected for report in reports) else OK
+
+
+def _check_tasks(cards: "Iterable[TaskCard]", stream: TextIO) -> int:
+    """Load each task and print what it holds; how many have a fault."""
+    from fusionbench.checks.task_data import check_task
+
+    faults = 0
+    for card in cards:
+        seen = check_task(card)
+        faults += bool(seen.faults)
+        stream.write(f"{seen}\n")
+    return faults
 
 
 def _write(out: Path, text: str) -> None:

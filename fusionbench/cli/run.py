@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -103,9 +103,7 @@ def command(
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Print every method, or cell of a plan.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print every method or row.")] = False,
     again: Again = False,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
@@ -113,12 +111,10 @@ def command(
     names: Any = {"methods": methods, "tasks": tasks, "settings": settings, "mixture": mixture}
     vlm = {"track": track, "language": language, "model": model}
     chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
-    chosen, plugged = with_folders(chosen, plugin, hear=note)
     options = RunOptions(
-        out=out, device=device, workers=workers, plugins=plugged, quiet=quiet,
+        out=out, device=device, workers=workers, plugins=tuple(plugin), quiet=quiet, shard=shard_weights,
         cache_gib=limit_cache, cell_seconds=limit_cell, compile=compile, checkpoint=checkpoint,
-        data_root=data_root, processes=processes, micro_batch=micro_batch, shard=shard_weights,
-    )  # fmt: skip
+        data_root=data_root, processes=processes, micro_batch=micro_batch)  # fmt: skip
     how = how_of(shard, cell, cluster(launcher, partition, time, sbatch), full=full, again=again)
     raise typer.Exit(start(chosen, options, how, dry_run=dry_run, strict=strict_plugins))
 
@@ -155,6 +151,8 @@ def start(study: Study, options: RunOptions, how: How, *, dry_run: bool, strict:
     """Run a study, or print what would run; the exit status. Raises UserError."""
     checked_device(options.device)
     checked_compile(options.compile)
+    study, plugged = with_folders(study, options.plugins, hear=note)
+    options = replace(options, plugins=plugged)
     if strict:
         read(options.plugins, strict=True)
     if dry_run:
