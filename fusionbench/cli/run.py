@@ -112,9 +112,9 @@ def command(
     vlm = {"track": track, "language": language, "model": model}
     chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
     options = RunOptions(
-        out=out, device=device, workers=workers, plugins=tuple(plugin), quiet=quiet, shard=shard_weights,
+        out=out, device=device, workers=workers, plugins=tuple(plugin), shard=shard_weights,
         cache_gib=limit_cache, cell_seconds=limit_cell, compile=compile, checkpoint=checkpoint,
-        data_root=data_root, processes=processes, micro_batch=micro_batch)  # fmt: skip
+        quiet=quiet, data_root=data_root, processes=processes, micro_batch=micro_batch)  # fmt: skip
     how = how_of(shard, cell, cluster(launcher, partition, time, sbatch), full=full, again=again)
     raise typer.Exit(start(chosen, options, how, dry_run=dry_run, strict=strict_plugins))
 
