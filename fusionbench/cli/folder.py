@@ -51,9 +51,9 @@ def status(folder: Path, *, everything: bool, stream: TextIO) -> int:
             stream.write(_table(one.cells))
             stream.write(_names(one.cells, everything=everything))
     if old := superseded(store):
-        counts = ", ".join(f"{count} of {name}" for name, count in sorted(old.items()))
+        named = ", ".join(f"{count} of {name}" for name, count in sorted(old.items()))
         stream.write(
-            f"superseded: {counts} (made before a plug-in was edited; no table reads them)\n"
+            f"superseded: {named} (made before a plug-in was edited; no table reads them)\n"
         )
     stream.write(_tasks_of_cluster(folder))
     return OK

@@ -5,7 +5,7 @@ operations at a nominal rate, and the text says so.
 """
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -83,12 +83,12 @@ def _totals(plan: Plan) -> str:
     """Pending cells by method and by task."""
     if not plan.pending:
         return ""
-    tables = []
-    for name, of in (("method", lambda c: c.chosen.label), ("task", lambda c: c.spec.task)):
-        counts: dict[str, int] = defaultdict(int)
-        for cell in plan.pending:
-            counts[of(cell)] += 1
-        tables.append(columns([("cells", name), *((str(n), key) for key, n in counts.items())]))
+    methods = Counter(cell.chosen.label for cell in plan.pending)
+    tasks = Counter(cell.spec.task for cell in plan.pending)
+    tables = [
+        columns([("cells", name), *((str(count), key) for key, count in counts.items())])
+        for name, counts in (("method", methods), ("task", tasks))
+    ]
     return "\n\n".join([*tables, "each method on each task, with its settings: --full"])
 
 

@@ -60,14 +60,14 @@ def edited(resolved: ResolvedStudy, store: Store) -> list[Edited]:
 
 
 def _declared(resolved: ResolvedStudy) -> Iterator[Declared]:
-    cards = {("method", one.card.name): one.card for one in resolved.methods}
+    cards = {("method", chosen.card.name): chosen.card for chosen in resolved.methods}
     tasks = {("task", card.name): card for card in (*resolved.tasks, *resolved.mixture)}
     for (kind, name), card in (*cards.items(), *tasks.items()):
         if card.source != BUILT_IN:
             yield Declared(kind=kind, name=name, version=card.version, file=Path(card.file))
     encoders = {card.name: card for card in resolved.encoders.values() if card.module}
-    for card in encoders.values():
-        yield Declared(kind="encoder", name=card.recorded, version=0, file=Path(card.path))
+    for one in encoders.values():
+        yield Declared(kind="encoder", name=one.recorded, version=0, file=Path(one.path))
 
 
 def _made_by_other(one: Declared, record: CellRecord) -> str:
