@@ -5,6 +5,7 @@ import shutil
 import in_process
 import pytest
 
+from fusionbench.records.folder import set_aside
 from fusionbench.records.states import superseded
 from fusionbench.records.store import Store
 from fusionbench.registry.provenance import code_hash
@@ -119,3 +120,21 @@ def test_the_code_of_a_file_has_one_hash_whatever_its_comments(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("def (")
     assert code_hash(broken) == ""
+
+
+def test_what_belongs_to_a_record_is_set_aside_with_it(tmp_path):
+    from vlm_records import write_vlm
+
+    folder = write_vlm(tmp_path / "vlm", methods=("blind", "mema"), tasks=("digits",), pope=False)
+    record = next(one for one in Store.open(folder).records() if one.spec.method == "mema")
+    (folder / "models").mkdir(exist_ok=True)
+    weights = folder / "models" / f"{record.model}.safetensors"
+    weights.write_bytes(b"weights")
+    assert set_aside(record, folder) and not set_aside(record, folder)
+    store = Store.open(folder)
+    assert record.id not in store.finished() and not weights.exists()
+    assert superseded(store) == {"mema on digits": 1}
+    kept = {file.name for file in (folder / "superseded").iterdir()}
+    assert f"{record.model}.1.models.safetensors" in kept
+    assert f"{record.id}.1.outcomes.bin" in kept
+    assert any(name.startswith(f"{record.id}.1.answers") for name in kept)
