@@ -201,6 +201,7 @@ def _page(found: dict[str, list[str]], curves: list[str]) -> str:
         )
     lines += ["", "## Scaling", ""]
     if curves:
+        lines += ["![time against each axis, with its floor](scaling.png)", ""]
         columns = ("script", "method, or what was done", "point", "plain", "ours", "unit", "device")
         lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *curves]
     else:

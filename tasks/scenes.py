@@ -1,8 +1,8 @@
 """Rendered scenes, one task a skill: small print, counting, texture, a small object's colour,
 relations, existence and orientation.
 
-64 x 64 pixels from a seed with integer geometry and bitmaps of our own (`_paint.py`). Fine detail
-and meaning come apart on purpose: `group` says which of the two a skill needs more.
+64 x 64 pixels from a seed with integer geometry and bitmaps of our own (`_paint.py`). Skills of
+fine detail and of meaning are separate tasks: `group` names the one that a skill needs more.
 """
 
 from collections.abc import Mapping

@@ -52,8 +52,23 @@ def locate(name: str) -> Path | None:
 _SHOWN_DIGITS = 12
 
 
+def labelled(name: str, kind: str, weights: str, folder: Path) -> str:
+    """The name in records of a checkpoint in a folder; empty for one of the hub.
+
+    Notes the folder, so that the name finds it again. Raises UserError for such a name of other
+    weights.
+    """
+    if label := _label(name, kind, weights):
+        _remember(label, folder)
+    elif "@" in name and not split_fit(name)[0].endswith(f"@{weights[:_SHOWN_DIGITS]}"):
+        raise UserError(
+            f"{folder} holds other weights than those of {name}",
+            "restore the files that the study ran with",
+        )
+    return label
+
+
 def _label(name: str, kind: str, weights: str) -> str:
-    """The name in records of a checkpoint in a folder; empty for one of the hub."""
     bare, _ = split_fit(name)
     library, _, checkpoint = bare.partition(":")
     if not expanded(checkpoint).is_dir():
@@ -136,10 +151,7 @@ def card(name: str, *, image_size: int = 0) -> EncoderCard:
     facts = _facts(name, folder, files)
     size = image_size or facts["size"]
     weights = fingerprint(files, architecture=facts["architecture"])
-    if label := _label(name, facts["kind"], weights):
-        _remember(label, folder)
-    elif "@" in name and not split_fit(name)[0].endswith(f"@{weights[:_SHOWN_DIGITS]}"):
-        raise UserError(f"{folder} holds other weights than those of {name}")
+    label = labelled(name, facts["kind"], weights, folder)
     return EncoderCard(
         name=name,
         source=str(folder),

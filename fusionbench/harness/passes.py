@@ -3,8 +3,9 @@
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from fusionbench.harness.train import (
 )
 from fusionbench.readers.ridge import CHOICE, Choice
 from fusionbench.readers.ridge_reader import RidgeReader
+from fusionbench.records.cell import canonical
 
 # Whether runs do together what each does alone: losses and gradients of the first step.
 
@@ -45,6 +47,8 @@ _LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 _GRADIENT_TOLERANCE = {"fp32": 1e-2, "bf16": 2e-1}
 # A gradient that is zero on paper is rounding in practice: compared with all others' norm.
 _GRADIENT_FLOOR = {"fp32": 1e-5, "bf16": 1e-2}
+# Classes of methods, and what passed the comparison: a class that is loaded anew is compared anew.
+_PASSED: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
 
 
 class NotEquivalent(Exception):
@@ -52,12 +56,17 @@ class NotEquivalent(Exception):
 
 
 def check_equivalence(
-    models: Sequence[Model], materials: Materials, rows: Int[Tensor, "run batch"]
+    models: Sequence[Model], materials: Materials, rows: Int[Tensor, "run batch"], known: str = ""
 ) -> None:
     """Compare the first step on these examples with that of each model alone.
 
-    Raises NotEquivalent, and changes no model.
+    `known`: everything but the task and the seeds that decides what is compared; what has passed
+    under that name in this process is not compared again. Raises NotEquivalent, and changes no
+    model.
     """
+    passed = _PASSED.setdefault(type(models[0].fusion), set())
+    if known in passed:
+        return
     # Copies: the comparison must leave no gradient and no running average behind.
     together, alone = (copy.deepcopy(list(models)) for _ in range(2))
     try:
@@ -73,6 +82,7 @@ def check_equivalence(
         torch.autograd.backward(loss)
         if difference := _difference(stack, found[run], model, loss, run, materials):
             raise NotEquivalent(difference)
+    passed.update({known} - {""})
 
 
 def _difference(  # noqa: PLR0913
@@ -113,15 +123,19 @@ class PassMember:
 
 
 def train_all(
-    models: Sequence[Model], materials: Materials, runs: Sequence[PassMember], size: int
+    models: Sequence[Model],
+    materials: Materials,
+    runs: Sequence[PassMember],
+    size: int,
+    known: str = "",
 ) -> tuple[list[TrainingLog | FloatingPointError], list[Fit]]:
     """Train in place, with the closed-form steps where the reader has them.
 
-    `size`: most examples at a time outside of training, over all runs. Raises NotEquivalent as
-    `train_together` and `fit_together` do.
+    `size`: most examples at a time outside of training, over all runs; `known` as for
+    `check_equivalence`. Raises NotEquivalent as `train_together` and `fit_together` do.
     """
     if not isinstance(models[0].reader, RidgeReader):
-        return train_together(models, materials, runs), [{} for _ in runs]
+        return train_together(models, materials, runs, known), [{} for _ in runs]
     seeds = [run.seed for run in runs]
     fits: list[Fit] = [{} for _ in runs]
     logs: list[TrainingLog | FloatingPointError]
@@ -133,7 +147,7 @@ def train_all(
                 raise NotEquivalent(f"{choice}, before any training")
             reader_of(model).use(choice)
             fits[run] = before(choice)
-        logs = train_together(models, materials, runs)
+        logs = train_together(models, materials, runs, known)
     for run, choice in enumerate(fit_together(models, materials, seeds, size)):
         if isinstance(choice, FloatingPointError):
             logs[run] = choice
@@ -195,7 +209,7 @@ def _same_features(
 
 
 def train_together(
-    models: Sequence[Model], materials: Materials, runs: Sequence[PassMember]
+    models: Sequence[Model], materials: Materials, runs: Sequence[PassMember], known: str = ""
 ) -> list[TrainingLog | FloatingPointError]:
     """Train in place; a run that diverges is given back as its error and disturbs no other.
 
@@ -204,7 +218,7 @@ def train_together(
     rows = _rows(materials, runs)
     for model in models:
         model.train()
-    check_equivalence(models, materials, rows[0])
+    check_equivalence(models, materials, rows[0], known)
     stack = Stack(models, materials, fast=bool(materials.compiled))
     optimisers = _Optimisers(stack, materials, runs)
     losses = []
@@ -444,6 +458,14 @@ def run_pass(
     ]
 
 
+def _compared(members: Sequence[PassCell], materials: Materials) -> str:
+    """All that decides the first step of a pass, but for the values of examples and weights."""
+    spec, tuned = members[0].spec, members[0].tuned
+    what = [spec.method, spec.method_version, spec.settings, tuned.settings, asdict(spec.budget)]
+    where = [spec.weights, len(materials.bundle.answers), len(members), str(materials.device)]
+    return canonical([*what, *where])
+
+
 def _run_together(
     method: type[Method], materials: Materials, members: Sequence[PassCell], eval_batch: int
 ) -> list[Outcome | None]:
@@ -453,7 +475,7 @@ def _run_together(
         for one in members
     ]
     runs = [PassMember(seed=one.spec.seed, lr=one.tuned.lr) for one in members]
-    logs, fits = train_all(models, materials, runs, eval_batch)
+    logs, fits = train_all(models, materials, runs, eval_batch, _compared(members, materials))
     # All of them, wanted or not: what is missing changes no layout, and so no rounding.
     split = members[0].spec.split
     scores, note = evaluate_all(models, materials, split, eval_batch)

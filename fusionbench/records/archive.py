@@ -171,7 +171,7 @@ class Archive:
         try:
             # The archive's own check of each member goes first: a header may claim any size.
             with zipfile.ZipFile(io.BytesIO(content(file, ANY_SIZE))) as members:
-                parts = {name: members.read(f"{name}.npy") for name in ("cells", "sizes", "data")}
+                parts = {name: _member(members, name) for name in ("cells", "sizes", "data")}
             cells, sizes, data = (_array(one) for one in parts.values())
             stops = np.cumsum(sizes, dtype=np.int64)
             places = zip((stops - sizes).tolist(), stops.tolist(), strict=True)
@@ -262,6 +262,14 @@ def _read_object(file: Path) -> dict[str, Any]:
         return json_object(content(file, ANY_SIZE).decode())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file.name} is damaged: {why(error)}") from error
+
+
+def _member(members: zipfile.ZipFile, name: str) -> bytes:
+    """A member as it is written; ValueError for a compressed one, which may unpack to any size."""
+    about = members.getinfo(f"{name}.npy")
+    if about.compress_type != zipfile.ZIP_STORED or about.file_size != about.compress_size:
+        raise ValueError(f"its member {about.filename} is compressed, and none is when written")
+    return members.read(about)
 
 
 def _npz(outcomes: Mapping[str, bytes]) -> bytes:

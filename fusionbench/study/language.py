@@ -5,12 +5,13 @@ training names, so that its fingerprint covers its size alone.
 """
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusionbench.api.errors import UserError
-from fusionbench.encoders.card import EncoderCard
-from fusionbench.encoders.snapshots import weight_files
+from fusionbench.encoders.card import EncoderCard, read_json
+from fusionbench.encoders.snapshots import labelled, weight_files
 from fusionbench.readers.fetch import fetch_language, language_folder
 from fusionbench.readers.llava.description import Description, describe
 from fusionbench.readers.load import WORDS, check_language
@@ -62,7 +63,9 @@ def describe_language(language: str, model: str, *, download: bool) -> LanguageC
     folder = _folder(language, download=download)
     texts = [folder / name for name in _TEXT_FILES]
     files = [*weight_files(folder), *(file for file in texts if file.is_file())]
-    return LanguageCard(name=language, weights=_digest([file_hash(file) for file in files]))
+    weights = _digest([file_hash(file) for file in files])
+    label = labelled(language, _kind(folder), weights, folder) if ":" in language else ""
+    return LanguageCard(name=label or language, weights=weights)
 
 
 def checkpoint_folder(name: str) -> Path:
@@ -94,7 +97,7 @@ def _checkpoint(name: str, *, download: bool) -> LanguageCard:
 
     tokenizer = CheckpointTokenizer.of_folder(found.folder, name=name)
     return LanguageCard(
-        name=name,
+        name=found.encoder.label or name,
         weights=_digest([found.weights, found.tokenizer]),
         checkpoint=found,
         template=template_for(tokenizer, None).name,
@@ -111,6 +114,13 @@ def _folder(name: str, *, download: bool) -> Path:
     if found is None:
         raise UserError(f"language model {name!r} is not here", f"`fusionbench fetch {name}`")
     return found
+
+
+def _kind(folder: Path) -> str:
+    """`model_type` of the configuration; `model` where it names none."""
+    with suppress(OSError, ValueError):
+        return str(read_json(folder / "config.json").get("model_type") or "model")
+    return "model"
 
 
 def _digest(values: object) -> str:

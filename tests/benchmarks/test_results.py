@@ -43,6 +43,31 @@ def test_points_of_a_curve_name_what_was_measured(targets, tmp_path):
         assert f"| scaling-tokens | {name} | tokens=64 | 1 | {value} | ms | a machine |" in page
 
 
+def test_the_figure_of_scaling_draws_what_was_measured_and_its_floor(tmp_path):
+    spec = importlib.util.spec_from_file_location("scaling_figure", HERE / "scaling_figure.py")
+    figure = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figure)
+    steps = [
+        {"target": f"tokens={n} blocks=12", "plain": n, "ours": 2 * n, "unit": "ms", "note": "mix"}
+        for n in (64, 256)
+    ]
+    tokens, _, seeds, *_ = figure.PANELS
+    assert figure.lines(steps, tokens) == {
+        "step of mix": ([64, 256], [128, 512]), "the bare encoder": ([64, 256], [64, 256])
+    }  # fmt: skip
+    runs = [{"target": f"seeds={n}", "plain": n, "ours": 2.0, "note": ""} for n in (1, 4)]
+    assert figure.lines(runs, seeds) == {
+        "one pass": ([1, 4], [2, 2]), "a loop": ([1, 4], [1, 4]), "one seed": ([1, 4], [1, 1])
+    }  # fmt: skip
+    (tmp_path / "scaling-tokens-x.json").write_text(json.dumps({"device": "x", "rows": steps}))
+    figure.draw(tmp_path, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    # Nothing was measured, nothing is drawn.
+    figure.draw(tmp_path / "empty", tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    assert (HERE / figure.FIGURE).name in (HERE / "RESULTS.md").read_text()
+
+
 def test_a_target_without_a_measurement_says_so_and_one_with_names_its_device(targets, tmp_path):
     row = {"target": "plan", "plain": 9.0, "ours": 4.5, "unit": "s", "note": ""}
     values = {"script": "start_and_plan", "device": "a machine", "rows": [row]}

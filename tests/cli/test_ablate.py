@@ -28,13 +28,17 @@ def test_an_ablation_runs_resumes_and_adds_a_factorial_to_the_same_records(tmp_p
 
 
 def test_an_ablation_that_ends_at_once_is_resumed_with_its_tables(tmp_path, monkeypatch):
+    limits = []
+
     def interrupted(self, jobs, on_event):
+        limits.append(self.fail.options.cell_seconds)
         raise KeyboardInterrupt
 
-    arguments = ("ablate", "mema", "--only", "query", *FEW, "--seeds", "1", "--out", tmp_path)
+    arguments = ("ablate", "mema", "--only", "query", *FEW, "--seeds", "1", "--out", tmp_path,
+                 "--limit-cell", "70")  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(in_process.InProcessLauncher, "run", interrupted)
-        assert run(*arguments)[0] == 130
+        assert run(*arguments)[0] == 130 and limits == [70]
     code, out, said = run("resume", tmp_path, "--quiet")
     assert code == 0 and "2 cells run, 0 were there" in out, said
     table = (tmp_path / "report" / "tables" / "ablation.md").read_text()

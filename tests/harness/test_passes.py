@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from toy_passes import BUDGET, KINDS, MORE, _OneLayer, both_ways, in_double, nam
 
 from fusionbench.api.modules import composed, sdpa
 from fusionbench.api.types import Fused
+from fusionbench.harness import passes
 from fusionbench.harness.cell import PassCell, Tuned
 from fusionbench.harness.model import build_model
 from fusionbench.harness.passes import (
@@ -139,6 +141,29 @@ def test_what_cannot_run_together_runs_alone_and_says_why(method, words):
         alone, expected = run_cell(member.spec, method, shared, tuned=tuned, eval_batch=16)
         assert scores.tobytes() == expected.tobytes() and record.loss == alone.loss
         assert "trained alone, not in a pass of 2" in record.notes[0] and words in record.notes[0]
+
+
+@pytest.mark.parametrize(("method", "times"), [("scalar_mix", 2), (KeepsANumber, 4)])
+def test_a_pass_that_was_compared_once_is_not_compared_again(method, times, monkeypatch):
+    method, settings = named(method) if isinstance(method, str) else (method, {})
+    shared = shared_by(method, settings)
+    members = [
+        PassCell(spec=spec("toy", seed, **settings), tuned=Tuned(lr=3e-3, scores={}))
+        for seed in (0, 1)
+    ]
+    compared = []
+    check = passes._difference
+    monkeypatch.setattr(passes, "_PASSED", WeakKeyDictionary())
+    monkeypatch.setattr(passes, "_difference", lambda *g: compared.append(1) or check(*g))
+    first, again = (run_pass(method, shared, members, eval_batch=16) for _ in range(2))
+    # One comparison a run, of the first pass alone; a pass that fails is compared again.
+    assert len(compared) == times
+    for (one, scores), (other, same) in zip(first, again, strict=True):
+        assert scores.tobytes() == same.tobytes() and one.loss == other.loss
+    other = [replace(one, spec=replace(one.spec, budget=replace(one.spec.budget, steps=3)))
+             for one in members]  # fmt: skip
+    run_pass(method, shared, other, eval_batch=16)
+    assert len(compared) == times + 2
 
 
 def test_a_run_that_only_completes_the_pass_is_not_scored():

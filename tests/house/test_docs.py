@@ -21,7 +21,7 @@ PAGES = [page for page in (*map(ROOT.joinpath, TEXTS), *sorted(ROOT.glob("docs/*
 PAGES = [page for page in PAGES if page.exists()]
 BLOCK = re.compile(r"```(?:bash|sh|console)\n(.*?)```", re.DOTALL)
 # What CI does itself, from nothing; running it here would recurse.
-BY_CI = ("pip ", "pytest", "bash .ci/run", "git ", "cd ", "export ")
+BY_CI = ("pip ", "pytest", "bash .ci/run", "git ", "cd ", "export ", "python -m venv", ". ")
 SMALLEST = ["--preset", "smoke"]
 # The track vlm has no planted tasks; its models train on two tasks instead of eleven.
 VLM = ["--mixture", "digits,scenes_count"]
@@ -32,8 +32,10 @@ BIG = ("all", "*")
 # The same for `check`: one method instead of all of them.
 ONE_METHOD = "penultimate"
 SMALL_STUDY = ["--preset", "smoke", "--methods", "penultimate", "--tasks", "planted_layer"]
-# Their commands are also run by the tests of `check`, `new-method`, `ablate`, `pack` and reports.
-SLOW_PAGES = ("ablations.md", "add-a-method.md", "checks.md", "packing.md", "reporting.md")
+# Their commands are also run by the tests of `check`, `new-method`, `ablate`, `pack` and reports,
+# and by tests/house/test_docs_site.py.
+SLOW_PAGES = ("ablations.md", "add-a-method.md", "checks.md", "packing.md", "reporting.md",
+              "first-ten-minutes.md")  # fmt: skip
 # Commands for a cluster run on this machine; tests/launchers/test_slurm.py has a real one.
 ON_CLUSTER = ("--launcher", "--partition", "--time", "--sbatch")
 DROPPED = ("--preset", "--seeds", "--device", *ON_CLUSTER)

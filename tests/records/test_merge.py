@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,6 +176,19 @@ def test_damage_to_the_compact_form_is_named_and_costs_only_the_cells_it_hits(
     # A line, and the one after it where the end of a line is lost.
     assert name != "cells.jsonl" or len(found) + len(fresh.tuning()) >= 26
     list(fresh.records(found))
+
+
+def test_outcomes_that_would_unpack_to_any_size_are_not_unpacked(compact):
+    file = compact / "outcomes.npz"
+    with zipfile.ZipFile(file) as members:
+        held = {one.filename: members.read(one) for one in members.infolist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as members:
+        for name, value in held.items():
+            members.writestr(name, value + bytes(1 << 24 if name == "data.npy" else 0))
+    assert file.stat().st_size < 1 << 20
+    fresh = Store.open(compact)
+    fresh.finished()
+    assert "is compressed, and none is when written" in str(fresh.problems[0])
 
 
 def test_nothing_is_written_over_and_nothing_half_is_left(live, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from fusionbench.study.mixture import parse_mixture
 from fusionbench.study.study import LOCAL_TASKS
 
 FOLDER = Path(__file__).resolve().parents[2] / "studies"
-FILES = sorted(FOLDER.glob("*.yaml"))
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if "track: vlm" in path.read_text())
 KEYS = (
     "track preset name encoder language model methods settings tasks seeds mixture budget training"
 ).split()

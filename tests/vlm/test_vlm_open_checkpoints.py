@@ -1,5 +1,7 @@
 """Cells with a language model or a whole checkpoint from files: asked, exported, read again."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,12 +9,14 @@ import torch
 from in_process import fusionbench, run
 from llava_checkpoints import Tiny, checkpoint
 from llava_data import MIX, data_root
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_tokenizers import byte_level
 from vlm_cells import asked_items, cell
 
 from fusionbench.api.benchmarks import Picture
+from fusionbench.api.errors import UserError
 from fusionbench.records.store import Store
+from fusionbench.study.language import checkpoint_folder, describe_language
 from fusionbench.vlm.open import open_model
 
 
@@ -42,6 +46,28 @@ def language(tmp_path_factory):
     model.save_pretrained(folder)
     tokenizer.of_hub.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("kind", ["hf:", "llava:"])
+def test_files_in_two_folders_have_one_name_that_finds_them(kind, language, tmp_path):
+    def card(name):
+        return describe_language(*((name, "") if kind == "hf:" else ("", name)), download=False)
+
+    first = language if kind == "hf:" else checkpoint()
+    other = shutil.copytree(first, tmp_path / "elsewhere")
+    found, again = card(f"{kind}{first}"), card(f"{kind}{other}")
+    assert found.name == again.name and found.weights == again.weights
+    assert re.fullmatch(f"{kind}(llama|llava)@[0-9a-f]{{12}}", found.name)
+    # The folder that was named last.
+    assert checkpoint_folder(found.name) == other
+    assert card(found.name).weights == found.weights
+    changed = other / "model.safetensors"
+    weights = load_file(changed)
+    name = sorted(weights)[0]
+    weights[name] += 1
+    save_file(weights, changed, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="holds other weights"):
+        card(found.name)
 
 
 @pytest.mark.parametrize("how", ["none", "language", "lora"])
@@ -74,7 +100,7 @@ def test_a_language_model_of_files_is_exported_as_far_as_it_was_trained(how, lan
     assert config.read_text() != text
     code, _, err = run("ask", record.id, "What?", "--out", out)
     config.write_text(text)
-    assert code == 2 and "has other weights than in the training" in err
+    assert code == 2 and "holds other weights than those of" in err
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])

@@ -15,6 +15,7 @@ from fusionbench.api.errors import UserError, one_of
 from fusionbench.encoders.card import EncoderCard, fingerprint, patches
 from fusionbench.encoders.families import FAMILIES
 from fusionbench.encoders.preprocessing import Preprocessing, of_processor, side
+from fusionbench.encoders.snapshots import labelled
 from fusionbench.readers.llava import files
 from fusionbench.readers.llava.kinds import KINDS, SELECTIONS, Pair
 
@@ -157,7 +158,8 @@ def _describe(name: str, folder: Path, config: Mapping[str, Any]) -> Description
     digest = fingerprint(
         weights, architecture={"llava": _architecture(config), "images": images.identity()}
     )
-    encoder = _card(name, folder, tower, select=select, weights=digest)
+    label = labelled(name, config["model_type"], digest, folder)
+    encoder = _card(name, folder, tower, select=select, weights=digest, label=label)
     layers = _layers(config, encoder)
     about = Description(
         name=name,
@@ -207,8 +209,8 @@ def _images(tower: Mapping[str, Any], folder: Path) -> Preprocessing:
     return images
 
 
-def _card(
-    name: str, folder: Path, tower: Mapping[str, Any], *, select: str, weights: str
+def _card(  # noqa: PLR0913
+    name: str, folder: Path, tower: Mapping[str, Any], *, select: str, weights: str, label: str
 ) -> EncoderCard:
     """The tower with the selection's view of its tokens."""
     size = side(tower["image_size"], folder)
@@ -227,6 +229,7 @@ def _card(
         grid=grid if left == grid[0] * grid[1] else (1, left),
         prefix=dropped,
         size=size,
+        label=label,
     )
 
 

@@ -1,0 +1,272 @@
+"""Write measured numbers into README.md, docs/index.md and docs/findings.md, between comments.
+
+    python benchmarks/answers.py
+
+`<!-- leaders of results/quick -->` and `<!-- end of leaders -->` enclose one block. Every number
+comes from a shipped folder: from its report's tables, which a test writes anew from the records, or
+from the records themselves.
+"""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+from tabulate import tabulate
+
+from fusionbench.records.pairs import Results
+from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.report.claims import PUBLISHED, ClaimAnswer, answers, load_claims
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = tuple(ROOT / name for name in ("README.md", "docs/index.md", "docs/findings.md"))
+CLAIMS = (PUBLISHED, str(ROOT / "docs" / "claims.yaml"))
+MOST = 12
+"""Rows of a table of methods."""
+QUICK = ROOT / "results" / "quick"
+FEWEST = 8
+"""Methods for a correlation."""
+DRAWS = 2000
+BLOCK = re.compile(r"<!-- (\w+) of (results/\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+
+
+def answer(folder: Path) -> str:
+    """The sentences of the report."""
+    return (folder / "report" / "tables" / "answer.md").read_text(encoding="utf-8").strip()
+
+
+def planned(folder: Path) -> str:
+    """The planned contrasts on the suite, at most twelve rows."""
+    added = {row["method"].split(" (")[0]: row["added"] for row in _suite(folder)}
+    rows = [
+        {
+            "method": f"`{row['method']}`",
+            "against": f"`{row['baseline']}`",
+            "difference, points": _interval(row, "delta", "low", "high"),
+            "from its matched control": _interval(
+                row, "control_delta", "control_low", "control_high"
+            ),
+            "verdict": row["verdict"],
+            "parameters added": added.get(row["method"], ""),
+        }
+        for row in _contrasts(folder)
+    ]
+    return _table(rows)
+
+
+def leaders(folder: Path) -> str:
+    """The methods with the highest mean on the suite, and the baseline: at most twelve rows."""
+    ranked = sorted(_suite(folder), key=lambda row: -float(row["score"]))
+    baseline = Counter(row["baseline"] for row in _contrasts(folder)).most_common(1)[0][0]
+    kept = [row for n, row in enumerate(ranked) if n < MOST - 1 or row["method"] == baseline]
+    rows = [
+        {
+            "method": f"`{row['method']}`",
+            "role": row["role"],
+            "of the way from chance to all right, %": f"{100 * float(row['score']):.1f}",
+            "difference from the baseline, points": _interval(
+                row, "delta", "delta_low", "delta_high"
+            ),
+            "runs": row["n_seeds"],
+            "parameters added": row["added"],
+        }
+        for row in kept
+    ]
+    return _table(rows)
+
+
+def layers(folder: Path) -> str:
+    """For each task: chance, the best single layer and the last one that was read."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in _rows(folder, "references"):
+        found.setdefault(row["task"], []).append(row)
+    rows = []
+    for task, scores in found.items():
+        best = max(scores, key=lambda row: float(row["score"]))
+        last = max(scores, key=lambda row: int(row["layer"]))
+        rows.append(
+            {
+                "task": task,
+                "chance, %": f"{100 * float(best['chance']):.1f}",
+                "best layer, %": f"{100 * float(best['score']):.1f} (hs[{best['layer']}])",
+                "deepest layer read, %": f"{100 * float(last['score']):.1f} (hs[{last['layer']}])",
+                "mark": best["mark"],
+            }
+        )
+    return _table(rows)
+
+
+def claims(folder: Path) -> str:
+    """Each published claim with its verdict, difference and interval."""
+    results, catalog = Results.open(folder), read_catalog()
+    found = [one for source in CLAIMS for one in answers(load_claims(source), results, catalog)]
+    counts = Counter(_verdict(one) for one in found)
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    ran = [one for one in found if one.measured.estimate is not None]
+    return f"Of {len(found)} claims: {said}.\n\n{_table([_claim(one) for one in ran])}"
+
+
+def undecided(folder: Path) -> str:
+    """How many planned contrasts on the suite are undecided, and which could not be tested."""
+    rows = _contrasts(folder)
+    open_ = [row for row in rows if row["delta"] and row["verdict"] == "undecided"]
+    absent = [row for row in rows if not row["delta"]]
+    parts = [f"Of {len(rows)} planned contrasts on the suite {len(open_)} are undecided"]
+    parts += [f"{len(absent)} not run" if absent else "all were run"]
+    named = [
+        f"`{row['method']}` - `{row['baseline']}` ({100 * float(row['mde']):.1f})"
+        for row in open_
+        if row["mde"]
+    ]
+    detectable = f" Smallest detectable effects, points: {', '.join(named)}." if named else ""
+    return f"{' and '.join(parts)}.{detectable}"
+
+
+def run(folder: Path) -> str:
+    """What was run: encoder, tasks, seeds, cells, processor hours, device and commits."""
+    records = list(Store.open(folder).records())
+    done = Counter(record.status for record in records)
+    hours = sum(record.seconds or 0.0 for record in records) / 3600
+    words = {
+        "encoder": {record.spec.encoder for record in records},
+        "methods and settings": {record.label for record in records},
+        "tasks": {record.spec.task for record in records},
+        "seeds": {str(record.spec.seed) for record in records},
+    }
+    rows = [
+        {
+            "what": name,
+            "value": ", ".join(sorted(values)) if len(values) < 4 else str(len(values)),
+        }
+        for name, values in words.items()
+    ]
+    rows += [
+        {"what": "cells", "value": ", ".join(f"{n:,} {status}" for status, n in done.items())},
+        {"what": "hours in cells", "value": f"{hours:.1f}"},
+        *_origin(records),
+    ]
+    return _table(rows)
+
+
+def agreement(folder: Path) -> str:
+    """Rank correlation of the methods' means with those of the quick study, by group of tasks."""
+    here, there = _means(folder), _means(QUICK)
+    rows = []
+    for group in here:
+        both = sorted(set(here[group]) & set(there.get(group, {})))
+        pairs = np.array([[here[group][name], there[group][name]] for name in both])
+        if len(both) < FEWEST:
+            continue
+        low, high = _bootstrapped(pairs)
+        rows.append(
+            {
+                "tasks": group,
+                "methods in both": str(len(both)),
+                "Spearman's correlation": f"{_correlation(pairs):+.2f} [{low:+.2f}, {high:+.2f}]",
+            }
+        )
+    return _table(rows) if rows else "Fewer than eight methods are in both studies."
+
+
+def _correlation(pairs: np.ndarray) -> float:
+    return float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
+
+
+def _bootstrapped(pairs: np.ndarray) -> tuple[float, float]:
+    """95 % interval over draws of the methods."""
+    draws = np.random.default_rng(0).integers(len(pairs), size=(DRAWS, len(pairs)))
+    found = [_correlation(pairs[draw]) for draw in draws]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _means(folder: Path) -> dict[str, dict[str, float]]:
+    """{group of tasks: {method: mean}} of the suite."""
+    found: dict[str, dict[str, float]] = {}
+    for row in _rows(folder, "summary"):
+        if row["score"]:
+            found.setdefault(row["aggregate"], {})[row["method"]] = float(row["score"])
+    return found
+
+
+BLOCKS: Mapping[str, Callable[[Path], str]] = {
+    one.__name__: one
+    for one in (answer, planned, leaders, layers, claims, undecided, agreement, run)
+}
+
+
+def written(page: str, root: Path = ROOT) -> str:
+    """The page with each block made anew. Raises KeyError for a block of another name."""
+
+    def block(found: re.Match[str]) -> str:
+        name, folder = found.groups()
+        made = BLOCKS[name](root / folder)
+        return f"<!-- {name} of {folder} -->\n{made}\n<!-- end of {name} -->"
+
+    return BLOCK.sub(block, page)
+
+
+def _claim(one: ClaimAnswer) -> dict[str, str]:
+    return {
+        "claim": one.claim.sentence,
+        "tested as": f"`{one.claim.method}` - `{one.claim.than}` {one.claim.asks} on "
+        f"{', '.join(one.claim.tasks)}",
+        "verdict": f"**{_verdict(one)}**",
+        "difference, points": f"{one.value:+.1f} [{one.low:+.1f}, {one.high:+.1f}]",
+        "source": one.claim.source,
+    }
+
+
+def _verdict(one: ClaimAnswer) -> str:
+    return "not run" if one.measured.estimate is None else str(one.verdict)
+
+
+def _origin(records: Sequence) -> list[dict[str, str]]:
+    seen = [record.provenance for record in records if record.provenance]
+    devices = {str(one["hardware"].get("gpu") or one["hardware"]["cpu"]) for one in seen}
+    commits = {str(one["code"]["commit"])[:8] for one in seen}
+    return [
+        {"what": "device", "value": ", ".join(sorted(devices))},
+        {"what": "commits", "value": ", ".join(sorted(commits))},
+    ]
+
+
+def _contrasts(folder: Path) -> list[dict[str, str]]:
+    return [
+        row
+        for row in _rows(folder, "contrasts")
+        if row["kind"] == "planned" and row["scope"] == "suite"
+    ]
+
+
+def _suite(folder: Path) -> list[dict[str, str]]:
+    rows = _rows(folder, "summary")
+    return [row for row in rows if row["aggregate"] == "suite" and row["score"]]
+
+
+def _interval(row: Mapping[str, str], *names: str) -> str:
+    """`+1.2 [-0.4, +2.8]`; empty where nothing was measured."""
+    if not row[names[0]]:
+        return ""
+    value, low, high = (f"{100 * float(row[name]):+.1f}" for name in names)
+    return f"{value} [{low}, {high}]"
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def _rows(folder: Path, table: str) -> list[dict[str, str]]:
+    path = folder / "report" / "tables" / f"{table}.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        if page.exists():
+            page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
