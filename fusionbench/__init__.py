@@ -39,15 +39,17 @@ def run(  # noqa: PLR0913  (the flags of the command, as keywords)
     device: str = "auto",
     workers: int = 0,
     quiet: bool = False,
+    again: bool = False,
 ) -> "LoadedResults":
     """Run the missing cells of a study as `fusionbench run` does, and return the folder's results.
 
     `methods`: names as on the command line, or classes decorated with `@method`, each in a file of
-    its own. Raises UserError for what the command refuses, and for a class without a file.
+    its own. `again`: run the cells of edited classes again; without it they stop the run.
+    Raises UserError for what the command refuses, and for a class without a file.
     """
     from fusionbench.cli.notebook import run_study
 
     return run_study(
         methods, tasks, out=out, preset=preset, encoder=encoder, seeds=seeds, plugins=plugins,
-        device=device, workers=workers, quiet=quiet,
+        device=device, workers=workers, quiet=quiet, again=again,
     )  # fmt: skip

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fusionbench.api.benchmarks import Answer, Asked, Benchmark, Item, Picture
     from fusionbench.api.encoders import Encoder
     from fusionbench.api.errors import UserError, one_of
+    from fusionbench.api.folders import FolderTask
     from fusionbench.api.fusion import Fusion, InEncoderFusion, Tap, anchored, matched, paper_taps
     from fusionbench.api.linears import LAYERS
     from fusionbench.api.modules import CrossAttention, GatedMLP, Heads, sdpa
@@ -23,6 +24,7 @@ _MODULES = {
     "benchmarks": ("Answer", "Asked", "Benchmark", "Item", "Picture"),
     "encoders": ("Encoder",),
     "errors": ("UserError", "one_of"),
+    "folders": ("FolderTask",),
     "fusion": ("Fusion", "InEncoderFusion", "Tap", "anchored", "matched", "paper_taps"),
     "linears": ("LAYERS",),
     "modules": ("CrossAttention", "GatedMLP", "Heads", "sdpa"),
@@ -42,6 +44,7 @@ __all__ = [
     "CrossAttention",
     "Encoder",
     "Example",
+    "FolderTask",
     "Fused",
     "Fusion",
     "GatedMLP",

@@ -29,10 +29,12 @@ class Problem:
 
     source: str
     message: str
+    hint: str = ""
+    """The likely mend."""
 
     def __str__(self) -> str:
         """One line."""
-        return f"{self.source}: {self.message}"
+        return f"{self.source}: {self.message}" + (f"; {self.hint}" if self.hint else "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

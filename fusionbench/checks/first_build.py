@@ -8,9 +8,17 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
 from fusionbench.api.fusion import Fusion, Method
 from fusionbench.api.types import Fused, StackShape, Unsupported
+from fusionbench.checks.run import find
+from fusionbench.checks.task_data import check_task
 from fusionbench.checks.toy import Subject, run_drawn
+from fusionbench.encoders.card import EncoderCard
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.encoder_cards import plugged
+from fusionbench.registry.plugins import load_encoder
 
 _MENDS = {
     "cannot assign module before Module.__init__() call": "call super().__init__(shape) first",
@@ -47,6 +55,40 @@ def first_fault(subject: Subject) -> str | None:
     for fault in _given(method, fused):
         return _at(_last(subject.cls), fault)
     return None
+
+
+def first_uses(file: str) -> list[str]:
+    """What keeps the methods, tasks and encoders of a plug-in file from being used once.
+
+    Each method is built and run on the checks' encoder, each task is loaded, and each encoder
+    whose weights are here reads one image.
+    """
+    catalog = read_catalog([file])
+    found = []
+    for card in catalog.methods.values():
+        if card.file == file and (fault := first_fault(*find(card.name, plugins=[file]))):
+            found.append(f"method {card.name}: {fault}")
+    for task in catalog.tasks.values():
+        if task.file == file and task.available:
+            found += [f"task {task.name}: {one}" for one in check_task(task).faults]
+    for encoder in plugged(catalog):
+        if encoder.path == file and encoder.available:
+            found += [f"encoder {encoder.name}: {one}" for one in _read_one(encoder)]
+    return found
+
+
+def _read_one(card: EncoderCard) -> Iterator[str]:
+    """What is wrong with the hidden states that an encoder makes of one grey image."""
+    try:
+        encoder = load_encoder(card)
+        images = torch.full((1, card.size, card.size, 3), 128, dtype=torch.uint8)
+        states = encoder.hidden_states(images)
+    # An author's encoder may raise anything.
+    except Exception as error:
+        yield f"{card.path}: {type(error).__name__}: {error}"
+        return
+    if not all(torch.isfinite(one).all() for one in states):
+        yield f"{card.path}: its hidden states are not finite"
 
 
 def _taps(method: Method) -> Iterator[str]:

@@ -27,36 +27,41 @@ from fusionbench.checks.kit import (
 )
 from fusionbench.checks.toy import TRACER, Subject
 from fusionbench.records.cell import Setting
-from fusionbench.registry.catalog import Catalog, MethodCard, read_catalog
+from fusionbench.registry.catalog import Catalog, MethodCard, read_catalog, require_usable
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import Chosen, select_methods
 
 Target = str | Path | type[Method]
 
 
-def find(target: Target, *, plugins: Sequence[str] = ()) -> tuple[Subject, ...]:
+def find(
+    target: Target, *, plugins: Sequence[str] = (), required: bool = True
+) -> tuple[Subject, ...]:
     """The methods of a name, `name[key=value]`, glob, `all`, file, folder or class.
 
-    `all` includes methods that a study's `all` leaves out. Raises UserError if nothing matches.
+    `all` includes methods that a study's `all` leaves out. Raises UserError if nothing matches,
+    unless none is `required`.
     """
     if isinstance(target, type):
         return (Subject(name=target.__name__, cls=target),)
     text = str(target)
     is_path = text.endswith(".py") or (Path(text).is_dir() and "/" in text)
-    catalog = read_catalog([*plugins, text] if is_path else plugins)
+    given = [*plugins, text] if is_path else [*plugins]
+    catalog = read_catalog(given)
+    require_usable(catalog, given)
     names = [text]
     if is_path:
-        names = [card.name for card in _in(text, catalog)]
+        names = [card.name for card in _in(text, catalog, required=required)]
     elif text == "all":
         names = list(catalog.methods)
     return tuple(map(_subject, select_methods(catalog, names)))
 
 
-def _in(path: str, catalog: Catalog) -> list[MethodCard]:
-    """The methods that a file or folder declares."""
+def _in(path: str, catalog: Catalog, *, required: bool) -> list[MethodCard]:
+    """The methods that a file or folder declares. Raises UserError for none, if `required`."""
     place = Path(path).resolve()
     found = [c for c in catalog.methods.values() if Path(c.file).resolve().is_relative_to(place)]
-    if not found:
+    if not found and required:
         said = [problem.message for problem in catalog.problems if str(place) in problem.source]
         raise UserError(f"no method in {path}", "; ".join(said))
     return found

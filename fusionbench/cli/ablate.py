@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import Plugins, Settings, Strict, app, read, say
-from fusionbench.cli.run import checked_device, limit
+from fusionbench.cli.app import Plugins, Settings, Strict, app, note, read, say
+from fusionbench.cli.run import Again, checked_device, limit
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.text import checkpoint_name
+from fusionbench.study.folders import with_folders
 from fusionbench.study.study import QUICK, Study, preset, with_overrides
 
 if TYPE_CHECKING:
@@ -44,27 +45,29 @@ def command(
     limit_cell: Annotated[float, limit("Seconds until a cell is ended; 0: by forecast.")] = 0.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    again: Again = False,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
     """Switch the parts of a method off, and say what each is worth; a second run adds nothing."""
     if factorial and only:
         raise UserError("--factorial and --only exclude each other", "name the switches once")
-    catalog = read(plugin, strict=strict_plugins)
     study = start(preset, tasks=tasks, encoder=encoder, seeds=seeds, settings=settings)
+    study, plugged = with_folders(study, plugin, hear=note)
+    catalog = read(plugged, strict=strict_plugins)
     design = designed(catalog, method, study, factorial=factorial, only=only)
     family = method.partition("[")[0]
     options = RunOptions(
         out=out or f"results/ablate-{family}",
         device=checked_device(device),
         workers=workers,
-        plugins=tuple(plugin),
+        plugins=plugged,
         quiet=quiet,
         cell_seconds=limit_cell,
     )
     if dry_run:
         raise typer.Exit(show_plan(study, design, options))
-    raise typer.Exit(run(study, design, options, catalog))
+    raise typer.Exit(run(study, design, options, catalog, again=again))
 
 
 def start(
@@ -93,7 +96,14 @@ def designed(
     return ablation.one_factor_out(catalog, base, _split([only]))
 
 
-def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog") -> int:
+def run(
+    study: Study,
+    design: "Design",
+    options: RunOptions,
+    catalog: "Catalog",
+    *,
+    again: bool = False,
+) -> int:
     """Run the missing cells, write the tables, and print them; the exit status."""
     from fusionbench.cli.run import execute, exit_status
     from fusionbench.cli.summary import report_writer
@@ -107,8 +117,8 @@ def run(study: Study, design: "Design", options: RunOptions, catalog: "Catalog")
         with exclusive(folder):
             say(note_design(folder, planned_cells(plan, design)))
 
-    resolved = resolve(of_design(study, design), catalog, download=True)
-    plan, result = execute(resolved, options, begun=begun)
+    resolved = resolve(of_design(study, design), catalog, download=True, hear=note)
+    plan, result = execute(resolved, options, again=again, begun=begun)
     if result.interrupted:
         # There may be no record to report; `resume` writes the tables.
         return exit_status(plan, result, sys.stdout)

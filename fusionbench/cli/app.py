@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from fusionbench import __version__
 from fusionbench.api.errors import Problem, UserError, disk_error
-from fusionbench.registry.catalog import Catalog, read_catalog
+from fusionbench.registry.catalog import Catalog, read_catalog, require_usable
 from fusionbench.registry.discovery import BUILT_IN
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ app = typer.Typer(
     name="fusionbench",
     cls=Grouped,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -106,8 +106,9 @@ def read(plugins: Sequence[str], *, strict: bool = False, imports: bool = True) 
     """The catalog; its problems are printed on stderr.
 
     If the command imports plug-ins, those that it does not name itself (of the environment or
-    installed) are named first. With `strict` every plug-in is also imported in a child process,
-    and UserError is raised for one that cannot be used.
+    installed) are named first, and UserError is raised for a declaration of the others that cannot
+    be used. With `strict` every plug-in is also imported in a child process, and UserError is
+    raised for any that cannot be used.
     """
     catalog = read_catalog(plugins, packed=packed_here())
     if imports or strict:
@@ -116,6 +117,8 @@ def read(plugins: Sequence[str], *, strict: bool = False, imports: bool = True) 
         from fusionbench.registry.plugins import require_sound
 
         require_sound(catalog)
+    if imports:
+        require_usable(catalog, plugins)
     say(catalog.problems)
     return catalog
 
@@ -162,6 +165,11 @@ def say(problems: Iterable[Problem]) -> None:
     """Print one line per problem on stderr."""
     for problem in problems:
         sys.stderr.write(f"note: {problem}\n")
+
+
+def note(text: str) -> None:
+    """Print a line on stderr."""
+    sys.stderr.write(f"note: {text}\n")
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

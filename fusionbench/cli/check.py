@@ -1,28 +1,32 @@
-"""`fusionbench check`: conformance checks of methods."""
+"""`fusionbench check`: conformance checks of methods, and a look at the data of tasks."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from fusionbench.api.errors import disk_error
 from fusionbench.cli.app import FAILED, OK, Plugins, app
 
+if TYPE_CHECKING:
+    from fusionbench.registry.cards import TaskCard
+
 
 @app.command("check")
 def command(
     targets: Annotated[
-        list[str], typer.Argument(metavar="TARGET...", help="Names, globs, files, folders, or all.")
+        list[str],
+        typer.Argument(metavar="TARGET...", help="Names, globs, files, folder:DIR, or all."),
     ],
     out: Annotated[Path | None, typer.Option(help="Also write a Markdown page.")] = None,
     only: Annotated[list[str], typer.Option(help="This check only; may be repeated.")] = [],  # noqa: B006
     compiler: Annotated[str, typer.Option(help="Backend of torch.compile.")] = "aot_eager",
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
-    """Run the conformance checks on methods; exit code 1 on an unexpected outcome."""
+    """Run the conformance checks on methods and load tasks; exit code 1 on a fault."""
     code = check(targets, out=out, only=only, compiler=compiler, plugins=plugin, stream=sys.stdout)
     raise typer.Exit(code)
 
@@ -42,15 +46,19 @@ def check(
     from fusionbench.checks.first_build import first_fault
     from fusionbench.checks.kit import counts_text, total
     from fusionbench.checks.run import find, page, run_checks
+    from fusionbench.checks.task_data import tasks_of
 
     # One thread: sums in the same order on every machine.
     torch.set_num_threads(1)
+    tasks = {target: tasks_of(target, plugins) for target in targets}
     found = {
         subject.name: replace(subject, compiler=compiler)
         for target in targets
-        for subject in find(target, plugins=plugins)
+        if not tasks[target] or Path(target).exists()
+        for subject in find(target, plugins=plugins, required=not tasks[target])
     }
-    reports, faults = [], 0
+    cards = {card.name: card for some in tasks.values() for card in some}
+    reports, faults = [], _check_tasks(cards.values(), stream)
     for subject in found.values():
         if not only and (fault := first_fault(subject)):
             faults += 1
@@ -67,6 +75,18 @@ def check(
         _write(out, page(reports))
         stream.write(f"{out}\n")
     return FAILED if faults or any(report.unexpected for report in reports) else OK
+
+
+def _check_tasks(cards: "Iterable[TaskCard]", stream: TextIO) -> int:
+    """Load each task and print what it holds; how many have a fault."""
+    from fusionbench.checks.task_data import check_task
+
+    faults = 0
+    for card in cards:
+        seen = check_task(card)
+        faults += bool(seen.faults)
+        stream.write(f"{seen}\n")
+    return faults
 
 
 def _write(out: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,17 +36,33 @@ def command(
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
-    """Show versions, device, cache, data and weights, and import every plug-in to check it."""
+    """Show versions, device, cache, data and weights, and use every plug-in once to check it."""
     from fusionbench.registry.plugins import check_plugins
 
     catalog = read_catalog(plugin, packed=packed_here())
     name_plugins(catalog)
-    checked = check_plugins(catalog)
+    checked = [_used_once(one) for one in check_plugins(catalog)]
     sys.stdout.write(text(catalog, checked, cache))
     broken = [one for one in checked if not one.sound]
     if strict_plugins and broken:
         raise UserError(f"{len(broken)} plug-ins cannot be used", "see PLUG-INS above")
     raise typer.Exit(OK)
+
+
+def _used_once(checked: "PluginCheck") -> "PluginCheck":
+    """The check with what fails when each method is built and run, each task and encoder read."""
+    from fusionbench.checks.first_build import first_uses
+    from fusionbench.records.parallel import LostError, in_child
+
+    if not checked.sound or not checked.file:
+        return checked
+    try:
+        faults = in_child(first_uses, checked.file, seconds=_TIMEOUT_SECONDS)
+    except LostError as error:
+        faults = [f"its first use {error}"]
+    except RuntimeError as error:
+        faults = [f"its first use: {error}"]
+    return replace(checked, problems=tuple(faults))
 
 
 def text(catalog: Catalog, checked: "Sequence[PluginCheck]", cache: Path | None = None) -> str:

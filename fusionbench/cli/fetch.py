@@ -31,11 +31,14 @@ def fetch(name: str, *, language: bool, stream: TextIO) -> int:
 
     Raises UserError for an unknown name and for a checkpoint that cannot be reached.
     """
+    sys.stderr.write(f"note: fetching {name}\n")
     wanted = _language if language or name in (_SMOLLM2, _WORDS) else _encoder
     try:
         place = wanted(name)
     except OSError as error:
-        raise UserError(str(error)) from error
+        from fusionbench.registry.encoder_cards import OFFLINE
+
+        raise UserError(str(error), OFFLINE) from error
     stream.write(f"{place}\n")
     return OK
 

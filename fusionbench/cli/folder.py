@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -10,7 +11,7 @@ import typer
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.app import INTERRUPTED, OK, Plugins, app, say
-from fusionbench.cli.run import LOCAL, Sbatch, checked_device, cluster
+from fusionbench.cli.run import LOCAL, Again, Sbatch, checked_device, cluster
 from fusionbench.records.cell import RunOptions
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def status_command(
 
 def status(folder: Path, *, everything: bool, stream: TextIO) -> int:
     """Print counts by method and task, and the cells without a record; nothing is written."""
-    from fusionbench.records.states import STATES, states
+    from fusionbench.records.states import STATES, states, superseded
     from fusionbench.records.store import Store
 
     store = Store.open(folder)
@@ -49,6 +50,11 @@ def status(folder: Path, *, everything: bool, stream: TextIO) -> int:
         if counts["done"] < len(one.cells) or everything:
             stream.write(_table(one.cells))
             stream.write(_names(one.cells, everything=everything))
+    if old := superseded(store):
+        named = ", ".join(f"{count} of {name}" for name, count in sorted(old.items()))
+        stream.write(
+            f"superseded: {named} (made before a plug-in was edited; no table reads them)\n"
+        )
     stream.write(_tasks_of_cluster(folder))
     return OK
 
@@ -111,6 +117,7 @@ def resume_command(
     sbatch: Sbatch = [],  # noqa: B006
     data_root: Annotated[str, typer.Option(help="Folder of benchmark files and images.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    again: Again = False,
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
     """Run what the requests of a folder have left."""
@@ -119,11 +126,21 @@ def resume_command(
         data_root=data_root, plugins=tuple(plugin),
     )  # fmt: skip
     queue = cluster(launcher, partition, time, sbatch)
-    raise typer.Exit(resume(folder, options, queue, sys.stdout))
+    raise typer.Exit(resume(folder, options, queue, sys.stdout, again=again))
 
 
-def resume(folder: Path, options: RunOptions, queue: "SlurmOptions | None", stream: TextIO) -> int:
-    """Run the missing cells of each request that has any; the worst exit status."""
+def resume(
+    folder: Path,
+    options: RunOptions,
+    queue: "SlurmOptions | None",
+    stream: TextIO,
+    *,
+    again: bool = False,
+) -> int:
+    """Run the missing cells of each request that has any; the worst exit status.
+
+    `again`: the cells of plug-ins that were edited since, too.
+    """
     from fusionbench.records.states import states
     from fusionbench.records.store import Store
 
@@ -135,8 +152,8 @@ def resume(folder: Path, options: RunOptions, queue: "SlurmOptions | None", stre
         )
     codes = [OK]
     for one in found:
-        if any(cell.state != "done" for cell in one.cells):
-            codes.append(_go_on(one, options, queue, stream))
+        if again or any(cell.state != "done" for cell in one.cells):
+            codes.append(_go_on(one, options, queue, stream, again=again))
             if codes[-1] == INTERRUPTED:
                 break
     if len(codes) == 1:
@@ -145,14 +162,21 @@ def resume(folder: Path, options: RunOptions, queue: "SlurmOptions | None", stre
 
 
 def _go_on(
-    one: "RequestState", options: RunOptions, queue: "SlurmOptions | None", stream: TextIO
+    one: "RequestState",
+    options: RunOptions,
+    queue: "SlurmOptions | None",
+    stream: TextIO,
+    *,
+    again: bool,
 ) -> int:
     from fusionbench.cli.run import How, run
+    from fusionbench.study.folders import with_folders
     from fusionbench.study.study import from_plain
 
     stream.write(f"{one.request.study.get('name', '')}\n")
-    study = from_plain(one.request.study)
-    return run(study, options, stream, How(part=_asked(one), queue=queue, note=False))
+    study, plugged = with_folders(from_plain(one.request.study), options.plugins)
+    options = replace(options, plugins=plugged)
+    return run(study, options, stream, How(part=_asked(one), queue=queue, note=False, again=again))
 
 
 def _asked(one: "RequestState") -> "Part":

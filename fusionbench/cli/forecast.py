@@ -5,13 +5,14 @@ operations at a nominal rate, and the text says so.
 """
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from fusionbench.cli.forecast_models import model_seconds, untrained
 from fusionbench.cli.listing import columns
+from fusionbench.cli.summary import times
 from fusionbench.harness.bundle import bundle_path
 from fusionbench.launchers.devices import worker_count
 from fusionbench.launchers.limits import examples, operations, rate
@@ -25,8 +26,13 @@ CellKind = tuple[str, bool]
 """(encoder, whether the cell trains through it)"""
 
 
-def forecast(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> str:
-    """The text of a dry run; `records` of the same kinds of cells tell the time."""
+def forecast(
+    plan: Plan, options: RunOptions, records: Iterable[CellRecord], *, full: bool = False
+) -> str:
+    """The text of a dry run; `records` of the same kinds of cells tell the time.
+
+    `full`: every method on every task; else the totals by method and by task.
+    """
     models = [job for job in plan.jobs() if isinstance(job, ModelJob)]
     known = list(records)
     seconds, measured = (
@@ -36,14 +42,54 @@ def forecast(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> 
     lines = [
         f"{len(plan.pending)} of {len(plan.cells)} cells to run, {plan.finished} are there already",
         *_trainings(models, options),
-        f"time: about {duration(seconds)} ({source})",
+        f"time: about {duration(seconds)} ({source}); {_besides(plan)}",
+        *_fetched(plan),
         *_disk(plan, options),
         *(f"left out: {one.card.name}: {one.reason}" for one in plan.resolved.unavailable),
         *(f"{name}: runs as {kept}" for name, kept in sorted(plan.resolved.same.items())),
         "",
-        columns([("cells", "method", "task", "encoder", "settings"), *_rows(plan.pending)]),
+        _all_rows(plan) if full else _totals(plan),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _besides(plan: Plan) -> str:
+    """Start-up and report, as the last run on this machine took them."""
+    last = times()
+    if not last:
+        return "start-up and report come on top, and were not measured here yet"
+    report = last["report"] * max(1.0, len(plan.cells) / max(last["cells"], 1.0))
+    return (
+        f"start-up with encoding {duration(last['start'])} and report {duration(report)} on top "
+        "(by the last run here)"
+    )
+
+
+def _fetched(plan: Plan) -> list[str]:
+    """A line for each encoder whose weights are not here."""
+    absent = {cell.encoder.name: cell.encoder for cell in plan.pending if not cell.encoder.weights}
+    return [
+        f"first: the weights of {name} are not here ({card.get}); until then no record of them is "
+        "counted as there"
+        for name, card in sorted(absent.items())
+    ]
+
+
+def _all_rows(plan: Plan) -> str:
+    return columns([("cells", "method", "task", "encoder", "settings"), *_rows(plan.pending)])
+
+
+def _totals(plan: Plan) -> str:
+    """Pending cells by method and by task."""
+    if not plan.pending:
+        return ""
+    methods = Counter(cell.chosen.label for cell in plan.pending)
+    tasks = Counter(cell.spec.task for cell in plan.pending)
+    tables = [
+        columns([("cells", name), *((str(count), key) for key, count in counts.items())])
+        for name, counts in (("method", methods), ("task", tasks))
+    ]
+    return "\n\n".join([*tables, "each method on each task, with its settings: --full"])
 
 
 def _trainings(models: Sequence[ModelJob], options: RunOptions) -> list[str]:

@@ -33,6 +33,7 @@ class Listed(StrEnum):
     METHODS = "methods"
     TASKS = "tasks"
     ENCODERS = "encoders"
+    PAPERS = "papers"
 
 
 @app.command("list")
@@ -49,7 +50,10 @@ def command(
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
-    """List methods, tasks (with benchmarks) or encoders, and how to get those that are missing."""
+    """List methods, tasks (with benchmarks), encoders or papers, and how to get what is missing."""
+    if kind is Listed.PAPERS:
+        sys.stdout.write(papers_text(as_json=as_json) + "\n")
+        return
     catalog = read(plugin, strict=strict_plugins, imports=False)
     catalog = picked(catalog, kind.value, names)
     if as_json:
@@ -60,6 +64,29 @@ def command(
     else:
         text = tasks_text(catalog, data_root) if kind is Listed.TASKS else encoders_text(catalog)
     sys.stdout.write(text + "\n")
+
+
+def papers_text(*, as_json: bool) -> str:
+    """Two lines a paper: its title, and its tables with the methods of ours that they need."""
+    from fusionbench.report.paper import papers
+
+    if as_json:
+        rows = [
+            {
+                "name": one.name,
+                "title": one.title,
+                "paper": one.paper,
+                "methods": one.methods("probe"),
+            }
+            for one in papers().values()
+        ]
+        return json.dumps(rows, indent=1)
+    lines = []
+    for one in papers().values():
+        tables = ", ".join(table.name for table in one.tables)
+        lines.append(_line(one.name, "", "", one.title))
+        lines.append(_line("", "", "", f"tables: {tables}; {len(one.methods('probe'))} methods"))
+    return "\n".join([*lines, "", "`fusionbench paper NAME --run` runs and prints its tables."])
 
 
 WIDTH = 80

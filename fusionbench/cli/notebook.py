@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import read
+from fusionbench.cli.app import note, read
 from fusionbench.cli.run import assemble, checked_device, execute
 from fusionbench.cli.summary import report_writer
 from fusionbench.records.cell import RunOptions
 from fusionbench.registry.cards import MethodCard
 from fusionbench.report.results import LoadedResults
+from fusionbench.study.folders import with_folders
 from fusionbench.study.plan import resolve
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
     device: str,
     workers: int,
     quiet: bool,
+    again: bool,
 ) -> LoadedResults:
     """Run the missing cells, write the report, and return the folder's results.
 
@@ -48,11 +50,13 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
         None, preset, methods=names, tasks=[tasks] if isinstance(tasks, str) else list(tasks),
         encoder=encoder, seeds=seeds, settings=(),
     )  # fmt: skip
+    study, plugged = with_folders(study, given, hear=note)
+    catalog = read(plugged) if len(plugged) > len(given) else catalog
     options = RunOptions(
-        out=str(out), device=checked_device(device), workers=workers, plugins=tuple(given),
+        out=str(out), device=checked_device(device), workers=workers, plugins=plugged,
         quiet=quiet,
     )  # fmt: skip
-    execute(resolve(study, catalog, download=True), options)
+    execute(resolve(study, catalog, download=True, hear=note), options, again=again)
     report_writer()(out)
     return LoadedResults(out)
 

@@ -1,16 +1,19 @@
 """`fusionbench report`, `check-claims`, `power`, `diff` and `paper`: tables from results."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from fusionbench.cli.app import FAILED, OK, Plugins, app, read, say, write_rows
+from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, app, note, read, say, write_rows
 
 if TYPE_CHECKING:
+    from fusionbench.records.cell import RunOptions
     from fusionbench.report.build import ReportOptions
+    from fusionbench.study.study import Study
 
 FORMATS = "md,tex,csv,html"
 
@@ -152,20 +155,77 @@ def diff(first: Path, second: Path, *, out: Path | None, stream: TextIO) -> int:
 
 NAMES = "mema, dense_connector, lsf or mmfuser"
 """For `--help`; a test keeps it equal to `papers.yaml`."""
+LOCAL = Path("results/local")
 
 
 @app.command("paper")
 def paper_command(
     name: Annotated[str, typer.Argument(help=NAMES)],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")] = LOCAL,
     out: Annotated[Path | None, typer.Option(help="Default: DIR/report/paper.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Run what its tables lack.")] = False,
+    preset: Annotated[str, typer.Option(help="Of a folder without a study: quick, ...")] = "",
+    track: Annotated[str, typer.Option(help="probe, or vlm: inside a language model.")] = "",
+    tasks: Annotated[list[str], typer.Option(help="Default: those of the study.")] = [],  # noqa: B006
+    seeds: Annotated[int | None, typer.Option(help="How many runs of each cell.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what --run would.")] = False,
 ) -> None:
-    """Write a paper's tables with its published numbers and ours."""
-    raise typer.Exit(write(name, folder, out, sys.stdout))
+    """Write a paper's tables with its published numbers and ours, and run what they lack."""
+    if run or dry_run:
+        from fusionbench.records.cell import RunOptions
+
+        options = RunOptions(out=str(folder), device=device, workers=workers, quiet=quiet)
+        ask = {"preset": preset, "track": track, "tasks": tasks, "seeds": seeds}
+        code = run_lacking(name, options, ask, sys.stdout, dry_run=dry_run)
+        if dry_run or code == INTERRUPTED:
+            raise typer.Exit(code)
+    raise typer.Exit(write(name, folder, out, sys.stdout, show=run))
 
 
-def write(name: str, folder: Path, out: Path | None, stream: TextIO) -> int:
-    """Write the page and its tables; print the path of the page."""
+def run_lacking(
+    name: str, options: "RunOptions", ask: Mapping[str, Any], stream: TextIO, *, dry_run: bool
+) -> int:
+    """Run the cells that a paper's tables lack, in the folder's own study or in a preset.
+
+    `ask` has `preset`, `track`, `tasks` and `seeds` as the command line gives them, empty where it
+    says nothing. Returns the exit status. Raises UserError for an unknown paper.
+    """
+    from fusionbench.cli.run import checked_device, execute, exit_status, show_plan
+    from fusionbench.report.paper import paper
+    from fusionbench.study.plan import resolve
+
+    chosen = paper(name)
+    checked_device(options.device)
+    study, noted = _study_of(Path(options.out), ask)
+    methods = tuple(chosen.methods(study.track))
+    study = replace(study, methods=methods, settings={}, contrasts=(), references=False)
+    if dry_run:
+        return show_plan(study, options, stream)
+    resolved = resolve(study, read(options.plugins), download=True, hear=note)
+    plan, result = execute(resolved, options, note=not noted)
+    return exit_status(plan, result, stream)
+
+
+def _study_of(folder: Path, ask: Mapping[str, Any]) -> tuple["Study", bool]:
+    """The study that a folder was last asked for, or a preset; whether it is the folder's own."""
+    from fusionbench.records.store import Store
+    from fusionbench.study.study import from_plain, preset, with_overrides
+
+    changes = {"tasks": ask["tasks"], "seeds": ask["seeds"]}
+    if folder.is_dir() and not ask["preset"]:
+        for request in reversed(Store.open(folder).history.requests()):
+            study = from_plain(request.study)
+            if ask["track"] in ("", study.track):
+                return with_overrides(study, **changes), True
+    start = preset(ask["preset"] or "quick", ask["track"] or "probe")
+    return with_overrides(start, **changes), False
+
+
+def write(name: str, folder: Path, out: Path | None, stream: TextIO, *, show: bool = False) -> int:
+    """Write the page and its tables; print the path of the page, with `show` the page as well."""
     from fusionbench.records.pairs import Results
     from fusionbench.report.paper import paper, write_paper
 
@@ -173,5 +233,8 @@ def write(name: str, folder: Path, out: Path | None, stream: TextIO) -> int:
     results = Results.open(folder)
     say(results.store.problems)
     home = out if out is not None else folder / "report" / "paper"
-    stream.write(f"{write_paper(chosen, results, home)}\n")
+    page = write_paper(chosen, results, home)
+    if show:
+        stream.write(page.read_text(encoding="utf-8") + "\n")
+    stream.write(f"{page}\n")
     return OK

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -21,11 +21,13 @@ from fusionbench.cli.app import (
     Settings,
     Strict,
     app,
+    note,
     read,
     say,
 )
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.files import require_cache
+from fusionbench.study.folders import with_folders
 from fusionbench.study.study import (
     PROBE,
     QUICK,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from fusionbench.launchers.jobs import Launcher
     from fusionbench.launchers.slurm import SlurmOptions
     from fusionbench.launchers.sweep import SweepResult
+    from fusionbench.records.store import Store
     from fusionbench.study.parts import Part
     from fusionbench.study.plan import Plan, ResolvedStudy
 
@@ -49,6 +52,9 @@ WEIGHTS_HELP = "Split the weights of one vlm training over its processes."
 Sbatch = Annotated[
     list[str],
     typer.Option(metavar="KEY=VALUE", help="More for the cluster: account=NAME, gres=gpu:1."),
+]
+Again = Annotated[
+    bool, typer.Option("--again", help="Run the cells of edited plug-ins again; keep the old ones.")
 ]
 COMPILE = ("auto", "off", "blocks", "steps")
 COMPILE_HELP = "auto, off, blocks (frozen blocks) or steps (whole steps too)."
@@ -69,7 +75,7 @@ def limit(text: str) -> Any:
 def command(
     study: Annotated[Path | None, typer.Argument(help="A study as a YAML file.")] = None,
     methods: Annotated[list[str], typer.Option(help="all, names, globs.")] = [],  # noqa: B006
-    tasks: Annotated[list[str], typer.Option(help="all, names, globs.")] = [],  # noqa: B006
+    tasks: Annotated[list[str], typer.Option(help="all, names, globs, folder:DIR.")] = [],  # noqa: B006
     encoder: Annotated[str, typer.Option(help="See `fusionbench list encoders`.")] = "",
     track: Annotated[str, typer.Option(help="probe, or vlm: inside a language model.")] = "",
     language: Annotated[str, typer.Option(help="words, smollm2-135m or hf:<id or folder>.")] = "",
@@ -97,7 +103,8 @@ def command(
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Print every method.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print every method or row.")] = False,
+    again: Again = False,
     plugin: Plugins = [],  # noqa: B006
     strict_plugins: Strict = False,
 ) -> None:
@@ -105,11 +112,10 @@ def command(
     vlm = {"track": track, "language": language, "model": model}
     chosen = assemble(study, preset, encoder=encoder, seeds=seeds, **names, **vlm)
     options = RunOptions(
-        out=out, device=device, workers=workers, plugins=tuple(plugin), quiet=quiet,
+        out=out, device=device, workers=workers, plugins=tuple(plugin), shard=shard_weights,
         cache_gib=limit_cache, cell_seconds=limit_cell, compile=compile, checkpoint=checkpoint,
-        data_root=data_root, processes=processes, micro_batch=micro_batch, shard=shard_weights,
-    )  # fmt: skip
-    how = how_of(shard, cell, cluster(launcher, partition, time, sbatch), full=full)
+        quiet=quiet, data_root=data_root, processes=processes, micro_batch=micro_batch)  # fmt: skip
+    how = how_of(shard, cell, cluster(launcher, partition, time, sbatch), full=full, again=again)
     raise typer.Exit(start(chosen, options, how, dry_run=dry_run, strict=strict_plugins))
 
 
@@ -125,26 +131,32 @@ class How:
     """Whether the request is noted in the folder; False for one that stands there already."""
     full: bool = False
     """Whether every method is printed."""
+    again: bool = False
+    """Whether cells of plug-ins that were edited since run again; else they stop the run."""
 
 
-def how_of(shard: str, cell: str, queue: "SlurmOptions | None", *, full: bool) -> How:
+def how_of(
+    shard: str, cell: str, queue: "SlurmOptions | None", *, full: bool, again: bool = False
+) -> How:
     """What the flags of a run say. Raises UserError."""
     from fusionbench.study.parts import one_cell, parse_shard
 
     if shard and cell:
         raise UserError("--shard and --cell exclude each other", "a cell is one part of its own")
     part = partial(one_cell, name=cell) if cell else parse_shard(shard).of if shard else None
-    return How(part=part, queue=queue, full=full)
+    return How(part=part, queue=queue, full=full, again=again)
 
 
 def start(study: Study, options: RunOptions, how: How, *, dry_run: bool, strict: bool) -> int:
     """Run a study, or print what would run; the exit status. Raises UserError."""
     checked_device(options.device)
     checked_compile(options.compile)
+    study, plugged = with_folders(study, options.plugins, hear=note)
+    options = replace(options, plugins=plugged)
     if strict:
         read(options.plugins, strict=True)
     if dry_run:
-        return show_plan(study, options, sys.stdout, how.part)
+        return show_plan(study, options, sys.stdout, how.part, full=how.full)
     return run(study, options, sys.stdout, how)
 
 
@@ -225,7 +237,7 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
 
     require_cache()
     # Names and settings are checked before a folder is made.
-    resolved = resolve(study, catalog, download=True, data_root=options.data_root)
+    resolved = resolve(study, catalog, download=True, hear=note, data_root=options.data_root)
     launcher: Launcher | None = None
     if how.queue is not None:
         from fusionbench.launchers.slurm import SlurmLauncher
@@ -237,7 +249,9 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
         launcher = lead_or_follow(options)
         if launcher is None:
             return OK
-    plan, result = execute(resolved, options, launcher, part=how.part, note=how.note)
+    plan, result = execute(
+        resolved, options, launcher, part=how.part, note=how.note, again=how.again
+    )
     summary.write(Path(options.out), plan.resolved, result, stream, full=how.full)
     return exit_status(plan, result, stream)
 
@@ -268,11 +282,13 @@ def execute(
     *,
     part: "Part | None" = None,
     note: bool = True,
+    again: bool = False,
     begun: "Callable[[Plan], None] | None" = None,
 ) -> "tuple[Plan, SweepResult]":
     """Note the request in `study.json` and run its missing cells, or those of a part of it.
 
-    `begun` is called with the plan before its first cell runs.
+    `begun` is called with the plan before its first cell runs. Raises UserError if the folder has
+    records of a plug-in that was edited since; with `again` they are set aside and run again.
     """
     from fusionbench.cli.summary import note_request
     from fusionbench.launchers.local import LocalLauncher
@@ -282,6 +298,7 @@ def execute(
     from fusionbench.study.plan import make_plan
 
     store = Store.create(options.out)
+    _settle_edited(resolved, store, again=again)
     plan = make_plan(resolved, store.finished(), keep=True)
     plan = part(plan) if part else plan
     # Before the first cell: a report of a run that was killed knows what is missing.
@@ -293,6 +310,18 @@ def execute(
     result = run_plan(plan, chosen, make_progress(quiet=options.quiet))
     _count_missing(plan, result, options)
     return plan, result
+
+
+def _settle_edited(resolved: "ResolvedStudy", store: "Store", *, again: bool) -> None:
+    """Set records of edited plug-ins aside. Raises UserError without `again`."""
+    from fusionbench.study.edited import edited, refuse, supersede
+
+    found = edited(resolved, store)
+    if not again:
+        refuse(found, store.folder)
+    elif found:
+        count = supersede(found, store)
+        sys.stderr.write(f"note: {count} records moved to {store.folder / 'superseded'}\n")
 
 
 def _count_missing(plan: "Plan", result: "SweepResult", options: RunOptions) -> None:
@@ -319,19 +348,29 @@ def exit_status(plan: "Plan", result: "SweepResult", stream: TextIO) -> int:
     return FAILED if result.failed or plan.lost or not plan.cells else OK
 
 
-def show_plan(study: Study, options: RunOptions, stream: TextIO, part: "Part | None" = None) -> int:
-    """Print what `run` would do; no result is written."""
+def show_plan(
+    study: Study,
+    options: RunOptions,
+    stream: TextIO,
+    part: "Part | None" = None,
+    *,
+    full: bool = False,
+) -> int:
+    """Print what `run` would do, with `full` every method on every task; no result is written."""
     catalog = read(options.plugins)
     from fusionbench.cli.forecast import forecast
     from fusionbench.records.store import Store
+    from fusionbench.study.edited import described, edited
     from fusionbench.study.plan import make_plan, resolve
 
-    resolved = resolve(study, catalog, data_root=options.data_root)
+    resolved = resolve(study, catalog, data_root=options.data_root, absent=True)
     store = Store.open(options.out) if Path(options.out).exists() else None
+    for line in described(edited(resolved, store), store.folder) if store else ():
+        sys.stderr.write(f"note: {line}\n")
     finished = store.finished() if store else {}
     say(store.problems if store else ())
     records = store.records(finished) if store else ()
     plan = make_plan(resolved, finished)
     plan = part(plan) if part else plan
-    stream.write(forecast(plan, options, records))
+    stream.write(forecast(plan, options, records, full=full))
     return OK if plan.cells and not plan.lost else FAILED

@@ -1,13 +1,17 @@
 """The run summary: the request in `study.json`, the report, and what the terminal shows."""
 
 import json
+import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from fusionbench import __version__
 from fusionbench.api.errors import UserError
 from fusionbench.cli.app import say
+from fusionbench.records.cell import json_object
+from fusionbench.records.files import cache_dir, content, write_atomic
 from fusionbench.records.history import Request
 from fusionbench.records.locks import exclusive
 from fusionbench.records.store import Store
@@ -53,9 +57,12 @@ def write(
     `full`: every method instead of the first ten, the baseline and the methods of plug-ins.
     """
     home = folder / "report"
+    began = time.monotonic()
     # Another run of the folder may end at the same moment.
     with exclusive(folder):
-        _update(folder, home)
+        written = _update(folder, home)
+    if written:
+        note_times(result.waited, time.monotonic() - began, written)
     answer, scores, gaps = (
         home / "tables" / f"{name}.md" for name in ("answer", "summary", "gaps")
     )
@@ -122,7 +129,8 @@ def report_writer() -> "Callable[..., ReportPaths]":
     return write_report
 
 
-def _update(folder: Path, home: Path) -> None:
+def _update(folder: Path, home: Path) -> int:
+    """Write the report unless it is there; the number of cells of a report that was written."""
     from fusionbench.report.freshness import up_to_date
 
     store = Store.open(folder)
@@ -133,3 +141,26 @@ def _update(folder: Path, home: Path) -> None:
             # What a table shows is read and hashed anew, not only looked at.
             known = set(store.problems)
             report_writer()(store, home, hear=lambda found: say(o for o in found if o not in known))
+            return len(finished)
+    return 0
+
+
+def note_times(start: float, report: float, cells: int) -> None:
+    """Keep in the cache how long start-up and report took here, for the next forecast."""
+    values = {"start": round(start, 1), "report": round(report, 1), "cells": cells}
+    # A cache that cannot be written costs a line of a forecast.
+    with suppress(OSError):
+        write_atomic(_times_file(), json.dumps(values).encode())
+
+
+def times() -> dict[str, float]:
+    """What `note_times` kept of the last run on this machine; empty without one."""
+    try:
+        found = json_object(content(_times_file()).decode())
+        return {name: float(found[name]) for name in ("start", "report", "cells")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _times_file() -> Path:
+    return cache_dir("times", "run.json")

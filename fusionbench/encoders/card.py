@@ -19,7 +19,10 @@ _LARGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderCard:
-    """One encoder at one input size; shape and fingerprint are empty if no weights are on disk."""
+    """One encoder at one input size.
+
+    Without weights on disk the fingerprint is empty, and the shape too, unless it is known.
+    """
 
     name: str
     source: str

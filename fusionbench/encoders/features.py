@@ -226,6 +226,20 @@ def encode(
 
     Raises UserError if they do not fit.
     """
+    for _ in encoding(encoder, images, key, taps, limit_gib=limit_gib, device=device):
+        pass
+
+
+def encoding(  # noqa: PLR0913  (as `encode`)
+    encoder: Encoder,
+    images: UInt8[np.ndarray, "image height width 3"],
+    key: FeatureKey,
+    taps: Sequence[Tap],
+    *,
+    limit_gib: float,
+    device: torch.device = _CPU,
+) -> Iterator[int]:
+    """As `encode`, batch by batch: the number of images so far. Its end fills the files."""
     wanted = missing_taps(key, taps)
     if not wanted:
         return
@@ -236,6 +250,7 @@ def encode(
             batch = torch.from_numpy(images[start : start + _BATCH]).to(device)
             states = _hidden_states(encoder, batch, key.precision, wanted)
             write(start, {tap: _averaged(states, tap, key.dtype) for tap in files})
+            yield min(start + _BATCH, len(images))
 
 
 def read(key: FeatureKey, tap: Tap) -> Float[Tensor, "image token dim"]:

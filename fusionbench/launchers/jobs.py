@@ -52,9 +52,9 @@ class Event:
 
     kind: str
     """Of a cell: `begun`, `done`, `skipped`, `failed`, `found` (it has a record by now), `claimed`
-    (another run works at it). Of a job: `broken`, `note` (worth saying), `taps` (they are to be
-    encoded), `spoiled` (its process is unfit for the cells that are left), `idle` (over). Of a
-    worker: `lost` (it died), `fatal` (no work is possible)."""
+    (another run works at it). Of a job: `broken`, `note` (worth saying), `stage` (how far it is),
+    `taps` (they are to be encoded), `spoiled` (its process is unfit for the cells that are left),
+    `idle` (over). Of a worker: `lost` (it died), `fatal` (no work is possible)."""
     cell: Cell | None = None
     text: str = ""
     hint: str = ""

@@ -48,6 +48,9 @@ class Silent:
     def finished(self, n: int = 1) -> None:
         """`n` cells have ended, well or badly."""
 
+    def stage(self, text: str) -> None:
+        """How far the work before the first cell is."""
+
     def note(self, text: str) -> None:
         """Print one line."""
         self.stream.write(f"{text}\n")
@@ -84,6 +87,12 @@ class Lines:
         late = time.monotonic() - self.printed >= _LINE_EVERY
         if late or self.before + self.ended >= self.total:
             self._print()
+
+    def stage(self, text: str) -> None:
+        """How far the work before the first cell is; a line now and then."""
+        if time.monotonic() - self.printed >= _LINE_EVERY:
+            self.printed = time.monotonic()
+            self.note(text)
 
     def note(self, text: str) -> None:
         """Print one line."""
@@ -126,11 +135,14 @@ class Live:
 
     def cell(self, label: str, task: str, seed: int) -> None:
         """A cell begins."""
+        self.stage(f"{label} on {task}, seed {seed}")
+
+    def stage(self, text: str) -> None:
+        """What is at work now, beside the bar."""
         if self.bar is not None and self.row is not None:
             from rich.markup import escape
 
-            text = visible(f"{label} on {task}, seed {seed}")
-            self.bar.update(self.row, description=escape(text))
+            self.bar.update(self.row, description=escape(visible(text)))
 
     def finished(self, n: int = 1) -> None:
         """`n` cells have ended, well or badly."""

@@ -1,7 +1,8 @@
 """What a worker keeps between jobs (encoders, the materials of one job) and how it runs a job."""
 
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
@@ -24,6 +25,7 @@ from fusionbench.harness.materials import Materials
 from fusionbench.harness.passes import run_pass
 from fusionbench.launchers.jobs import EncodeJob, Event, Job, TapsJob, by_task, company_of
 from fusionbench.launchers.keys import all_taps, feature_key, seeds_of_pass
+from fusionbench.launchers.progress import remaining
 from fusionbench.launchers.signing import shortened, signed
 from fusionbench.launchers.state import ProcessState, Spoiled, contained
 from fusionbench.records.answers import Said
@@ -122,7 +124,7 @@ class Runner:
         """Do a job and report each cell; a cell that fails does not stop the others."""
         self.state.enter(stranger=bool(company_of(job)))
         if isinstance(job, EncodeJob):
-            self.encode(job)
+            yield from self.encoding(job)
         elif isinstance(job, TapsJob):
             yield from self.taps(job)
         else:
@@ -153,6 +155,11 @@ class Runner:
 
     def encode(self, job: EncodeJob) -> None:
         """Write the task's bundle and every hidden state that the trainings read."""
+        for _ in self.encoding(job):
+            pass
+
+    def encoding(self, job: EncodeJob) -> Iterator[Event]:
+        """As `encode`; now and then how many images it has encoded."""
         cell = job.cell
         with contained():
             bundle, images = self._read(cell)
@@ -174,7 +181,10 @@ class Runner:
                 if images is None and (images := data.kept_images(bundle)) is None:
                     images = self._cut(cell)[1]
                 limit = self.options.cache_gib
-                features.encode(encoder, images, key, wanted, limit_gib=limit, device=self.device)
+                steps = features.encoding(
+                    encoder, images, key, wanted, limit_gib=limit, device=self.device
+                )
+                yield from told(job.task, steps, len(images))
         data.drop_images(bundle)
 
     def _read(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
@@ -346,6 +356,22 @@ class Runner:
             self._materials = (name, materials)
             self.state.share(materials)
         return self._materials[1]
+
+
+_TOLD_EVERY = 2.0
+"""Seconds between two reports of an encoding."""
+
+
+def told(task: str, steps: Iterable[int], total: int) -> Iterator[Event]:
+    """Reports of an encoding that counts its images: how many of all, and the time left."""
+    began = said = time.monotonic()
+    yield Event(kind="stage", text=f"encoding {task}: {total:,} images")
+    for done in steps:
+        if (now := time.monotonic()) - said >= _TOLD_EVERY:
+            said = now
+            left = remaining(done, total, now - began)
+            text = f"encoding {task}: {done:,} of {total:,} images, {left} left"
+            yield Event(kind="stage", text=text)
 
 
 def choose_device(name: str) -> torch.device:

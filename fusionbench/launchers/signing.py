@@ -10,7 +10,13 @@ from functools import cached_property
 from fusionbench.launchers.jobs import Event
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.store import Store
-from fusionbench.registry.provenance import code_state, hardware, plugin_files, software
+from fusionbench.registry.provenance import (
+    code_state,
+    hardware,
+    plugin_code,
+    plugin_files,
+    software,
+)
 from fusionbench.study.plan import Cell
 
 _LONGEST = 4000
@@ -20,6 +26,7 @@ _LONGEST = 4000
 def signed(cell: Cell, record: CellRecord, machine: Mapping[str, str]) -> CellRecord:
     """The record with the facts of its cards, and with what it was made by."""
     card, task = cell.chosen.card, cell.task
+    plugged = plugin_files(card, task, cell.encoder)
     return replace(
         record,
         label=cell.chosen.label,
@@ -37,8 +44,9 @@ def signed(cell: Cell, record: CellRecord, machine: Mapping[str, str]) -> CellRe
             "method": card.source,
             "task": task.source,
             "encoder": cell.encoder.origin,
-            "plugin_files": plugin_files(card, task, cell.encoder),
-        },
+            "plugin_files": plugged,
+        }
+        | ({"plugin_code": plugin_code(card, task, cell.encoder)} if plugged else {}),
     )
 
 

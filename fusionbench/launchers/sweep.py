@@ -1,5 +1,6 @@
 """Run the pending cells of a plan with a launcher and count what happened. No torch here."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -15,7 +16,11 @@ class Progress(Protocol):
     def cell(self, label: str, task: str, seed: int) -> None: ...
     def finished(self, n: int = 1) -> None: ...
     def note(self, text: str) -> None: ...
+    def stage(self, text: str) -> None: ...
     def close(self) -> None: ...
+
+
+_STOPPING = "stopping: the workers end; cells that are recorded stay"
 
 
 @dataclass(kw_only=True)
@@ -28,6 +33,8 @@ class SweepResult:
     skipped: int = 0
     failed: int = 0
     interrupted: bool = False
+    waited: float = 0.0
+    """Seconds until the first cell began: workers start, images are encoded."""
 
 
 def run_plan(plan: Plan, launcher: Launcher, progress: Progress) -> SweepResult:
@@ -48,6 +55,7 @@ def run_plan(plan: Plan, launcher: Launcher, progress: Progress) -> SweepResult:
             launcher.run(held, counts.on_event)
     except KeyboardInterrupt:
         counts.result.interrupted = True
+        progress.note(_STOPPING)
     finally:
         launcher.close()
         progress.close()
@@ -63,6 +71,7 @@ class _Counts:
     progress: Progress
     ended: int = 0
     claimed: set[str] = field(default_factory=set)
+    started: float = field(default_factory=time.monotonic)
 
     def held(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs with cells that another run holds, to be waited for."""
@@ -76,9 +85,12 @@ class _Counts:
     def on_event(self, event: Event) -> None:
         if event.kind in ("broken", "lost", "note"):
             self.progress.note(event.text)
+        elif event.kind == "stage":
+            self.progress.stage(event.text)
         if event.cell is None:
             return
         if event.kind == "begun":
+            self.result.waited = self.result.waited or time.monotonic() - self.started
             spec = event.cell.spec
             self.progress.cell(event.cell.chosen.label, spec.task, spec.seed)
         elif event.kind == "claimed":

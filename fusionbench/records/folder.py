@@ -2,16 +2,18 @@
 
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from fusionbench.api.errors import UserError, disk_error
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.files import content, remove_older
+from fusionbench.records.files import content, free_name, remove_older
 from fusionbench.records.verified import ANSWERS
 
 CONFLICTS = "conflicts"
 MODELS = "models"
+SUPERSEDED = "superseded"
 PARTS = ("cells", "outcomes", "items", "tuning", "failures", "facts")
 _STALE_SECONDS = 3600.0
 """Younger temporary files may belong to a worker that is still writing."""
@@ -48,6 +50,38 @@ def move_aside(file: Path, folder: Path) -> Path | None:
         return file.rename(moved)
     except FileNotFoundError:
         return None
+
+
+def set_aside(record: CellRecord, folder: Path) -> bool:
+    """Move a record with its outcomes, answers and trained model to `superseded/`.
+
+    The record goes first: what a kill leaves behind belongs to no record. False if its folder has
+    no file for it. Raises UserError if the disk refuses.
+    """
+    home = folder / SUPERSEDED
+    part = "tuning" if record.spec.stage == "tune" else "cells"
+    try:
+        home.mkdir(exist_ok=True)
+        target = free_name(home, record.id)
+        number = target.stem.rpartition(".")[2]
+        try:
+            (folder / part / f"{record.id}.json").rename(target)
+        except FileNotFoundError:
+            return False
+        for place in ("outcomes", ANSWERS, CONFLICTS):
+            _follow(folder / place, record.id, home, number)
+        if record.model:
+            _follow(folder / MODELS, record.model, home, number)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    return True
+
+
+def _follow(place: Path, stem: str, home: Path, number: str) -> None:
+    """Move the files of a cell or model; those that another process moved first are left."""
+    for file in sorted(place.glob(f"{stem}*")):
+        with suppress(FileNotFoundError):
+            file.rename(home / f"{stem}.{number}.{place.name}{file.name.removeprefix(stem)}")
 
 
 def conflict_text(record: CellRecord) -> str:

@@ -4,11 +4,14 @@ A plan knows more, but makes the data of all tasks; this reads `study.json`, rec
 claims.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fusionbench.records.cell import Budget, CellRecord
+from fusionbench.records.files import content
+from fusionbench.records.folder import SUPERSEDED
 from fusionbench.records.history import Request
 from fusionbench.records.locks import Place, claims
 from fusionbench.records.store import Store
@@ -62,6 +65,20 @@ def states(store: Store) -> list[RequestState]:
         cells = tuple(_state(place, done, failed, taken) for place in wanted(request))
         found.append(RequestState(request=request, cells=cells))
     return found
+
+
+def superseded(store: Store) -> Counter[str]:
+    """Records set aside since their plug-in was edited: how many by method and task."""
+    counts: Counter[str] = Counter()
+    for file in sorted((store.folder / SUPERSEDED).glob("*.json")):
+        try:
+            record = store.facts.read(content(file).decode())
+        except (OSError, ValueError):
+            # Of another kind, such as the parameters of a model.
+            continue
+        if record.spec.stage == "evaluate":
+            counts[f"{record.label or record.spec.method} on {record.spec.task}"] += 1
+    return counts
 
 
 def wanted(request: Request) -> Iterator[Place]:

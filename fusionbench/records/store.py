@@ -6,6 +6,7 @@ facts/<hash>.json    what many records share           failures/<id>.<n>.json
 answers/<id>.jsonl.gz   texts of all answers           models/<id>.safetensors   trained weights
 study.json           the requests, oldest first        damaged/            files moved aside
 conflicts/<id>-<hash>.json   later runs of a cell with other outcomes than its record
+superseded/          records of a plug-in that was edited since, which no table reads
 
 A record appears under its name complete or not at all, after its facts and its outcomes. What is
 read passes `verified.examine`; what does not is named in `problems`, left alone, and run again.

@@ -80,6 +80,8 @@ class TaskCard:
     source: str
     about: str = ""
     """What it is, in one line."""
+    reads: tuple[str, ...] = ()
+    """The folder of images and the table of a `FolderTask`."""
 
     @property
     def available(self) -> bool:

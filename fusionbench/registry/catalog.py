@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusionbench.api.errors import Problem, one_of
+from fusionbench.api.errors import Problem, UserError, did_you_mean, one_of
 from fusionbench.api.register import Kind, Setting
 from fusionbench.api.sources import Needs
 from fusionbench.encoders.builtin import is_built_in
@@ -49,21 +49,42 @@ class Catalog:
 class _Draft:
     cards: dict[Kind, dict[str, Any]]
     problems: list[Problem] = field(default_factory=list)
+    places: dict[tuple[Kind, str], tuple[Location, int]] = field(default_factory=dict)
+    """File and line of each card."""
 
-    def note(self, location: Location | Source, message: str) -> None:
+    def note(self, location: Location | Source, message: str, hint: str = "") -> None:
         source = str(location.file) if isinstance(location, Location) else location.name
         if isinstance(location, Location) and location.source not in (BUILT_IN, str(location.file)):
             source = f"{location.source} ({location.file})"
-        self.problems.append(Problem(source=source, message=message))
+        self.problems.append(Problem(source=source, message=message, hint=hint))
 
-    def add(self, location: Location, kind: Kind, card: Card) -> None:
+    def add(self, location: Location, kind: Kind, card: Card, line: int) -> None:
         cards = self.cards[kind]
         other = cards.get(card.name) or self._namesake(kind, card)
         if other is None and not (kind == "encoder" and is_built_in(card.name)):
             cards[card.name] = card
+            self.places[kind, card.name] = (location, line)
             return
-        keeps = BUILT_IN if other is None or other.source == BUILT_IN else other.file
-        self.note(location, f"{kind} {card.name!r} is already {keeps}, which is kept")
+        keeps = BUILT_IN if other is None or other.source == BUILT_IN else f"in {other.file}"
+        self.note(
+            location,
+            f"line {line}: {kind} {card.name!r} is already {keeps}, which is kept",
+            f'choose another name, such as @{kind}("my_{card.name}", ...)',
+        )
+
+    def check_controls(self) -> None:
+        """Note each method whose matched control is a name that no method has."""
+        methods = self.cards["method"]
+        for card in methods.values():
+            name = card.control.partition("[")[0]
+            if _NAME.fullmatch(name) and name not in (*methods, "none"):
+                location, line = self.places["method", card.name]
+                self.note(
+                    location,
+                    f"line {line}: control={card.control!r} of method {card.name!r} is no method"
+                    f"{did_you_mean(name, methods)}",
+                    'name a method, or say why there is none: control="none: it reads one layer"',
+                )
 
     def _namesake(self, kind: Kind, card: Card) -> Card | None:
         """The benchmark of a task's name, or the task of a benchmark's."""
@@ -91,6 +112,7 @@ def read_catalog(plugins: Sequence[str] = (), *, packed: Collection[str] = ()) -
         found = [_read(draft, location, packed) for location in locations]
         if not any(found) and (locations or not origin.locations):
             draft.note(origin, "declares no method, task, benchmark or encoder that can be used")
+    draft.check_controls()
     return Catalog(
         methods=dict(sorted(draft.cards["method"].items())),
         tasks=dict(sorted(draft.cards["task"].items())),
@@ -101,17 +123,39 @@ def read_catalog(plugins: Sequence[str] = (), *, packed: Collection[str] = ()) -
     )
 
 
+def require_usable(catalog: Catalog, plugins: Sequence[str]) -> None:
+    """Raise UserError for the first problem of a plug-in that the user named.
+
+    Those of the environment and of installed packages stop nothing: they may be somebody else's.
+    """
+    for source in catalog.sources:
+        if source.name not in plugins:
+            continue
+        names = {source.name, *(str(location.file) for location in source.locations)}
+        for problem in catalog.problems:
+            if problem.source in names:
+                line, _, said = problem.message.partition(": ")
+                number = line.removeprefix("line ")
+                place = (
+                    f"{problem.source}:{number}: " if number.isdigit() else f"{problem.source}: "
+                )
+                raise UserError(
+                    place + (said if number.isdigit() else problem.message),
+                    problem.hint or "`fusionbench doctor --plugin` shows all of it",
+                )
+
+
 def _read(draft: _Draft, location: Location, packed: Collection[str]) -> int:
     """Add the cards of one file; returns its number of declarations, valid or not."""
     declarations, problems = read_source(location.file)
     for problem in problems:
-        draft.note(location, problem)
+        draft.note(location, str(problem), problem.hint)
     for declaration in declarations:
         try:
             for card in _cards(location, declaration, packed):
-                draft.add(location, declaration.kind, card)
+                draft.add(location, declaration.kind, card, declaration.line)
         except (TypeError, ValueError, AttributeError) as error:
-            draft.note(location, f"class {declaration.cls}: {error}")
+            draft.note(location, f"line {declaration.line}: class {declaration.cls}: {error}")
     return len(declarations) + len(problems)
 
 
@@ -206,8 +250,14 @@ def _task(declaration: Declaration, where: dict[str, str], packed: Collection[st
         encoder=given["encoder"],
         in_suite=bool(given["in_suite"]),
         missing=() if here else tuple(need for need in needs if not importable(need)),
+        reads=_reads(declaration),
         **where,
     )
+
+
+def _reads(declaration: Declaration) -> tuple[str, ...]:
+    named = (declaration.attributes.get(name) for name in ("images", "questions"))
+    return tuple(str(one) for one in named if one) if declaration.root == "FolderTask" else ()
 
 
 def _benchmark(declaration: Declaration, where: dict[str, str]) -> BenchmarkCard:

@@ -18,10 +18,12 @@ ROOTS = {
     "Fusion": "method",
     "InEncoderFusion": "method",
     "Task": "task",
+    "FolderTask": "task",
     "Benchmark": "benchmark",
     "Encoder": "encoder",
 }
 """Base classes of `fusionbench.api` and the kind of their subclasses."""
+METHODS = ("Fusion", "InEncoderFusion")
 _KINDS: Mapping[str, registry.Kind]
 _KINDS = {"method": "method", "task": "task", "benchmark": "benchmark", "encoder": "encoder"}
 _DECORATORS: Mapping[registry.Kind, Callable[..., Any]]
@@ -40,7 +42,7 @@ class Declaration:
     kind: registry.Kind
     cls: str
     root: str
-    """`Fusion`, `InEncoderFusion`, `Task`, `Benchmark` or `Encoder`."""
+    """The name of its base class: a key of `ROOTS`."""
     arguments: Mapping[str, Any]
     """The decorator's arguments by name, defaults filled in."""
     settings: Mapping[str, registry.Setting]
@@ -49,28 +51,34 @@ class Declaration:
     """Class attributes with literal values."""
     about: str = ""
     """First line of the class's docstring, or of the file's where that starts with a setting."""
+    line: int = 0
+    """Of the decorator."""
 
 
 class Unreadable(ValueError):
     """A declaration that is not made of literals; the message names the line."""
 
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
-def read_source(file: Path) -> tuple[list[Declaration], list[str]]:
+
+def read_source(file: Path) -> tuple[list[Declaration], list[Unreadable]]:
     """All declarations of a file and the problems of the others."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     except SyntaxError as error:
-        return [], [f"line {error.lineno}: syntax error: {error.msg}"]
+        return [], [Unreadable(f"line {error.lineno}: syntax error: {error.msg}")]
     except (OSError, ValueError) as error:
-        return [], [f"cannot be read: {error}"]
+        return [], [Unreadable(f"cannot be read: {error}")]
     module = _Module(tree)
     found: list[Declaration] = []
-    problems: list[str] = []
+    problems: list[Unreadable] = []
     for node in module.classes.values():
         try:
             found.extend(_declarations(module, node))
         except Unreadable as error:
-            problems.append(str(error))
+            problems.append(error)
     return found, problems
 
 
@@ -140,6 +148,7 @@ def _declarations(module: _Module, node: ast.ClassDef) -> Iterator[Declaration]:
             settings=_settings(module, node),
             attributes=_attributes(module, node),
             about=_about(module, node),
+            line=decorator.lineno,
         )
 
 
@@ -183,6 +192,8 @@ def _settings(module: _Module, node: ast.ClassDef) -> dict[str, registry.Setting
         return {}
     settings: dict[str, registry.Setting] = {}
     given = constructor.args
+    if module.root(node) in METHODS:
+        _require_keyword_only(node.name, given)
     for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
         if default is None:
             raise Unreadable(f"line {argument.lineno}: setting {argument.arg!r} has no default")
@@ -190,6 +201,18 @@ def _settings(module: _Module, node: ast.ClassDef) -> dict[str, registry.Setting
         _require_setting(value, f"line {default.lineno}: the default of {argument.arg!r}")
         settings[argument.arg] = value
     return settings
+
+
+def _require_keyword_only(cls: str, given: ast.arguments) -> None:
+    """Raise Unreadable for a setting that a constructor `(self, shape)` takes by position."""
+    taken = [*given.posonlyargs, *given.args]
+    if len(taken) > 2:
+        shape, early = taken[1:3]
+        raise Unreadable(
+            f"line {early.lineno}: {early.arg!r} of {cls} stands before `*`, and settings are "
+            "keyword-only",
+            f"write `def __init__(self, {shape.arg}, *, {early.arg}=...)`",
+        )
 
 
 def _require_setting(value: object, what: str) -> None:

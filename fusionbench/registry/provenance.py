@@ -1,9 +1,11 @@
 """Provenance of a record: code, packages, machine. No torch at import."""
 
+import ast
+import hashlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,10 +62,52 @@ def plugin_files(
     method: MethodCard, task: TaskCard | BenchmarkCard, encoder: EncoderCard
 ) -> Mapping[str, str]:
     """Name and hash of each plug-in's source file, which reveal an unchanged version."""
+    return {file.name: source_hash(file) for file in _plugged(method, task, encoder)}
+
+
+def plugin_code(
+    method: MethodCard, task: TaskCard | BenchmarkCard, encoder: EncoderCard
+) -> Mapping[str, str]:
+    """The same without comments, docstrings and layout: what a change of them leaves equal."""
+    return {file.name: code_hash(file) for file in _plugged(method, task, encoder)}
+
+
+def _plugged(
+    method: MethodCard, task: TaskCard | BenchmarkCard, encoder: EncoderCard
+) -> Iterator[Path]:
     sources = [(method.source, method.file), (task.source, task.file)]
     sources.append((encoder.origin, encoder.path))
-    files = [Path(file) for source, file in sources if source != BUILT_IN]
-    return {file.name: file_hash(file)[:16] for file in files}
+    return (Path(file) for source, file in sources if source != BUILT_IN)
+
+
+def source_hash(file: Path) -> str:
+    """16 hexadecimal digits of the SHA-256 of a file. Raises OSError."""
+    return file_hash(file)[:16]
+
+
+def code_hash(file: Path) -> str:
+    """16 hexadecimal digits of the code of a Python file; empty for one that does not parse.
+
+    Comments, docstrings and layout do not count; another version of Python may give another hash.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return ""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_text(body[0]):
+            body[0] = ast.Pass()
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def _is_text(node: ast.AST) -> bool:
+    """Whether a statement is a text alone, as a docstring is."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _cpu_name() -> str:

@@ -40,10 +40,16 @@ class PaperRow:
     """The method here; empty if there is none."""
     why: str = ""
     """Why there is none."""
+    vlm: str = ""
+    """The method in the track `vlm`, where it is another, or the track `probe` has none."""
     method: str = ""
     """Its name in `reported.csv`."""
     reported: tuple[str, ...] = ()
     """`given_by` of its published numbers in `reported.csv`."""
+
+    def here(self, track: str) -> str:
+        """The method of ours in a track; empty if there is none."""
+        return self.vlm or self.ours if track == VLM else self.ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +90,14 @@ class Paper:
     differs: tuple[str, ...]
     tables: tuple[PaperTable, ...]
 
-    @property
-    def methods(self) -> list[str]:
-        """Every method of ours that its tables need."""
-        names = [row.ours for table in self.tables for row in table.rows]
+    def methods(self, track: str) -> list[str]:
+        """Every method of ours that its tables need in a track."""
+        names = [row.here(track) for table in self.tables for row in table.rows]
         names += [table.against for table in self.tables]
         return [name for name in dict.fromkeys(names) if name]
 
 
+PROBE, VLM = "probe", "vlm"
 _PARTS = ("Recognition", "VQA-Scene", "VQA-Doc", "KIE", "HMER")
 
 
@@ -135,6 +141,8 @@ class FilledRow:
     """One row of a paper's table with its published numbers and ours."""
 
     row: PaperRow
+    ours: str
+    """The method in this track; empty if there is none."""
     published: Mapping[str, Reported]
     gap: str = ""
     """Why there are no scores of ours."""
@@ -163,15 +171,16 @@ class ConditionScores:
 
     def _filled(self, shape: PaperTable, row: PaperRow) -> FilledRow:
         published, methods = shape.published(row), self.table.methods
-        if row.ours not in methods:
-            gap = "not run" if row.ours else row.why or "not here"
-            return FilledRow(row=row, published=published, gap=gap)
-        method = methods.index(row.ours)
+        ours = row.here(self.table.condition.track)
+        if ours not in methods:
+            gap = "not run" if ours else row.why or "not here"
+            return FilledRow(row=row, ours=ours, published=published, gap=gap)
+        method = methods.index(ours)
         gains: Mapping[Scope, Measured] = {}
-        if row.ours != shape.against and shape.against in methods:
+        if ours != shape.against and shape.against in methods:
             gains = self.measurer.against(method, methods.index(shape.against))
         scores = {scope: self._score(method, scope) for scope in self.scopes}
-        return FilledRow(row=row, published=published, scores=scores, gains=gains)
+        return FilledRow(row=row, ours=ours, published=published, scores=scores, gains=gains)
 
     def _score(self, method: int, scope: Scope) -> Summary:
         if scope.level == "task":
@@ -241,13 +250,17 @@ def _page(
 
 def _missing(paper: Paper, conditions: Sequence[ConditionScores]) -> Iterator[str]:
     """What to run so that no row of ours is empty."""
-    here = {name for one in conditions for name in one.table.methods}
-    if lacking := [name for name in paper.methods if name not in here]:
-        names = shlex.quote(",".join(lacking))
-        yield (
-            "Rows without a score of ours were not run in this study; the same study with "
-            f"`--methods {names}` fills them.\n"
-        )
+    here: dict[str, set[str]] = {}
+    for one in conditions:
+        here.setdefault(one.table.condition.track, set()).update(one.table.methods)
+    for track, found in here.items() or {PROBE: set[str]()}.items():
+        if lacking := [name for name in paper.methods(track) if name not in found]:
+            names = shlex.quote(",".join(lacking))
+            yield (
+                f"Rows without a score of ours were not run in the track `{track}`: `fusionbench "
+                f"paper {paper.name} --run` fills them, or the same study with `--methods {names}`."
+                "\n"
+            )
 
 
 def _paper_grid(
@@ -255,9 +268,12 @@ def _paper_grid(
 ) -> list[GridRow]:
     """The paper's table: ours over the suite and its groups, then its published columns."""
     wide = [scope for scope in condition.scopes if scope.level != "task"]
+    both = {_plain(name) for name in shape.benchmarks}
+    # A benchmark of the paper that the track `vlm` has as well stands beside its numbers.
+    shared = [s for s in condition.scopes if s.level == "task" and _plain(s.name) in both]
     return [
-        {"row": one.row.row, "ours": one.row.ours or f"({one.gap})"}
-        | {scope.name: _score(one, scope) for scope in wide}
+        {"row": one.row.row, "ours": one.ours or f"({one.gap})"}
+        | {scope.name: _score(one, scope) for scope in (*wide, *shared)}
         | {"gain on the suite": _gain(one, condition)}
         | {f"published {name}": _published(one, name) for name in shape.benchmarks}
         for one in rows
@@ -273,10 +289,14 @@ def _task_grid(condition: ConditionScores, rows: Sequence[FilledRow]) -> list[Gr
     ]
 
 
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
 def _score(one: FilledRow, scope: Scope) -> str:
     if one.scores:
         return one.scores[scope].text
-    return one.gap if one.row.ours else "-"
+    return one.gap if one.ours else "-"
 
 
 def _gain(one: FilledRow, condition: ConditionScores) -> str:
@@ -302,7 +322,7 @@ def _long_rows(
 ) -> Iterator[Row]:
     """One row for each row of the table and each column, published or ours."""
     for one in rows:
-        start = _NOTHING | {"table": shape.name, "row": one.row.row, "method": one.row.ours}
+        start = _NOTHING | {"table": shape.name, "row": one.row.row, "method": one.ours}
         start["condition"] = condition.table.condition.title
         for name, number in one.published.items():
             columns = {"kind": "published", "column": name, "published": number.value}

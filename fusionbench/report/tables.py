@@ -256,7 +256,9 @@ _LATEX = {
     "°": r"$^\circ$", "‡": r"\textdaggerdbl{}", "†": r"\textdagger{}", "…": r"\ldots{}",
     "§": r"\S{}", "≈": r"$\approx$", "Δ": r"$\Delta$", "µ": r"$\mu$", "¶": r"\P{}",
 }  # fmt: skip
-PACKAGES = r"\usepackage{booktabs}, \usepackage[table]{xcolor}"
+PACKAGES = r"\usepackage{booktabs}, \usepackage{graphicx}, \usepackage[table]{xcolor}"
+_FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""Shrinks a table that is wider than the text, and leaves any other as it is."""
 
 
 def frame(rows: Sequence[Row]) -> "DataFrame":
@@ -310,7 +312,7 @@ def _markdown(entry: Entry) -> str:
 
 
 def latex_grid(rows: Sequence[GridRow], caption: str, label: str) -> str:
-    """A LaTeX table to paste or to input; all rows share the first one's columns."""
+    """A LaTeX table to paste or to input, no wider than the text; all rows have its columns."""
     # Not `DataFrame.to_latex`: it cannot shade a cell, passes on characters that LaTeX does not
     # know, and reads a row that starts with a bracket as an argument of the line above.
     if not rows:
@@ -322,6 +324,7 @@ def latex_grid(rows: Sequence[GridRow], caption: str, label: str) -> str:
         r"\centering\small",
         rf"\caption{{{escaped(caption)}}}",
         rf"\label{{tab:{_label(label)}}}",
+        _FIT,
         rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
         r"\toprule",
         _latex_row([escaped(name) for name in columns]),
@@ -329,6 +332,7 @@ def latex_grid(rows: Sequence[GridRow], caption: str, label: str) -> str:
         *(_latex_row([_latex(row.get(name, "")) for name in columns]) for row in rows),
         r"\bottomrule",
         r"\end{tabular}",
+        "}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"

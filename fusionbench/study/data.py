@@ -181,6 +181,11 @@ def _stamps(card: TaskCard) -> Iterator[list[str | int]]:
     source = Path(card.file)
     for path in [*source.parent.glob(f"{source.stem}.*"), *source.parent.glob("_*.py")]:
         yield [path.name, *_stamp(path)]
+    for name in card.reads:
+        read = Path(name).expanduser()
+        for path in [read, *sorted(read.rglob("*"))]:
+            if path.is_file():
+                yield [path.name, *_stamp(path)]
     for package in card.needs:
         for record in _package_records(package):
             yield [package, *_stamp(record)]

@@ -1,7 +1,8 @@
 """A study resolved to methods, tasks and encoders, and its cells that have no record. No torch."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fusionbench.records.cell import (
 )
 from fusionbench.records.training import Training
 from fusionbench.registry.catalog import BenchmarkCard, Catalog, TaskCard
-from fusionbench.registry.encoder_cards import describe
+from fusionbench.registry.encoder_cards import found_encoder
 from fusionbench.registry.selection import (
     Chosen,
     Unavailable,
@@ -35,7 +36,6 @@ from fusionbench.study.study import ALL, LOCAL_TASKS, OWN, PRESETS, PROBE, VLM, 
 from fusionbench.study.training import BLIND, evaluated, training_of, without_readers
 
 AnyTask = TaskCard | BenchmarkCard
-_ENCODERS = "`fusionbench list encoders` shows what is here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,27 +67,36 @@ class ResolvedStudy:
 
 
 def resolve(
-    study: Study, catalog: Catalog, *, download: bool = False, data_root: str = ""
+    study: Study,
+    catalog: Catalog,
+    *,
+    download: bool = False,
+    data_root: str = "",
+    absent: bool = False,
+    hear: Callable[[str], None] = lambda _: None,
 ) -> ResolvedStudy:
     """Look up every name of a study. Raises UserError for an unknown or impossible one.
 
     `download`: fetch the weights of encoders and language models that are not here; else their
-    absence is an error. `data_root`: folder of the benchmarks' files.
+    absence is an error. `data_root`: folder of the benchmarks' files. `absent`: plan without
+    weights where the sizes of the encoder are known; the ids of such cells are not those of a run.
+    `hear` gets a sentence before weights are fetched.
     """
+    find = partial(found_encoder, catalog, download=download, absent=absent, hear=hear)
     # The study's own encoder first: a wrong name is an error even if no task uses it.
     vlm = study.track == VLM
     language = describe_language(study.language, study.model, download=download) if vlm else None
     if language is not None:
         study = _of_checkpoint(evaluated(study, language), language)
-    study_encoder = (language and language.tower) or _encoder(
-        catalog, study.encoder, study.budget.image_size, download=download
+    study_encoder = (language and language.tower) or find(
+        study.encoder, image_size=study.budget.image_size
     )
     added = (BLIND,) if vlm else references(study, study_encoder.layers)
     methods = select_methods(catalog, (*study.methods, *added), study.settings)
     methods, same = without_readers(methods) if vlm else (methods, {})
     tasks, unavailable = _tasks(study, catalog, data_root)
     own = {task.encoder for task in tasks if isinstance(task, TaskCard) and task.encoder}
-    brought = {name: _encoder(catalog, name, 0, download=download) for name in sorted(own)}
+    brought = {name: find(name, image_size=0) for name in sorted(own)}
     encoders = {task.name: brought.get(_own_encoder(task), study_encoder) for task in tasks}
     check_packed(encoders)
     return ResolvedStudy(
@@ -461,22 +470,3 @@ def _cells(
                 training=training,
             )
             yield Cell(spec=spec, chosen=chosen, task=task, encoder=encoder)
-
-
-def _encoder(catalog: Catalog, name: str, image_size: int, *, download: bool) -> EncoderCard:
-    """An encoder's card with the fingerprint of its weights. Raises UserError."""
-    try:
-        card = describe(catalog, name, image_size=image_size)
-        if card.available:
-            return card
-        if download and name not in catalog.encoders:
-            # It loads torch, which a study whose weights are here does without.
-            from fusionbench.encoders.fetch import fetch
-
-            fetch(name)
-            return describe(catalog, name, image_size=image_size)
-    except UserError:
-        raise
-    except (ValueError, OSError) as error:
-        raise UserError(str(error), _ENCODERS) from error
-    raise UserError(f"the weights of encoder {name!r} are not here", card.get)

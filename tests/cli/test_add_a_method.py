@@ -12,6 +12,7 @@ from toy_cells import train_cell
 
 import fusionbench
 from fusionbench.api.errors import UserError
+from fusionbench.checks.first_build import first_uses
 from fusionbench.cli.new import new_package
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.encoder_cards import describe
@@ -20,6 +21,8 @@ from fusionbench.registry.plugins import load_encoder, load_method
 HOME = Path(fusionbench.__file__).parent.parent
 PAGE = HOME / "docs" / "add-a-method.md"
 CATALOG = read_catalog()
+KINDS = ("token_gate", "joined", "asked", "halved", "nudge")
+"""A method of each kind that the tutorial shows."""
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="tests of an installed wheel")
 
 
@@ -56,19 +59,30 @@ def test_the_tutorial_from_the_first_line_to_the_last(tmp_path, monkeypatch):
         assert (tmp_path / name).parent in (home, home / "tests")
         (tmp_path / name).write_text(source)
     monkeypatch.syspath_prepend(str(home))
-    tests = runpy.run_path(str(home / "tests" / "test_token_gate.py"))
+    tests = runpy.run_path(str(home / "tests" / "test_equation.py"))
     found = [value for name, value in tests.items() if name.startswith("test_")]
     assert len(found) == 3
     for test in found:
         test()
     catalog = read_catalog([str(home)])
     assert not catalog.problems
-    for name in ("token_gate", "nudge"):
+    for name in KINDS:
         card = catalog.methods[name]
         record, _ = train_cell(load_method(card), steps=3, **card.settings)
         assert record.status == "done" and not record.unmoved
+        assert first_uses(card.file) == []
     assert catalog.methods["token_gate"].switches == {"gated": (False,), "depth": (0.25, 0.75)}
     assert load_encoder(describe(catalog, "tiny")).shape.layers == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_the_generated_tests_survive_the_replacement_of_the_example(name, tmp_path):
+    home = new_package("method", "first_try", tmp_path, CATALOG)
+    (source,) = [text for path, text in files().items() if f'@method("{name}"' in text
+                 or f'@method(\n    "{name}"' in text]  # fmt: skip
+    (home / "fusionbench_first_try.py").write_text(source)
+    assert passed(home) > 10
 
 
 @pytest.mark.parametrize(

@@ -170,12 +170,18 @@ def test_a_dry_run_names_cells_time_disk_and_cache_and_writes_nothing(call, tmp_
         "run", "--dry-run", "--tasks", "planted_layer", "--methods", "last,layer[index=1]",
         "--seeds", "2", "--out", tmp_path / "out",
     )  # fmt: skip
+    _, every, _ = call(
+        "run", "--dry-run", "--tasks", "planted_layer", "--methods", "last,layer[index=1]",
+        "--seeds", "2", "--out", tmp_path / "out", "--full",
+    )  # fmt: skip
+    assert re.search(r"2 +layer\[index=1\] +planted_layer +\w+ +index=1", every)
     assert code == 0
     assert "4 of 4 cells to run, 0 are there already" in out
     assert re.search(r"time: about .*rough guess", out)
     assert re.search(r"disk: at most \d+ MiB .* limit is 20 GiB", out)
     assert re.search(r"cached: \d+ MiB", out)
-    assert re.search(r"2 +layer\[index=1\] +planted_layer +\w+ +index=1", out)
+    assert re.search(r"^2 +layer\[index=1\]$", out, re.MULTILINE)
+    assert re.search(r"^4 +planted_layer$", out, re.MULTILINE)
     assert not (tmp_path / "out").exists()
 
 

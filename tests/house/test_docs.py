@@ -5,8 +5,10 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from in_process import fusionbench
+from PIL import Image
 from vlm_cells import save_picture
 
 from fusionbench.records.cost import read as read_profiles
@@ -86,6 +88,12 @@ def smallest(arguments: list[str]) -> list[str]:
     return [*kept, *few, *SMALLEST, *(VLM if vlm else [])]
 
 
+def small_paper(arguments: list[str]) -> list[str]:
+    """`paper --run` on one task, with one seed."""
+    run = arguments[0] == "paper" and "--run" in arguments
+    return [*arguments, *SMALLEST, "--tasks", "digits", "--seeds", "1"] if run else arguments
+
+
 def with_cell(arguments: list[str], folder: Path) -> list[str]:
     """The command with the id of a cell of the page's own results in place of `CELL`."""
     if "CELL" not in arguments:
@@ -107,10 +115,24 @@ def folder(tmp_path_factory):
     fusionbench("run", *SMALL_STUDY, "--out", "results/local", folder=place)
     (place / "my_mix.py").write_text(example_method())
     save_picture(place / "picture.png")
+    write_images(place)
     for name in ("README.md", "methods", "tasks", "docs", "tests"):
         if (ROOT / name).exists():
             (place / name).symlink_to(ROOT / name)
     return place
+
+
+def write_images(place: Path) -> None:
+    """Two folders of noise: one with classes, one with a table of questions."""
+    draws = np.random.default_rng(0)
+    rows = ["image,question,answer"]
+    for row in range(12):
+        files = [place / "photos" / name / f"{row}.png" for name in ("cat", "dog")]
+        for file in (*files, place / "figures" / f"{row}.png"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draws.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(file)
+        rows.append(f"{row}.png,is it raining?,{('yes', 'no')[row % 2]}")
+    (place / "figures" / "questions.csv").write_text("\n".join(rows) + "\n")
 
 
 def copy_two_tasks(shipped: Path, copy: Path) -> None:
@@ -142,7 +164,7 @@ def test_every_documented_command_runs(page, folder):
         if words[:3] == ["python", "-m", "fusionbench"]:
             words = ["fusionbench", *words[3:]]
         assert words[0] == "fusionbench", f"{page}: this test does not know how to run {text!r}"
-        if (small := with_cell(smallest(words[1:]), folder)) not in done:
+        if (small := with_cell(small_paper(smallest(words[1:])), folder)) not in done:
             fusionbench(*small, folder=folder, variables=variables)
             done.append(small)
 

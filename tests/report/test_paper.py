@@ -2,8 +2,10 @@
 
 import csv
 import io
+import json
 import re
 
+import in_process
 import pytest
 from paired_studies import study
 
@@ -45,10 +47,10 @@ def test_the_command_offers_exactly_the_papers_there_are():
 def test_every_row_names_a_method_that_can_be_run_or_says_why_not():
     catalog = read_catalog()
     for one in papers().values():
-        for name in one.methods:
+        for name in (*one.methods("probe"), *one.methods("vlm")):
             assert select_methods(catalog, [name])[0].label == name
         for table in one.tables:
-            assert table.against in one.methods
+            assert table.against in one.methods("probe")
             assert all(bool(line.ours) != bool(line.why) for line in table.rows)
 
 
@@ -143,3 +145,50 @@ def test_an_unknown_key_of_a_paper_is_named_with_its_line_and_the_nearest_one():
     del section["difers"]
     with pytest.raises(UserError, match="differs is missing"):
         _built(Paper, section, name="mine", tables=())
+
+
+def test_a_table_of_the_track_vlm_is_filled_from_its_own_records(tmp_path):
+    from vlm_records import write_vlm
+
+    folder = write_vlm(tmp_path / "vlm", methods=("blind", "penultimate", "mema"))
+    write("mema", folder, None, io.StringIO())
+    home = folder / "report" / "paper"
+    rows = {(row["row"], row["column"]): row for row in rows_of(home, "mema-main")}
+    assert "vlm: " in rows["Mema", "suite"]["condition"] and rows["Mema", "pope"]["mean"]
+    # A benchmark of the paper stands beside its own numbers.
+    (header, *_) = [line for line in (home / "mema.md").read_text().splitlines() if "| row" in line]
+    assert re.search(r"\| pope +\|.* published POPE", header)
+
+
+def test_rows_inside_a_language_model_have_a_method_in_the_track_vlm_only():
+    catalog = read_catalog()
+    inside = [row for one in papers().values() for table in one.tables for row in table.rows
+              if row.vlm]  # fmt: skip
+    assert len(inside) >= 4
+    for row in inside:
+        assert row.here("vlm") == row.vlm and row.here("probe") == row.ours == "" and row.why
+        assert select_methods(catalog, [row.vlm])[0].label == row.vlm
+
+
+def test_run_fills_what_a_table_lacks_in_the_folder_s_own_study_and_prints_it(tmp_path):
+    out = tmp_path / "out"
+    run = ("run", "--preset", "smoke", "--tasks", "digits", "--device", "cpu", "--quiet")
+    in_process.fusionbench(*run, "--methods", "penultimate", "--out", out)
+    asked = (out / "study.json").read_bytes()
+    paper_ = ("paper", "mmfuser", out, "--run", "--quiet", "--device", "cpu")
+    planned = in_process.fusionbench(*paper_, "--dry-run")
+    wanted = len(paper("mmfuser").methods("probe"))
+    assert f"{wanted - 1} of {wanted} cells to run, 1 are there already" in planned
+    said = in_process.fusionbench(*paper_)
+    assert "## " in said and "| not run" not in said and "published" in said
+    assert said.strip().endswith(str(out / "report" / "paper" / "mmfuser.md"))
+    assert (out / "study.json").read_bytes() == asked
+    assert f"0 of {wanted} cells to run" in in_process.fusionbench(*paper_, "--dry-run")
+
+
+def test_papers_are_listed_within_80_columns(call):
+    code, out, _ = call("list", "papers")
+    assert code == 0 and all(len(line) <= 80 for line in out.splitlines())
+    assert all(re.search(rf"^{name} ", out, re.MULTILINE) for name in papers())
+    code, out, _ = call("list", "papers", "--json")
+    assert code == 0 and {row["name"] for row in json.loads(out)} == set(papers())

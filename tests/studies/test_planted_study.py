@@ -28,7 +28,7 @@ def scores(folder, task, methods, seeds):
     study = replace(QUICK, tasks=(task,), methods=methods, seeds=seeds)
     runner = Runner(RunOptions(out=str(folder), device="cpu"))
     for job in jobs_of(make_plan(resolve(study, read_catalog()), ())):
-        assert {event.kind for event in runner.run(job)} <= {"begun", "done"}
+        assert {event.kind for event in runner.run(job)} <= {"begun", "done", "stage"}
     found = defaultdict(dict)
     for record in Store.open(folder).records():
         found[record.spec.seed][record.label] = record.score

@@ -1,0 +1,258 @@
+"""One's own images without Python: folders of classes, tables, and words for what is wrong."""
+
+import json
+import shutil
+
+import in_process
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusionbench.api.errors import UserError
+from fusionbench.api.folders import content_id, guessed, read_images, read_rows
+from fusionbench.api.tasks import data_hash, validate
+
+SIZE = (20, 16)
+
+
+def picture(file, *key, size=SIZE):
+    """Noise that depends on the key alone."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    drawn = np.random.default_rng([hash_of(one) for one in key]).integers(0, 255, (*size[::-1], 3))
+    Image.fromarray(drawn.astype(np.uint8)).save(file)
+
+
+def hash_of(key):
+    return sum(ord(letter) * 31**place for place, letter in enumerate(str(key)))
+
+
+def classes(home, names=("cat", "dog"), count=10, size=SIZE):
+    for name in names:
+        for row in range(count):
+            picture(home / name / f"{row}.png", name, row, size=size)
+    return home
+
+
+def table(home, rows, columns=("image", "question", "answer", "split"), name="questions.csv"):
+    for image in {row[0] for row in rows}:
+        picture(home / image, image)
+    lines = [columns, *rows]
+    if name.endswith(".jsonl"):
+        text = "\n".join(json.dumps(dict(zip(columns, row, strict=False))) for row in rows)
+    else:
+        text = "\n".join(",".join(line) for line in lines)
+    (home / name).write_text(text + "\n")
+    return home
+
+
+def rows(count=10, split=True):
+    names = ["train"] * (count - 4) + ["val"] * 2 + ["test"] * 2
+    return [
+        (f"{row}.png", "is it even?", ("yes", "no")[row % 2], *([names[row]] if split else []))
+        for row in range(count)
+    ]
+
+
+def load(home, side=224):
+    data = read_images(home, read_rows(home), side=side)
+    validate(data)
+    return data
+
+
+def test_class_folders_are_dealt_so_that_each_class_is_in_each_split(tmp_path):
+    data = load(classes(tmp_path / "own", ("cat", "dog", "eel")))
+    assert data.answers == ("cat", "dog", "eel") and data.images.shape == (30, 16, 20, 3)
+    assert [len(data.split(name)) for name in ("train", "val", "test")] == [18, 6, 6]
+    for name in ("train", "val", "test"):
+        assert set(data.split(name).answers.tolist()) == {0, 1, 2}
+    assert guessed(data) == pytest.approx(1 / 3)
+
+
+def test_splits_of_one_s_own_are_kept_and_val_is_taken_from_train_where_it_lacks(tmp_path):
+    for split, count in (("train", 10), ("test", 3)):
+        for name in ("cat", "dog"):
+            for row in range(count):
+                picture(tmp_path / split / name / f"{row}.png", split, name, row)
+    data = load(tmp_path)
+    assert [len(data.split(name)) for name in ("train", "val", "test")] == [16, 4, 6]
+    assert all(item.startswith("test/") for item in data.test.items)
+
+
+@pytest.mark.parametrize("name", ["questions.csv", "questions.jsonl"])
+def test_a_table_is_read_with_its_splits(tmp_path, name):
+    data = load(table(tmp_path, rows(), name=name))
+    assert data.answers == ("no", "yes") and len(data.train) == 6
+    assert data.test.questions == ("is it even?",) * 2
+    assert sorted(data.test.items) == ["8.png: is it even?", "9.png: is it even?"]
+
+
+def test_images_of_other_sizes_are_padded_to_squares_and_equal_ones_are_left_alone(tmp_path):
+    home = classes(tmp_path / "own")
+    assert load(home).images.shape[1:3] == (16, 20)
+    assert load(home, side=10).images.shape[1:3] == (10, 10)
+    picture(home / "cat" / "wide.png", "wide", size=(100, 20))
+    data = load(home, side=50)
+    assert data.images.shape[1:3] == (50, 50)
+    # A wide picture has grey above and below.
+    wide = next(one for one in data.images if (one[0] == 128).all() and (one[19] == 128).all()
+                and (one[25] != 128).any())  # fmt: skip
+    assert (wide[:20] == 128).all() and (wide[30:] == 128).all()
+
+
+def test_a_picture_is_turned_as_its_camera_noted(tmp_path):
+    home = classes(tmp_path / "own")
+    before = load(home).images.shape
+    turned = Image.open(home / "cat" / "0.png").rotate(90, expand=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(home / "cat" / "0.png", exif=exif)
+    assert Image.open(home / "cat" / "0.png").size == SIZE[::-1]
+    assert load(home).images.shape == before
+
+
+def test_the_task_is_that_of_the_content_wherever_the_folder_lies(tmp_path):
+    first = classes(tmp_path / "one" / "place")
+    shutil.copytree(first, tmp_path / "two")
+    second = tmp_path / "two"
+    ids = [content_id(home, read_rows(home)) for home in (first, second)]
+    assert ids[0] == ids[1]
+    assert data_hash(load(first)) == data_hash(load(second))
+    picture(second / "cat" / "0.png", "another")
+    assert content_id(second, read_rows(second)) != ids[0]
+
+
+def change(home, line, text):
+    lines = (home / "questions.csv").read_text().splitlines()
+    lines[line - 1] = text
+    (home / "questions.csv").write_text("\n".join(lines) + "\n")
+
+
+TABLE = {
+    "missing column": (1, "image,question,anwser,split", ":2: no column 'answer'; did you mean "
+                       "'anwser'?"),
+    "empty value": (4, "2.png,is it even?,,train", ":4: answer is empty"),
+    "missing image": (5, "gone.png,is it even?,yes,train", ":5: there is no image "),
+    "no such split": (6, "4.png,is it even?,yes,tset", ":6: no split 'tset'; did you mean 'test'?"),
+    "duplicate row": (4, "1.png,is it even?,no,train", ":4: 'is it even?' about 1.png stands in "),
+    "two answers": (4, "1.png,is it even?,yes,train", "already, answered 'no' there"),
+    "unseen answer": (10, "8.png,is it even?,maybe,test", ":10: the answer 'maybe' of the test "
+                      "split is never seen in training (1 such rows)"),
+    "one image in two splits": (10, "1.png,is it odd?,no,test", ":10: 1.png is in test, and the "
+                                "same image is in train"),
+    "a split for some": (3, "1.png,is it even?,no,", ":3: split is empty, and other rows have one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_wrong_row_is_named_with_its_file_and_line(tmp_path, name):
+    line, text, words = TABLE[name]
+    home = table(tmp_path, rows())
+    change(home, line, text)
+    with pytest.raises(UserError) as told:
+        load(home)
+    assert words in told.value.message and str(home / "questions.csv") in told.value.message
+    assert told.value.hint
+
+
+def test_broken_files_are_named_all_at_once(tmp_path):
+    home = table(tmp_path, rows())
+    (home / "3.png").write_bytes((home / "3.png").read_bytes()[:200])
+    (home / "5.png").write_text("no picture")
+    with pytest.raises(UserError) as told:
+        load(home)
+    assert "questions.csv:7: " in told.value.message and "5.png is no image" in told.value.message
+    assert "(and 1 more images)" in told.value.message
+
+
+def empty(home):
+    home.mkdir()
+
+
+def flat(home):
+    picture(home / "a.png", "a")
+
+
+WRONG = {
+    "nothing there": (lambda home: None, "no folder "),
+    "an empty folder": (empty, "has no folder of a class and no questions.csv"),
+    "images without classes": (flat, "has no folder of a class and no questions.csv"),
+    "a class too small": (lambda home: classes(home, count=4), "has 4 different images"),
+    "one class": (lambda home: classes(home, ("cat",)), "has one answer only: 'cat'"),
+    "only train": (lambda home: classes(home / "train"), "val, test is missing"),
+    "too few rows": (
+        lambda home: table(home, rows(10, split=False)[:4], ("image", "question", "answer")),
+        "no question falls to val",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_folder_that_is_no_task_is_told_so_in_words(tmp_path, name):
+    make, words = WRONG[name]
+    make(tmp_path / "own")
+    with pytest.raises(UserError) as told:
+        load(tmp_path / "own")
+    assert words in told.value.message and told.value.hint
+
+
+def test_a_run_of_a_folder_resumes_and_is_the_same_elsewhere(tmp_path):
+    home, out = classes(tmp_path / "own"), tmp_path / "out"
+    run = ("run", "--methods", "penultimate", "--preset", "smoke", "--device", "cpu", "--quiet",
+           "--out", out)  # fmt: skip
+    code, _, said = in_process.run(*run, "--tasks", f"folder:{home}")
+    assert code == 0, said
+    assert f"note: folder:{home} is the task images-" in said
+    assert "20 images of 20 x 16, 2 answers, 12 train, 4 val, 4 test examples" in said
+    home.rename(tmp_path / "moved")
+    again = in_process.fusionbench(*run, "--tasks", f"folder:{tmp_path / 'moved'}")
+    assert "0 cells run, 1 were there" in again
+    (cell,) = (out / "cells").iterdir()
+    assert str(tmp_path) not in cell.read_text()
+    cell.unlink()
+    assert "1 cells run" in in_process.fusionbench("resume", out, "--quiet")
+
+
+def test_check_looks_at_tasks_and_says_what_a_small_test_set_means(call, tmp_path):
+    code, out, _ = call("check", f"folder:{classes(tmp_path / 'own')}")
+    assert code == 0 and "20 images of 20 x 16, 2 answers" in out
+    assert "note: 4 test examples: one score is known to about 49 points either way" in out
+    file = tmp_path / "task.py"
+    file.write_text(
+        "from fusionbench.api import FolderTask, task\n"
+        "@task('mine', version=1, family='mine', group='fine')\n"
+        f"class Mine(FolderTask):\n    images = {str(tmp_path / 'own')!r}\n    chance = 0.1\n"
+    )
+    code, out, _ = call("check", file)
+    assert code == 1 and "fault: chance is 0.1, and the answer 'cat' alone scores 0.5" in out
+
+
+def test_new_task_writes_a_package_whose_tests_pass(call, tmp_path):
+    home = table(tmp_path / "photos", rows(20))
+    code, out, said = call(
+        "new-task", "evens", "--images", home, "--questions", home / "questions.csv",
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0, said
+    package = tmp_path / "fusionbench-evens"
+    assert pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(package)]) == 0
+    code, out, said = call("check", package / "fusionbench_evens.py")
+    assert code == 0 and "evens: 20 images of 20 x 16" in out, said
+    code, _, said = call("new-task", "odd", "--questions", home / "questions.csv")
+    assert code == 2 and "add --images DIR" in said
+
+
+def test_the_hash_of_a_task_file_notices_an_image_that_changed(tmp_path):
+    from fusionbench.registry.catalog import read_catalog
+    from fusionbench.study.data import task_hash
+
+    home, file = classes(tmp_path / "own"), tmp_path / "task.py"
+    file.write_text(
+        "from fusionbench.api import FolderTask, task\n"
+        "@task('mine', version=1, family='mine', group='fine')\n"
+        f"class Mine(FolderTask):\n    images = {str(home)!r}\n    chance = 0.5\n"
+    )
+    card = read_catalog([str(file)]).tasks["mine"]
+    assert card.reads == (str(home),)
+    before = task_hash(card)
+    picture(home / "cat" / "0.png", "another")
+    assert task_hash(card) != before
