@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
@@ -13,7 +14,7 @@ from filelock import FileLock
 from jaxtyping import UInt8
 
 from fusionbench.api.encoders import Encoder
-from fusionbench.api.errors import FatalError, UserError
+from fusionbench.api.errors import FatalError, UserError, disk_error
 from fusionbench.api.types import Unsupported
 from fusionbench.encoders import features
 from fusionbench.harness import bundle as data
@@ -28,8 +29,10 @@ from fusionbench.launchers.signing import shortened, signed
 from fusionbench.launchers.state import ProcessState, Spoiled, contained
 from fusionbench.records.answers import Said
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
-from fusionbench.records.files import cache_dir
+from fusionbench.records.files import cache_dir, sealed, unsealed, write_atomic
 from fusionbench.records.locks import claimed
+from fusionbench.records.pictures import FOLDER as PICTURES
+from fusionbench.records.pictures import picture_file
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import hardware
@@ -159,6 +162,7 @@ class Runner:
             encoder = self.encoder(cell)
         # Whatever the code of a task has changed.
         self.state.restore()
+        self._show(cell, bundle, images)
         key = feature_key(cell.spec, bundle, encoder.size)
         taps = all_taps(job.trainings, encoder) if job.taps is None else job.taps
         if not features.missing_taps(key, taps):
@@ -176,6 +180,31 @@ class Runner:
                 limit = self.options.cache_gib
                 features.encode(encoder, images, key, wanted, limit_gib=limit, device=self.device)
         data.drop_images(bundle)
+
+    def _show(
+        self, cell: Cell, bundle: Bundle, images: UInt8[np.ndarray, "image height width 3"] | None
+    ) -> None:
+        """Write questions, answers and small pictures of the test examples, once in a folder."""
+        examples, spec = bundle.test, cell.spec
+        items = Items(names=examples.items, groups=examples.groups).hash
+        file = picture_file(self.store.folder, spec.task, spec.data, items)
+        if cell.local.encoder or file.exists():
+            # Images for a synthetic encoder are random bytes.
+            return
+        kept = cache_dir(PICTURES, file.name)
+        try:
+            text = unsealed(kept)
+        except (OSError, ValueError):
+            if images is None and (images := data.kept_images(bundle)) is None:
+                images = self._cut(cell)[1]
+            text = data.shown(bundle, images, spec.task, spec.data, items).to_json().encode()
+            # Without a writable cache folder it is drawn each time.
+            with suppress(OSError):
+                write_atomic(kept, sealed(kept, text))
+        try:
+            write_atomic(file, text, replace=False)
+        except OSError as error:
+            raise disk_error(error, self.store.folder) from error
 
     def _read(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
         """As `bundle`; a task that cannot be loaded ends its own cells only."""
