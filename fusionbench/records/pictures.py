@@ -1,4 +1,4 @@
-"""Questions, answers and small pictures of a task's test examples: `DIR/pictures/<task>-<key>.json`.
+"""Questions, answers and small pictures of test examples: `DIR/pictures/<task>-<key>.json`.
 
 A run writes one file for each task, so that a report shows examples from the folder alone and with
 the same bytes everywhere. No score depends on it. Pillow is imported where a picture is made.

@@ -11,7 +11,7 @@ from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrasts import Scope
-from fusionbench.report.leaderboard import added_parameters, ranked
+from fusionbench.report.leaderboard import added_parameters, over_encoder, ranked
 from fusionbench.report.page import Material, Page
 from fusionbench.report.tables import Row, cell, conditions, interval, points
 from fusionbench.stats.estimate import FEWEST_REPLICATES
@@ -208,13 +208,10 @@ def _cost(analysis: Analysis, suite: Scope, profiles: Sequence[CostRecord]) -> I
 
 def _time(analysis: Analysis, method: str, profiles: Sequence[CostRecord]) -> str:
     """Inference time over the bare encoder, in percent of the encoder's."""
-    for one in profiles:
-        same = one.label == method and one.conditions.encoder == analysis.table.condition.encoder
-        over, bare = one.latency_over_encoder_ms, one.latency_encoder_ms
-        if same and one.conditions.mode == "inference" and over and bare:
-            share = 100 * over.median / bare.median
-            return f"{share:+.0f} % of the encoder's time ({one.conditions.device})"
-    return "time not measured"
+    found = over_encoder(profiles, method, analysis.table.condition.encoder)
+    if found is None:
+        return "time not measured"
+    return f"{found.share:+.0f} % of the encoder's time ({found.device})"
 
 
 def _certainty(analysis: Analysis, suite: Scope) -> Iterator[str]:
