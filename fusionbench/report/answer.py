@@ -13,7 +13,8 @@ from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrasts import Scope
 from fusionbench.report.leaderboard import added_parameters, over_encoder, ranked
 from fusionbench.report.page import Material, Page
-from fusionbench.report.tables import Row, cell, conditions, interval, points
+from fusionbench.report.power import MOST, UNREACHABLE, seeds_for_a_point
+from fusionbench.report.tables import Row, cell, conditions, effect_text, interval, points
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 from fusionbench.stats.verdicts import Verdict
 
@@ -32,7 +33,8 @@ def answer_page(report: Material) -> Page:
     texts, rows = [], list[Row]()
     several = len(report.analyses) > 1
     for number, analysis in enumerate(report.analyses):
-        sentences = list(answer(analysis, report.profiles))
+        needs = _needs(report, analysis)
+        sentences = list(answer(analysis, report.profiles, needs))
         sentences += planted_sentence(report.planted) if number == 0 else []
         lines = [f"- {sentence}" for sentence in sentences]
         heading = [f"### {analysis.table.condition.title}", ""] if several else []
@@ -44,8 +46,22 @@ def answer_page(report: Material) -> Page:
     return Page(markdown="\n".join(texts), rows=rows)
 
 
-def answer(analysis: Analysis, profiles: Sequence[CostRecord]) -> Iterator[str]:
-    """The sentences of one condition; Markdown with names in backquotes."""
+def _needs(report: Material, analysis: Analysis) -> list[int | None]:
+    """Runs that each planned contrast on the suite needs for one point; empty without a test."""
+    undecided = any(row.answer.verdict == Verdict.UNDECIDED for row in analysis.of("planned"))
+    if not (analysis.testable and undecided and analysis.scopes[0].tasks):
+        return []
+    suite = [row.contrast for row in analysis.of("planned") if row.scope.level == "suite"]
+    return seeds_for_a_point(report.results, analysis.table, suite)
+
+
+def answer(
+    analysis: Analysis, profiles: Sequence[CostRecord], needs: Sequence[int | None] = ()
+) -> Iterator[str]:
+    """The sentences of one condition; Markdown with names in backquotes.
+
+    `needs`: the runs that each planned contrast needs to find one point, None for no number.
+    """
     suite = analysis.scopes[0]
     if not suite.tasks:
         yield "No task of the suite was run, or none is above chance: no method is compared."
@@ -54,7 +70,7 @@ def answer(analysis: Analysis, profiles: Sequence[CostRecord]) -> Iterator[str]:
     yield from _single_layers(analysis, suite)
     yield from _groups(analysis)
     yield from _cost(analysis, suite, profiles)
-    yield from _certainty(analysis, suite)
+    yield from _certainty(analysis, needs)
     yield from _apart(analysis, suite)
 
 
@@ -214,7 +230,7 @@ def _time(analysis: Analysis, method: str, profiles: Sequence[CostRecord]) -> st
     return f"{found.share:+.0f} % of the encoder's time ({found.device})"
 
 
-def _certainty(analysis: Analysis, suite: Scope) -> Iterator[str]:
+def _certainty(analysis: Analysis, needs: Sequence[int | None]) -> Iterator[str]:
     planned = [row for row in analysis.of("planned") if row.answer.p is not None]
     if not planned:
         return
@@ -228,14 +244,26 @@ def _certainty(analysis: Analysis, suite: Scope) -> Iterator[str]:
         f"95 %; {len(planned) - len(undecided)} decided with a margin of {margin} points."
     )
     if undecided:
-        shown = [
-            f"{_pair(row)} ({points(row.answer.mde, sign=False)})" for row in undecided[:MOST_NAMES]
-        ]
+        shown = [f"{_pair(row)} ({effect_text(row.answer.mde)})" for row in undecided[:MOST_NAMES]]
         more = f" and {len(undecided) - MOST_NAMES} more" if len(undecided) > MOST_NAMES else ""
         yield (
             "Undecided, with the smallest difference in points that would have been found in 4 of "
-            f"5 such studies: {', '.join(shown)}{more}."
+            f"5 such studies: {', '.join(shown)}{more}{_one_point(needs)}."
         )
+
+
+def _one_point(needs: Sequence[int | None]) -> str:
+    """`; a difference of one point needs 4 to 31 runs, and is not reachable in 2 of 12`."""
+    known = sorted(need for need in needs if need is not None)
+    text = ""
+    if known:
+        runs = f"{known[0]} to {known[-1]}" if known[0] < known[-1] else f"{known[0]}"
+        text = f"; to find one point takes {runs} runs"
+    if beyond := len(needs) - len(known):
+        of = f"{beyond} of {len(needs)} planned contrasts" if known else "any planned contrast"
+        start = " and" if known else "; one point"
+        text += f"{start} is {UNREACHABLE} with {MOST} runs in {of}"
+    return text
 
 
 def _pair(row: ContrastRow) -> str:

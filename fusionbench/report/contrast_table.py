@@ -12,6 +12,7 @@ from fusionbench.report.tables import (
     GridRow,
     Row,
     conditions,
+    effect_text,
     interval,
     latex_grid,
     markdown,
@@ -260,7 +261,7 @@ _COLUMNS: Mapping[str, Callable[[ContrastRow], str]] = {
     "p (Holm)": lambda row: p_text(row.answer.p_adjusted),
     "p (this test set)": lambda row: p_text(row.flip_p),
     "verdict": lambda row: _verdict(row),
-    "MDE": lambda row: points(row.answer.mde, sign=False),
+    "MDE": lambda row: effect_text(row.answer.mde),
     "n": lambda row: _size(row),
 }
 _PLANNED = [name for name in _COLUMNS if name != "task"]
@@ -327,7 +328,7 @@ def _verdict(row: ContrastRow) -> str:
     if row.question.silent:
         return f"no verdict: {row.question.silent}"
     if row.answer.verdict == "undecided":
-        return f"undecided (MDE {points(row.answer.mde, sign=False)})"
+        return f"undecided (MDE {effect_text(row.answer.mde)})"
     return row.answer.verdict
 
 

@@ -267,7 +267,8 @@ def diagram(table: ScoreTable, row: int, depth: int) -> Markup:
     sets = list(dict.fromkeys(done[0].taps))
     places = [[_place(layer, depth) for layer in tap] for tap in sets]
     inside = done[0].in_encoder
-    read = {place for tap in places for place, _ in tap}
+    # A method inside the encoder starts from stored states and sees all blocks.
+    read = set(range(depth + 1)) if inside else {place for tap in places for place, _ in tap}
     words = _reading(places, done[0].taps, inside=inside)
     width, top = (depth + 1) * (_BOX + _GAP), 16 if inside else 2
     lanes = [sorted({place for place, _ in tap}) for tap in places if len(tap) > 1]
@@ -312,6 +313,11 @@ def _reading(
     inside: bool,
 ) -> str:
     """The diagram in words."""
+    if inside:
+        return (
+            "Runs inside the encoder: it starts from hs[0], and what it writes after a block is "
+            "what the next block sees."
+        )
     alone = [tap[0] for tap in places if len(tap) == 1]
     single = [f"hs[{place}]{' after the final norm' * normed}" for place, normed in alone]
     means = [
@@ -320,8 +326,7 @@ def _reading(
         if len(tap) > 1
     ]
     repeated = ", repeated" if len(taps) > len(places) else ""
-    words = f"Reads {', '.join([*single, *means])}{repeated}."
-    return f"{words} Runs between the encoder's blocks and writes back." if inside else words
+    return f"Reads {', '.join([*single, *means])}{repeated}."
 
 
 def _traces(records: Sequence[CellRecord]) -> Iterator[tuple[str, Markup]]:

@@ -1,14 +1,15 @@
 """The example browser of the HTML page: on which test examples two methods differ.
 
-Every example of a method has a level from 0 (wrong in all runs) to 7 (right in all); two levels
-make one letter, so that the page stays small. The script of the page reads this.
+Every example of a method has a level, the number of runs that were right; of more than 7 runs the
+share in sevenths. Two levels make one letter, so that the page stays small.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from fusionbench.records.pairs import Results
 from fusionbench.records.pictures import ExamplePictures
@@ -18,8 +19,8 @@ from fusionbench.report.html.cards import picture_of
 from fusionbench.report.leaderboard import ranked
 from fusionbench.report.page import Material
 
-LEVELS = 7
-"""The highest level: right in all runs."""
+MOST_LEVELS = 7
+"""The highest level that fits into half a letter."""
 MOST_EXAMPLES = 512
 """Of one task, the first ones."""
 MOST_LETTERS = 600_000
@@ -48,12 +49,7 @@ def browser(report: Material, pictures: Sequence[ExamplePictures]) -> str:
         "pair": _first(analysis, methods),
         "tasks": [
             {key: value for key, value in task.items() if key != "column"}
-            | {
-                "levels": [
-                    _letters(report.results, table, row, task["column"], len(task["right"]))
-                    for row in methods
-                ]
-            }
+            | {"levels": [_letters(report.results, table, row, task) for row in methods]}
             for task in tasks
         ],
     }
@@ -78,7 +74,7 @@ def _first(analysis: Analysis, methods: Sequence[int]) -> list[int]:
 
 def _tasks(
     results: Results, table: ScoreTable, pictures: Sequence[ExamplePictures]
-) -> Iterator[dict[str, object] | Mapping[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """Each task whose runs share their examples: names, questions, answers and tiles."""
     for column, facts in enumerate(table.tasks):
         done = [
@@ -92,10 +88,11 @@ def _tasks(
         number, drawn = picture_of(pictures, done)
         names = results.store.items(done[0]).names[:MOST_EXAMPLES]
         count = len(names)
-        shown = {
+        shown: dict[str, Any] = {
             "name": facts.name,
             "column": column,
-            "of": facts.examples,
+            "runs": len({run.spec.seed for run in done}),
+            "top": min(len({run.spec.seed for run in done}), MOST_LEVELS),
             "right": list(drawn.right[:count]) if drawn else [0] * count,
         }
         if drawn:
@@ -112,17 +109,19 @@ def _tasks(
         yield shown
 
 
-def _letters(results: Results, table: ScoreTable, row: int, column: int, count: int) -> str:
+def _letters(results: Results, table: ScoreTable, row: int, task: Mapping[str, Any]) -> str:
     """The levels of one method on one task, two to a letter; empty without runs."""
-    done = [run for run in table.runs(row, column) if run.status == "done" and run.outcomes]
+    runs = table.runs(row, task["column"])
+    done = [run for run in runs if run.status == "done" and run.outcomes]
     if not done:
         return ""
-    return packed(levels(np.mean([results.outcomes(run) for run in done], axis=0)[:count]))
+    means = np.mean([results.outcomes(run) for run in done], axis=0)[: len(task["right"])]
+    return packed(levels(means, task["top"]))
 
 
-def levels(means: np.ndarray) -> Int[np.ndarray, " example"]:
-    """Mean outcomes, 0 to 1, as levels from 0 to 7."""
-    return np.rint(np.clip(means, 0, 1) * LEVELS).astype(np.int64)
+def levels(means: Float[np.ndarray, " example"], top: int) -> Int[np.ndarray, " example"]:
+    """Mean outcomes, 0 to 1, as levels from 0 to `top`."""
+    return np.rint(np.clip(means, 0, 1) * top).astype(np.int64)
 
 
 def packed(found: Int[np.ndarray, " example"]) -> str:

@@ -8,7 +8,7 @@ from numbers import Number
 import pandas as pd
 from markupsafe import Markup
 
-from fusionbench.report.tables import P_VALUES, SHARES, Row, digits, is_missing
+from fusionbench.report.tables import P_VALUES, SHARES, Row, digits, effect_text, is_missing
 
 _DETAILS: Mapping[str, str] = {
     "status": "status",
@@ -211,7 +211,7 @@ def _scale(
     return min([0.0, *known]), max([0.0, *known])
 
 
-_BAR = 90
+_BAR = 110
 """Width of a bar, in pixels."""
 
 
@@ -239,56 +239,75 @@ def differences(name: str, title: str, rows: Sequence[Row], note: str = "") -> G
     conditions = [key for key in _CONDITION if len({str(row.get(key)) for row in wanted}) > 1]
     heads = [
         Head(text="method"), Head(text="minus", note="compared with"), Head(text="on"),
-        Head(text="difference", note="points"), Head(text="verdict"),
-        Head(text="minus its control", note="points"), Head(text="control"),
-        Head(text="p", note="corrected"), Head(text="MDE", note="points, 80 % power"),
-        Head(text="kind"), *(Head(text=key) for key in conditions),
+        Head(text="difference", note="points"), Head(text="verdict"), Head(text="kind"),
+        Head(text="p", note="corrected"), Head(text="MDE", note="points"),
+        Head(text="control"), Head(text="minus its control", note="points"),
+        *(Head(text=key) for key in conditions),
     ]  # fmt: skip
     return Grid(
         id=name,
         title=title,
         heads=heads,
         rows=[
-            [
-                GridCell(text=str(row["method"])),
-                GridCell(text=str(row["baseline"])),
-                GridCell(text=str(row["name"])),
-                _difference(row, "delta", "low", "high", scale),
-                GridCell(text=str(row["verdict"] or row.get("reason") or "")),
-                _difference(row, "control_delta", "control_low", "control_high", scale),
-                GridCell(text=str(row["control"] or "")),
-                GridCell(
-                    text=shorter("p", row["p_adjusted"]), value=_sort_key("p", row["p_adjusted"])
-                ),
-                GridCell(text=mde_text(row["mde"]), value=_sort_key("mde", row["mde"])),
-                GridCell(text=str(row["kind"])),
-                *(GridCell(text=str(row.get(key, ""))) for key in conditions),
-            ]
+            _compared(row, scale, _scale(wanted, "control_low", "control_high"), conditions)
             for row in sorted(wanted, key=place)
         ],
         note=note,
     )
 
 
+def _compared(
+    row: Row,
+    scale: tuple[float, float],
+    of_control: tuple[float, float],
+    conditions: Sequence[str],
+) -> list[GridCell]:
+    p, mde = row["p_adjusted"], row["mde"]
+    return [
+        GridCell(text=str(row["method"])),
+        GridCell(text=str(row["baseline"])),
+        GridCell(text=str(row["name"])),
+        _difference(row, "delta", "low", "high", scale),
+        GridCell(text=str(row["verdict"] or row.get("reason") or "")),
+        GridCell(text=str(row["kind"])),
+        GridCell(text=shorter("p", p), value=_sort_key("p", p)),
+        GridCell(text="" if is_missing(mde) else effect_text(mde), value=_sort_key("mde", mde)),
+        GridCell(text=str(row["control"] or "")),
+        _difference(row, "control_delta", "control_low", "control_high", of_control),
+        *(GridCell(text=str(row.get(key, ""))) for key in conditions),
+    ]
+
+
 def costs(
     name: str, title: str, rows: Sequence[Row], note: str = "", *, baseline: str = ""
-) -> Grid:
-    """Added parameters, FLOPs, time and memory, from the rows of `tables/cost`."""
-    conditions = [key for key in _CONDITION if len({str(row.get(key)) for row in rows}) > 1]
-    whole = f"over {baseline}" if baseline else "over the baseline"
-    heads = [
-        Head(text="method"), Head(text="parameters added", note=whole),
-        Head(text="FLOPs", note="one image, over the encoder"),
-        Head(text="ms a batch", note="over the encoder [quartiles]"),
-        Head(text="images a second"), Head(text="memory, MiB", note="peak, over the encoder"),
-        Head(text="trains"), Head(text="measured as"), *(Head(text=key) for key in conditions),
-    ]  # fmt: skip
-    return Grid(
-        id=name, title=title, heads=heads, note=note, rows=[_cost(row, conditions) for row in rows]
-    )
+) -> Iterator[Grid]:
+    """Added parameters, FLOPs, time and memory by condition, from the rows of `tables/cost`."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        facts = tuple("" if is_missing(row.get(key)) else str(row[key]) for key in _CONDITION)
+        groups.setdefault(facts, []).append(row)
+    for number, (facts, here) in enumerate(groups.items(), start=1):
+        track, encoder, steps, *others = facts
+        # Rows without steps were counted for a shape: nothing was trained.
+        whole = f"over {baseline or 'the baseline'}" if steps else "over the projector of one layer"
+        heads = [
+            Head(text="method"), Head(text="parameters added", note=whole),
+            Head(text="FLOPs", note="one image, over the encoder"),
+            Head(text="ms a batch", note="over the encoder [quartiles]"),
+            Head(text="images/s"), Head(text="memory, MiB", note="peak, over the encoder"),
+            Head(text="trains"), Head(text="measured as"),
+        ]  # fmt: skip
+        parts = [track, encoder, f"{steps} steps" if steps else "shape only", *others]
+        yield Grid(
+            id=name if number == 1 else f"{name}-{number}",
+            title=f"{title}: {', '.join(filter(None, parts))}",
+            heads=heads,
+            note=note,
+            rows=[_cost(row) for row in here],
+        )
 
 
-def _cost(row: Row, conditions: Sequence[str]) -> list[GridCell]:
+def _cost(row: Row) -> list[GridCell]:
     """The cells of one measurement; a measurement that was not made is empty."""
     over, memory = row.get("latency_over_encoder_ms"), row.get("peak_memory_over_encoder_bytes")
     quartiles = (row.get("latency_over_encoder_q1_ms"), row.get("latency_over_encoder_q3_ms"))
@@ -316,15 +335,7 @@ def _cost(row: Row, conditions: Sequence[str]) -> list[GridCell]:
         ),
         GridCell(text="on cached states" if row.get("cacheable") else "in the encoder"),
         GridCell(text=", ".join(str(one) for one in how if not is_missing(one))),
-        *(GridCell(text=str(row.get(key, ""))) for key in conditions),
     ]
-
-
-def mde_text(value: float | None) -> str:
-    """A smallest detectable effect in points; the scale ends at 100."""
-    if is_missing(value) or value is None:
-        return ""
-    return "over 100" if value > 1 else f"{100 * value:.1f}"
 
 
 def _mean(row: Row) -> GridCell:
@@ -386,7 +397,7 @@ def details(row: Row) -> str:
     known["interval"] = ends and ends + over
     known["delta_interval"] = _ends(row, "delta_low", "delta_high")
     if not is_missing(known.get("mde")):
-        known["mde"] = mde_text(known["mde"])
+        known["mde"] = effect_text(known["mde"])
     lines = [
         f"{title}: {shorter(key, known[key])}"
         for key, title in _DETAILS.items()

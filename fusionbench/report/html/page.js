@@ -120,17 +120,23 @@
     filterable(section, table);
   });
 
-  const overflowing = (box) => {
-    const more = box.scrollWidth - box.clientWidth - box.scrollLeft > 8;
-    box.toggleAttribute("data-more", more);
-    const hint = box.parentElement.querySelector(":scope > .tools .hint");
-    if (hint) hint.hidden = box.scrollWidth - box.clientWidth <= 8;
+  // Reads all sizes before anything is changed: one layout for the whole page.
+  const hinted = (boxes) => {
+    const sizes = boxes.map((box) => [box.scrollWidth - box.clientWidth, box.scrollLeft]);
+    boxes.forEach((box, place) => {
+      const [beyond, left] = sizes[place];
+      box.toggleAttribute("data-more", beyond - left > 8);
+      const hint = box.parentElement.querySelector(":scope > .tools .hint");
+      if (hint) hint.hidden = beyond <= 8;
+    });
   };
   const boxes = [...document.querySelectorAll(".scroll")];
-  boxes.forEach((box) => box.addEventListener("scroll", () => overflowing(box)));
-  const measure = () => boxes.forEach(overflowing);
-  window.addEventListener("resize", measure);
-  measure();
+  const seen = () => hinted(boxes.filter((box) => box.offsetParent));
+  boxes.forEach((box) => box.addEventListener("scroll", () => hinted([box])));
+  document.querySelectorAll("details.card").forEach((card) =>
+    card.addEventListener("toggle", () => hinted([...card.querySelectorAll(".scroll")])));
+  window.addEventListener("resize", seen);
+  seen();
 
   // A link to a card opens it.
   const opened = () => {
@@ -171,8 +177,8 @@
       if (one.tiles && example < one.tiles.length) item.append(picture(one, example));
       item.append(element("span", one.texts ? one.texts[one.questions[example]] : one.names[example]));
       if (one.answers) item.append(element("b", one.answers[one.right[example]]));
-      const share = levels.map((text) => `${Math.round((100 * level(text, example)) / 7)} %`);
-      item.append(element("small", `no. ${example + 1}; right in ${share[0]} and ${share[1]} of the runs`));
+      const times = levels.map((text) => Math.round((level(text, example) * one.runs) / one.top));
+      item.append(element("small", `no. ${example + 1}: right in ${times[0]} and ${times[1]} of ${one.runs} runs`));
       return item;
     };
     let found = [], shown = 0;
@@ -183,16 +189,19 @@
       shown = Math.min(shown + 24, found.length);
       more.hidden = shown >= found.length;
     };
+    // The examples that `a` answers in more, and `b` in less than half of the runs.
+    const differing = (one, a, b) => [...one.right.keys()].filter((example) =>
+      2 * level(a, example) > one.top && 2 * level(b, example) < one.top);
     const look = () => {
       const one = data.tasks[task.value], total = one.right.length;
       const [a, b] = [one.levels[right.value], one.levels[wrong.value]];
-      found = a && b ? [...Array(total).keys()].filter((n) => level(a, n) > 3 && level(b, n) < 4) : [];
+      found = a && b ? differing(one, a, b) : [];
       const pictured = one.tiles ? one.tiles.length : 0;
       found.sort((m, n) => (m >= pictured) - (n >= pictured) || level(a, n) - level(b, n) - level(a, m) + level(b, m) || m - n);
-      const back = a && b ? [...Array(total).keys()].filter((n) => level(b, n) > 3 && level(a, n) < 4).length : 0;
+      const back = a && b ? differing(one, b, a).length : 0;
       const [name, other] = [data.methods[right.value], data.methods[wrong.value]];
       count.textContent = a && b
-        ? `${found.length} of ${total} examples: ${name} right in most runs, ${other} in less than half; the other way round: ${back}.` +
+        ? `${found.length} of ${total} examples: ${name} right in more than half of the runs, ${other} in less than half; the other way round: ${back}.` +
           (pictured && pictured < total ? ` Pictures are stored for the first ${pictured} examples and come first.` : "")
         : "One of the two has no runs on this task.";
       list.replaceChildren();

@@ -346,7 +346,7 @@ def _grids(name: str, report: Material, tables: Mapping[str, Sequence[Row]]) -> 
     elif name == "contrasts":
         yield differences(name, title, rows, note)
     elif name == "cost":
-        yield costs(name, title, _by_mean(rows, tables), note, baseline=baseline)
+        yield from costs(name, title, _by_mean(rows, tables), note, baseline=baseline)
     elif len(rows) <= _MOST_ROWS:
         yield plain(name, title, _shown(name, rows), note)
 
