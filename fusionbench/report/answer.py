@@ -6,6 +6,8 @@ is called better than another.
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from fusionbench.records.cost import CostRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
@@ -16,6 +18,7 @@ from fusionbench.report.page import Material, Page
 from fusionbench.report.power import MOST, UNREACHABLE, seeds_for_a_point
 from fusionbench.report.tables import Row, cell, conditions, effect_text, interval, points
 from fusionbench.stats.estimate import FEWEST_REPLICATES
+from fusionbench.stats.sensitivity import LEVEL, above_chance
 from fusionbench.stats.verdicts import Verdict
 
 MOST_NAMES = 4
@@ -81,15 +84,21 @@ def planted_sentence(tables: Sequence[ScoreTable]) -> list[str]:
         for column, task in enumerate(table.tasks):
             cells = [(cell(table, row, column), name) for row, name in enumerate(table.methods)]
             done = [(one.mean, name) for one, name in cells if one.runs]
-            if done:
-                mean, name = max(done)
-                chance = points(task.chance, sign=False)
-                parts.append(
-                    f"`{task.name}` `{name}` {points(mean, sign=False)} % (chance {chance})"
-                )
+            if not done:
+                continue
+            mean, name = max(done)
+            known = f"{points(mean, sign=False)} % (chance {points(task.chance, sign=False)})"
+            guessed = f"none of {_count(len(done), 'method')} above chance, at most"
+            luck = _by_luck([one for one, _ in done], task.chance, task.examples)
+            parts.append(f"`{task.name}` {guessed if luck else f'`{name}`'} {known}")
     if not parts:
         return []
     return [f"Highest on planted tasks, whose answer is known: {', '.join(parts)}."]
+
+
+def _by_luck(means: Sequence[float], chance: float, examples: int) -> bool:
+    """Whether the highest of so many guessers may score as much: its corrected p is above 5 %."""
+    return examples < 1 or above_chance(np.array(means), chance, examples) > LEVEL
 
 
 def leaders(analysis: Analysis) -> list[ContrastRow]:
@@ -253,16 +262,16 @@ def _certainty(analysis: Analysis, needs: Sequence[int | None]) -> Iterator[str]
 
 
 def _one_point(needs: Sequence[int | None]) -> str:
-    """`; a difference of one point needs 4 to 31 runs, and is not reachable in 2 of 12`."""
+    """`; one point takes 4 to 31 runs to find, and is not reachable within 200 in 2 of 12`."""
     known = sorted(need for need in needs if need is not None)
     text = ""
     if known:
         runs = f"{known[0]} to {known[-1]}" if known[0] < known[-1] else f"{known[0]}"
-        text = f"; to find one point takes {runs} runs"
+        text = f"; one point takes {runs} runs to find"
     if beyond := len(needs) - len(known):
         of = f"{beyond} of {len(needs)} planned contrasts" if known else "any planned contrast"
-        start = " and" if known else "; one point"
-        text += f"{start} is {UNREACHABLE} with {MOST} runs in {of}"
+        start = ", and" if known else "; one point"
+        text += f"{start} is {UNREACHABLE} within {MOST} runs in {of}"
     return text
 
 

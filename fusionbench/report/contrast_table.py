@@ -125,6 +125,11 @@ _CLAIM = (
     "images of the same kind (crossed t); on the suite every task counts the same from chance (0) "
     "to perfect (100). `this test set`: intervals for new runs on the same images."
 )
+INTERVALS = (
+    "Two kinds of interval: the one on which verdicts rest is for new runs and new images; that of "
+    "this test set is for new runs alone. The second claims less and can still be wider: its "
+    "degrees of freedom are the number of runs less one, while the first also counts images."
+)
 _VERDICTS = (
     "A method is called better or worse only if it differs both from {baseline} and from its "
     "matched control (p is the larger of the two), Holm over {count} planned contrasts at 5 %. "
@@ -151,6 +156,7 @@ def notes(analysis: Analysis) -> Iterator[str]:
             suite=points(plan.suite_margin, sign=False),
             task=points(plan.task_margin, sign=False),
         ) + "\n"  # fmt: skip
+        yield INTERVALS + "\n"
         yield from _flips(planned[0])
     yield from _few(analysis)
 

@@ -138,9 +138,9 @@ def standings(
         names = list(here["aggregate"].unique())
         against = f"minus {baseline or 'the baseline'}, points"
         heads = [
-            Head(text="method"), Head(text="marks"),
-            Head(text=names[0], note="% chance to perfect"),
+            Head(text="method"), Head(text=names[0], note="% chance to perfect"),
             Head(text="difference", note=against), Head(text="verdict", note="of the difference"),
+            Head(text="marks"),
             *(Head(text=one, note="% chance to perfect") for one in names[1:]),
             Head(text="added", note="parameters over the whole baseline"),
             Head(text="time", note="over the encoder's own"),
@@ -170,10 +170,10 @@ def _standing(
     marked = "; ".join(filter(None, (suite["role"], marks.get(name, ""))))
     return [
         GridCell(text=name),
-        GridCell(text=marked),
         _mean(suite),
         _difference(suite, "delta", "delta_low", "delta_high", scale),
         GridCell(text=suite["verdict"] or ""),
+        GridCell(text=marked),
         *(_mean(row) for row in groups),
         GridCell(text=suite["added"], value=_first_number(suite["added"])),
         GridCell(text=times.get(name, ""), value=_first_number(times.get(name, ""))),

@@ -20,6 +20,7 @@ from fusionbench.records.pictures import read_pictures
 from fusionbench.records.text import checkpoint_name, file_only, impersonal, visible
 from fusionbench.report import coverage
 from fusionbench.report.alike import dead_tasks
+from fusionbench.report.contrast_table import INTERVALS
 from fusionbench.report.figures.style import DARK, Drawn
 from fusionbench.report.html.cards import Card, at_chance, method_cards, task_cards
 from fusionbench.report.html.examples import browser
@@ -191,12 +192,6 @@ _NOTES: Mapping[str, str] = {
     "new images and take the trained runs as given.",
     "reported": "From papers, in their regime; never ranked together with the records.",
 }
-INTERVALS = (
-    "Two kinds of interval: that of a mean is for one method on new runs and new images; that of "
-    "a difference pairs runs and images of two methods, which cancels what they share. Both take "
-    "degrees of freedom from the runs and images that carry their own variance, so that the "
-    "narrower question can have fewer of them and the wider interval."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,14 +221,14 @@ class _Place:
 
 
 _SECTIONS: Sequence[_Place] = (
-    _Place(id="leaderboard", title="Leaderboard", tables=("summary",), note=INTERVALS),
+    _Place(id="leaderboard", title="Leaderboard", tables=("summary",)),
     _Place(
         id="planted", title="Planted tasks: is the suite right where the answer is known?",
         tables=("planted",), figures=("planted",),
     ),
     _Place(
         id="differences", title="Differences", tables=("contrasts",),
-        figures=("differences", "differences-tasks", "ranks", "profile"),
+        figures=("differences", "differences-tasks", "ranks", "profile"), note=INTERVALS,
     ),
     _Place(
         id="tasks", title="Tasks", tables=("main", "references"), figures=("heatmap", "scores"),
