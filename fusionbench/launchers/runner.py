@@ -162,7 +162,7 @@ class Runner:
             encoder = self.encoder(cell)
         # Whatever the code of a task has changed.
         self.state.restore()
-        self._show(cell, bundle, images)
+        images = self._show(cell, bundle, images)
         key = feature_key(cell.spec, bundle, encoder.size)
         taps = all_taps(job.trainings, encoder) if job.taps is None else job.taps
         if not features.missing_taps(key, taps):
@@ -183,14 +183,17 @@ class Runner:
 
     def _show(
         self, cell: Cell, bundle: Bundle, images: UInt8[np.ndarray, "image height width 3"] | None
-    ) -> None:
-        """Write questions, answers and small pictures of the test examples, once in a folder."""
+    ) -> UInt8[np.ndarray, "image height width 3"] | None:
+        """Write questions, answers and small pictures of the test examples, once in a folder.
+
+        Returns the images if they were read.
+        """
         examples, spec = bundle.test, cell.spec
         items = Items(names=examples.items, groups=examples.groups).hash
         file = picture_file(self.store.folder, spec.task, spec.data, items)
         if cell.local.encoder or file.exists():
             # Images for a synthetic encoder are random bytes.
-            return
+            return images
         kept = cache_dir(PICTURES, file.name)
         try:
             text = unsealed(kept)
@@ -205,6 +208,7 @@ class Runner:
             write_atomic(file, text, replace=False)
         except OSError as error:
             raise disk_error(error, self.store.folder) from error
+        return images
 
     def _read(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
         """As `bundle`; a task that cannot be loaded ends its own cells only."""
