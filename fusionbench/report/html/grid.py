@@ -317,7 +317,7 @@ def _cost(row: Row) -> list[GridCell]:
     how = [row.get("mode"), row.get("device"), row.get("dtype")]
     how += [] if is_missing(row.get("batch")) else [f"batch {row['batch']}"]
     speed = row.get("throughput")
-    mebibytes = None if is_missing(memory) else memory / 2**20
+    mebibytes = None if memory is None or is_missing(memory) else memory / 2**20
     return [
         GridCell(text=str(row["method"])),
         GridCell(text=added, value=_sort_key("added", ends[0])),
