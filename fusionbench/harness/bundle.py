@@ -25,6 +25,7 @@ from fusionbench.records.files import (
     why,
     write_atomic,
 )
+from fusionbench.records.pictures import ExamplePictures, draw_sheet
 
 _FORMAT = 1
 
@@ -130,6 +131,33 @@ def kept_images(bundle: Bundle) -> UInt8[np.ndarray, "image height width 3"] | N
         drop_damaged(file, why(error))
         return None
     return np.asarray(pixels)
+
+
+def shown(
+    bundle: Bundle,
+    images: UInt8[np.ndarray, "image height width 3"],
+    task: str,
+    data_hash: str,
+    items: str,
+) -> ExamplePictures:
+    """Questions, answers and small pictures of the bundle's test examples."""
+    test = bundle.test
+    texts, questions = np.unique(test.questions, return_inverse=True)
+    tiles, (width, height), columns, sheet = draw_sheet(images, test.rows)
+    return ExamplePictures(
+        task=task,
+        data=data_hash,
+        items=items,
+        texts=tuple(bundle.questions[row] for row in texts),
+        questions=tuple(map(int, questions)),
+        answers=bundle.answers,
+        right=tuple(map(int, test.answers)),
+        tiles=tiles,
+        width=width,
+        height=height,
+        columns=columns,
+        sheet=sheet,
+    )
 
 
 def drop_images(bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
@@ -14,7 +15,7 @@ from filelock import FileLock
 from jaxtyping import UInt8
 
 from fusionbench.api.encoders import Encoder
-from fusionbench.api.errors import FatalError, UserError
+from fusionbench.api.errors import FatalError, UserError, disk_error
 from fusionbench.api.types import Unsupported
 from fusionbench.encoders import features
 from fusionbench.harness import bundle as data
@@ -30,8 +31,10 @@ from fusionbench.launchers.signing import shortened, signed
 from fusionbench.launchers.state import ProcessState, Spoiled, contained
 from fusionbench.records.answers import Said
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
-from fusionbench.records.files import cache_dir
+from fusionbench.records.files import cache_dir, sealed, unsealed, write_atomic
 from fusionbench.records.locks import claimed
+from fusionbench.records.pictures import FOLDER as PICTURES
+from fusionbench.records.pictures import picture_file
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import hardware
@@ -166,6 +169,7 @@ class Runner:
             encoder = self.encoder(cell)
         # Whatever the code of a task has changed.
         self.state.restore()
+        images = self._show(cell, bundle, images)
         key = feature_key(cell.spec, bundle, encoder.size)
         taps = all_taps(job.trainings, encoder) if job.taps is None else job.taps
         if not features.missing_taps(key, taps):
@@ -186,6 +190,35 @@ class Runner:
                 )
                 yield from told(job.task, steps, len(images))
         data.drop_images(bundle)
+
+    def _show(
+        self, cell: Cell, bundle: Bundle, images: UInt8[np.ndarray, "image height width 3"] | None
+    ) -> UInt8[np.ndarray, "image height width 3"] | None:
+        """Write questions, answers and small pictures of the test examples, once in a folder.
+
+        Returns the images if they were read.
+        """
+        examples, spec = bundle.test, cell.spec
+        items = Items(names=examples.items, groups=examples.groups).hash
+        file = picture_file(self.store.folder, spec.task, spec.data, items)
+        if cell.local.encoder or file.exists():
+            # Images for a synthetic encoder are random bytes.
+            return images
+        kept = cache_dir(PICTURES, file.name)
+        try:
+            text = unsealed(kept)
+        except (OSError, ValueError):
+            if images is None and (images := data.kept_images(bundle)) is None:
+                images = self._cut(cell)[1]
+            text = data.shown(bundle, images, spec.task, spec.data, items).to_json().encode()
+            # Without a writable cache folder it is drawn each time.
+            with suppress(OSError):
+                write_atomic(kept, sealed(kept, text))
+        try:
+            write_atomic(file, text, replace=False)
+        except OSError as error:
+            raise disk_error(error, self.store.folder) from error
+        return images
 
     def _read(self, cell: Cell) -> tuple[Bundle, UInt8[np.ndarray, "image height width 3"] | None]:
         """As `bundle`; a task that cannot be loaded ends its own cells only."""

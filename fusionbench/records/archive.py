@@ -1,6 +1,6 @@
 """Compact form of a folder of results: few files, the same records.
 
-study.json, ablations.json, probes/   as in a live folder
+study.json, ablations.json, probes/, pictures/   as in a live folder
 facts.json       each distinct budget, card and provenance, by hash
 cells.jsonl      a line per cell or tuning run in normal form, sorted by id
 outcomes.npz     outcomes of all cells      items.json       names of their examples, by hash

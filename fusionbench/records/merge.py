@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionbench.api.errors import Problem, UserError, disk_error
-from fusionbench.records import cost, probes
+from fusionbench.records import cost, pictures, probes
 from fusionbench.records.answers import pack
 from fusionbench.records.archive import Contents, write_archive
 from fusionbench.records.cell import CellRecord
@@ -76,6 +76,10 @@ class _Joined:
         for file in probes.probe_files(store.folder):
             name = str(file.relative_to(store.folder))
             _add(self.files, name, file.read_bytes(), f"the file {name}")
+        for file in pictures.picture_files(store.folder):
+            # Versions of Pillow draw other bytes of the same picture: any is as good.
+            name, drawn = str(file.relative_to(store.folder)), file.read_bytes()
+            self.files[name] = min(self.files.get(name, drawn), drawn)
         self.problems += store.problems
 
     def contents(self, stores: Sequence[Store]) -> Contents:

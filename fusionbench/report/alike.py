@@ -28,16 +28,25 @@ def scored_alike(table: ScoreTable) -> Iterator[str]:
         cells = sum(record.status == "done" for record in table.row(row))
         yield (
             f"`{table.methods[row]}` scored as `{table.methods[other]}` on every single example of "
-            f"all {cells} cells: the two are the same function here.\n"
+            f"all {cells} cells: the two scored alike and cannot be told apart here.\n"
         )
 
 
 def dead(results: Results, table: ScoreTable) -> Iterator[str]:
     """A line for each method with runs that give one answer to every example of a task."""
-    for row, name in enumerate(table.methods):
+    for row, tasks in dead_tasks(results, table).items():
+        name = table.methods[row]
+        yield f"- {name}: dead on {', '.join(tasks)}: one and the same answer to every example"
+
+
+def dead_tasks(results: Results, table: ScoreTable) -> dict[int, list[str]]:
+    """Row of each method with such runs -> the tasks, with the number of runs if not all are."""
+    found = {}
+    for row in range(len(table.methods)):
         said = [_dead_on(results, table, row, column) for column in range(len(table.tasks))]
         if tasks := [text for text in said if text]:
-            yield f"- {name}: dead on {', '.join(tasks)}: one and the same answer to every example"
+            found[row] = tasks
+    return found
 
 
 def _dead_on(results: Results, table: ScoreTable, method: int, task: int) -> str:

@@ -6,15 +6,19 @@ is called better than another.
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from fusionbench.records.cost import CostRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrasts import Scope
-from fusionbench.report.leaderboard import added_parameters, ranked
+from fusionbench.report.leaderboard import added_parameters, over_encoder, ranked
 from fusionbench.report.page import Material, Page
-from fusionbench.report.tables import Row, cell, conditions, interval, points
+from fusionbench.report.power import MOST, UNREACHABLE, seeds_for_a_point
+from fusionbench.report.tables import Row, cell, conditions, effect_text, interval, points
 from fusionbench.stats.estimate import FEWEST_REPLICATES
+from fusionbench.stats.sensitivity import LEVEL, above_chance
 from fusionbench.stats.verdicts import Verdict
 
 MOST_NAMES = 4
@@ -32,7 +36,8 @@ def answer_page(report: Material) -> Page:
     texts, rows = [], list[Row]()
     several = len(report.analyses) > 1
     for number, analysis in enumerate(report.analyses):
-        sentences = list(answer(analysis, report.profiles))
+        needs = _needs(report, analysis)
+        sentences = list(answer(analysis, report.profiles, needs))
         sentences += planted_sentence(report.planted) if number == 0 else []
         lines = [f"- {sentence}" for sentence in sentences]
         heading = [f"### {analysis.table.condition.title}", ""] if several else []
@@ -44,8 +49,22 @@ def answer_page(report: Material) -> Page:
     return Page(markdown="\n".join(texts), rows=rows)
 
 
-def answer(analysis: Analysis, profiles: Sequence[CostRecord]) -> Iterator[str]:
-    """The sentences of one condition; Markdown with names in backquotes."""
+def _needs(report: Material, analysis: Analysis) -> list[int | None]:
+    """Runs that each planned contrast on the suite needs for one point; empty without a test."""
+    undecided = any(row.answer.verdict == Verdict.UNDECIDED for row in analysis.of("planned"))
+    if not (analysis.testable and undecided and analysis.scopes[0].tasks):
+        return []
+    suite = [row.contrast for row in analysis.of("planned") if row.scope.level == "suite"]
+    return seeds_for_a_point(report.results, analysis.table, suite)
+
+
+def answer(
+    analysis: Analysis, profiles: Sequence[CostRecord], needs: Sequence[int | None] = ()
+) -> Iterator[str]:
+    """The sentences of one condition; Markdown with names in backquotes.
+
+    `needs`: the runs that each planned contrast needs to find one point, None for no number.
+    """
     suite = analysis.scopes[0]
     if not suite.tasks:
         yield "No task of the suite was run, or none is above chance: no method is compared."
@@ -54,7 +73,7 @@ def answer(analysis: Analysis, profiles: Sequence[CostRecord]) -> Iterator[str]:
     yield from _single_layers(analysis, suite)
     yield from _groups(analysis)
     yield from _cost(analysis, suite, profiles)
-    yield from _certainty(analysis, suite)
+    yield from _certainty(analysis, needs)
     yield from _apart(analysis, suite)
 
 
@@ -65,15 +84,21 @@ def planted_sentence(tables: Sequence[ScoreTable]) -> list[str]:
         for column, task in enumerate(table.tasks):
             cells = [(cell(table, row, column), name) for row, name in enumerate(table.methods)]
             done = [(one.mean, name) for one, name in cells if one.runs]
-            if done:
-                mean, name = max(done)
-                chance = points(task.chance, sign=False)
-                parts.append(
-                    f"`{task.name}` `{name}` {points(mean, sign=False)} % (chance {chance})"
-                )
+            if not done:
+                continue
+            mean, name = max(done)
+            known = f"{points(mean, sign=False)} % (chance {points(task.chance, sign=False)})"
+            guessed = f"none of {_count(len(done), 'method')} above chance, at most"
+            luck = _by_luck([one for one, _ in done], task.chance, task.examples)
+            parts.append(f"`{task.name}` {guessed if luck else f'`{name}`'} {known}")
     if not parts:
         return []
     return [f"Highest on planted tasks, whose answer is known: {', '.join(parts)}."]
+
+
+def _by_luck(means: Sequence[float], chance: float, examples: int) -> bool:
+    """Whether the highest of so many guessers may score as much: its corrected p is above 5 %."""
+    return examples < 1 or above_chance(np.array(means), chance, examples) > LEVEL
 
 
 def leaders(analysis: Analysis) -> list[ContrastRow]:
@@ -208,16 +233,13 @@ def _cost(analysis: Analysis, suite: Scope, profiles: Sequence[CostRecord]) -> I
 
 def _time(analysis: Analysis, method: str, profiles: Sequence[CostRecord]) -> str:
     """Inference time over the bare encoder, in percent of the encoder's."""
-    for one in profiles:
-        same = one.label == method and one.conditions.encoder == analysis.table.condition.encoder
-        over, bare = one.latency_over_encoder_ms, one.latency_encoder_ms
-        if same and one.conditions.mode == "inference" and over and bare:
-            share = 100 * over.median / bare.median
-            return f"{share:+.0f} % of the encoder's time ({one.conditions.device})"
-    return "time not measured"
+    found = over_encoder(profiles, method, analysis.table.condition.encoder)
+    if found is None:
+        return "time not measured"
+    return f"{found.share:+.0f} % of the encoder's time ({found.device})"
 
 
-def _certainty(analysis: Analysis, suite: Scope) -> Iterator[str]:
+def _certainty(analysis: Analysis, needs: Sequence[int | None]) -> Iterator[str]:
     planned = [row for row in analysis.of("planned") if row.answer.p is not None]
     if not planned:
         return
@@ -231,14 +253,26 @@ def _certainty(analysis: Analysis, suite: Scope) -> Iterator[str]:
         f"95 %; {len(planned) - len(undecided)} decided with a margin of {margin} points."
     )
     if undecided:
-        shown = [
-            f"{_pair(row)} ({points(row.answer.mde, sign=False)})" for row in undecided[:MOST_NAMES]
-        ]
+        shown = [f"{_pair(row)} ({effect_text(row.answer.mde)})" for row in undecided[:MOST_NAMES]]
         more = f" and {len(undecided) - MOST_NAMES} more" if len(undecided) > MOST_NAMES else ""
         yield (
             "Undecided, with the smallest difference in points that would have been found in 4 of "
-            f"5 such studies: {', '.join(shown)}{more}."
+            f"5 such studies: {', '.join(shown)}{more}{_one_point(needs)}."
         )
+
+
+def _one_point(needs: Sequence[int | None]) -> str:
+    """`; one point takes 4 to 31 runs to find, and is not reachable within 200 in 2 of 12`."""
+    known = sorted(need for need in needs if need is not None)
+    text = ""
+    if known:
+        runs = f"{known[0]} to {known[-1]}" if known[0] < known[-1] else f"{known[0]}"
+        text = f"; one point takes {runs} runs to find"
+    if beyond := len(needs) - len(known):
+        of = f"{beyond} of {len(needs)} planned contrasts" if known else "any planned contrast"
+        start = ", and" if known else "; one point"
+        text += f"{start} is {UNREACHABLE} within {MOST} runs in {of}"
+    return text
 
 
 def _pair(row: ContrastRow) -> str:

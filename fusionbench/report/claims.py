@@ -27,7 +27,7 @@ from fusionbench.records.scores import ScoreTable
 from fusionbench.records.yaml_files import Section, parse_section, read_section
 from fusionbench.registry.catalog import Catalog
 from fusionbench.registry.selection import select_methods, split_inline, split_names
-from fusionbench.report.tables import Row, csv_row, markdown
+from fusionbench.report.tables import Row, csv_row, effect_text, markdown
 from fusionbench.stats import verdicts
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 from fusionbench.stats.verdicts import Correction, Question, Verdict
@@ -300,7 +300,7 @@ class ClaimAnswer:
         if self.judged.p is None:
             seeds = len(self.measured.seeds)
             return f"{seeds} seeds: a test needs at least {FEWEST_REPLICATES}"
-        return _REASONS[self.verdict].format(mde=self.mde)
+        return _REASONS[self.verdict].format(mde=effect_text(self.judged.mde))
 
     @property
     def value(self) -> float:
@@ -327,7 +327,7 @@ class ClaimAnswer:
 _REASONS = {
     Verdict.HOLDS: "the interval is inside the claimed range",
     Verdict.FAILS: "the interval is outside the claimed range",
-    Verdict.UNDECIDED: "the interval crosses a limit of the range; the MDE is {mde:.1f} points",
+    Verdict.UNDECIDED: "the interval crosses a limit of the range; the MDE is {mde} points",
 }
 
 
@@ -419,7 +419,7 @@ def _row(answer: ClaimAnswer) -> Row:
         "answer": f"**{answer.verdict}**",
         "asks": claim.asks,
         "difference": interval if known else "-",
-        "MDE": f"{answer.mde:.1f}" if known else "-",
+        "MDE": effect_text(answer.judged.mde) if known else "-",
         "seeds": str(len(measured.seeds)) if known else "-",
         "tasks": str(len(measured.tasks)) if known else "-",
     }
@@ -433,7 +433,7 @@ def _details(answers: Sequence[ClaimAnswer]) -> Iterator[str]:
         yield f"  - tested as: {_tested(answer)}"
         yield f"  - {answer.verdict}: {answer.reason}"
         if answer.measured.identical:
-            yield "  - equal scores on every example: the two are the same function here"
+            yield "  - the two scored alike on every example"
         if answer.measured.estimate and answer.measured.unpaired:
             left = ", ".join(map(str, answer.measured.unpaired))
             yield f"  - left out, since some cell lacks them: seeds {left}"

@@ -12,6 +12,7 @@ from fusionbench.report.tables import (
     GridRow,
     Row,
     conditions,
+    effect_text,
     interval,
     latex_grid,
     markdown,
@@ -124,6 +125,11 @@ _CLAIM = (
     "images of the same kind (crossed t); on the suite every task counts the same from chance (0) "
     "to perfect (100). `this test set`: intervals for new runs on the same images."
 )
+INTERVALS = (
+    "Two kinds of interval: the one on which verdicts rest is for new runs and new images; that of "
+    "this test set is for new runs alone. The second claims less and can still be wider: its "
+    "degrees of freedom are the number of runs less one, while the first also counts images."
+)
 _VERDICTS = (
     "A method is called better or worse only if it differs both from {baseline} and from its "
     "matched control (p is the larger of the two), Holm over {count} planned contrasts at 5 %. "
@@ -150,6 +156,7 @@ def notes(analysis: Analysis) -> Iterator[str]:
             suite=points(plan.suite_margin, sign=False),
             task=points(plan.task_margin, sign=False),
         ) + "\n"  # fmt: skip
+        yield INTERVALS + "\n"
         yield from _flips(planned[0])
     yield from _few(analysis)
 
@@ -260,7 +267,7 @@ _COLUMNS: Mapping[str, Callable[[ContrastRow], str]] = {
     "p (Holm)": lambda row: p_text(row.answer.p_adjusted),
     "p (this test set)": lambda row: p_text(row.flip_p),
     "verdict": lambda row: _verdict(row),
-    "MDE": lambda row: points(row.answer.mde, sign=False),
+    "MDE": lambda row: effect_text(row.answer.mde),
     "n": lambda row: _size(row),
 }
 _PLANNED = [name for name in _COLUMNS if name != "task"]
@@ -327,7 +334,7 @@ def _verdict(row: ContrastRow) -> str:
     if row.question.silent:
         return f"no verdict: {row.question.silent}"
     if row.answer.verdict == "undecided":
-        return f"undecided (MDE {points(row.answer.mde, sign=False)})"
+        return f"undecided (MDE {effect_text(row.answer.mde)})"
     return row.answer.verdict
 
 

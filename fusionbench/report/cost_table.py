@@ -23,6 +23,7 @@ _FLOPS = (
     "flops_language_model_over",
     "flops_encoder",
 )
+_TRAINED = ("fusion", "projector", "reader")
 _LOAD = ("throughput", "peak_memory_bytes", "peak_memory_over_encoder_bytes")
 
 
@@ -168,7 +169,7 @@ def _scale_row(one: CostRecord) -> Row:
 
 
 _NOTE = """\
-`trainable` is fusion, projector and reader; `added` is fusion and projector beyond those of
+`trainable` is fusion, projector and reader; `added` is that beyond the whole model of
 {baseline}; `total` includes the frozen encoder. A range says that tasks differ. FLOPs are those of
 one image beyond the bare encoder with the projector of one layer, 2 per multiply-add; latency is
 the median of a batch [quartiles], over the encoder that of the differences to the bare encoder's
@@ -242,10 +243,10 @@ def _counts(analysis: Analysis, method: int) -> Mapping[str, list[int]]:
         theirs = _parameters(table, plain, task) if plain is not None else {}
         if not mine:
             continue
-        trainable = sum(mine.get(part, 0) for part in ("fusion", "projector", "reader"))
+        trainable = sum(mine.get(part, 0) for part in _TRAINED)
         found["trainable"].append(trainable)
         if theirs:
-            found["added"].append(_fused(mine) - _fused(theirs))
+            found["added"].append(trainable - sum(theirs.get(part, 0) for part in _TRAINED))
         if "encoder" in mine:
             found["total"].append(trainable + mine["encoder"])
     return found
@@ -254,10 +255,6 @@ def _counts(analysis: Analysis, method: int) -> Mapping[str, list[int]]:
 def _parameters(table: ScoreTable, method: int, task: int) -> Mapping[str, int]:
     done = (record.parameters for record in table.runs(method, task) if record.status == "done")
     return next(done, {})
-
-
-def _fused(parameters: Mapping[str, int]) -> int:
-    return parameters.get("fusion", 0) + parameters.get("projector", 0)
 
 
 def _inside(table: ScoreTable, method: int) -> bool:

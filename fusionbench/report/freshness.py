@@ -12,6 +12,7 @@ from fusionbench.records.archive import FAILURES
 from fusionbench.records.cost import profile_files
 from fusionbench.records.files import content, write_atomic
 from fusionbench.records.history import ABLATIONS
+from fusionbench.records.pictures import picture_files
 from fusionbench.records.store import Store
 
 _NOTE = ".inputs"
@@ -40,7 +41,7 @@ def fingerprint(store: Store, finished: Iterable[str]) -> str:
     failures = [path.name for path in (store.folder / "failures").glob("*.json")]
     names = sorted([*finished, *failures])
     others = [store.history.file, store.folder / ABLATIONS, store.folder / FAILURES]
-    others += profile_files(store.folder)
+    others += [*profile_files(store.folder), *picture_files(store.folder)]
     problems = [str(problem) for problem in store.problems]
     text = "\n".join([__version__, *names, *problems])
     return hashlib.sha256(text.encode() + b"".join(map(_bytes, others))).hexdigest()

@@ -4,9 +4,11 @@ Means count every task the same, from chance (0) to all right (100), as differen
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from fusionbench.records.cost import CostRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrast_rows import ContrastRow
@@ -71,28 +73,77 @@ def ranked(analysis: Analysis, scope: Scope, *, everything: bool = False) -> lis
     return ordered + (without if everything else [])
 
 
+_PARTS = ("fusion", "projector", "reader")
+
+
 def added_parameters(analysis: Analysis, method: int) -> str:
     """Trained parameters beyond the baseline's whole model: `1,024`, or `980 to 1,024` over tasks.
 
     Empty where the baseline or the method was not run.
     """
+    parts = added_parts(analysis, method)
+    return added_text([sum(task) for task in zip(*parts.values(), strict=True)])
+
+
+def added_parts(analysis: Analysis, method: int) -> dict[str, list[int]]:
+    """The same, part by part: fusion, projector and reader, one number for each task.
+
+    Empty where the baseline or the method was not run.
+    """
     table, baseline = analysis.table, analysis.plan.baseline
     if baseline not in table.methods:
-        return ""
+        return {}
     own, reference = (_trained(table, row) for row in (method, table.methods.index(baseline)))
-    ends = sorted({own[task] - reference[task] for task in own.keys() & reference.keys()})
+    shared = sorted(own.keys() & reference.keys())
+    found = {
+        part: [own[task].get(part, 0) - reference[task].get(part, 0) for task in shared]
+        for part in _PARTS
+    }
+    return found if shared else {}
+
+
+def added_text(values: Sequence[int]) -> str:
+    """`1,024`, or `980 to 1,024` where tasks differ."""
+    ends = sorted(set(values))
     return " to ".join(f"{value:,}" for value in dict.fromkeys((*ends[:1], *ends[-1:])))
 
 
-def _trained(table: ScoreTable, method: int) -> dict[int, int]:
-    """Fusion, projector and reader together, by task."""
+def _trained(table: ScoreTable, method: int) -> dict[int, Mapping[str, int]]:
+    """The parameters of each part, by task."""
     found = {}
     for task in range(len(table.tasks)):
         done = [run for run in table.runs(method, task) if run.status == "done"]
         if done:
-            parts = done[0].parameters
-            found[task] = sum(parts.get(part, 0) for part in ("fusion", "projector", "reader"))
+            found[task] = done[0].parameters
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeOver:
+    """Measured inference time over the bare encoder."""
+
+    share: float
+    """Percent of the encoder's own time."""
+    milliseconds: float
+    """Of one batch."""
+    batch: int
+    device: str
+
+
+def over_encoder(profiles: Sequence[CostRecord], label: str, encoder: str) -> TimeOver | None:
+    """The time of a method at inference, from its first measured profile; None without one."""
+    for one in profiles:
+        how = one.conditions
+        over, bare = one.latency_over_encoder_ms, one.latency_encoder_ms
+        same = one.label == label and how.encoder == encoder
+        if same and how.mode == "inference" and over and bare:
+            return TimeOver(
+                share=100 * over.median / bare.median,
+                milliseconds=over.median,
+                batch=how.batch,
+                device=how.device,
+            )
+    return None
 
 
 def _label(analysis: Analysis, row: int) -> str:

@@ -26,7 +26,7 @@ from fusionbench.records.pairs import (
 )
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.contrasts import make_plan, resolved
-from fusionbench.report.tables import Row, aggregates, csv_row, markdown
+from fusionbench.report.tables import Row, aggregates, csv_row, effect_text, markdown
 from fusionbench.stats import verdicts
 from fusionbench.stats.crossed import guard
 from fusionbench.stats.estimate import Estimate
@@ -47,6 +47,8 @@ from fusionbench.study.contrasts import Contrast
 AT_SEEDS = (5, 10, 20)
 FEWEST, MOST = 4, 200
 """Range of the search for the number of seeds: no test exists below 4."""
+UNREACHABLE = "not reachable"
+"""Where no number of seeds is enough on these test images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class PowerEstimate:
     needed: int | None
     """Seeds for the goal's effect; None above `MOST`."""
     identical: bool
-    """The two methods are the same function here: nothing to plan for."""
+    """The two methods scored alike on every example: nothing to plan for."""
 
 
 def power_estimate(
@@ -169,7 +171,7 @@ class PowerPlan:
     estimates: tuple[PowerEstimate, ...]
     """One for each method, reference and set of tasks."""
     same: tuple[str, ...]
-    """Methods that are the same function as the baseline."""
+    """Methods that scored as the baseline on every example."""
     gaps: tuple[str, ...]
     """Why a contrast has no estimate."""
 
@@ -223,6 +225,34 @@ def _table(results: Results, table: ScoreTable, wanted: PowerOptions) -> PowerPl
         same=tuple(sorted(everywhere)),
         gaps=tuple(dict.fromkeys(gaps)),
     )
+
+
+def seeds_for_a_point(
+    results: Results, table: ScoreTable, contrasts: Sequence[Contrast]
+) -> list[int | None]:
+    """Seeds that each contrast needs on the suite to find a difference of one point.
+
+    Of a baseline and a control the larger number counts; None where no number up to `MOST` is
+    enough. Contrasts that cannot be compared are left out.
+    """
+    goal = Goal(effect=1.0, contrasts=min(max(len(contrasts), 1), MOST_PLANNED), pilot=False)
+    suite = [int(column) for column in np.flatnonzero(table.suite)]
+    found: list[int | None] = []
+    for contrast in contrasts:
+        pairs = list(_pairs(table, [resolved(table, contrast)[0]]))
+        try:
+            needs = [
+                power_estimate(
+                    results, table, (table.methods.index(one), table.methods.index(other)), suite,
+                    over="suite", goal=goal,
+                )
+                for one, other in pairs
+            ]  # fmt: skip
+        except NotComparable:
+            continue
+        if needs := [one for one in needs if not one.identical]:
+            found.append(_worst(needs).needed)
+    return found
 
 
 def _contrasts(results: Results, table: ScoreTable, wanted: PowerOptions) -> list[Contrast]:
@@ -300,7 +330,8 @@ def page(plans: Sequence[PowerPlan], wanted: PowerOptions, folder: str) -> str:
         parts += [f"## {plan.title}", "", _test(plan), ""]
         parts += [markdown(_rows(plan.hardest, plan.goal))]
         if plan.same:
-            parts += [f"Left out, the same function as the baseline here: {_list(plan.same)}.", ""]
+            alike = "Left out, since they scored as the baseline on every example"
+            parts += [f"{alike}: {_list(plan.same)}.", ""]
         if plan.gaps:
             parts += ["Not comparable:", "", *(f"- {gap}" for gap in plan.gaps), ""]
     return "\n".join(parts).rstrip() + "\n"
@@ -347,7 +378,17 @@ def _row(here: Sequence[PowerEstimate], goal: Goal) -> Row:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{np.median(values):.1f} ({max(values):.1f})"
+    return _both(_shown(float(np.median(values))), _shown(max(values)))
+
+
+def _shown(mde: float) -> str:
+    """An MDE in points; no difference is larger than 100."""
+    return effect_text(mde / 100)
+
+
+def _both(middle: str, largest: str) -> str:
+    """`1.2 (3.4)`; one of them where they are equal words."""
+    return middle if middle == largest and not middle[0].isdigit() else f"{middle} ({largest})"
 
 
 def _range(values: Sequence[int]) -> str:
@@ -360,13 +401,14 @@ def _seeds(here: Sequence[PowerEstimate], goal: Goal) -> str:
     counts = sorted(math.inf if one.needed is None else one.needed for one in here)
     middle = counts[len(counts) // 2]
     floors = [one.floor for one in here]
-    return f"{_count(middle, np.median(floors), goal)} ({_count(counts[-1], max(floors), goal)})"
+    largest = _count(counts[-1], max(floors), goal)
+    return _both(_count(middle, float(np.median(floors)), goal), largest)
 
 
 def _count(seeds: float, floor: float, goal: Goal) -> str:
     if math.isfinite(seeds):
         return f"{seeds:.0f}"
-    return "never" if floor > goal.effect else f"> {MOST}"
+    return UNREACHABLE if floor > goal.effect else f"over {MOST}"
 
 
 def _long_row(title: str, one: PowerEstimate, goal: Goal) -> Row:

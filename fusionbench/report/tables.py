@@ -71,6 +71,13 @@ def points(value: float | None, *, sign: bool = True) -> str:
     return f"{rounded:+.1f}" if sign else f"{rounded:.1f}"
 
 
+def effect_text(value: float | None) -> str:
+    """A smallest detectable effect in points; no difference is larger than 100."""
+    if value is None or math.isnan(value):
+        return "-"
+    return "over 100" if value > 1 else points(value, sign=False)
+
+
 def p_text(value: float | None) -> str:
     """A p-value to three decimals; never 0."""
     if value is None:

@@ -172,7 +172,7 @@ def test_a_folder_without_records_has_no_report(tmp_path):
 def test_the_figure_shows_every_task_and_cuts_no_name(report):
     svg = (report / "figures" / "scores.svg").read_text()
     assert all(f"<!-- {name} -->" in svg for name in ("digits", "textile", "chance", "failed"))
-    with Image.open(report / "figures" / "scores.png") as image:
+    with Image.open(report / "figures" / "differences.png") as image:
         pixels = np.asarray(image.convert("L"))
     edges = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
     assert all((edge == 255).all() for edge in edges) and pixels.min() < 100

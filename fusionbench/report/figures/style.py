@@ -48,6 +48,9 @@ CELLS = "cividis"
 ON_DARK_CELL, ON_LIGHT_CELL = "#fefefe", "#010101"
 """Text on heat map cells. Not in `DARK`, because the cells keep their colours on a dark page."""
 
+BITMAPS = ("differences",)
+"""Figures with a `.png` too, for pages and slides that show no SVG."""
+
 SMALL = 6.0
 """Font size of notes inside panels, in points."""
 
@@ -118,7 +121,7 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A figure on disk: `<stem>.svg`, `<stem>.png` and, with its data, `<stem>.csv`."""
+    """A figure on disk: `<stem>.svg` and, with its data, `<stem>.csv`."""
 
     stem: Path
     title: str
@@ -133,13 +136,13 @@ class Drawn:
 
 
 def save(drawing: Drawing, stem: Path) -> None:
-    """Write the three files of a drawing; call it inside `house_style`."""
+    """Write the files of a drawing; call it inside `house_style`."""
     for ending, content in files(drawing).items():
         write_atomic(stem.with_suffix(ending), content)
 
 
 def files(drawing: Drawing) -> dict[str, bytes]:
-    """Contents of the `.png`, `.svg` and `.csv` file; call it inside `house_style`."""
+    """Contents of the `.svg` and `.csv` file, of some also `.png`; call it in `house_style`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -147,13 +150,17 @@ def files(drawing: Drawing) -> dict[str, bytes]:
     bitmap = FigureCanvasAgg(figure)
     _lay_out(figure)
     # Figure.savefig would lay out and draw everything twice for each file.
-    png, svg = BytesIO(), BytesIO()
+    svg = BytesIO()
     # matplotlib leaves the printers untyped.
-    print_png: Callable[..., None] = bitmap.print_png
-    print_png(png, metadata={"Software": None})
     print_svg: Callable[..., None] = FigureCanvasSVG(figure).print_svg
     print_svg(svg, metadata={"Date": None, "Creator": None})
-    return {".png": png.getvalue(), ".svg": svg.getvalue(), ".csv": _csv(drawing.rows).encode()}
+    found = {".svg": svg.getvalue(), ".csv": _csv(drawing.rows).encode()}
+    if drawing.name in BITMAPS:
+        png = BytesIO()
+        print_png: Callable[..., None] = bitmap.print_png
+        print_png(png, metadata={"Software": None})
+        found[".png"] = png.getvalue()
+    return found
 
 
 def _lay_out(figure: "Figure") -> None:

@@ -52,6 +52,9 @@ def write_figures(report: Material, folder: Path) -> list[Drawn]:
         stem = folder / _free(figure.stem.name, {one.stem.name for one in drawn})
         for ending, content in contents.items():
             write_atomic(stem.with_suffix(ending), content)
+        if ".png" not in contents:
+            # An earlier version wrote one for every figure.
+            stem.with_suffix(".png").unlink(missing_ok=True)
         drawn.append(replace(figure, stem=stem))
     for name in sorted(before - {one.stem.name for one in drawn}):
         for ending in (".svg", ".png", ".csv"):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from numbers import Number
 
 import pandas as pd
+from markupsafe import Markup
 
-from fusionbench.report.tables import P_VALUES, SHARES, Row, digits, is_missing
+from fusionbench.report.tables import P_VALUES, SHARES, Row, digits, effect_text, is_missing
 
 _DETAILS: Mapping[str, str] = {
     "status": "status",
@@ -41,6 +42,8 @@ class GridCell:
     best: bool = False
     tied: bool = False
     """True in the set of methods that contains the best one."""
+    bar: Markup = Markup()  # noqa: RUF009  (immutable)
+    """The number as a drawing, in front of the text."""
 
     @property
     def marks(self) -> str:
@@ -55,6 +58,8 @@ class Head:
 
     text: str
     group: str = ""
+    note: str = ""
+    """Shown small, under the name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +113,20 @@ def pivots(
         yield Grid(id=f"{name}-{number}", title=heading, heads=heads, rows=cells, note=note)
 
 
-def standings(name: str, title: str, rows: Sequence[Row], note: str = "") -> Iterator[Grid]:
-    """One table per condition from the rows of `tables/summary`: the suite, then its groups."""
+def standings(
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    note: str = "",
+    *,
+    marks: Mapping[str, str] | None = None,
+    times: Mapping[str, str] | None = None,
+    baseline: str = "",
+) -> Iterator[Grid]:
+    """One table per condition from the rows of `tables/summary`: the suite, then its groups.
+
+    `marks` and `times`: warnings and time over the encoder, by the name of the method.
+    """
     table = pd.DataFrame(rows, dtype=object)
     facts = [one for one in _CONDITION if one in table]
     for number, (condition, here) in enumerate(
@@ -119,35 +136,205 @@ def standings(name: str, title: str, rows: Sequence[Row], note: str = "") -> Ite
         parts = [str(track), str(encoder), f"{steps} steps" if steps else ""]
         parts += [str(one) for one in training if not is_missing(one)]
         names = list(here["aggregate"].unique())
-        heads = ["method", "role", names[0], "difference", "verdict", *names[1:], "added"]
+        against = f"minus {baseline or 'the baseline'}, points"
+        heads = [
+            Head(text="method"), Head(text=names[0], note="% chance to perfect"),
+            Head(text="difference", note=against), Head(text="verdict", note="of the difference"),
+            Head(text="marks"),
+            *(Head(text=one, note="% chance to perfect") for one in names[1:]),
+            Head(text="added", note="parameters over the whole baseline"),
+            Head(text="time", note="over the encoder's own"),
+        ]  # fmt: skip
         by_method: dict[str, list[Row]] = {}
         for row in here.to_dict("records"):
             by_method.setdefault(str(row["method"]), []).append({str(k): v for k, v in row.items()})
+        scale = _scale([one[0] for one in by_method.values()])
         yield Grid(
             id=f"{name}-{number}",
             title=f"{title}: {', '.join(filter(None, parts))}",
-            heads=[Head(text=head) for head in heads],
-            rows=[_standing(one) for one in by_method.values()],
+            heads=heads,
+            rows=[_standing(one, marks or {}, times or {}, scale) for one in by_method.values()],
             note=note,
         )
 
 
-def _standing(rows: Sequence[Row]) -> list[GridCell]:
+def _standing(
+    rows: Sequence[Row],
+    marks: Mapping[str, str],
+    times: Mapping[str, str],
+    scale: tuple[float, float],
+) -> list[GridCell]:
     """The cells of one method: the first row is the suite's."""
     suite, *groups = rows
-    ends = _ends(suite, "delta_low", "delta_high")
-    delta = "" if is_missing(suite["delta"]) else f"{100 * suite['delta']:+.1f}"
-    difference = GridCell(
-        text=f"{delta} ({ends})" if ends else delta, value=_sort_key("delta", suite["delta"])
-    )
+    name = str(suite["method"])
+    marked = "; ".join(filter(None, (suite["role"], marks.get(name, ""))))
     return [
-        GridCell(text=suite["method"]),
-        GridCell(text=suite["role"]),
+        GridCell(text=name),
         _mean(suite),
-        difference,
+        _difference(suite, "delta", "delta_low", "delta_high", scale),
         GridCell(text=suite["verdict"] or ""),
+        GridCell(text=marked),
         *(_mean(row) for row in groups),
-        GridCell(text=suite["added"]),
+        GridCell(text=suite["added"], value=_first_number(suite["added"])),
+        GridCell(text=times.get(name, ""), value=_first_number(times.get(name, ""))),
+    ]
+
+
+def _first_number(text: str) -> float | None:
+    """`1,024 to 2,048` -> 1024, to sort by; None without a number."""
+    try:
+        return float(text.split(" ")[0].replace(",", ""))
+    except ValueError:
+        return None
+
+
+def _difference(row: Row, value: str, low: str, high: str, scale: tuple[float, float]) -> GridCell:
+    """`+1.2 [-0.4, +2.8]` with its interval as a bar."""
+    if is_missing(row.get(value)):
+        return GridCell(text="")
+    text = f"{100 * row[value] + 0.0:+.1f}"
+    if is_missing(row.get(low)) or is_missing(row.get(high)):
+        return GridCell(text=text, value=_sort_key("delta", row[value]))
+    ends = f"[{100 * row[low] + 0.0:+.1f}, {100 * row[high] + 0.0:+.1f}]"
+    return GridCell(
+        text=f"{text} {ends}",
+        value=_sort_key("delta", row[value]),
+        bar=_bar(row[value], row[low], row[high], scale),
+    )
+
+
+def _scale(
+    rows: Sequence[Row], low: str = "delta_low", high: str = "delta_high"
+) -> tuple[float, float]:
+    """The ends of the axis that all bars of a table share; it always shows 0."""
+    known = [row[key] for row in rows for key in (low, high) if not is_missing(row.get(key))]
+    return min([0.0, *known]), max([0.0, *known])
+
+
+_BAR = 110
+"""Width of a bar, in pixels."""
+
+
+def _bar(value: float, low: float, high: float, scale: tuple[float, float]) -> Markup:
+    """An interval with its value and the line of no difference."""
+    span = (scale[1] - scale[0]) or 1.0
+    x = [round(1 + (_BAR - 2) * (one - scale[0]) / span, 1) for one in (0.0, low, high, value)]
+    side = "above" if low > 0 else "below" if high < 0 else "open"
+    return Markup(  # noqa: S704  (numbers only)
+        f'<svg class="bar {side}" width="{_BAR}" height="12" aria-hidden="true">'
+        f'<path class="zero" d="M{x[0]} 0V12"/><path d="M{x[1]} 6H{x[2]}"/>'
+        f'<circle cx="{x[3]}" cy="6" r="3"/></svg>'
+    )
+
+
+def differences(name: str, title: str, rows: Sequence[Row], note: str = "") -> Grid:
+    """Planned comparisons, then all others on the suite, from the rows of `tables/contrasts`."""
+    wanted = [row for row in rows if row["kind"] != "exploratory" or row["scope"] == "suite"]
+    kinds = ("planned", "followup", "exploratory")
+
+    def place(row: Row) -> tuple[int, float]:
+        return kinds.index(row["kind"]), -(0.0 if is_missing(row["delta"]) else row["delta"])
+
+    scale = _scale(wanted, "low", "high")
+    conditions = [key for key in _CONDITION if len({str(row.get(key)) for row in wanted}) > 1]
+    heads = [
+        Head(text="method"), Head(text="minus", note="compared with"), Head(text="on"),
+        Head(text="difference", note="points"), Head(text="verdict"), Head(text="kind"),
+        Head(text="p", note="corrected"), Head(text="MDE", note="points"),
+        Head(text="control"), Head(text="minus its control", note="points"),
+        *(Head(text=key) for key in conditions),
+    ]  # fmt: skip
+    return Grid(
+        id=name,
+        title=title,
+        heads=heads,
+        rows=[
+            _compared(row, scale, _scale(wanted, "control_low", "control_high"), conditions)
+            for row in sorted(wanted, key=place)
+        ],
+        note=note,
+    )
+
+
+def _compared(
+    row: Row,
+    scale: tuple[float, float],
+    of_control: tuple[float, float],
+    conditions: Sequence[str],
+) -> list[GridCell]:
+    p, mde = row["p_adjusted"], row["mde"]
+    return [
+        GridCell(text=str(row["method"])),
+        GridCell(text=str(row["baseline"])),
+        GridCell(text=str(row["name"])),
+        _difference(row, "delta", "low", "high", scale),
+        GridCell(text=str(row["verdict"] or row.get("reason") or "")),
+        GridCell(text=str(row["kind"])),
+        GridCell(text=shorter("p", p), value=_sort_key("p", p)),
+        GridCell(text="" if is_missing(mde) else effect_text(mde), value=_sort_key("mde", mde)),
+        GridCell(text=str(row["control"] or "")),
+        _difference(row, "control_delta", "control_low", "control_high", of_control),
+        *(GridCell(text=str(row.get(key, ""))) for key in conditions),
+    ]
+
+
+def costs(
+    name: str, title: str, rows: Sequence[Row], note: str = "", *, baseline: str = ""
+) -> Iterator[Grid]:
+    """Added parameters, FLOPs, time and memory by condition, from the rows of `tables/cost`."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        facts = tuple("" if is_missing(row.get(key)) else str(row[key]) for key in _CONDITION)
+        groups.setdefault(facts, []).append(row)
+    for number, (facts, here) in enumerate(groups.items(), start=1):
+        track, encoder, steps, *others = facts
+        # Rows without steps were counted for a shape: nothing was trained.
+        whole = f"over {baseline or 'the baseline'}" if steps else "over the projector of one layer"
+        heads = [
+            Head(text="method"), Head(text="parameters added", note=whole),
+            Head(text="FLOPs", note="one image, over the encoder"),
+            Head(text="ms a batch", note="over the encoder [quartiles]"),
+            Head(text="images/s"), Head(text="memory, MiB", note="peak, over the encoder"),
+            Head(text="trains"), Head(text="measured as"),
+        ]  # fmt: skip
+        parts = [track, encoder, f"{steps} steps" if steps else "shape only", *others]
+        yield Grid(
+            id=name if number == 1 else f"{name}-{number}",
+            title=f"{title}: {', '.join(filter(None, parts))}",
+            heads=heads,
+            note=note,
+            rows=[_cost(row) for row in here],
+        )
+
+
+def _cost(row: Row) -> list[GridCell]:
+    """The cells of one measurement; a measurement that was not made is empty."""
+    over, memory = row.get("latency_over_encoder_ms"), row.get("peak_memory_over_encoder_bytes")
+    quartiles = (row.get("latency_over_encoder_q1_ms"), row.get("latency_over_encoder_q3_ms"))
+    spread = "" if is_missing(over) else f"{over:.2f} [{quartiles[0]:.2f}, {quartiles[1]:.2f}]"
+    ends = [row.get("added_min"), row.get("added_max")]
+    added = " to ".join(dict.fromkeys(f"{one:,}" for one in ends if not is_missing(one)))
+    how = [row.get("mode"), row.get("device"), row.get("dtype")]
+    how += [] if is_missing(row.get("batch")) else [f"batch {row['batch']}"]
+    speed = row.get("throughput")
+    mebibytes = None if memory is None or is_missing(memory) else memory / 2**20
+    return [
+        GridCell(text=str(row["method"])),
+        GridCell(text=added, value=_sort_key("added", ends[0])),
+        GridCell(
+            text=shorter("flops", row.get("flops_over_encoder")),
+            value=_sort_key("flops", row.get("flops_over_encoder")),
+        ),
+        GridCell(text=spread, value=_sort_key("latency_ms", over)),
+        GridCell(
+            text="" if is_missing(speed) else f"{speed:,.0f}", value=_sort_key("throughput", speed)
+        ),
+        GridCell(
+            text="" if mebibytes is None else f"{mebibytes:,.1f}",
+            value=_sort_key("memory", mebibytes),
+        ),
+        GridCell(text="on cached states" if row.get("cacheable") else "in the encoder"),
+        GridCell(text=", ".join(str(one) for one in how if not is_missing(one))),
     ]
 
 
@@ -162,15 +349,18 @@ def _mean(row: Row) -> GridCell:
 
 
 def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[GridCell]]]:
-    best = table["mean"].astype(float).groupby(table[across]).transform("max")
     rows = [dict(zip(table.columns, values, strict=True)) for values in table.to_numpy()]
-    scores = [_score(row, top) for row, top in zip(rows, best, strict=True)]
+    scores = [_score(row) for row in rows]
     table = table.assign(cell=pd.Series(scores, index=table.index, dtype=object))
     groups = dict(zip(table[across], table.get("group", [""] * len(table)), strict=True))
     order = sorted(groups, key=groups.__getitem__)
     cells = table.pivot(index="method", columns=across, values="cell")
     cells = cells.reindex(index=table["method"].unique(), columns=order)
-    heads = [Head(text="method"), *(Head(text=name, group=groups[name]) for name in order)]
+    chances = {row[across]: _chance(row) for row in reversed(rows)}
+    heads = [
+        Head(text="method"),
+        *(Head(text=name, group=groups[name], note=chances[name]) for name in order),
+    ]
     missing = GridCell(text="not run")
     return heads, [
         [GridCell(text=method), *(one if isinstance(one, GridCell) else missing for one in row)]
@@ -178,7 +368,11 @@ def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[Grid
     ]
 
 
-def _score(row: Row, best: float) -> GridCell:
+def _chance(row: Row) -> str:
+    return "" if is_missing(row.get("chance")) else f"chance {100 * row['chance']:.0f}"
+
+
+def _score(row: Row) -> GridCell:
     """`71.2 ± 3.1`, with everything else in its details."""
     mean, low, high = (row.get(name, math.nan) for name in ("mean", "ci_low", "ci_high"))
     if is_missing(mean):
@@ -188,7 +382,7 @@ def _score(row: Row, best: float) -> GridCell:
         text=f"{100 * mean:.1f}{half}",
         value=_sort_key("mean", mean),
         details=details(row),
-        best=bool(row["best"]) if "best" in row else mean == best,
+        best=bool(row.get("best")),
         tied=bool(row.get("tied")),
     )
 
@@ -202,6 +396,8 @@ def details(row: Row) -> str:
     ends = _ends(row, "ci_low", "ci_high")
     known["interval"] = ends and ends + over
     known["delta_interval"] = _ends(row, "delta_low", "delta_high")
+    if not is_missing(known.get("mde")):
+        known["mde"] = effect_text(known["mde"])
     lines = [
         f"{title}: {shorter(key, known[key])}"
         for key, title in _DETAILS.items()

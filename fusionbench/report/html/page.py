@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
@@ -11,13 +12,20 @@ from typing import Any
 from markupsafe import Markup
 
 from fusionbench import __version__
+from fusionbench.api.errors import Problem
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.files import write_atomic
 from fusionbench.records.history import Request
+from fusionbench.records.pictures import read_pictures
 from fusionbench.records.text import checkpoint_name, file_only, impersonal, visible
 from fusionbench.report import coverage
+from fusionbench.report.alike import dead_tasks
+from fusionbench.report.contrast_table import INTERVALS
 from fusionbench.report.figures.style import DARK, Drawn
-from fusionbench.report.html.grid import Grid, pivots, plain, standings
+from fusionbench.report.html.cards import Card, at_chance, method_cards, task_cards
+from fusionbench.report.html.examples import browser
+from fusionbench.report.html.grid import Grid, costs, differences, pivots, plain, standings
+from fusionbench.report.leaderboard import over_encoder
 from fusionbench.report.page import Material
 from fusionbench.report.tables import Row, is_missing
 
@@ -147,68 +155,258 @@ def _rounded(text: str) -> str:
 
 
 _PIVOTS: Mapping[str, tuple[str, str]] = {
-    "main": ("Scores", "task"),
-    "planted": ("Planted ground truth", "task"),
+    "main": ("Scores by task", "task"),
+    "planted": ("Scores on planted tasks", "task"),
 }
 """Tables with methods as rows; all others are shown as they are."""
-_TITLES: Mapping[str, str] = {
-    "contrasts": "Differences and verdicts",
-    "ablation": "Ablations",
-    "cost": "Cost",
-    "coverage": "Coverage, cell by cell",
-    "layers": "Layers",
-    "models": "Inside a language model",
-    "reported": "Published numbers",
-}
 _CONDITION = ("track", "encoder", "steps", "training", "condition")
 """Shown only where they differ between the rows."""
 _COLUMNS: Mapping[str, Sequence[str]] = {
-    "contrasts": (
-        "method", "name", "delta", "low", "high", "verdict", "mde", "p", "p_adjusted", "kind",
-        "baseline", "control", "testset_low", "testset_high", "n_seeds", "n_examples", *_CONDITION,
+    "reported": (
+        "method", "ours", "benchmark", "metric", "value", "base_model", "regime", "evidence",
+        "source", "comparable", *_CONDITION,
     ),
 }  # fmt: skip
 _MOST_ROWS = 1000
 """Longer tables are left to their CSV files."""
+_LARGEST_FIGURE = 700_000
+"""Characters; a larger figure is linked, not shown."""
 _NOTES: Mapping[str, str] = {
-    "summary": "Sorted by the mean over the suite: every task counts the same, from chance (0) to "
+    "summary": "Sorted by the mean over the suite: the tasks that count, each from chance (0) to "
     "all right (100), ± half of the 95 % interval. Difference: method minus baseline, in points, "
-    "with its 95 % interval. Added: trained parameters beyond the baseline's whole model.",
+    "with its 95 % interval as a bar; the line is no difference. Added: trained parameters beyond "
+    "the baseline's whole model.",
     "main": "Mean ± half of the 95 % interval, in percent; the highest mean of a column is bold, "
-    "which does not say that it is the best method. Hover or tap a cell for n, p and MDE.",
+    "which does not say that it is the best method; shaded: the set that holds the best method "
+    "with 95 % probability. Hover, tap or use the arrow keys in a cell for n, p and MDE.",
     "planted": "Synthetic encoders with a known right answer: they test the suite itself and "
-    "enter no mean.",
-    "contrasts": "Differences, intervals and MDE in points; over several tasks a point is a "
-    "hundredth of the way from chance to all right. A verdict needs both references beaten and "
-    "a corrected p; undecided is shown with the smallest effect that would have been found.",
+    "enter no mean. On planted_random every method is at chance, whatever its mean.",
+    "contrasts": "Planned comparisons first, then every method against the baseline on the suite "
+    "(exploratory). Points; over several tasks a point is a hundredth of the way from chance to "
+    "all right. A verdict needs both references beaten and a corrected p. MDE: the smallest true "
+    "difference that such a study finds in 4 of 5 cases.",
+    "cost": "Parameters: what is added to the baseline's whole model (fusion, projector and "
+    "reader). Time and FLOPs: beyond the bare encoder with the projector of one layer.",
+    "references": "Scores of single hidden states with the closed-form reader.",
     "models": "Scores and measures as their papers report them; intervals of differences are for "
     "new images and take the trained runs as given.",
     "reported": "From papers, in their regime; never ranked together with the records.",
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page: tables, figures, cards and files to download."""
+
+    id: str
+    title: str
+    note: str = ""
+    grids: Sequence[Grid] = ()
+    figures: Sequence[Mapping[str, str]] = ()
+    cards: Sequence[Card] = ()
+    downloads: Sequence[tuple[str, str]] = ()
+    """Text and address, relative to the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """What a section is made of, by name."""
+
+    id: str
+    title: str
+    tables: Sequence[str] = ()
+    figures: Sequence[str] = ()
+    cards: str = ""
+    note: str = ""
+
+
+_SECTIONS: Sequence[_Place] = (
+    _Place(id="leaderboard", title="Leaderboard", tables=("summary",)),
+    _Place(
+        id="planted", title="Planted tasks: is the suite right where the answer is known?",
+        tables=("planted",), figures=("planted",),
+    ),
+    _Place(
+        id="differences", title="Differences", tables=("contrasts",),
+        figures=("differences", "differences-tasks", "ranks", "profile"), note=INTERVALS,
+    ),
+    _Place(
+        id="tasks", title="Tasks", tables=("main", "references"), figures=("heatmap", "scores"),
+        cards="tasks",
+    ),
+    _Place(id="examples", title="Examples on which two methods differ"),
+    _Place(id="models", title="Inside a language model", tables=("models",)),
+    _Place(id="cost", title="Cost", tables=("cost",), figures=("cost",)),
+    _Place(
+        id="layers", title="Layers", tables=("layers",), figures=("layers", "instruments"),
+    ),
+    _Place(id="ablation", title="Ablations", tables=("ablation",)),
+    _Place(
+        id="methods", title="Methods", cards="methods",
+        note="One card for each method, the highest mean first.",
+    ),
+    _Place(id="imported", title="Scored by other tools", tables=("imported",)),
+    _Place(id="reported", title="Published numbers", tables=("reported",)),
+)  # fmt: skip
+"""In the order of the page, after the answer and before what ran; empty ones are left out."""
+_TITLES: Mapping[str, str] = {
+    "contrasts": "Differences and verdicts",
+    "ablation": "Effects of the parts",
+    "cost": "What each method adds",
+    "references": "What single layers hold",
+    "models": "Scores and measures",
+    "imported": "Imported scores",
+    "reported": "From papers",
+    "layers": "Weights of the layers",
+}
+
+
 def write_html(
     page: Path, report: Material, tables: Mapping[str, Sequence[Row]], figures: Sequence[Drawn]
 ) -> None:
-    """Write the page from the rows of all tables, by name, and the figures on disk."""
+    """Write the page from the rows of all tables, by name, and the figures on disk.
+
+    Files of tables and figures that lie beside the page are linked.
+    """
     records, planned = report.results.records, report.planned
+    problems: list[Problem] = []
+    pictures = list(read_pictures(report.results.store.folder, problems))
+    cards = {"methods": method_cards(report), "tasks": task_cards(report, pictures)}
+    ignored = [str(one).replace(f"{report.results.store.folder}/", "") for one in problems]
     context = {
         "name": str(planned.study.get("name", "")) if planned else "",
         "note": str(planned.study.get("note", "")) if planned else "",
         "version": __version__,
         "counts": _counts(records),
         "answers": _answers(tables.get("answer", ())),
-        "grids": grids(tables),
-        "figures": [_figure(figure, number) for number, figure in enumerate(figures, start=1)],
+        "answer_files": _tables_at(page.parent, ["answer"]),
+        "sections": list(sections(page.parent, report, tables, figures, cards)),
+        "anchors": _anchors(report, cards["methods"]),
+        "browser": Markup(browser(report, pictures)),  # noqa: S704  (JSON without "<")
+        "sheets": [one.sheet for one in pictures],
         "facts": _facts(records),
         "coverage": plain("cells", "What ran", coverage.status_rows(records, planned)),
-        "remarks": _remarks(report),
+        "coverage_files": _tables_at(page.parent, ["coverage"]),
+        "training": _shown_figures(page.parent, figures, ("learning",)),
+        "remarks": _remarks(report, ignored),
         "commands": commands(records, planned),
         "study": study_yaml(planned),
         "light": theme(dark=False),
         "dark": theme(dark=True),
     }
     write_atomic(page, visible(render(context)).encode())
+
+
+def sections(
+    home: Path,
+    report: Material,
+    tables: Mapping[str, Sequence[Row]],
+    figures: Sequence[Drawn],
+    cards: Mapping[str, Sequence[Card]],
+) -> Iterator[Section]:
+    """The sections of the page in order; those without contents are left out."""
+    left = {name for name, rows in tables.items() if rows} - {"answer", "coverage"}
+    for place in _SECTIONS:
+        found = Section(
+            id=place.id,
+            title=place.title,
+            note=place.note,
+            grids=[one for name in place.tables for one in _grids(name, report, tables)],
+            figures=_shown_figures(home, figures, place.figures),
+            cards=cards.get(place.cards, ()),
+            downloads=_tables_at(home, [name for name in place.tables if name in left]),
+        )
+        if found.grids or found.figures or found.cards or found.downloads:
+            yield found
+        elif place.id == "examples" and report.analyses:
+            yield found
+
+
+def _grids(name: str, report: Material, tables: Mapping[str, Sequence[Row]]) -> Iterator[Grid]:
+    """The tables of one name, condition by condition."""
+    rows, note = tables.get(name, ()), _NOTES.get(name, "")
+    baselines = {analysis.plan.baseline for analysis in report.analyses}
+    baseline = next(iter(baselines)) if len(baselines) == 1 else ""
+    title = _TITLES.get(name, name.replace("_", " ").capitalize())
+    if not rows:
+        return
+    if name == "summary":
+        marks, times = _warnings(report), _times(report)
+        yield from standings(
+            name, "Leaderboard", rows, note, marks=marks, times=times, baseline=baseline
+        )
+    elif name in _PIVOTS:
+        heading, across = _PIVOTS[name]
+        yield from pivots(name, heading, _by_mean(rows, tables), across, note)
+    elif name == "contrasts":
+        yield differences(name, title, rows, note)
+    elif name == "cost":
+        yield from costs(name, title, _by_mean(rows, tables), note, baseline=baseline)
+    elif len(rows) <= _MOST_ROWS:
+        yield plain(name, title, _shown(name, rows), note)
+
+
+def _by_mean(rows: Sequence[Row], tables: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """Rows in the order of the leaderboard."""
+    order = {
+        str(row["method"]).split(" (= ")[0]: place
+        for place, row in reversed(list(enumerate(tables.get("summary", ()))))
+    }
+    return sorted(rows, key=lambda row: order.get(str(row["method"]), len(order) * 10))
+
+
+def _warnings(report: Material) -> dict[str, str]:
+    """Display name of each method that is dead on a task or at chance -> what is wrong with it."""
+    found: dict[str, str] = {}
+    for analysis in report.analyses:
+        dead = dead_tasks(report.results, analysis.table)
+        for row, label in enumerate(analysis.labels):
+            said = ["not above chance"] if at_chance(analysis, row) else []
+            said += [f"dead on {', '.join(dead[row])}"] if row in dead else []
+            if said:
+                found[label] = "; ".join(said)
+    return found
+
+
+def _times(report: Material) -> dict[str, str]:
+    """Display name of each method -> inference time over the encoder, in percent of its own."""
+    found: dict[str, str] = {}
+    for analysis in report.analyses:
+        table = analysis.table
+        for row, label in enumerate(analysis.labels):
+            first = table.row(row)[0]
+            name = first.label or first.spec.method
+            time = over_encoder(report.profiles, name, table.condition.encoder)
+            if time is not None:
+                found.setdefault(label, f"{time.share:+.0f} %")
+    return found
+
+
+def _anchors(report: Material, cards: Sequence[Card]) -> dict[str, str]:
+    """Name of each method, as tables show it -> the id of its card."""
+    found = {card.name: card.id for card in cards}
+    for analysis in report.analyses:
+        names = zip(analysis.labels, analysis.table.methods, strict=True)
+        found |= {label: found[name] for label, name in names if name in found}
+    return found
+
+
+def _tables_at(home: Path, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Text and address of the CSV files of these tables, if they lie beside the page."""
+    files = [f"tables/{name}.csv" for name in names]
+    return [(file.removeprefix("tables/"), file) for file in files if (home / file).exists()]
+
+
+def _shown_figures(
+    home: Path, figures: Sequence[Drawn], names: Sequence[str]
+) -> list[dict[str, str]]:
+    """The figures of these names, under each name condition by condition."""
+    return [
+        _figure(home, figure, number)
+        for name in names
+        for number, figure in enumerate(figures, start=1)
+        if re.fullmatch(rf"{re.escape(name)}(-\d+)?", figure.stem.name)
+    ]
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -231,22 +429,6 @@ def _breakable(text: str) -> Markup:
     return Markup("<wbr>").join(re.findall(r"[^_-]*[_-]|[^_-]+", text))
 
 
-def grids(tables: Mapping[str, Sequence[Row]]) -> list[Grid]:
-    """The tables of a report in the order of `_PIVOTS` and `_TITLES`, then all others."""
-    known = [*_PIVOTS, *_TITLES]
-    found = list(standings("summary", "Leaderboard", tables.get("summary", ()), _NOTES["summary"]))
-    tables = {name: rows for name, rows in tables.items() if name not in ("summary", "answer")}
-    for name in sorted(tables, key=lambda name: known.index(name) if name in known else len(known)):
-        rows = tables[name]
-        if rows and name in _PIVOTS:
-            title, across = _PIVOTS[name]
-            found += pivots(name, title, rows, across, _NOTES[name])
-        elif rows and len(rows) <= _MOST_ROWS:
-            title = _TITLES.get(name, name.replace("_", " ").capitalize())
-            found.append(plain(name, title, _shown(name, rows), _NOTES.get(name, "")))
-    return found
-
-
 def _shown(name: str, rows: Sequence[Row]) -> list[Row]:
     """The columns that a reader needs; the CSV file has all of them."""
     keep = [
@@ -258,14 +440,18 @@ def _shown(name: str, rows: Sequence[Row]) -> list[Row]:
     return [{key: row.get(key) for key in keep if key not in same} for row in rows]
 
 
-def _figure(figure: Drawn, number: int) -> dict[str, str]:
-    svg = figure.svg.read_text(encoding="utf-8")
+def _figure(home: Path, figure: Drawn, number: int) -> dict[str, str]:
+    """A figure with its files; one too large for the page has no drawing."""
+    svg = inline(figure.svg.read_text(encoding="utf-8"), f"f{number}", figure.title)
+    near = figure.svg.is_relative_to(home)
     return {
         "id": f"figure-{figure.stem.name}",
         "title": figure.title,
         "condition": figure.condition,
         "reading": figure.reading,
-        "svg": inline(svg, f"f{number}", figure.title),
+        "svg": svg if len(svg) <= _LARGEST_FIGURE or not near else "",
+        "file": figure.svg.relative_to(home).as_posix() if near else "",
+        "data": figure.stem.with_suffix(".csv").relative_to(home).as_posix() if near else "",
     }
 
 
@@ -296,12 +482,12 @@ def _counts(records: Sequence[CellRecord]) -> dict[str, int]:
     }
 
 
-def _remarks(report: Material) -> dict[str, list[str]]:
+def _remarks(report: Material, ignored: Sequence[str]) -> dict[str, list[str]]:
     records = report.results.records
     found = {
         "Skipped and failed": coverage.reasons(records),
         "Tasks left out": coverage.left_out(report.planned),
         "Worth knowing": coverage.warnings(records),
-        "Files that were ignored": report.problems,
+        "Files that were ignored": [*report.problems, *ignored],
     }
     return {title: [line.removeprefix("- ") for line in lines] for title, lines in found.items()}
