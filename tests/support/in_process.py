@@ -1,4 +1,7 @@
-"""Commands in this process: the same jobs and events, and no other process imports torch."""
+"""Commands in this process: the same jobs and events, and no other process imports torch.
+
+Reports come without figures, which take most of their time, unless a test asks for them.
+"""
 
 import contextlib
 import io
@@ -29,7 +32,7 @@ class InProcessLauncher:
         pass
 
 
-def run(*arguments, folder=None, variables=None):
+def run(*arguments, folder=None, variables=None, figures=False):
     """Run a command in `folder`; its exit status, standard output and standard error."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
@@ -38,14 +41,16 @@ def run(*arguments, folder=None, variables=None):
         for name, value in (variables or {}).items():
             patch.setenv(name, value)
         patch.setattr(local, "LocalLauncher", InProcessLauncher)
+        if not figures:
+            patch.setattr("fusionbench.report.build.write_figures", lambda *_: [])
         patch.setattr(sys, "argv", ["fusionbench", *map(str, arguments)])
         with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
             main()
     return end.value.code or 0, out.getvalue(), err.getvalue()
 
 
-def fusionbench(*arguments, folder=None, variables=None):
+def fusionbench(*arguments, **how):
     """Run a command that must succeed; its standard output."""
-    code, out, err = run(*arguments, folder=folder, variables=variables)
+    code, out, err = run(*arguments, **how)
     assert code == 0, f"{arguments}: {out}{err}"
     return out
