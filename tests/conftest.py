@@ -75,6 +75,14 @@ def without_figures(monkeypatch):
     monkeypatch.setattr("fusionbench.report.build.write_figures", lambda *_: [])
 
 
+@pytest.fixture(scope="module")
+def no_figures():
+    """The same for a whole file, its fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fusionbench.report.build.write_figures", lambda *_: [])
+        yield
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Run a command in this process: exit code, standard output, standard error."""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from light_commands import run_without
 from plugin_files import GOOD
 
 import fusionbench
@@ -44,29 +45,10 @@ LIGHT = (
     ["doctor", "--help"], ["new-method", "--help"],
     ["run", "--dry-run", "--tasks", "planted_layer", "--out", "nowhere"],
 )  # fmt: skip
-IN_TURN = f"""
-import contextlib, io, sys
-from fusionbench.cli.main import main
-
-for arguments in {LIGHT!r}:
-    sys.argv, said = ["fusionbench", *arguments], io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            main()
-    except SystemExit as end:
-        assert not end.code, (arguments, end.code)
-    assert said.getvalue(), arguments
-    heavy = [name for name in {HEAVY!r} if name in sys.modules]
-    assert not heavy, (arguments, heavy)
-"""
 
 
 def test_looking_and_planning_import_nothing_heavy(tmp_path):
-    # In one process: a start takes longer than all of these commands.
-    done = subprocess.run(
-        [sys.executable, "-c", IN_TURN], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_without(HEAVY, LIGHT, tmp_path)
 
 
 def test_no_command_shows_the_help(call):

@@ -5,6 +5,8 @@ Reports come without figures, which take most of their time, unless a test asks 
 
 import contextlib
 import io
+import os
+import signal
 import sys
 from functools import partial
 
@@ -47,6 +49,33 @@ def run(*arguments, folder=None, variables=None, figures=False):
         with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
             main()
     return end.value.code or 0, out.getvalue(), err.getvalue()
+
+
+def killed_behind(count, cls, method, *arguments):
+    """Run a command in a copy of this process that kills itself behind call `count` of a method.
+
+    Returns its exit status, -9 if it came that far. A fork has loaded torch already.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            _kill_behind(count, cls, method)
+            run(*arguments)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _kill_behind(count, cls, method):
+    whole, calls = getattr(cls, method), iter(range(1, count + 1))
+
+    def counted(self, *arguments, **named):
+        found = whole(self, *arguments, **named)
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(cls, method, counted)
 
 
 def fusionbench(*arguments, **how):
