@@ -23,7 +23,6 @@ from fusionbench.harness.passes import (
 from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast, train
 
-
 ALWAYS = ("scalar_mix", "mema", "lsf_internal_modular")
 """Behind, in and after the encoder; test_fast_passes.py compares all kinds in double precision."""
 
