@@ -61,10 +61,26 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk():
+    """Files are complete without it as long as no test pulls the plug."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture
 def without_figures(monkeypatch):
     """Reports without figures, which take most of their time."""
     monkeypatch.setattr("fusionbench.report.build.write_figures", lambda *_: [])
+
+
+@pytest.fixture(scope="module")
+def no_figures():
+    """The same for a whole file, its fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fusionbench.report.build.write_figures", lambda *_: [])
+        yield
 
 
 @pytest.fixture

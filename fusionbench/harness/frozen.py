@@ -13,7 +13,6 @@ from typing import Any, ParamSpec
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.utils.checkpoint import checkpoint
 
 from fusionbench.api.encoders import Encoder
@@ -41,6 +40,7 @@ def compiled(run: Callable[P, Tensor], mode: str) -> Callable[P, Tensor]:
         # Graphs of the pass before this one keep its memory.
         torch.compiler.reset()
     # One more for each method, task and number of seeds; beyond it nothing is compiled any more.
+    # (The first mention of torch._dynamo imports it, which takes as long as all of torch.)
     settings = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, _GRAPHS)
     known = mode in ("default", "reduce-overhead")
@@ -54,7 +54,7 @@ def compiled(run: Callable[P, Tensor], mode: str) -> Callable[P, Tensor]:
             try:
                 next_step()
                 return fast(*given, **named)
-            except TorchDynamoException as error:
+            except torch._dynamo.exc.TorchDynamoException as error:
                 broken = True
                 warnings.warn(f"not compiled: {str(error).splitlines()[0]}", stacklevel=2)
         return run(*given, **named)

@@ -187,7 +187,21 @@ class ScoreTable:
 
     def row(self, method: int) -> list[CellRecord]:
         """A method's records, task by task and seed by seed."""
-        return [run for task in range(len(self.tasks)) for run in self.runs(method, task)]
+        return list(self._rows.get(method, ()))
+
+    @cached_property
+    def _rows(self) -> Mapping[int, Sequence[CellRecord]]:
+        """Records by method, sorted by task and seed."""
+        found: dict[int, list[CellRecord]] = {}
+        for (method, _, _), record in sorted(self.cells.items(), key=itemgetter(0)):
+            found.setdefault(method, []).append(record)
+        return found
+
+    @cached_property
+    def controls(self) -> Sequence[str]:
+        """The matched control of each method in its records; empty where they name none."""
+        rows = range(len(self.methods))
+        return tuple(max((one.control for one in self.row(row)), default="") for row in rows)
 
     @cached_property
     def identical(self) -> Mapping[int, int]:

@@ -7,8 +7,9 @@ literals is reported as a problem of its file.
 import ast
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,21 @@ class Unreadable(ValueError):
         self.hint = hint
 
 
-def read_source(file: Path) -> tuple[list[Declaration], list[Unreadable]]:
+def read_source(file: Path) -> tuple[Sequence[Declaration], Sequence[Unreadable]]:
     """All declarations of a file and the problems of the others."""
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-    except SyntaxError as error:
-        return [], [Unreadable(f"line {error.lineno}: syntax error: {error.msg}")]
+        return _read_text(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return [], [Unreadable(f"cannot be read: {error}")]
+        return (), (Unreadable(f"cannot be read: {error}"),)
+
+
+@lru_cache(maxsize=512)
+def _read_text(text: str) -> tuple[Sequence[Declaration], Sequence[Unreadable]]:
+    """The same of a file's text; a text is read once. Raises ValueError for null bytes."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        return (), (Unreadable(f"line {error.lineno}: syntax error: {error.msg}"),)
     module = _Module(tree)
     found: list[Declaration] = []
     problems: list[Unreadable] = []
@@ -79,7 +87,7 @@ def read_source(file: Path) -> tuple[list[Declaration], list[Unreadable]]:
             found.extend(_declarations(module, node))
         except Unreadable as error:
             problems.append(error)
-    return found, problems
+    return tuple(found), tuple(problems)
 
 
 class _Module:

@@ -71,7 +71,7 @@ def make_plan(
 
 def control_of(table: ScoreTable, method: int) -> str:
     """The matched control of a method in its records; empty if they name none."""
-    return max((record.control for record in table.row(method)), default="")
+    return table.controls[method]
 
 
 def _contrasts(

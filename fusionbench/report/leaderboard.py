@@ -13,7 +13,7 @@ from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrast_table import measured_columns
-from fusionbench.report.contrasts import Scope, control_of
+from fusionbench.report.contrasts import Scope
 from fusionbench.report.page import Page
 from fusionbench.report.tables import (
     GridRow,
@@ -157,8 +157,7 @@ def role(analysis: Analysis, row: int) -> str:
     table = analysis.table
     if table.methods[row] == analysis.plan.baseline:
         return "baseline"
-    controls = {control_of(table, other) for other in range(len(table.methods))}
-    return "control" if table.methods[row] in controls else ""
+    return "control" if table.methods[row] in table.controls else ""
 
 
 def _title(scope: Scope) -> str:

@@ -215,12 +215,16 @@ def _count(tasks: int) -> str:
 def _long(analysis: Analysis) -> Iterator[Row]:
     known = analysis.against_baseline()
     scopes = [scope for scope in analysis.scopes if scope.level == "task"]
+    tokens = token_counts(analysis.table, analysis.plan.baseline).by_method
     for method, name in enumerate(analysis.table.methods):
         for scope in scopes:
-            yield _long_row(analysis, method, scope, known.get((name, scope)))
+            compared = known.get((name, scope))
+            yield _long_row(analysis, method, scope, compared, tokens.get(method))
 
 
-def _long_row(analysis: Analysis, method: int, scope: Scope, row: ContrastRow | None) -> Row:
+def _long_row(
+    analysis: Analysis, method: int, scope: Scope, row: ContrastRow | None, tokens: int | None
+) -> Row:
     table, task = analysis.table, scope.tasks[0]
     found = analysis.cells[method, task]
     here = (run.provenance.get("code", {}) for run in table.runs(method, task))
@@ -234,7 +238,7 @@ def _long_row(analysis: Analysis, method: int, scope: Scope, row: ContrastRow | 
         **marks(analysis, scope, method),
         "seeds": " ".join(seeds),
         "outlying_seeds": " ".join(map(str, analysis.outlying.get((method, task), ()))),
-        "tokens": token_counts(table, analysis.plan.baseline).by_method.get(method),
+        "tokens": tokens,
         "code": " ".join(sorted(code[:7] for code in codes if code)),
         "uncommitted": method in analysis.uncommitted,
     }

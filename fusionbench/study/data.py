@@ -12,9 +12,10 @@ import lzma
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import (
     PackageNotFoundError,
     distribution,
@@ -192,12 +193,18 @@ def _stamps(card: TaskCard) -> Iterator[list[str | int]]:
 
 
 def _package_records(package: str) -> Iterator[Path]:
-    for name in packages_distributions().get(package, ()):
+    for name in _distributions(tuple(sys.path)).get(package, ()):
         try:
             files = distribution(name).files or ()
         except PackageNotFoundError:
             continue
         yield from (Path(str(f.locate())) for f in files if f.name == "RECORD")
+
+
+@lru_cache(maxsize=4)
+def _distributions(_path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Distributions by package. Kept, since reading those of one path takes half a second."""
+    return packages_distributions()
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import in_process
 import pytest
+from light_commands import run_without
 
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.store import Store
@@ -47,8 +48,7 @@ def tables(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    done = fusionbench(*STUDY, "--out", str(folder))
-    assert done.returncode == 0, done.stdout + done.stderr
+    in_process.fusionbench(*STUDY, "--out", folder)
     return folder
 
 
@@ -76,19 +76,10 @@ def test_a_second_run_repeats_nothing_and_is_quick(copied):
     assert {path: path.stat().st_mtime_ns for path in (copied / "cells").iterdir()} == before
 
 
-def test_a_run_with_nothing_to_do_and_a_dry_run_load_no_torch(finished):
-    code = (
-        "import sys\nfrom fusionbench.cli.main import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "heavy = {'torch', 'timm', 'transformers', 'scipy'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)"
-    )
-    for extra in (["--dry-run"], []):
-        arguments = [*STUDY, "--out", str(finished), *extra]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+def test_a_run_with_nothing_to_do_and_a_dry_run_load_no_torch(finished, tmp_path):
+    again = (*STUDY, "--out", finished)
+    heavy = {"torch", "timm", "transformers", "scipy"}
+    run_without(heavy, [(*again, "--dry-run"), again], tmp_path)
 
 
 def test_a_removed_cell_is_run_again_alone_and_comes_back_the_same(copied):
@@ -115,6 +106,16 @@ def test_a_changed_setting_runs_exactly_its_own_cells(finished):
     assert "4 of 12 cells to run" in in_process.fusionbench(*STUDY, "--out", finished, *changed)
 
 
+@pytest.mark.parametrize("count", [1, 7])
+def test_killed_between_records_it_ends_with_the_same_tables(finished, tmp_path, count):
+    folder = tmp_path / "killed"
+    assert in_process.killed_behind(count, Store, "write", *STUDY, "--out", folder) == -9
+    assert len(list((folder / "cells").glob("*.json"))) == count
+    assert f"{12 - count} cells run" in in_process.fusionbench(*STUDY, "--out", folder)
+    assert tables(folder) == tables(finished) and tables(folder)
+
+
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_tables(finished, tmp_path):
     folder, rng = tmp_path / "killed", random.Random(7)
     for _ in range(3):

@@ -16,9 +16,17 @@ STUDY = ("run", "--preset", "smoke", "--tasks", "planted_layer", "--workers", "1
 METHODS = "penultimate,scalar_mix,last"
 
 
+WITHOUT_FIGURES = """
+from fusionbench.cli.main import main
+from fusionbench.report import build
+build.write_figures = lambda *_: []
+main()
+"""
+
+
 def started(folder, *more):
     return subprocess.Popen(
-        [sys.executable, "-m", "fusionbench", *STUDY, *more, "--out", str(folder)],
+        [sys.executable, "-c", WITHOUT_FIGURES, *STUDY, *more, "--out", str(folder)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import in_process
 import pytest
+from light_commands import run_without
 
 from fusionbench.records.merge import merge
 from fusionbench.records.store import Store
@@ -23,35 +24,6 @@ STUDY = (
 )  # fmt: skip
 METHODS = ("--methods", "penultimate,penultimate-decoder,mema")
 RUN = (*STUDY, *METHODS)
-KILLED = """
-import os, signal, sys
-from fusionbench.launchers import local
-from in_process import InProcessLauncher
-from fusionbench.cli.main import main
-
-place, count = sys.argv[1], int(sys.argv[2])
-left = [count]
-
-def dies_after(cls, name):
-    whole = getattr(cls, name)
-    def written(self, *arguments, **more):
-        found = whole(self, *arguments, **more)
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return found
-    setattr(cls, name, written)
-
-if place == "training":
-    from fusionbench.vlm.checkpoint import Checkpoints
-    dies_after(Checkpoints, "write")
-else:
-    from fusionbench.records.store import Store
-    dies_after(Store, "write")
-local.LocalLauncher = InProcessLauncher
-sys.argv = ["fusionbench", *sys.argv[3:]]
-main()
-"""
 
 
 def cells(folder):
@@ -72,14 +44,6 @@ def stamps(folder, part):
 
 def run(folder, *more, study=RUN):
     return in_process.fusionbench(*study, "--out", folder, *more)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures():
-    """Reports without figures, which take most of their time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fusionbench.report.build.write_figures", lambda *_: [])
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +92,11 @@ def test_a_second_run_executes_nothing(copied):
 def test_killed_in_training_or_between_records_it_ends_as_if_nothing_had_been(
     finished, tmp_path, place, count
 ):
+    from fusionbench.vlm.checkpoint import Checkpoints
+
     folder = tmp_path / "results"
-    arguments = [*RUN, "--out", str(folder)]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, place, str(count), *arguments],
-        capture_output=True, text=True, check=False, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == -9, done.stderr
+    writes = Checkpoints if place == "training" else Store
+    assert in_process.killed_behind(count, writes, "write", *RUN, "--out", folder) == -9
     trained = {path.name for path in (folder / "models").glob("*.json")}
     assert len(list((folder / "cells").iterdir())) == (0 if place == "training" else count)
     if place == "training":
@@ -229,19 +191,10 @@ def test_a_dry_run_says_what_is_trained_on_what_and_which_names_are_one(finished
     assert "3 models (0 trained already)" in more and "from the cells in this folder" in more
 
 
-def test_a_dry_run_and_a_run_with_nothing_to_do_load_no_torch(finished):
-    code = (
-        "import sys\nfrom fusionbench.cli.main import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)"
-    )
-    for extra in (["--dry-run"], ["--dry-run", "--seeds", "2"], []):
-        arguments = [*RUN, "--out", str(finished), *extra]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+def test_a_dry_run_and_a_run_with_nothing_to_do_load_no_torch(finished, tmp_path):
+    again = (*RUN, "--out", finished)
+    few = [(*again, "--dry-run"), (*again, "--dry-run", "--seeds", "2"), again]
+    run_without({"torch", "transformers"}, few, tmp_path)
 
 
 def test_the_report_names_the_models_and_the_names_that_are_one(finished):

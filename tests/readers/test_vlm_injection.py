@@ -1,6 +1,7 @@
 """Injections into language models of transformers, by position and however the model is run."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -67,8 +68,19 @@ INJECTING = [name for name, fused in METHODS.items() if fused.injections]
 PATCHING = [name for name, fused in METHODS.items() if fused.patches]
 # Its image is cut by the place in the padded sequence, as published.
 SHIFTED = "lsf_internal_modular-as_published"
-CASES = [(name, family) for name in INJECTING for family in INJECTED]
-CASES += [(name, family) for name in PATCHING for family in LLAMA_LIKE]
+
+
+def cases(names, families):
+    """Every method on every family; on one of them in turn, and the other pairs are slow."""
+    turns = {(name, families[i % len(families)]) for i, name in enumerate(names)}
+    return [
+        pytest.param(*pair, marks=() if pair in turns else pytest.mark.slow)
+        for pair in itertools.product(names, families)
+    ]
+
+
+ADDING = cases(INJECTING, INJECTED)
+CASES = [*ADDING, *cases(PATCHING, LLAMA_LIKE)]
 
 
 class Run:
@@ -176,7 +188,7 @@ def test_generation_with_and_without_a_cache_and_of_rows_alone_agree(name, famil
         assert torch.equal(alone.tokens(), stepped[:1])
 
 
-@pytest.mark.parametrize(("name", "family"), [case for case in CASES if case[0] in INJECTING])
+@pytest.mark.parametrize(("name", "family"), ADDING)
 def test_beams_of_a_row_get_the_rows_own_values(name, family):
     run = Run(name, family)
     beams = run.tokens(num_beams=3, return_dict_in_generate=True, output_scores=True)

@@ -204,3 +204,14 @@ def test_an_import_that_fails_is_named_with_its_plugin(tmp_path):
 def test_packed_tasks_need_none_of_their_packages(plugin):
     assert not read_catalog([str(plugin)]).tasks["far_task"].available
     assert read_catalog([str(plugin)], packed={"far_task"}).tasks["far_task"].available
+
+
+def test_a_file_that_was_edited_between_two_readings_is_read_again(plugin):
+    first = read_catalog([str(plugin)]).methods["blend"]
+    # What a reader does with a card changes no other: texts are parsed once a process.
+    dict.clear(first.settings)
+    again = read_catalog([str(plugin)]).methods["blend"]
+    assert again.settings and again.version == first.version
+    text = plugin.read_text()
+    plugin.write_text(text.replace(f"version={first.version}", "version=77"))
+    assert read_catalog([str(plugin)]).methods["blend"].version == 77

@@ -9,6 +9,8 @@ from fusionbench.records.store import Store
 from fusionbench.report.alike import dead, one_answer, scored_alike
 from fusionbench.report.build import write_report
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 RNG = np.random.default_rng(4)
 ANSWERS = RNG.permutation(np.repeat(np.arange(4), (40, 30, 20, 10)))
 CHANCE = float(((np.bincount(ANSWERS) / len(ANSWERS)) ** 2).sum())

@@ -12,6 +12,8 @@ from fusionbench.records.scores import score_tables
 from fusionbench.records.store import Store
 from fusionbench.report.build import ReportOptions, write_report
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 BUDGET = spec().budget
 CHANGES = {
     "weight_decay": 0.5, "warmup": 0.25, "clip": 2.0, "feature_dtype": "float16", "test_items": 20,

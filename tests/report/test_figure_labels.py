@@ -16,7 +16,7 @@ from fusionbench.report.figures.write import drawings as drawings_of
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
     """What is written in each figure, and where, after the layout that `save` asks for."""
-    store = Store.open(write_study(tmp_path_factory.mktemp("wide")))
+    store = Store.open(write_study(tmp_path_factory.mktemp("wide"), seeds=2))
     with house_style():
         found = {one.name: one for _, one in drawings_of(collect(store))}
         yield {name: boxes(drawing.figure) for name, drawing in found.items()}

@@ -8,6 +8,8 @@ from fusionbench.records.pairs import Results
 from fusionbench.report.build import write_report
 from fusionbench.report.token_counts import token_counts, token_lines
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 TOKENS = {"penultimate": 16, "mix": 16, "packer": 4, "packer-like": 4, "dense": 9}
 CONTROLS = {"packer": "packer-like", "mix": "repeat", "dense": "repeat"}
 

@@ -10,7 +10,6 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp
 
 from fusionbench.records.pairs import Results
-from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
 from fusionbench.stats.verdicts import holm
 
@@ -25,13 +24,18 @@ SEED = 0
 
 
 @pytest.fixture(scope="module")
-def right() -> dict[str, dict[str, tuple[int, int, float]]]:
+def shipped() -> Results:
+    """The shipped records, read once."""
+    return Results.open(RESULTS)
+
+
+@pytest.fixture(scope="module")
+def right(shipped) -> dict[str, dict[str, tuple[int, int, float]]]:
     """{task: {method: (right answers, examples, chance)}} of one seed, suite tasks only."""
     found: dict[str, dict[str, tuple[int, int, float]]] = defaultdict(dict)
-    store = Store.open(RESULTS)
-    for record in store.records():
+    for record in shipped.records:
         if record.in_suite and record.spec.seed == SEED and record.status == "done":
-            hits = int(round(store.outcomes(record).sum()))
+            hits = int(round(shipped.store.outcomes(record).sum()))
             found[record.spec.task][record.label] = (hits, record.examples, record.chance)
     return found
 
@@ -42,10 +46,10 @@ def p_value(cell: tuple[int, int, float]) -> float:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(shipped, tmp_path_factory):
     """The report, written anew."""
     place = tmp_path_factory.mktemp("quick")
-    write_report(RESULTS, place)
+    write_report(shipped.store, place, finished=shipped.store.finished())
     return place
 
 
@@ -59,15 +63,15 @@ def files(home):
 
 
 def test_the_shipped_report_comes_from_the_shipped_records(home):
-    shipped, again = files(RESULTS / "report"), files(home)
-    assert shipped.keys() == again.keys()
-    assert any(name.startswith("tables/") for name in shipped)
-    drawn = [name for name in shipped if name.endswith((".svg", ".png", ".html", "figures.json"))]
-    versions = [json.loads(one["figures/figures.json"])["versions"] for one in (shipped, again)]
+    there, again = files(RESULTS / "report"), files(home)
+    assert there.keys() == again.keys()
+    assert any(name.startswith("tables/") for name in there)
+    drawn = [name for name in there if name.endswith((".svg", ".png", ".html", "figures.json"))]
+    versions = [json.loads(one["figures/figures.json"])["versions"] for one in (there, again)]
     # Other versions of matplotlib and FreeType draw other bytes: then the data stand for them.
-    kept = set(shipped) if versions[0] == versions[1] else set(shipped) - set(drawn)
+    kept = set(there) if versions[0] == versions[1] else set(there) - set(drawn)
     assert {name for name in kept if name.startswith("figures/") and name.endswith(".csv")}
-    assert [name for name in sorted(kept) if shipped[name] != again[name]] == []
+    assert [name for name in sorted(kept) if there[name] != again[name]] == []
 
 
 def test_the_pages_say_what_the_shipped_records_say():
@@ -93,13 +97,13 @@ def test_the_penultimate_layer_beats_chance_on_8_tasks_in_one_run(right):
 
 
 @pytest.fixture(scope="module")
-def averaged() -> dict[str, dict[str, np.ndarray]]:
+def averaged(shipped) -> dict[str, dict[str, np.ndarray]]:
     """{task: {method: mean over the runs of each example, less chance}}, suite tasks only."""
-    store = Store.open(RESULTS)
     scores = defaultdict(list)
-    for record in store.records():
+    for record in shipped.records:
         if record.in_suite and record.label in ("penultimate", "best_single"):
-            scores[record.spec.task, record.label].append(store.outcomes(record) - record.chance)
+            outcomes = shipped.store.outcomes(record)
+            scores[record.spec.task, record.label].append(outcomes - record.chance)
     found: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     for (task, label), runs in scores.items():
         found[task][label] = np.mean(runs, axis=0)
@@ -119,9 +123,8 @@ def test_the_best_single_layer_beats_the_penultimate_on_3_tasks(averaged):
     assert sum(above_zero(row) for row in ahead) >= 3
 
 
-def test_the_goals_of_the_instrument_hold():
-    tables = Results(Store.open(RESULTS)).tables
-    (table,) = [one for one in tables if one.condition.encoder == "nano"]
+def test_the_goals_of_the_instrument_hold(shipped):
+    (table,) = [one for one in shipped.tables if one.condition.encoder == "nano"]
     suite = np.flatnonzero([task.in_suite for task in table.tasks])
     means = np.nanmean(table.values[:, suite], axis=(1, 2))
     layers = [row for row, name in enumerate(table.methods) if name.startswith("layer[")]
@@ -129,8 +132,8 @@ def test_the_goals_of_the_instrument_hold():
     assert sum(table.tasks[column].counts for column in suite) >= 9
 
 
-def test_every_record_is_there():
-    records = list(Store.open(RESULTS).records())
+def test_every_record_is_there(shipped):
+    records = shipped.records
     labels = {record.label for record in records}
     tasks = {record.spec.task for record in records}
     assert len(records) == len(labels) * len(tasks) * 4
@@ -139,10 +142,9 @@ def test_every_record_is_there():
     assert len(code["commit"]) == 40 and code["dirty"] is False
 
 
-def test_copies_of_a_layer_score_like_the_layer():
-    cells = Results.open(RESULTS)
+def test_copies_of_a_layer_score_like_the_layer(shipped):
     scores = defaultdict(dict)
-    for one in cells.records:
+    for one in shipped.records:
         if one.in_suite and one.status == "done":
             scores[one.label][one.spec.task, one.spec.seed] = one.score
     for name in ("repeat", "repeat_like-hf_list", "repeat_like-mllama", "repeat_tokens"):

@@ -1,7 +1,12 @@
-"""Commands in this process: the same jobs and events, and no other process imports torch."""
+"""Commands in this process: the same jobs and events, and no other process imports torch.
+
+Reports come without figures, which take most of their time, unless a test asks for them.
+"""
 
 import contextlib
 import io
+import os
+import signal
 import sys
 from functools import partial
 
@@ -29,7 +34,7 @@ class InProcessLauncher:
         pass
 
 
-def run(*arguments, folder=None, variables=None):
+def run(*arguments, folder=None, variables=None, figures=False):
     """Run a command in `folder`; its exit status, standard output and standard error."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
@@ -38,14 +43,43 @@ def run(*arguments, folder=None, variables=None):
         for name, value in (variables or {}).items():
             patch.setenv(name, value)
         patch.setattr(local, "LocalLauncher", InProcessLauncher)
+        if not figures:
+            patch.setattr("fusionbench.report.build.write_figures", lambda *_: [])
         patch.setattr(sys, "argv", ["fusionbench", *map(str, arguments)])
         with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
             main()
     return end.value.code or 0, out.getvalue(), err.getvalue()
 
 
-def fusionbench(*arguments, folder=None, variables=None):
+def killed_behind(count, cls, method, *arguments):
+    """Run a command in a copy of this process that kills itself behind call `count` of a method.
+
+    Returns its exit status, -9 if it came that far. A fork has loaded torch already.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            _kill_behind(count, cls, method)
+            run(*arguments)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _kill_behind(count, cls, method):
+    whole, calls = getattr(cls, method), iter(range(1, count + 1))
+
+    def counted(self, *arguments, **named):
+        found = whole(self, *arguments, **named)
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(cls, method, counted)
+
+
+def fusionbench(*arguments, **how):
     """Run a command that must succeed; its standard output."""
-    code, out, err = run(*arguments, folder=folder, variables=variables)
+    code, out, err = run(*arguments, **how)
     assert code == 0, f"{arguments}: {out}{err}"
     return out

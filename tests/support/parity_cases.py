@@ -1,7 +1,8 @@
 """Numbers recorded from official implementations, and how a replay is compared with them.
 
-A case names its inputs `input.*`, weights `weight.*`, results `output.*` and gradients `grad*.*`.
-Sizes, layers and strings come from the case, so that another folder of the same form passes too.
+A case names its inputs `input.*`, weights `weight.*`, results `output.*` and gradients `grad*.*`,
+in a file of its own or, as `<id>/input.*`, in a file of several cases. Sizes, layers and strings
+come from the case, so that another folder of the same form passes too.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,7 +45,10 @@ class Case:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        return load_file(self.folder / self.facts["file"])
+        with safe_open(self.folder / self.facts["file"], framework="pt") as file:
+            names, start = list(file.keys()), f"{self.id}/"
+            own = [name for name in names if name.startswith(start)]
+            return {name.removeprefix(start): file.get_tensor(name) for name in own or names}
 
     def under(self, group: str) -> dict[str, Tensor]:
         """Tensors whose name starts with `group.`, without that."""

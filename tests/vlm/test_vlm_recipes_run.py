@@ -1,9 +1,6 @@
 """The recipes run on tiny checkpoints and files: trained, killed, resumed, recorded, read again."""
 
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import in_process
@@ -23,6 +20,7 @@ from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.plan import make_plan, resolve
 from fusionbench.study.study import LOCAL_TASKS, load_study, smoke_of, with_overrides
+from fusionbench.vlm.checkpoint import Checkpoints
 from fusionbench.vlm.open import open_model
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
@@ -30,30 +28,11 @@ pytestmark = [
     pytest.mark.skipif(not STUDIES.exists(), reason="an installed wheel has no recipes"),
     pytest.mark.filterwarnings("ignore"),
 ]
-KILLING = """
-import os, signal, sys
-import in_process
-from fusionbench.vlm.checkpoint import Checkpoints
-
-left, write = [int(sys.argv[1])], Checkpoints.write
-
-def written(self, losses):
-    write(self, losses)
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Checkpoints.write = written
-in_process.fusionbench(*sys.argv[2:])
-"""
-"""Kills itself behind a checkpoint."""
 
 
 @pytest.fixture(autouse=True)
 def without_report(monkeypatch):
     monkeypatch.setattr("fusionbench.cli.summary._update", lambda *_: None)
-    # Half of the time on a busy disk.
-    monkeypatch.setattr("os.fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +94,7 @@ def test_a_recipe_trains_is_killed_resumes_records_and_reloads(name, data, langu
     ]  # fmt: skip
     out, killed = tmp_path / "whole", tmp_path / "killed"
     assert "4 cells run" in in_process.fusionbench(*command, "--out", out)
-    died = subprocess.run(
-        [sys.executable, "-c", KILLING, str(behind), *map(str, command), "--out", str(killed)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert in_process.killed_behind(behind, Checkpoints, "write", *command, "--out", killed) == -9
     assert not records(killed) and not list((killed / "models").glob("*.json"))
     stages = {file.parent.name for file in (killed / "models").glob("*.partial/*/*.safetensors")}
     assert stages == ({"stage0", "stage1"} if behind > 2 else {"stage0"})
