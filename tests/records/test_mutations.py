@@ -24,6 +24,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.records import cost
 from fusionbench.records.answers import Said
 from fusionbench.records.cost import Conditions, CostRecord
+from fusionbench.records.files import write_atomic
 from fusionbench.records.history import (
     Design,
     PlannedAblation,
@@ -33,6 +34,7 @@ from fusionbench.records.history import (
     read_designs,
 )
 from fusionbench.records.merge import merge
+from fusionbench.records.pictures import ExamplePictures, draw_sheet, picture_file, read_pictures
 from fusionbench.records.probes import ProbeMap, probe_maps, write_probe
 from fusionbench.records.store import Store
 
@@ -82,7 +84,19 @@ def live(folder: Path) -> Path:
             n_train=8, n_val=4, provenance={},
         ),
     )  # fmt: skip
+    write_pictures(folder)
     return folder
+
+
+def write_pictures(folder: Path) -> None:
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    tiles, (width, height), columns, sheet = draw_sheet(images, np.array([0, 1, 1]))
+    found = ExamplePictures(
+        task="digits", data="d", items="i", texts=("which?",), questions=(0, 0, 0),
+        answers=("0", "1"), right=(0, 1, 1), tiles=tiles, width=width, height=height,
+        columns=columns, sheet=sheet,
+    )  # fmt: skip
+    write_atomic(picture_file(folder, "digits", "d", "i"), found.to_json().encode())
 
 
 def profile() -> CostRecord:
@@ -111,9 +125,10 @@ def tables(folder: Path) -> tuple[object, list[str]]:
     failures = [(one.id, one.reason) for one in store.failures(finished)]
     profiles = list(cost.read(folder, problems))
     maps = list(probe_maps(folder, problems))
+    pictures = list(read_pictures(folder, problems))
     asked = store.history.requests(), read_designs(folder)
     said = [*map(str, store.problems), *map(str, problems)]
-    return repr((shown, failures, profiles, maps, asked)), said
+    return repr((shown, failures, profiles, maps, pictures, asked)), said
 
 
 def of_folder(folder: Path) -> Callable[[], str]:
@@ -138,7 +153,7 @@ def first(folder: Path, pattern: str) -> Path:
 LIVE = (
     "cells/*.json", "outcomes/*.bin", "items/*.json", "facts/*.json", "tuning/*.json",
     "failures/*.json", "answers/*.gz", "study.json", "ablations.json", "profiles/*.json",
-    "probes/*.json", ".checked",
+    "probes/*.json", "pictures/*.json", ".checked",
 )  # fmt: skip
 COMPACT = (
     "cells.jsonl", "outcomes.npz", "items.json", "facts.json", "failures.jsonl", "profiles.jsonl",
