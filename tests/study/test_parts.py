@@ -127,7 +127,7 @@ def test_the_merge_of_three_shards_is_the_whole_byte_for_byte(tmp_path):
         in_process.fusionbench("report", tmp_path / name, figures=True)
     merged, compact = stored(tmp_path / "merged"), stored(tmp_path / "compact")
     assert merged.keys() == compact.keys() and len(merged) > 12
-    assert any(name.endswith(".png") for name in merged)
+    assert any(name.endswith(".svg") for name in merged)
     assert [name for name in merged if merged[name] != compact[name]] == []
     # A folder in which one shard is missing says so.
     shutil.rmtree(tmp_path / "merged")
