@@ -18,9 +18,17 @@ OUTSIDE = {
     "../CONTRIBUTING.md": "contributing.md",
 }
 """Documents outside of docs/ and their pages on the site."""
+FIGURES = {
+    "../results/paper/report/figures/": "paper/",
+    "../results/paper)": "paper/report.html)",
+}
+"""Links to the shipped results, and where their files are on the site."""
 COPIED = {
     "quick/report.html": "results/quick/report/report.html",
     "quick/differences.svg": "results/quick/report/figures/differences.svg",
+    "paper/report.html": "results/paper/report/report.html",
+    "paper/differences.png": "results/paper/report/figures/differences.png",
+    "paper/heatmap.svg": "results/paper/report/figures/heatmap.svg",
 }
 
 
@@ -67,6 +75,6 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links to documents outside of docs/ become links to their pages."""
-    for outside, name in OUTSIDE.items():
+    for outside, name in (OUTSIDE | FIGURES).items():
         markdown = markdown.replace(f"]({outside}", f"]({name}")
     return markdown
