@@ -107,7 +107,7 @@ def stored(folder: Path) -> dict[str, bytes]:
     """Everything of a merged folder but times: records without them, and all other files."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in (".md", ".csv", ".tex", ".html", ".json", ".png"):
+        if path.is_file() and path.suffix in (".md", ".csv", ".tex", ".html", ".json", ".svg"):
             found[str(path.relative_to(folder))] = path.read_bytes()
     for record in Store.open(folder).records():
         found[record.id] = Store.open(folder).outcome_bytes(record.id, record.outcomes)
