@@ -50,7 +50,7 @@ def planned(folder: Path) -> str:
             "from its matched control": _interval(
                 row, "control_delta", "control_low", "control_high"
             ),
-            "verdict": row["verdict"],
+            "verdict": row["verdict"] or row["reason"],
             "parameters added": added.get(row["method"], ""),
         }
         for row in _contrasts(folder)
@@ -111,19 +111,20 @@ def claims(folder: Path) -> str:
 
 
 def undecided(folder: Path) -> str:
-    """How many planned contrasts on the suite are undecided, and which could not be tested."""
+    """How many planned contrasts on the suite are undecided, and how many have no verdict yet."""
     rows = _contrasts(folder)
-    open_ = [row for row in rows if row["delta"] and row["verdict"] == "undecided"]
-    absent = [row for row in rows if not row["delta"]]
-    parts = [f"Of {len(rows)} planned contrasts on the suite {len(open_)} are undecided"]
-    parts += [f"{len(absent)} not run" if absent else "all were run"]
+    open_ = [row for row in rows if row["verdict"] == "undecided"]
+    absent = [row for row in rows if not row["verdict"]]
+    said = f"Of {len(rows)} planned contrasts on the suite {len(open_)} are undecided"
+    if absent:
+        said += f" and {len(absent)} have no verdict yet, since a method or its control was not run"
     named = [
         f"`{row['method']}` - `{row['baseline']}` ({100 * float(row['mde']):.1f})"
         for row in open_
         if row["mde"]
     ]
     detectable = f" Smallest detectable effects, points: {', '.join(named)}." if named else ""
-    return f"{' and '.join(parts)}.{detectable}"
+    return f"{said}.{detectable}"
 
 
 def run(folder: Path) -> str:
