@@ -144,7 +144,8 @@ def test_no_network_is_noticed_within_seconds(empty, monkeypatch):
         started = time.monotonic()
         with pytest.raises(OSError, match=f"no connection to {endpoint}"):
             fetch.fetch("hf:someone/something")
-        assert time.monotonic() - started < 5
+        # A hundred times its patience: the library alone would wait longer.
+        assert time.monotonic() - started < 30
     with pytest.raises(OSError, match="no connection"):
         hub.require_hub()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
