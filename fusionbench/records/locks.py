@@ -120,7 +120,7 @@ def _lock(file: Path) -> "BaseFileLock":
         # The soft lock that takes over otherwise outlives a process that dies on another host.
         return FileLock(file, fallback_to_soft=False)
     except TypeError:
-        # Earlier releases have no soft lock and raise NotImplementedError.
+        # Earlier releases have no soft lock: they refuse a file system without locks themselves.
         return FileLock(file)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from light_commands import run_without
+from light_commands import loaded_after
 from plugin_files import GOOD
 
 import fusionbench
@@ -48,7 +48,7 @@ LIGHT = (
 
 
 def test_looking_and_planning_import_nothing_heavy(tmp_path):
-    run_without(HEAVY, LIGHT, tmp_path)
+    assert loaded_after(HEAVY, LIGHT, tmp_path) == {}
 
 
 def test_no_command_shows_the_help(call):

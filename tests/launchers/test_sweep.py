@@ -12,7 +12,7 @@ from pathlib import Path
 
 import in_process
 import pytest
-from light_commands import run_without
+from light_commands import loaded_after
 
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.store import Store
@@ -77,7 +77,7 @@ def test_a_second_run_repeats_nothing(copied):
 def test_a_run_with_nothing_to_do_and_a_dry_run_load_no_torch(finished, tmp_path):
     again = (*STUDY, "--out", finished)
     heavy = {"torch", "timm", "transformers", "scipy"}
-    run_without(heavy, [(*again, "--dry-run"), again], tmp_path)
+    assert loaded_after(heavy, [(*again, "--dry-run"), again], tmp_path) == {}
 
 
 def test_a_removed_cell_is_run_again_alone_and_comes_back_the_same(copied):

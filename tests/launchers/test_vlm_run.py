@@ -11,7 +11,7 @@ from pathlib import Path
 
 import in_process
 import pytest
-from light_commands import run_without
+from light_commands import loaded_after
 
 from fusionbench.records.merge import merge
 from fusionbench.records.store import Store
@@ -194,7 +194,7 @@ def test_a_dry_run_says_what_is_trained_on_what_and_which_names_are_one(finished
 def test_a_dry_run_and_a_run_with_nothing_to_do_load_no_torch(finished, tmp_path):
     again = (*RUN, "--out", finished)
     few = [(*again, "--dry-run"), (*again, "--dry-run", "--seeds", "2"), again]
-    run_without({"torch", "transformers"}, few, tmp_path)
+    assert loaded_after({"torch", "transformers"}, few, tmp_path) == {}
 
 
 def test_the_report_names_the_models_and_the_names_that_are_one(finished):

@@ -17,15 +17,17 @@ for arguments in {commands!r}:
     except SystemExit as end:
         assert not end.code, (arguments, end.code)
     assert said.getvalue(), arguments
-    loaded = set({heavy!r}) & set(sys.modules)
-    assert not loaded, (arguments, loaded)
+    print(*arguments, ":", *sorted(set({heavy!r}) & set(sys.modules)))
 """
 
 
-def run_without(heavy: Collection[str], commands: Sequence[Sequence[object]], folder: Path) -> None:
-    """Fail at the first command that fails, says nothing or leaves one of `heavy` loaded.
+def loaded_after(
+    heavy: Collection[str], commands: Sequence[Sequence[object]], folder: Path
+) -> dict[str, str]:
+    """Command -> the modules of `heavy` that are loaded after it; only commands that have some.
 
-    In one process, since its start takes longer than the commands.
+    In one process, since its start takes longer than the commands. Raises AssertionError for a
+    command that fails or says nothing.
     """
     words = [[str(word) for word in command] for command in commands]
     code = IN_TURN.format(commands=words, heavy=sorted(heavy))
@@ -33,3 +35,6 @@ def run_without(heavy: Collection[str], commands: Sequence[Sequence[object]], fo
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    lines = [line.rpartition(" :") for line in done.stdout.splitlines()]
+    assert len(lines) == len(words), done.stdout
+    return {command: loaded.strip() for command, _, loaded in lines if loaded.strip()}
