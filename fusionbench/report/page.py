@@ -79,7 +79,7 @@ def title(planned: Request | None, tables: Sequence[ScoreTable]) -> str:
     seeds = max((len(table.seeds) for table in tables), default=0)
     lines = [f"# FusionBench: {name or 'results'}", ""]
     lines += [_UNASKED, ""] if planned is None else []
-    lines += [f"> {note[0].upper()}{note[1:]}.", ""] if note else []
+    lines += [f"> {note[0].upper()}{note[1:].rstrip('.')}.", ""] if note else []
     tested = seeds >= FEWEST_REPLICATES
     lines += [_READING.format(tests=_TESTED if tested else _UNTESTED)]
     lines += [_FEW.format(seeds=seeds)] if 0 < seeds < _ENOUGH else []
