@@ -5,6 +5,7 @@ import csv
 import in_process
 import pytest
 from in_process import run
+from toy_suite import section
 
 FEW = ["--preset", "smoke", "--tasks", "planted_layer", "--seeds", "2", "--workers", "1", "--quiet"]
 
@@ -41,7 +42,7 @@ def test_an_ablation_that_ends_at_once_is_resumed_with_its_tables(tmp_path, monk
         assert run(*arguments)[0] == 130 and limits == [70]
     code, out, said = run("resume", tmp_path, "--quiet")
     assert code == 0 and "2 cells run, 0 were there" in out, said
-    table = (tmp_path / "report" / "tables" / "ablation.md").read_text()
+    table = section(tmp_path / "report", "ablation")
     assert "query=false" in table
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import in_process
 import pytest
 from light_commands import loaded_after
+from toy_suite import section
 
 from fusionbench.records.merge import merge
 from fusionbench.records.store import Store
@@ -198,7 +199,7 @@ def test_a_dry_run_and_a_run_with_nothing_to_do_load_no_torch(finished, tmp_path
 
 
 def test_the_report_names_the_models_and_the_names_that_are_one(finished):
-    page = (finished / "report" / "tables" / "models.md").read_text()
+    page = section(finished / "report", "models")
     assert "digits (32), scenes_count (32)" in page
     assert "`penultimate-decoder` is `penultimate`" in page
     assert "blind" in page and "fusion, projector, language" in page

@@ -157,7 +157,7 @@ LIVE = (
 )  # fmt: skip
 COMPACT = (
     "cells.jsonl", "outcomes.npz", "items.json", "facts.json", "failures.jsonl", "profiles.jsonl",
-    "study.json", "SHA256SUMS",
+    "pictures.jsonl", "study.json", "SHA256SUMS",
 )  # fmt: skip
 
 

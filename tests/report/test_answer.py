@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from toy_suite import CONTROLS, correlated, quick_disk, read, rows, write_suite
+from toy_suite import CONTROLS, correlated, quick_disk, read, rows, section, write_suite
 
 from fusionbench.cli.summary import SHOWN, shortened
 from fusionbench.records.store import Store
@@ -124,7 +124,7 @@ def test_page_markdown_and_terminal_say_the_same(said, tmp_path):
     with quick_disk():
         write_report(folder, tmp_path, ReportOptions(formats=("md", "html", "csv")))
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
-    answer = (tmp_path / "tables" / "answer.md").read_text()
+    answer = section(tmp_path, "answer")
     assert text.index("## Answer") < text.index("## Leaderboard")
     box = page.split('<section id="answer"')[1].split("</section>")[0]
     for line in lines:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from toy_records import put, record, spec
+from toy_suite import section
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.history import Request
@@ -99,7 +100,7 @@ def test_planted_tasks_have_their_own_section_and_enter_no_mean(report):
     assert "planted_layer" not in before and "planted_layer" in after
     assert "planted" not in (report / "tables" / "main.csv").read_text()
     assert "planted_layer" in (report / "tables" / "planted.csv").read_text()
-    assert re.search(r"\| mema +\| 69.4 ± ", (report / "tables" / "summary.md").read_text())
+    assert re.search(r"\| mema +\| 69.4 ± ", section(report, "summary"))
 
 
 def test_the_header_says_what_the_study_is_worth_and_prints_no_test(report):
@@ -116,7 +117,7 @@ def test_a_method_that_equals_another_is_shown_as_such(report):
 
 
 def test_what_did_not_run_is_named_with_its_reason_and_no_path(report, results):
-    page = (report / "tables" / "coverage.md").read_text()
+    page = section(report, "coverage")
     assert "failed: odd on textile, 1 cell: ValueError: the gate diverged" in page
     assert "skipped: tall on digits, 1 cell: needs a grid" in page
     assert "elpv: needs elpv_dataset; get it with: pip install elpv-dataset" in page

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from toy_records import put, spec
-from toy_suite import quick_disk
+from toy_suite import quick_disk, section
 
 from fusionbench.records.history import Request
 from fusionbench.records.scores import score_tables
@@ -63,7 +63,7 @@ def test_two_budgets_in_one_folder_share_no_heading_row_or_label(tmp_path):
     paths = write_report(folder, tmp_path / "o", ReportOptions(formats=("md", "csv", "tex")))
     page = (tmp_path / "o" / "report.md").read_text()
     headings = [line for line in page.splitlines() if line.startswith("### nano")]
-    summary = (paths.tables / "summary.md").read_text()
+    summary = section(paths.page.parent, "summary")
     shown = [line for line in summary.splitlines() if line.startswith("### ")]
     assert len(shown) == len(set(shown)) == 3 and set(shown) <= set(headings)
     assert sum("weight decay 0.5" in line for line in shown) == 1

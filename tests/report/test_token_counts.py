@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from toy_suite import read, the, write_suite
+from toy_suite import read, section, the, write_suite
 
 from fusionbench.records.pairs import Results
 from fusionbench.report.build import write_report
@@ -42,7 +42,7 @@ def test_the_mark_stands_for_another_number_of_tokens_and_names_controls_of_as_m
         "- 9 tokens: `dense`; controls with as many: none here",
     ]
     write_report(folder, tmp_path / "out")
-    page = (tmp_path / "out" / "tables" / "main.md").read_text()
+    page = section(tmp_path / "out", "main")
     assert all(line in page for line in lines(folder))
     marked = {name for name in TOKENS if f"| {name} §" in page}
     assert marked == {"packer", "packer-like", "dense"}
@@ -55,7 +55,7 @@ def test_records_without_counts_get_no_mark(tmp_path):
     old = write_suite(tmp_path / "old", suite())
     assert lines(old) == []
     write_report(old, tmp_path / "out")
-    assert "§" not in (tmp_path / "out" / "tables" / "main.md").read_text()
+    assert "§" not in section(tmp_path / "out", "main")
     # An old baseline says nothing about new records, and an old method is not marked beside them.
     part = write_suite(tmp_path / "a", suite(), tokens=lambda name: 4 * (name == "packer"))
     assert lines(part) == []

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
@@ -13,7 +14,7 @@ from toy_records import CODE, spec
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Request
 from fusionbench.records.store import Items, Store
-from fusionbench.report.build import ReportOptions, write_report
+from fusionbench.report.build import SECTIONS, ReportOptions, write_report
 from fusionbench.study.study import QUICK, as_plain
 
 CONTROLS = {
@@ -90,6 +91,13 @@ def rows(folder, out, table="contrasts", **wanted):
 def read(out, table):
     with (out / "tables" / f"{table}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def section(out, table):
+    """The part of report.md that holds a table; KeyError without it."""
+    parts = re.split(r"^## (.+)\n\n", (out / "report.md").read_text(), flags=re.MULTILINE)
+    titles = {one.name: one.title for one in SECTIONS}
+    return dict(zip(parts[1::2], parts[2::2], strict=True))[titles[table]]
 
 
 def the(found, **facts):

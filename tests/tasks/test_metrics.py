@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 from in_process import fusionbench
+from toy_suite import section
 
 from fusionbench.api.tasks import Example, ScoredItems, Scoring, judged
 from fusionbench.records.store import Store
@@ -86,7 +87,7 @@ def test_the_main_table_shows_the_f1_with_an_interval(folder):
         assert float(row["mean"]) == pytest.approx(mean, abs=1e-6)
         low, high = float(row["ci_low"]), float(row["ci_high"])
         assert low < high and low <= float(row["mean"]) <= high
-    page = (folder / "report" / "tables" / "main.md").read_text()
+    page = section(folder / "report", "main")
     assert "bright: f1" in page and "±" in page.split("bright: f1")[1]
     assert "bright: f1" in (folder / "report" / "report.md").read_text()
 
