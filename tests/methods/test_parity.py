@@ -1,5 +1,6 @@
-"""Each recorded case alone rejects a method that is almost right."""
+"""Every method with an official implementation gives the numbers recorded from it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ import parity_mema as mema
 import parity_recurrent as recurrent
 import pytest
 import torch
-from parity_cases import SHIPPED, Replay, cases, mismatches
+from parity_cases import FOLDER, SHIPPED, Replay, cases, mismatches
 from parity_replays import REPLAYS, find
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from fusionbench.api.types import StackShape
@@ -25,6 +27,63 @@ from fusionbench.methods.mema import Mema, SpatialGate
 from fusionbench.methods.mmfuser import MSDeformAttn
 from fusionbench.methods.tgif import TGIF
 from fusionbench.readers.injection import Inside
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.id)
+def test_a_recorded_case_of_an_official_implementation_comes_out_equal(case):
+    replay = find(REPLAYS, case)
+    assert replay is not None, f"no replay knows {case.symbol} of {case.facts['method']}"
+    assert mismatches(case, replay(case)) == []
+
+
+def test_a_folder_with_a_file_for_each_case_is_read_alike(tmp_path):
+    for case in (one := cases()[0], other := cases()[1]):
+        assert case.facts["file"] == one.facts["file"]
+        save_file(case.tensors, tmp_path / f"{case.id}.safetensors")
+    listed = [dict(case.facts) | {"file": f"{case.id}.safetensors"} for case in (one, other)]
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": listed}))
+    for read, case in zip(cases(tmp_path), (one, other), strict=True):
+        assert read.tensors.keys() == case.tensors.keys()
+        assert all(read.tensors[name].equal(value) for name, value in case.tensors.items())
+
+
+# Cases of the recorded kinds at other widths, grids, depths, batches and groups.
+#
+# The numbers come from an independent re-statement of the equations (`parity/README.md`).
+
+RESTATED = SHIPPED / "restated"
+# Another folder, named by FUSIONBENCH_PARITY_DIR, is replayed alone.
+CASES = cases(RESTATED) if FOLDER == SHIPPED else []
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_a_restated_case_comes_out_equal(case):
+    replay = find(REPLAYS, case)
+    assert replay is not None
+    assert mismatches(case, replay(case)) == []
+
+
+def test_every_recorded_kind_is_tried_at_another_size():
+    kinds = {(case.facts["method"], case.symbol.split()[0]) for case in cases(SHIPPED)}
+    restated = {(case.facts["method"], case.symbol.split()[0]) for case in cases(RESTATED)}
+    assert restated == kinds
+
+
+def test_a_restated_case_differs_in_size_from_the_official_one():
+    official = {case.id: case for case in cases(SHIPPED)}
+    for case in cases(RESTATED):
+        assert case.config != official[case.facts["like"]].config
+
+
+def test_a_case_whose_settings_name_another_layer_is_rejected():
+    [case] = [case for case in cases(RESTATED) if case.id == "mmfuser_random_c"]
+    config = json.loads(json.dumps(case.config))
+    config["select_layer"][0] -= 1
+    wrong = replace(case, facts={**case.facts, "config": config})
+    assert mismatches(wrong, find(REPLAYS, wrong)(wrong))
+
+
+# Each recorded case alone rejects a method that is almost right.
 
 Patch = pytest.MonkeyPatch
 
