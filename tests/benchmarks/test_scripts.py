@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from paired_studies import study
 from toy_records import outcomes, record, spec
-from toy_suite import items_of
+from toy_suite import items_of, study
 
 from fusionbench.records.history import Request
 from fusionbench.records.store import Store

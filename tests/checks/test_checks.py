@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from broken_methods import BetterThanItSays, DeadStart, Sound, SoundStepper, broken
-from registered_methods import names
+from method_sizes import names
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Unsupported

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import in_process
 import pytest
-from vlm_cells import asked_items, cell, copied, save_picture, trained_folder
+from vlm_records import asked_items, cell, copied, save_picture, trained_folder
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli import verify

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from method_sizes import PUBLISHED_UNIT, REFERENCE
 from plugin_files import GOOD
-from published_sizes import PUBLISHED_UNIT, REFERENCE
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape

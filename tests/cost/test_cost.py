@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from published_sizes import REFERENCE
+from method_sizes import REFERENCE
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from attention_maps import Maps
 from encoder_families import DIM, LAYERS, MAKERS, PATCH, SIZE, Family, normalisation
-from registered_methods import build as build_method
+from method_sizes import build as build_method
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from toy_encoder import Maps
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.linears import LAYERS as LINEARS_LAYERS

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from in_process import fusionbench
-from toy_cells import BUDGET, EVERY_TAP, BrightHalf, materials, spec, train_cell
+from toy_cells import BUDGET, EVERY_TAP, BrightHalf, materials, named, shared_by, spec, train_cell
 from toy_encoder import SHAPE
-from toy_passes import named, shared_by
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Fusion

@@ -7,10 +7,21 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytest
 import torch
+from toy_cells import (
+    BUDGET,
+    KINDS,
+    MORE,
+    _OneLayer,
+    both_ways,
+    in_double,
+    materials,
+    named,
+    run_cell,
+    shared_by,
+    spec,
+)
 from toy_cells import BUDGET as FROZEN_BUDGET
-from toy_cells import materials, run_cell, spec
 from toy_encoder import ToyEncoder, draw
-from toy_passes import BUDGET, KINDS, MORE, _OneLayer, both_ways, in_double, named, shared_by
 
 from fusionbench.api.fusion import InEncoderFusion
 from fusionbench.api.modules import composed, sdpa

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_cells import run_cell, spec
-from toy_passes import BUDGET, KINDS, _OneLayer, in_double, named, shared_by
+from toy_cells import BUDGET, KINDS, _OneLayer, in_double, named, run_cell, shared_by, spec
 
 from fusionbench.api.types import Fused
 from fusionbench.harness import passes as batched_cell

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch._functorch.config as partitioner
-from attention_maps import Maps
 from einops import rearrange
-from toy_cells import BrightHalf, PixelToyEncoder
-from toy_encoder import SHAPE
-from toy_passes import BUDGET, both_ways, in_double, named, shared_by
+from toy_cells import BUDGET, BrightHalf, PixelToyEncoder, both_ways, in_double, named, shared_by
+from toy_encoder import SHAPE, Maps
 
 from fusionbench.api.errors import UserError
 from fusionbench.cost.pipeline import build_pipeline

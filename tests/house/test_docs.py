@@ -11,7 +11,7 @@ import pytest
 import yaml
 from in_process import fusionbench, run
 from PIL import Image
-from vlm_cells import save_picture
+from vlm_records import save_picture
 
 from fusionbench import api
 from fusionbench.api.tasks import validate

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from equations import SHAPE, drawn, layer_norm, linear, softmax, values
-from method_sizes import SHAPES, added_parameters, built, tokens_of
-from registered_methods import CARDS, build
+from method_sizes import CARDS, SHAPES, added_parameters, build, built, tokens_of
 from torch import nn
 from toy_cells import train_cell
 

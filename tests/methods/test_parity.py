@@ -5,13 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
-import parity_dense_connector as connector
-import parity_end_to_end as whole
-import parity_guided as guided
 import parity_internal as internal
 import parity_layers as layers
 import parity_mema as mema
-import parity_recurrent as recurrent
 import pytest
 import torch
 from parity_cases import FOLDER, SHIPPED, Replay, cases, mismatches
@@ -128,7 +124,7 @@ def averaged_frames(patch: Patch) -> None:
         frames = frames.unflatten(1, (-1, 2)).mean(dim=2) if pooled else frames
         return frames.flatten(0, 1)
 
-    patch.setattr(connector, "joined_frames", joined)
+    patch.setattr(layers, "joined_frames", joined)
 
 
 def aligned_corners(patch: Patch) -> None:
@@ -206,10 +202,10 @@ MUTANTS: dict[Replay, Callable[[Patch], None]] = {
     mema.replay_unit: no_norm_of_the_memory,
     mema.replay_gate: feedback_twice,
     mema.replay_loop: the_last_block,
-    whole.replay_mema: the_last_block,
-    whole.replay_tgif_in_language_model: detached_balance,
-    connector.replay_connector: one_layer_off,
-    connector.replay_video: averaged_frames,
+    mema.replay_mema: the_last_block,
+    mema.replay_tgif_in_language_model: detached_balance,
+    layers.replay_connector: one_layer_off,
+    layers.replay_video: averaged_frames,
     layers.replay_external_direct: one_layer_off,
     layers.replay_external_modular: one_layer_off,
     layers.replay_mmfuser: one_layer_off,
@@ -220,10 +216,10 @@ MUTANTS: dict[Replay, Callable[[Patch], None]] = {
     internal.replay_stack: other_side_of_the_layer,
     internal.replay_qwen: other_side_of_the_layer,
     internal.replay_sampling: rows_for_columns,
-    guided.replay_igva: one_layer_off,
-    guided.replay_tgif: last_layer_as_base,
-    recurrent.replay_unit: tanh_of_an_lstm,
-    recurrent.replay_light: no_scale,
+    layers.replay_igva: one_layer_off,
+    layers.replay_tgif: last_layer_as_base,
+    layers.replay_unit: tanh_of_an_lstm,
+    layers.replay_light: no_scale,
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from registered_methods import CARDS, build, names
+from method_sizes import CARDS, build, names
 from safetensors.torch import load_file
 from torch import nn
 from toy_cells import train_cell
@@ -246,7 +246,8 @@ NO_QUERY = torch.zeros(2, 0)
 
 
 def recorded(name):
-    tensors = load_file(FOLDER / f"{name}.safetensors")
+    held = load_file(FOLDER / "cases.safetensors")
+    tensors = {k.removeprefix(f"{name}/"): v for k, v in held.items() if k.startswith(f"{name}/")}
     weights = {k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")}
     return tensors, weights
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 import toy_encoder
 from equations import SHAPE, attention, drawn, gelu, layer_norm, linear, sigmoid, softmax, values
-from method_sizes import SHAPES, added_parameters, built
-from registered_methods import CARDS, build
+from method_sizes import CARDS, SHAPES, added_parameters, build, built
 from torch.nn import functional as F
-from toy_passes import both_ways
+from toy_cells import both_ways
 
 from fusionbench.api.types import StackShape, Unsupported
 from fusionbench.checks.toy import SHAPE as PEFT_SHAPE

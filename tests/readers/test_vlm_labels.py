@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from tiny_tokenizers import byte_level, metaspace
+from tiny_languages import byte_level, metaspace
 from transformers import PreTrainedTokenizerFast
 
 from fusionbench.api.errors import UserError

@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_languages import WIDTH, language, rows
-from tiny_tokenizers import byte_level
+from tiny_languages import WIDTH, byte_level, language, rows
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
 from fusionbench.api.errors import UserError

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from paired_studies import study
 from toy_records import ITEMS, record, spec
-from toy_suite import section
+from toy_suite import section, study
 
 import fusionbench
 from fusionbench.cli import reports

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from paired_studies import study
 from PIL import Image
 from toy_records import put, record, spec
-from toy_suite import section
+from toy_suite import section, study
 
 import fusionbench
 from fusionbench.api.errors import UserError

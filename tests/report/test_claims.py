@@ -8,9 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from paired_studies import study
 from toy_records import record, spec
-from toy_suite import CONTROLS, correlated, quick_disk, read, rows, section, write_suite
+from toy_suite import CONTROLS, correlated, quick_disk, read, rows, section, study, write_suite
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.reports import check

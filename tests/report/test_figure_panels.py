@@ -7,7 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from toy_records import put, spec
-from wide_study import labels, write_study
+from toy_suite import labels, write_study
 
 from fusionbench.records.store import Store
 from fusionbench.report.build import collect

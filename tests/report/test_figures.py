@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 from toy_records import put, record, spec
-from wide_study import write_study
+from toy_suite import write_study
 
 from fusionbench.records.cost import Conditions, CostRecord, Spread
 from fusionbench.records.probes import ProbeMap

@@ -7,7 +7,7 @@ import chromium
 import pytest
 import yaml
 from toy_records import put, record, spec
-from wide_study import TASKS, write_study
+from toy_suite import TASKS, write_study
 
 from fusionbench.records.history import Request
 from fusionbench.records.store import Store

@@ -9,8 +9,8 @@ from dataclasses import replace
 import in_process
 import numpy as np
 import pytest
-from paired_studies import study
 from toy_records import put, record, spec
+from toy_suite import study
 from vlm_records import TRAINING
 
 from fusionbench.api.errors import UserError

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from paired_studies import items, outcomes, study
 from toy_records import record, spec
+from toy_suite import items, outcomes, study
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.reports import diff, power

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from in_process import InProcessLauncher
-from paired_studies import study
-from toy_suite import read
+from toy_suite import read, study
 
 import fusionbench as fb
 from fusionbench.api.errors import UserError

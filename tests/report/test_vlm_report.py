@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from paired_studies import study as probe_study
 from toy_suite import read, section, the
+from toy_suite import study as probe_study
 from vlm_records import (
     BLIND_TASK,
     METHODS,

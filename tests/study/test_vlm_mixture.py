@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conversation_files import MARK, item, picture, said, standard, written
+from benchmark_files import MARK, item, picture, said, standard, written
 from PIL import Image
 
 from fusionbench.api.errors import UserError

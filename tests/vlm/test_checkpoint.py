@@ -10,10 +10,8 @@ from pathlib import Path
 import in_process
 import pytest
 import torch
-from conversation_files import MARK, item, written
-from llava_checkpoints import Tiny, checkpoint, edit
-from llava_data import MIX, data_root
-from llava_identity import PLAIN
+from benchmark_files import MARK, item, written
+from llava_checkpoints import MIX, PLAIN, Tiny, checkpoint, data_root, edit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from vlm_training import BUDGET, SETUP, Case, killed, outcome, outcomes

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conversation_files import MARK, item, picture, standard, written
+from benchmark_files import MARK, item, picture, standard, written
 from PIL import Image
 
 from fusionbench.api.benchmarks import Picture

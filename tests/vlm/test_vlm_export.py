@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import method_sizes
 import numpy as np
 import pytest
-import registered_methods
 import torch
 from lmms_tasks import ITEMS, MISSING, evaluate, train, write_tasks
 from lmms_tasks import TASKS as LMMS_TASKS
 from safetensors.torch import load_file, save_file
-from vlm_cells import TASKS, asked_items, cell, trained_folder
+from vlm_records import CELL_TASKS, asked_items, cell, trained_folder
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape, Unsupported
@@ -37,10 +37,10 @@ def exported(method: str, folder: Path) -> Path:
     return write_export(opened, of_model(store, record), folder, blind=blind)
 
 
-@pytest.mark.parametrize("name", registered_methods.names())
+@pytest.mark.parametrize("name", method_sizes.names())
 def test_the_official_names_read_back_exactly(name):
     try:
-        fusion, other = (registered_methods.build(name, SHAPE, seed=seed) for seed in (0, 1))
+        fusion, other = (method_sizes.build(name, SHAPE, seed=seed) for seed in (0, 1))
     except Unsupported as reason:
         pytest.skip(str(reason))
     with torch.no_grad():
@@ -104,9 +104,9 @@ def test_the_card_has_the_numbers_of_the_records(tmp_path):
     folder = exported("mema", tmp_path / "model")
     text = (folder / "README.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    measured = {row[0]: row[1:] for row in rows if row[0] in TASKS}
+    measured = {row[0]: row[1:] for row in rows if row[0] in CELL_TASKS}
     store = Store.open(trained_folder())
-    for task in TASKS:
+    for task in CELL_TASKS:
         record, blind = cell("mema", task), cell("blind", task)
         assert measured[task] == [
             "accuracy", f"{100 * record.score:.2f} %", f"{100 * blind.score:.2f} %",
@@ -136,7 +136,7 @@ def test_the_folder_has_the_whole_records_and_its_configuration(tmp_path):
     folder = exported("mema", tmp_path / "model")
     lines = (folder / "records.jsonl").read_text().splitlines()
     records = [Facts().read(line) for line in lines]
-    assert [one.id for one in records] == [cell("mema", task).id for task in TASKS]
+    assert [one.id for one in records] == [cell("mema", task).id for task in CELL_TASKS]
     config = json.loads((folder / "config.json").read_text())
     assert config["model"] == records[0].model
     assert config["method"]["names"] == "official"

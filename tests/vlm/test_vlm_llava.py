@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from llava_checkpoints import IMAGE, SIZE, Tiny, checkpoint, image_processor
-from llava_identity import (
+from llava_checkpoints import (
+    IMAGE,
     PLAIN,
     PROMPTS,
     SHAPES,
+    SIZE,
+    Tiny,
+    checkpoint,
     greedy,
+    image_processor,
     logits,
     method_of,
     opened,

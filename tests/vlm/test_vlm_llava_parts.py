@@ -5,8 +5,12 @@ import shutil
 
 import pytest
 import torch
-from llava_checkpoints import IMAGE, PINPOINTS, SIZE, Tiny, checkpoint
-from llava_identity import (
+from llava_checkpoints import (
+    IMAGE,
+    PINPOINTS,
+    SIZE,
+    Tiny,
+    checkpoint,
     fused,
     fused_tokens,
     greedy,
@@ -16,7 +20,7 @@ from llava_identity import (
     original,
     pictures,
 )
-from registered_methods import names
+from method_sizes import names
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Fused, ReaderPatch, Unsupported

@@ -12,12 +12,11 @@ import in_process
 import pytest
 import torch
 from in_process import fusionbench, run
-from llava_checkpoints import Tiny, checkpoint
-from llava_data import MIX, data_root
+from llava_checkpoints import MIX, Tiny, checkpoint, data_root
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_tokenizers import byte_level
-from vlm_cells import METHODS, TASKS, asked_items, cell, copied, trained_folder
+from tiny_languages import byte_level
+from vlm_records import CELL_METHODS, CELL_TASKS, asked_items, cell, copied, trained_folder
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
@@ -39,8 +38,8 @@ def folder():
     return trained_folder()
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", CELL_METHODS)
+@pytest.mark.parametrize("task", CELL_TASKS)
 def test_an_opened_model_gives_the_recorded_answers(folder, method, task):
     # From pictures through the encoder; the record was made from cached hidden states, in batches.
     record = cell(method, task)
@@ -94,9 +93,9 @@ def test_a_cell_is_named_by_an_id_a_start_a_model_or_a_file(folder, form):
 
 def test_the_records_of_a_model_and_its_blind_twins(folder):
     store, record = Store.open(folder), cell("mema", "scenes_count")
-    assert [one.spec.task for one in of_model(store, record)] == list(TASKS)
+    assert [one.spec.task for one in of_model(store, record)] == list(CELL_TASKS)
     blind = twins(store, record, "blind")
-    assert {(one.spec.method, one.spec.task) for one in blind} == {("blind", t) for t in TASKS}
+    assert {(one.spec.method, one.spec.task) for one in blind} == {("blind", t) for t in CELL_TASKS}
 
 
 def test_an_unknown_id_is_an_error_with_the_nearest(folder):

@@ -8,9 +8,7 @@ import pytest
 import torch
 from benchmark_cases import POPE
 from benchmark_files import CARDS
-from llava_checkpoints import WIDTH, Tiny, checkpoint, make_tokenizer
-from llava_data import MIX, data_root
-from llava_identity import PLAIN
+from llava_checkpoints import MIX, PLAIN, WIDTH, Tiny, checkpoint, data_root, make_tokenizer
 from safetensors.torch import load_file
 
 from fusionbench.api.benchmarks import stream
