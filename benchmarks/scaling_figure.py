@@ -79,9 +79,9 @@ def draw(results: Path, figure: Path) -> None:
 
 def _panel(place: Axes, panel: Panel, values: dict) -> None:
     rows = values["rows"]
-    for label, (points, measured) in lines(rows, panel).items():
+    for label, (points, heights) in lines(rows, panel).items():
         style = {"linestyle": ":", "color": "0.45"} if label == panel.floor else {"marker": "o"}
-        place.plot(points, measured, label=label, markersize=3, **style)
+        place.plot(points, heights, label=label, markersize=3, **style)
     place.set(xscale="log", yscale="log", xlabel=panel.axis, ylabel=rows[0]["unit"])
     place.set_xticks(points, [f"{at:,.0f}" for at in points])
     # Labels between powers of ten only where there is room for no more than one of these.
