@@ -54,6 +54,7 @@ def test_every_block_of_python_names_its_file():
     assert len(files()) == PAGE.read_text().count("```python") >= 4
 
 
+@pytest.mark.thorough
 @tutorial_only
 def test_the_tests_of_a_new_task_pass_unmodified(tmp_path):
     assert passed(new_package("task", "first_try", tmp_path, CATALOG)) >= 2
@@ -173,6 +174,7 @@ def install(tmp_path, monkeypatch):
     return put
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_installed_plugin_is_named_with_its_distribution_and_what_it_raised(kind, install):
     source, told = BROKEN[kind]

@@ -61,6 +61,7 @@ def test_there_is_one_hidden_state_more_than_blocks_and_each_has_the_promised_sh
         assert state.shape == (2, encoder.shape.tokens, DIM)
 
 
+@pytest.mark.few(12)
 @torch.no_grad()
 @pytest.mark.parametrize("size", [SIZE, 48])
 def test_hidden_states_and_final_norm_are_those_of_the_library(family, size):
@@ -91,6 +92,7 @@ def test_the_card_agrees_with_the_encoder_without_loading_it(family, encoder):
     )
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("size", [24, 48])
 def test_another_input_size_gives_another_grid(family, size, images):
     encoder = build(family.name, image_size=size)

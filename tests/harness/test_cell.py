@@ -136,6 +136,7 @@ def test_no_feedback_is_the_penultimate_layer_to_the_last_bit():
     assert scores.tobytes() == expected.tobytes() and record.loss == reference.loss
 
 
+@pytest.mark.thorough
 def test_as_written_never_moves_its_feedback_and_the_other_starts_do():
     dead = {"spatial_gate.delta.0.weight", "spatial_gate.delta.0.bias"}
     dead |= {"spatial_gate.delta.2.weight"}
@@ -308,6 +309,7 @@ NAMES = (
 )  # fmt: skip
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pass_fits_and_scores_as_each_seed_alone(name):
     method, settings = named(name)
@@ -418,6 +420,7 @@ def store(tmp_path_factory):
     return Store.open(folder / "out")
 
 
+@pytest.mark.thorough
 def test_it_finds_the_layer_that_knows_and_keeps_what_all_others_scored(store):
     evaluated = list(store.records())
     assert len(evaluated) == 2
@@ -429,6 +432,7 @@ def test_it_finds_the_layer_that_knows_and_keeps_what_all_others_scored(store):
         assert record.notes == (f"index={chosen}: the best on val of 8 layers tried in 16 runs",)
 
 
+@pytest.mark.thorough
 def test_the_runs_that_choose_are_never_evaluated_and_shared_by_all_seeds(store):
     tries = [store.find(path.stem) for path in (store.folder / "tuning").glob("*.json")]
     # 8 layers, 2 tuning seeds: once, not once a seed.

@@ -47,6 +47,7 @@ ALWAYS = ("scalar_mix", "mema", "lsf_internal_modular")
 """Behind, in and after the encoder; below, all kinds are compared in double precision."""
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name",
     [
@@ -228,6 +229,7 @@ def as_double(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [*KINDS, "mol-hybrid"])
 def test_a_pass_and_the_loop_are_the_same_arithmetic(name, monkeypatch):
     # In float32 they drift apart by rounding; a difference of method would not vanish here.
@@ -285,6 +287,7 @@ def test_a_compiled_step_in_bfloat16_stays_near_a_reference_in_double_precision(
         assert found[run].item() == pytest.approx(alone.item(), abs=0.02)
 
 
+@pytest.mark.thorough
 def test_a_step_that_no_compiler_takes_runs_as_it_is_and_warns():
     torch._dynamo.reset()
 
@@ -318,6 +321,7 @@ def compiled(encoder):
     return encoder
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("change", [Checkpointed, compiled])
 def test_the_training_is_the_same(name, change):

@@ -43,6 +43,7 @@ def members(seeds=(0, 1), wanted=(0, 1), lr=1e-2):
     return [PassCell(spec=spec("toy", seed), tuned=tuned, wanted=seed in wanted) for seed in seeds]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name",
     [
@@ -92,6 +93,7 @@ def test_batches_that_are_filled_up_for_a_compiled_block_say_the_same():
     torch.testing.assert_close(other, trace)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["scalar_mix", "mema"])
 def test_logits_in_bfloat16_stay_near_those_in_double_precision(name):
     shared, models = trained(name, replace(BUDGET, precision="bf16"))

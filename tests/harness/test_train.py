@@ -109,6 +109,7 @@ def test_a_share_of_the_schedule_scales_every_rate():
     assert all(optimisers.moment(weight) is not None for weight in weights)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["penultimate", "scalar_mix", "mema", "dense_connector-sti"])
 def test_a_pass_with_muon_equals_the_loop(name):
     expected, found, same = both_ways(name, MUON, RUNS)

@@ -155,6 +155,7 @@ def copy_two_tasks(shipped: Path, copy: Path) -> None:
         write_profile(copy, one)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="tests of an installed wheel")
 @pytest.mark.parametrize("page", pages())
 def test_every_documented_command_runs(page, folder):
@@ -382,6 +383,7 @@ def mistakes():
     return [pytest.param(*one, marks=pytest.mark.slow if "vlm" in one[0] else ()) for one in found]
 
 
+@pytest.mark.few(3)
 @site_only
 @pytest.mark.parametrize(("command", "error"), mistakes())
 def test_each_error_of_the_page_on_troubleshooting_is_real(command, error, tmp_path):

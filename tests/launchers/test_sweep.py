@@ -143,6 +143,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_tables(finished, tmp_path):
     assert tables(folder) == tables(finished) and tables(folder)
 
 
+@pytest.mark.thorough
 def test_ctrl_c_leaves_a_resumable_state_and_says_so(tmp_path):
     folder = tmp_path / "interrupted"
     process = subprocess.Popen(
@@ -209,6 +210,7 @@ def test_adding_a_method_changes_no_other_number(finished, tmp_path):
         assert record.loss == both[cell].loss and record.score == both[cell].score
 
 
+@pytest.mark.thorough
 def test_a_device_that_is_not_there_is_one_line(tmp_path):
     import torch
 

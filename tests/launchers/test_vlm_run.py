@@ -89,6 +89,7 @@ def test_a_second_run_executes_nothing(copied):
     assert {part: stamps(copied, part) for part in before} == before
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("place", "count"), [("training", 2), ("records", 4)])
 def test_killed_in_training_or_between_records_it_ends_as_if_nothing_had_been(
     finished, tmp_path, place, count
@@ -168,6 +169,7 @@ def test_what_is_evaluated_changes_no_training(finished, tmp_path):
     assert "3 cells run, 3 were there" in run(tmp_path / "few")
 
 
+@pytest.mark.thorough
 def test_a_task_outside_of_the_mixture_can_be_asked(copied):
     more = [*RUN]
     more[more.index("--tasks") + 1] = "digits,textile"
@@ -223,6 +225,7 @@ def study_file(folder: Path, text: str) -> Path:
     return file
 
 
+@pytest.mark.thorough
 def test_the_best_layer_is_tried_with_trial_steps_on_one_tuning_seed(tmp_path):
     file = study_file(tmp_path, "methods: [best_single]\nbudget: {steps: 3, trial_steps: 1}\n")
     run(tmp_path / "r", study=("run", file, "--workers", "1"))
@@ -247,6 +250,7 @@ def test_the_best_layer_is_tried_with_trial_steps_on_one_tuning_seed(tmp_path):
     assert not list((tmp_path / "r" / "tuning").iterdir())
 
 
+@pytest.mark.thorough
 def test_the_learning_rate_is_chosen_by_the_mean_over_the_mixture(tmp_path):
     file = study_file(
         tmp_path, "methods: [blind]\nbudget: {steps: 6, lrs: [1.0e-5, 3.0e-2], tuning_seeds: 2}\n"

@@ -382,6 +382,7 @@ def losses(name: str) -> list[float] | None:
     return list(record.loss)
 
 
+@pytest.mark.few(31)
 @pytest.mark.parametrize("name", METHODS)
 def test_results_change_only_with_the_version(name):
     found = losses(name)

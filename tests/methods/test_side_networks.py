@@ -367,6 +367,7 @@ def test_lora_is_the_frozen_block_with_merged_weights():
     torch.testing.assert_close(tokens_of(method, encoder), tokens[:, 1:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["lora", "vpt_deep"])
 def test_seeds_in_one_pass_are_those_trained_one_by_one(name):
     expected, found, same = both_ways(name)

@@ -117,6 +117,7 @@ def test_a_plugin_loads_as_the_same_class_each_time_and_as_what_its_card_says(pl
     assert load_method(card).__init__.__kwdefaults__.keys() == card.settings.keys()
 
 
+@pytest.mark.thorough
 def test_a_plugin_class_is_unpickled_by_a_process_that_loaded_its_card(plugin, tmp_path):
     import pickle
 

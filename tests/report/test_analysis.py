@@ -159,6 +159,7 @@ def alarms(folder):
     return any(row["verdict"] in claimed for row in found), raw
 
 
+@pytest.mark.thorough
 @few(1, 20)
 @pytest.mark.parametrize("reader", TRAINED)
 def test_one_module_trained_under_eight_names_is_told_apart_by_chance_only(
@@ -180,6 +181,7 @@ def test_one_module_trained_under_eight_names_is_told_apart_by_chance_only(
     assert np.mean(raw) <= bound(len(raw))
 
 
+@pytest.mark.thorough
 def test_a_module_that_learns_more_is_told_apart_from_the_others(suite, tmp_path):
     # Or the test above would pass on cells that differ in nothing that is seen.
     here = suite(0, "true")
@@ -189,6 +191,7 @@ def test_a_module_that_learns_more_is_told_apart_from_the_others(suite, tmp_path
     assert {row["verdict"] for row in found if row["kind"] == "planned"} == {"worse"}
 
 
+@pytest.mark.thorough
 @few(1, 20)
 @pytest.mark.parametrize("reader", TRAINED)
 def test_with_labels_dealt_anew_every_cell_lies_at_chance(
@@ -209,6 +212,7 @@ def test_with_labels_dealt_anew_every_cell_lies_at_chance(
     assert np.mean(decided) <= (bound(reps) if reps >= 20 else 0)
 
 
+@pytest.mark.thorough
 @few(1, 20)
 def test_only_a_learning_rate_that_was_picked_on_test_gains_without_a_signal(
     reps, suite, record_property
@@ -268,6 +272,7 @@ def false_alarms(found):
     }
 
 
+@pytest.mark.few(1)
 @few(4, 500)
 @pytest.mark.parametrize(("seeds", "shared"), [(5, True), (10, False)])
 def test_no_family_of_the_csv_raises_a_false_alarm_more_than_once_in_twenty(
@@ -327,6 +332,7 @@ def planned(folder, method="better"):
     return the(rows(folder, folder / "out"), kind="planned", method=method)
 
 
+@pytest.mark.few(1)
 @few(3, 400)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_an_effect_is_found_as_often_as_its_mde_promises(sign, reps, tmp_path, record_property):
@@ -349,6 +355,7 @@ def test_an_effect_is_found_as_often_as_its_mde_promises(sign, reps, tmp_path, r
     assert not any(one.startswith("worse" if sign > 0 else "better") for one in verdicts)
 
 
+@pytest.mark.thorough
 @few(4, 400)
 def test_an_effect_as_large_as_the_margin_is_rarely_called_equivalent(
     reps, tmp_path, record_property

@@ -190,6 +190,7 @@ def test_the_figure_shows_every_task_and_cuts_no_name(report):
     assert all((edge == 255).all() for edge in edges) and pixels.min() < 100
 
 
+@pytest.mark.thorough
 def test_two_conditions_in_one_folder_are_two_tables(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "copy")
     budget = replace(QUICK.budget, steps=61)
@@ -264,6 +265,7 @@ def test_no_pair_has_no_estimate_and_the_reason():
         common([])
 
 
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("none_counts")
 def test_the_report_says_so_and_has_the_tasks(folder, tmp_path):
     write_report(folder, tmp_path)
@@ -272,6 +274,7 @@ def test_the_report_says_so_and_has_the_tasks(folder, tmp_path):
     assert "digits" in (tmp_path / "tables" / "main.csv").read_text()
 
 
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("none_counts")
 def test_claims_power_diff_and_frames_say_so(folder, tmp_path):
     heard = io.StringIO()

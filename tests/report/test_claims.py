@@ -248,6 +248,7 @@ def test_the_command_fails_on_a_failed_claim_and_only_then(folder, tmp_path):
         assert '"A sentence."' in stream.getvalue()
 
 
+@pytest.mark.thorough
 def test_the_command_needs_no_torch(folder, tmp_path):
     file = tmp_path / "claims.yaml"
     file.write_text("claims:\n" + claim(relation="worse"))
@@ -392,6 +393,7 @@ def test_the_best_is_named_with_those_that_cannot_be_told_apart(said):
     assert "good has the highest mean" in line or "highest mean is that of good" in line
 
 
+@pytest.mark.thorough
 def test_page_markdown_and_terminal_say_the_same(said, tmp_path):
     folder, lines = said
     with quick_disk():

@@ -219,6 +219,7 @@ def test_with_another_baseline_nothing_is_planned(folder, tmp_path):
         rows(folder, tmp_path, baseline="concta")
 
 
+@pytest.mark.thorough
 def test_a_plan_that_changed_between_two_runs_is_said_aloud(tmp_path):
     written = write_suite(tmp_path / "r", SUITE)
     store = Store.open(written)
@@ -294,6 +295,7 @@ def test_with_three_seeds_no_test_is_printed(tmp_path):
     assert "**" not in section(tmp_path / "o", "main")
 
 
+@pytest.mark.thorough
 def test_the_smallest_possible_p_on_this_test_set_is_printed(tmp_path):
     written = write_suite(tmp_path / "r", suite(seeds=5))
     row = the(rows(written, tmp_path / "o"), kind="planned", method="mema")
@@ -319,6 +321,7 @@ def test_a_claim_about_new_tasks_needs_five_families(found, tmp_path):
     assert "at least 5 task families, got 4" in page
 
 
+@pytest.mark.thorough
 def test_a_method_that_reads_the_answers_enters_no_aggregate(tmp_path):
     outcomes = suite(SHARES | {"tgif-leaky": 0.95})
     leaky = lambda method: method == "tgif-leaky"  # noqa: E731
@@ -334,6 +337,7 @@ def test_a_method_that_reads_the_answers_enters_no_aggregate(tmp_path):
     assert suite_row["status"] == "reads the answers" and suite_row["score"] == ""
 
 
+@pytest.mark.thorough
 def test_seeds_shared_by_all_tasks_are_not_counted_once_per_task(tmp_path):
     rng = np.random.default_rng(4)
     luck = rng.standard_normal((8, 1))
@@ -367,6 +371,7 @@ def test_questions_about_one_image_are_one_item(tmp_path):
         assert [row[name] for name in same] == [the(grouped, **key)[name] for name in same]
 
 
+@pytest.mark.thorough
 def test_records_of_mixed_and_uncommitted_code_are_marked_in_the_tables(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "r")
     with quick_disk():

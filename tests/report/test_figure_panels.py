@@ -178,6 +178,7 @@ def boxes(figure):
     return written, figure.bbox
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     ["heatmap", "differences", "differences-tasks", "cost", "scores", "profile", "ranks", "layers",
@@ -198,6 +199,7 @@ def test_labels_neither_overlap_nor_are_cut(drawings, name):
     assert pairs == []
 
 
+@pytest.mark.thorough
 def test_all_methods_are_named_where_all_are_shown(drawings):
     for name in ("heatmap", "scores"):
         shown = {text for text, _ in drawings[name][0]}

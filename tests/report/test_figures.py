@@ -370,6 +370,7 @@ def test_many_runs_are_drawn_as_a_range_not_one_by_one(data):
     assert len(drawing.rows) == 6250
 
 
+@pytest.mark.thorough
 def test_with_many_conditions_details_are_drawn_for_the_first_and_the_others_say_so(tmp_path):
     with Store.create(tmp_path) as store:
         for encoder in ("a", "b", "c", "d"):

@@ -177,6 +177,7 @@ def test_rows_inside_a_language_model_have_a_method_in_the_track_vlm_only():
         assert select_methods(catalog, [row.vlm])[0].label == row.vlm
 
 
+@pytest.mark.thorough
 def test_run_fills_what_a_table_lacks_in_the_folder_s_own_study_and_prints_it(tmp_path):
     out = tmp_path / "out"
     run = ("run", "--preset", "smoke", "--tasks", "digits", "--device", "cpu", "--quiet")

@@ -247,6 +247,7 @@ def test_the_same_bytes_with_any_hash_seed_and_any_global_random_state(folder, h
     assert contents(tmp_path / "again") == contents(home)
 
 
+@pytest.mark.thorough
 def test_deleted_tables_come_back_byte_for_byte(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("fusionbench.report.build.write_figures", write_figures)
     write_report(folder, tmp_path)

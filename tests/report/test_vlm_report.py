@@ -172,6 +172,7 @@ def test_several_seeds_are_one_run_of_the_suite_each(tmp_path):
     assert found["runs"] == "4"
 
 
+@pytest.mark.thorough
 def test_probe_cells_and_two_language_models_in_one_folder_stay_apart(tmp_path):
     gains = {"penultimate": 0.0, "mema": 0.1}
     folder = probe_study(tmp_path / "results", gains, seeds=1)
@@ -200,6 +201,7 @@ def test_a_probe_report_has_no_section_of_models(tmp_path):
     assert "training" not in (tmp_path / "r" / "tables" / "main.csv").read_text().splitlines()[0]
 
 
+@pytest.mark.thorough
 def test_single_layers_make_no_reference_table(tmp_path):
     folder = write_vlm(tmp_path / "results", pope=False)
     write_report(folder, tmp_path / "r", ReportOptions(formats=("md",)))
@@ -224,6 +226,7 @@ def test_without_the_method_blind_nothing_is_marked_and_the_page_says_so(tmp_pat
     assert "No cell of the method `blind` here" in page
 
 
+@pytest.mark.thorough
 def test_imported_records_are_marked_and_named(tmp_path):
     folder = write_vlm(tmp_path / "results", pope=False, source="lmms-eval 0.7.3")
     write_report(folder, tmp_path / "r", ReportOptions(formats=("md",)))
@@ -267,6 +270,7 @@ def test_questions_without_true_answers_and_other_versions_are_named(tmp_path):
     assert stored.tally(local) is None and len(stored.problems) == 1
 
 
+@pytest.mark.thorough
 def test_a_merged_folder_gives_the_same_report(folder, written, tmp_path):
     merge([folder], tmp_path / "merged")
     write_report(tmp_path / "merged", tmp_path / "r", ReportOptions(formats=("md", "csv", "html")))
@@ -285,6 +289,7 @@ def test_diff_names_what_differs_in_the_training(folder, tmp_path):
     assert "training." not in heard.getvalue()
 
 
+@pytest.mark.thorough
 def test_the_report_of_the_track_loads_no_torch(folder, tmp_path):
     code = (
         "import sys\nfrom fusionbench.report.build import ReportOptions, write_report\n"

@@ -208,6 +208,7 @@ def test_a_question_taken_for_an_item_covers_far_too_rarely(reps, record_propert
     assert found < 0.85
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reps", [120, pytest.param(2_000, marks=pytest.mark.slow)])
 def test_adding_variances_of_shared_runs_raises_false_alarms(reps, record_property):
     rng, found = np.random.default_rng(74), []
@@ -270,12 +271,14 @@ def wrong_suites(tests, *, shared, suites=300, margin=0.01):
     return count / suites
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shared", [False, True])
 def test_any_wrong_answer_at_all_has_at_most_five_percent(shared):
     limit = 0.05 + 2 * monte_carlo_se(0.05, 300)
     assert wrong_suites(len(RELATIONS), shared=shared) <= limit
 
 
+@pytest.mark.thorough
 def test_without_the_correction_wrong_answers_are_common():
     assert wrong_suites(1, shared=False) > 0.09
 
@@ -295,6 +298,7 @@ def population(scenario, seeds, items, effect, reps=1000):
     return VarianceParts(seed=np.asarray(seed), item=np.asarray(item), both=np.asarray(both))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("reps", [400, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 11])
 @pytest.mark.parametrize("seeds", [5, 10])

@@ -70,6 +70,7 @@ def files(home):
     }
 
 
+@pytest.mark.thorough
 @quick_results_only
 def test_the_shipped_report_comes_from_the_shipped_records(home):
     there, again = files(RESULTS / "report"), files(home)
@@ -83,6 +84,7 @@ def test_the_shipped_report_comes_from_the_shipped_records(home):
     assert [name for name in sorted(kept) if there[name] != again[name]] == []
 
 
+@pytest.mark.thorough
 @quick_results_only
 def test_the_pages_say_what_the_shipped_records_say():
     spec = importlib.util.spec_from_file_location("answers", ROOT / "benchmarks/answers.py")
@@ -294,6 +296,7 @@ def test_the_records_were_asked_for_with_the_declared_contrasts_and_margins():
         assert asked["baseline"] == declared.baseline and asked["encoder"] == declared.encoder
 
 
+@pytest.mark.thorough
 @paper_only
 @recorded
 def test_the_shipped_tables_come_from_the_shipped_records(tmp_path):

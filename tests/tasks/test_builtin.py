@@ -72,6 +72,7 @@ def test_every_task_of_this_repository_has_a_golden_hash():
     assert set(GOLDEN) == {c.name for c in read_catalog().tasks.values() if c.source == "built-in"}
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_the_data_is_sound_and_never_changes(name):
     validate(data(name))
@@ -80,6 +81,7 @@ def test_the_data_is_sound_and_never_changes(name):
     assert data_hash(data(name)) == golden
 
 
+@pytest.mark.thorough
 def test_another_process_loads_the_same_bytes_without_any_heavy_library():
     names = [n for n in ("digits", "animal_mnist", "scenes_text", "planted_pair") if n in AVAILABLE]
     run = subprocess.run(
@@ -90,6 +92,7 @@ def test_another_process_loads_the_same_bytes_without_any_heavy_library():
     assert hashes == {name: GOLDEN[name][1] for name in names}
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_chance_is_what_a_guesser_gets_who_never_looks(name):
     """Such a guesser knows how often each answer to each question is right in training."""
@@ -102,6 +105,7 @@ def test_chance_is_what_a_guesser_gets_who_never_looks(name):
     assert score == pytest.approx(load_task(CARDS[name]).chance, abs=0.025)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", BALANCED)
 def test_answers_are_equally_frequent_in_every_split(name):
     answers = len(data(name).answers)
@@ -109,6 +113,7 @@ def test_answers_are_equally_frequent_in_every_split(name):
         assert np.ptp(shares(data(name).split(split), answers)) < 0.01
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_the_front_of_a_split_is_a_fair_smaller_split(name):
     answers = len(data(name).answers)
@@ -128,6 +133,7 @@ def test_the_front_of_a_split_is_a_fair_smaller_split(name):
             assert abs(asked[question] / len(front) - expected) < 5 * spread + 1e-9
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_every_split_is_large_enough_for_the_quick_study(name):
     for split, size in CUTS.items():
@@ -360,6 +366,7 @@ def lines_along(ink: np.ndarray, move: tuple[int, int]) -> float:
     return float((here == there).mean())
 
 
+@pytest.mark.thorough
 def test_the_lines_run_as_the_answer_says():
     moves = {"horizontal": (0, 1), "rising": (-1, 1), "vertical": (1, 0), "falling": (1, 1)}
     seen = 0
@@ -412,6 +419,7 @@ def test_textures_cover_different_shares_of_the_image():
     assert min(shares["checks"]) > 0.45
 
 
+@pytest.mark.thorough
 def test_images_for_pretraining_are_diverse_repeatable_and_in_no_task():
     module = sys.modules[type(load_task(read_catalog().tasks["scenes_text"])).__module__]
     extra = module.extra_images(140, seed=1)

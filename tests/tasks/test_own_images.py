@@ -230,6 +230,7 @@ def test_check_looks_at_tasks_and_says_what_a_small_test_set_means(call, tmp_pat
     assert code == 1 and "fault: chance is 0.1, and the answer 'cat' alone scores 0.5" in out
 
 
+@pytest.mark.thorough
 def test_new_task_writes_a_package_whose_tests_pass(call, tmp_path):
     home = table(tmp_path / "photos", rows(20))
     code, out, said = call(

@@ -54,6 +54,7 @@ def two():
     return [dict(zip(CASES, rank, strict=True)) for rank in ranks]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in CASES if "nan" not in name])
 def test_two_processes_train_as_one(two, name):
     case = CASES[name]
@@ -119,6 +120,7 @@ def test_a_training_is_the_plain_loop_with_the_optimisers_of_the_harness(budget)
             assert torch.equal(found.weights[name], parameter.detach()), name
 
 
+@pytest.mark.thorough
 def test_frozen_weights_stay_and_parameters_without_a_gradient_are_named(two):
     fresh = dict(ToyModel().named_parameters())
     for found in (outcome(ONE, CASES["ddp, frozen"]), two[1]["ddp, frozen"]):
@@ -129,6 +131,7 @@ def test_frozen_weights_stay_and_parameters_without_a_gradient_are_named(two):
     assert two[0]["shard"].history.unmoved == ("never",)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["nan", "nan, shard"])
 def test_a_loss_that_is_not_finite_ends_every_process_with_step_and_learning_rate(two, name):
     expected = "the loss became nan at step 5 of 10 at learning rate 0.02"
@@ -260,6 +263,7 @@ def test_a_process_alone_hears_itself():
     world.barrier()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
     [
@@ -277,6 +281,7 @@ def test_the_error_of_a_process_reaches_the_caller_and_ends_the_others(kind, err
         assert "in failing" in found.value.__notes__[0]
 
 
+@pytest.mark.thorough
 def test_no_process_is_left_when_the_parent_is_killed(tmp_path):
     code = (
         "from vlm_training import sleeping\n"
@@ -381,6 +386,7 @@ def test_without_a_launcher_one_process_is_this_one(environment):
     assert (world.size, world.main, value) == (1, True, 5)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_torchrun_starts_a_world_whose_rank_0_leads(tmp_path):
     script = tmp_path / "worker.py"

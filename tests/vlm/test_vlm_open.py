@@ -38,6 +38,7 @@ def folder():
     return trained_folder()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("method", CELL_METHODS)
 @pytest.mark.parametrize("task", CELL_TASKS)
 def test_an_opened_model_gives_the_recorded_answers(folder, method, task):
@@ -311,6 +312,7 @@ def test_a_language_model_of_files_is_exported_as_far_as_it_was_trained(how, lan
     assert code == 2 and "holds other weights than those of" in err
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
 def test_a_cell_of_a_checkpoint_is_asked_exported_and_scored_again(kind, tmp_path):
     root = data_root(tmp_path / "data", captions=False)
