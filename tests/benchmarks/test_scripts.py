@@ -111,7 +111,7 @@ def restored(monkeypatch):
     monkeypatch.setattr(Materials, "resident", Materials.resident)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "script", [pytest.param(one, marks=pytest.mark.slow if one in LONG else ()) for one in RUNS]
 )
@@ -125,7 +125,7 @@ def test_a_benchmark_measures_both_ways(script, run):
     assert all(row["ours"] > row["plain"] for row in scores)
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "axis", [pytest.param(a, marks=pytest.mark.slow if a == "methods" else ()) for a in AXES]
 )

@@ -35,7 +35,7 @@ class FirstBlock(Fusion):
 """
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(6)
 @each_check(*A_FEW)
 def test_a_few_methods_of_every_kind_pass_every_check(verdict):
     verdict()
@@ -47,7 +47,7 @@ def one_of_each() -> list:
     return [pytest.param(n, marks=() if n in first else pytest.mark.slow) for n in names()]
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", one_of_each())
 def test_every_built_in_method_keeps_its_promises(name):
     report = check_method(name, only=QUICK)

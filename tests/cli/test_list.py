@@ -51,6 +51,7 @@ def at(name: str, sizes: Sizes, query_width: int):
         return load_method(card)(shape, **card.settings)
 
 
+@pytest.mark.few(62)
 @pytest.mark.parametrize(
     "sizes",
     [CLIP_L, Sizes(width=64, layers=24, patches=16, llm=96, mlp=40)],

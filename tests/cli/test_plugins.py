@@ -224,6 +224,7 @@ def test_other_commands_go_on_and_strictly_they_do_not(install, call):
     assert "dist 1.2" in said and "fusionbench doctor" in said
 
 
+@pytest.mark.thorough
 def test_doctor_shows_the_machine_and_the_broken_plugin(install, call, tmp_path, monkeypatch):
     install("raiser", BROKEN["raises"][0])
     monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))

@@ -59,7 +59,7 @@ PUBLISHED_GFLOP = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_at_real_scale_are_the_published_ones(name, at_scale):
     assert at_scale(name).parameters["over_projector"] == PUBLISHED[name]

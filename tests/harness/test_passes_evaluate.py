@@ -164,6 +164,7 @@ def test_a_pass_that_finds_no_memory_is_scored_one_by_one(monkeypatch):
     assert all(np.array_equal(one[0], two) for one, two in zip(found, expected, strict=True))
 
 
+@pytest.mark.thorough
 def test_a_run_that_diverged_leaves_the_scores_of_the_others_alone():
     method, settings = named("mema")
     shared = shared_by(method, settings)
@@ -178,6 +179,7 @@ def test_a_run_that_diverged_leaves_the_scores_of_the_others_alone():
         assert np.array_equal(scores, expected) and not record.notes
 
 
+@pytest.mark.thorough
 def test_what_is_missing_changes_no_bit_of_a_pass():
     method, settings = named("mema")
     shared = shared_by(method, settings)

@@ -114,6 +114,7 @@ def test_killed_in_training_or_between_records_it_ends_as_if_nothing_had_been(
     assert contents(folder, *parts) == contents(finished, *parts)
 
 
+@pytest.mark.thorough
 def test_a_lost_record_is_scored_again_without_a_training(copied, monkeypatch):
     lost = cells(copied)["mema", "digits"]
     (copied / "cells" / f"{lost.id}.json").unlink()
@@ -157,6 +158,7 @@ def test_damaged_weights_are_named_and_trained_again_when_they_are_needed(copied
     assert cells(copied)["penultimate", "digits"].outcomes == record.outcomes
 
 
+@pytest.mark.thorough
 def test_what_is_evaluated_changes_no_training(finished, tmp_path):
     few = [*RUN]
     few[few.index("--tasks") + 1] = "digits"

@@ -300,7 +300,7 @@ def sizes() -> list:
     return [first, pytest.param(middle, marks=pytest.mark.slow), last]
 
 
-@pytest.mark.few(34)
+@pytest.mark.few(17)
 @pytest.mark.parametrize("size", sizes())
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_control_matches_its_method_or_its_declaration_says_in_what_it_does_not(name, size):

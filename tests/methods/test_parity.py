@@ -52,6 +52,7 @@ RESTATED = SHIPPED / "restated"
 CASES = cases(RESTATED) if FOLDER == SHIPPED else []
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_restated_case_comes_out_equal(case):
     replay = find(REPLAYS, case)
@@ -227,6 +228,7 @@ def test_every_replay_has_a_mutant():
     assert MUTANTS.keys() == set(REPLAYS.values())
 
 
+@pytest.mark.few(13)
 @pytest.mark.parametrize("case", cases(SHIPPED), ids=lambda case: case.id)
 def test_the_case_accepts_the_method_and_rejects_its_mutant(monkeypatch, case):
     replay = find(REPLAYS, case)

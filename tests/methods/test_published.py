@@ -169,6 +169,7 @@ def test_the_parameters_are_those_of_the_published_formula(name):
     assert fusion + projector(method.out_dim) - projector(1024) == PARAMETERS[name]
 
 
+@pytest.mark.few(36)
 @pytest.mark.parametrize("layers", [2, 5, 8, 24])
 @pytest.mark.parametrize("dim", [13, 96, 1024])
 @pytest.mark.parametrize("like", SIZES)
@@ -382,7 +383,7 @@ def losses(name: str) -> list[float] | None:
     return list(record.loss)
 
 
-@pytest.mark.few(31)
+@pytest.mark.few(16)
 @pytest.mark.parametrize("name", METHODS)
 def test_results_change_only_with_the_version(name):
     found = losses(name)

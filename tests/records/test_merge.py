@@ -103,7 +103,7 @@ def test_every_record_of_the_compact_form_is_that_of_the_live_form(live, compact
     assert not (compact / "cells").exists() and len(list(compact.iterdir())) <= 9
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 def test_a_report_has_the_same_bytes_from_both_forms(live, compact, tmp_path, monkeypatch, request):
     if request.node.callspec.params["live"] == 1:
         # Figures take most of the time, and those of schema 2 are compared.

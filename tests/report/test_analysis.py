@@ -272,7 +272,7 @@ def false_alarms(found):
     }
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @few(4, 500)
 @pytest.mark.parametrize(("seeds", "shared"), [(5, True), (10, False)])
 def test_no_family_of_the_csv_raises_a_false_alarm_more_than_once_in_twenty(
@@ -332,7 +332,7 @@ def planned(folder, method="better"):
     return the(rows(folder, folder / "out"), kind="planned", method=method)
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @few(3, 400)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_an_effect_is_found_as_often_as_its_mde_promises(sign, reps, tmp_path, record_property):

@@ -265,7 +265,7 @@ def test_no_pair_has_no_estimate_and_the_reason():
         common([])
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.usefixtures("none_counts")
 def test_the_report_says_so_and_has_the_tasks(folder, tmp_path):
     write_report(folder, tmp_path)

@@ -91,6 +91,7 @@ def test_every_figure_is_an_svg_and_its_data_and_the_first_a_bitmap_too(drawn):
         assert b"<dc:date>" not in (drawn / f"{name}.svg").read_bytes()
 
 
+@pytest.mark.thorough
 def test_the_note_names_what_decides_the_bytes(drawn):
     import matplotlib
     import seaborn

@@ -271,6 +271,7 @@ def test_no_width_makes_the_page_itself_scroll_sideways(tab, page, width):
     tab.look(1300, dark=False)
 
 
+@pytest.mark.thorough
 @needs_browser
 def test_the_page_and_its_figures_follow_the_systems_theme_and_the_button(tab, page):
     paper = "getComputedStyle(document.body).backgroundColor"

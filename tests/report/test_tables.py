@@ -229,6 +229,7 @@ def test_layers_are_named_by_what_the_method_reads(home):
     assert "0.70 [0.70 to 0.70]" in section(home, "layers")
 
 
+@pytest.mark.thorough
 def test_the_same_bytes_with_any_hash_seed_and_any_global_random_state(folder, home, tmp_path):
     code = (
         "import random, sys, numpy as np; random.seed(1); np.random.seed(1)\n"

@@ -193,6 +193,7 @@ def test_probe_cells_and_two_language_models_in_one_folder_stay_apart(tmp_path):
     assert set(scores["track"]) == {"probe", "vlm"}
 
 
+@pytest.mark.thorough
 def test_a_probe_report_has_no_section_of_models(tmp_path):
     folder = probe_study(tmp_path / "results", {"penultimate": 0.0, "mema": 0.1}, seeds=2)
     write_report(folder, tmp_path / "r", ReportOptions(formats=("md", "csv")))

@@ -271,7 +271,7 @@ def wrong_suites(tests, *, shared, suites=300, margin=0.01):
     return count / suites
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("shared", [False, True])
 def test_any_wrong_answer_at_all_has_at_most_five_percent(shared):
     limit = 0.05 + 2 * monte_carlo_se(0.05, 300)

@@ -72,7 +72,7 @@ def test_every_task_of_this_repository_has_a_golden_hash():
     assert set(GOLDEN) == {c.name for c in read_catalog().tasks.values() if c.source == "built-in"}
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_the_data_is_sound_and_never_changes(name):
     validate(data(name))
@@ -92,7 +92,7 @@ def test_another_process_loads_the_same_bytes_without_any_heavy_library():
     assert hashes == {name: GOLDEN[name][1] for name in names}
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_chance_is_what_a_guesser_gets_who_never_looks(name):
     """Such a guesser knows how often each answer to each question is right in training."""
@@ -105,7 +105,7 @@ def test_chance_is_what_a_guesser_gets_who_never_looks(name):
     assert score == pytest.approx(load_task(CARDS[name]).chance, abs=0.025)
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", BALANCED)
 def test_answers_are_equally_frequent_in_every_split(name):
     answers = len(data(name).answers)
@@ -113,7 +113,7 @@ def test_answers_are_equally_frequent_in_every_split(name):
         assert np.ptp(shares(data(name).split(split), answers)) < 0.01
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_the_front_of_a_split_is_a_fair_smaller_split(name):
     answers = len(data(name).answers)
@@ -133,7 +133,7 @@ def test_the_front_of_a_split_is_a_fair_smaller_split(name):
             assert abs(asked[question] / len(front) - expected) < 5 * spread + 1e-9
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_every_split_is_large_enough_for_the_quick_study(name):
     for split, size in CUTS.items():
@@ -149,6 +149,7 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(name, monkey
     assert CARDS[name].needs[0] in str(error.value)
 
 
+@pytest.mark.thorough
 def test_no_task_of_the_suite_shares_an_image_with_another():
     home: dict[bytes, str] = {}
     for name in AVAILABLE:
@@ -311,6 +312,7 @@ def test_as_many_things_are_there_as_the_answer_says():
         assert len(things(image)) == int(answer)
 
 
+@pytest.mark.thorough
 def test_the_small_thing_that_is_asked_for_has_the_colour_of_the_answer():
     for image, question, answer in examples("scenes_tiny_color"):
         found = things(image)
@@ -320,6 +322,7 @@ def test_the_small_thing_that_is_asked_for_has_the_colour_of_the_answer():
         assert asked == answer
 
 
+@pytest.mark.thorough
 def test_one_thing_lies_on_the_named_side_of_the_other():
     for image, question, answer in examples("scenes_relation"):
         words = question.rstrip("?").split()
@@ -331,6 +334,7 @@ def test_one_thing_lies_on_the_named_side_of_the_other():
         assert max(sides, key=lambda side: sides[side]) == answer
 
 
+@pytest.mark.thorough
 def test_a_thing_is_there_exactly_if_the_answer_is_yes():
     for image, question, answer in examples("scenes_exists"):
         hue, shape = question.rstrip("?").split()[-2:]
@@ -385,6 +389,7 @@ def test_some_lines_and_textures_are_invisible_so_that_nobody_can_be_perfect():
         assert 0.01 < np.mean(hidden) < 0.15
 
 
+@pytest.mark.thorough
 def test_clear_words_differ_and_are_the_same_wherever_they_stand():
     patterns: dict[str, set[bytes]] = {}
     for image, _, answer in examples("scenes_text"):
@@ -400,6 +405,7 @@ def test_clear_words_differ_and_are_the_same_wherever_they_stand():
     assert len(set.union(*patterns.values())) == len(scenes_data("scenes_text").answers)
 
 
+@pytest.mark.thorough
 def test_a_texture_is_the_same_along_lines_exactly_if_it_is_stripes():
     for image, _, answer in examples("scenes_texture"):
         ink = pattern(image)
@@ -434,6 +440,7 @@ def test_images_for_pretraining_are_diverse_repeatable_and_in_no_task():
         assert not seen & {image.tobytes() for image in scenes_data(name).images}
 
 
+@pytest.mark.thorough
 def test_a_larger_pool_would_keep_the_images_of_a_smaller_one(monkeypatch):
     small = scenes_data("scenes_text")
     task = load_task(read_catalog().tasks["scenes_text"])

@@ -334,6 +334,7 @@ def test_images_of_another_size_than_the_towers(tmp_path, data):
     assert code and "image_size is 336, and the tower of" in err
 
 
+@pytest.mark.thorough
 def test_rows_that_the_limit_would_cut_off_are_counted_and_too_many_are_an_error(
     tmp_path, refused, monkeypatch
 ):

@@ -57,6 +57,7 @@ def test_the_official_names_read_back_exactly(name):
     assert all(torch.equal(own[key], again[key]) for key in own)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["scalar_mix", "mema", "penultimate"])
 def test_an_exported_model_gives_the_same_answers_and_losses(method, tmp_path):
     first = open_model(cell(method).id, trained_folder())

@@ -69,6 +69,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_greedy_tokens_are_those_of_the_whole_model(case):
     made, label = CASES[case]
@@ -149,6 +150,7 @@ def theirs(made: Tiny, held: list[Row], limit: int) -> list[str]:
     return found
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_to_rows_with_one_two_and_no_image_are_the_librarys(kind):
     made, held = KINDS[kind], rows()

@@ -130,6 +130,7 @@ def test_tiles_and_tokens_are_counted_as_the_library_counts_them(size):
     assert len(joined) == TILING.tokens(size)
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("most", [0, 1, 2, 9])
 @pytest.mark.parametrize("size", SIZES)
 def test_tiles_are_joined_as_the_library_joins_them(most, size):
@@ -167,6 +168,7 @@ def test_a_method_that_changes_the_number_of_tokens_is_unsupported_where_tiles_a
             tiled.image_tokens(fewer, [(len(inputs), size)])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("made", [Tiny(), Tiny(select="full"), Tiny(kind="llava_next")])
 def test_every_method_runs_behind_the_tower_or_says_why_it_does_not_fit(made):
     found, size = opened(made), (30, 40)

@@ -38,7 +38,7 @@ def folder():
     return trained_folder()
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", CELL_METHODS)
 @pytest.mark.parametrize("task", CELL_TASKS)
 def test_an_opened_model_gives_the_recorded_answers(folder, method, task):
@@ -279,6 +279,7 @@ def test_files_in_two_folders_have_one_name_that_finds_them(kind, language, tmp_
         card(found.name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["none", "language", "lora"])
 def test_a_language_model_of_files_is_exported_as_far_as_it_was_trained(how, language, tmp_path):
     if how == "lora":
@@ -382,6 +383,7 @@ def test_leaving_out_a_state_of_a_weighted_sum_deals_its_weight_to_the_others():
     assert max(map(abs, found.changes)) > 1e-3
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("method", "reason"),
     [
@@ -398,6 +400,7 @@ def test_a_method_without_such_changes_says_why(method, reason):
     assert bool(found.trace) == (method == "mema")
 
 
+@pytest.mark.thorough
 def test_a_method_between_blocks_that_writes_nothing_is_left_out_state_by_state():
     # Without feedback Mema's reading memory starts silent: the answer needs the last state alone.
     model = opened("mema")
