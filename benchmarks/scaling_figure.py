@@ -3,7 +3,6 @@
 python benchmarks/scaling_figure.py
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from targets import measured
 
 HERE = Path(__file__).parent
 FIGURE = "scaling.png"
@@ -60,8 +60,12 @@ def lines(rows: Sequence[dict], panel: Panel) -> dict[str, Line]:
 
 def draw(results: Path, figure: Path) -> None:
     """Write the figure of one folder of results; nothing where an axis was not measured."""
-    files = {panel: sorted(results.glob(f"scaling-{panel.axis}-*.json")) for panel in PANELS}
-    drawn = {panel: json.loads(found[0].read_text()) for panel, found in files.items() if found}
+    drawn = {
+        panel: values
+        for panel in PANELS
+        for values in reversed(measured(results))
+        if values["script"] == f"scaling-{panel.axis}"
+    }
     if not drawn:
         return
     shape, axes = plt.subplots(1, len(drawn), figsize=(3.1 * len(drawn), 3.2))
@@ -75,9 +79,9 @@ def draw(results: Path, figure: Path) -> None:
 
 def _panel(place: Axes, panel: Panel, values: dict) -> None:
     rows = values["rows"]
-    for label, (points, measured) in lines(rows, panel).items():
+    for label, (points, heights) in lines(rows, panel).items():
         style = {"linestyle": ":", "color": "0.45"} if label == panel.floor else {"marker": "o"}
-        place.plot(points, measured, label=label, markersize=3, **style)
+        place.plot(points, heights, label=label, markersize=3, **style)
     place.set(xscale="log", yscale="log", xlabel=panel.axis, ylabel=rows[0]["unit"])
     place.set_xticks(points, [f"{at:,.0f}" for at in points])
     # Labels between powers of ten only where there is room for no more than one of these.

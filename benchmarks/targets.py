@@ -1,12 +1,15 @@
 """Speed targets with their scripts; running this file writes `RESULTS.md` from the measurements.
 
-A target without a measurement is listed with the command that measures it.
+A target without a measurement is listed with the command that measures it. The measurements of one
+device are joined into one file, a new one in place of an earlier one of the same script.
 """
 
 import argparse
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -154,20 +157,53 @@ TARGETS = (
 
 
 def main() -> None:
-    """Write the page of one folder of results."""
+    """Join the measurements of a folder by device, then write its page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--page", type=Path, default=HERE / "RESULTS.md")
     asked = parser.parse_args()
+    join(asked.results)
     write(asked.results, asked.page)
+
+
+def measured(results: Path) -> list[dict[str, Any]]:
+    """What each script measured on each device: the newest, in the order of their names.
+
+    A file holds one measurement, as a script writes it, or a list of them.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted(results.glob("*.json")):
+        held = json.loads(path.read_text())
+        for one in held if isinstance(held, list) else [held]:
+            name = one["script"], _slug(one["device"])
+            if one.get("at", "") >= found.get(name, {}).get("at", ""):
+                found[name] = one
+    return [found[name] for name in sorted(found, key="-".join)]
+
+
+def join(results: Path) -> None:
+    """Write the measurements of each device into one file, in place of the files of scripts."""
+    by_device: dict[str, list[dict[str, Any]]] = {}
+    for one in measured(results):
+        by_device.setdefault(_slug(one["device"]), []).append(one)
+    old = set(results.glob("*.json"))
+    for device, found in by_device.items():
+        path = results / f"{device}.json"
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        old.discard(path)
+    for path in old:
+        path.unlink()
+
+
+def _slug(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def write(results: Path, page: Path) -> None:
     """Write each target with its measurements in `results`, the curves, and `notes.md`."""
     found: dict[str, list[str]] = {}
     curves: list[str] = []
-    for path in sorted(results.glob("*.json")):
-        values = json.loads(path.read_text())
+    for values in measured(results):
         for row in values["rows"]:
             text = f"{row['plain']:.4g} -> {row['ours']:.4g} {row['unit']}"
             note = f" ({row['note']})" if row["note"] else ""

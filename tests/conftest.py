@@ -39,6 +39,21 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases of a test with `few(count)` as thorough, except `count` evenly spread ones."""
+    cases: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
+            cases.setdefault((item.path, item.originalname), []).append(item)
+    for found in cases.values():
+        (count,) = found[0].get_closest_marker("few").args
+        kept = {len(found) * number // count for number in range(count)}
+        for number, item in enumerate(found):
+            if number not in kept:
+                item.add_marker("thorough")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """The last to leave (the controller, or the only process) clears the cache."""
     if not hasattr(session.config, "workerinput"):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_passes import BUDGET, KINDS, MORE, RUNS, both_ways, in_double, named, shared_by
+from toy_cells import BUDGET, KINDS, MORE, RUNS, both_ways, in_double, named, shared_by
 
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model

@@ -34,7 +34,7 @@ from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.files import cache_dir, sealed, unsealed, write_atomic
 from fusionbench.records.locks import claimed
 from fusionbench.records.pictures import FOLDER as PICTURES
-from fusionbench.records.pictures import picture_file
+from fusionbench.records.pictures import has_pictures, picture_file
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import hardware
@@ -201,7 +201,7 @@ class Runner:
         examples, spec = bundle.test, cell.spec
         items = Items(names=examples.items, groups=examples.groups).hash
         file = picture_file(self.store.folder, spec.task, spec.data, items)
-        if cell.local.encoder or file.exists():
+        if cell.local.encoder or has_pictures(file):
             # Images for a synthetic encoder are random bytes.
             return images
         kept = cache_dir(PICTURES, file.name)

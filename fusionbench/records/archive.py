@@ -1,10 +1,11 @@
 """Compact form of a folder of results: few files, the same records.
 
-study.json, ablations.json, probes/, pictures/   as in a live folder
+study.json, ablations.json, answers/, probes/   as in a live folder
 facts.json       each distinct budget, card and provenance, by hash
 cells.jsonl      a line per cell or tuning run in normal form, sorted by id
 outcomes.npz     outcomes of all cells      items.json       names of their examples, by hash
 profiles.jsonl   a line per profile         failures.jsonl   last failures of cells without a record
+pictures.jsonl   a line per task: pictures of its examples
 SHA256SUMS       hashes of these files
 """
 
@@ -32,6 +33,7 @@ from fusionbench.records.cost import PROFILES
 from fusionbench.records.facts import Fact
 from fusionbench.records.files import ANY_SIZE, content, regular, sha256_of, why, write_atomic
 from fusionbench.records.outcomes import Items, items_hash
+from fusionbench.records.pictures import PICTURES
 from fusionbench.records.verified import (
     ANSWERS,
     ANSWERS_END,
@@ -49,7 +51,7 @@ TUNING = '"stage": "tune"'
 """In the line of a tuning run and in no other: a quote inside a text is escaped."""
 SUMS = "SHA256SUMS"
 """Hashes of the files of the compact form, as `sha256sum -c` reads them."""
-_PARTS = (CELLS, FACTS, OUTCOMES, ITEMS, PROFILES, FAILURES)
+_PARTS = (CELLS, FACTS, OUTCOMES, ITEMS, PROFILES, FAILURES, PICTURES)
 _SUM = re.compile(r"[0-9a-f]{64}")
 _UNREADABLE = (
     *(OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError),
@@ -190,6 +192,7 @@ class Contents:
     items: dict[str, Items] = field(default_factory=dict)
     profiles: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, str] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     """Files that both forms share, by their path in the folder."""
 
@@ -207,6 +210,7 @@ def write_archive(folder: Path, contents: Contents) -> None:
         ITEMS: _object(items),
         PROFILES: _joined(contents.profiles),
         FAILURES: _joined(contents.failures),
+        PICTURES: _joined(contents.pictures),
         CELLS: lines,
     }
     sums = {name: hashlib.sha256(one).hexdigest() for name, one in parts.items() if one}

@@ -56,6 +56,7 @@ class _Joined:
         self.failures: dict[str, CellRecord] = {}
         self.profiles: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
+        self.pictures: dict[str, str] = {}
         self.problems: list[Problem] = []
 
     def add(self, store: Store) -> None:
@@ -76,15 +77,15 @@ class _Joined:
         for file in probes.probe_files(store.folder):
             name = str(file.relative_to(store.folder))
             _add(self.files, name, file.read_bytes(), f"the file {name}")
-        for file in pictures.picture_files(store.folder):
+        for shown in pictures.read_pictures(store.folder, self.problems):
             # Versions of Pillow draw other bytes of the same picture: any is as good.
-            name, drawn = str(file.relative_to(store.folder)), file.read_bytes()
-            self.files[name] = min(self.files.get(name, drawn), drawn)
+            name, line = pictures.picture_name(shown), shown.to_json()
+            self.pictures[name] = min(self.pictures.get(name, line), line)
         self.problems += store.problems
 
     def contents(self, stores: Sequence[Store]) -> Contents:
         """The contents of the merged folder."""
-        found = Contents(profiles=self.profiles, files=self.files)
+        found = Contents(profiles=self.profiles, pictures=self.pictures, files=self.files)
         for cell, (record, store) in self.records.items():
             found.lines[cell], facts = normal_text(record)
             found.facts.update(facts)

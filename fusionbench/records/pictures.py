@@ -1,7 +1,8 @@
 """Questions, answers and small pictures of test examples: `DIR/pictures/<task>-<key>.json`.
 
 A run writes one file for each task, so that a report shows examples from the folder alone and with
-the same bytes everywhere. No score depends on it. Pillow is imported where a picture is made.
+the same bytes everywhere; the compact form has a line for each task in `pictures.jsonl`. No score
+depends on them. Pillow is imported where a picture is made.
 """
 
 import base64
@@ -16,10 +17,12 @@ from jaxtyping import Int, UInt8
 
 from fusionbench.api.errors import Problem
 from fusionbench.records.cell import canonical, checksum, json_object
-from fusionbench.records.files import content, why
+from fusionbench.records.files import ANY_SIZE, content, why
 from fusionbench.records.schema import check_types
 
 FOLDER = "pictures"
+PICTURES = "pictures.jsonl"
+"""Of the compact form: the contents of these files, a line each."""
 SCHEMA = 1
 MOST = 160
 """Examples with a picture: the first ones of the test split, whose order is random and fixed."""
@@ -80,14 +83,28 @@ class ExamplePictures:
 
 
 def picture_file(folder: Path, task: str, data: str, items: str) -> Path:
-    """The file of a task's examples in a folder of results."""
+    """The file of a task's examples in a live folder of results."""
     key = hashlib.sha256(f"{data} {items}".encode()).hexdigest()[:12]
     return folder / FOLDER / f"{task}-{key}.json"
 
 
+def picture_name(one: ExamplePictures) -> str:
+    """Name of the file of these examples."""
+    return picture_file(Path(), one.task, one.data, one.items).name
+
+
 def picture_files(folder: Path) -> list[Path]:
-    """The files of all tasks, in the order of their names."""
-    return sorted((folder / FOLDER).glob("*.json"))
+    """The files of all tasks: the compact form's, then those of a live folder by name."""
+    compact = folder / PICTURES
+    return [*([compact] if compact.exists() else []), *sorted((folder / FOLDER).glob("*.json"))]
+
+
+def has_pictures(file: Path) -> bool:
+    """Whether a folder has the contents of a `picture_file`, as a file or in the compact form."""
+    folder = file.parent.parent
+    if file.exists() or not (folder / PICTURES).exists():
+        return file.exists()
+    return file.name in map(picture_name, read_pictures(folder, []))
 
 
 def draw_sheet(
@@ -118,16 +135,34 @@ def draw_sheet(
 
 
 def read_pictures(folder: Path, problems: list[Problem]) -> Iterator[ExamplePictures]:
-    """The examples of all tasks; a file that holds none is added to `problems`."""
+    """The examples of all tasks by name; a file or line that holds none is added to `problems`."""
+    found: dict[str, ExamplePictures] = {}
     for file in picture_files(folder):
+        for source, one in _pictures(file):
+            if isinstance(one, ExamplePictures):
+                found.setdefault(picture_name(one), one)
+            else:
+                problems.append(Problem(source=source, message=f"ignored: {why(one)}"))
+    yield from (found[name] for name in sorted(found))
+
+
+def _pictures(file: Path) -> Iterator[tuple[str, ExamplePictures | Exception]]:
+    """Source and contents of each line of a file, or why it cannot be read."""
+    try:
+        lines = content(file, ANY_SIZE).decode("utf-8", "replace").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        yield str(file), error
+        return
+    for number, line in enumerate(lines, 1):
+        source = f"{file}:{number}" if file.name == PICTURES else str(file)
         try:
-            yield _read(file)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            problems.append(Problem(source=str(file), message=f"ignored: {why(error)}"))
+            yield source, _read(line)
+        except (ValueError, TypeError, KeyError) as error:
+            yield source, error
 
 
-def _read(file: Path) -> ExamplePictures:
-    values = json_object(content(file).decode())
+def _read(text: str) -> ExamplePictures:
+    values = json_object(text)
     if values.pop("checksum", None) != checksum(values):
         raise ValueError("edited: the checksum does not match the contents")
     lists = ("texts", "questions", "answers", "right", "tiles")

@@ -15,7 +15,7 @@ from fusionbench.report.analysis import Analysis, analyse_all
 from fusionbench.report.answer import answer_page
 from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.cost_table import cost_page
-from fusionbench.report.coverage import coverage_page, reasons
+from fusionbench.report.coverage import coverage_page
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.freshness import fingerprint, mark
 from fusionbench.report.html.page import write_html
@@ -163,27 +163,27 @@ def _write(store: Store, finished: Cells, home: Path, wanted: ReportOptions) -> 
     tables, figures = home / "tables", home / "figures"
     chosen = [one for one in SECTIONS if wanted.table in ("", one.name)]
     pages = {section.name: section.write(report) for section in chosen}
-    written = [
-        file for name, page in pages.items() for file in _files(tables / name, page, wanted.formats)
-    ]
+    written = [file for name, page in pages.items() for file in _files(tables / name, page, wanted)]
     if not wanted.table:
-        lines = reasons(report.results.records)
-        _text(tables / "gaps.md", "".join(f"{line}\n" for line in lines))
         _pages(report, pages, home, wanted.formats)
     return ReportPaths(
         page=home / "report.md", tables=tables, figures=figures, written=tuple(written)
     )
 
 
-def _files(stem: Path, page: Page, formats: Collection[str]) -> Iterator[Path]:
-    """Write the formats of one table; one that has nothing to show has no file."""
-    contents = {"md": page.markdown, "csv": comma_separated(page.rows), "tex": page.latex}
+def _files(stem: Path, page: Page, wanted: ReportOptions) -> Iterator[Path]:
+    """Write the formats of one table; one that has nothing to show has no file.
+
+    In Markdown only for a table that is asked for alone: report.md has all of them.
+    """
+    alone = page.markdown if wanted.table else ""
+    contents = {"md": alone, "csv": comma_separated(page.rows), "tex": page.latex}
     for ending, text in contents.items():
         file = stem.with_suffix(f".{ending}")
-        if ending in formats and text:
+        if ending in wanted.formats and text:
             _text(file, text)
             yield file
-        elif ending in formats:
+        elif ending in wanted.formats:
             # An earlier report may have written it.
             file.unlink(missing_ok=True)
 

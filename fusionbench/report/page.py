@@ -46,7 +46,7 @@ class Material:
 
 @dataclass(frozen=True)
 class ReportSection:
-    """`tables/<name>.md`, `.csv`, `.tex`, and a part of report.md under `title`."""
+    """`tables/<name>.csv`, `.tex`, and a part of report.md under `title`."""
 
     name: str
     title: str

@@ -43,7 +43,29 @@ def test_points_of_a_curve_name_what_was_measured(targets, tmp_path):
         assert f"| scaling-tokens | {name} | tokens=64 | 1 | {value} | ms | a machine |" in page
 
 
-def test_the_figure_of_scaling_draws_what_was_measured_and_its_floor(tmp_path):
+def test_measurements_are_joined_by_device_and_the_newest_of_a_script_counts(targets, tmp_path):
+    def write(name, script, device, at, value):
+        values = {"script": script, "device": device, "at": at, "rows": [value]}
+        (tmp_path / name).write_text(json.dumps(values))
+
+    write("plan-a-card.json", "plan", "A Card", "2026-01-01", 1)
+    write("start-a-card.json", "start", "A Card", "2026-01-01", 2)
+    write("plan-other.json", "plan", "other", "2026-01-01", 3)
+    targets.join(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a-card.json", "other.json"}
+    first = targets.measured(tmp_path)
+    assert [one["rows"] for one in first] == [[1], [3], [2]]
+    targets.join(tmp_path)
+    assert targets.measured(tmp_path) == first
+    write("plan-a-card.json", "plan", "A Card", "2026-02-01", 4)
+    write("start-a-card.json", "start", "A Card", "2025-01-01", 5)
+    targets.join(tmp_path)
+    assert [one["rows"] for one in targets.measured(tmp_path)] == [[4], [3], [2]]
+    assert {path.name for path in tmp_path.iterdir()} == {"a-card.json", "other.json"}
+
+
+def test_the_figure_of_scaling_draws_what_was_measured_and_its_floor(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
     spec = importlib.util.spec_from_file_location("scaling_figure", HERE / "scaling_figure.py")
     figure = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figure)
@@ -59,7 +81,8 @@ def test_the_figure_of_scaling_draws_what_was_measured_and_its_floor(tmp_path):
     assert figure.lines(runs, seeds) == {
         "one pass": ([1, 4], [2, 2]), "a loop": ([1, 4], [1, 4]), "one seed": ([1, 4], [1, 1])
     }  # fmt: skip
-    (tmp_path / "scaling-tokens-x.json").write_text(json.dumps({"device": "x", "rows": steps}))
+    values = {"script": "scaling-tokens", "device": "x", "rows": steps}
+    (tmp_path / "scaling-tokens-x.json").write_text(json.dumps(values))
     figure.draw(tmp_path, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     # Nothing was measured, nothing is drawn.

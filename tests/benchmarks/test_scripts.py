@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from paired_studies import study
 from toy_records import outcomes, record, spec
-from toy_suite import items_of
+from toy_suite import items_of, study
 
 from fusionbench.records.history import Request
 from fusionbench.records.store import Store
@@ -112,6 +111,7 @@ def restored(monkeypatch):
     monkeypatch.setattr(Materials, "resident", Materials.resident)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "script", [pytest.param(one, marks=pytest.mark.slow if one in LONG else ()) for one in RUNS]
 )
@@ -125,6 +125,7 @@ def test_a_benchmark_measures_both_ways(script, run):
     assert all(row["ours"] > row["plain"] for row in scores)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "axis", [pytest.param(a, marks=pytest.mark.slow if a == "methods" else ()) for a in AXES]
 )
@@ -189,6 +190,7 @@ def test_the_goals_of_the_quick_study_are_read_from_its_records(run, tmp_path, c
     assert "layer[index=2] - layer[index=0]: better" in said
 
 
+@pytest.mark.thorough
 def test_the_table_of_the_attentive_reader_has_a_row_for_each_setting(run, capsys):
     small = ("--steps", "2", "--batch", "8", "--items", "32", "--draw", "24", "--val-items", "16")
     run("attentive.py", *small, "--tasks", "digits", "--methods", "layer[index=4]",

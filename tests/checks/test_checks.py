@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from broken_methods import BetterThanItSays, DeadStart, Sound, SoundStepper, broken
-from registered_methods import names
+from method_sizes import names
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Unsupported
@@ -35,6 +35,7 @@ class FirstBlock(Fusion):
 """
 
 
+@pytest.mark.few(6)
 @each_check(*A_FEW)
 def test_a_few_methods_of_every_kind_pass_every_check(verdict):
     verdict()
@@ -46,6 +47,7 @@ def one_of_each() -> list:
     return [pytest.param(n, marks=() if n in first else pytest.mark.slow) for n in names()]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", one_of_each())
 def test_every_built_in_method_keeps_its_promises(name):
     report = check_method(name, only=QUICK)
@@ -58,6 +60,7 @@ def test_every_built_in_method_passes_the_checks_that_take_longer():
     assert not [str(report) for report in wrong if report.unexpected]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cls", [Sound, SoundStepper])
 def test_a_sound_method_passes_every_check(cls):
     report = check_method(cls)
@@ -65,6 +68,7 @@ def test_a_sound_method_passes_every_check(cls):
     assert report.counts["passed"] >= len(checks()) - 1
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("cls", broken())
 def test_a_broken_method_fails_the_check_made_for_it_and_no_other(cls):
     found = check_method(cls, only={*QUICK, *cls.caught_by})

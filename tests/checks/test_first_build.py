@@ -134,6 +134,7 @@ def test_a_wrong_declaration_ends_each_command_with_file_line_and_mend(call, tmp
     assert code == 0 and "penultimate" in out and words in said
 
 
+@pytest.mark.thorough
 def test_two_plugins_of_one_name_are_an_error_that_names_both_and_a_note_if_installed(
     call, tmp_path, monkeypatch
 ):

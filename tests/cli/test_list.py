@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from method_sizes import PUBLISHED_UNIT, REFERENCE
 from plugin_files import GOOD
-from published_sizes import PUBLISHED_UNIT, REFERENCE
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
@@ -51,6 +51,7 @@ def at(name: str, sizes: Sizes, query_width: int):
         return load_method(card)(shape, **card.settings)
 
 
+@pytest.mark.few(62)
 @pytest.mark.parametrize(
     "sizes",
     [CLIP_L, Sizes(width=64, layers=24, patches=16, llm=96, mlp=40)],

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from published_sizes import REFERENCE
+from method_sizes import REFERENCE
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
@@ -59,11 +59,13 @@ PUBLISHED_GFLOP = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_at_real_scale_are_the_published_ones(name, at_scale):
     assert at_scale(name).parameters["over_projector"] == PUBLISHED[name]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", PUBLISHED_GFLOP)
 def test_operations_at_real_scale_are_those_worked_out_by_hand(name, at_scale):
     found = at_scale(name).flops_over_encoder / 1e9
@@ -108,6 +110,7 @@ def test_a_counter_that_is_off_is_refused(monkeypatch):
         flops.check(torch.device("cpu"))
 
 
+@pytest.mark.thorough
 def test_more_visual_tokens_cost_in_the_language_model(at_scale):
     assert at_scale("mema").flops_language_model_over == 0
     # 144 tokens more at about 13.5 GFLOP a token.
@@ -115,6 +118,7 @@ def test_more_visual_tokens_cost_in_the_language_model(at_scale):
     assert over == pytest.approx(144 * 13.5e9, rel=0.05)
 
 
+@pytest.mark.thorough
 def test_what_a_method_does_in_the_language_models_layers_is_counted_there(at_scale):
     # Added to a hidden state: no product. Cross-attention in four layers: products.
     assert at_scale("qwen3vl_deepstack").flops_language_model_over == 0
@@ -154,6 +158,7 @@ def test_a_profile_that_is_there_is_not_measured_again(tmp_path):
     assert said.getvalue().count("scalar_mix:") == 1 and said.getvalue().count("last:") == 1
 
 
+@pytest.mark.thorough
 def test_a_language_model_behind_the_encoder_is_timed_with_the_method(monkeypatch, tmp_path):
     small = ReaderShape(layers=4, width=64, heads=4, mlp=96)
     built = language.LanguageModel
@@ -179,6 +184,7 @@ def test_a_language_model_behind_the_encoder_is_timed_with_the_method(monkeypatc
         Bench(replace(asked, mode="train"))
 
 
+@pytest.mark.thorough
 def test_training_through_the_encoder_costs_its_backward_pass():
     bench = Bench(
         ProfileOptions(encoder="shape:vit-b-16-224", device="meta", mode="train", width=64)
@@ -206,6 +212,7 @@ def test_quartiles_are_those_of_the_blocks():
         spread([1.0])
 
 
+@pytest.mark.thorough
 def test_the_command_measures_writes_and_says_what_does_not_fit(tmp_path, capsys):
     from fusionbench.cli.profile import profile
 

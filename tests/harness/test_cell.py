@@ -5,20 +5,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_cells import BUDGET, EVERY_TAP, BrightHalf, materials, spec, train_cell
+from in_process import fusionbench
+from toy_cells import BUDGET, EVERY_TAP, BrightHalf, materials, named, shared_by, spec, train_cell
 from toy_encoder import SHAPE
 
+from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.tasks import require_outcomes
 from fusionbench.api.types import Fused
-from fusionbench.harness.cell import choose_lr
+from fusionbench.harness.cell import Tuned, choose_layer, choose_lr
 from fusionbench.harness.model import Model, build_model
+from fusionbench.harness.passes import PassMember, evaluate_together, train_all
+from fusionbench.harness.ridge import own_examples, train_model
 from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
-from fusionbench.harness.train import batches, schedule
+from fusionbench.harness.train import batches, drawn, evaluate, schedule
 from fusionbench.readers.attentive import Question
 from fusionbench.readers.questions import QuestionTable, token_vector
+from fusionbench.records.cell import TUNING_SEED
+from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
+from fusionbench.registry.selection import select_methods
 
 
 class MiddleLayer(Fusion):
@@ -129,6 +136,7 @@ def test_no_feedback_is_the_penultimate_layer_to_the_last_bit():
     assert scores.tobytes() == expected.tobytes() and record.loss == reference.loss
 
 
+@pytest.mark.thorough
 def test_as_written_never_moves_its_feedback_and_the_other_starts_do():
     dead = {"spatial_gate.delta.0.weight", "spatial_gate.delta.0.bias"}
     dead |= {"spatial_gate.delta.2.weight"}
@@ -288,3 +296,183 @@ def test_specs_of_tuning_runs_differ_from_those_of_evaluation():
     # All evaluation seeds share the tuning runs.
     again = tuning_specs(replace(tuned, seed=7))
     assert {run.id for group in again.values() for run in group} == ids
+
+
+# Cells with the ridge reader: alone and in a pass, with and without trainable parameters.
+
+RIDGE = replace(
+    BUDGET, reader="ridge", resample="distinct", draw=60, vector_lr=0.1, steps=6, batch=16
+)
+NAMES = (
+    "penultimate", "scalar_mix", "dense_connector-efficient", "mema", "mema-readout",
+    "lsf_internal_modular", "qwen3vl_deepstack",
+)  # fmt: skip
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pass_fits_and_scores_as_each_seed_alone(name):
+    method, settings = named(name)
+    shared = shared_by(method, settings, RIDGE)
+    runs = [PassMember(seed=seed, lr=3e-3) for seed in (0, 1)]
+    alone, together = (
+        [build_model(method, settings, shared, run.seed) for run in runs] for _ in range(2)
+    )
+    expected = [train_model(m, shared, r.seed, r.lr, 64) for m, r in zip(alone, runs, strict=True)]
+    logs, fits = train_all(together, shared, runs, 64)
+    scored = evaluate_together(together, shared, "test", 64)
+    for run, (log, fit) in enumerate(expected):
+        assert logs[run].losses == pytest.approx(log.losses, abs=1e-4)
+        assert {k: v for k, v in fits[run].items() if "kernel" in k} == {
+            k: v for k, v in fit.items() if "kernel" in k
+        }
+        assert fits[run]["error"] == pytest.approx(fit["error"], abs=1e-4)
+        same = evaluate(alone[run], shared, "test", 64)[0] == scored[run][0]
+        assert same.mean() >= 0.98
+
+
+def test_a_fusion_without_parameters_trains_nothing_and_one_with_parameters_moves():
+    for name, trained in (("penultimate", False), ("scalar_mix", True)):
+        method, settings = named(name)
+        shared = shared_by(method, settings, RIDGE)
+        model = build_model(method, settings, shared, 0)
+        start = [p.detach().clone() for p in model.parameters()]
+        log, fit = train_model(model, shared, 0, 3e-3, 64)
+        assert bool(log.losses) == trained == ("kernel_before" in fit)
+        moved = [not torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True)]
+        assert all(moved) and bool(moved) == trained
+
+
+def test_a_decoder_keeps_its_layers_and_loses_its_classifier():
+    method, settings = named("lsf_internal_modular")
+    shared = shared_by(method, settings, RIDGE)
+    model = build_model(method, settings, shared, 0)
+    assert len(model.reader.layers) == 4
+    assert not any("classify" in name or "embed" in name for name, _ in model.named_parameters())
+    log, _ = train_model(model, shared, 0, 3e-3, 64)
+    assert not log.unmoved
+
+
+def test_seeds_draw_distinct_examples_and_differ():
+    budget = replace(RIDGE, draw=40)
+    first, second = (drawn("a task", seed, 100, budget) for seed in (0, 1))
+    assert len(set(first)) == len(first) == 40
+    assert set(first) != set(second)
+    # A pool that is no larger than the draw still gives seeds that differ.
+    assert len(drawn("a task", 0, 40, budget)) == 30
+
+
+def test_the_drawn_examples_of_a_seed_are_those_that_it_trains_on():
+    method, settings = named("scalar_mix")
+    shared = shared_by(method, settings, RIDGE)
+    batch = own_examples(shared, [0, 3])
+    assert batch.rows.shape == (2, 60)
+    pool = shared.splits["train"]
+    rows = torch.from_numpy(drawn(shared.name, 3, len(pool), RIDGE))
+    assert torch.equal(batch.rows[1], pool.rows[rows])
+
+
+def test_weights_of_mixing_get_their_own_learning_rate():
+    method, settings = named("scalar_mix")
+    ends = []
+    for rate in (0.0, 0.1):
+        shared = shared_by(method, settings, replace(RIDGE, vector_lr=rate))
+        model = build_model(method, settings, shared, 0)
+        start = torch.cat([p.detach().flatten() for p in model.fusion.parameters()])
+        train_model(model, shared, 0, 3e-3, 64)
+        end = torch.cat([p.detach().flatten() for p in model.fusion.parameters()])
+        ends.append(float((end - start).norm()))
+    assert ends[1] > 5 * ends[0]
+
+
+# `best_single`: the layer is chosen on val, by runs that are never evaluated, and all are kept.
+
+CATALOG = read_catalog()
+
+
+def tuned(lr, *scores):
+    return Tuned(lr=lr, scores={f"{lr:g}": list(scores)})
+
+
+def test_the_best_mean_on_val_wins_and_ties_go_to_the_first_layer():
+    found = {3: tuned(1e-3, 0.75, 0.75), 1: tuned(3e-3, 1.0, 0.5), 2: tuned(1e-3, 0.9, 0.1)}
+    chosen = choose_layer("index", found)
+    assert chosen.settings == {"index": 1} and chosen.lr == 3e-3
+    assert chosen.scores["index=3, 0.001"] == [0.75, 0.75] and len(chosen.scores) == 3
+    assert chosen.notes == ("index=1: the best on val of 3 layers tried in 6 runs",)
+
+
+def test_nobody_sets_the_layer_that_is_tried():
+    assert CATALOG.methods["best_single"].settings == {}
+    with pytest.raises(UserError, match="index"):
+        select_methods(CATALOG, ["best_single[index=3]"])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tried")
+    study = folder / "tried.yaml"
+    study.write_text(
+        "preset: smoke\nmethods: [best_single]\ntasks: [planted_layer]\nseeds: 2\n"
+        "budget: {steps: 25, batch: 32, train_items: 256, val_items: 64, tuning_seeds: 2}\n"
+    )
+    fusionbench("run", study, "--out", folder / "out", "--quiet")
+    return Store.open(folder / "out")
+
+
+@pytest.mark.thorough
+def test_it_finds_the_layer_that_knows_and_keeps_what_all_others_scored(store):
+    evaluated = list(store.records())
+    assert len(evaluated) == 2
+    for record in evaluated:
+        means = {name: np.mean(values) for name, values in record.tuning.items()}
+        assert len(means) == 8 and all(len(v) == 2 for v in record.tuning.values())
+        (chosen,) = {layer for tap in record.taps for layer in tap}
+        assert means[f"index={chosen}, 0.003"] == max(means.values())
+        assert record.notes == (f"index={chosen}: the best on val of 8 layers tried in 16 runs",)
+
+
+@pytest.mark.thorough
+def test_the_runs_that_choose_are_never_evaluated_and_shared_by_all_seeds(store):
+    tries = [store.find(path.stem) for path in (store.folder / "tuning").glob("*.json")]
+    # 8 layers, 2 tuning seeds: once, not once a seed.
+    assert len(tries) == 16
+    assert all(record.spec.seed >= TUNING_SEED for record in tries)
+    assert {record.spec.settings["index"] for record in tries} == set(range(1, 9))
+
+
+def test_the_last_layer_with_its_norm_is_what_the_encoder_gives():
+    shared = materials([*EVERY_TAP, (6,)])
+    fusion = load_method(CATALOG.methods["last_norm"])(shared.shape)
+    rows = torch.arange(5)
+    hidden = shared.states(rows)(fusion.taps)
+    last = shared.states(rows)(((shared.shape.layers,),))[0]
+    tokens = fusion(hidden, torch.zeros(5, 6)).tokens
+    torch.testing.assert_close(tokens, fusion.patches(shared.encoder.norm(last)))
+
+
+@pytest.mark.parametrize("name", ["tgif", "igva", "mol-patch", "mema"])
+def test_a_shuffled_query_says_nothing_about_what_is_asked(name):
+    shared = materials(EVERY_TAP)
+    chosen = select_methods(CATALOG, [name, f"{name}[question=shuffled]"])
+    built = [build_model(load_method(c.card), c.settings, shared, 0) for c in chosen]
+    plain, control = built
+    # The same module, started alike: all that differs is what it is told.
+    for ours, theirs in zip(plain.parameters(), control.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    batch = shared.splits["test"]
+    asked, told = plain.query(batch, shared), control.query(batch, shared)
+    # Two questions about one image: the fusion sees them apart, its control cannot.
+    same_image = batch.rows[:, None] == batch.rows[None]
+    assert torch.cdist(asked, asked)[same_image].any()
+    assert not torch.cdist(told, told)[same_image].any()
+    # It is a question all the same, and not always the same one; in training as at test.
+    assert len(told.unique(dim=0)) == len(asked.unique(dim=0)) == 2
+    assert torch.equal(control.train().query(batch, shared), told)
+
+
+def test_one_shuffled_query_has_a_name():
+    (named, inline) = select_methods(CATALOG, ["tgif-shuffled_query", "tgif[question=shuffled]"])
+    assert named.settings == inline.settings and named.settings["question"] == "shuffled"
+    with pytest.raises((UserError, ValueError), match="shuffled"):
+        select_methods(CATALOG, ["tgif[question=shufled]"])

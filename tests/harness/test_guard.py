@@ -1,12 +1,29 @@
 """What one training may not leave to the next is found, named and set back."""
 
+import threading
+from dataclasses import replace
+
 import bad_plugins
 import pytest
 import torch
 from torch import nn
+from toy_cells import BUDGET, materials
 
+from fusionbench.api.types import StackShape
 from fusionbench.harness import train
 from fusionbench.harness.guard import Changes, Guard, Sealed, reseed, versions
+from fusionbench.harness.materials import prefetch
+from fusionbench.harness.stepping import taps_of
+from fusionbench.launchers.jobs import jobs_of
+from fusionbench.launchers.runner import Runner
+from fusionbench.records.cell import RunOptions
+from fusionbench.records.pictures import picture_files, read_pictures
+from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
+from fusionbench.study.data import load_data
+from fusionbench.study.plan import make_plan, resolve
+from fusionbench.study.study import SMOKE
 
 WATCHED = train
 """A module of the engine that a bad kind patches."""
@@ -118,3 +135,128 @@ def test_writing_to_a_tensor_is_counted():
     before = versions(tensors)
     tensors[1][0] = 1
     assert versions(tensors) != before
+
+
+# Reading ahead: the same hidden states in the same order, and an end for the thread.
+
+TAPS = ((0,), (2, 3))
+ROWS = [torch.arange(16) + shift for shift in (0, 5, 9, 30, 31)]
+
+
+@pytest.fixture
+def mapped(monkeypatch):
+    """As if nothing fitted on the device."""
+    shared = materials(list(TAPS), BUDGET)
+    monkeypatch.setattr(shared, "resident", lambda taps: False)
+    return shared
+
+
+def reading():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("features")]
+
+
+def test_what_is_read_ahead_is_what_would_have_been_read(mapped):
+    found = list(prefetch(mapped, TAPS, ROWS))
+    assert len(found) == len(ROWS)
+    for picked, hidden in zip(ROWS, found, strict=True):
+        assert torch.equal(hidden, mapped.states(picked)(TAPS)) and hidden.dtype == torch.float32
+    assert not reading()
+
+
+def test_it_is_read_by_a_thread_and_not_beyond_a_few_batches(mapped, monkeypatch):
+    seen, gather = [], mapped.mapped
+
+    def watched(taps, rows):
+        seen.append(threading.current_thread() is threading.main_thread())
+        return gather(taps, rows)
+
+    monkeypatch.setattr(mapped, "mapped", watched)
+    states = prefetch(mapped, TAPS, ROWS)
+    next(states)
+    assert seen and not any(seen) and len(seen) <= 3
+    states.close()
+    assert not reading()
+
+
+def test_some_taps_may_lie_on_the_device_and_others_not(mapped, monkeypatch):
+    monkeypatch.setattr(mapped, "resident", lambda taps: taps == (TAPS[0],))
+    for picked, hidden in zip(ROWS, prefetch(mapped, TAPS, ROWS), strict=True):
+        assert torch.equal(hidden, mapped.states(picked)(TAPS))
+
+
+def test_what_lies_on_the_device_starts_no_thread():
+    shared = materials(list(TAPS), BUDGET)
+    assert shared.resident(TAPS)
+    states = prefetch(shared, TAPS, ROWS)
+    assert torch.equal(next(states), shared.states(ROWS[0])(TAPS)) and not reading()
+
+
+def test_a_gpu_holds_what_fits_into_half_of_its_free_memory_and_the_rest_stays_mapped(monkeypatch):
+    shared, moved = materials(list(TAPS), BUDGET), []
+    stored = torch.zeros(10, 4)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(device) or self)
+    shared.device = torch.device("cuda")
+    for free in (2 * stored.nbytes, 2 * stored.nbytes + 2):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        assert shared._place(stored) is stored
+        assert len(moved) == (free > 2 * stored.nbytes)
+    assert moved == [torch.device("cuda")]
+
+
+# What lies on disk is what methods declare: single layers and means over groups, once each.
+
+# Of the planted encoder with 8 blocks: the mean of four layers is one file.
+DECLARED = {
+    "penultimate": {(7,)},
+    "dense_connector-dci": {(7,), (0, 1, 2, 3), (4, 5, 6, 7)},
+    "mema": {(0,), (1,)},
+}
+
+
+def encoded(folder, methods, task):
+    """Encode a task for some methods of a folder of results."""
+    Store.create(folder)
+    study = replace(SMOKE, methods=methods, tasks=(task,))
+    encoding = jobs_of(make_plan(resolve(study, read_catalog(())), ()))[0]
+    Runner(RunOptions(out=str(folder), device="cpu")).encode(encoding)
+
+
+def stored(monkeypatch, folder, methods):
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(folder / "cache"))
+    encoded(folder / "results", methods, "planted_layer")
+    # Random bytes are no pictures.
+    assert not picture_files(folder / "results")
+    return {path.name for path in (folder / "cache" / "features").iterdir()}
+
+
+def test_only_declared_taps_are_stored_and_methods_share_them(monkeypatch, tmp_path):
+    found = {name: stored(monkeypatch, tmp_path / name, (name,)) for name in DECLARED}
+    cards = read_catalog(()).methods
+    shape = StackShape(layers=8, dim=64, grid=(4, 4), prefix=1, query_dim=8)
+    for name, taps in DECLARED.items():
+        method = load_method(cards[name])(shape, **cards[name].settings)
+        assert set(taps_of(method)) == taps
+    assert {name: len(files) for name, files in found.items()} == {
+        name: len(taps) for name, taps in DECLARED.items()
+    }
+    together = stored(monkeypatch, tmp_path / "all", tuple(DECLARED))
+    assert together == set.union(*found.values())
+    assert len(together) == len(set.union(*DECLARED.values()))
+
+
+def test_a_task_leaves_pictures_of_its_test_examples_and_is_drawn_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))
+    encoded(tmp_path / "one", ("penultimate",), "digits")
+    (file,), problems = picture_files(tmp_path / "one"), []
+    (found,) = read_pictures(tmp_path / "one", problems)
+    data = read_catalog(()).tasks["digits"]
+    truth = load_data(data).test
+    count = len(found.right)
+    assert problems == [] and found.task == "digits" and count == SMOKE.budget.test_items
+    assert found.right == tuple(map(int, truth.answers[:count]))
+    assert found.question(0) == truth.questions[0]
+    # Another folder gets the same file, and nobody reads the task again.
+    monkeypatch.setattr(Runner, "_cut", None)
+    encoded(tmp_path / "two", ("penultimate",), "digits")
+    (again,) = picture_files(tmp_path / "two")
+    assert again.name == file.name and again.read_bytes() == file.read_bytes()

@@ -7,13 +7,29 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytest
 import torch
-from toy_cells import run_cell, spec
-from toy_passes import BUDGET, KINDS, MORE, _OneLayer, both_ways, in_double, named, shared_by
+from toy_cells import (
+    BUDGET,
+    KINDS,
+    MORE,
+    _OneLayer,
+    both_ways,
+    in_double,
+    materials,
+    named,
+    run_cell,
+    shared_by,
+    spec,
+)
+from toy_cells import BUDGET as FROZEN_BUDGET
+from toy_encoder import ToyEncoder, draw
 
+from fusionbench.api.fusion import InEncoderFusion
 from fusionbench.api.modules import composed, sdpa
 from fusionbench.api.types import Fused
+from fusionbench.encoders.vit import ViT, ViTConfig
 from fusionbench.harness import passes
 from fusionbench.harness.cell import PassCell, Tuned
+from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.model import build_model
 from fusionbench.harness.passes import (
     NotEquivalent,
@@ -24,11 +40,14 @@ from fusionbench.harness.passes import (
 )
 from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast, train
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
 
 ALWAYS = ("scalar_mix", "mema", "lsf_internal_modular")
-"""Behind, in and after the encoder; test_fast_passes.py compares all kinds in double precision."""
+"""Behind, in and after the encoder; below, all kinds are compared in double precision."""
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name",
     [
@@ -179,3 +198,161 @@ def test_a_run_that_only_completes_the_pass_is_not_scored():
     members = [PassCell(spec=spec("toy", seed), tuned=tuned, wanted=seed == 1) for seed in (0, 1)]
     found = run_pass(method, shared_by(method, settings), members, eval_batch=16)
     assert found[0] is None and found[1][0].seconds > 0 and not found[1][0].notes
+
+
+# Fast paths of a pass against the plain one: in double precision, and as one compiled graph.
+
+RUNS = [PassMember(seed=seed, lr=3e-3) for seed in (0, 1)]
+
+
+class OneGate(InEncoderFusion):
+    """Writes once, through a gate, and needs one more block."""
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.depth = 2
+        self.gate = torch.nn.Linear(shape.dim, shape.dim)
+
+    def start(self, tokens, query):
+        return query
+
+    def after_block(self, block, tokens, state):
+        written = tokens + torch.tanh(self.gate(tokens)) if block == 1 else tokens
+        return written, state
+
+    def finish(self, tokens, state):
+        return Fused(tokens=self.patches(tokens))
+
+
+def as_double(monkeypatch):
+    """Nothing is rounded to single precision: not the logits, and no loss in the log."""
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", [*KINDS, "mol-hybrid"])
+def test_a_pass_and_the_loop_are_the_same_arithmetic(name, monkeypatch):
+    # In float32 they drift apart by rounding; a difference of method would not vanish here.
+    method, settings = named(name)
+    shared = in_double(shared_by(method, settings))
+    shared.answers = shared.answers.double()
+    as_double(monkeypatch)
+    alone, together = (
+        [build_model(method, settings, shared, run.seed).double() for run in RUNS] for _ in range(2)
+    )
+    for model, run in zip(alone, RUNS, strict=True):
+        train(model, shared, run.seed, run.lr)
+    train_together(together, shared, RUNS)
+    for one, other in zip(alone, together, strict=True):
+        theirs = dict(other.named_parameters())
+        for key, value in one.named_parameters():
+            torch.testing.assert_close(value, theirs[key], rtol=1e-9, atol=1e-9)
+
+
+def losses(method, settings, *, compiled, precision="fp32"):
+    shared = shared_by(method, settings, replace(BUDGET, steps=4, precision=precision))
+    shared.compiled = compiled
+    models = [build_model(method, settings, shared, run.seed) for run in RUNS]
+    return np.array([log.losses for log in train_together(models, shared, RUNS)])
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [("one_gate", "aot_eager"), *((name, "aot_eager") for name in KINDS), ("one_gate", "inductor")],
+)
+@pytest.mark.slow
+def test_a_compiled_step_trains_as_the_plain_one(name, backend):
+    method, settings = (OneGate, {}) if name == "one_gate" else named(name)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found = losses(method, settings, compiled=backend)
+    # Else it ran as it is, or in pieces, and says nothing about a compiled step.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert np.abs(found - losses(method, settings, compiled="")).max() <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_compiled_step_in_bfloat16_stays_near_a_reference_in_double_precision():
+    torch._dynamo.reset()
+    half = shared_by(OneGate, {}, replace(BUDGET, precision="bf16"))
+    half.compiled = "aot_eager"
+    models = [build_model(OneGate, {}, half, run.seed) for run in RUNS]
+    with autocast(half):
+        rows = torch.arange(32).reshape(2, 16)
+        found = Stack(models, half, fast=True).losses(half.splits["train"].pick(rows))
+    exact = in_double(shared_by(OneGate, {}))
+    for run, model in enumerate(models):
+        alone = model.double().loss(exact.splits["train"].pick(rows[run]), exact)
+        assert found[run].item() == pytest.approx(alone.item(), abs=0.02)
+
+
+@pytest.mark.thorough
+def test_a_step_that_no_compiler_takes_runs_as_it_is_and_warns():
+    torch._dynamo.reset()
+
+    def refuses(graph, inputs):
+        raise NotImplementedError("no such card")
+
+    torch._dynamo.register_backend(refuses, name="refuses")
+    method, settings = named("scalar_mix")
+    with pytest.warns(UserWarning, match="not compiled"):
+        found = losses(method, settings, compiled="refuses")
+    assert (found == losses(method, settings, compiled="")).all()
+
+
+# Ways to run a frozen encoder that change its speed and memory, and nothing else.
+
+METHODS = ("mema", "dla")
+
+
+def frozen_losses(name, change=lambda encoder: encoder):
+    card = read_catalog().methods[name]
+    shared = materials([(0,), (1,)], FROZEN_BUDGET)
+    shared.encoder = change(shared.encoder)
+    model = build_model(load_method(card), card.settings, shared, 0)
+    return train(model, shared, 0, 3e-3).losses
+
+
+def compiled(encoder):
+    # The graph is captured and differentiated as for a GPU; its code is not generated here.
+    torch._dynamo.reset()
+    assert compile_blocks(encoder, backend="aot_eager")
+    return encoder
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("change", [Checkpointed, compiled])
+def test_the_training_is_the_same(name, change):
+    plain = frozen_losses(name)
+    assert frozen_losses(name, change) == pytest.approx(plain, abs=1e-5)
+
+
+def test_blocks_of_one_encoder_share_one_graph():
+    encoder = ViT(ViTConfig(layers=6, dim=16, heads=2, patch=4, grid=2, size=8, mlp=32))
+    encoder.freeze()
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_blocks(encoder, backend=count)
+    encoder.hidden_states(torch.zeros(2, 8, 8, 3, dtype=torch.uint8))
+    assert len(graphs) == 1
+
+
+def kept(encoder):
+    """Numbers that wait for the way back through one block, its weights apart."""
+    saved = []
+    tokens, _ = draw()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        encoder.block(1, tokens.clone().requires_grad_())
+    weights = {id(p) for p in encoder.parameters()}
+    return sum(x.numel() for x in saved if id(x) not in weights)
+
+
+def test_a_checkpointed_block_keeps_no_more_than_its_input():
+    assert kept(Checkpointed(ToyEncoder())) <= draw()[0].numel() < kept(ToyEncoder())

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_cells import run_cell, spec
-from toy_passes import BUDGET, KINDS, _OneLayer, in_double, named, shared_by
+from toy_cells import BUDGET, KINDS, _OneLayer, in_double, named, run_cell, shared_by, spec
 
 from fusionbench.api.types import Fused
 from fusionbench.harness import passes as batched_cell
@@ -44,6 +43,7 @@ def members(seeds=(0, 1), wanted=(0, 1), lr=1e-2):
     return [PassCell(spec=spec("toy", seed), tuned=tuned, wanted=seed in wanted) for seed in seeds]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name",
     [
@@ -93,6 +93,7 @@ def test_batches_that_are_filled_up_for_a_compiled_block_say_the_same():
     torch.testing.assert_close(other, trace)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["scalar_mix", "mema"])
 def test_logits_in_bfloat16_stay_near_those_in_double_precision(name):
     shared, models = trained(name, replace(BUDGET, precision="bf16"))
@@ -163,6 +164,7 @@ def test_a_pass_that_finds_no_memory_is_scored_one_by_one(monkeypatch):
     assert all(np.array_equal(one[0], two) for one, two in zip(found, expected, strict=True))
 
 
+@pytest.mark.thorough
 def test_a_run_that_diverged_leaves_the_scores_of_the_others_alone():
     method, settings = named("mema")
     shared = shared_by(method, settings)
@@ -177,6 +179,7 @@ def test_a_run_that_diverged_leaves_the_scores_of_the_others_alone():
         assert np.array_equal(scores, expected) and not record.notes
 
 
+@pytest.mark.thorough
 def test_what_is_missing_changes_no_bit_of_a_pass():
     method, settings = named("mema")
     shared = shared_by(method, settings)

@@ -149,6 +149,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.thorough
 def test_planted_upward_imports_are_found(tmp_path):
     package = tmp_path / "fusionbench"
     shutil.copytree(PACKAGE, package)

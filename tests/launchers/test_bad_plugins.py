@@ -48,6 +48,7 @@ def alone(tmp_path_factory):
     return found
 
 
+@pytest.mark.thorough
 def test_in_one_process_each_method_starts_from_the_same_state(alone, tmp_path):
     """No process apart: the guard alone sets back what the bad ones change."""
     plugins = bad_plugins.write(tmp_path / "plugins", *QUICK)

@@ -1,16 +1,21 @@
 """Who runs what, and what follows the death of a worker; workers here have no process."""
 
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import bad_plugins
 import pytest
 
-from fusionbench.launchers import local
+from fusionbench.launchers import devices, local
+from fusionbench.launchers.devices import worker_count
 from fusionbench.launchers.jobs import EncodeJob, Event, TapsJob, company_of, jobs_of
 from fusionbench.launchers.local import LocalLauncher
 from fusionbench.launchers.progress import Silent
 from fusionbench.launchers.sweep import run_plan
+from fusionbench.launchers.workers import HEAP, environment
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
@@ -235,3 +240,75 @@ def test_two_reports_of_one_cell_count_once(sweep):
 
     result, _ = sweep(twice)
     assert (result.executed, result.failed) == (8, 0)
+
+
+# Workers on this machine: the heap they start with, and what a launcher promises.
+
+STEPS = """
+import resource
+
+import torch
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        tensors = [torch.ones(2**18) for _ in range(40)]
+        del tensors
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+print(faults())
+"""
+
+
+def faults(heap: dict[str, str]) -> int:
+    # By default the thresholds move with what the process happened to free before.
+    fixed = {f"MALLOC_{name}_THRESHOLD_": str(2**17) for name in ("MMAP", "TRIM")}
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS], capture_output=True, text=True, check=True,
+        env={**os.environ, **fixed, **heap},
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
+def test_with_the_workers_heap_a_second_round_of_steps_asks_the_system_for_nothing():
+    assert faults(dict(HEAP)) < 0.1 * faults({})
+
+
+def test_the_environment_is_changed_only_while_a_worker_starts_and_a_users_value_wins(monkeypatch):
+    mine, other, *_ = HEAP
+    monkeypatch.setenv(mine, "1")
+    monkeypatch.delenv(other, raising=False)
+    with environment(HEAP):
+        assert os.environ[mine] == "1" and os.environ[other] == HEAP[other]
+    assert os.environ[mine] == "1" and other not in os.environ
+
+
+# How many processes a run starts.
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "seeds_per_pass", "expected"),
+    [
+        ("cpu", 0, 1, 8),
+        ("cpu", 0, 10, 8),
+        ("cuda", 0, 1, 12),
+        ("cuda:1", 0, 10, 4),
+        ("cuda", 3, 1, 3),
+    ],
+)
+def test_small_cells_share_a_gpu_and_passes_fill_it(
+    device, workers, seeds_per_pass, expected, monkeypatch
+):
+    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    options = RunOptions(device=device, workers=workers)
+    assert worker_count(options, seeds_per_pass=seeds_per_pass) == expected
+
+
+def test_no_more_than_one_for_each_core(monkeypatch):
+    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert worker_count(RunOptions(device="cuda")) == 2

@@ -37,6 +37,7 @@ def counts(said):
     ]
 
 
+@pytest.mark.thorough
 def test_two_runs_at_once_share_the_cells_and_both_report_all(tmp_path):
     # One asks for two seeds of the other's methods: they have jobs, not only cells, in common.
     runs = [

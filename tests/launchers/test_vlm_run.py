@@ -12,6 +12,7 @@ from pathlib import Path
 import in_process
 import pytest
 from light_commands import loaded_after
+from toy_suite import section
 
 from fusionbench.records.merge import merge
 from fusionbench.records.store import Store
@@ -88,6 +89,7 @@ def test_a_second_run_executes_nothing(copied):
     assert {part: stamps(copied, part) for part in before} == before
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("place", "count"), [("training", 2), ("records", 4)])
 def test_killed_in_training_or_between_records_it_ends_as_if_nothing_had_been(
     finished, tmp_path, place, count
@@ -112,6 +114,7 @@ def test_killed_in_training_or_between_records_it_ends_as_if_nothing_had_been(
     assert contents(folder, *parts) == contents(finished, *parts)
 
 
+@pytest.mark.thorough
 def test_a_lost_record_is_scored_again_without_a_training(copied, monkeypatch):
     lost = cells(copied)["mema", "digits"]
     (copied / "cells" / f"{lost.id}.json").unlink()
@@ -155,6 +158,7 @@ def test_damaged_weights_are_named_and_trained_again_when_they_are_needed(copied
     assert cells(copied)["penultimate", "digits"].outcomes == record.outcomes
 
 
+@pytest.mark.thorough
 def test_what_is_evaluated_changes_no_training(finished, tmp_path):
     few = [*RUN]
     few[few.index("--tasks") + 1] = "digits"
@@ -167,6 +171,7 @@ def test_what_is_evaluated_changes_no_training(finished, tmp_path):
     assert "3 cells run, 3 were there" in run(tmp_path / "few")
 
 
+@pytest.mark.thorough
 def test_a_task_outside_of_the_mixture_can_be_asked(copied):
     more = [*RUN]
     more[more.index("--tasks") + 1] = "digits,textile"
@@ -198,7 +203,7 @@ def test_a_dry_run_and_a_run_with_nothing_to_do_load_no_torch(finished, tmp_path
 
 
 def test_the_report_names_the_models_and_the_names_that_are_one(finished):
-    page = (finished / "report" / "tables" / "models.md").read_text()
+    page = section(finished / "report", "models")
     assert "digits (32), scenes_count (32)" in page
     assert "`penultimate-decoder` is `penultimate`" in page
     assert "blind" in page and "fusion, projector, language" in page
@@ -222,6 +227,7 @@ def study_file(folder: Path, text: str) -> Path:
     return file
 
 
+@pytest.mark.thorough
 def test_the_best_layer_is_tried_with_trial_steps_on_one_tuning_seed(tmp_path):
     file = study_file(tmp_path, "methods: [best_single]\nbudget: {steps: 3, trial_steps: 1}\n")
     run(tmp_path / "r", study=("run", file, "--workers", "1"))
@@ -246,6 +252,7 @@ def test_the_best_layer_is_tried_with_trial_steps_on_one_tuning_seed(tmp_path):
     assert not list((tmp_path / "r" / "tuning").iterdir())
 
 
+@pytest.mark.thorough
 def test_the_learning_rate_is_chosen_by_the_mean_over_the_mixture(tmp_path):
     file = study_file(
         tmp_path, "methods: [blind]\nbudget: {steps: 6, lrs: [1.0e-5, 3.0e-2], tuning_seeds: 2}\n"

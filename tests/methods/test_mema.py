@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from registered_methods import variants
+from method_sizes import variants
 from toy_encoder import SHAPE, draw, run
 
 from fusionbench.api.types import StackShape

@@ -101,8 +101,7 @@ def test_values_one_position_off_are_rejected(monkeypatch, kind):
     def off(values, spots, like):
         return right(values, [(row, first + 1) for row, first in spots], like)
 
-    for module in ("parity_language_models", "parity_internal"):
-        monkeypatch.setattr(f"{module}.at_positions", off)
+    monkeypatch.setattr("parity_internal.at_positions", off)
     assert replayed(kind)
 
 
@@ -266,16 +265,16 @@ def test_tgif_whose_balance_is_detached_is_rejected_by_its_gradient_alone(monkey
 
 
 def test_tgif_that_does_not_read_the_answer_is_not_the_published_one(monkeypatch):
-    import parity_end_to_end
+    import parity_mema
 
-    right = parity_end_to_end._mean_of
+    right = parity_mema._mean_of
     seen = [
         case for case in cases(SHIPPED) if find(REPLAYS, case).__name__.startswith("replay_tgif_in")
     ]
     for case in seen:
         unlabelled = case.inputs["labels"] == -100
         monkeypatch.setattr(
-            parity_end_to_end,
+            parity_mema,
             "_mean_of",
             lambda table, ids, kept, hidden=unlabelled: right(table, ids, kept & hidden),
         )
@@ -307,19 +306,19 @@ def test_frames_that_are_averaged_in_place_of_maximised_are_rejected(monkeypatch
             frames = frames.unflatten(1, (-1, 2)).mean(dim=2)
         return frames.flatten(0, 1)
 
-    monkeypatch.setattr("parity_dense_connector.joined_frames", joined)
+    monkeypatch.setattr("parity_layers.joined_frames", joined)
     assert replayed("video")
 
 
 def test_frames_with_a_detached_pool_are_rejected_by_their_gradients_alone(monkeypatch):
-    import parity_dense_connector
+    import parity_layers
 
-    right = parity_dense_connector.joined_frames
+    right = parity_layers.joined_frames
 
     def half(frames, *, pooled):
         # Half of the path is cut, so that the loss can still be differentiated.
         found = right(frames, pooled=pooled)
         return (found + found.detach()) / 2
 
-    monkeypatch.setattr(parity_dense_connector, "joined_frames", half)
+    monkeypatch.setattr(parity_layers, "joined_frames", half)
     assert only_gradients(replayed("video"))

@@ -1,15 +1,30 @@
 """Layers and parameters of every method at the size of the papers: CLIP ViT-L/14 at 336 px."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 import torch
-from registered_methods import CARDS, build, names
+from method_sizes import CARDS, build, names
+from safetensors.torch import load_file
+from torch import nn
+from toy_cells import train_cell
 
+from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import paper_taps
-from fusionbench.api.types import ReaderShape, StackShape
+from fusionbench.api.types import ReaderShape, StackShape, Unsupported
+from fusionbench.harness.stepping import fuse
 from fusionbench.methods._inside import first_of_each_layer, targets
 from fusionbench.methods._sizes import SIZES, parameters_of
 from fusionbench.methods.controls import RandomLayers
+from fusionbench.methods.dtl import DTL
+from fusionbench.methods.qladder import QLadder
+from fusionbench.methods.unipt import UniPT
 from fusionbench.methods.wide_projector import WideProjector
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
+from fusionbench.registry.selection import select_methods
 
 LLM = 4096
 VICUNA = ReaderShape(layers=32, width=LLM, heads=32, mlp=11008)
@@ -154,6 +169,7 @@ def test_the_parameters_are_those_of_the_published_formula(name):
     assert fusion + projector(method.out_dim) - projector(1024) == PARAMETERS[name]
 
 
+@pytest.mark.few(36)
 @pytest.mark.parametrize("layers", [2, 5, 8, 24])
 @pytest.mark.parametrize("dim", [13, 96, 1024])
 @pytest.mark.parametrize("like", SIZES)
@@ -222,3 +238,162 @@ def test_every_control_that_a_method_names_exists():
 def test_random_layers_are_the_same_for_every_seed_and_differ_by_draw():
     assert RandomLayers(CLIP_L).taps == RandomLayers(CLIP_L).taps
     assert len({RandomLayers(CLIP_L, draw=draw).taps for draw in range(8)}) > 1
+
+
+# Modules of official code, recorded alone: the same outputs and gradients from our methods.
+
+FOLDER = Path(__file__).parent / "recorded"
+NO_QUERY = torch.zeros(2, 0)
+
+
+def recorded(name):
+    held = load_file(FOLDER / "cases.safetensors")
+    tensors = {k.removeprefix(f"{name}/"): v for k, v in held.items() if k.startswith(f"{name}/")}
+    weights = {k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")}
+    return tensors, weights
+
+
+def shape_of(states):
+    """Of recorded states [state batch token dim] with one CLS."""
+    return StackShape(
+        layers=len(states) - 1, dim=states.shape[-1], grid=(1, states.shape[2] - 1), prefix=1
+    )
+
+
+def assert_near(found, wanted):
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_unipt_gives_the_official_tokens_and_gradients():
+    tensors, weights = recorded("unipt")
+    states = tensors["input.states"].requires_grad_()
+    method = UniPT(shape_of(states), reduction=2)
+    method.load_official(weights)
+    tokens = method(states, NO_QUERY).tokens
+    assert_near(tokens, tensors["output.patches"])
+    (tokens**2).mean().backward()
+    assert_near(states.grad, tensors["grad.input.states"])
+    assert_near(method.gate_layer.weight.grad, tensors["grad.gate_layer.weight"])
+    for layer, down in enumerate(method.downsample_layers):
+        assert_near(down.weight.grad, tensors[f"grad.downsample_layers.{layer}.1.weight"])
+    assert_near(method.upsample_layer.bias.grad, tensors["grad.upsample_layer.1.bias"])
+
+
+def test_qladder_gives_the_official_queries_and_gradients():
+    tensors, weights = recorded("qladder")
+    states = tensors["input.states"].requires_grad_()
+    count = tensors["output.queries"].shape[1]
+    method = QLadder(shape_of(states), queries=count, shared=False, heads=2)
+    method.load_official(weights)
+    queries = method(states[:-1], NO_QUERY).tokens[:, -count:]
+    assert_near(queries, tensors["output.queries"])
+    (queries**2).mean().backward()
+    assert_near(states.grad, tensors["grad.input.states"])
+    assert_near(method.qladder_embeds.grad, tensors["grad.qladder_embeds"][0])
+    for step, rung in enumerate(method.rungs):
+        named = f"grad.LadderAdapters.{step}."
+        assert_near(rung.fc1.weight.grad, tensors[f"{named}mlp.fc1.weight"])
+        parts = [tensors[f"{named}cross_attn.{part}_proj.weight"] for part in "qkv"]
+        assert_near(rung.cross_attn.in_proj_weight.grad, torch.cat(parts))
+    with pytest.raises(ValueError, match="shared=False"):
+        QLadder(shape_of(states), queries=count).load_official(weights)
+
+
+def test_weights_are_given_back_under_the_official_names():
+    tensors, weights = recorded("unipt")
+    method = UniPT(shape_of(tensors["input.states"]), reduction=2)
+    method.load_official(weights)
+    given = method.official_weights()
+    # A bias in front of a softmax over layers changes nothing: ours has none.
+    assert given.keys() == weights.keys() - {"gate_layer.bias"}
+    assert all(torch.equal(given[name], weights[name]) for name in given)
+
+    tensors, weights = recorded("qladder")
+    states, count = tensors["input.states"], tensors["output.queries"].shape[1]
+    ladder = QLadder(shape_of(states), queries=count, shared=False, heads=2)
+    ladder.load_official(weights)
+    given = ladder.official_weights()
+    # The official code has a last rung that nothing reads.
+    unread = {name for name in weights if name.startswith(f"LadderAdapters.{ladder.steps}.")}
+    assert given.keys() == weights.keys() - unread
+    assert all(torch.equal(given[name], weights[name]) for name in given)
+    with pytest.raises(ValueError, match="shared=False"):
+        QLadder(shape_of(states), queries=count).official_weights()
+
+
+class Recorded(Encoder):
+    """The blocks of the recorded cases of DTL, and a last one that nothing reads."""
+
+    def __init__(self, shape, weights):
+        super().__init__()
+        self.shape, self.size = shape, 0
+        mixes = (weights[f"blocks.{index}.mix"] for index in range(shape.layers - 1))
+        self.mixes = nn.ParameterList([*mixes, torch.zeros(shape.dim, shape.dim)])
+        self.freeze()
+
+    def embed(self, images):
+        raise NotImplementedError("starts from hs[0]")
+
+    def block(self, index, tokens):
+        return tokens + torch.tanh(tokens @ self.mixes[index - 1])
+
+    def norm(self, tokens):
+        return tokens
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("dtl", 0), ("dtl_plus", 3)])
+def test_dtl_gives_the_official_tokens_and_gradients(name, kernel):
+    tensors, weights = recorded(name)
+    tokens = tensors["input.states"].requires_grad_()
+    blocks = sum(key.startswith("blocks.") for key in weights)
+    shape = StackShape(layers=blocks + 1, dim=tokens.shape[-1], grid=(3, 3), prefix=1)
+    encoder, method = Recorded(shape, weights), DTL(shape, kernel=kernel)
+    method.load_official(weights)
+    states = [tokens, encoder.block(1, tokens)]
+    found = fuse(method, lambda taps: torch.stack([states[i] for (i,) in taps]), NO_QUERY, encoder)
+    assert_near(found.tokens, tensors["output.patches"])
+    (found.tokens**2).mean().backward()
+    assert_near(tokens.grad, tensors["grad.input.states"])
+    for key, parameter in method.named_parameters():
+        assert_near(parameter.grad, tensors[f"grad.{key}"])
+
+
+# A method whose results change must bump its version: a short training against a stored one.
+#
+# After an intended change: bump `version` in the method's file, then
+# `FUSIONBENCH_WRITE_GOLDEN=1 pytest tests/methods/test_published.py`.
+
+GOLDEN = Path(__file__).parent / "golden_outcomes.json"
+CATALOG = read_catalog()
+METHODS = {n: c for n, c in CATALOG.methods.items() if c.source == "built-in"}
+# Losses agree to this between processors and versions of torch; a wrong layer differs by 100x.
+TOLERANCE = 2e-3
+
+
+def stored() -> dict[str, dict[str, object]]:
+    return json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+
+
+def losses(name: str) -> list[float] | None:
+    (chosen,) = select_methods(CATALOG, [name])
+    try:
+        record, _ = train_cell(load_method(chosen.card), steps=5, **chosen.settings)
+    except Unsupported:
+        return None
+    return list(record.loss)
+
+
+@pytest.mark.few(16)
+@pytest.mark.parametrize("name", METHODS)
+def test_results_change_only_with_the_version(name):
+    found = losses(name)
+    if os.environ.get("FUSIONBENCH_WRITE_GOLDEN"):
+        values = stored() | {name: {"version": METHODS[name].version, "loss": found}}
+        kept = {key: values[key] for key in sorted(values) if key in METHODS}
+        GOLDEN.write_text(json.dumps(kept, indent=1) + "\n")
+    known = stored().get(name)
+    assert known, f"{name} has no golden outcome yet; see the head of this file"
+    if known["version"] == METHODS[name].version:
+        assert found == pytest.approx(known["loss"], abs=TOLERANCE), "bump its version"
+    else:
+        pytest.fail("the version was bumped: write the golden outcome again")

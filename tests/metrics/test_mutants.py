@@ -255,6 +255,7 @@ MUTANTS = {
 ALL = [(metric, rule) for metric, mutants in MUTANTS.items() for rule in mutants]
 
 
+@pytest.mark.few(31)
 @pytest.mark.parametrize(("metric", "rule"), ALL)
 def test_a_metric_without_one_rule_is_rejected(metric, rule, monkeypatch):
     MUTANTS[metric][rule](monkeypatch)

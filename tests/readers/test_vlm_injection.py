@@ -163,6 +163,7 @@ def test_the_second_step_of_generation_gets_nothing_of_the_prompt(family):
     assert not torch.equal(stepped, plain.tokens())
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_prefill_chunks_padding_and_rows_alone_agree(name, family):
     run = Run(name, family)
@@ -178,6 +179,7 @@ def test_prefill_chunks_padding_and_rows_alone_agree(name, family):
         assert alike(run.logits("left", chunked, size=7), whole)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_generation_with_and_without_a_cache_and_of_rows_alone_agree(name, family):
     run = Run(name, family)
@@ -188,6 +190,7 @@ def test_generation_with_and_without_a_cache_and_of_rows_alone_agree(name, famil
         assert torch.equal(alone.tokens(), stepped[:1])
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("name", "family"), ADDING)
 def test_beams_of_a_row_get_the_rows_own_values(name, family):
     run = Run(name, family)
@@ -198,6 +201,7 @@ def test_beams_of_a_row_get_the_rows_own_values(name, family):
     assert torch.equal(alone.tokens(num_beams=3), beams.sequences[1:2])
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_gradients_are_the_same_with_and_without_checkpointing(name, family):
     found = []

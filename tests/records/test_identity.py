@@ -142,6 +142,7 @@ def test_the_ids_of_shipped_records_stay():
     assert tuple(LaterSpec(**vars(spec)).id for spec in specs) == SHIPPED
 
 
+@pytest.mark.thorough
 def test_every_shipped_record_has_the_id_that_its_line_names():
     folders = [file.parent for file in RESULTS.parent.rglob("cells.jsonl")]
     if not folders:

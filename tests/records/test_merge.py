@@ -1,6 +1,7 @@
 """The compact form: joined from folders, read like a live one, the same records and reports."""
 
 import errno
+import json
 import os
 import shutil
 import zipfile
@@ -10,14 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from toy_records import ITEMS, outcomes, put, record, spec
+from vlm_records import pope_asked, pope_texts, write_vlm
 
+from fusionbench.api.benchmarks import Asked
 from fusionbench.api.errors import UserError
 from fusionbench.records import cost
+from fusionbench.records.answers import Said, answers_of, items_of, pack, unpack
+from fusionbench.records.cell import canonical, checksum
 from fusionbench.records.cost import Conditions, CostRecord
-from fusionbench.records.facts import full_text
+from fusionbench.records.facts import fact_hash, full_text
 from fusionbench.records.history import Request
 from fusionbench.records.merge import merge
+from fusionbench.records.outcomes import Items
 from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_benchmark
 from fusionbench.report.build import write_report
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "results" / "quick"
@@ -95,6 +103,7 @@ def test_every_record_of_the_compact_form_is_that_of_the_live_form(live, compact
     assert not (compact / "cells").exists() and len(list(compact.iterdir())) <= 9
 
 
+@pytest.mark.thorough
 def test_a_report_has_the_same_bytes_from_both_forms(live, compact, tmp_path, monkeypatch, request):
     if request.node.callspec.params["live"] == 1:
         # Figures take most of the time, and those of schema 2 are compared.
@@ -233,3 +242,83 @@ def test_the_shipped_records_come_back_with_their_ids_and_checksums(tmp_path):
     for one in [one for one in first.records() if one.outcomes][::50]:
         wanted = (one.id, one.outcomes)
         assert first.outcome_bytes(*wanted) == second.outcome_bytes(*wanted)
+
+
+# Stored answers of a benchmark: the same bytes, and enough to be scored again without its data.
+
+SAID = [Said(item="a", text="a\n\u2028 \u00e9"), Said(item="b", text="", ranked=2)]
+ASKED = Asked(name="a", group="g", options=("x", "y"), gold={"options": 1, "many": ["p", "q"]})
+
+
+def test_answers_come_back_and_their_file_does_not_depend_on_when_it_was_written():
+    assert unpack(pack(SAID)) == SAID and pack(SAID) == pack(unpack(pack(SAID)))
+
+
+def test_a_damaged_file_of_answers_is_named_with_its_line():
+    with pytest.raises(ValueError, match="not a file of answers"):
+        unpack(pack(SAID)[:-5])
+    import gzip
+
+    with pytest.raises(ValueError, match="line 2 is no answer"):
+        unpack(gzip.compress(b'{"item": "a", "text": "b"}\n{"item": "a"}\n'))
+
+
+def test_items_of_a_local_task_keep_the_hash_that_they_had():
+    items = Items(names=("a",), groups=("g",))
+    assert items.to_json() == '{"groups":["g"],"names":["a"]}'
+    assert Items.from_json(items.to_json()) == items
+
+
+def test_items_of_a_benchmark_hold_options_and_true_answers():
+    items = Items.from_json(items_of([ASKED]).to_json())
+    assert items.hash == items_of([ASKED]).hash != replace(items, gold=()).hash
+    (answer,) = answers_of(items, [Said(item="a", text="y")], np.array([0.5]))
+    assert (answer.name, answer.group, answer.options) == ("a", "g", ("x", "y"))
+    assert answer.gold == {"options": 1, "many": ["p", "q"]} and answer.outcome == 0.5
+
+
+@pytest.mark.parametrize(
+    ("items", "said", "message"),
+    [
+        (Items(names=("a",), groups=("g",)), SAID[:1], "without their true answers"),
+        (items_of([ASKED]), SAID[1:], "not those to its questions"),
+        (items_of([ASKED]), SAID, "not those to its questions"),
+    ],
+)
+def test_files_that_do_not_fit_are_an_error(items, said, message):
+    with pytest.raises(ValueError, match=message):
+        answers_of(items, said, np.ones(1))
+
+
+def test_stored_answers_give_outcomes_and_measures_again(tmp_path):
+    store = Store.open(write_vlm(tmp_path / "results", methods=("mema",), tasks=()))
+    (record,) = store.records()
+    items = store.items(record)
+    answers = answers_of(items, store.answers(record), store.outcomes(record))
+    assert [one.text for one in answers] == pope_texts("mema", 0, pope_asked())
+    benchmark = load_benchmark(read_catalog().benchmarks["pope"])
+    assert benchmark.outcomes(answers) == store.outcomes(record).tolist()
+    assert benchmark.measures(answers) == record.measures
+
+
+def test_a_training_with_a_field_of_a_later_version_is_named_and_ignored(tmp_path):
+    folder = write_vlm(tmp_path / "results", methods=("mema",), tasks=())
+    (file,) = [f for f in (folder / "facts").iterdir() if b'"training"' in f.read_bytes()]
+    values = json.loads(file.read_text())
+    values["training"]["throw_away"] = True
+    later = folder / "facts" / f"{fact_hash(values)}.json"
+    later.write_text(canonical(values))
+    (cell,) = (folder / "cells").iterdir()
+    line = json.loads(cell.read_text().replace(file.stem, later.stem))
+    del line["checksum"]
+    cell.write_text(json.dumps({**line, "checksum": checksum(line)}))
+    store = Store.open(folder)
+    assert not store.finished()
+    assert "throw_away" in str(store.problems[0]) and cell.stem in store.problems[0].source
+
+
+def test_a_record_without_answers_says_so(tmp_path):
+    store = Store.open(write_vlm(tmp_path / "results", methods=("mema",), tasks=()))
+    (record,) = store.records()
+    with pytest.raises(UserError, match="kept no answers"):
+        store.answers(replace(record, answers=""))

@@ -157,7 +157,7 @@ LIVE = (
 )  # fmt: skip
 COMPACT = (
     "cells.jsonl", "outcomes.npz", "items.json", "facts.json", "failures.jsonl", "profiles.jsonl",
-    "study.json", "SHA256SUMS",
+    "pictures.jsonl", "study.json", "SHA256SUMS",
 )  # fmt: skip
 
 
@@ -346,6 +346,7 @@ def test_a_damaged_file_of_the_cache_is_never_believed(name, number, cache):
     assert set(found) <= {SAME, NAMED} and sum(found.values()) == number
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("name", PACK)
 def test_a_damaged_pack_is_refused_in_words(name, number, cache, monkeypatch):

@@ -107,6 +107,7 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.thorough
 def test_a_report_has_the_same_bytes_whatever_the_number_of_processes(
     folder, tmp_path, monkeypatch
 ):

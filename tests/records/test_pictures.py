@@ -17,7 +17,9 @@ from fusionbench.records.files import write_atomic
 from fusionbench.records.merge import merge
 from fusionbench.records.pictures import (
     MOST,
+    PICTURES,
     draw_sheet,
+    has_pictures,
     picture_file,
     picture_files,
     read_pictures,
@@ -137,3 +139,53 @@ def test_merged_folders_keep_the_pictures_and_a_report_without_them_is_out_of_da
     merge(folders[::-1], tmp_path / "two")
     kept = [path.read_bytes() for name in ("one", "two") for path in picture_files(tmp_path / name)]
     assert len(kept) == 2 and kept[0] == kept[1]
+
+
+@pytest.fixture
+def compact(tmp_path):
+    """A folder with pictures of two tasks, and its compact form."""
+    found = [replace(made(), task=name) for name in ("shapes", "toy")]
+    with Store.create(tmp_path / "live") as store:
+        put(store, spec("mema", "digits"), 0.5)
+    files = [write(tmp_path / "live", one) for one in found]
+    merge([tmp_path / "live"], tmp_path / "compact")
+    return tmp_path / "compact", found, files
+
+
+def test_the_compact_form_has_all_pictures_in_one_file_and_knows_whose_they_are(compact):
+    folder, found, files = compact
+    assert picture_files(folder) == [folder / PICTURES] and not (folder / "pictures").exists()
+    problems = []
+    assert list(read_pictures(folder, problems)) == found and problems == []
+    here = [picture_file(folder, one.task, one.data, one.items) for one in found]
+    assert [file.name for file in here] == [file.name for file in files]
+    assert all(map(has_pictures, here)) and not here[0].exists()
+    assert not has_pictures(picture_file(folder, "toy", "e" * 64, found[1].items))
+    # Pictures that a run adds to it are read too, and each once.
+    write(folder, replace(found[0], task="added"))
+    write(folder, found[1])
+    names = [one.task for one in read_pictures(folder, problems)]
+    assert names == ["added", "shapes", "toy"] and problems == []
+
+
+def test_a_compact_folder_of_an_earlier_version_has_a_file_for_each_task(compact):
+    folder, found, _ = compact
+    (folder / PICTURES).unlink()
+    for one in found:
+        write(folder, one)
+    assert list(read_pictures(folder, [])) == found
+    assert all(has_pictures(file) for file in picture_files(folder))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_is_named_and_the_others_stay(damage, compact):
+    folder, found, _ = compact
+    first, second = (folder / PICTURES).read_text().splitlines()
+    (folder / PICTURES).write_text(f"{DAMAGE[damage](first, json.loads(first))}\n{second}\n")
+    problems = []
+    assert list(read_pictures(folder, problems)) == found[1:]
+    (problem,) = problems
+    assert problem.source == f"{folder / PICTURES}:1" and problem.message.startswith("ignored: ")
+    store = Store.open(folder)
+    store.finished(reread=True)
+    assert any("changed since it was written" in str(one) for one in store.problems)

@@ -248,6 +248,7 @@ def _write_other(folder, share):
     os._exit(0 if all("another run of cell" in one.message for one in store.problems) else 3)
 
 
+@pytest.mark.thorough
 def test_writers_of_one_cell_with_other_outcomes_all_live_and_all_results_are_kept(store):
     context = multiprocessing.get_context("fork")
     shares = [0.1 + 0.05 * number for number in range(12)]

@@ -3,15 +3,26 @@
 import errno
 import fcntl
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from toy_records import put, record, spec
+from scipy.stats import binom
+from toy_records import outcomes, put, record, spec
 
+from fusionbench.records.cost import Conditions, CostRecord, Spread, read, write
 from fusionbench.records.history import Request
 from fusionbench.records.locks import LOCKS, claimed, claims, exclusive
+from fusionbench.records.pairs import Results
+from fusionbench.records.scores import score_tables
 from fusionbench.records.states import STATES, states
 from fusionbench.records.store import Store
+from fusionbench.records.training import FRESH, Stage, Training
+from fusionbench.report.contrasts import scopes
+from fusionbench.report.reference_table import reference_page
+from fusionbench.stats.sensitivity import above_chance, insensitive, saturated
 from fusionbench.study.study import QUICK, as_plain
 
 LABELS, TASKS = ("mema", "last"), ("digits", "scenes")
@@ -110,3 +121,163 @@ def test_on_a_file_system_without_locks_nobody_waits_for_ever(tmp_path, monkeypa
         assert first and second
     with exclusive(tmp_path), exclusive(tmp_path):
         pass
+
+
+# References of single layers, and the tasks that they mark.
+
+BUDGET = replace(QUICK.budget, reader="attentive")
+RIDGE = replace(BUDGET, reader="ridge")
+
+
+def _layers(store, task, shares, budget=RIDGE, **settings):
+    for layer, share in enumerate(shares):
+        for seed in (0, 1):
+            cell = spec("layer", task, seed, settings={"index": layer, **settings}, budget=budget)
+            put(
+                store, cell, share, label=f"layer[index={layer}]", taps=((layer,),), in_suite=True,
+                chance=0.25, group="fine", parameters={"fusion": 0},
+            )  # fmt: skip
+
+
+def test_a_task_at_chance_leaves_the_aggregate_and_a_perfect_one_is_marked(tmp_path):
+    store = Store.open(tmp_path)
+    _layers(store, "digits", [0.6, 0.9, 0.8])
+    _layers(store, "scenes_text", [0.25, 0.24, 0.26])
+    _layers(store, "easy_vqa", [1.0, 1.0, 1.0])
+    (table,) = Results(store).tables
+    marks = {task.name: task.mark for task in table.tasks}
+    assert marks == {"digits": "", "scenes_text": "insensitive", "easy_vqa": "saturated"}
+    suite = scopes(table)[0]
+    assert {table.tasks[column].name for column in suite.tasks} == {"digits", "easy_vqa"}
+    page = reference_page([table]).markdown
+    assert "Insensitive: `scenes_text`" in page and "Saturated: `easy_vqa`" in page
+    assert "90.0 (hs[1])" in page
+
+
+def test_the_reader_of_the_study_is_measured_against_the_closed_form(tmp_path):
+    store = Store.open(tmp_path)
+    _layers(store, "digits", [0.6, 0.9, 0.8], budget=BUDGET, reader="ridge")
+    for seed in (0, 1):
+        cell = spec("penultimate", "digits", seed, settings={"index": -2}, budget=BUDGET)
+        put(store, cell, 0.5, taps=((1,),), in_suite=True, chance=0.25)
+    (table,) = Results(store).tables
+    row = reference_page([table]).rows[1]
+    assert (row["layer"], row["own_score"]) == (1, pytest.approx(0.5, abs=0.02))
+    assert "| 40.0" in reference_page([table]).markdown
+
+
+def test_without_references_nothing_is_marked(tmp_path):
+    store = Store.open(tmp_path)
+    for seed in (0, 1):
+        cell = spec("penultimate", "digits", seed, settings={"index": -2}, budget=RIDGE)
+        put(store, cell, 0.25, taps=((1,),), in_suite=True, chance=0.25)
+    (table,) = Results(store).tables
+    assert [task.mark for task in table.tasks] == [""]
+    assert reference_page([table]).markdown == ""
+
+
+def test_if_no_task_is_sensitive_all_stay_in_the_aggregate(tmp_path):
+    store = Store.open(tmp_path)
+    _layers(store, "digits", [0.25, 0.24, 0.26])
+    (table,) = Results(store).tables
+    assert table.suite.all()
+
+
+def test_the_p_of_the_best_layer_is_the_binomial_one():
+    p = above_chance(np.array([0.25, 0.30, 0.28]), 0.25, 448)
+    assert p == pytest.approx(3 * binom.sf(134 - 1, 448, 0.25))
+    assert above_chance(np.array([0.2]), 0.25, 448) > 0.5
+
+
+def test_guessing_layers_pass_in_one_of_twenty_suites():
+    rng = np.random.default_rng(0)
+    suites = 400
+    wrong = 0
+    for _ in range(suites):
+        scores = rng.binomial(448, 0.25, size=(11, 9)) / 448
+        wrong += not insensitive(np.array([above_chance(row, 0.25, 448) for row in scores])).all()
+    assert wrong / suites <= 0.08
+
+
+def test_scores_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        above_chance(np.array([41.0]), 0.25, 448)
+    with pytest.raises(ValueError, match="without test examples"):
+        above_chance(np.array([0.4]), 0.25, 0)
+
+
+def test_saturation_needs_every_layer():
+    assert saturated(np.array([0.99, 1.0]))
+    assert not saturated(np.array([0.97, 1.0]))
+
+
+# Profiles on disk: read back as written, refused when edited, and read without torch.
+
+CONDITIONS = Conditions(
+    method="mema", method_version=1, settings={"reduction": 4, "layers": (1, 2)}, encoder="nano",
+    weights="w", image_size=32, width=64, mode="train", batch=8, dtype="float32", device="a CPU",
+)  # fmt: skip
+RECORD = CostRecord(
+    conditions=CONDITIONS, label="mema", layers=8, dim=96, tokens=17, in_encoder=True,
+    parameters={"fusion": 5, "projector": 7, "over_projector": 5}, tokens_out=16,
+    latency_ms=Spread(median=2.0, q1=1.5, q3=2.5, blocks=30), throughput=4000.0,
+)  # fmt: skip
+
+
+def test_a_profile_comes_back_as_it_was_written(tmp_path):
+    path = write(tmp_path, RECORD)
+    assert path == tmp_path / "profiles" / f"{RECORD.id}.json"
+    assert list(read(tmp_path)) == [RECORD]
+
+
+def test_an_edited_profile_is_named_and_left_out(tmp_path):
+    path = write(tmp_path, RECORD)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"throughput": 9000.0}))
+    problems = []
+    assert not list(read(tmp_path, problems))
+    assert "edited" in problems[0].message and str(path) == problems[0].source
+
+
+def test_a_record_of_a_later_schema_is_refused():
+    with pytest.raises(ValueError, match="schema 2"):
+        CostRecord.from_json(replace(RECORD, schema=2).to_json())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch": 9}, {"device": "another"}, {"compile": "default"}, {"mode": "inference"},
+     {"settings": {"reduction": 2}}, {"width": 4096}, {"threads": 2}],
+)  # fmt: skip
+def test_other_conditions_are_another_profile(change):
+    assert replace(CONDITIONS, **change).id != CONDITIONS.id
+
+
+def test_profiles_are_read_without_torch():
+    code = "import sys, fusionbench.records.cost; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Rows of a new projector have a table of their own, beside those of a checkpoint's projector.
+
+STAGE = Stage(parts=("digits",), rows="r", count=8, template="llava15", trained=("fusion",))
+TRAINING = Training(language="llava:x", language_weights="w", stages=(STAGE,), projector="plain")
+
+
+def cell(method: str, *notes: str, status: str = "done"):
+    own = replace(spec(method, "digits", 0), track="vlm", training=TRAINING)
+    made = record(own, outcomes(0.5, 0), label=method, notes=notes)
+    return made if status == "done" else replace(made, status="skipped", score=None)
+
+
+def test_a_wider_method_is_never_in_the_table_of_the_checkpoints_projector():
+    records = [
+        cell("penultimate"),
+        cell("concat", FRESH, "another note"),
+        cell("blind"),
+        cell("token_packer", status="skipped"),
+    ]
+    kept, fresh = sorted(score_tables(records), key=lambda table: table.condition.fresh)
+    assert set(kept.methods) == {"penultimate", "blind", "token_packer"}
+    assert fresh.methods == ("concat",)
+    assert FRESH in fresh.condition.title and FRESH not in kept.condition.title
+    assert kept.condition == replace(fresh.condition, fresh=False)

@@ -306,6 +306,7 @@ def test_a_cell_is_named_by_its_id_or_by_a_folder_with_one_model(tmp_path, our_c
         evaluated_record(str(tmp_path / "two"), our_cells)
 
 
+@pytest.mark.thorough
 def test_imported_numbers_are_a_section_of_the_report_and_in_no_table_of_ours(tmp_path, our_cells):
     both, alone = tmp_path / "both", tmp_path / "alone"
     for folder in (both, alone):

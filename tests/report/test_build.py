@@ -1,20 +1,32 @@
 """The written report: the same bytes for the same records, honest words, planted tasks apart."""
 
 import csv
+import importlib.util
+import io
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from toy_records import put, record, spec
+from toy_suite import section, study
 
+import fusionbench
 from fusionbench.api.errors import UserError
+from fusionbench.cli.reports import check, diff, power, write
 from fusionbench.records.history import Request
+from fusionbench.records.pairs import NO_TASK, NotComparable, Results, common, measure
+from fusionbench.records.scores import BLIND, INSENSITIVE
 from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
 from fusionbench.report.freshness import up_to_date
+from fusionbench.report.power import PowerOptions
+from fusionbench.report.results import LoadedResults
 from fusionbench.study.study import QUICK, as_plain
 
 METHODS = {"last": 0.3, "penultimate": 0.5, "mema": 0.7, "mema-no_feedback": 0.5}
@@ -99,7 +111,7 @@ def test_planted_tasks_have_their_own_section_and_enter_no_mean(report):
     assert "planted_layer" not in before and "planted_layer" in after
     assert "planted" not in (report / "tables" / "main.csv").read_text()
     assert "planted_layer" in (report / "tables" / "planted.csv").read_text()
-    assert re.search(r"\| mema +\| 69.4 ± ", (report / "tables" / "summary.md").read_text())
+    assert re.search(r"\| mema +\| 69.4 ± ", section(report, "summary"))
 
 
 def test_the_header_says_what_the_study_is_worth_and_prints_no_test(report):
@@ -116,7 +128,7 @@ def test_a_method_that_equals_another_is_shown_as_such(report):
 
 
 def test_what_did_not_run_is_named_with_its_reason_and_no_path(report, results):
-    page = (report / "tables" / "coverage.md").read_text()
+    page = section(report, "coverage")
     assert "failed: odd on textile, 1 cell: ValueError: the gate diverged" in page
     assert "skipped: tall on digits, 1 cell: needs a grid" in page
     assert "elpv: needs elpv_dataset; get it with: pip install elpv-dataset" in page
@@ -178,6 +190,7 @@ def test_the_figure_shows_every_task_and_cuts_no_name(report):
     assert all((edge == 255).all() for edge in edges) and pixels.min() < 100
 
 
+@pytest.mark.thorough
 def test_two_conditions_in_one_folder_are_two_tables(results, tmp_path):
     folder = shutil.copytree(results, tmp_path / "copy")
     budget = replace(QUICK.budget, steps=61)
@@ -186,3 +199,99 @@ def test_two_conditions_in_one_folder_are_two_tables(results, tmp_path):
     for steps in (QUICK.budget.steps, 61):
         assert f"### nano, {steps} steps of {QUICK.budget.batch}" in page
     assert "figures/scores-2.svg" in page
+
+
+# A reduced form of `benchmarks/report_size.py`: 2,400 records, their report, time and memory.
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCRIPT = ROOT / "benchmarks" / "report_size.py"
+REPORT = """
+import re, sys, time
+from pathlib import Path
+from fusionbench.report.build import ReportOptions, write_report
+write_report(sys.argv[1], sys.argv[2], ReportOptions(formats=("csv", "tex")))
+# Not getrusage: its maximum is inherited from the process that started this one.
+status = Path("/proc/self/status")
+peak = re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1] if status.exists() else 0
+print(time.process_time(), int(peak) / 2**20)
+"""
+# 100,000 records may take 60 s and 2 GiB; starting takes 1 to 2 s and 0.15 GiB of it.
+SECONDS, GIBIBYTES = 8.0, 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SCRIPT.exists(), reason="benchmarks travel with the checkout only")
+def test_a_report_takes_less_than_a_few_milliseconds_and_kilobytes_for_each_record(tmp_path):
+    found = importlib.util.spec_from_file_location("report_size", SCRIPT)
+    script = importlib.util.module_from_spec(found)
+    found.loader.exec_module(script)
+    folder = tmp_path / "results"
+    folder.mkdir()
+    count = script.write_records(folder, methods=12, tasks=10, seeds=10, encoders=2, examples=128)
+    assert count == 2400
+    home = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT, str(folder), str(home)], check=True, capture_output=True,
+        text=True, cwd=Path(fusionbench.__file__).parent.parent,
+    )  # fmt: skip
+    # Time on the processor: the wall clock would measure the other tests.
+    seconds, gibibytes = map(float, done.stdout.split())
+    assert seconds < SECONDS and gibibytes < GIBIBYTES
+    assert len((home / "tables" / "main.csv").read_text().splitlines()) == 1 + 12 * 10 * 2
+
+
+# An aggregate over no task at all is a reason in every table, never a traceback.
+
+GAINS = {"penultimate": 0.0, "repeat": 0.0, "mema": 0.1}
+
+
+@pytest.fixture(scope="module", params=[1, 5])
+def folder(request, tmp_path_factory):
+    return study(tmp_path_factory.mktemp("study") / "results", GAINS, seeds=request.param)
+
+
+@pytest.fixture(params=[BLIND, INSENSITIVE])
+def none_counts(request, monkeypatch):
+    def marked(table, *_):
+        return replace(table, tasks=tuple(replace(t, mark=request.param) for t in table.tasks))
+
+    monkeypatch.setattr("fusionbench.records.pairs.marked_by_blind", marked)
+
+
+@pytest.mark.usefixtures("none_counts")
+def test_no_pair_has_no_estimate_and_the_reason():
+    assert measure([], []).gap == NO_TASK
+    with pytest.raises(NotComparable, match=NO_TASK):
+        common([])
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("none_counts")
+def test_the_report_says_so_and_has_the_tasks(folder, tmp_path):
+    write_report(folder, tmp_path)
+    page = (tmp_path / "report.md").read_text()
+    assert "suite (0 tasks)" in page and "no task" in page
+    assert "digits" in (tmp_path / "tables" / "main.csv").read_text()
+
+
+@pytest.mark.few(1)
+@pytest.mark.usefixtures("none_counts")
+def test_claims_power_diff_and_frames_say_so(folder, tmp_path):
+    heard = io.StringIO()
+    assert check(folder, "published", out=None, plugins=(), stream=heard) == 0
+    assert "0 holds, 0 fails" in heard.getvalue()
+    heard = io.StringIO()
+    power(folder, PowerOptions(), out=None, stream=heard)
+    assert "digits" in heard.getvalue() and "suite" not in heard.getvalue()
+    heard = io.StringIO()
+    diff(folder, folder, out=None, stream=heard)
+    assert "digits" in heard.getvalue()
+    found = LoadedResults(folder)
+    assert len(found.contrasts()) and len(found.scores())
+    write("mema", folder, tmp_path / "paper", io.StringIO())
+
+
+@pytest.mark.usefixtures("none_counts")
+def test_the_tables_count_no_task(folder):
+    (table,) = Results.open(folder).tables
+    assert not table.suite.any()

@@ -230,6 +230,7 @@ def test_the_browser_shows_the_examples_on_which_two_methods_differ(tab, suite):
     assert tab.console == []
 
 
+@pytest.mark.thorough
 def test_a_link_opens_its_card_and_arrow_keys_move_through_details(tab):
     tab.run("location.hash = '#method-mema'")
     tab.settle()

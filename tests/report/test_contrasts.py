@@ -6,7 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from toy_records import CODE
-from toy_suite import correlated, numbers, put_task, quick_disk, read, rows, the, write_suite
+from toy_suite import (
+    correlated,
+    numbers,
+    put_task,
+    quick_disk,
+    read,
+    rows,
+    section,
+    the,
+    write_suite,
+)
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.history import Request
@@ -135,7 +145,7 @@ def test_without_any_control_the_baseline_decides_and_the_report_says_so(tmp_pat
     assert row["verdict"] == "better" and row["control"] == ""
     assert float(row["p"]) == float(row["p_baseline"])
     write_report(written, tmp_path / "o")
-    assert "none exists" in (tmp_path / "o" / "tables" / "contrasts.md").read_text()
+    assert "none exists" in section(tmp_path / "o", "contrasts")
 
 
 def test_the_contrasts_of_the_study_replace_the_default_ones(tmp_path):
@@ -203,12 +213,13 @@ def test_with_another_baseline_nothing_is_planned(folder, tmp_path):
     found = rows(folder, tmp_path, baseline="concat")
     assert {row["kind"] for row in found} == {"exploratory"}
     write_report(folder, tmp_path, ReportOptions(baseline="concat"))
-    page = (tmp_path / "tables" / "contrasts.md").read_text()
+    page = section(tmp_path, "contrasts")
     assert "The baseline concat is not the study's (penultimate): nothing here is planned" in page
     with pytest.raises(UserError, match="no method 'concta'; did you mean 'concat'"):
         rows(folder, tmp_path, baseline="concta")
 
 
+@pytest.mark.thorough
 def test_a_plan_that_changed_between_two_runs_is_said_aloud(tmp_path):
     written = write_suite(tmp_path / "r", SUITE)
     store = Store.open(written)
@@ -276,20 +287,21 @@ def test_with_three_seeds_no_test_is_printed(tmp_path):
     tests = ("p", "p_adjusted", "verdict", "mde", "p_baseline", "p_control", "testset_p",
              "new_tasks_p_adjusted", "p_equivalent")  # fmt: skip
     assert found and all(row[name] == "" for row in found for name in tests)
-    page = (tmp_path / "o" / "tables" / "contrasts.md").read_text()
+    page = section(tmp_path / "o", "contrasts")
     assert "No test is printed and no verdict is given: 3 runs per cell" in page
     main = read(tmp_path / "o", "main")
     assert all(row["tied"] == row["best"] == row["p"] == "" for row in main)
     assert {row["interval"] for row in main} == {"runs"}
-    assert "**" not in (tmp_path / "o" / "tables" / "main.md").read_text()
+    assert "**" not in section(tmp_path / "o", "main")
 
 
+@pytest.mark.thorough
 def test_the_smallest_possible_p_on_this_test_set_is_printed(tmp_path):
     written = write_suite(tmp_path / "r", suite(seeds=5))
     row = the(rows(written, tmp_path / "o"), kind="planned", method="mema")
     assert row["testset_smallest_p"] == "0.0625" and float(row["testset_p"]) >= 0.0625
     write_report(written, tmp_path / "o")
-    page = (tmp_path / "o" / "tables" / "contrasts.md").read_text()
+    page = section(tmp_path / "o", "contrasts")
     assert "its smallest possible value is 0.062, so that nothing can reach 0.05" in page
 
 
@@ -305,10 +317,11 @@ def test_a_claim_about_new_tasks_needs_five_families(found, tmp_path):
     write_report(tmp_path / "r", tmp_path / "o")
     row = the(read(tmp_path / "o", "contrasts"), kind="planned", method="mema")
     assert row["new_tasks_low"] == row["new_tasks_p_adjusted"] == ""
-    page = (tmp_path / "o" / "tables" / "contrasts.md").read_text()
+    page = section(tmp_path / "o", "contrasts")
     assert "at least 5 task families, got 4" in page
 
 
+@pytest.mark.thorough
 def test_a_method_that_reads_the_answers_enters_no_aggregate(tmp_path):
     outcomes = suite(SHARES | {"tgif-leaky": 0.95})
     leaky = lambda method: method == "tgif-leaky"  # noqa: E731
@@ -324,6 +337,7 @@ def test_a_method_that_reads_the_answers_enters_no_aggregate(tmp_path):
     assert suite_row["status"] == "reads the answers" and suite_row["score"] == ""
 
 
+@pytest.mark.thorough
 def test_seeds_shared_by_all_tasks_are_not_counted_once_per_task(tmp_path):
     rng = np.random.default_rng(4)
     luck = rng.standard_normal((8, 1))
@@ -357,6 +371,7 @@ def test_questions_about_one_image_are_one_item(tmp_path):
         assert [row[name] for name in same] == [the(grouped, **key)[name] for name in same]
 
 
+@pytest.mark.thorough
 def test_records_of_mixed_and_uncommitted_code_are_marked_in_the_tables(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "r")
     with quick_disk():
@@ -366,9 +381,9 @@ def test_records_of_mixed_and_uncommitted_code_are_marked_in_the_tables(folder, 
     write_report(copy, tmp_path / "o")
     row = the(read(tmp_path / "o", "main"), method="concat", task="digits")
     assert row["code"] == "beef123 c0ffee" and row["uncommitted"] == "true"
-    page = (tmp_path / "o" / "tables" / "main.md").read_text()
+    page = section(tmp_path / "o", "main")
     assert "concat ‡" in page and "uncommitted code" in page
-    assert "**Mixed code**" in (tmp_path / "o" / "tables" / "coverage.md").read_text()
+    assert "**Mixed code**" in section(tmp_path / "o", "coverage")
 
 
 def test_a_group_of_one_task_is_on_the_scale_of_the_suite(tmp_path):

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 from toy_records import put, record, spec
-from wide_study import write_study
+from toy_suite import write_study
 
 from fusionbench.records.cost import Conditions, CostRecord, Spread
 from fusionbench.records.probes import ProbeMap
@@ -91,6 +91,7 @@ def test_every_figure_is_an_svg_and_its_data_and_the_first_a_bitmap_too(drawn):
         assert b"<dc:date>" not in (drawn / f"{name}.svg").read_bytes()
 
 
+@pytest.mark.thorough
 def test_the_note_names_what_decides_the_bytes(drawn):
     import matplotlib
     import seaborn
@@ -370,6 +371,7 @@ def test_many_runs_are_drawn_as_a_range_not_one_by_one(data):
     assert len(drawing.rows) == 6250
 
 
+@pytest.mark.thorough
 def test_with_many_conditions_details_are_drawn_for_the_first_and_the_others_say_so(tmp_path):
     with Store.create(tmp_path) as store:
         for encoder in ("a", "b", "c", "d"):

@@ -7,7 +7,7 @@ import chromium
 import pytest
 import yaml
 from toy_records import put, record, spec
-from wide_study import TASKS, write_study
+from toy_suite import TASKS, write_study
 
 from fusionbench.records.history import Request
 from fusionbench.records.store import Store
@@ -93,6 +93,7 @@ def test_nothing_is_fetched_and_every_link_has_its_target(page):
     assert set(found.links) | set(re.findall(r"url\(#([^)]+)\)", text)) <= set(found.ids)
 
 
+@pytest.mark.thorough
 def test_what_stands_in_records_is_text_and_never_runs(page):
     text = page.read_text()
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
@@ -270,6 +271,7 @@ def test_no_width_makes_the_page_itself_scroll_sideways(tab, page, width):
     tab.look(1300, dark=False)
 
 
+@pytest.mark.thorough
 @needs_browser
 def test_the_page_and_its_figures_follow_the_systems_theme_and_the_button(tab, page):
     paper = "getComputedStyle(document.body).backgroundColor"

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from in_process import InProcessLauncher
-from paired_studies import study
-from toy_suite import read
+from toy_suite import read, study
 
 import fusionbench as fb
 from fusionbench.api.errors import UserError
@@ -113,6 +112,7 @@ def test_importing_the_package_is_light():
     run(f"import sys, fusionbench; assert not [n for n in {heavy} if n in sys.modules]")
 
 
+@pytest.mark.thorough
 @shipped
 def test_the_blocks_of_the_page_run_in_order(monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from toy_records import CODE
-from toy_suite import cell, correlated, put_task, quick_disk, read, rows, the, write_suite
+from toy_suite import cell, correlated, put_task, quick_disk, read, rows, section, the, write_suite
 
 import fusionbench
 from fusionbench.api.errors import UserError
@@ -90,7 +90,7 @@ def test_the_tied_set_is_that_of_the_statistics_and_is_shaded_and_counted(home):
              if row["task"] == "digits"}  # fmt: skip
     assert found == dict(zip(sorted(SHARES), map(bool, expected), strict=True))
     assert 1 <= sum(found.values()) < 4
-    page = (home / "tables" / "main.md").read_text()
+    page = section(home, "main")
     assert f"digits {sum(found.values())}" in page and "**" in page
     assert page.count("at least 95 % probability") == 1
     assert "compare no two methods" in page
@@ -103,7 +103,7 @@ def test_the_suite_is_scored_from_chance_to_perfect(home):
     assert float(row["mean"]) == pytest.approx(plain, abs=1e-6)
     assert float(row["score"]) == pytest.approx((plain - 0.25) / 0.75, abs=1e-6)
     assert float(row["score_low"]) < float(row["score"]) < float(row["score_high"])
-    assert f"{100 * float(row['score']):.1f} ± " in (home / "tables" / "main.md").read_text()
+    assert f"{100 * float(row['score']):.1f} ± " in section(home, "main")
 
 
 def test_a_run_far_from_the_others_is_flagged_and_all_runs_are_shown(folder, tmp_path):
@@ -114,7 +114,7 @@ def test_a_run_far_from_the_others_is_flagged_and_all_runs_are_shown(folder, tmp
     write_report(copy, tmp_path / "o", ReportOptions(formats=TABLES))
     row = the(read(tmp_path / "o", "main"), method="concat", task="digits")
     assert row["outlying_seeds"] == "6" and row["seeds"].split()[6] == "0.000000"
-    page = (tmp_path / "o" / "tables" / "coverage.md").read_text()
+    page = section(tmp_path / "o", "coverage")
     assert "concat on digits: seed 6 is more than 5 MAD from the median; all runs:" in page
     flagged = [row for row in read(tmp_path / "o", "main") if row["outlying_seeds"]]
     assert page.count("5 MAD") == len(flagged) < 4
@@ -131,7 +131,7 @@ def test_cost_of_an_encoder_that_no_cell_used_has_a_table_of_its_own(folder, tmp
     )  # fmt: skip
     write(copy, counted)
     write_report(copy, tmp_path / "o", ReportOptions(formats=TABLES))
-    page = (tmp_path / "o" / "tables" / "cost.md").read_text()
+    page = section(tmp_path / "o", "cost")
     (line,) = [line for line in page.splitlines() if "55.9 G" in line]
     for text in ("7,500", "7,100", "307,500", "496 G", "counted", "in the encoder"):
         assert text in line
@@ -141,7 +141,7 @@ def test_cost_of_an_encoder_that_no_cell_used_has_a_table_of_its_own(folder, tmp
     write(copy, replace(counted, conditions=ran, flops_backward_over_encoder=None,
                         latency_ms=Spread(median=9.5, q1=9.0, q3=10.0, blocks=30)))  # fmt: skip
     write_report(copy, tmp_path / "p", ReportOptions(formats=TABLES))
-    page = (tmp_path / "p" / "tables" / "cost.md").read_text()
+    page = section(tmp_path / "p", "cost")
     # What was measured takes the count's place, and keeps what only the count knows.
     (line,) = [line for line in page.splitlines() if "55.9 G" in line]
     assert "9.5 [9, 10]" in line and "496 G" in line
@@ -160,7 +160,7 @@ def test_a_score_that_is_none_is_refused_and_one_on_disk_is_named_and_costs_its_
     (copy / "outcomes" / f"{wrong.id}.bin").write_bytes(encode(scores))
     (copy / "cells" / f"{wrong.id}.json").write_text(full_text(wrong))
     write_report(copy, tmp_path / "o", ReportOptions(formats=TABLES))
-    page = (tmp_path / "o" / "tables" / "coverage.md").read_text()
+    page = section(tmp_path / "o", "coverage")
     assert f"cells/{wrong.id}.json: ignored: " in page and "score" in page.split(wrong.id)[1]
 
 
@@ -179,7 +179,7 @@ def test_cost_counts_what_is_added_and_says_what_was_not_measured(folder, tmp_pa
     mema = the(found, method="mema")
     assert (mema["latency_ms"], mema["latency_q1_ms"], mema["device"]) == ("12.5", "12", "card")
     assert (mema["flops_over_encoder"], mema["cacheable"]) == ("2000000", "true")
-    page = (tmp_path / "o" / "tables" / "cost.md").read_text()
+    page = section(tmp_path / "o", "cost")
     (line,) = [line for line in page.splitlines() if line.startswith("| wide")]
     assert line.count("not measured") == 6 and "in the encoder" in line
     (line,) = [line for line in page.splitlines() if line.startswith("| mema ")]
@@ -217,7 +217,7 @@ def test_a_damaged_profile_is_named_and_shows_nothing(folder, tmp_path):
     path.write_text(json.dumps(values | {"throughput": 9e9}))
     write_report(copy, tmp_path / "o", ReportOptions(formats=TABLES))
     assert "9e+09" not in (tmp_path / "o" / "tables" / "cost.csv").read_text()
-    assert f"profiles/{path.name}" in (tmp_path / "o" / "tables" / "coverage.md").read_text()
+    assert f"profiles/{path.name}" in section(tmp_path / "o", "coverage")
 
 
 def test_layers_are_named_by_what_the_method_reads(home):
@@ -226,9 +226,10 @@ def test_layers_are_named_by_what_the_method_reads(home):
     places = [row["layer"] for row in found if row["task"] == "digits"]
     assert places == ["tap 1", "tap 2-4", "tap 5+7"]
     assert the(found, task="digits", layer="tap 5+7")["median"] == "0.700000"
-    assert "0.70 [0.70 to 0.70]" in (home / "tables" / "layers.md").read_text()
+    assert "0.70 [0.70 to 0.70]" in section(home, "layers")
 
 
+@pytest.mark.thorough
 def test_the_same_bytes_with_any_hash_seed_and_any_global_random_state(folder, home, tmp_path):
     code = (
         "import random, sys, numpy as np; random.seed(1); np.random.seed(1)\n"
@@ -247,6 +248,7 @@ def test_the_same_bytes_with_any_hash_seed_and_any_global_random_state(folder, h
     assert contents(tmp_path / "again") == contents(home)
 
 
+@pytest.mark.thorough
 def test_deleted_tables_come_back_byte_for_byte(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("fusionbench.report.build.write_figures", write_figures)
     write_report(folder, tmp_path)
@@ -268,6 +270,15 @@ def test_one_table_in_one_format_writes_nothing_else(folder, tmp_path):
         write_report(folder, tmp_path, ReportOptions(formats=("pdf",)))
     assert len({section.name for section in SECTIONS}) == len(SECTIONS)
     assert {"md", "tex", "csv", "html"} == set(FORMATS)
+
+
+def test_markdown_of_a_table_is_on_the_page_and_in_a_file_only_if_asked_for_alone(
+    home, folder, tmp_path
+):
+    write_report(folder, tmp_path, ReportOptions(table="main", formats=("md",)))
+    alone = (tmp_path / "tables" / "main.md").read_text()
+    assert alone.rstrip() == section(home, "main").rstrip() and alone
+    assert not list((home / "tables").glob("*.md"))
 
 
 def test_a_table_that_has_nothing_left_to_say_is_removed(folder, tmp_path):

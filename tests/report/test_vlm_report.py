@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from paired_studies import study as probe_study
-from toy_suite import read, the
+from toy_suite import read, section, the
+from toy_suite import study as probe_study
 from vlm_records import (
     BLIND_TASK,
     METHODS,
@@ -57,7 +57,7 @@ def written(folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(written):
-    return (written / "tables" / "models.md").read_text()
+    return section(written, "models")
 
 
 def test_the_condition_is_named_with_its_language_model(written):
@@ -104,7 +104,7 @@ def test_a_task_that_needs_no_image_is_named_with_p_and_both_scores(folder, page
     row = the(read(written, "models"), kind="blind", task=BLIND_TASK, name="blind")
     assert float(row["value"]) == pytest.approx(blind.mean(), abs=1e-6)
     assert float(row["p_adjusted"]) == pytest.approx(p)
-    assert "suite (3 tasks)" in (written / "tables" / "summary.md").read_text()
+    assert "suite (3 tasks)" in section(written, "summary")
 
 
 def test_every_reading_of_a_benchmark_is_shown_for_every_method(page, written):
@@ -146,10 +146,9 @@ def _f1(said, labels):
 
 
 def test_one_seed_gives_no_p_no_star_and_no_verdict(folder, written):
-    for file in (written / "tables").glob("*.md"):
-        text = file.read_text()
-        assert "**mema" not in text and not re.search(r"\bnan\b", text, re.IGNORECASE), file
-    assert "No test is printed and no verdict is given" in (written / "report.md").read_text()
+    text = (written / "report.md").read_text()
+    assert "**mema" not in text and not re.search(r"\bnan\b", text, re.IGNORECASE)
+    assert "No test is printed and no verdict is given" in text
     assert not any(row["p"] or row["verdict"] for row in read(written, "contrasts"))
     heard = io.StringIO()
     power(folder, PowerOptions(), out=None, stream=heard)
@@ -173,6 +172,7 @@ def test_several_seeds_are_one_run_of_the_suite_each(tmp_path):
     assert found["runs"] == "4"
 
 
+@pytest.mark.thorough
 def test_probe_cells_and_two_language_models_in_one_folder_stay_apart(tmp_path):
     gains = {"penultimate": 0.0, "mema": 0.1}
     folder = probe_study(tmp_path / "results", gains, seeds=1)
@@ -193,14 +193,16 @@ def test_probe_cells_and_two_language_models_in_one_folder_stay_apart(tmp_path):
     assert set(scores["track"]) == {"probe", "vlm"}
 
 
+@pytest.mark.thorough
 def test_a_probe_report_has_no_section_of_models(tmp_path):
     folder = probe_study(tmp_path / "results", {"penultimate": 0.0, "mema": 0.1}, seeds=2)
     write_report(folder, tmp_path / "r", ReportOptions(formats=("md", "csv")))
     assert "Inside a language model" not in (tmp_path / "r" / "report.md").read_text()
-    assert not (tmp_path / "r" / "tables" / "models.md").exists()
+    assert not (tmp_path / "r" / "tables" / "models.csv").exists()
     assert "training" not in (tmp_path / "r" / "tables" / "main.csv").read_text().splitlines()[0]
 
 
+@pytest.mark.thorough
 def test_single_layers_make_no_reference_table(tmp_path):
     folder = write_vlm(tmp_path / "results", pope=False)
     write_report(folder, tmp_path / "r", ReportOptions(formats=("md",)))
@@ -225,6 +227,7 @@ def test_without_the_method_blind_nothing_is_marked_and_the_page_says_so(tmp_pat
     assert "No cell of the method `blind` here" in page
 
 
+@pytest.mark.thorough
 def test_imported_records_are_marked_and_named(tmp_path):
     folder = write_vlm(tmp_path / "results", pope=False, source="lmms-eval 0.7.3")
     write_report(folder, tmp_path / "r", ReportOptions(formats=("md",)))
@@ -268,6 +271,7 @@ def test_questions_without_true_answers_and_other_versions_are_named(tmp_path):
     assert stored.tally(local) is None and len(stored.problems) == 1
 
 
+@pytest.mark.thorough
 def test_a_merged_folder_gives_the_same_report(folder, written, tmp_path):
     merge([folder], tmp_path / "merged")
     write_report(tmp_path / "merged", tmp_path / "r", ReportOptions(formats=("md", "csv", "html")))
@@ -286,6 +290,7 @@ def test_diff_names_what_differs_in_the_training(folder, tmp_path):
     assert "training." not in heard.getvalue()
 
 
+@pytest.mark.thorough
 def test_the_report_of_the_track_loads_no_torch(folder, tmp_path):
     code = (
         "import sys\nfrom fusionbench.report.build import ReportOptions, write_report\n"

@@ -3,7 +3,30 @@
 import numpy as np
 import pytest
 
+from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.estimate import Estimate
+from fusionbench.stats.groups import TaskScores
+from fusionbench.stats.ranks import (
+    average_ranks,
+    critical_difference,
+    outlying_seeds,
+    performance_profile,
+    rank_intervals,
+    rank_table,
+)
+from fusionbench.stats.suite import sum_over_shared_runs, sum_over_tasks
+from fusionbench.stats.testset import (
+    sign_patterns,
+    smallest_p,
+    step_down_max_t,
+    t_over_seeds,
+)
+from fusionbench.stats.tied import (
+    shared_run_suite_pairs,
+    suite_pairs,
+    task_pairs,
+    tied_set,
+)
 from fusionbench.stats.verdicts import (
     Answer,
     Correction,
@@ -148,3 +171,226 @@ def test_groups_are_judged_apart():
     main = judge([questions[0], questions[2]], Correction.HOLM)
     assert [found[0], found[2]] == main
     assert found[1] == judge(questions[1:2], Correction.HOLM)[0]
+
+
+# Ranks describe; they decide nothing.
+
+
+def some_tasks(methods=4, tasks=3):
+    rng = np.random.default_rng(0)
+    level = np.linspace(0.85, 0.55, methods)[:, None, None]
+    return [
+        TaskScores(
+            values=(rng.random((methods, 5, 80)) < level).astype(float),
+            groups=np.arange(80) // 2,
+        )
+        for _ in range(tasks)
+    ]
+
+
+def test_rank_one_is_the_best_and_ties_share():
+    scores = np.array([[0.9, 0.9], [0.8, 0.9], [0.1, 0.2]])
+    assert average_ranks(scores).tolist() == [1.25, 1.75, 3.0]
+
+
+def test_the_critical_difference_eats_up_the_range_of_many_methods():
+    assert critical_difference(10, 14) == pytest.approx(3.6, abs=0.05)
+    assert critical_difference(45, 14) == pytest.approx(19.6, abs=0.05)
+    assert rank_table(np.random.default_rng(1).random((10, 6))).critical_share == pytest.approx(
+        0.61, abs=0.01
+    )
+
+
+def test_more_than_ten_representatives_are_refused():
+    with pytest.raises(ValueError, match="at most 10 methods"):
+        rank_table(np.zeros((11, 5)))
+
+
+def test_equal_methods_have_equal_ranks_and_no_evidence():
+    table = rank_table(np.full((4, 6), 0.5))
+    assert table.average.tolist() == [2.5] * 4
+    assert (table.statistic, table.p_value) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("scope", ["task", "suite"])
+def test_a_rank_interval_depends_on_its_generator_and_on_nothing_else(scope):
+    tasks = some_tasks()
+    first = rank_intervals(tasks, scope, rng=np.random.default_rng(3), resamples=200)
+    np.random.seed(0)  # noqa: NPY002
+    again = rank_intervals(tasks, scope, rng=np.random.default_rng(3), resamples=200)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(
+        first, rank_intervals(tasks, scope, rng=np.random.default_rng(4), resamples=200)
+    )
+
+
+def test_rank_intervals_hold_the_average_rank_of_methods_far_apart():
+    tasks = some_tasks()
+    means = np.stack([task.values.mean(axis=(1, 2)) for task in tasks], axis=1)
+    low, high = rank_intervals(tasks, "task", rng=np.random.default_rng(5), resamples=300)
+    ranks = average_ranks(means)
+    assert ((low <= ranks) & (ranks <= high)).all()
+    assert ((low >= 1) & (high <= 4)).all()
+
+
+def test_identical_methods_share_their_rank_in_every_resample():
+    values = np.tile((np.random.default_rng(6).random((1, 5, 40)) < 0.7).astype(float), (3, 1, 1))
+    task = TaskScores(values=values, groups=np.arange(40))
+    low, high = rank_intervals([task], "task", rng=np.random.default_rng(7), resamples=100)
+    assert low.tolist() == high.tolist() == [2.0, 2.0, 2.0]
+
+
+# Pictures of many scores: no p-value comes from here.
+
+
+def test_a_profile_falls_from_all_to_none():
+    scores = np.array([[0.2, 0.4], [0.6, 0.8]])
+    profile = performance_profile(scores, np.array([0.0, 0.4, 0.5, 0.8, 1.0]))
+    assert profile.tolist() == [1.0, 0.5, 0.5, 0.0, 0.0]
+
+
+def test_a_collapsed_run_is_flagged_and_one_answer_is_not():
+    scores = np.array([0.80, 0.81, 0.79, 0.80, 0.20])
+    assert outlying_seeds(scores).tolist() == [False] * 4 + [True]
+    nearly_equal = np.array([0.98, 0.98, 0.98, 0.98, 0.985])
+    assert outlying_seeds(nearly_equal, step=1 / 200).any() is np.False_
+
+
+def test_nan_is_refused_everywhere():
+    bad = np.array([[0.1, np.nan]])
+    for describe in (outlying_seeds, lambda x: performance_profile(x, np.array([0.5]))):
+        with pytest.raises(ValueError, match="NaN"):
+            describe(bad)
+
+
+# The second column: sign flips, their smallest p, and families that flip together.
+
+
+def test_five_seeds_can_never_reach_five_percent_and_six_can_in_any_family():
+    assert smallest_p(5) == 2 / 32
+    assert smallest_p(5) > 0.05 > smallest_p(6)
+    clear = np.tile(np.linspace(0.9, 1.1, 6), (44, 1))
+    assert step_down_max_t(clear).p_value == pytest.approx(np.full(44, 2 / 64))
+    alone = step_down_max_t(np.ones((1, 5)))
+    assert float(alone.p_value[0]) == alone.smallest_p
+
+
+def test_listed_patterns_are_all_distinct_and_drawn_ones_begin_with_the_data():
+    assert len(np.unique(sign_patterns(8), axis=0)) == 2**7
+    drawn = sign_patterns(15)
+    assert (drawn[0] == 1).all()
+    assert np.array_equal(drawn, sign_patterns.__wrapped__(15))
+
+
+def test_adjusted_p_values_are_those_of_the_step_down_definition():
+    values = np.random.default_rng(1).normal(0.6, 1, size=(4, 7))
+    patterns = 1.0 - 2.0 * (np.arange(128)[:, None] >> np.arange(7) & 1)
+
+    def t(table):
+        return np.abs(table.mean(-1) / np.sqrt(table.var(-1, ddof=1) / 7))
+
+    observed, order = t(values), np.argsort(-t(values))
+    flipped = np.stack([t(values * signs) for signs in patterns])
+    expected, running = np.zeros(4), 0.0
+    for position, row in enumerate(order):
+        largest = flipped[:, order[position:]].max(axis=1)
+        running = max(running, (largest >= observed[row] - 1e-9).mean())
+        expected[row] = running
+    assert step_down_max_t(values).p_value == pytest.approx(expected)
+
+
+def test_a_clone_in_the_family_costs_nothing():
+    values = np.random.default_rng(2).normal(0.6, 1, size=(3, 8))
+    alone, doubled = step_down_max_t(values), step_down_max_t(np.vstack([values, values]))
+    assert doubled.p_value[:3] == pytest.approx(alone.p_value)
+
+
+def test_sign_flips_are_symmetric_and_zero_is_never_significant():
+    values = np.random.default_rng(3).normal(0.3, 1, size=(3, 13))
+    values[1] = 0
+    assert np.array_equal(step_down_max_t(values).p_value, step_down_max_t(-values).p_value)
+    assert float(step_down_max_t(values).p_value[1]) == 1
+
+
+def test_more_than_twelve_seeds_draw_flips_from_the_stated_key_alone():
+    values = np.random.default_rng(4).normal(0.3, 1, size=(2, 16))
+    first = step_down_max_t(values).p_value
+    sign_patterns.cache_clear()
+    assert np.array_equal(step_down_max_t(values).p_value, first)
+    assert smallest_p(16) == 1 / 10_001
+
+
+def test_nan_and_single_seeds_are_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        step_down_max_t(np.array([[0.1, np.nan, 0.2]]))
+    with pytest.raises(ValueError, match="at least 2 seeds"):
+        t_over_seeds(np.array([0.1]))
+
+
+# All pairs by matrix products, and the set that may hold the best method.
+
+
+def a_task(methods=6, seeds=5, items=60, first=0, seed=0, weight=1.0):
+    rng = np.random.default_rng(seed)
+    values = (rng.random((methods, seeds, items)) < 0.7).astype(float)
+    values[1] = values[0]
+    values[2] = values[0]
+    values[2, :, 3] = 1 - values[2, :, 3]
+    return TaskScores(values=values, groups=np.arange(items) // 2 + first, weight=weight)
+
+
+def numbers(estimate):
+    return [float(getattr(estimate, name)) for name in ("value", "variance", "nu")]
+
+
+def test_every_pair_is_the_crossed_t_of_its_difference():
+    task = a_task()
+    pairs = task_pairs(task)
+    for m, k in ((0, 3), (3, 0), (0, 1), (0, 2), (4, 5)):
+        single = crossed_t(compare(task.values[m] - task.values[k], task.groups))
+        assert numbers(pairs[m, k]) == pytest.approx(numbers(single), rel=1e-9)
+
+
+def test_every_suite_pair_is_the_suite_estimate_of_its_difference():
+    tasks = [a_task(seed=s, first=20 * s, weight=0.3) for s in range(2)]
+    tasks.append(a_task(seed=7, first=500, weight=0.5))
+    for table, single in (
+        (suite_pairs(tasks), sum_over_tasks),
+        (shared_run_suite_pairs(tasks), sum_over_shared_runs),
+    ):
+        for m, k in ((0, 3), (5, 2), (0, 1)):
+            own = [
+                TaskScores(values=t.values[m] - t.values[k], groups=t.groups, weight=t.weight)
+                for t in tasks
+            ]
+            assert numbers(table[m, k]) == pytest.approx(numbers(single(own)), rel=1e-9)
+
+
+def test_identical_methods_are_zero_apart_and_both_stay():
+    pairs = task_pairs(a_task())
+    assert float(pairs.value[0, 1]) == 0
+    assert float(pairs.p_value()[0, 1]) == 1
+    stays = tied_set(pairs)
+    assert stays[0] == stays[1]
+
+
+def test_a_clearly_worse_method_leaves_and_the_winner_always_stays():
+    rng = np.random.default_rng(1)
+    values = (rng.random((4, 5, 400)) < np.array([0.9, 0.89, 0.5, 0.4])[:, None, None]).astype(
+        float
+    )
+    pairs = task_pairs(TaskScores(values=values, groups=np.arange(400)))
+    assert tied_set(pairs).tolist() == [True, True, False, False]
+
+
+def test_a_method_more_changes_no_pair_of_the_others():
+    task = a_task()
+    fewer = TaskScores(values=task.values[:4], groups=task.groups)
+    for name in ("value", "variance", "nu"):
+        more, few = getattr(task_pairs(task), name), getattr(task_pairs(fewer), name)
+        assert more[:4, :4] == pytest.approx(few, rel=1e-9)
+
+
+def test_a_single_method_is_its_own_tied_set():
+    alone = TaskScores(values=a_task().values[:1], groups=a_task().groups)
+    assert tied_set(task_pairs(alone)).tolist() == [True]

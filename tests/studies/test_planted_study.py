@@ -46,6 +46,7 @@ def test_the_layer_that_knows_wins(tmp_path):
     assert wins(found, ["layer[index=5]"], ["layer[index=2]"]) == 2
 
 
+@pytest.mark.thorough
 def test_only_what_writes_back_sees_the_feedback_task(tmp_path):
     found = scores(tmp_path, "planted_feedback", ("mema-repaired", "scalar_mix"), 1)
     assert found[0]["mema-repaired"] > 0.9 > 0.65 > found[0]["scalar_mix"]

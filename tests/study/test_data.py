@@ -53,6 +53,7 @@ def folder(tmp_path_factory):
     return out
 
 
+@pytest.mark.thorough
 def test_packed_data_is_the_original_at_the_encoder_s_size(folder, monkeypatch):
     monkeypatch.setenv("FUSIONBENCH_DATA", str(folder))
     for name in ("digits", "textile"):

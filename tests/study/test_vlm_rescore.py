@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from benchmark_cases import CASES
 from toy_records import spec as toy_spec
-from vlm_cells import cell, copied, trained_folder
+from vlm_records import cell, copied, trained_folder
 
 from fusionbench.api.benchmarks import data_hash, stream
 from fusionbench.api.errors import UserError

@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from parity_cases import Case, Replay
-from parity_dense_connector import replay_connector, replay_video
-from parity_end_to_end import replay_mema, replay_tgif_in_language_model
-from parity_guided import replay_igva, replay_tgif
 from parity_internal import (
     replay_cross_layer,
     replay_internal,
@@ -15,15 +12,25 @@ from parity_internal import (
     replay_stack,
 )
 from parity_layers import (
+    replay_connector,
     replay_deformable,
     replay_deformable_start,
     replay_external_direct,
     replay_external_modular,
+    replay_igva,
+    replay_light,
     replay_mmfuser,
+    replay_tgif,
+    replay_video,
 )
-from parity_mema import replay_gate, replay_loop, replay_unit
-from parity_recurrent import replay_light
-from parity_recurrent import replay_unit as replay_recurrent_unit
+from parity_layers import replay_unit as replay_recurrent_unit
+from parity_mema import (
+    replay_gate,
+    replay_loop,
+    replay_mema,
+    replay_tgif_in_language_model,
+    replay_unit,
+)
 
 T = TypeVar("T")
 

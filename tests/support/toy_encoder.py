@@ -1,8 +1,12 @@
 """A small random transformer behind the encoder contract, and batches of its hidden states."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Method
@@ -77,3 +81,22 @@ def run(method: Method, tokens: Tensor, query: Tensor) -> Fused:
         query,
         encoder,
     )
+
+
+# Notices an attention map: any tensor whose last two axes are as long as the sequence.
+
+
+class Maps(TorchDispatchMode):
+    """Inside it, `found` takes the shape of every map that an operation gives, back or forth."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.found: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        square = (self.tokens, self.tokens)
+        shapes = (tuple(one.shape) for one in tree_leaves(out) if isinstance(one, Tensor))
+        self.found += [shape for shape in shapes if shape[-2:] == square]
+        return out

@@ -1,19 +1,26 @@
 """A folder of the track `vlm` by hand: local tasks and POPE, as a run would leave them."""
 
+import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
+from in_process import fusionbench
+from PIL import Image
 from toy_records import record, spec
 
-from fusionbench.api.benchmarks import Asked
+from fusionbench.api.benchmarks import Asked, Picture
 from fusionbench.records.answers import Said, items_of
-from fusionbench.records.cell import Budget, CellSpec
+from fusionbench.records.cell import Budget, CellRecord, CellSpec
 from fusionbench.records.history import Request
 from fusionbench.records.store import Items, Store
 from fusionbench.records.training import Stage, Training
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_benchmark
+from fusionbench.study.data import load_data
 from fusionbench.study.study import VLM_SMOKE, as_plain
 from fusionbench.vlm.evaluate import score
 
@@ -121,3 +128,67 @@ def write_vlm(
             )  # fmt: skip
         )
     return folder
+
+
+# A folder of trained cells of the track vlm, made once for all tests.
+
+CELL_METHODS = ("penultimate", "scalar_mix", "mema", "blind")
+CELL_TASKS = ("digits", "scenes_count")
+STUDY = f"""
+track: vlm
+preset: smoke
+name: cells
+methods: [penultimate, scalar_mix, mema]
+tasks: {json.dumps(CELL_TASKS)}
+mixture: {json.dumps(CELL_TASKS)}
+budget: {{steps: 12}}
+"""
+
+
+def trained_folder() -> Path:
+    """Four methods on two tasks, twelve steps each, in the tests' cache folder; never changed."""
+    cache = Path(os.environ["FUSIONBENCH_CACHE"])
+    folder = cache / "trained-cells"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "trained-cells.lock"):
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            study = cache / "trained-cells.yaml"
+            study.write_text(STUDY)
+            fusionbench("run", study, "--out", folder, "--quiet")
+            (folder / "done").touch()
+    return folder
+
+
+def copied(to: Path) -> Path:
+    """A copy that a test may damage."""
+    shutil.copytree(trained_folder(), to)
+    return to
+
+
+def cell(method: str, task: str = "digits", folder: Path | None = None) -> CellRecord:
+    """The record of a method on a task."""
+    records = Store.open(folder or trained_folder()).records()
+    return next(one for one in records if (one.spec.method, one.spec.task) == (method, task))
+
+
+def asked_items(task: str, count: int) -> list[tuple[str, Picture, str]]:
+    """Name, picture and question of the first test items of a task."""
+    data = load_data(read_catalog().tasks[task])
+    test = data.test
+    return [
+        (test.items[row], picture(data.images[test.images[row]]), test.questions[row])
+        for row in range(count)
+    ]
+
+
+def picture(pixels) -> Picture:
+    return Picture(name="picture", content=Image.fromarray(pixels))
+
+
+def save_picture(file: Path, task: str = "scenes_count") -> Path:
+    """The first test image of a task as a file."""
+    (_, first, _), *_ = asked_items(task, 1)
+    first.open().save(file)
+    return file

@@ -1,18 +1,29 @@
 """The order of the rows: a function of seed and step, by share, without repeats."""
 
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conversation_files import item, standard, written
+from benchmark_files import MARK, item, picture, standard, written
+from PIL import Image
 
+from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
+from fusionbench.harness.bundle import Bundle, Examples
+from fusionbench.readers.template import build_template
+from fusionbench.readers.text import Turn
 from fusionbench.registry.catalog import read_catalog
+from fusionbench.study.conversations import ConversationFile
 from fusionbench.study.mixture import PartCard, describe_mixture, parse_mixture
 from fusionbench.study.study import SMOKE
-from fusionbench.vlm.conversations import Row
+from fusionbench.vlm import batch
+from fusionbench.vlm.conversations import Cached, ConversationRows, Row, TaskRows
 from fusionbench.vlm.mixture import MixedPart, Mixture, open_mixture, within
+from fusionbench.vlm.pictures import ReadAhead, padded, pixels
 
 
 class Toy:
@@ -160,3 +171,206 @@ def test_a_mixture_of_files_is_opened_as_it_was_described(tmp_path):
     path.write_text(path.read_text().replace("Q1", "Q7"))
     with pytest.raises(UserError, match="two.jsonl has changed since the run was planned"):
         open_mixture(card, parts, {}, tmp_path)
+
+
+# A conversation of n turns is n rows, each with its history and the images it names.
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return ConversationRows(ConversationFile(written(tmp_path, standard(tmp_path))))
+
+
+def test_each_turn_is_a_row_with_the_turns_before_it(rows):
+    assert len(rows) == 5
+    first, second = rows[0], rows[1]
+    what = Turn(f"{MARK}\nWhat?", "A cat.")
+    colour = Turn("Which colour?", "Grey.")
+    assert first.turns == (what,) and first.later == (colour,)
+    assert second.turns == (what, colour) and second.later == ()
+    assert [len(row.images) for row in (first, second)] == [1, 1]
+    assert second.name == "mix.json, item 1, turn 2"
+    with pytest.raises(IndexError):
+        rows[5]
+
+
+def test_rows_without_an_image_have_no_mark(rows):
+    assert rows[2].images == () and rows[2].turns == (Turn("Who are you?", "A model."),)
+    assert rows.images.tolist() == [1, 1, 0, 2, 1]
+
+
+def test_one_image_goes_in_front_of_the_first_question_wherever_its_mark_stood(tmp_path):
+    picture(tmp_path, "a.png")
+    late = item("a.png", "Hello.", "Hi.", f"What is {MARK} this?", "A cat.")
+    path = written(tmp_path, [late, item("a.png", f"How many?\n{MARK}", "Three.")])
+    rows = ConversationRows(ConversationFile(path))
+    assert rows[0].turns == (Turn(f"{MARK}\nHello.", "Hi."),) and len(rows[0].images) == 1
+    assert rows[1].turns[1] == Turn("What is  this?", "A cat.")
+    assert rows[2].turns == (Turn(f"{MARK}\nHow many?", "Three."),)
+    kept = ConversationRows(ConversationFile(path), image_first=False)
+    # The image of a later turn is not in the row of an earlier one.
+    assert kept[0].turns == (Turn("Hello.", "Hi."),) and kept[0].images == ()
+    assert kept[1].turns[1].question == f"What is {MARK} this?" and len(kept[1].images) == 1
+
+
+def test_a_row_reads_as_llava_writes_it(tmp_path):
+    picture(tmp_path, "a.png")
+    late = item("a.png", "Hello. ", "Hi.", f"What is this?\n{MARK}", "A cat.", "Sure?", "Yes.")
+    row = ConversationRows(ConversationFile(written(tmp_path, [late])))[1]
+    template = build_template("llava15", SimpleNamespace(end=2, end_text="</s>"))
+    assert template.render(row.turns, answer=True).text == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions. "
+        "USER: <image>\nHello. ASSISTANT: Hi.</s>USER: What is this? ASSISTANT: A cat.</s>"
+    )
+    assert [turn.question for turn in row.later] == ["Sure?"]
+
+
+def test_several_images_stay_at_their_marks_and_come_with_their_turns(tmp_path):
+    for number, name in enumerate(("a.png", "b.png")):
+        picture(tmp_path, name, seed=number)
+    path = written(tmp_path, [item(["a.png", "b.png"], f"{MARK}?", "A", f"And {MARK}?", "B")])
+    one, two = list(ConversationRows(ConversationFile(path)))
+    assert [image.name for image in one.images] == ["mix.json, item 1: a.png"]
+    assert len(two.images) == 2 and two.turns[1].question == f"And {MARK}?"
+
+
+def test_the_length_of_a_row_is_no_less_than_its_text(rows):
+    for number, row in enumerate(rows):
+        text = "".join(turn.question.replace(MARK, "") + turn.answer for turn in row.turns)
+        assert rows.length[number] >= len(text.encode()) - 1
+
+
+def test_a_task_gives_its_training_examples_with_cached_images():
+    def examples(*rows: int) -> Examples:
+        count = len(rows)
+        return Examples(
+            items=tuple(f"item-{row}" for row in rows),
+            groups=tuple(f"t/{row}" for row in rows),
+            rows=np.array(rows),
+            questions=np.arange(count) % 2,
+            answers=np.arange(count)[::-1] % 3,
+        )
+
+    bundle = Bundle(
+        answers=("red", "blue", "grün"),
+        questions=("Colour?", "Which?"),
+        train=examples(4, 0, 2),
+        val=examples(1),
+        test=examples(3),
+        images="",
+        count=5,
+    )
+    rows = TaskRows("toy", bundle)
+    assert len(rows) == 3 and rows.images.tolist() == [1, 1, 1]
+    assert [row.images for row in map(rows.__getitem__, range(3))] == [
+        (Cached(task="toy", row=row),) for row in (4, 0, 2)
+    ]
+    assert rows[0].turns == (Turn(f"{MARK}\nColour?", "grün"),)
+    assert rows[1].turns == (Turn(f"{MARK}\nWhich?", "blue"),)
+    assert rows[0].name == "toy, item-4"
+    assert rows.length.tolist() == [7 + 5, 6 + 4, 7 + 3]
+
+
+# Images are read ahead in order, errors come in their step, padding is LLaVA's.
+
+
+def pictures(count: int) -> list[Picture]:
+    return [Picture(name=f"item {number}", content=bytes([number])) for number in range(count)]
+
+
+def number_of(picture: Picture) -> np.ndarray:
+    return np.full((1, 1, 3), picture.content[0], dtype=np.uint8)
+
+
+def test_images_are_read_before_they_are_asked_for_and_once():
+    read, done = [], threading.Event()
+
+    def slow(picture: Picture) -> np.ndarray:
+        time.sleep(0.002 * (picture.content[0] % 3 == 0))
+        read.append(picture.name)
+        if len(read) == 8:
+            done.set()
+        return number_of(picture)
+
+    held = pictures(10)
+    reading = ReadAhead(slow, threads=3)
+    reading.expect(held[:4])
+    reading.expect(held[:8])
+    assert done.wait(timeout=10)
+    # The last two were not announced.
+    assert [int(reading(one)[0, 0, 0]) for one in reversed(held)] == list(reversed(range(10)))
+    assert sorted(read) == [one.name for one in held]
+    # Asked for again, an image is read again.
+    assert reading(held[0])[0, 0, 0] == 0 and len(read) == 11
+    reading.close()
+
+
+def test_no_more_images_wait_than_allowed():
+    gate, started = threading.Event(), []
+
+    def blocked(picture: Picture) -> np.ndarray:
+        started.append(picture.name)
+        assert gate.wait(timeout=10)
+        return number_of(picture)
+
+    held = pictures(9)
+    reading = ReadAhead(blocked, threads=9, most=3)
+    reading.expect(held)
+    gate.set()
+    assert [int(reading(one)[0, 0, 0]) for one in held] == list(range(9))
+    # Three by the pool, the others in order by whoever asked.
+    assert sorted(started[:3]) == [one.name for one in held[:3]]
+    assert started[3:] == [one.name for one in held[3:]]
+    reading.expect(held)
+    reading.close()
+
+
+def test_an_error_comes_where_its_image_is_asked_for():
+    def read(picture: Picture) -> np.ndarray:
+        if picture.content[0] == 2:
+            raise UserError(f"{picture.name} is not an image")
+        return number_of(picture)
+
+    held = pictures(4)
+    reading = ReadAhead(read, threads=2)
+    reading.expect(held)
+    assert [int(reading(one)[0, 0, 0]) for one in (*held[:2], held[3])] == [0, 1, 3]
+    with pytest.raises(UserError, match="item 2 is not an image"):
+        reading(held[2])
+    reading.close()
+
+
+@pytest.mark.parametrize("size", [(9, 4), (4, 9), (5, 5), (7, 6)])
+def test_padding_puts_the_image_in_the_middle_of_the_mean_colour(size, tmp_path):
+    mean = (0.48145466, 0.4578275, 0.40821073)
+    image = Image.open(picture(tmp_path, "a.png", size=size)).convert("RGB")
+    width, height = size
+    side = max(size)
+    # The rule written with arrays.
+    wanted = np.empty((side, side, 3), dtype=np.uint8)
+    wanted[:] = [122, 116, 104]
+    top, left = (side - height) // 2, (side - width) // 2
+    wanted[top : top + height, left : left + width] = np.asarray(image)
+    assert (np.asarray(padded(image, mean)) == wanted).all()
+    held = Picture(name="a.png", content=tmp_path / "a.png")
+    assert (pixels(held, "pad", mean) == wanted).all()
+    assert (pixels(held, "squash", mean) == np.asarray(image)).all()
+
+
+def test_an_unknown_fit_and_a_broken_image_are_refused(tmp_path):
+    held = Picture(name="row 3: a.png", content=b"nothing")
+    with pytest.raises(ValueError, match="pixels must be one of squash, pad, processor"):
+        pixels(held, "crop", (0, 0, 0))
+    with pytest.raises(UserError, match="row 3: a.png is not an image"):
+        pixels(held, "pad", (0, 0, 0))
+
+
+def test_encoded_texts_are_kept_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(batch, "KNOWN", 2)
+    rows = [Row(name=word, images=(), turns=(Turn(word, word),)) for word in "abc"]
+    encoded = []
+    made = batch.Batches(rows, lambda row: encoded.append(row.name) or row, states=None)
+    asked = [0, 1, 1, 2, 1, 0]  # the third text pushes out the first
+    assert [made.encoded(rows[index]) for index in asked] == [rows[index] for index in asked]
+    assert encoded == ["a", "b", "c", "a"]

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from llava_checkpoints import Tiny, checkpoint, edit
-from llava_identity import opened
+from llava_checkpoints import Tiny, checkpoint, edit, opened
 from safetensors.torch import load_file, save_file
 
 from fusionbench.api.errors import UserError

@@ -8,9 +8,7 @@ import pytest
 import torch
 from benchmark_cases import POPE
 from benchmark_files import CARDS
-from llava_checkpoints import WIDTH, Tiny, checkpoint, make_tokenizer
-from llava_data import MIX, data_root
-from llava_identity import PLAIN
+from llava_checkpoints import MIX, PLAIN, WIDTH, Tiny, checkpoint, data_root, make_tokenizer
 from safetensors.torch import load_file
 
 from fusionbench.api.benchmarks import stream
@@ -84,6 +82,7 @@ def slow(name):
     return pytest.param(name, marks=pytest.mark.slow)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["mema", slow("llava15"), slow("mini_llava")])
 def test_a_recipe_trains_is_killed_resumes_records_and_reloads(name, data, language, tmp_path):
     flags, behind, whole = RECIPES[name]
@@ -134,6 +133,7 @@ def _answers(record, results: Path, data: Path, folder: Path) -> None:
         assert opened.ask(item.images, item.prompt) == told[item.name]
 
 
+@pytest.mark.thorough
 def test_what_a_record_says_of_a_training_inside_a_checkpoint(data, tmp_path):
     in_process.fusionbench(
         "run", STUDIES / "mema.yaml", "--model", llava(), "--data-root", data, "--preset", "smoke",
@@ -162,6 +162,7 @@ def test_what_a_record_says_of_a_training_inside_a_checkpoint(data, tmp_path):
         assert len(one.loss) == 2 and one.loss[0] > 0
 
 
+@pytest.mark.thorough
 def test_a_language_model_that_is_trained_starts_each_training_as_in_the_checkpoint(data, tmp_path):
     command = ("run", STUDIES / "llava15.yaml", "--model", llava(), "--data-root", data,
                "--preset", "smoke", "--tasks", "pope")  # fmt: skip
@@ -175,6 +176,7 @@ def test_a_language_model_that_is_trained_starts_each_training_as_in_the_checkpo
     assert [stage.template for stage in training.stages] == ["plain", "llava15"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [slow("llava"), "llava_next"])
 def test_every_method_trains_two_steps_or_says_why_not(kind, data, tmp_path):
     made = Tiny() if kind == "llava" else Tiny(kind=kind)
