@@ -133,7 +133,7 @@ def picked(catalog: Catalog, kind: str, names: Sequence[str]) -> Catalog:
     cards = {**catalog.tasks, **catalog.benchmarks} if kind == "tasks" else catalog.methods
     kept = {name for pattern in names for name in fnmatch.filter(cards, pattern)}
     if not kept:
-        raise unknown(kind.removesuffix("s"), names[0], cards)
+        raise unknown(kind.removesuffix("s"), names[0], cards, globs=True)
     return replace(
         catalog,
         methods={name: card for name, card in catalog.methods.items() if name in kept},
@@ -166,7 +166,8 @@ def cards_of(catalog: Catalog, name: str) -> list[str]:
     found += [_encoder_card(card) for card in encoders]
     if not found:
         known = [*catalog.methods, *catalog.tasks, *catalog.benchmarks, *(c.name for c in here)]
-        raise unknown("method, task or encoder", name, known)
+        where = "`fusionbench list methods`, `list tasks` and `list encoders` show all"
+        raise unknown("method, task or encoder", name, known, where, globs=True)
     return found
 
 
@@ -313,13 +314,17 @@ def _paragraph(card: MethodCard) -> str:
 
 
 def facts_of(card: MethodCard) -> dict[str, str]:
-    """Facts of a method as text, `UNKNOWN` where it does not declare one."""
+    """Facts of a method as text, `UNKNOWN` where it does not declare one.
+
+    `title` is there only where the title of its paper is known.
+    """
     facts = card.facts
     paper = ", ".join(str(facts[key]) for key in ("paper", "year") if facts.get(key))
     wants = str(facts["needs"]) or "hidden states only"
     identity = "as the penultimate layer" if facts["identity"] else "differently"
     return {
         "paper": paper or UNKNOWN,
+        **({"title": card.title} if card.title else {}),
         "parity": str(facts.get("parity") or UNKNOWN),
         "parameters": _parameters(card),
         "needs": wants,

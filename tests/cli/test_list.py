@@ -21,9 +21,10 @@ from fusionbench.cli.listing import (
 )
 from fusionbench.harness.stepping import needs_encoder
 from fusionbench.methods._units import RecurrentUnit
-from fusionbench.registry.cards import CLIP_L, Sizes, count
+from fusionbench.registry.cards import CLIP_L, Sizes, arxiv_number, count, paper_titles
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
+from fusionbench.report.paper import papers
 
 CATALOG = read_catalog()
 METHODS = {name: card for name, card in CATALOG.methods.items() if card.source == "built-in"}
@@ -221,3 +222,28 @@ def test_a_card_has_every_fact_of_a_method_a_task_and_an_encoder():
     assert "blocks      8" in nano and "/" not in nano.split("weights")[1]
     with pytest.raises(UserError, match="did you mean 'nano'"):
         cards_of(CATALOG, "nanno")
+
+
+def test_every_paper_with_a_number_has_its_title_and_every_title_a_method():
+    numbers = {arxiv_number(str(card.facts.get("paper", ""))) for card in METHODS.values()} - {""}
+    assert numbers == set(paper_titles())
+    assert METHODS["dense_connector-dci"].title == "Dense Connector for MLLMs"
+    assert "Dense Connector for MLLMs" in cards_of(CATALOG, "dense_connector-dci")[0]
+    # The tables of a paper bear the same title.
+    for one in papers().values():
+        assert paper_titles()[arxiv_number(one.paper)] == one.title
+
+
+@pytest.mark.parametrize(
+    ("words", "glob"),
+    [
+        (("show", "dense_connector"), "'dense_connector-*' takes dense_connector-dci, "),
+        (("show", "scenes"), "'scenes_*' takes scenes_count, "),
+        (("list", "tasks", "planted"), "'planted_*' takes planted_feedback, "),
+        (("run", "--methods", "dense_connector", "--dry-run"), "'dense_connector-*' takes "),
+        (("run", "--tasks", "scenes", "--dry-run"), "'scenes_*' takes "),
+    ],
+)
+def test_the_start_of_several_names_is_refused_with_the_glob_that_takes_them(call, words, glob):
+    code, _, said = call(*words)
+    assert code == 2 and glob in said
