@@ -40,6 +40,8 @@ def note_request(store: Store, resolved: ResolvedStudy) -> None:
         say(store.history.add(request))
 
 
+LARGE = 300
+"""Cells of a folder whose report takes more than a few seconds."""
 SHOWN = 10
 """Methods of the leaderboard that the terminal shows besides the baseline and the user's own."""
 
@@ -51,16 +53,18 @@ def write(
     stream: TextIO,
     *,
     full: bool = False,
+    hear: "Callable[[str], None]" = lambda _: None,
 ) -> None:
     """Update the report, then print its answer, the leaderboard, the gaps and the report's path.
 
-    `full`: every method instead of the first ten, the baseline and the methods of plug-ins.
+    `full`: every method instead of the first ten, the baseline and the methods of plug-ins. `hear`
+    gets a line before a report that takes long.
     """
     home = folder / "report"
     began = time.monotonic()
     # Another run of the folder may end at the same moment.
     with exclusive(folder):
-        written = _update(folder, home)
+        written = _update(folder, home, hear)
     if written:
         note_times(result.waited, time.monotonic() - began, written)
     answer, scores, gaps = (
@@ -129,7 +133,7 @@ def report_writer() -> "Callable[..., ReportPaths]":
     return write_report
 
 
-def _update(folder: Path, home: Path) -> int:
+def _update(folder: Path, home: Path, hear: "Callable[[str], None]") -> int:
     """Write the report unless it is there; the number of cells of a report that was written."""
     from fusionbench.report.freshness import up_to_date
 
@@ -140,6 +144,8 @@ def _update(folder: Path, home: Path) -> int:
         if not up_to_date(store, home, finished):
             # What a table shows is read and hashed anew, not only looked at.
             known = set(store.problems)
+            if len(finished) >= LARGE:
+                hear(f"writing the report of {len(finished):,} cells")
             report_writer()(store, home, hear=lambda found: say(o for o in found if o not in known))
             return len(finished)
     return 0

@@ -20,6 +20,9 @@ CPU_RATE, GPU_RATE = 2.5e10, 2e12
 """Operations per second of one worker: what a small transformer reaches on one core of a server,
 and on a data-centre GPU that such cells do not fill."""
 
+_CELL_SECONDS, _ITEM_SECONDS = 0.1, 4.5e-4
+_USUAL_ITEMS = (2048, 128, 448)
+
 
 class Limits:
     """The limit of time of each job in a run."""
@@ -79,5 +82,28 @@ def operations(cell: Cell) -> float:
     """Per training example: the reader's products, and the encoder forward and back if inside."""
     card, width = cell.encoder, cell.spec.budget.reader_width
     reader = 3 * 2 * card.tokens * width * (card.dim + 4 * width)
+    return reader + (2.5 * _encoding(cell) if cell.chosen.card.in_encoder else 0)
+
+
+def _encoding(cell: Cell) -> float:
+    """Operations of the encoder, forward, for one image."""
+    card = cell.encoder
     block = 2 * card.tokens * 12 * card.dim**2 + 4 * card.tokens**2 * card.dim
-    return reader + (2.5 * card.layers * block if cell.chosen.card.in_encoder else 0)
+    return card.layers * block
+
+
+def scoring_seconds(cell: Cell, options: RunOptions) -> float:
+    """What a cell takes besides its training steps: reading, fitting and scoring its examples.
+
+    Each example passes the encoder once more if the method is inside; the rest is what the 4,980
+    cells of `results/quick` took on one core. A split in full counts as that of `quick`.
+    """
+    budget = cell.spec.budget
+    items = sum(
+        given or usual
+        for given, usual in zip(
+            (budget.train_items, budget.val_items, budget.test_items), _USUAL_ITEMS, strict=True
+        )
+    )
+    inside = _encoding(cell) / rate(options) if cell.chosen.card.in_encoder else 0.0
+    return _CELL_SECONDS + items * (_ITEM_SECONDS + inside)
