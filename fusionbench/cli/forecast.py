@@ -133,7 +133,7 @@ def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> 
     rates: Mapping[CellKind, float] = {
         kind: statistics.median(found) for kind, found in times.items()
     }
-    total, measured = 0.0, True
+    total, measured, speed = 0.0, True, rate(options)
     for cell in plan.pending:
         kind = (cell.spec.encoder, cell.chosen.card.in_encoder)
         measured = measured and kind in rates
@@ -141,7 +141,7 @@ def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> 
         if kind in rates:
             total += rates[kind] * trained
         else:
-            total += trained * operations(cell) / rate(options) + scoring_seconds(cell, options)
+            total += trained * operations(cell) / speed + scoring_seconds(cell, speed)
     return total / _workers(plan, options), measured
 
 

@@ -78,6 +78,14 @@ def examples(cell: Cell, *, tuned: bool) -> int:
     return runs * budget.steps * budget.batch
 
 
+def work(cell: Cell) -> float:
+    """Seconds that a cell is expected to take on one core; the same for all of the track `vlm`."""
+    if cell.spec.training is not None:
+        return 1.0
+    trained = examples(cell, tuned=cell.spec.seed == 0) * operations(cell) / CPU_RATE
+    return trained + scoring_seconds(cell, CPU_RATE)
+
+
 def operations(cell: Cell) -> float:
     """Per training example: the reader's products, and the encoder forward and back if inside."""
     card, width = cell.encoder, cell.spec.budget.reader_width
@@ -92,11 +100,12 @@ def _encoding(cell: Cell) -> float:
     return card.layers * block
 
 
-def scoring_seconds(cell: Cell, options: RunOptions) -> float:
+def scoring_seconds(cell: Cell, rate: float) -> float:
     """What a cell takes besides its training steps: reading, fitting and scoring its examples.
 
-    Each example passes the encoder once more if the method is inside; the rest is what the 4,980
-    cells of `results/quick` took on one core. A split in full counts as that of `quick`.
+    `rate`: operations per second. Each example passes the encoder once more if the method is
+    inside; the rest is what the 4,980 cells of `results/quick` took on one core. A split in full
+    counts as that of `quick`.
     """
     budget = cell.spec.budget
     items = sum(
@@ -105,5 +114,5 @@ def scoring_seconds(cell: Cell, options: RunOptions) -> float:
             (budget.train_items, budget.val_items, budget.test_items), _USUAL_ITEMS, strict=True
         )
     )
-    inside = _encoding(cell) / rate(options) if cell.chosen.card.in_encoder else 0.0
+    inside = _encoding(cell) / rate if cell.chosen.card.in_encoder else 0.0
     return _CELL_SECONDS + items * (_ITEM_SECONDS + inside)

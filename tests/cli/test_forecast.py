@@ -3,6 +3,7 @@
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,7 +126,8 @@ class Launcher:
 
 
 class Plan:
-    cells, pending, finished = (), (1,), 0
+    cells, finished = (), 0
+    pending = (SimpleNamespace(spec=SimpleNamespace(id="a", training="of the track vlm")),)
 
     def jobs(self):
         return iter(())
