@@ -29,6 +29,7 @@ from fusionbench.methods._mema import (
 @method(
     "mema",
     version=1,
+    idea="a memory along the blocks that writes back",
     variants={
         "": {},
         "no_memory": {"memory": "none"},

@@ -77,6 +77,11 @@ class MethodCard:
         return {**self.settings, **{key: value for key, value in own.items() if value}}
 
     @property
+    def idea(self) -> str:
+        """What it is in at most eight words; its one-line description where it declares none."""
+        return str(self.facts.get("idea") or self.about)
+
+    @property
     def title(self) -> str:
         """Title of its paper; empty where the number is not a known one."""
         return paper_titles().get(arxiv_number(str(self.facts.get("paper", ""))), "")

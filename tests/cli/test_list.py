@@ -1,6 +1,7 @@
 """`list methods --long`: every fact against the code, every number against the papers' setting."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fusionbench.cli.listing import (
     methods_text,
     parameter_count,
     picked,
+    tasks_text,
 )
 from fusionbench.harness.stepping import needs_encoder
 from fusionbench.methods._units import RecurrentUnit
@@ -190,7 +192,7 @@ def test_a_line_a_method_in_80_columns_with_what_a_variant_changes():
     lines = methods_text(list(CATALOG.methods.values())).splitlines()
     assert max(len(line) for line in lines) <= 82
     (mema,) = [line for line in lines if line.startswith("mema ")]
-    assert "2026 +  Mema (first called SCVM)" in mema
+    assert "2026 +  a memory along the blocks that writes back" in mema
     after = lines[lines.index(mema) + 1 :]
     below = after[: next(i for i, line in enumerate(after) if not line.startswith("  -"))]
     family = {card.variant for card in CATALOG.methods.values() if card.family == "mema"} - {""}
@@ -198,6 +200,28 @@ def test_a_line_a_method_in_80_columns_with_what_a_variant_changes():
     assert any(line.split() == ["-no_memory", "+", "memory=none"] for line in below)
     names = [line for line in lines if not line.startswith(" ")]
     assert len(names) == len({card.family for card in CATALOG.methods.values()}) + 3
+
+
+def test_every_built_in_method_has_an_idea_of_eight_words_that_its_line_shows_whole():
+    text = methods_text(list(METHODS.values()))
+    for name, card in METHODS.items():
+        idea = str(card.facts["idea"])
+        assert idea in text and len(idea.split()) <= 8, name
+
+
+@pytest.mark.parametrize("kind", ["tasks", "encoders", "papers"])
+def test_the_other_lists_fit_80_columns(call, kind):
+    code, out, _ = call("list", kind)
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+
+
+def test_a_task_says_what_it_asks_and_how_to_get_its_data(monkeypatch):
+    card = replace(CATALOG.tasks["elpv"], missing=("elpv_dataset",))
+    text = tasks_text(replace(CATALOG, tasks={**CATALOG.tasks, "elpv": card}))
+    assert "\ndigits              fine         Which digit is written?\n" in text
+    assert "\nelpv                fine      -  Is this solar cell functional" in text
+    assert f"\n  elpv: {card.get}\n" in text and "DIR/POPE.tsv" not in text
+    assert "DIR/POPE.tsv" in tasks_text(picked(CATALOG, "tasks", ["pope"]), long=True)
 
 
 def test_names_and_globs_pick_and_a_wrong_one_is_named():
