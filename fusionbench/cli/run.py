@@ -254,7 +254,10 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
         resolved, options, launcher, part=how.part, note=how.note, again=how.again
     )
     tell = (lambda _: None) if options.quiet else note
-    summary.write(Path(options.out), plan.resolved, result, stream, full=how.full, hear=tell)
+    ids = {cell.spec.id for cell in plan.cells}
+    summary.write(
+        Path(options.out), plan.resolved, result, stream, full=how.full, hear=tell, cells=ids
+    )
     return exit_status(plan, result, stream)
 
 

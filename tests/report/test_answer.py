@@ -1,12 +1,16 @@
 """The answer names planted truths, names no winner where there is none, and says nothing else."""
 
+import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from toy_suite import CONTROLS, correlated, quick_disk, read, rows, write_suite
 
+from fusionbench.cli import summary
 from fusionbench.cli.summary import SHOWN, shortened
+from fusionbench.launchers.sweep import SweepResult
 from fusionbench.records.store import Store
 from fusionbench.report.build import ReportOptions, collect, write_report
 
@@ -32,6 +36,33 @@ def many(short, long):
     return pytest.mark.parametrize(
         "reps", [short, pytest.param(long, marks=pytest.mark.slow)], ids=["few", "many"]
     )
+
+
+def test_the_terminal_shows_this_run_and_counts_the_other_cells_of_its_folder(
+    tmp_path, without_figures
+):
+    rng = np.random.default_rng(5)
+    folder = study(tmp_path / "r", rng, {"penultimate": 0.5, "better": 0.8, "other": 0.5})
+    store = Store.open(folder)
+    records = list(store.records())
+    mine = {one.id for one in records if one.spec.task == "digits" and one.label != "other"}
+    run = SimpleNamespace(study=SimpleNamespace(baseline="penultimate"), methods=(), unavailable=())
+    result = SweepResult(finished=len(mine))
+
+    def shown(cells):
+        stream = io.StringIO()
+        summary.write(folder, run, result, stream, cells=cells)
+        return stream.getvalue()
+
+    said = shown(mine)
+    assert "| better" in said and "other" not in said.split("more cells")[0].split("###")[1]
+    assert "suite (1 task)" in said and "suite (3 tasks)" not in said
+    others = len(records) - len(mine)
+    assert f"{others} more cells of other runs are in the folder's report" in said
+    # A run that is all of its folder shows the report's own tables.
+    whole = shown({one.id for one in records})
+    assert "more cells" not in whole and "suite (3 tasks)" in whole
+    assert (folder / "report" / "tables" / "answer.md").read_text().replace("`", "") in whole
 
 
 @many(3, 40)
