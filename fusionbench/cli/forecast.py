@@ -22,6 +22,8 @@ from fusionbench.registry.selection import shown
 from fusionbench.study.plan import Cell, ModelJob, Plan
 
 _MIB = 2**20
+_REPORT_SECONDS = 0.01
+"""What each further cell adds to the time of a report."""
 CellKind = tuple[str, bool]
 """(encoder, whether the cell trains through it)"""
 
@@ -58,7 +60,7 @@ def _besides(plan: Plan) -> str:
     last = times()
     if not last:
         return "start-up and report come on top, and were not measured here yet"
-    report = last["report"] * max(1.0, len(plan.cells) / max(last["cells"], 1.0))
+    report = last["report"] + _REPORT_SECONDS * max(0.0, len(plan.cells) - last["cells"])
     return (
         f"start-up with encoding {duration(last['start'])} and report {duration(report)} on top "
         "(by the last run here)"
