@@ -253,12 +253,25 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
     plan, result = execute(
         resolved, options, launcher, part=how.part, note=how.note, again=how.again
     )
+    if result.failed and not result.interrupted:
+        _explain(plan)
     tell = (lambda _: None) if options.quiet else note
     ids = {cell.spec.id for cell in plan.cells}
     summary.write(
         Path(options.out), plan.resolved, result, stream, full=how.full, hear=tell, cells=ids
     )
     return exit_status(plan, result, stream)
+
+
+def _explain(plan: "Plan") -> None:
+    """Say what is wrong with the plug-in methods of a run with failed cells: line and mend."""
+    from fusionbench.cli.doctor import first_faults
+    from fusionbench.registry.discovery import BUILT_IN
+
+    cards = [chosen.card for chosen in plan.resolved.methods]
+    for file in dict.fromkeys(card.file for card in cards if card.source != BUILT_IN):
+        for fault in first_faults(file):
+            note(fault)
 
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
