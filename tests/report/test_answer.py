@@ -134,7 +134,7 @@ def test_each_sentence_follows_its_verdict(said):
 
 
 def test_what_one_layer_gives_is_a_mean_and_says_so(said):
-    line = one(said[1], "Of the methods that read one layer ")
+    line = one(said[1], "Of the methods that read one layer, ")
     assert "layer[index=2] has the highest mean" in line and line.endswith("(means, no test).")
     # `good` alone is above it.
     assert "1 of 4 others have a higher mean" in line
