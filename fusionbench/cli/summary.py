@@ -79,6 +79,12 @@ def write(
         keep = None if full else {resolved.study.baseline, *_own(resolved)}
         stream.write("\n".join(shortened(scores.splitlines(), keep)) + "\n\n")
     stream.write(more)
+    _write_rest(home, resolved, result, stream)
+
+
+def _write_rest(home: Path, resolved: ResolvedStudy, result: "SweepResult", stream: TextIO) -> None:
+    """What is missing and why, the counts of cells, and the report's path."""
+    folder, tables = home.parent, home / "tables"
     gaps = tables / "gaps.md"
     if gaps.exists():
         stream.write(gaps.read_text(encoding="utf-8"))
