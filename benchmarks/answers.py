@@ -1,8 +1,9 @@
-"""Write measured numbers into README.md, docs/index.md and docs/findings.md, between comments.
+"""Write measured numbers into README.md and four pages of docs/, between comments.
 
     python benchmarks/answers.py
 
-`<!-- leaders of results/quick -->` and `<!-- end of leaders -->` enclose one block. Every number
+`<!-- leaders of results/quick -->` and `<!-- end of leaders -->` enclose one block, of lines of its
+own or inside a sentence. Every number
 comes from a shipped folder: from its report's tables, which a test writes anew from the records, or
 from the records themselves.
 """
@@ -10,7 +11,7 @@ from the records themselves.
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from fusionbench.registry.catalog import read_catalog
 from fusionbench.report.claims import PUBLISHED, ClaimAnswer, answers, load_claims
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = tuple(ROOT / name for name in ("README.md", "docs/index.md", "docs/findings.md"))
+_DOCS = ("index", "findings", "gpu-hours", "first-ten-minutes")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS))
 CLAIMS = (PUBLISHED, str(ROOT / "docs" / "claims.yaml"))
 MOST = 12
 """Rows of a table of methods."""
@@ -31,7 +33,12 @@ QUICK = ROOT / "results" / "quick"
 FEWEST = 8
 """Methods for a correlation."""
 DRAWS = 2000
-BLOCK = re.compile(r"<!-- (\w+) of (results/\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+SINGLES = ("best_single", "layer", "last", "last_norm", "penultimate")
+"""Families of methods that read one layer."""
+_DELTA = ("delta", "low", "high")
+_CONTROL = ("control_delta", "control_low", "control_high")
+_SUITE = ("delta", "delta_low", "delta_high")
+BLOCK = re.compile(r"<!-- (\w+) of (results/\w+) -->(\n?).*?<!-- end of \1 -->", re.DOTALL)
 
 
 def answer(folder: Path) -> str:
@@ -46,10 +53,8 @@ def planned(folder: Path) -> str:
         {
             "method": f"`{row['method']}`",
             "against": f"`{row['baseline']}`",
-            "difference, points": _interval(row, "delta", "low", "high"),
-            "from its matched control": _interval(
-                row, "control_delta", "control_low", "control_high"
-            ),
+            "difference, points": _interval(row, *_DELTA),
+            "from its matched control": _interval(row, *_CONTROL),
             "verdict": row["verdict"] or row["reason"],
             "parameters added": added.get(row["method"], ""),
         }
@@ -68,9 +73,7 @@ def leaders(folder: Path) -> str:
             "method": f"`{row['method']}`",
             "role": row["role"],
             "of the way from chance to all right, %": f"{100 * float(row['score']):.1f}",
-            "difference from the baseline, points": _interval(
-                row, "delta", "delta_low", "delta_high"
-            ),
+            "difference from the baseline, points": _interval(row, *_SUITE),
             "runs": row["n_seeds"],
             "parameters added": row["added"],
         }
@@ -125,6 +128,98 @@ def undecided(folder: Path) -> str:
     ]
     detectable = f" Smallest detectable effects, points: {', '.join(named)}." if named else ""
     return f"{said}.{detectable}"
+
+
+def says(folder: Path) -> str:
+    """What the verdicts say, as a list: contrasts, claims, single layers, controls, gaps."""
+    results, catalog = Results.open(folder), read_catalog()
+    found = [one for source in CLAIMS for one in answers(load_claims(source), results, catalog)]
+    lines = [*_decided(folder), *_claimed(found), *_single(folder), *_moved_controls(folder)]
+    absent = [row["reason"] for row in _contrasts(folder) if not row["verdict"]]
+    if absent:
+        names = [text.removesuffix(" was not run").removeprefix("control ") for text in absent]
+        lines.append(f"**Not run, of what was planned:** {_listed(dict.fromkeys(names))}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _decided(folder: Path) -> Iterator[str]:
+    """Planned contrasts on the suite by verdict, the undecided ones last."""
+    rows: dict[str, list[str]] = {}
+    for row in _contrasts(folder):
+        if not row["verdict"]:
+            continue
+        text = f"`{row['method']}` against `{row['baseline']}` {_interval(row, *_DELTA)}"
+        if row["control_delta"] and row["control"] != row["baseline"]:
+            text += f" and against its control `{row['control']}` {_interval(row, *_CONTROL)}"
+        if row["verdict"] == "better" and abs(float(row["delta"])) < float(row["margin"]):
+            text += f", less than the margin of {100 * float(row['margin']):.1f}"
+        rows.setdefault(row["verdict"], []).append(text)
+    for verdict in sorted(rows, key=lambda one: (one == "undecided", one)):
+        yield f"**{verdict.capitalize()} (planned):** {'; '.join(rows[verdict])}."
+
+
+def _claimed(found: Sequence[ClaimAnswer]) -> Iterator[str]:
+    """The claims that hold and those that fail, in their own words; the number of the others."""
+    for verdict in ("holds", "fails"):
+        of = [one.claim for one in found if _verdict(one) == verdict]
+        if of:
+            text = "; ".join(f"{one.sentence.rstrip('.')} (`{one.method}`)" for one in of)
+            yield f"**Claims of papers, {verdict}:** {text}."
+    counts = Counter(_verdict(one) for one in found)
+    yield (
+        f"**Claims of papers, undecided:** {counts['undecided']}, and {counts['not run']} were not "
+        "run."
+    )
+
+
+def _single(folder: Path) -> Iterator[str]:
+    """How methods that read several layers compare with the best single one (means, no test)."""
+    rows = [row for row in _suite(folder) if row["role"] not in ("baseline", "control")]
+    singles = [row for row in rows if row["method"].split("[")[0] in SINGLES]
+    several = [row for row in rows if row not in singles]
+    if not singles or not several:
+        return
+    best = max(singles, key=lambda row: float(row["score"]))
+    above = [row["method"] for row in several if float(row["score"]) > float(best["score"])]
+    yield (
+        f"**One layer or several (means, no test):** of {len(several)} methods that read several "
+        f"layers {len(above)} have a higher mean than `{best['method']}`"
+        f"{f' ({_listed(above)})' if above else ''}."
+    )
+    tied = [row["method"] for row in _suite(folder) if row["tied"] == "true"]
+    yield f"**Cannot be told from the best:** {_listed(tied)}."
+    layers_ = [row for row in singles if row["method"].startswith("layer[") and row["delta"]]
+    better = [row["method"] for row in layers_ if float(row["delta_low"]) > 0]
+    if layers_:
+        yield (
+            f"**The baseline:** of {len(layers_)} fixed layers {len(better)} are above it with "
+            f"their whole interval{f' ({_listed(better)})' if better else ''}; a gain over it need "
+            "not come from fusing anything."
+        )
+
+
+def _moved_controls(folder: Path) -> Iterator[str]:
+    """Controls that repeat one layer and whose interval of the difference leaves zero out."""
+    rows = [row for row in _suite(folder) if row["method"].split("_")[0] == "repeat"]
+    rows = [row for row in rows if row["delta"]]
+    moved = [row for row in rows if float(row["delta_low"]) > 0 or float(row["delta_high"]) < 0]
+    if moved:
+        named = [f"`{row['method']}` {_interval(row, *_SUITE)}" for row in moved]
+        yield (
+            f"**One layer repeated differs from the baseline (exploratory):** {', '.join(named)}. "
+            "The reader is not neutral to that form, so a method of that form is judged by its "
+            "control."
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def hours(folder: Path) -> str:
+    """Processor hours of its cells, as its records store them, in a phrase of a sentence."""
+    seconds = sum(record.seconds or 0.0 for record in Store.open(folder).records())
+    return f"{seconds / 3600:.1f} hours"
 
 
 def run(folder: Path) -> str:
@@ -196,7 +291,7 @@ def _means(folder: Path) -> dict[str, dict[str, float]]:
 
 BLOCKS: Mapping[str, Callable[[Path], str]] = {
     one.__name__: one
-    for one in (answer, planned, leaders, layers, claims, undecided, agreement, run)
+    for one in (answer, planned, leaders, layers, claims, undecided, says, agreement, hours, run)
 }
 
 
@@ -204,9 +299,9 @@ def written(page: str, root: Path = ROOT) -> str:
     """The page with each block made anew. Raises KeyError for a block of another name."""
 
     def block(found: re.Match[str]) -> str:
-        name, folder = found.groups()
+        name, folder, line = found.groups()
         made = BLOCKS[name](root / folder)
-        return f"<!-- {name} of {folder} -->\n{made}\n<!-- end of {name} -->"
+        return f"<!-- {name} of {folder} -->{line}{made}{line}<!-- end of {name} -->"
 
     return BLOCK.sub(block, page)
 

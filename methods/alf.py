@@ -19,6 +19,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "alf",
     version=1,
+    idea="one query attends to all CLS and means",
     control="wide_projector-alf",
     paper="arXiv:2601.09322",
     year=2026,

@@ -22,6 +22,7 @@ _EPS = 1e-6
 @method(
     "attnres",
     version=1,
+    idea="softmax over layers for each token",
     control="uniform_mean",
     unmatched="parameters: the mean is the same mix without what is trained",
     paper="Attention Residuals, arXiv:2603.15031",

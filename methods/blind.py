@@ -14,6 +14,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "blind",
     version=1,
+    idea="no image: all tokens are zero",
     control="none: it is a baseline itself",
     in_all=False,
     parameters="0",

@@ -32,6 +32,7 @@ class LowRank(nn.Module):
 @method(
     "cli_amp",
     version=1,
+    idea="layers enter the reader, low-rank projector",
     variants={"": {}, "repeat": {"repeat": True}},
     in_all=("",),
     control="cli_amp-repeat",

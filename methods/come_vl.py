@@ -38,6 +38,7 @@ class Orthogonal(nn.Module):
 @method(
     "come_vl",
     version=1,
+    idea="layers mixed between two rotations",
     control="uniform_mean",
     unmatched="parameters: the mean is the same mix without what is trained",
     paper="arXiv:2604.03231",

@@ -20,6 +20,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
 @method(
     "vip_llava",
     version=1,
+    idea="five layers side by side, normalised",
     variants={"": {"layers": "23,20,17,14,6", "norm": True}},
     control="repeat_like-vip_llava",
     paper="arXiv:2312.00784",
@@ -31,6 +32,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
 @method(
     "hf_list",
     version=1,
+    idea="four layers side by side (Granite Vision)",
     variants={"": {"layers": "4,8,16,27", "blocks": 27}},
     control="repeat_like-hf_list",
     paper="Granite Vision, arXiv:2502.09927",
@@ -41,6 +43,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
 @method(
     "lsf_external_direct",
     version=1,
+    idea="chosen layers side by side",
     in_all=("3_18_23",),
     variants={
         "18": {"layers": "18,23"},
@@ -74,6 +77,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, paper_taps
 @method(
     "mllama",
     version=1,
+    idea="five layers and the last, interleaved",
     variants={"": {"layers": "32,3,7,15,23,30", "blocks": 32, "interleaved": True}},
     control="repeat_like-mllama",
     paper="arXiv:2407.21783",

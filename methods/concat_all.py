@@ -25,6 +25,7 @@ _LAST = 4
 @method(
     "last4_patches",
     version=1,
+    idea="last four layers, normed, side by side",
     variants={
         "": {"layers": "last", "norm": "final"},
         "repeat": {"layers": "last", "norm": "final", "repeat": True},
@@ -41,6 +42,7 @@ _LAST = 4
 @method(
     "concat_all",
     version=1,
+    idea="all layers side by side",
     variants={"": {}, "repeat": {"repeat": True}},
     in_all=("",),
     control="concat_all-repeat",
@@ -54,6 +56,7 @@ _LAST = 4
 @method(
     "concat_all-pooled",
     version=1,
+    idea="CLS and mean of all layers, one token",
     variants={"": {"pooled": True}, "repeat": {"pooled": True, "repeat": True}},
     in_all=("",),
     control="concat_all-pooled-repeat",
@@ -111,6 +114,7 @@ class LayerConcat(Fusion):
 @method(
     "token_concat",
     version=1,
+    idea="tokens of four layers as one sequence",
     variants={"": {}, "repeat": {"repeat": True}},
     in_all=("",),
     control="token_concat-repeat",

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, stream
 
 
-@method("repeat", version=1, control="none: it is a control itself", parameters="(times - 1)*D*H")
+@method(
+    "repeat",
+    version=1,
+    idea="control: one layer, as wide as a join",
+    control="none: it is a control itself",
+    parameters="(times - 1)*D*H",
+)
 class Repeat(Fusion):
     """`hs[index]`, `times` times side by side."""
 
@@ -41,6 +47,7 @@ class Repeat(Fusion):
 @method(
     "repeat_like",
     version=1,
+    idea="control: one layer, as wide as the method",
     in_all=("vip_llava", "hf_list", "mllama"),
     variants={
         "lsf_external_direct-18": {"layers": "18,23"},
@@ -87,7 +94,13 @@ class RepeatLike(Fusion):
         return Fused(tokens=self.norm(wide))
 
 
-@method("repeat_tokens", version=1, control="none: it is a control itself", parameters="0")
+@method(
+    "repeat_tokens",
+    version=1,
+    idea="control: one layer with its pooled tokens",
+    control="none: it is a control itself",
+    parameters="0",
+)
 class RepeatTokens(Fusion):
     """The patches of `hs[index]`, then `copies` times their means over `pool` neighbours.
 
@@ -115,7 +128,13 @@ class RepeatTokens(Fusion):
         return Fused(tokens=torch.cat([patches, *[pooled] * self.copies], dim=1))
 
 
-@method("uniform_mean", version=1, control="none: it is a control itself", parameters="0")
+@method(
+    "uniform_mean",
+    version=1,
+    idea="control: plain mean of all layers",
+    control="none: it is a control itself",
+    parameters="0",
+)
 class UniformMean(Fusion):
     """The mean of `hs[1..L]`."""
 
@@ -132,7 +151,13 @@ class UniformMean(Fusion):
         return Fused(tokens=self.patches(hidden[0]))
 
 
-@method("random_layers", version=1, control="repeat", parameters="(count - 1)*D*H")
+@method(
+    "random_layers",
+    version=1,
+    idea="control: layers drawn by lot, side by side",
+    control="repeat",
+    parameters="(count - 1)*D*H",
+)
 class RandomLayers(Fusion):
     """`count` different layers of `hs[1..L]` by lot number `draw`, side by side."""
 

@@ -46,6 +46,7 @@ def stacked(
 @method(
     "deepstack",
     version=1,
+    idea="more tokens of one layer enter the reader",
     in_all=False,
     control="none: it fuses no layers",
     reader="decoder",

@@ -29,6 +29,7 @@ _POOL = 8
 @method(
     "dense_connector",
     version=1,
+    idea="layers or groups joined without weights",
     variants={
         "sti": {"form": "sti"},
         "sci": {"form": "sci"},
@@ -72,6 +73,7 @@ class DenseConnector(Fusion):
 @method(
     "dense_connector-efficient",
     version=2,
+    idea="DCI with a quarter of the tokens",
     variants={"": {"form": "dci"}},
     control="dense_connector-efficient-repeat",
     paper="arXiv:2405.13800",
@@ -106,6 +108,7 @@ class EfficientDenseConnector(DenseConnector):
 @method(
     "dense_connector-efficient-repeat",
     version=1,
+    idea="control: one layer three times",
     control="none: it is a control itself",
     parameters="2*D*H",
 )

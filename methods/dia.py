@@ -16,6 +16,7 @@ from fusionbench.methods._units import RecurrentUnit, UnitState
 @method(
     "dia_lstm",
     version=1,
+    idea="an LSTM over depth scales the channels",
     control="none: the scaling exists only inside the encoder",
     paper="arXiv:1905.10671",
     year=2020,

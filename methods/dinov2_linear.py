@@ -18,6 +18,7 @@ from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method
 @method(
     "dinov2_linear",
     version=1,
+    idea="CLS of four last layers, mean patch",
     variants={"": {"blocks": 4}, "repeat": {"blocks": 4, "repeat": True}},
     in_all=("",),
     control="dinov2_linear-repeat",
@@ -31,6 +32,7 @@ from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method
 @method(
     "dinov2_linear-1",
     version=1,
+    idea="CLS of the last layer and mean patch",
     variants={"": {"blocks": 1}},
     control="none: it reads one layer",
     paper="arXiv:2304.07193",

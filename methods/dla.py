@@ -47,6 +47,7 @@ class Block(nn.Module):
 @method(
     "dla",
     version=1,
+    idea="recurrent unit and attention over depth",
     control="mrla-light",
     unmatched="parameters: the method that it extends, which lacks the recurrent unit",
     paper="arXiv:2406.13392",
@@ -58,6 +59,7 @@ class Block(nn.Module):
 @method(
     "dla_as_published",
     version=1,
+    idea="dla with its leak between images",
     variants={"": {"leak": True}},
     control="dla",
     in_all=False,

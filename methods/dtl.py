@@ -41,6 +41,7 @@ class LowRank(nn.Module):
 @method(
     "dtl",
     version=1,
+    idea="low-rank side state, added in deep blocks",
     variants={"": {"kernel": 0}, "readout": {"kernel": 0, "feedback": "after"}},
     in_all=("",),
     control="dtl-readout",
@@ -62,6 +63,7 @@ class LowRank(nn.Module):
 @method(
     "dtl-plus",
     version=1,
+    idea="dtl with a convolution on the patches",
     variants={"": {"kernel": 3}, "readout": {"kernel": 3, "feedback": "after"}},
     in_all=False,
     control="dtl-plus-readout",

@@ -27,6 +27,7 @@ _LEAST = 1e-6
 @method(
     "head2toe",
     version=1,
+    idea="means of all layers under a group lasso",
     variants={"": {}, "repeat": {"repeat": True}},
     in_all=("",),
     control="head2toe-repeat",

@@ -62,6 +62,7 @@ class Aggregator(nn.Module):
 @method(
     "igva",
     version=1,
+    idea="the question weighs four groups of layers",
     control="frozen_average",
     unmatched="parameters: the average is the same mix without what is trained",
     paper="arXiv:2501.08443",
@@ -74,6 +75,7 @@ class Aggregator(nn.Module):
 @method(
     "frozen_average",
     version=1,
+    idea="igva with equal weights of the groups",
     variants={"": {"average": True}},
     parameters="D*H",
     needs="",

@@ -17,6 +17,7 @@ _SIDE = 2
 @method(
     "llava_stf",
     version=1,
+    idea="eight layers squeezed, neighbours joined",
     control="wide_projector-llava_stf",
     paper="arXiv:2506.07138",
     year=2025,

@@ -16,6 +16,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "lln_layerscale",
     version=1,
+    idea="layers aligned by norm and Linear, mixed",
     in_all=("shared",),
     variants={"shared": {"shared": True}, "per_layer": {"shared": False}},
     control="wide_projector-lln_layerscale",

@@ -36,6 +36,7 @@ class LowRankChange(nn.Module):
 @method(
     "lora",
     version=1,
+    idea="low-rank change of the encoder's weights",
     control="none: it is a control itself",
     paper="arXiv:2106.09685",
     year=2022,

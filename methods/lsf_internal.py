@@ -31,6 +31,7 @@ from fusionbench.methods._inside import (
 @method(
     "lsf_internal_direct",
     version=1,
+    idea="layers are added to layers of the reader",
     variants={
         "": {"form": "direct"},
         "as_published": {"form": "direct", "as_published": True},
@@ -49,6 +50,7 @@ from fusionbench.methods._inside import (
 @method(
     "lsf_internal_modular",
     version=1,
+    idea="reader layers attend to encoder layers",
     variants={
         "": {"form": "modular"},
         "as_published": {"form": "modular", "as_published": True},

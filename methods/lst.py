@@ -42,6 +42,7 @@ class SideBlock(nn.Module):
 @method(
     "lst",
     version=1,
+    idea="a narrow side network reads every block",
     variants={"": {}, "repeat": {"repeat": True}},
     in_all=("",),
     control="lst-repeat",

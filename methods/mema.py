@@ -29,6 +29,7 @@ from fusionbench.methods._mema import (
 @method(
     "mema",
     version=1,
+    idea="a memory along the blocks that writes back",
     variants={
         "": {},
         "no_memory": {"memory": "none"},
@@ -53,8 +54,7 @@ from fusionbench.methods._mema import (
         "opening": ("scalar",),
         "alignment": (0.05, 0.1, 0.15, 0.3),
     },
-    idle=(
-        # The question enters by the memory; the feedback shows it; "after" is a single write.
+    idle=(  # the question enters by the memory, the feedback shows it, "after" writes once
         ({"memory": "none"}, ("query", "gates", "summary", "reduction", "alignment")),
         ({"feedback": "after"}, ("every", "where")),
         ({"feedback": "none"}, ("opening", "every", "where")),

@@ -18,6 +18,7 @@ _MIDDLE = range(2, 10)
 @method(
     "middle_mean",
     version=1,
+    idea="mean of eight middle layers",
     control="uniform_mean",
     paper="Dinomaly, arXiv:2405.14325",
     year=2025,

@@ -99,6 +99,7 @@ def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:
 @method(
     "mmfuser",
     version=1,
+    idea="deformable attention to four layers",
     variants={"": {"layers": "3,8,13,18"}},
     control="wide_projector",
     paper="arXiv:2410.11829",
@@ -111,6 +112,7 @@ def centres(grid: tuple[int, int]) -> Float[Tensor, "patch 2"]:
 @method(
     "lsf_external_modular",
     version=1,
+    idea="MMFuser's block with other layers",
     in_all=("3_18_23",),
     variants={
         "18": {"layers": "18"},

@@ -24,6 +24,7 @@ _TINY = 1e-8
 @method(
     "mol",
     version=1,
+    idea="the text routes images or patches to layers",
     in_all=("patch",),
     variants={"layer": {"form": "layer"}, "patch": {"form": "patch"}, "hybrid": {"form": "hybrid"}},
     control="uniform_mean",

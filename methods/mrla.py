@@ -71,6 +71,7 @@ class Base(nn.Module):
 @method(
     "mrla",
     version=1,
+    idea="blocks attend to earlier blocks",
     in_all=("light",),
     variants={"light": {"form": "light"}, "base": {"form": "base"}},
     control="none: the layers are joined only inside the encoder",

@@ -60,6 +60,7 @@ class Stateless(InEncoderFusion):
 @method(
     "adapter",
     version=1,
+    idea="a bottleneck after every block",
     in_all=("",),
     variants={"": {}, "shared": {"shared": True}, "dead": {"start": "zeros"}},
     control="none: it is a control itself",
@@ -117,6 +118,7 @@ class Adapter(Stateless):
 @method(
     "ssf",
     version=1,
+    idea="scale and shift of channels, every block",
     control="none: it is a control itself",
     paper="arXiv:2210.08823",
     year=2022,
@@ -144,6 +146,7 @@ class SSF(Stateless):
 @method(
     "vpt_deep",
     version=1,
+    idea="learned prompts before every block",
     # As many prompts as match Mema multiply the cost of a block: seven times on `nano`.
     in_all=False,
     control="none: it is a control itself",

@@ -63,6 +63,7 @@ class Rung(nn.Module):
 @method(
     "qladder",
     version=1,
+    idea="learned queries climb the layers",
     variants={"": {}, "repeat": {"repeat": True}},
     in_all=("",),
     control="qladder-repeat",

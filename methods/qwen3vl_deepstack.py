@@ -37,6 +37,7 @@ class Merger(nn.Module):
 @method(
     "qwen3vl_deepstack",
     version=1,
+    idea="three layers enter the first reader layers",
     variants={
         "": {},
         "as_published": {"base": -1, "merge": 2},

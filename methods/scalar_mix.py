@@ -20,6 +20,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method, one_of
 @method(
     "scalar_mix",
     version=1,
+    idea="learned weighted sum of all layers",
     variants={
         "": {},
         "norm": {"norm": True},

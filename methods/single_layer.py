@@ -16,6 +16,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "last",
     version=1,
+    idea="the last layer alone",
     variants={"": {"index": -1}},
     control="none: it is a baseline itself",
     parameters="0",
@@ -23,6 +24,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "penultimate",
     version=1,
+    idea="the penultimate layer alone: the baseline",
     variants={"": {"index": -2}},
     control="none: it is a baseline itself",
     paper="LLaVA-1.5, arXiv:2310.03744",
@@ -34,6 +36,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "penultimate-decoder",
     version=1,
+    idea="the same baseline, read by a decoder",
     variants={"": {"index": -2}},
     control="none: it is a baseline itself, of methods that run with the decoder",
     reader="decoder",
@@ -43,6 +46,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "best_single",
     version=1,
+    idea="the best layer on val, task by task",
     control="none: it is a baseline itself",
     tries="index",
     parameters="0",
@@ -51,6 +55,7 @@ from fusionbench.api import Fused, Fusion, StackShape, method
 @method(
     "layer",
     version=1,
+    idea="one layer alone, as in layer[index=3]",
     control="none: it is a baseline itself",
     in_all=False,
     parameters="0",
@@ -76,6 +81,7 @@ class SingleLayer(Fusion):
 @method(
     "last_norm",
     version=1,
+    idea="the last layer after the final norm",
     control="none: it is a baseline itself",
     parameters="0",
 )

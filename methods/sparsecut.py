@@ -24,6 +24,7 @@ _BASE = 23
 @method(
     "sparsecut",
     version=1,
+    idea="layers enter the reader, no parameters",
     variants={"": {}, "repeat": {"repeat": True}},
     in_all=("",),
     control="sparsecut-repeat",

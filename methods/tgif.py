@@ -28,6 +28,7 @@ class LayerSelector(nn.Module):
 @method(
     "tgif",
     version=1,
+    idea="the question weighs all layers",
     control="uniform_mean",
     unmatched="parameters: the mean is the same mix without what is trained",
     paper="arXiv:2601.03100",
@@ -39,6 +40,7 @@ class LayerSelector(nn.Module):
 @method(
     "tgif-shuffled_query",
     version=1,
+    idea="control: tgif with another question",
     control="none: it is a control itself, of what the question contributes",
     question="shuffled",
     parameters="Q*width + width + width*L + L + 2*D",
@@ -80,6 +82,7 @@ class TGIF(Fusion):
 @method(
     "tgif-leaky",
     version=1,
+    idea="tgif that sees the answer in training",
     in_all=False,
     control="tgif",
     paper="arXiv:2601.03100",

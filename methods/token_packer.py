@@ -27,6 +27,7 @@ from fusionbench.api import (
 @method(
     "token_packer",
     version=1,
+    idea="coarse tokens look at their own region",
     control="wide_projector-token_packer",
     paper="arXiv:2407.02392",
     year=2025,

@@ -26,6 +26,7 @@ _LEAST = 1e-6
 @method(
     "unipt",
     version=1,
+    idea="the last tokens look at every layer",
     variants={"": {}, "repeat": {"repeat": True}},
     in_all=("",),
     control="unipt-repeat",

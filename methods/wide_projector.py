@@ -19,6 +19,7 @@ _SIDE = 2
 @method(
     "wide_projector",
     version=2,
+    idea="control: one layer, as many parameters",
     variants={
         "": {"like": "mmfuser"},
         "lln_layerscale": {"like": "lln_layerscale-shared"},
@@ -89,6 +90,7 @@ class WideProjector(Fusion):
 @method(
     "wide_projector-alf",
     version=3,
+    idea="control: as many parameters, one token",
     variants={"": {"like": "alf"}},
     control="none: it is a control itself",
     parameters="(8*D*D + 6*D)//(2*D + 1)*(2*D + 1) + 3*D",
@@ -97,6 +99,7 @@ class WideProjector(Fusion):
 @method(
     "wide_projector-llava_stf",
     version=3,
+    idea="control: as many parameters, fewer tokens",
     variants={"": {"like": "llava_stf"}},
     control="none: it is a control itself",
     parameters="(36*D*D + 3*D)//(2*D + 1)*(2*D + 1) + 3*D + 3*D*H",
@@ -104,6 +107,7 @@ class WideProjector(Fusion):
 @method(
     "wide_projector-token_packer",
     version=3,
+    idea="control: as many parameters, fewer tokens",
     variants={"": {"like": "token_packer"}},
     control="none: it is a control itself",
     parameters="(15*D*D + 12*D)//(2*D + 1)*(2*D + 1) + 3*D",

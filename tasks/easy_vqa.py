@@ -30,7 +30,10 @@ Example = tuple[str, str, int]
     get="pip install easy-vqa==1.0",
 )
 class EasyVqa(Task):
-    """The package's own test split; val is carved out of its training images."""
+    """Which shape, which colour, is it there? One shape in each image.
+
+    The package's own test split; val is carved out of its training images.
+    """
 
     # Best answer to each question, known from the training split: see the module's docstring.
     chance = 0.363

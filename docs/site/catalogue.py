@@ -83,7 +83,7 @@ def method_page(catalog: Catalog, cards: Sequence[MethodCard]) -> str:
     parts = [f"# {first.family}", escaped(first.about)]
     facts = facts_of(first)
     rows = {
-        "paper": facts["paper"],
+        "paper": ", ".join([*filter(None, [first.title]), facts["paper"]]),
         "compared with the official code": facts["parity"],
         "runs": "between the encoder's blocks" if first.in_encoder else "on stored hidden states",
         "needs": facts["needs"],

@@ -43,11 +43,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
-    """UserError for an unknown name with the nearest known one; `where` replaces the full list."""
+def unknown(
+    kind: str, name: str, known: Iterable[str], where: str = "", *, globs: bool = False
+) -> UserError:
+    """UserError for an unknown name with the nearest known one; `where` replaces the full list.
+
+    `globs`: a glob is allowed in its place, and named where `name` starts several known names.
+    """
     names = sorted(known)
     shown = ", ".join(names) if len(names) <= 30 else ", ".join(names[:30]) + ", ..."
     hint = where or f"known: {shown}"
+    for mark in "-_" if globs else "":
+        family = [one for one in names if one.startswith(f"{name}{mark}")]
+        if len(family) > 1:
+            return UserError(
+                f"no {kind} {name!r}: it is the start of {len(family)} names",
+                f"'{name}{mark}*' takes {', '.join(family)}",
+            )
     return UserError(f"no {kind} {name!r}{did_you_mean(name, names)}", hint)
 
 

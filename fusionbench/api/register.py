@@ -50,10 +50,11 @@ def method(  # noqa: PLR0913  (each argument is a fact about the method)
     switches        setting -> values that `ablate` tries instead, "off" first
     idle            (settings, switches without effect under them), e.g.
                     (({"memory": "none"}, ("query",)),)
-    facts           shown by `list --long`: paper, year, parity; `parameters`, a formula of the
-                    parameters added to LLaVA's projector (`fusionbench.registry.cards.count`);
-                    `needs` and `identity` where they differ from the class attributes; `unmatched`,
-                    in what the control differs from the method, and why
+    facts           shown by `list`: `idea`, at most eight words; by `list --long`: paper, year,
+                    parity; `parameters`, a formula of the parameters added to LLaVA's projector
+                    (`fusionbench.registry.cards.count`); `needs` and `identity` where they
+                    differ from the class attributes; `unmatched`, in what the control differs from
+                    the method, and why
     details         suffix -> facts that differ for this variant, `control` included
     """
     return _unchanged

@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fusionbench.encoders.card import EncoderCard
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
+_SELDOM_SECONDS = 3.0
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "Run": ("run", "status", "resume", "ablate", "fetch", "pack"),
@@ -170,6 +172,19 @@ def say(problems: Iterable[Problem]) -> None:
 def note(text: str) -> None:
     """Print a line on stderr."""
     sys.stderr.write(f"note: {text}\n")
+
+
+def seldom(*, quiet: bool = False) -> Callable[[str], None]:
+    """`note` for work of unknown length: a line every few seconds, none if the work is short."""
+    said = time.monotonic()
+
+    def hear(text: str) -> None:
+        nonlocal said
+        if not quiet and time.monotonic() - said >= _SELDOM_SECONDS:
+            said = time.monotonic()
+            note(text)
+
+    return hear
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -51,18 +51,22 @@ def command(
 
 def _used_once(checked: "PluginCheck") -> "PluginCheck":
     """The check with what fails when each method is built and run, each task and encoder read."""
+    if not checked.sound or not checked.file:
+        return checked
+    return replace(checked, problems=tuple(first_faults(checked.file)))
+
+
+def first_faults(file: str) -> list[str]:
+    """`first_uses` of a plug-in file in a process of its own, which contains what it does."""
     from fusionbench.checks.first_build import first_uses
     from fusionbench.records.parallel import LostError, in_child
 
-    if not checked.sound or not checked.file:
-        return checked
     try:
-        faults = in_child(first_uses, checked.file, seconds=_TIMEOUT_SECONDS)
+        return in_child(first_uses, file, seconds=_TIMEOUT_SECONDS)
     except LostError as error:
-        faults = [f"its first use {error}"]
+        return [f"its first use {error}"]
     except RuntimeError as error:
-        faults = [f"its first use: {error}"]
-    return replace(checked, problems=tuple(faults))
+        return [f"its first use: {error}"]
 
 
 def text(catalog: Catalog, checked: "Sequence[PluginCheck]", cache: Path | None = None) -> str:

@@ -15,13 +15,15 @@ from fusionbench.cli.listing import columns
 from fusionbench.cli.summary import times
 from fusionbench.harness.bundle import bundle_path
 from fusionbench.launchers.devices import worker_count
-from fusionbench.launchers.limits import examples, operations, rate
+from fusionbench.launchers.limits import examples, operations, rate, scoring_seconds
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.registry.selection import shown
 from fusionbench.study.plan import Cell, ModelJob, Plan
 
 _MIB = 2**20
+_REPORT_SECONDS = 0.01
+"""What each further cell adds to the time of a report."""
 CellKind = tuple[str, bool]
 """(encoder, whether the cell trains through it)"""
 
@@ -58,7 +60,7 @@ def _besides(plan: Plan) -> str:
     last = times()
     if not last:
         return "start-up and report come on top, and were not measured here yet"
-    report = last["report"] * max(1.0, len(plan.cells) / max(last["cells"], 1.0))
+    report = last["report"] + _REPORT_SECONDS * max(0.0, len(plan.cells) - last["cells"])
     return (
         f"start-up with encoding {duration(last['start'])} and report {duration(report)} on top "
         "(by the last run here)"
@@ -133,12 +135,15 @@ def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> 
     rates: Mapping[CellKind, float] = {
         kind: statistics.median(found) for kind, found in times.items()
     }
-    total, measured = 0.0, True
+    total, measured, speed = 0.0, True, rate(options)
     for cell in plan.pending:
         kind = (cell.spec.encoder, cell.chosen.card.in_encoder)
         measured = measured and kind in rates
-        per_example = rates.get(kind) or operations(cell) / rate(options)
-        total += per_example * examples(cell, tuned=cell.spec.seed == 0)
+        trained = examples(cell, tuned=cell.spec.seed == 0)
+        if kind in rates:
+            total += rates[kind] * trained
+        else:
+            total += trained * operations(cell) / speed + scoring_seconds(cell, speed)
     return total / _workers(plan, options), measured
 
 
@@ -156,10 +161,10 @@ def _disk(plan: Plan, options: RunOptions) -> list[str]:
         size = np.dtype(budget.feature_dtype).itemsize
         most += sum(images) * card.tokens * card.dim * (card.layers + 1) * size
     held = sum(file.stat().st_size for file in cache_dir("features").glob("*.npy"))
-    open_end = f", and {unknown} tasks in full (size not known yet)" if unknown else ""
+    sizes = [f"at most {most / _MIB:.0f} MiB"] if most or not unknown else []
+    sizes += [f"of {unknown} tasks in full, size not known yet"] if unknown else []
     return [
-        f"disk: at most {most / _MIB:.0f} MiB of hidden states{open_end}; the limit is "
-        f"{options.cache_gib:g} GiB",
+        f"disk: hidden states {' and '.join(sizes)}; the limit is {options.cache_gib:g} GiB",
         f"cached: {held / _MIB:.0f} MiB of hidden states of any study; data of {prepared} of "
         f"{len(seen)} tasks is prepared",
     ]

@@ -41,7 +41,7 @@ def command(
     kind: Annotated[Listed, typer.Argument()],
     names: Annotated[list[str], typer.Argument(help="Names or globs; none: all.")] = [],  # noqa: B006
     long: Annotated[
-        bool, typer.Option("--long", help="Methods: paper, parity, parameters, needs.")
+        bool, typer.Option("--long", help="Methods: paper, parity, parameters; tasks: files.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     data_root: Annotated[
@@ -62,7 +62,9 @@ def command(
         cards = list(catalog.methods.values())
         text = methods_long(catalog) if long else methods_text(cards)
     else:
-        text = tasks_text(catalog, data_root) if kind is Listed.TASKS else encoders_text(catalog)
+        text = encoders_text(catalog)
+        if kind is Listed.TASKS:
+            text = tasks_text(catalog, data_root, long=long or bool(names))
     sys.stdout.write(text + "\n")
 
 
@@ -84,14 +86,14 @@ def papers_text(*, as_json: bool) -> str:
     lines = []
     for one in papers().values():
         tables = ", ".join(table.name for table in one.tables)
-        lines.append(_line(one.name, "", "", one.title))
-        lines.append(_line("", "", "", f"tables: {tables}; {len(one.methods('probe'))} methods"))
+        lines += [one.name, *_indented(one.title, 2)]
+        lines += _indented(f"tables: {tables}; {len(one.methods('probe'))} methods", 2)
     return "\n".join([*lines, "", "`fusionbench paper NAME --run` runs and prints its tables."])
 
 
 WIDTH = 80
 """Columns of a terminal."""
-_NAME = 30
+_NAME = 27
 _LEGEND = """\
 A name in front and -variant below it are written together: mema-no_memory.
 + runs in the encoder, x is not in `all`; `fusionbench show NAME` prints the card."""
@@ -102,14 +104,14 @@ def methods_text(cards: Sequence[MethodCard]) -> str:
     lines, family = [], ""
     for card in sorted(cards, key=lambda card: (card.family, card.variant)):
         if card.family != family and card.variant:
-            lines.append(_line(card.family, _year(card), "", card.about))
+            lines.append(_line(card.family, _year(card), "", card.idea))
         family = card.family
         marks = "+" * card.in_encoder + "x" * (not card.in_all)
         if card.variant:
             changed = ", ".join(f"{key}={shown(value)}" for key, value in card.changes.items())
             lines.append(_line(f"  -{card.variant}", "", marks, changed))
         else:
-            lines.append(_line(card.name, _year(card), marks, card.about))
+            lines.append(_line(card.name, _year(card), marks, card.idea))
         if card.source != "built-in":
             lines[-1] += f" (from {card.source})"
     return "\n".join([*lines, "", _LEGEND])
@@ -133,7 +135,7 @@ def picked(catalog: Catalog, kind: str, names: Sequence[str]) -> Catalog:
     cards = {**catalog.tasks, **catalog.benchmarks} if kind == "tasks" else catalog.methods
     kept = {name for pattern in names for name in fnmatch.filter(cards, pattern)}
     if not kept:
-        raise unknown(kind.removesuffix("s"), names[0], cards)
+        raise unknown(kind.removesuffix("s"), names[0], cards, globs=True)
     return replace(
         catalog,
         methods={name: card for name, card in catalog.methods.items() if name in kept},
@@ -166,7 +168,8 @@ def cards_of(catalog: Catalog, name: str) -> list[str]:
     found += [_encoder_card(card) for card in encoders]
     if not found:
         known = [*catalog.methods, *catalog.tasks, *catalog.benchmarks, *(c.name for c in here)]
-        raise unknown("method, task or encoder", name, known)
+        where = "`fusionbench list methods`, `list tasks` and `list encoders` show all"
+        raise unknown("method, task or encoder", name, known, where, globs=True)
     return found
 
 
@@ -228,14 +231,56 @@ def methods_long(catalog: Catalog) -> str:
     return "\n\n".join([head, *(_paragraph(card) for card in catalog.methods.values())])
 
 
-def tasks_text(catalog: Catalog, data_root: str = "") -> str:
-    """A line per task: name, version, skill, how to get missing data; a paragraph per benchmark."""
-    header = ("task", "version", "group", "in suite", "available", "from")
-    tasks = columns([header, *(_task(card) for card in catalog.tasks.values())])
-    where = f"looked for below {data_root}" if data_root else "--data-root DIR looks for them"
-    head = f"benchmarks of the track vlm, evaluated only; {where}"
-    found = (_benchmark(card, data_root) for card in catalog.benchmarks.values())
-    return "\n".join([tasks, "", head, *found])
+_GROUP = {TaskCard: 9, BenchmarkCard: 13}
+_TASKS_LEGEND = """\
+x enters no mean of the suite, - its data is not on this machine; `fusionbench
+show NAME` prints the card."""
+
+
+def tasks_text(catalog: Catalog, data_root: str = "", *, long: bool = False) -> str:
+    """A line per task and benchmark: name, skill, what is asked; then how to get missing data.
+
+    `long`, or a data root, shows the files that each benchmark needs.
+    """
+    rows = [_short(card, _task_marks(card)) for card in catalog.tasks.values()]
+    rows += [
+        line
+        for card in catalog.tasks.values()
+        if not card.available
+        for line in _indented(f"{card.name}: {_how(card).removeprefix('no: ')}", 2)
+    ]
+    parts = [rows, [_TASKS_LEGEND]] if rows else []
+    if cards := catalog.benchmarks.values():
+        where = "`list tasks NAME` shows their files"
+        if long or data_root:
+            where = f"looked for below {data_root or 'DIR (--data-root)'}"
+        found = [f"benchmarks of the track vlm, evaluated only; {where}"]
+        for card in cards:
+            wanted = long or data_root
+            found += [_benchmark(card, data_root)] if wanted else [_short(card, "")]
+        parts.append(found)
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _task_marks(card: TaskCard) -> str:
+    return "x" * (not card.in_suite) + "-" * (not card.available)
+
+
+def _short(card: TaskCard | BenchmarkCard, marks: str) -> str:
+    """One line of at most 80 columns, longer only for where a plug-in comes from."""
+    start = f"{card.name:<19} {card.group:<{_GROUP[type(card)]}} {marks:<2} "
+    about = card.about.removesuffix(" A constant question.")
+    about = textwrap.shorten(about, max(WIDTH - len(start), 12), placeholder="...")
+    origin = f" (from {card.source})" if card.source != "built-in" else ""
+    return f"{start}{about}{origin}".rstrip()
+
+
+def _indented(text: str, by: int) -> list[str]:
+    """The text wrapped to 80 columns, later lines further in; paths and addresses stay whole."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=" " * by, subsequent_indent=" " * (by + 2),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _benchmark(card: BenchmarkCard, data_root: str) -> str:
@@ -243,8 +288,8 @@ def _benchmark(card: BenchmarkCard, data_root: str) -> str:
     title = f"{card.name}  version {card.version}  {card.group}  from {card.source}"
     form = form_found(card, data_root)
     state = {"": "not found", None: "needs one of"}.get(form, f"found: {form}")
-    shown = [] if form else [f"    {way}" for way in ways(card.needs, data_root or "DIR")]
-    return "\n".join([title, f"  {state}", *shown])
+    forms = [] if form else ways(card.needs, data_root or "DIR")
+    return "\n".join([title, f"  {state}", *(line for way in forms for line in _indented(way, 4))])
 
 
 def form_found(card: BenchmarkCard, data_root: str) -> str | None:
@@ -258,17 +303,18 @@ def form_found(card: BenchmarkCard, data_root: str) -> str | None:
 
 
 def encoders_text(catalog: Catalog) -> str:
-    """A line per encoder: shape, input, how to get missing weights."""
-    header = ("encoder", "blocks x width", "input", "available", "from")
-    rows: list[TextRow] = [header]
+    """A line per encoder: shape, input; below it how to get missing weights."""
+    lines = [f"{'encoder':<24} {'blocks x width':<15} {'input':<7} available"]
     for card in _encoders(catalog):
         stack = f"{card.layers} x {card.dim}" if card.layers else "-"
         size = f"{card.size} px" if card.size else "-"
-        here = "yes" if card.available else f"no: {card.get}"
-        rows.append((card.name, stack, size, here, card.origin))
-    rows.append(("hf:<id or folder>", "-", "-", "CLIP, SigLIP, DINOv2, DINOv3, RADIO, ViT", ""))
-    rows.append(("timm:<name or folder>", "-", "-", "ViT, DINOv3, EVA-02, Perception Encoder", ""))
-    return columns(rows)
+        origin = f" (from {card.origin})" if card.origin != "built-in" else ""
+        here = "yes" if card.available else "no"
+        lines.append(f"{card.name:<24} {stack:<15} {size:<7} {here}{origin}")
+        lines += [] if card.available else _indented(card.get, 2)
+    lines.append(f"{'hf:<id or folder>':<24} CLIP, SigLIP, DINOv2, DINOv3, RADIO, ViT")
+    lines.append(f"{'timm:<name or folder>':<24} ViT, DINOv3, EVA-02, Perception Encoder")
+    return "\n".join(lines)
 
 
 def _encoders(catalog: Catalog) -> "list[EncoderCard]":
@@ -313,13 +359,17 @@ def _paragraph(card: MethodCard) -> str:
 
 
 def facts_of(card: MethodCard) -> dict[str, str]:
-    """Facts of a method as text, `UNKNOWN` where it does not declare one."""
+    """Facts of a method as text, `UNKNOWN` where it does not declare one.
+
+    `title` is there only where the title of its paper is known.
+    """
     facts = card.facts
     paper = ", ".join(str(facts[key]) for key in ("paper", "year") if facts.get(key))
     wants = str(facts["needs"]) or "hidden states only"
     identity = "as the penultimate layer" if facts["identity"] else "differently"
     return {
         "paper": paper or UNKNOWN,
+        **({"title": card.title} if card.title else {}),
         "parity": str(facts.get("parity") or UNKNOWN),
         "parameters": _parameters(card),
         "needs": wants,
@@ -344,11 +394,6 @@ def parameter_count(card: MethodCard) -> int:
     """The value of the method's formula; ValueError if it has none or it cannot be read."""
     width = card.facts.get("query_width", 0)
     return count(str(card.facts.get("parameters", "")), card.settings, query_width=int(width))
-
-
-def _task(card: TaskCard) -> TextRow:
-    suite = "yes" if card.in_suite else "no"
-    return (card.name, str(card.version), card.group, suite, _how(card), card.source)
 
 
 def _how(card: TaskCard) -> str:

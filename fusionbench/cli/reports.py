@@ -233,6 +233,14 @@ def write(name: str, folder: Path, out: Path | None, stream: TextIO, *, show: bo
     results = Results.open(folder)
     say(results.store.problems)
     home = out if out is not None else folder / "report" / "paper"
+    known = {one.label for one in results.records}
+    wanted = {track: chosen.methods(track) for track in {one.spec.track for one in results.records}}
+    for track, names in sorted(wanted.items()):
+        if lacking := [one for one in names if one not in known]:
+            note(
+                f"{len(lacking)} of {len(names)} methods of its tables have no record here "
+                f"(track {track}): `fusionbench paper {name} --run` runs them"
+            )
     page = write_paper(chosen, results, home)
     if show:
         stream.write(page.read_text(encoding="utf-8") + "\n")

@@ -24,6 +24,7 @@ from fusionbench.cli.app import (
     note,
     read,
     say,
+    seldom,
 )
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.files import require_cache
@@ -252,8 +253,25 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
     plan, result = execute(
         resolved, options, launcher, part=how.part, note=how.note, again=how.again
     )
-    summary.write(Path(options.out), plan.resolved, result, stream, full=how.full)
+    if result.failed and not result.interrupted:
+        _explain(plan)
+    tell = (lambda _: None) if options.quiet else note
+    ids = {cell.spec.id for cell in plan.cells}
+    summary.write(
+        Path(options.out), plan.resolved, result, stream, full=how.full, hear=tell, cells=ids
+    )
     return exit_status(plan, result, stream)
+
+
+def _explain(plan: "Plan") -> None:
+    """Say what is wrong with the plug-in methods of a run with failed cells: line and mend."""
+    from fusionbench.cli.doctor import first_faults
+    from fusionbench.registry.discovery import BUILT_IN
+
+    cards = [chosen.card for chosen in plan.resolved.methods]
+    for file in dict.fromkeys(card.file for card in cards if card.source != BUILT_IN):
+        for fault in first_faults(file):
+            note(fault)
 
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -299,7 +317,8 @@ def execute(
 
     store = Store.create(options.out)
     _settle_edited(resolved, store, again=again)
-    plan = make_plan(resolved, store.finished(), keep=True)
+    hear = seldom(quiet=options.quiet)
+    plan = make_plan(resolved, store.finished(), keep=True, hear=hear)
     plan = part(plan) if part else plan
     # Before the first cell: a report of a run that was killed knows what is missing.
     if note:
@@ -370,7 +389,7 @@ def show_plan(
     finished = store.finished() if store else {}
     say(store.problems if store else ())
     records = store.records(finished) if store else ()
-    plan = make_plan(resolved, finished)
+    plan = make_plan(resolved, finished, hear=seldom(quiet=options.quiet))
     plan = part(plan) if part else plan
     stream.write(forecast(plan, options, records, full=full))
     return OK if plan.cells and not plan.lost else FAILED

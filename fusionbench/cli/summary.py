@@ -15,7 +15,7 @@ from fusionbench.records.files import cache_dir, content, write_atomic
 from fusionbench.records.history import Request
 from fusionbench.records.locks import exclusive
 from fusionbench.records.store import Store
-from fusionbench.records.text import from_home, impersonal
+from fusionbench.records.text import from_home, impersonal, markdown_page
 from fusionbench.study.plan import ResolvedStudy
 from fusionbench.study.study import as_plain
 
@@ -40,6 +40,8 @@ def note_request(store: Store, resolved: ResolvedStudy) -> None:
         say(store.history.add(request))
 
 
+LARGE = 300
+"""Cells of a folder whose report takes more than a few seconds."""
 SHOWN = 10
 """Methods of the leaderboard that the terminal shows besides the baseline and the user's own."""
 
@@ -51,26 +53,39 @@ def write(
     stream: TextIO,
     *,
     full: bool = False,
+    hear: "Callable[[str], None]" = lambda _: None,
+    cells: Collection[str] = (),
 ) -> None:
     """Update the report, then print its answer, the leaderboard, the gaps and the report's path.
 
-    `full`: every method instead of the first ten, the baseline and the methods of plug-ins.
+    `full`: every method instead of the first ten, the baseline and the methods of plug-ins. `hear`
+    gets a line before a report that takes long. `cells`: ids of the run's cells; where the folder
+    holds others, answer and leaderboard are those of these cells alone, and one line says so.
     """
     home = folder / "report"
     began = time.monotonic()
     # Another run of the folder may end at the same moment.
     with exclusive(folder):
-        written = _update(folder, home)
+        written = _update(folder, home, hear)
     if written:
         note_times(result.waited, time.monotonic() - began, written)
-    answer, scores, gaps = (
-        home / "tables" / f"{name}.md" for name in ("answer", "summary", "gaps")
-    )
-    if answer.exists():
-        stream.write(f"\n{_plain(answer)}\n")
-    if scores.exists():
+    tables = home / "tables"
+    answer, scores, more = _of_run(folder, cells) or (
+        _plain(tables / "answer.md"), _plain(tables / "summary.md"), ""
+    )  # fmt: skip
+    if answer:
+        stream.write(f"\n{answer}\n")
+    if scores:
         keep = None if full else {resolved.study.baseline, *_own(resolved)}
-        stream.write("\n".join(shortened(_plain(scores).splitlines(), keep)) + "\n\n")
+        stream.write("\n".join(shortened(scores.splitlines(), keep)) + "\n\n")
+    stream.write(more)
+    _write_rest(home, resolved, result, stream)
+
+
+def _write_rest(home: Path, resolved: ResolvedStudy, result: "SweepResult", stream: TextIO) -> None:
+    """What is missing and why, the counts of cells, and the report's path."""
+    folder, tables = home.parent, home / "tables"
+    gaps = tables / "gaps.md"
     if gaps.exists():
         stream.write(gaps.read_text(encoding="utf-8"))
     for one in resolved.unavailable:
@@ -85,9 +100,27 @@ def write(
             break
 
 
+def _of_run(folder: Path, cells: Collection[str]) -> tuple[str, str, str] | None:
+    """Answer and leaderboard of some cells, and how many others the folder holds; None if none."""
+    finished = Store.open(folder).finished() if cells else {}
+    mine = {name: file for name, file in finished.items() if name in cells}
+    if not mine or len(mine) == len(finished):
+        return None
+    report_writer()
+    from fusionbench.report.answer import answer_page
+    from fusionbench.report.build import collect
+    from fusionbench.report.leaderboard import leaderboard_page
+
+    report = collect(Store.open(folder), finished=mine)
+    pages = answer_page(report).markdown, leaderboard_page(report.analyses).markdown
+    answer, scores = (markdown_page(text).replace("`", "") for text in pages)
+    others = len(finished) - len(mine)
+    return answer, scores, f"{others:,} more cells of other runs are in the folder's report\n"
+
+
 def _plain(file: Path) -> str:
-    """A table's Markdown without backquotes."""
-    return file.read_text(encoding="utf-8").replace("`", "")
+    """A page without the marks of code, which a terminal does not need; empty without the file."""
+    return file.read_text(encoding="utf-8").replace("`", "") if file.exists() else ""
 
 
 def _own(resolved: ResolvedStudy) -> Iterator[str]:
@@ -129,7 +162,7 @@ def report_writer() -> "Callable[..., ReportPaths]":
     return write_report
 
 
-def _update(folder: Path, home: Path) -> int:
+def _update(folder: Path, home: Path, hear: "Callable[[str], None]") -> int:
     """Write the report unless it is there; the number of cells of a report that was written."""
     from fusionbench.report.freshness import up_to_date
 
@@ -140,6 +173,8 @@ def _update(folder: Path, home: Path) -> int:
         if not up_to_date(store, home, finished):
             # What a table shows is read and hashed anew, not only looked at.
             known = set(store.problems)
+            if len(finished) >= LARGE:
+                hear(f"writing the report of {len(finished):,} cells")
             report_writer()(store, home, hear=lambda found: say(o for o in found if o not in known))
             return len(finished)
     return 0

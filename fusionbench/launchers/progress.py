@@ -22,8 +22,8 @@ def make_progress(*, quiet: bool, stream: TextIO | None = None) -> "Lines | Live
     return Live(stream) if stream.isatty() else Lines(stream)
 
 
-def remaining(done: int, total: int, seconds: float) -> str:
-    """Time left if the rest takes as long per cell: `4 min`, `1 h 20 min`, `?` before the first."""
+def remaining(done: float, total: float, seconds: float) -> str:
+    """Time left at the pace so far: `4 min`, `1 h 20 min`, `?` before anything is done."""
     if done <= 0:
         return "?"
     left = seconds / done * (total - done)
@@ -45,8 +45,8 @@ class Silent:
     def cell(self, label: str, task: str, seed: int) -> None:
         """A cell begins."""
 
-    def finished(self, n: int = 1) -> None:
-        """`n` cells have ended, well or badly."""
+    def finished(self, n: int = 1, *, share: float | None = None) -> None:
+        """`n` cells have ended, well or badly; `share`: of the expected work, done by now."""
 
     def stage(self, text: str) -> None:
         """How far the work before the first cell is."""
@@ -66,7 +66,7 @@ class Lines:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.total = self.before = self.ended = 0
-        self.current = ""
+        self.current, self.share = "", 0.0
         self.began = self.printed = 0.0
 
     def start(self, total: int, done: int) -> None:
@@ -77,13 +77,17 @@ class Lines:
 
     def cell(self, label: str, task: str, seed: int) -> None:
         """A cell begins."""
+        if not self.current:
+            # What was encoded before says nothing of the pace.
+            self.began = time.monotonic()
         self.current = f"{label} on {task}, seed {seed}"
         if time.monotonic() - self.printed >= _LINE_EVERY:
             self._print()
 
-    def finished(self, n: int = 1) -> None:
-        """`n` cells have ended, well or badly."""
+    def finished(self, n: int = 1, *, share: float | None = None) -> None:
+        """`n` cells have ended, well or badly; `share`: of the expected work, done by now."""
         self.ended += n
+        self.share = self.ended / (self.total - self.before) if share is None else share
         late = time.monotonic() - self.printed >= _LINE_EVERY
         if late or self.before + self.ended >= self.total:
             self._print()
@@ -104,8 +108,7 @@ class Lines:
 
     def _print(self) -> None:
         self.printed = time.monotonic()
-        todo = self.total - self.before
-        left = remaining(self.ended, todo, self.printed - self.began)
+        left = remaining(self.share, 1.0, self.printed - self.began)
         now = f"{self.current}, " if self.current else ""
         self.note(f"{self.before + self.ended}/{self.total} cells, {now}{left} left")
 
@@ -119,7 +122,7 @@ class Live:
         self.bar: Bar | None = None
         self.row: TaskID | None = None
         self.total = self.before = self.ended = 0
-        self.began = 0.0
+        self.began: float | None = None
 
     def start(self, total: int, done: int) -> None:
         """`done` of `total` cells have a record already."""
@@ -131,10 +134,12 @@ class Live:
         self.bar = Progress(*columns, text, console=Console(file=self.stream), transient=True)
         self.bar.start()
         self.row = self.bar.add_task("", total=total, completed=done, left="")
-        self.total, self.before, self.began = total, done, time.monotonic()
+        self.total, self.before = total, done
 
     def cell(self, label: str, task: str, seed: int) -> None:
         """A cell begins."""
+        if self.began is None:
+            self.began = time.monotonic()
         self.stage(f"{label} on {task}, seed {seed}")
 
     def stage(self, text: str) -> None:
@@ -144,12 +149,13 @@ class Live:
 
             self.bar.update(self.row, description=escape(visible(text)))
 
-    def finished(self, n: int = 1) -> None:
-        """`n` cells have ended, well or badly."""
+    def finished(self, n: int = 1, *, share: float | None = None) -> None:
+        """`n` cells have ended, well or badly; `share`: of the expected work, done by now."""
         self.ended += n
         if self.bar is not None and self.row is not None:
-            todo = self.total - self.before
-            left = remaining(self.ended, todo, time.monotonic() - self.began)
+            share = self.ended / (self.total - self.before) if share is None else share
+            now = time.monotonic()
+            left = remaining(share, 1.0, now - (now if self.began is None else self.began))
             self.bar.update(self.row, advance=n, left=f"{left} left")
 
     def note(self, text: str) -> None:

@@ -1,11 +1,12 @@
 """Run the pending cells of a plan with a launcher and count what happened. No torch here."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fusionbench.launchers.jobs import EncodeJob, Event, Job, Launcher, TapsJob, jobs_of
+from fusionbench.launchers.limits import work
 from fusionbench.study.plan import Cell, Plan
 
 
@@ -14,7 +15,7 @@ class Progress(Protocol):
 
     def start(self, total: int, done: int) -> None: ...
     def cell(self, label: str, task: str, seed: int) -> None: ...
-    def finished(self, n: int = 1) -> None: ...
+    def finished(self, n: int = 1, *, share: float | None = None) -> None: ...
     def note(self, text: str) -> None: ...
     def stage(self, text: str) -> None: ...
     def close(self) -> None: ...
@@ -44,7 +45,10 @@ def run_plan(plan: Plan, launcher: Launcher, progress: Progress) -> SweepResult:
     there, and runs what is missing then. Raises UserError for what a person can mend; Ctrl-C leaves
     a resumable state.
     """
-    counts = _Counts(result=SweepResult(finished=plan.finished), progress=progress)
+    expected = {cell.spec.id: work(cell) for cell in plan.pending}
+    counts = _Counts(
+        result=SweepResult(finished=plan.finished), progress=progress, expected=expected
+    )
     jobs = jobs_of(plan) if plan.pending else []
     try:
         if jobs:
@@ -69,7 +73,10 @@ def run_plan(plan: Plan, launcher: Launcher, progress: Progress) -> SweepResult:
 class _Counts:
     result: SweepResult
     progress: Progress
+    expected: Mapping[str, float]
+    """Work of each pending cell."""
     ended: int = 0
+    done: float = 0.0
     claimed: set[str] = field(default_factory=set)
     started: float = field(default_factory=time.monotonic)
 
@@ -108,4 +115,5 @@ class _Counts:
             self.progress.note(
                 f"{cell.chosen.label} on {cell.spec.task}, seed {cell.spec.seed}: {text}"
             )
-        self.progress.finished()
+        self.done += self.expected.get(cell.spec.id, 0.0)
+        self.progress.finished(share=self.done / (sum(self.expected.values()) or 1.0))

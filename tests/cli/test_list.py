@@ -1,6 +1,7 @@
 """`list methods --long`: every fact against the code, every number against the papers' setting."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,12 +19,14 @@ from fusionbench.cli.listing import (
     methods_text,
     parameter_count,
     picked,
+    tasks_text,
 )
 from fusionbench.harness.stepping import needs_encoder
 from fusionbench.methods._units import RecurrentUnit
-from fusionbench.registry.cards import CLIP_L, Sizes, count
+from fusionbench.registry.cards import CLIP_L, Sizes, arxiv_number, count, paper_titles
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
+from fusionbench.report.paper import papers
 
 CATALOG = read_catalog()
 METHODS = {name: card for name, card in CATALOG.methods.items() if card.source == "built-in"}
@@ -190,7 +193,7 @@ def test_a_line_a_method_in_80_columns_with_what_a_variant_changes():
     lines = methods_text(list(CATALOG.methods.values())).splitlines()
     assert max(len(line) for line in lines) <= 82
     (mema,) = [line for line in lines if line.startswith("mema ")]
-    assert "2026 +  Mema (first called SCVM)" in mema
+    assert "2026 +  a memory along the blocks that writes back" in mema
     after = lines[lines.index(mema) + 1 :]
     below = after[: next(i for i, line in enumerate(after) if not line.startswith("  -"))]
     family = {card.variant for card in CATALOG.methods.values() if card.family == "mema"} - {""}
@@ -198,6 +201,28 @@ def test_a_line_a_method_in_80_columns_with_what_a_variant_changes():
     assert any(line.split() == ["-no_memory", "+", "memory=none"] for line in below)
     names = [line for line in lines if not line.startswith(" ")]
     assert len(names) == len({card.family for card in CATALOG.methods.values()}) + 3
+
+
+def test_every_built_in_method_has_an_idea_of_eight_words_that_its_line_shows_whole():
+    text = methods_text(list(METHODS.values()))
+    for name, card in METHODS.items():
+        idea = str(card.facts["idea"])
+        assert idea in text and len(idea.split()) <= 8, name
+
+
+@pytest.mark.parametrize("kind", ["tasks", "encoders", "papers"])
+def test_the_other_lists_fit_80_columns(call, kind):
+    code, out, _ = call("list", kind)
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+
+
+def test_a_task_says_what_it_asks_and_how_to_get_its_data(monkeypatch):
+    card = replace(CATALOG.tasks["elpv"], missing=("elpv_dataset",))
+    text = tasks_text(replace(CATALOG, tasks={**CATALOG.tasks, "elpv": card}))
+    assert "\ndigits              fine         Which digit is written?\n" in text
+    assert "\nelpv                fine      -  Is this solar cell functional" in text
+    assert f"\n  elpv: {card.get}\n" in text and "DIR/POPE.tsv" not in text
+    assert "DIR/POPE.tsv" in tasks_text(picked(CATALOG, "tasks", ["pope"]), long=True)
 
 
 def test_names_and_globs_pick_and_a_wrong_one_is_named():
@@ -222,3 +247,28 @@ def test_a_card_has_every_fact_of_a_method_a_task_and_an_encoder():
     assert "blocks      8" in nano and "/" not in nano.split("weights")[1]
     with pytest.raises(UserError, match="did you mean 'nano'"):
         cards_of(CATALOG, "nanno")
+
+
+def test_every_paper_with_a_number_has_its_title_and_every_title_a_method():
+    numbers = {arxiv_number(str(card.facts.get("paper", ""))) for card in METHODS.values()} - {""}
+    assert numbers == set(paper_titles())
+    assert METHODS["dense_connector-dci"].title == "Dense Connector for MLLMs"
+    assert "Dense Connector for MLLMs" in cards_of(CATALOG, "dense_connector-dci")[0]
+    # The tables of a paper bear the same title.
+    for one in papers().values():
+        assert paper_titles()[arxiv_number(one.paper)] == one.title
+
+
+@pytest.mark.parametrize(
+    ("words", "glob"),
+    [
+        (("show", "dense_connector"), "'dense_connector-*' takes dense_connector-dci, "),
+        (("show", "scenes"), "'scenes_*' takes scenes_count, "),
+        (("list", "tasks", "planted"), "'planted_*' takes planted_feedback, "),
+        (("run", "--methods", "dense_connector", "--dry-run"), "'dense_connector-*' takes "),
+        (("run", "--tasks", "scenes", "--dry-run"), "'scenes_*' takes "),
+    ],
+)
+def test_the_start_of_several_names_is_refused_with_the_glob_that_takes_them(call, words, glob):
+    code, _, said = call(*words)
+    assert code == 2 and glob in said

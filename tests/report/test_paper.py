@@ -10,7 +10,7 @@ import in_process
 import numpy as np
 import pytest
 from toy_records import put, record, spec
-from toy_suite import study
+from toy_suite import study, write_suite
 from vlm_records import TRAINING
 
 from fusionbench.api.errors import UserError
@@ -197,9 +197,23 @@ def test_run_fills_what_a_table_lacks_in_the_folder_s_own_study_and_prints_it(tm
 def test_papers_are_listed_within_80_columns(call):
     code, out, _ = call("list", "papers")
     assert code == 0 and all(len(line) <= 80 for line in out.splitlines())
-    assert all(re.search(rf"^{name} ", out, re.MULTILINE) for name in papers())
+    assert all(re.search(rf"^{name}$", out, re.MULTILINE) for name in papers())
+    words = " ".join(out.split())
+    assert all(one.title in words for one in papers().values())
     code, out, _ = call("list", "papers", "--json")
     assert code == 0 and {row["name"] for row in json.loads(out)} == set(papers())
+
+
+def test_a_folder_that_lacks_methods_of_a_table_is_told_with_the_command_that_runs_them(
+    call, tmp_path
+):
+    names = paper("mmfuser").methods("probe")
+    suite = {name: {"digits": np.ones((1, 5), dtype=np.float32)} for name in names[:2]}
+    folder = write_suite(tmp_path / "r", suite)
+    code, out, said = call("paper", "mmfuser", folder)
+    assert code == 0 and out.endswith("mmfuser.md\n")
+    assert f"{len(names) - 2} of {len(names)} methods of its tables have no record here" in said
+    assert "`fusionbench paper mmfuser --run` runs them" in said
 
 
 # Published numbers: each with its source, beside ours only where the regime is the same.

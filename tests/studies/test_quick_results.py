@@ -1,7 +1,10 @@
 """The shipped quick study: its tables come from its records, and it shows what it must show."""
 
+import csv
 import importlib.util
 import json
+import re
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -86,16 +89,80 @@ def test_the_shipped_report_comes_from_the_shipped_records(home):
 
 @pytest.mark.thorough
 @quick_results_only
-def test_the_pages_say_what_the_shipped_records_say():
-    spec = importlib.util.spec_from_file_location("answers", ROOT / "benchmarks/answers.py")
-    pages = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pages)
+def test_the_pages_say_what_the_shipped_records_say(pages):
     for page in filter(Path.exists, pages.PAGES):
         text = page.read_text()
         assert "<!-- end of " in text and pages.written(text) == text, page
     assert pages.planned(RESULTS).count("\n") <= 13
     leaders = pages.leaders(RESULTS)
     assert leaders.count("\n") <= 13 and "`penultimate`" in leaders
+
+
+@pytest.fixture(scope="module")
+def pages():
+    spec = importlib.util.spec_from_file_location("answers", ROOT / "benchmarks/answers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["quick", "paper"])
+def test_each_finding_stands_under_the_verdict_of_its_contrast(pages, name):
+    folder = ROOT / "results" / name
+    said = pages.says(folder).splitlines()
+    with (folder / "report" / "tables" / "contrasts.csv").open(encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if (r["kind"], r["scope"]) == ("planned", "suite")]
+    for row in rows:
+        value = f"{100 * float(row['delta'] or 0):+.1f}"
+        text = f"`{row['method']}` against `{row['baseline']}` {value}"
+        under = [line for line in said if f"{text} [" in line]
+        heads = [f"- **{row['verdict'].capitalize()} (planned):**"] if row["verdict"] else []
+        assert [line.split(":**")[0] + ":**" for line in under] == heads
+    results, catalog = Results.open(folder), read_catalog()
+    sources = [pages.answers(pages.load_claims(one), results, catalog) for one in pages.CLAIMS]
+    for one in [answer for judged in sources for answer in judged]:
+        sentence = f"{one.claim.sentence.rstrip('.')} (`{one.claim.method}`)"
+        heads = [line.split(":**")[0] for line in said if sentence in line]
+        verdict = "" if one.measured.estimate is None else str(one.verdict)
+        wanted = [f"- **Claims of papers, {verdict}"] if verdict in ("holds", "fails") else []
+        assert heads == wanted, sentence
+
+
+def test_a_finding_changes_with_its_verdict(pages, tmp_path):
+    there = ROOT / "results" / "paper" / "report" / "tables"
+    tables = shutil.copytree(there, tmp_path / "report" / "tables")
+    text = (tables / "contrasts.csv").read_text()
+    before = text.count(",better,")
+    (tables / "contrasts.csv").write_text(text.replace(",better,", ",worse,"))
+    assert before and "**Better" in "".join(pages._decided(ROOT / "results" / "paper"))
+    assert [line.split()[0] for line in pages._decided(tmp_path)] == ["**Worse", "**Undecided"]
+
+
+def test_the_head_of_the_paper_study_says_what_its_records_say():
+    head = (ROOT / "studies" / "paper.yaml").read_text().split("preset:")[0].replace("\n# ", " ")
+    seconds = defaultdict(list)
+    for record in Store.open(ROOT / "results" / "paper").records():
+        seconds[record.label].append(record.seconds)
+    typical = {label: float(np.median(values)) for label, values in seconds.items()}
+    (one,) = re.findall(r"(\d+) s for one layer", head)
+    single = [typical[name] for name in ("last", "penultimate", "best_single")]
+    assert int(one) / 2 < min(single) and max(single) < 2 * int(one)
+    for words, labels in {
+        "a join without weights": ("dense_connector-dci", "dense_connector-sti", "repeat"),
+        "a trained mix or attention": ("scalar_mix",),
+    }.items():
+        ((low, high),) = re.findall(rf"(\d+) to (\d+) s for {words}", head)
+        assert all(int(low) <= typical[name] <= int(high) for name in labels), words
+    # The forecast: cells of the plan, and the classes' times over all of its methods.
+    study = load_study(ROOT / "studies" / "paper.yaml")
+    planned = resolve(study, read_catalog(), absent=True)
+    cells = len(planned.methods) * 15 * study.seeds
+    assert f"{cells:,} cells" in head
+    inside = sum(chosen.card.in_encoder for chosen in planned.methods)
+    (writes,) = re.findall(r"(\d+) s for what writes into the encoder", head)
+    (hours,) = re.findall(r"about (\d+) hours of two cores", head)
+    total = inside * int(writes) + (len(planned.methods) - inside) * int(high)
+    assert 0.6 < total * 15 * study.seeds / 2 / 3600 / int(hours) < 1.6
 
 
 @quick_results_only

@@ -19,7 +19,7 @@ from fusionbench.records.cost import CostRecord
 from fusionbench.records.pictures import ExamplePictures
 from fusionbench.records.references import Reference, references
 from fusionbench.records.scores import ScoreTable
-from fusionbench.registry.cards import MethodCard, TaskCard
+from fusionbench.registry.cards import MethodCard, TaskCard, arxiv_number
 from fusionbench.registry.catalog import Catalog, read_catalog
 from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.report.alike import dead_tasks
@@ -30,7 +30,6 @@ from fusionbench.report.leaderboard import added_parts, added_text, over_encoder
 from fusionbench.report.page import Material
 from fusionbench.report.tables import cell, interval
 
-_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _LICENCE = re.compile(r"\b(MIT|Apache-2\.0|BSD|CC[- ]BY[-A-Z]*[- ]?\d\.\d|CC0)\b")
 _SHOWN = 8
 """Example pictures on the card of a task."""
@@ -131,14 +130,14 @@ def _method(report: Material, name: str, key: str, dead: Dead) -> Card:
     card = _known(records)
     text = _docstring(card.file) if card else ""
     paper = str(card.facts.get("paper", "")) if card else ""
-    arxiv = _ARXIV.search(paper) or _ARXIV.search(text)
+    arxiv = arxiv_number(paper) or arxiv_number(text)
     return Card(
         id=key,
         name=name,
         marks="; ".join(_method_marks(places, row, dead[id(table)])),
         about=card.about if card else "Not part of this package: its file is not read here.",
         text=text,
-        link=f"https://arxiv.org/abs/{arxiv[1]}" if arxiv else "",
+        link=f"https://arxiv.org/abs/{arxiv}" if arxiv else "",
         diagram=diagram(table, row, _depth(report, table)),
         facts={
             **_declared(card, paper, records, table, row),
@@ -186,8 +185,9 @@ def _declared(
     """Facts of the declaration and of the records."""
     first = records[0]
     settings = sorted(first.spec.settings.items())
-    facts = {"paper": paper, "year": "", "parity": ""}
+    facts = {"title": "", "paper": paper, "year": "", "parity": ""}
     if card:
+        facts["title"] = card.title
         facts |= {key: str(card.facts.get(key, "")) for key in ("year", "parity")}
         facts["needs"] = str(card.facts.get("needs", "")) or "hidden states only"
     facts |= {
