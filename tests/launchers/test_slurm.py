@@ -70,6 +70,7 @@ def tables(folder):
     }
 
 
+@pytest.mark.fault("clusters", "a cluster that does not answer", "one line, exit code 2")
 def test_a_cluster_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -109,6 +110,7 @@ def test_what_is_asked_of_the_cluster():
         _ = SlurmOptions(more={"tasks": "0"}).tasks
 
 
+@pytest.mark.fault("clusters", "damaged notes of submissions", "left out")
 def test_notes_of_submissions_are_read_back_and_damaged_ones_left_out(tmp_path):
     note_tasks(tmp_path, {"12_0": ("a", "b"), "12_1": ("c",)})
     note_tasks(tmp_path, {"13": ("d",)})
@@ -116,6 +118,9 @@ def test_notes_of_submissions_are_read_back_and_damaged_ones_left_out(tmp_path):
     assert noted_tasks(tmp_path) == {"12_0": ("a", "b"), "12_1": ("c",), "13": ("d",)}
 
 
+@pytest.mark.fault(
+    "clusters", "a study on a real Slurm, in two arrays", "the tables of one machine, byte for byte"
+)
 @pytest.mark.slow
 @real
 def test_a_study_on_a_cluster_gives_the_tables_of_one_machine(here, whole, tmp_path):
@@ -161,10 +166,15 @@ def workers_of(task):
     return found
 
 
+@pytest.mark.fault(
+    "clusters",
+    "Slurm: a task cancelled, one requeued, one signalled, a worker and both daemons killed",
+    "the same tables after `resume`",
+)
 @real
 @pytest.mark.slow
 def test_cancelled_killed_requeued_and_signalled_tasks_end_with_the_same_tables(
-    here, whole, tmp_path
+    here, whole, tmp_path, injected
 ):
     folder, hold = tmp_path / "results", tmp_path / "hold"
     hold.touch()
@@ -208,8 +218,10 @@ def test_cancelled_killed_requeued_and_signalled_tasks_end_with_the_same_tables(
     code, out, err = in_process.run("resume", folder, *more)
     assert code == 0, out + err
     assert tables(folder) == tables(whole)
+    injected(6)
 
 
+@pytest.mark.fault("clusters", "Slurm: a task at its time limit", "requeued, the same tables")
 @real
 @pytest.mark.slow
 def test_a_task_at_its_time_limit_is_requeued_and_ends_with_the_same_tables(here, whole, tmp_path):
