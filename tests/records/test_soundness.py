@@ -241,33 +241,45 @@ def test_an_edited_design_is_named_and_moved_aside_before_the_next_is_written(st
     assert "moved to" in moved.message and read_designs(store.folder) == [planned]
 
 
-def _write_other(folder, share):
+def of_writer(number):
+    return outcomes(0.1 + 0.05 * (number % 16), number)
+
+
+def _write_other(folder, number):
     store = Store.open(folder)
-    scores = outcomes(share, 11)
+    scores = of_writer(number)
     store.write(record(spec(seed=5), scores), scores, ITEMS)
     os._exit(0 if all("another run of cell" in one.message for one in store.problems) else 3)
 
 
-def test_writers_of_one_cell_with_other_outcomes_all_live_and_all_results_are_kept(store):
+@pytest.mark.fault(
+    "stored data", "writers of one cell with different outcomes, all at once",
+    "none dies; the first counts, the others are kept in `conflicts/` and named",
+)  # fmt: skip
+@pytest.mark.parametrize("count", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_writers_of_one_cell_with_other_outcomes_all_live_and_all_results_are_kept(
+    store, count, injected
+):
     context = multiprocessing.get_context("fork")
-    shares = [0.1 + 0.05 * number for number in range(12)]
-    writers = [context.Process(target=_write_other, args=(store.folder, share)) for share in shares]
+    writers = [
+        context.Process(target=_write_other, args=(store.folder, number)) for number in range(count)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert [writer.exitcode for writer in writers] == [0] * len(shares)
+    assert [writer.exitcode for writer in writers] == [0] * count
     fresh = Store.open(store.folder)
     assert len(fresh.finished(reread=True)) == 3
-    assert len(fresh.problems) == len(shares) - 1
+    assert len(fresh.problems) == count - 1
     assert not (store.folder / "damaged").exists()
     first = fresh.find(spec(seed=5).id)
     assert fresh.outcomes(first).mean() == pytest.approx(first.score)
-    kept = {first.score} | {
-        json.loads(one.read_text())["score"] for one in (store.folder / "conflicts").iterdir()
-    }
-    assert sorted(kept) == pytest.approx([outcomes(share).mean() for share in shares])
+    files = list((store.folder / "conflicts").iterdir())
+    kept = [first.score, *(json.loads(one.read_text())["score"] for one in files)]
+    assert sorted(kept) == pytest.approx(sorted(of_writer(n).mean() for n in range(count)))
     assert "the first record counts" in fresh.problems[0].message
+    injected(count)
 
 
 def test_a_writer_with_equal_outcomes_leaves_no_second_result(store):
