@@ -69,8 +69,8 @@ def test_which_taps_are_missing_changes_no_bit(key, images, tmp_path, monkeypatc
 
 
 def test_a_full_cache_refuses_with_the_numbers(key, images):
-    with pytest.raises(UserError, match="GiB") as error:
-        features.encode(PixelToyEncoder(), images, key, [(2,)], limit_gib=1e-6)
+    with pytest.raises(UserError, match=r"grow to \d+\.\d\d KiB, the limit is 1\.00 KiB") as error:
+        features.encode(PixelToyEncoder(), images, key, [(2,)], limit_gib=2**-20)
     assert "--limit-cache" in error.value.hint
     assert not list(key.path((2,)).parent.glob("*"))
 
