@@ -330,9 +330,10 @@ def _refuse_overflow(shape: tuple[int, int, int], dtype: str, taps: int, limit_g
     folder = cache_dir() / "features"
     folder.mkdir(parents=True, exist_ok=True)
     used = sum(path.stat().st_size for path in folder.glob("*.npy"))
-    if used + need > limit_gib * _GIB:
+    limit = limit_gib * _GIB
+    if used + need > limit:
         raise FatalError(
-            f"the feature cache would grow to {_size(used + need)}, the limit is {limit_gib:g} GiB",
+            f"the feature cache would grow to {_size(used + need)}, the limit is {_size(limit)}",
             hint=f"raise --limit-cache, use float16 features, or empty {folder}",
         )
     free = shutil.disk_usage(folder).free

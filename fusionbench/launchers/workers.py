@@ -4,6 +4,7 @@ What a worker or a plug-in in it prints goes to standard error; its last lines a
 cell whose worker died can quote them.
 """
 
+import errno
 import faulthandler
 import os
 import signal
@@ -23,6 +24,7 @@ from fusionbench.api.errors import FatalError, UserError
 from fusionbench.launchers.devices import uses_gpu
 from fusionbench.launchers.jobs import Company, Event, Job, company_of
 from fusionbench.records.cell import RunOptions
+from fusionbench.records.files import cache_dir
 from fusionbench.records.parallel import die_with_parent
 
 _GRACE_SECONDS = 5.0
@@ -217,8 +219,8 @@ def events_of(work: Callable[[Job], Iterator[Event]], job: Job) -> Iterator[Even
     except FatalError:
         raise
     except (Exception, SystemExit) as error:
-        if isinstance(error, UserError) and not company_of(job):
-            raise
+        if not company_of(job):
+            _raise_fatal(error)
         yield Event(kind="broken", text=last_lines(error))
     except KeyboardInterrupt as error:
         # Ctrl-C does not reach a worker: a plug-in has raised it.
@@ -226,6 +228,17 @@ def events_of(work: Callable[[Job], Iterator[Event]], job: Job) -> Iterator[Even
             raise
         yield Event(kind="broken", text=last_lines(error))
     yield Event(kind="idle")
+
+
+def _raise_fatal(error: BaseException) -> None:
+    """Raise what ends the run: an error for people, or a full disk."""
+    if isinstance(error, UserError):
+        raise error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # A full disk under the results is a FatalError already: this is the cache.
+        place = error.filename or cache_dir()
+        hint = "set FUSIONBENCH_CACHE to a larger disk"
+        raise FatalError(f"no space left on the disk of {place}", hint) from error
 
 
 def last_lines(error: BaseException) -> str:
