@@ -139,6 +139,11 @@ def test_no_worker_runs_code_of_two_plugins(sweep):
         assert len({company_of(job) for job in worker.had}) <= 1
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a worker that dies, idle or at work",
+    "replaced; its cell is tried twice, then named with the last lines",
+)
 def test_a_worker_that_died_idle_is_replaced_and_its_job_runs(sweep):
     def once(worker, job):
         yield from well(worker, job)
@@ -149,6 +154,11 @@ def test_a_worker_that_died_idle_is_replaced_and_its_job_runs(sweep):
     assert (result.executed, failed) == (8, {})
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a worker that dies, idle or at work",
+    "replaced; its cell is tried twice, then named with the last lines",
+)
 def test_a_cell_whose_worker_dies_is_tried_once_more_and_the_others_go_on(sweep):
     def dies(worker, job):
         if label(job) != "bad_threads":
@@ -163,6 +173,11 @@ def test_a_cell_whose_worker_dies_is_tried_once_more_and_the_others_go_on(sweep)
     assert all("exit code 9" in why and "2 times" in why for _, why in failed["bad_threads"])
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a worker that dies, idle or at work",
+    "replaced; its cell is tried twice, then named with the last lines",
+)
 def test_a_death_that_is_not_repeated_costs_no_cell(sweep):
     deaths = []
 
@@ -177,6 +192,9 @@ def test_a_death_that_is_not_repeated_costs_no_cell(sweep):
     assert (result.executed, result.failed, failed, len(deaths)) == (8, 0, {}, 4)
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "an encoding that fails", "its trainings fail by name, the others run"
+)
 def test_an_encoding_or_a_question_that_fails_fails_its_trainings_by_name(sweep):
     def fails(worker, job):
         if isinstance(job, EncodeJob) and job.taps is None:
@@ -194,6 +212,9 @@ def test_an_encoding_or_a_question_that_fails_fails_its_trainings_by_name(sweep)
     assert "exit code 9" in failed["bad_threads"][0][1]
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "a worker whose state cannot be set back", "it runs nothing else"
+)
 def test_a_spoiled_worker_runs_nothing_else_and_the_cells_that_are_left_run_elsewhere(sweep):
     def spoils(worker, job):
         if label(job) != "good":
@@ -211,6 +232,9 @@ def test_a_spoiled_worker_runs_nothing_else_and_the_cells_that_are_left_run_else
     assert all(one.had[-1:] and label(one.had[-1]) == "good" for one in spoiled)
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "a method that never returns", "ended at `--limit-cell` with a reason"
+)
 def test_a_cell_that_hangs_is_ended_and_after_two_its_method_is_not_tried_again(sweep, plan):
     def hangs(worker, job):
         if label(job) != "good":

@@ -70,6 +70,9 @@ def assert_left_out(store, *said, seeds=(1,)):
     return fresh
 
 
+@pytest.mark.fault(
+    "stored data", "items edited or lost", "named, left out; a run writes them again"
+)
 def test_edited_items_are_no_items_of_any_record_and_a_run_writes_them_again(store):
     (file,) = (store.folder / "items").iterdir()
     values = json.loads(file.read_text())
@@ -85,6 +88,9 @@ def test_edited_items_are_no_items_of_any_record_and_a_run_writes_them_again(sto
     assert [one.suffix for one in (store.folder / "damaged").iterdir()] == [".json"] * 2
 
 
+@pytest.mark.fault(
+    "stored data", "items edited or lost", "named, left out; a run writes them again"
+)
 def test_lost_items_leave_their_records_out_until_a_run_writes_them_again(store):
     (file,) = (store.folder / "items").iterdir()
     file.unlink()
@@ -93,6 +99,9 @@ def test_lost_items_leave_their_records_out_until_a_run_writes_them_again(store)
     assert len(Store.open(store.folder).finished()) == 2
 
 
+@pytest.mark.fault(
+    "stored data", "a record or outcomes changed, size and time kept", "named, left out"
+)
 @pytest.mark.parametrize("part", ["cells", "outcomes"])
 def test_a_digit_that_changes_with_size_and_time_kept_is_seen(store, part):
     file = cell_file(store) if part == "cells" else scores_file(store)
@@ -103,6 +112,9 @@ def test_a_digit_that_changes_with_size_and_time_kept_is_seen(store, part):
     assert_left_out(store, "edited")
 
 
+@pytest.mark.fault(
+    "stored data", "a record or outcomes changed, size and time kept", "named, left out"
+)
 def test_bits_that_rot_under_the_file_system_are_seen_by_whatever_shows_numbers(store):
     assert len(Store.open(store.folder).finished()) == 2
     file, ledger = scores_file(store), store.folder / ".checked"
@@ -118,6 +130,9 @@ def test_bits_that_rot_under_the_file_system_are_seen_by_whatever_shows_numbers(
     assert "outcomes were damaged or edited" in str(fresh.problems[0])
 
 
+@pytest.mark.fault(
+    "stored data", "a record signed anew with another seed, score or type", "left out"
+)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -142,6 +157,9 @@ def test_a_signed_record_with_other_values_does_not_count(store, changes, said):
     assert_left_out(store, said)
 
 
+@pytest.mark.fault(
+    "stored data", "a record signed anew with another seed, score or type", "left out"
+)
 def test_a_record_of_schema_1_with_another_chance_does_not_count(store):
     first = next(Store.open(store.folder).records())
     file = cell_file(store, first.spec.seed)
@@ -150,6 +168,9 @@ def test_a_record_of_schema_1_with_another_chance_does_not_count(store):
     assert len(fresh.finished()) == 1 and "chance is 1, not from 0 to" in str(fresh.problems[0])
 
 
+@pytest.mark.fault(
+    "stored data", "outcomes of another length, or that are no scores", "refused or left out"
+)
 def test_outcomes_of_another_length_than_the_items_do_not_count(store):
     other = replace(record(spec(seed=7), outcomes(0.5)), items=ITEMS.hash, examples=39)
     scores = outcomes(0.5)[:39]
@@ -163,6 +184,11 @@ def test_outcomes_of_another_length_than_the_items_do_not_count(store):
     assert_left_out(store, "40 items of 39 examples", seeds=(0, 1))
 
 
+@pytest.mark.fault(
+    "stored data",
+    "dangling links, loops, pipes, deep JSON in place of a file",
+    "named, no hang; all other cells count",
+)
 @pytest.mark.parametrize("name", ["0", "8", "f"])
 def test_a_link_to_nothing_or_to_itself_hides_no_other_file(store, name):
     nothing, loop = (store.folder / "cells" / f"{name * 19}{n}.json" for n in range(2))
@@ -175,6 +201,11 @@ def test_a_link_to_nothing_or_to_itself_hides_no_other_file(store, name):
     assert_left_out(store, "outcomes are missing")
 
 
+@pytest.mark.fault(
+    "stored data",
+    "dangling links, loops, pipes, deep JSON in place of a file",
+    "named, no hang; all other cells count",
+)
 @pytest.mark.parametrize(
     "text",
     [DEEP, '{"a":' * 100_000, "\0" * 50, '{"checksum": NaN}', "7"],
@@ -192,12 +223,22 @@ def test_json_that_is_none_or_too_deep_is_named_wherever_it_is_read(store, text)
     assert f"{last}: ignored: the failure of a cell cannot be read" in str(fresh.problems[-1])
 
 
+@pytest.mark.fault(
+    "stored data",
+    "dangling links, loops, pipes, deep JSON in place of a file",
+    "named, no hang; all other cells count",
+)
 def test_a_pipe_in_place_of_a_record_is_named_and_nobody_waits_for_it(store):
     cell_file(store).unlink()
     os.mkfifo(cell_file(store))
     assert_left_out(store, "not a regular file")
 
 
+@pytest.mark.fault(
+    "stored data",
+    "`study.json` or `ablations.json` edited",
+    "named, moved aside, never overwritten",
+)
 @pytest.mark.parametrize("old", ['"seeds": 2', '"digits"', '"name": "toy"'])
 def test_an_edited_request_is_named_and_moved_aside_before_the_next_is_written(store, old):
     file = store.folder / "study.json"
@@ -228,6 +269,11 @@ def test_a_request_of_an_earlier_version_without_a_checksum_is_read(store):
     assert "seeds of a study is 'two', not int" in str(fresh.history.problems()[0])
 
 
+@pytest.mark.fault(
+    "stored data",
+    "`study.json` or `ablations.json` edited",
+    "named, moved aside, never overwritten",
+)
 def test_an_edited_design_is_named_and_moved_aside_before_the_next_is_written(store):
     design = Design(kind="one_factor_out", method="mema", variants=(Variant(label="mema"),))
     cells = {"mema": {"digits": (spec().id,)}}
@@ -288,6 +334,7 @@ def test_a_writer_with_equal_outcomes_leaves_no_second_result(store):
     assert not (store.folder / "conflicts").exists()
 
 
+@pytest.mark.fault("stored data", "files changed before or after a merge", "named, left out")
 def test_merging_reads_and_hashes_whatever_the_notes_say(store, tmp_path):
     assert len(Store.open(store.folder).finished()) == 2
     (store.folder / "outcomes" / f"{spec(seed=0).id}.bin").write_bytes(encode(outcomes(0.9)))
@@ -295,6 +342,7 @@ def test_merging_reads_and_hashes_whatever_the_notes_say(store, tmp_path):
     assert count == 1 and "outcomes were damaged or edited" in str(problems[0])
 
 
+@pytest.mark.fault("stored data", "files changed before or after a merge", "named, left out")
 @pytest.mark.parametrize("name", ["cells.jsonl", "facts.json", "items.json", "outcomes.npz"])
 def test_a_compact_form_with_a_changed_file_says_which(store, tmp_path, name):
     merge([store.folder], tmp_path / "compact")
@@ -310,6 +358,9 @@ def test_a_compact_form_with_a_changed_file_says_which(store, tmp_path, name):
     assert any(f"{name}: changed since" in str(one) for one in fresh.problems)
 
 
+@pytest.mark.fault(
+    "stored data", "outcomes of another length, or that are no scores", "refused or left out"
+)
 def test_outcomes_that_are_no_scores_are_refused_before_anything_is_written(store):
     wrong = np.full(40, 1.5, dtype=np.float32)
     with pytest.raises(ValueError, match="outcomes from 1.5 to 1.5"):

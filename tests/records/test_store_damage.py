@@ -40,6 +40,9 @@ def assert_named_and_ignored(store, path, said):
     assert path.exists()
 
 
+@pytest.mark.fault(
+    "stored data", "records and outcomes truncated, edited, swapped, missing", "named, left out"
+)
 @pytest.mark.parametrize("kept", [0, 1, 50, -2])
 def test_a_truncated_record_does_not_count(store, kept):
     path = damaged_file(store)
@@ -47,6 +50,9 @@ def test_a_truncated_record_does_not_count(store, kept):
     assert_named_and_ignored(store, path, "truncated or not JSON")
 
 
+@pytest.mark.fault(
+    "stored data", "records and outcomes truncated, edited, swapped, missing", "named, left out"
+)
 @pytest.mark.parametrize(
     ("old", "new"), [('"score": 0.5', '"score": 0.9'), ('"status": "done"', '"status": "skipped"')]
 )
@@ -58,6 +64,9 @@ def test_an_edited_record_does_not_count(store, old, new):
     assert_named_and_ignored(store, path, "edited")
 
 
+@pytest.mark.fault(
+    "stored data", "records and outcomes truncated, edited, swapped, missing", "named, left out"
+)
 def test_a_record_under_another_name_does_not_count(store):
     path = damaged_file(store)
     other = path.with_name("0" * 20 + ".json")
@@ -65,6 +74,9 @@ def test_a_record_under_another_name_does_not_count(store):
     assert_named_and_ignored(store, other, "another cell")
 
 
+@pytest.mark.fault(
+    "stored data", "records and outcomes truncated, edited, swapped, missing", "named, left out"
+)
 def test_missing_truncated_and_swapped_outcomes_are_seen(store):
     path = damaged_file(store)
     scores = store.folder / "outcomes" / f"{path.stem}.bin"
@@ -134,6 +146,7 @@ def test_a_damaged_record_is_moved_aside_only_when_its_cell_is_written_again(sto
     assert len(Store.open(store.folder).finished()) == 2
 
 
+@pytest.mark.fault("stored data", "a writer killed while it writes", "whole records only")
 def test_the_rest_of_a_kill_is_replaced_and_old_temporary_files_go(store):
     cell = spec(seed=7)
     (store.folder / "outcomes" / f"{cell.id}.bin").write_bytes(b"half of it")
@@ -149,7 +162,8 @@ def test_the_rest_of_a_kill_is_replaced_and_old_temporary_files_go(store):
     assert len(Store.open(store.folder).finished()) == 3
 
 
-def test_a_writer_killed_at_any_moment_leaves_only_whole_records(store):
+@pytest.mark.fault("stored data", "a writer killed while it writes", "whole records only")
+def test_a_writer_killed_at_any_moment_leaves_only_whole_records(store, injected):
     code = (
         f"import itertools, sys; sys.path.insert(0, {TESTS!r}); from toy_records import *;"
         f"store = Store.open({str(store.folder)!r});"
@@ -172,8 +186,14 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_records(store):
             assert fresh.outcomes(kept).shape == (len(ITEMS.names),)
         before = len(found)
     assert before > 8
+    injected(3)
 
 
+@pytest.mark.fault(
+    "stored data",
+    "a disk that refuses a write: space, quota, permission, read-only, file size",
+    "one line, no half record",
+)
 @pytest.mark.parametrize(
     ("number", "said"),
     [
@@ -201,6 +221,11 @@ def test_a_disk_that_refuses_is_said_in_words_and_leaves_no_half_record(
     assert not list(store.folder.glob("*/.*"))
 
 
+@pytest.mark.fault(
+    "stored data",
+    "a disk that refuses a write: space, quota, permission, read-only, file size",
+    "one line, no half record",
+)
 def test_a_real_limit_on_file_size_is_reported_like_a_full_disk(store):
     code = (
         f"import resource, sys; sys.path.insert(0, {TESTS!r}); from toy_records import *;"
