@@ -11,14 +11,14 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from multiprocessing import Pipe, get_context, parent_process, set_forkserver_preload
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 from fusionbench.api.errors import FatalError, UserError
 from fusionbench.launchers.devices import uses_gpu
@@ -214,8 +214,14 @@ def events_of(work: Callable[[Job], Iterator[Event]], job: Job) -> Iterator[Even
     Raises UserError for what makes further work impossible; of a job with code of plug-ins only
     what the disk or the device says.
     """
+    events = work(job)
     try:
-        yield from work(job)
+        for event in events:
+            yield event  # noqa: UP028  (`yield from` closes the job, whose end may raise anything)
+    except GeneratorExit:
+        with suppress(Exception):
+            cast(Generator[Event, None, None], events).close()
+        raise
     except FatalError:
         raise
     except (Exception, SystemExit) as error:

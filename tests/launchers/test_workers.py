@@ -6,6 +6,8 @@ import pytest
 
 from fusionbench.launchers import devices
 from fusionbench.launchers.devices import worker_count
+from fusionbench.launchers.jobs import Event
+from fusionbench.launchers.workers import events_of
 from fusionbench.records.cell import RunOptions
 
 
@@ -32,3 +34,18 @@ def test_no_more_than_one_for_each_core(monkeypatch):
     monkeypatch.setattr(devices, "gpu_count", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     assert worker_count(RunOptions(device="cuda")) == 2
+
+
+def test_a_job_whose_end_raises_is_closed_without_a_word(recwarn, capsys):
+    """A plug-in that closed the descriptors of its worker: sending fails, and so does cleaning."""
+
+    def work(_):
+        try:
+            yield Event(kind="begun")
+        finally:
+            raise OSError("the descriptor is closed")
+
+    events = events_of(work, None)
+    assert next(events).kind == "begun"
+    events.close()
+    assert not recwarn.list and capsys.readouterr().err == ""
