@@ -216,8 +216,9 @@ def events_of(work: Callable[[Job], Iterator[Event]], job: Job) -> Iterator[Even
     """
     events = work(job)
     try:
-        for event in events:
-            yield event  # noqa: UP028  (`yield from` closes the job, whose end may raise anything)
+        # Not `yield from`, which closes the job: its end may raise anything.
+        for event in events:  # noqa: UP028
+            yield event
     except GeneratorExit:
         with suppress(Exception):
             cast(Generator[Event, None, None], events).close()
