@@ -1,21 +1,36 @@
 """Every target has its script, and the page of results holds what was measured and no more."""
 
+import ast
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fault_lines import FaultLines
 
 HERE = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not HERE.exists(), reason="an installed wheel has no benchmarks")
 
 
-@pytest.fixture
-def targets():
-    spec = importlib.util.spec_from_file_location("benchmark_targets", HERE / "targets.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", HERE / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look for their module.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def targets():
+    return script("targets")
+
+
+@pytest.fixture(scope="module")
+def reliability():
+    return script("reliability")
 
 
 def test_every_target_has_a_script(targets):
@@ -77,3 +92,53 @@ def test_a_target_without_a_measurement_says_so_and_one_with_names_its_device(ta
     (plan,) = [line for line in lines if line.startswith("| planning")]
     (ten,) = [line for line in lines if line.startswith("| ten seeds")]
     assert "9 -> 4.5 s, a machine" in plan and "not yet measured" in ten
+
+
+def faults_of(file):
+    """Group and text of the faults that the tests of a file name in a marker."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            words = [one.value for one in node.args if isinstance(one, ast.Constant)]
+            if node.func.attr == "fault" and len(words) == 3:
+                yield words[0], words[1]
+
+
+def test_every_fault_of_the_matrix_has_its_test_and_every_test_of_a_fault_a_row(reliability):
+    lines = reliability.read([reliability.KEPT])
+    gone = {line.function for line in lines if not reliability.test_files(line.function)}
+    assert not gone, f"no such tests: remove their lines from {reliability.KEPT.name}"
+    tests = reliability.ROOT / "tests"
+    named = {fault for file in tests.rglob("test_*.py") for fault in faults_of(file)}
+    assert len(named) > 40
+    missing = named - {(line.group, line.fault) for line in lines}
+    assert not missing, "run these tests with FUSIONBENCH_FAULTS, then benchmarks/reliability.py"
+
+
+def test_the_matrix_is_what_the_tests_said(reliability):
+    lines = reliability.read([reliability.KEPT])
+    page = reliability.PAGE.read_text()
+    assert reliability.filled(page, lines) == page
+    assert not [line.test for line in lines if line.outcome == "failed"]
+
+
+def test_a_test_of_a_fault_writes_a_line_and_the_matrix_counts_what_held(reliability, tmp_path):
+    writer = FaultLines(tmp_path / "lines.jsonl")
+    for number, outcome, when in ((1, "passed", "call"), (2, "failed", "call"),
+                                  (3, "skipped", "setup"), (4, "passed", "teardown")):  # fmt: skip
+        told = [("fault", ["clusters", "a fault", "it ends well", True]), ("injections", 10)]
+        writer.pytest_runtest_logreport(
+            SimpleNamespace(
+                nodeid=f"tests/benchmarks/test_results.py::test_every_target_has_a_script[{number}]",
+                user_properties=told, outcome=outcome, when=when, passed=outcome == "passed",
+            )
+        )  # fmt: skip
+    lines = reliability.read([tmp_path / "lines.jsonl"])
+    row = "| a fault | 20 | it ends well | 10 of 20 | `benchmarks/test_results.py` (slow) |"
+    assert reliability.matrix(lines)[2:] == [row]
+    (counted, failed) = reliability.runs(lines)
+    assert "slow tests: 3 of commit" in counted and "1 failed, 1 skipped" in counted
+    assert failed == "- failed: `test_every_target_has_a_script[2]`"
+    only_skipped = [line for line in lines if line.outcome == "skipped"]
+    assert "| 0 | it ends well | not run |" in reliability.matrix(only_skipped)[2]
+    with pytest.raises(ValueError, match="no place for clusters"):
+        reliability.filled("a page without places", lines)
