@@ -165,21 +165,35 @@ class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.tree, self.file, "exec"), module.__dict__)  # noqa: S102
 
 
-def tests_of(file: str) -> list[str]:
-    """Test files, those named after the module first."""
+def tests_of(file: str) -> list[list[str]]:
+    """Test files of the folder in two stages: those named after the module, and the others."""
     folder = next(tests for start, tests in TARGETS.items() if file.startswith(start))
     stem = Path(file).stem.rstrip("s")
-    found = sorted((ROOT / folder).glob("test_*.py"), key=lambda one: (stem not in one.stem, one))
-    return [str(one) for one in found]
+    found = [str(one) for one in sorted((ROOT / folder).glob("test_*.py"))]
+    named = [one for one in found if stem in Path(one).stem]
+    return [stage for stage in (named, [one for one in found if one not in named]) if stage]
 
 
-def tested(file: str, tree: ast.Module | None, seconds: float) -> tuple[str, float]:
-    """Run the tests in a fork with the module changed: killed, survived or timeout; seconds."""
+def tested(file: str, tree: ast.Module | None, limits: list[float]) -> tuple[str, list[float]]:
+    """Run the stages of tests until one fails: killed, survived or timeout; seconds of each."""
+    took = []
+    for tests, limit in zip(tests_of(file), limits, strict=True):
+        outcome, seconds = _stage(file, tests, tree, limit)
+        took.append(seconds)
+        if outcome != "survived":
+            return outcome, took
+    return "survived", took
+
+
+def _stage(
+    file: str, tests: list[str], tree: ast.Module | None, seconds: float
+) -> tuple[str, float]:
+    """Run tests in a fork with the module changed."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as home:
         child = os.fork()
         if child == 0:
-            _run_tests(file, tree, home)
+            _run_tests(file, tests, tree, home)
         outcome = "timeout"
         while time.monotonic() - start < seconds:
             done, status = os.waitpid(child, os.WNOHANG)
@@ -194,7 +208,7 @@ def tested(file: str, tree: ast.Module | None, seconds: float) -> tuple[str, flo
     return outcome, round(time.monotonic() - start, 1)
 
 
-def _run_tests(file: str, tree: ast.Module | None, home: str) -> None:
+def _run_tests(file: str, tests: list[str], tree: ast.Module | None, home: str) -> None:
     """Never returns; the exit status is that of pytest."""
     code = 70
     try:
@@ -207,7 +221,7 @@ def _run_tests(file: str, tree: ast.Module | None, home: str) -> None:
         import pytest
 
         options = ["-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", "--basetemp", home]
-        code = int(pytest.main([*options, *tests_of(file)]))
+        code = int(pytest.main([*options, *tests]))
     finally:
         os._exit(code)
 
@@ -266,15 +280,16 @@ def _code(folder: Path) -> list[Path]:
 
 
 def _attack(wanted: list[Mutant], commit: str) -> None:
-    outcome, seconds = tested(wanted[0].file, None, 600)
+    file = wanted[0].file
+    outcome, seconds = tested(file, None, [600.0] * len(tests_of(file)))
     if outcome != "survived":
-        raise SystemExit(f"{wanted[0].file}: its tests fail as it is ({outcome}, {seconds} s)")
-    print(f"{wanted[0].file}: {len(wanted)} mutants, tests take {seconds} s", flush=True)
+        raise SystemExit(f"{file}: its tests fail as it is ({outcome}, {seconds} s)")
+    print(f"{file}: {len(wanted)} mutants, tests take {seconds} s", flush=True)
     for mutant in wanted:
         changes = Changes(mutant.number)
-        tree = changes.visit(ast.parse((ROOT / mutant.file).read_bytes()))
-        outcome, took = tested(mutant.file, tree, 3 * seconds + 20)
-        line = {**asdict(mutant), "outcome": outcome, "seconds": took, "commit": commit}
+        tree = changes.visit(ast.parse((ROOT / file).read_bytes()))
+        outcome, took = tested(file, tree, [3 * one + 20 for one in seconds])
+        line = {**asdict(mutant), "outcome": outcome, "seconds": sum(took), "commit": commit}
         with RESULTS.open("a") as results:
             results.write(json.dumps(line, sort_keys=True) + "\n")
         print(f"  {outcome}: {mutant.line}: {mutant.before} -> {mutant.after}", flush=True)
