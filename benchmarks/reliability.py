@@ -5,13 +5,16 @@
 
 Each line is one test (tests/support/fault_lines.py). The last line of each test is kept in
 `benchmarks/results/reliability.jsonl`; without an argument the page is written from it alone. A
-matrix has one row for each fault: how many were injected, what is required and how many held it.
+matrix has one row for each fault: how many were injected, what is required and how many held it. A
+fault that a test names and no line tells of is "not run". The mutants of
+benchmarks/mutation_testing.py are counted too.
 """
 
 import argparse
+import ast
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "reliability.jsonl"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: {} -->", "<!-- end of faults -->"
-MUTATED, RUNS = "mutated formats", "runs"
+MUTATED, RUNS, MUTANTS = "mutated formats", "runs", "mutants"
 """Places of the page besides those of the groups of faults."""
+MUTANTS_FILE = KEPT.with_name("mutation-testing.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +72,27 @@ def test_files(function: str, tests: Path = ROOT / "tests") -> list[str]:
     return [file.relative_to(tests).as_posix() for file in files]
 
 
-def matrix(lines: Sequence[Line]) -> list[str]:
-    """The table of one group of faults."""
+def declared(tests: Path = ROOT / "tests") -> list[tuple[str, str, str, str]]:
+    """Group, fault, requirement and file of each marker that stands in a test file."""
+    found = []
+    for file in sorted(tests.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                words = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                if node.func.attr == "fault" and len(words) == 3:
+                    found.append((*words, file.relative_to(tests).as_posix()))
+    return found
+
+
+def matrix(lines: Sequence[Line], declared: Iterable[tuple[str, str, str]] = ()) -> list[str]:
+    """The table of one group of faults; `declared`: fault, requirement and file."""
     rows = defaultdict(list)
     for line in lines:
         rows[line.fault].append(line)
     table = ["| fault | injected | required | held | tests |", "|---|---:|---|---:|---|"]
+    for fault, then, file in sorted(set(declared)):
+        if fault not in rows:
+            table.append(f"| {fault} | 0 | {then} | not run | `{file}` |")
     for fault, all_of_it in rows.items():
         ran = [line for line in all_of_it if line.outcome != "skipped"]
         count = sum(line.injections for line in ran)
@@ -119,13 +138,35 @@ def runs(lines: Sequence[Line]) -> list[str]:
     return [*said, *failed]
 
 
+def mutants(file: Path) -> list[str]:
+    """Mutants of each folder or file of code, and how many of them a test killed."""
+    found = defaultdict(Counter)
+    for text in file.read_text().splitlines() if file.exists() else ():
+        values = json.loads(text)
+        place = Path(values["file"])
+        name = place if place.parent.name == "records" else place.parent
+        found[name.as_posix()][values["outcome"]] += 1
+    table = ["| code | mutants | killed | equivalent | survived | killed, of those that differ |"]
+    table.append("|---|---:|---:|---:|---:|---:|")
+    for name, counts in sorted(found.items()):
+        killed = counts["killed"] + counts["timeout"]
+        share = 100 * killed / max(1, counts.total() - counts["equivalent"])
+        cells = (counts.total(), killed, counts["equivalent"], counts["survived"])
+        shown = " | ".join(f"{cell:,}" for cell in cells)
+        table.append(f"| `{name}` | {shown} | {share:.1f} % |")
+    return table if found else ["Not run yet."]
+
+
 def filled(page: str, lines: Sequence[Line]) -> str:
     """The page with its tables replaced. ValueError if it has no place for a group."""
     groups = defaultdict(list)
     for line in lines:
         groups[line.group].append(line)
-    parts = {group: matrix(of_it) for group, of_it in groups.items()}
-    parts[MUTATED] = mutations(lines)
+    named = defaultdict(list)
+    for group, *rest in declared():
+        named[group].append(tuple(rest))
+    parts = {group: matrix(groups[group], named[group]) for group in sorted({*groups, *named})}
+    parts[MUTATED], parts[MUTANTS] = mutations(lines), mutants(MUTANTS_FILE)
     parts[RUNS] = runs(lines)
     for name, part in parts.items():
         begin = BEGIN.format(name)

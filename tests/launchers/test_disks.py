@@ -20,8 +20,6 @@ STUDY = (
     "run", "--preset", "smoke", "--tasks", "planted_layer",
     "--methods", "penultimate,scalar_mix,mema", "--out",
 )  # fmt: skip
-GROUP = "stored data"
-SAID = "said in words; the run after it gives the same tables"
 
 
 def mount(*arguments):
@@ -102,7 +100,11 @@ SMALL = (
 
 
 @needs_mount
-@pytest.mark.fault(GROUP, "a full disk, or one without inodes, under the results", SAID)
+@pytest.mark.fault(
+    "stored data",
+    "a full disk, or one without inodes, under the results",
+    "said in words; the run after it gives the same tables",
+)
 @pytest.mark.parametrize("small", SMALL)
 def test_a_full_disk_under_the_results(small, disk, cache, whole):
     folder = disk(small, again=False) / "out"
@@ -114,7 +116,11 @@ def test_a_full_disk_under_the_results(small, disk, cache, whole):
 
 
 @needs_mount
-@pytest.mark.fault(GROUP, "a full disk, or one without inodes, under the cache", SAID)
+@pytest.mark.fault(
+    "stored data",
+    "a full disk, or one without inodes, under the cache",
+    "said in words; the run after it gives the same tables",
+)
 @pytest.mark.parametrize("small", ["size=64k", "size=200k", "size=800k", "nr_inodes=5"])
 def test_a_full_disk_under_the_cache(small, disk, whole, tmp_path, monkeypatch):
     place = disk(small, again=False)
@@ -128,7 +134,11 @@ def test_a_full_disk_under_the_cache(small, disk, whole, tmp_path, monkeypatch):
 
 
 @needs_mount
-@pytest.mark.fault(GROUP, "a read-only disk under the results, empty or finished", SAID)
+@pytest.mark.fault(
+    "stored data",
+    "a read-only disk under the results, empty or finished",
+    "said in words; the run after it gives the same tables",
+)
 @pytest.mark.parametrize("state", ["empty", "finished"])
 def test_a_read_only_disk_under_the_results(state, disk, cache, whole):
     folder = disk("size=64m", again=False) / "out"
@@ -143,7 +153,9 @@ def test_a_read_only_disk_under_the_results(state, disk, cache, whole):
 
 
 @needs_mount
-@pytest.mark.fault(GROUP, "a read-only disk under the cache", "refused empty, read when complete")
+@pytest.mark.fault(
+    "stored data", "a read-only disk under the cache", "refused empty, read when complete"
+)
 @pytest.mark.parametrize("state", ["empty", "complete"])
 def test_a_read_only_disk_under_the_cache(state, disk, whole, tmp_path, monkeypatch):
     place = disk("size=64m", again=False)
@@ -158,7 +170,11 @@ def test_a_read_only_disk_under_the_cache(state, disk, whole, tmp_path, monkeypa
     same_in_the_end(tmp_path / "out", whole)
 
 
-@pytest.mark.fault(GROUP, "a folder that vanishes while a study runs", SAID)
+@pytest.mark.fault(
+    "stored data",
+    "a folder that vanishes while a study runs",
+    "said in words; the run after it gives the same tables",
+)
 @pytest.mark.parametrize("name", ["cells", "outcomes", "items", "", "cache"])
 def test_a_folder_that_vanishes_while_the_study_runs(name, cache, whole, tmp_path, monkeypatch):
     folder, write, count = tmp_path / "out", Store.write, iter(range(9))
@@ -181,7 +197,9 @@ def test_a_folder_that_vanishes_while_the_study_runs(name, cache, whole, tmp_pat
 DAY = 86_400
 
 
-@pytest.mark.fault(GROUP, "a clock that jumps 400 days back, then 800 ahead", "the same tables")
+@pytest.mark.fault(
+    "stored data", "a clock that jumps 400 days back, then 800 ahead", "the same tables"
+)
 def test_a_clock_that_jumps_changes_nothing(cache, whole, tmp_path, monkeypatch, injected):
     folder, now, now_ns = tmp_path / "out", time.time, time.time_ns
     for days in (-400, 400):

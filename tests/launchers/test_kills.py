@@ -81,23 +81,20 @@ def whole(tmp_path_factory):
     return home, time.monotonic() - start
 
 
-@pytest.mark.parametrize(
-    ("whom", "count"),
-    [
-        pytest.param(
-            whom, count,
-            id=whom,
-            marks=pytest.mark.fault(
-                "plug-ins and workers", f"kill -9 of {words} at a random moment",
-                "no process is left; the same outcomes and report, byte for byte, in the end",
-            ),
-        )
-        for whom, count, words in (
-            ("all", 50, "parent and workers"), ("parent", 15, "the parent alone"),
-            ("worker", 15, "one of the other processes alone"),
-        )
-    ],
-)  # fmt: skip
+KILLS = [
+    pytest.param("all", 50, id="all", marks=pytest.mark.fault(
+        "plug-ins and workers", "kill -9 of parent and workers at a random moment",
+        "no process is left; the same outcomes and report, byte for byte, in the end")),
+    pytest.param("parent", 15, id="parent", marks=pytest.mark.fault(
+        "plug-ins and workers", "kill -9 of the parent alone at a random moment",
+        "no process is left; the same outcomes and report, byte for byte, in the end")),
+    pytest.param("worker", 15, id="worker", marks=pytest.mark.fault(
+        "plug-ins and workers", "kill -9 of one of the other processes alone at a random moment",
+        "no process is left; the same outcomes and report, byte for byte, in the end")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("whom", "count"), KILLS)
 def test_killed_at_any_moment_it_ends_with_the_same_files(whom, count, whole, tmp_path, injected):
     (home, seconds), rng = whole, random.Random(f"kills of {whom}")
     kills = finished = 0
