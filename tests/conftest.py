@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import fault_lines
 import pytest
 
 # Before anything of ours is imported. Workers of pytest-xdist share the folder: files in it are
@@ -18,6 +19,27 @@ os.environ.pop("FUSIONBENCH_PLUGINS", None)
 _SUPPORT = str(Path(__file__).parent / "support")
 _PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 os.environ["PYTHONPATH"] = os.pathsep.join([_SUPPORT, *filter(None, _PATHS)])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    lines = fault_lines.lines_of(config)
+    if lines is not None:
+        config.pluginmanager.register(lines)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    fault_lines.note_fault(item)
+
+
+@pytest.fixture
+def injected(record_property):
+    """Say how many faults a test injected, if not one, and what more its line should tell."""
+
+    def say(count: int, note: str = "") -> None:
+        record_property("injections", count)
+        record_property("note", note)
+
+    return say
 
 
 @pytest.hookimpl(optionalhook=True)

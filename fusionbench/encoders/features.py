@@ -172,6 +172,7 @@ def _finish(batch: list[Future[None]]) -> None:
 _BATCH = 64
 _FORMAT = 1
 _GIB = 2**30
+_UNITS = {"GiB": _GIB, "MiB": 2**20, "KiB": 2**10}
 _CPU = torch.device("cpu")
 _STALE_SECONDS = 86400.0
 
@@ -329,15 +330,20 @@ def _refuse_overflow(shape: tuple[int, int, int], dtype: str, taps: int, limit_g
     folder = cache_dir() / "features"
     folder.mkdir(parents=True, exist_ok=True)
     used = sum(path.stat().st_size for path in folder.glob("*.npy"))
-    if used + need > limit_gib * _GIB:
+    limit = limit_gib * _GIB
+    if used + need > limit:
         raise FatalError(
-            f"the feature cache would grow to {(used + need) / _GIB:.2f} GiB, "
-            f"the limit is {limit_gib:g} GiB",
+            f"the feature cache would grow to {_size(used + need)}, the limit is {_size(limit)}",
             hint=f"raise --limit-cache, use float16 features, or empty {folder}",
         )
     free = shutil.disk_usage(folder).free
     if need > free:
         raise FatalError(
-            f"{need / _GIB:.2f} GiB of features do not fit: {free / _GIB:.2f} GiB are free",
+            f"{_size(need)} of features do not fit: {_size(free)} are free in {cache_dir()}",
             hint="set FUSIONBENCH_CACHE to a larger disk",
         )
+
+
+def _size(count: float) -> str:
+    unit = next((name for name in ("GiB", "MiB") if count >= _UNITS[name]), "KiB")
+    return f"{count / _UNITS[unit]:.2f} {unit}"

@@ -4,25 +4,27 @@ What a worker or a plug-in in it prints goes to standard error; its last lines a
 cell whose worker died can quote them.
 """
 
+import errno
 import faulthandler
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from multiprocessing import Pipe, get_context, parent_process, set_forkserver_preload
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 from fusionbench.api.errors import FatalError, UserError
 from fusionbench.launchers.devices import uses_gpu
 from fusionbench.launchers.jobs import Company, Event, Job, company_of
 from fusionbench.records.cell import RunOptions
+from fusionbench.records.files import cache_dir
 from fusionbench.records.parallel import die_with_parent
 
 _GRACE_SECONDS = 5.0
@@ -212,13 +214,20 @@ def events_of(work: Callable[[Job], Iterator[Event]], job: Job) -> Iterator[Even
     Raises UserError for what makes further work impossible; of a job with code of plug-ins only
     what the disk or the device says.
     """
+    events = work(job)
     try:
-        yield from work(job)
+        # Not `yield from`, which closes the job: its end may raise anything.
+        for event in events:  # noqa: UP028
+            yield event
+    except GeneratorExit:
+        with suppress(Exception):
+            cast(Generator[Event, None, None], events).close()
+        raise
     except FatalError:
         raise
     except (Exception, SystemExit) as error:
-        if isinstance(error, UserError) and not company_of(job):
-            raise
+        if not company_of(job):
+            _raise_fatal(error)
         yield Event(kind="broken", text=last_lines(error))
     except KeyboardInterrupt as error:
         # Ctrl-C does not reach a worker: a plug-in has raised it.
@@ -226,6 +235,17 @@ def events_of(work: Callable[[Job], Iterator[Event]], job: Job) -> Iterator[Even
             raise
         yield Event(kind="broken", text=last_lines(error))
     yield Event(kind="idle")
+
+
+def _raise_fatal(error: BaseException) -> None:
+    """Raise what ends the run: an error for people, or a full disk."""
+    if isinstance(error, UserError):
+        raise error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # A full disk under the results is a FatalError already: this is the cache.
+        place = error.filename or cache_dir()
+        hint = "set FUSIONBENCH_CACHE to a larger disk"
+        raise FatalError(f"no space left on the disk of {place}", hint) from error
 
 
 def last_lines(error: BaseException) -> str:

@@ -1,21 +1,36 @@
 """Every target has its script, and the page of results holds what was measured and no more."""
 
+import ast
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fault_lines import FaultLines
 
 HERE = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not HERE.exists(), reason="an installed wheel has no benchmarks")
 
 
-@pytest.fixture
-def targets():
-    spec = importlib.util.spec_from_file_location("benchmark_targets", HERE / "targets.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", HERE / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look for their module.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def targets():
+    return script("targets")
+
+
+@pytest.fixture(scope="module")
+def reliability():
+    return script("reliability")
 
 
 def test_every_target_has_a_script(targets):
@@ -100,3 +115,71 @@ def test_a_target_without_a_measurement_says_so_and_one_with_names_its_device(ta
     (plan,) = [line for line in lines if line.startswith("| planning")]
     (ten,) = [line for line in lines if line.startswith("| ten seeds")]
     assert "9 -> 4.5 s, a machine" in plan and "not yet measured" in ten
+
+
+def test_every_fault_of_the_matrix_has_its_test_and_every_test_of_a_fault_a_row(reliability):
+    lines = reliability.read([reliability.KEPT])
+    gone = {line.function for line in lines if not reliability.test_files(line.function)}
+    assert not gone, f"no such tests: remove their lines from {reliability.KEPT.name}"
+    named = reliability.declared()
+    assert len(named) > 80
+    rows = reliability.PAGE.read_text()
+    for _, fault, then, _ in named:
+        assert f"| {fault} | " in rows and f" | {then} | " in rows
+    known = {(group, fault) for group, fault, *_ in named}
+    assert {(line.group, line.fault) for line in lines} <= known
+
+
+def test_the_matrix_is_what_the_tests_said(reliability):
+    lines = reliability.read([reliability.KEPT])
+    page = reliability.PAGE.read_text()
+    assert reliability.filled(page, lines) == page
+    assert not [line.test for line in lines if line.outcome == "failed"]
+
+
+def test_a_test_of_a_fault_writes_a_line_and_the_matrix_counts_what_held(reliability, tmp_path):
+    writer = FaultLines(tmp_path / "lines.jsonl")
+    for number, outcome, when in ((1, "passed", "call"), (2, "failed", "call"),
+                                  (3, "skipped", "setup"), (4, "passed", "teardown")):  # fmt: skip
+        told = [("fault", ["clusters", "a fault", "it ends well", True]), ("injections", 10)]
+        writer.pytest_runtest_logreport(
+            SimpleNamespace(
+                nodeid=f"tests/benchmarks/test_results.py::test_every_target_has_a_script[{number}]",
+                user_properties=told, outcome=outcome, when=when, passed=outcome == "passed",
+            )
+        )  # fmt: skip
+    lines = reliability.read([tmp_path / "lines.jsonl"])
+    row = "| a fault | 20 | it ends well | 10 of 20 | `benchmarks/test_results.py` (slow) |"
+    assert reliability.matrix(lines)[2:] == [row]
+    (counted, failed) = reliability.runs(lines)
+    assert "slow tests: 3 of commit" in counted and "1 failed, 1 skipped" in counted
+    assert failed == "- failed: `test_every_target_has_a_script[2]`"
+    (extra,) = reliability.matrix([], [("another", "it is named", "x/test_y.py")])[2:]
+    assert extra == "| another | 0 | it is named | not run | `x/test_y.py` |"
+    only_skipped = [line for line in lines if line.outcome == "skipped"]
+    assert "| 0 | it ends well | not run |" in reliability.matrix(only_skipped)[2]
+    with pytest.raises(ValueError, match="no place for clusters"):
+        reliability.filled("a page without places", lines)
+
+
+def test_the_share_of_killed_mutants_leaves_out_those_that_are_equivalent(reliability, tmp_path):
+    outcomes = ["killed"] * 6 + ["timeout", "survived", "equivalent", "equivalent"]
+    lines = [{"file": "fusionbench/stats/tied.py", "outcome": one} for one in outcomes]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    row = "| `fusionbench/stats` | 10 | 7 | 2 | 1 | 87.5 % |"
+    assert reliability.mutants(tmp_path / "x.jsonl")[2:] == [row]
+    assert reliability.mutants(tmp_path / "none.jsonl") == ["Not run yet."]
+
+
+def test_mutants_are_the_same_each_time_and_differ_from_the_code():
+    mutation = script("mutation_testing")
+    file = mutation.ROOT / "fusionbench" / "stats" / "tied.py"
+    few = mutation.mutants(file, 8, 0)
+    assert few == mutation.mutants(file, 8, 0) and len({one.number for one in few}) == 8
+    kinds = {one.kind for one in mutation.mutants(file, 10_000, 0)}
+    assert {"comparison", "arithmetic", "constant", "return"} <= kinds
+    for one in few:
+        tree = mutation.Changes(one.number).visit(ast.parse(file.read_text()))
+        assert ast.unparse(tree) != ast.unparse(ast.parse(file.read_text()))
+    named, others = mutation.tests_of("fusionbench/stats/tied.py")
+    assert [Path(one).name for one in named] == ["test_tied.py"] and len(others) > 10

@@ -56,6 +56,11 @@ def fault(folder, **changes):
     return first_fault(subject), file
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a declaration or a class that cannot be used",
+    "one message with file, line and mend, exit code 2",
+)
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_gives_one_message_with_file_line_and_mend(tmp_path, name):
     changes, line, mend = MISTAKES[name]
@@ -118,6 +123,11 @@ def declared(file, name="own", more="", settings=""):
     return file
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a declaration or a class that cannot be used",
+    "one message with file, line and mend, exit code 2",
+)
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_declaration_ends_each_command_with_file_line_and_mend(call, tmp_path, name):
     changes, line, words, mend = WRONG[name]

@@ -41,6 +41,7 @@ def cells(folder):
     return {record.label: record for record in Store.open(folder).records()}
 
 
+@pytest.mark.fault("stored data", "a cell removed", "`resume` runs it alone")
 def test_a_removed_cell_is_left_and_resume_runs_it_alone(folder_copied):
     assert "2 cells: 2 done, 0 running" in in_process.fusionbench("status", folder_copied)
     victim = cells(folder_copied)["scalar_mix"].id
@@ -56,6 +57,7 @@ def test_a_removed_cell_is_left_and_resume_runs_it_alone(folder_copied):
     assert (folder_copied / "study.json").read_bytes() == asked
 
 
+@pytest.mark.fault("stored data", "killed before the first cell", "the request is on disk")
 def test_a_run_that_ends_at_once_leaves_its_request(tmp_path, monkeypatch):
     def interrupted(self, jobs, on_event):
         raise KeyboardInterrupt
@@ -108,6 +110,9 @@ def test_a_sample_comes_out_bit_for_bit_on_this_machine(finished):
     assert "2 of 2 cells run again: 2 equal bit for bit, 0 within tolerance, 0 different" in said
 
 
+@pytest.mark.fault(
+    "stored data", "a record that another machine made otherwise", "`verify` names it"
+)
 def test_a_record_that_this_machine_does_not_give_again_is_named(finished, tmp_path):
     old = Store.open(finished)
     record = cells(finished)["scalar_mix"]

@@ -19,6 +19,9 @@ def terminal(encoding):
     return raw, io.TextIOWrapper(raw, encoding=encoding, write_through=True)
 
 
+@pytest.mark.fault(
+    "real files and terminals", "ASCII, latin-1, cp437 and cp932 terminals", "other letters"
+)
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "cp932"])
 @pytest.mark.parametrize("command", [("list", "methods", "--long"), ("list", "tasks"), ("--help",)])
 def test_every_terminal_shows_every_list(command, encoding, monkeypatch, call):
@@ -40,6 +43,7 @@ def test_a_report_table_has_twins_in_ascii():
     assert raw.getvalue() == b"Mean +/- half - +\n"
 
 
+@pytest.mark.fault("real files and terminals", "escape sequences in names", "shown, not obeyed")
 @pytest.mark.parametrize(
     "arguments",
     [("run", "--encoder", f"x{SLY}", "--tasks", "digits"), ("run", "--tasks", f"x{SLY}"),
@@ -101,6 +105,9 @@ runpy.run_module("fusionbench", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.fault(
+    "real files and terminals", "a folder `fusionbench` in the working folder", "hides nothing"
+)
 def test_a_folder_of_our_name_in_the_working_folder_hides_nothing(tmp_path):
     import fusionbench
 

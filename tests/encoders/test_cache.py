@@ -51,6 +51,7 @@ def test_a_file_is_hashed_once_until_its_size_or_time_changes(tmp_path):
 
 
 @pytest.mark.usefixtures("own_cache")
+@pytest.mark.fault("stored data", "weights replaced, size and time kept", "hashed again")
 def test_other_contents_with_size_and_time_kept_are_hashed_anew(tmp_path):
     file, count = tmp_path / "weights", Counting()
     file.write_bytes(b"one")
@@ -66,6 +67,7 @@ def test_other_contents_with_size_and_time_kept_are_hashed_anew(tmp_path):
 
 
 @pytest.mark.usefixtures("own_cache")
+@pytest.mark.fault("stored data", "a damaged note of a hash", "hashed again")
 @pytest.mark.parametrize("text", ["", "0" * 64, "deadbeef", "\0" * 90, "[" * 5000])
 def test_a_note_that_is_not_what_was_written_is_no_hash(text, tmp_path):
     file = tmp_path / "weights"

@@ -69,12 +69,13 @@ def test_which_taps_are_missing_changes_no_bit(key, images, tmp_path, monkeypatc
 
 
 def test_a_full_cache_refuses_with_the_numbers(key, images):
-    with pytest.raises(UserError, match="GiB") as error:
-        features.encode(PixelToyEncoder(), images, key, [(2,)], limit_gib=1e-6)
+    with pytest.raises(UserError, match=r"grow to \d+\.\d\d KiB, the limit is 1\.00 KiB") as error:
+        features.encode(PixelToyEncoder(), images, key, [(2,)], limit_gib=2**-20)
     assert "--limit-cache" in error.value.hint
     assert not list(key.path((2,)).parent.glob("*"))
 
 
+@pytest.mark.fault("stored data", "an encoding that is interrupted", "no file that counts")
 def test_an_interrupted_pass_leaves_no_file_that_counts(key, images, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
@@ -180,6 +181,9 @@ def _layer_norm(values):
     return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
 
 
+@pytest.mark.fault(
+    "stored data", "cache files flipped, cut or swapped", "named, dropped, made again"
+)
 def test_a_damaged_feature_file_is_named_dropped_and_made_again(key, images, caplog):
     features.encode(PixelToyEncoder(), images, key, [(2,), (3,)], limit_gib=1)
     whole = features.read(key, (2,)).clone()
@@ -195,6 +199,9 @@ def test_a_damaged_feature_file_is_named_dropped_and_made_again(key, images, cap
     assert torch.equal(features.read(key, (2,)), whole)
 
 
+@pytest.mark.fault(
+    "stored data", "cache files flipped, cut or swapped", "named, dropped, made again"
+)
 def test_a_feature_file_under_the_name_of_another_is_not_believed(key, images):
     features.encode(PixelToyEncoder(), images, key, [(2,), (3,)], limit_gib=1)
     shutil.copy(key.path((3,)), key.path((2,)))
@@ -216,6 +223,7 @@ def test_a_complete_cache_is_read_where_nothing_can_be_written(key, images, monk
     drop_images(bundle)
 
 
+@pytest.mark.fault("stored data", "a link planted under the name of a temporary file", "refused")
 def test_a_link_that_somebody_planted_under_a_temporary_name_is_not_followed(tmp_path):
     victim, planted = tmp_path / "mine", tmp_path / "x.partial"
     victim.write_text("mine")
@@ -225,6 +233,9 @@ def test_a_link_that_somebody_planted_under_a_temporary_name_is_not_followed(tmp
     assert victim.read_text() == "mine"
 
 
+@pytest.mark.fault(
+    "stored data", "cache files flipped, cut or swapped", "named, dropped, made again"
+)
 def test_images_and_bundles_are_what_was_kept_or_nothing(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path))
     keep("bright_half", "d", BrightHalf().load(), BUDGET)

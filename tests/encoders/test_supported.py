@@ -114,6 +114,11 @@ def test_the_patches_of_a_hybrid_are_counted_behind_its_stem(tmp_path):
     assert build(f"timm:{tmp_path}").shape.grid == (2, 2)
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "weights that are cut, missing or of another shape",
+    "refused before anything is planned",
+)
 def test_weights_of_another_shape_than_the_config_says_are_no_random_weights(tmp_path):
     name = MAKERS["dinov3"](tmp_path).name
     weights = load_file(tmp_path / "model.safetensors")
@@ -135,6 +140,11 @@ ODDITIES = {
 }
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "odd repositories in a hub's cache",
+    "the good ones are listed, the odd one named",
+)
 @pytest.mark.parametrize("odd", ODDITIES)
 def test_an_odd_repository_in_the_cache_hides_no_other(odd, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -174,6 +184,11 @@ def test_the_names_in_the_library_and_here_agree():
             assert getattr(config, field) == value, (kind, field)
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "odd repositories in a hub's cache",
+    "the good ones are listed, the odd one named",
+)
 def test_a_model_of_another_kind_in_the_cache_is_no_problem(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     for name, content in (("llm", '{"model_type": "llama"}'), ("data", None)):
@@ -187,6 +202,7 @@ def test_a_model_of_another_kind_in_the_cache_is_no_problem(tmp_path, monkeypatc
     assert [card.name for card in cards] == ["nano", "dinov2-small"] and not problems
 
 
+@pytest.mark.fault("real files and terminals", "sizes that are lists", "read")
 def test_sizes_that_are_lists_are_read_as_squares(tmp_path):
     name = MAKERS["vit"](tmp_path).name
     right = describe(name)
@@ -214,6 +230,11 @@ def test_both_prefix_tokens_of_a_distilled_model_are_counted(tmp_path):
     assert card.tokens == encoder.shape.tokens == 6
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "weights that are cut, missing or of another shape",
+    "refused before anything is planned",
+)
 @pytest.mark.parametrize("damage", ["cut", "longer", "header", "shard", "list"])
 def test_incomplete_weights_are_refused_before_anything_is_planned(damage, tmp_path):
     name = MAKERS["vit"](tmp_path).name
@@ -244,6 +265,9 @@ def copies(tmp_path, monkeypatch):
     return f"hf:{tmp_path}/alice/mine", f"hf:{tmp_path}/bob/copy of it"
 
 
+@pytest.mark.fault(
+    "real files and terminals", "one checkpoint in two folders", "one id, no path in a record"
+)
 def test_a_checkpoint_is_recorded_under_one_name_wherever_it_lies(tmp_path, monkeypatch):
     first, second = (describe(name) for name in copies(tmp_path, monkeypatch))
     assert first.recorded == second.recorded == f"hf:vit@{first.weights[:12]}"
@@ -268,6 +292,9 @@ def test_a_checkpoint_is_recorded_under_one_name_wherever_it_lies(tmp_path, monk
     assert describe("hf:owner/vit").recorded == "hf:owner/vit"
 
 
+@pytest.mark.fault(
+    "real files and terminals", "one checkpoint in two folders", "one id, no path in a record"
+)
 def test_two_folders_of_a_checkpoint_give_one_cell_and_no_record_names_them(
     tmp_path, monkeypatch, without_figures
 ):

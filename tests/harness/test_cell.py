@@ -256,6 +256,11 @@ class NanTrace(MiddleLayer):
         return replace(super().forward(hidden, query), trace=trace)
 
 
+@pytest.mark.fault(
+    "stored data",
+    "logits, weights or traces that are not finite",
+    "the cell is `diverged`, counted, not scored",
+)
 @pytest.mark.parametrize(
     ("method", "said"),
     [(NanInEval, "logits of 60 of 60 test examples"), (InfiniteLastGradient, "infinite or NaN"),

@@ -44,6 +44,11 @@ def guard():
     found.restore(thorough=True)
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "state of the process changed: threads, flags, default type, grad mode, functions, tensors",
+    "set back and named; a process that cannot be set back is replaced",
+)
 @pytest.mark.parametrize("kind", ["threads", "algorithms", *KINDS])
 def test_what_a_plugin_changes_is_named_and_set_back(kind, guard):
     bad, names = bad_plugins.METHODS[kind], {}
@@ -56,6 +61,11 @@ def test_what_a_plugin_changes_is_named_and_set_back(kind, guard):
     assert guard.restore(thorough=True) == Changes()
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "state of the process changed: threads, flags, default type, grad mode, functions, tensors",
+    "set back and named; a process that cannot be set back is replaced",
+)
 def test_what_cannot_be_set_back_is_told_apart_and_then_accepted(guard):
     guard.renew()
     layer = nn.modules.module.register_module_forward_hook
@@ -110,6 +120,11 @@ class Blocks(nn.Module):
         return [self.map(images.float())]
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "state of the process changed: threads, flags, default type, grad mode, functions, tensors",
+    "set back and named; a process that cannot be set back is replaced",
+)
 @pytest.mark.parametrize(
     "change",
     [

@@ -49,7 +49,12 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.thorough
-def test_in_one_process_each_method_starts_from_the_same_state(alone, tmp_path):
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "bad plug-ins beside good methods",
+    "outcomes, losses and notes of the good ones are identical",
+)
+def test_in_one_process_each_method_starts_from_the_same_state(alone, tmp_path, injected):
     """No process apart: the guard alone sets back what the bad ones change."""
     plugins = bad_plugins.write(tmp_path / "plugins", *QUICK)
     chosen = ("--methods", ",".join((*(f"bad_{kind}" for kind in QUICK), *GOOD)))
@@ -63,6 +68,7 @@ def test_in_one_process_each_method_starts_from_the_same_state(alone, tmp_path):
         status, said = said_of(tmp_path / "out", kind)
         assert status == ("done" if bad.done else "failed"), (kind, status, said)
         assert bad.words in said, (kind, said)
+    injected(len(QUICK))
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +86,23 @@ def beside(tmp_path_factory):
     return home / "out", done
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "bad plug-ins beside good methods",
+    "outcomes, losses and notes of the good ones are identical",
+)
 @pytest.mark.slow
-def test_beside_all_kinds_of_bad_plugins_the_good_ones_are_byte_identical(beside, alone):
+def test_beside_all_kinds_of_bad_plugins_the_good_ones_are_byte_identical(beside, alone, injected):
     folder, done = beside
     assert done.returncode == 1, done.stdout + done.stderr
     assert outcomes(folder) == alone
     assert "Traceback" not in done.stdout
+    injected(len(bad_plugins.METHODS) + len(bad_plugins.TASKS))
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "a bad method, by kind", "its record or failure names what it did"
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", bad_plugins.METHODS)
 def test_a_bad_method_is_named_with_what_it_did(kind, beside):
@@ -98,6 +113,7 @@ def test_a_bad_method_is_named_with_what_it_did(kind, beside):
     assert bad.words in said or any(bad.words in line for line in done.stderr.splitlines())
 
 
+@pytest.mark.fault("plug-ins and workers", "a bad task, by kind", "left out with its reason")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", bad_plugins.TASKS)
 def test_a_bad_task_is_left_out_with_its_reason(kind, beside):

@@ -15,7 +15,7 @@ from fusionbench.launchers.jobs import EncodeJob, Event, TapsJob, company_of, jo
 from fusionbench.launchers.local import LocalLauncher
 from fusionbench.launchers.progress import Silent
 from fusionbench.launchers.sweep import run_plan
-from fusionbench.launchers.workers import HEAP, environment
+from fusionbench.launchers.workers import HEAP, environment, events_of
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
@@ -144,6 +144,11 @@ def test_no_worker_runs_code_of_two_plugins(sweep):
         assert len({company_of(job) for job in worker.had}) <= 1
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a worker that dies, idle or at work",
+    "replaced; its cell is tried twice, then named with the last lines",
+)
 def test_a_worker_that_died_idle_is_replaced_and_its_job_runs(sweep):
     def once(worker, job):
         yield from well(worker, job)
@@ -154,6 +159,11 @@ def test_a_worker_that_died_idle_is_replaced_and_its_job_runs(sweep):
     assert (result.executed, failed) == (8, {})
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a worker that dies, idle or at work",
+    "replaced; its cell is tried twice, then named with the last lines",
+)
 def test_a_cell_whose_worker_dies_is_tried_once_more_and_the_others_go_on(sweep):
     def dies(worker, job):
         if label(job) != "bad_threads":
@@ -168,6 +178,11 @@ def test_a_cell_whose_worker_dies_is_tried_once_more_and_the_others_go_on(sweep)
     assert all("exit code 9" in why and "2 times" in why for _, why in failed["bad_threads"])
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a worker that dies, idle or at work",
+    "replaced; its cell is tried twice, then named with the last lines",
+)
 def test_a_death_that_is_not_repeated_costs_no_cell(sweep):
     deaths = []
 
@@ -182,6 +197,9 @@ def test_a_death_that_is_not_repeated_costs_no_cell(sweep):
     assert (result.executed, result.failed, failed, len(deaths)) == (8, 0, {}, 4)
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "an encoding that fails", "its trainings fail by name, the others run"
+)
 def test_an_encoding_or_a_question_that_fails_fails_its_trainings_by_name(sweep):
     def fails(worker, job):
         if isinstance(job, EncodeJob) and job.taps is None:
@@ -199,6 +217,9 @@ def test_an_encoding_or_a_question_that_fails_fails_its_trainings_by_name(sweep)
     assert "exit code 9" in failed["bad_threads"][0][1]
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "a worker whose state cannot be set back", "it runs nothing else"
+)
 def test_a_spoiled_worker_runs_nothing_else_and_the_cells_that_are_left_run_elsewhere(sweep):
     def spoils(worker, job):
         if label(job) != "good":
@@ -216,6 +237,9 @@ def test_a_spoiled_worker_runs_nothing_else_and_the_cells_that_are_left_run_else
     assert all(one.had[-1:] and label(one.had[-1]) == "good" for one in spoiled)
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "a method that never returns", "ended at `--limit-cell` with a reason"
+)
 def test_a_cell_that_hangs_is_ended_and_after_two_its_method_is_not_tried_again(sweep, plan):
     def hangs(worker, job):
         if label(job) != "good":
@@ -312,3 +336,18 @@ def test_no_more_than_one_for_each_core(monkeypatch):
     monkeypatch.setattr(devices, "gpu_count", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     assert worker_count(RunOptions(device="cuda")) == 2
+
+
+def test_a_job_whose_end_raises_is_closed_without_a_word(recwarn, capsys):
+    """A plug-in that closed the descriptors of its worker: sending fails, and so does cleaning."""
+
+    def work(_):
+        try:
+            yield Event(kind="begun")
+        finally:
+            raise OSError("the descriptor is closed")
+
+    events = events_of(work, None)
+    assert next(events).kind == "begun"
+    events.close()
+    assert not recwarn.list and capsys.readouterr().err == ""

@@ -28,6 +28,13 @@ STUDY = (
     "run", "--preset", "smoke", "--tasks", "planted_layer", "--device", "cpu",
     "--plugin", str(PLUGIN), "--methods", ",".join(HELD),
 )  # fmt: skip
+# As in this process, where reports have no figures.
+WITHOUT_FIGURES = """
+from fusionbench.cli.main import main
+from fusionbench.report import build
+build.write_figures = lambda *_: []
+main()
+"""
 ON_CLUSTER = ("--launcher", "slurm", "--partition", "test", "--time", "10")
 
 
@@ -70,6 +77,7 @@ def tables(folder):
     }
 
 
+@pytest.mark.fault("clusters", "a cluster that does not answer", "one line, exit code 2")
 def test_a_cluster_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -109,6 +117,7 @@ def test_what_is_asked_of_the_cluster():
         _ = SlurmOptions(more={"tasks": "0"}).tasks
 
 
+@pytest.mark.fault("clusters", "damaged notes of submissions", "left out")
 def test_notes_of_submissions_are_read_back_and_damaged_ones_left_out(tmp_path):
     note_tasks(tmp_path, {"12_0": ("a", "b"), "12_1": ("c",)})
     note_tasks(tmp_path, {"13": ("d",)})
@@ -116,6 +125,9 @@ def test_notes_of_submissions_are_read_back_and_damaged_ones_left_out(tmp_path):
     assert noted_tasks(tmp_path) == {"12_0": ("a", "b"), "12_1": ("c",), "13": ("d",)}
 
 
+@pytest.mark.fault(
+    "clusters", "a study on a real Slurm, in two arrays", "the tables of one machine, byte for byte"
+)
 @pytest.mark.slow
 @real
 def test_a_study_on_a_cluster_gives_the_tables_of_one_machine(here, whole, tmp_path):
@@ -133,7 +145,7 @@ def test_a_study_on_a_cluster_gives_the_tables_of_one_machine(here, whole, tmp_p
 def started(folder, cluster, hold, *more):
     """The study with waiting methods, on the cluster, in a process of its own."""
     arguments = (*STUDY, *ON_CLUSTER, *more, "--out", str(folder))
-    command = [sys.executable, "-m", "fusionbench", *arguments]
+    command = [sys.executable, "-c", WITHOUT_FIGURES, *arguments]
     environment = {**os.environ, **cluster.environment, "FUSIONBENCH_TEST_HOLD": str(hold)}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -161,10 +173,15 @@ def workers_of(task):
     return found
 
 
+@pytest.mark.fault(
+    "clusters",
+    "Slurm: a task cancelled, one requeued, one signalled, a worker and both daemons killed",
+    "the same tables after `resume`",
+)
 @real
 @pytest.mark.slow
 def test_cancelled_killed_requeued_and_signalled_tasks_end_with_the_same_tables(
-    here, whole, tmp_path
+    here, whole, tmp_path, injected
 ):
     folder, hold = tmp_path / "results", tmp_path / "hold"
     hold.touch()
@@ -208,8 +225,10 @@ def test_cancelled_killed_requeued_and_signalled_tasks_end_with_the_same_tables(
     code, out, err = in_process.run("resume", folder, *more)
     assert code == 0, out + err
     assert tables(folder) == tables(whole)
+    injected(6)
 
 
+@pytest.mark.fault("clusters", "Slurm: a task at its time limit", "requeued, the same tables")
 @real
 @pytest.mark.slow
 def test_a_task_at_its_time_limit_is_requeued_and_ends_with_the_same_tables(here, whole, tmp_path):

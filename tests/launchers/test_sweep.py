@@ -119,6 +119,9 @@ def test_a_changed_setting_runs_exactly_its_own_cells(finished):
     assert "4 of 12 cells to run" in in_process.fusionbench(*STUDY, "--out", finished, *changed)
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "a run killed between or in its cells", "the same tables in the end"
+)
 @pytest.mark.parametrize("count", [1, 7])
 def test_killed_between_records_it_ends_with_the_same_tables(finished, tmp_path, count):
     folder = tmp_path / "killed"
@@ -128,8 +131,11 @@ def test_killed_between_records_it_ends_with_the_same_tables(finished, tmp_path,
     assert tables(folder) == tables(finished) and tables(folder)
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "a run killed between or in its cells", "the same tables in the end"
+)
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_tables(finished, tmp_path):
+def test_killed_at_any_moment_it_ends_with_the_same_tables(finished, tmp_path, injected):
     folder, rng = tmp_path / "killed", random.Random(7)
     for _ in range(3):
         process = subprocess.Popen(
@@ -141,9 +147,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_tables(finished, tmp_path):
         process.wait()
     in_process.fusionbench(*STUDY, "--out", folder)
     assert tables(folder) == tables(finished) and tables(folder)
+    injected(3)
 
 
 @pytest.mark.thorough
+@pytest.mark.fault(
+    "plug-ins and workers", "Ctrl-C in a run", "says how to go on; the run after it ends well"
+)
 def test_ctrl_c_leaves_a_resumable_state_and_says_so(tmp_path):
     folder = tmp_path / "interrupted"
     process = subprocess.Popen(
@@ -164,6 +174,11 @@ def test_ctrl_c_leaves_a_resumable_state_and_says_so(tmp_path):
     assert len(records(folder)) == 12
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "methods that raise, refuse or diverge beside good ones",
+    "named; the others are done",
+)
 def test_a_broken_method_is_recorded_and_stops_nobody(tmp_path):
     folder = tmp_path / "mixed"
     arguments = (

@@ -38,6 +38,9 @@ def counts(said):
 
 
 @pytest.mark.thorough
+@pytest.mark.fault(
+    "clusters", "two runs at once in one folder", "each cell runs once, both report all"
+)
 def test_two_runs_at_once_share_the_cells_and_both_report_all(tmp_path):
     # One asks for two seeds of the other's methods: they have jobs, not only cells, in common.
     runs = [
@@ -82,6 +85,9 @@ def test_who_waits_gets_the_claim_when_it_is_released(tmp_path):
     assert got == [True]
 
 
+@pytest.mark.fault(
+    "clusters", "the claim of a process that died, here or on another host", "free again"
+)
 def test_a_process_that_dies_releases_its_claim(tmp_path):
     code = (
         "import os, sys, pathlib\nfrom fusionbench.records.locks import claimed\n"
@@ -128,6 +134,9 @@ def no_namespaces():
     return done.returncode != 0
 
 
+@pytest.mark.fault(
+    "clusters", "the claim of a process that died, here or on another host", "free again"
+)
 @pytest.mark.skipif(shutil.which("unshare") is None or no_namespaces(), reason="no namespaces")
 def test_a_claim_of_another_host_is_seen_and_free_when_its_process_dies(tmp_path):
     command = other_host(sys.executable, "-c", HOLDER, str(tmp_path))

@@ -31,6 +31,11 @@ def test_a_cache_that_is_shared_on_purpose_keeps_its_mode(tmp_path, monkeypatch,
     assert tmp_path.stat().st_mode & 0o7777 == 0o2775
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "no home folder, a cache that cannot be written",
+    "one line that names FUSIONBENCH_CACHE",
+)
 def test_without_a_home_folder_the_variable_is_enough_and_is_named(tmp_path, monkeypatch, call):
     def unknown(self):
         raise RuntimeError("Could not determine home directory.")
@@ -46,6 +51,11 @@ def test_without_a_home_folder_the_variable_is_enough_and_is_named(tmp_path, mon
     ]
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "no home folder, a cache that cannot be written",
+    "one line that names FUSIONBENCH_CACHE",
+)
 def test_a_cache_that_cannot_be_made_ends_a_run_before_it_starts(tmp_path, monkeypatch, call):
     monkeypatch.setenv("FUSIONBENCH_CACHE", "/proc/nowhere")
     job = ("run", "--tasks", "digits", "--methods", "last", "--preset", "smoke")
@@ -59,6 +69,11 @@ def test_a_cache_that_cannot_be_made_ends_a_run_before_it_starts(tmp_path, monke
     assert call("list", "encoders")[0] == 0
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "no home folder, a cache that cannot be written",
+    "one line that names FUSIONBENCH_CACHE",
+)
 def test_a_read_only_cache_is_refused_only_while_it_is_empty(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(files.os, "access", lambda *_: False)

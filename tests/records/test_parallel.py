@@ -57,6 +57,9 @@ def test_an_error_arrives_with_its_hint_after_what_came_before(forking):
     assert caught.value.hint == "remove its file"
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "a helping process killed", "its work is done by the parent"
+)
 def test_what_a_killed_process_had_to_do_is_done_here(forking):
     here = os.getpid()
 
@@ -159,6 +162,9 @@ def lives(process):
         return False
 
 
+@pytest.mark.fault(
+    "plug-ins and workers", "the parent killed while it plans or reports", "no process is left"
+)
 @pytest.mark.parametrize(("kind", "count"), [("forked", 2), ("fresh", 1)])
 def test_children_in_an_endless_loop_die_with_a_parent_that_is_killed(kind, count, tmp_path):
     pids = tmp_path / "pids"

@@ -70,6 +70,9 @@ def assert_left_out(store, *said, seeds=(1,)):
     return fresh
 
 
+@pytest.mark.fault(
+    "stored data", "items edited or lost", "named, left out; a run writes them again"
+)
 def test_edited_items_are_no_items_of_any_record_and_a_run_writes_them_again(store):
     (file,) = (store.folder / "items").iterdir()
     values = json.loads(file.read_text())
@@ -85,6 +88,9 @@ def test_edited_items_are_no_items_of_any_record_and_a_run_writes_them_again(sto
     assert [one.suffix for one in (store.folder / "damaged").iterdir()] == [".json"] * 2
 
 
+@pytest.mark.fault(
+    "stored data", "items edited or lost", "named, left out; a run writes them again"
+)
 def test_lost_items_leave_their_records_out_until_a_run_writes_them_again(store):
     (file,) = (store.folder / "items").iterdir()
     file.unlink()
@@ -93,6 +99,9 @@ def test_lost_items_leave_their_records_out_until_a_run_writes_them_again(store)
     assert len(Store.open(store.folder).finished()) == 2
 
 
+@pytest.mark.fault(
+    "stored data", "a record or outcomes changed, size and time kept", "named, left out"
+)
 @pytest.mark.parametrize("part", ["cells", "outcomes"])
 def test_a_digit_that_changes_with_size_and_time_kept_is_seen(store, part):
     file = cell_file(store) if part == "cells" else scores_file(store)
@@ -103,6 +112,9 @@ def test_a_digit_that_changes_with_size_and_time_kept_is_seen(store, part):
     assert_left_out(store, "edited")
 
 
+@pytest.mark.fault(
+    "stored data", "a record or outcomes changed, size and time kept", "named, left out"
+)
 def test_bits_that_rot_under_the_file_system_are_seen_by_whatever_shows_numbers(store):
     assert len(Store.open(store.folder).finished()) == 2
     file, ledger = scores_file(store), store.folder / ".checked"
@@ -118,6 +130,9 @@ def test_bits_that_rot_under_the_file_system_are_seen_by_whatever_shows_numbers(
     assert "outcomes were damaged or edited" in str(fresh.problems[0])
 
 
+@pytest.mark.fault(
+    "stored data", "a record signed anew with another seed, score or type", "left out"
+)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -142,6 +157,9 @@ def test_a_signed_record_with_other_values_does_not_count(store, changes, said):
     assert_left_out(store, said)
 
 
+@pytest.mark.fault(
+    "stored data", "a record signed anew with another seed, score or type", "left out"
+)
 def test_a_record_of_schema_1_with_another_chance_does_not_count(store):
     first = next(Store.open(store.folder).records())
     file = cell_file(store, first.spec.seed)
@@ -150,6 +168,9 @@ def test_a_record_of_schema_1_with_another_chance_does_not_count(store):
     assert len(fresh.finished()) == 1 and "chance is 1, not from 0 to" in str(fresh.problems[0])
 
 
+@pytest.mark.fault(
+    "stored data", "outcomes of another length, or that are no scores", "refused or left out"
+)
 def test_outcomes_of_another_length_than_the_items_do_not_count(store):
     other = replace(record(spec(seed=7), outcomes(0.5)), items=ITEMS.hash, examples=39)
     scores = outcomes(0.5)[:39]
@@ -163,6 +184,11 @@ def test_outcomes_of_another_length_than_the_items_do_not_count(store):
     assert_left_out(store, "40 items of 39 examples", seeds=(0, 1))
 
 
+@pytest.mark.fault(
+    "stored data",
+    "dangling links, loops, pipes, deep JSON in place of a file",
+    "named, no hang; all other cells count",
+)
 @pytest.mark.parametrize("name", ["0", "8", "f"])
 def test_a_link_to_nothing_or_to_itself_hides_no_other_file(store, name):
     nothing, loop = (store.folder / "cells" / f"{name * 19}{n}.json" for n in range(2))
@@ -175,6 +201,11 @@ def test_a_link_to_nothing_or_to_itself_hides_no_other_file(store, name):
     assert_left_out(store, "outcomes are missing")
 
 
+@pytest.mark.fault(
+    "stored data",
+    "dangling links, loops, pipes, deep JSON in place of a file",
+    "named, no hang; all other cells count",
+)
 @pytest.mark.parametrize(
     "text",
     [DEEP, '{"a":' * 100_000, "\0" * 50, '{"checksum": NaN}', "7"],
@@ -192,12 +223,22 @@ def test_json_that_is_none_or_too_deep_is_named_wherever_it_is_read(store, text)
     assert f"{last}: ignored: the failure of a cell cannot be read" in str(fresh.problems[-1])
 
 
+@pytest.mark.fault(
+    "stored data",
+    "dangling links, loops, pipes, deep JSON in place of a file",
+    "named, no hang; all other cells count",
+)
 def test_a_pipe_in_place_of_a_record_is_named_and_nobody_waits_for_it(store):
     cell_file(store).unlink()
     os.mkfifo(cell_file(store))
     assert_left_out(store, "not a regular file")
 
 
+@pytest.mark.fault(
+    "stored data",
+    "`study.json` or `ablations.json` edited",
+    "named, moved aside, never overwritten",
+)
 @pytest.mark.parametrize("old", ['"seeds": 2', '"digits"', '"name": "toy"'])
 def test_an_edited_request_is_named_and_moved_aside_before_the_next_is_written(store, old):
     file = store.folder / "study.json"
@@ -228,6 +269,11 @@ def test_a_request_of_an_earlier_version_without_a_checksum_is_read(store):
     assert "seeds of a study is 'two', not int" in str(fresh.history.problems()[0])
 
 
+@pytest.mark.fault(
+    "stored data",
+    "`study.json` or `ablations.json` edited",
+    "named, moved aside, never overwritten",
+)
 def test_an_edited_design_is_named_and_moved_aside_before_the_next_is_written(store):
     design = Design(kind="one_factor_out", method="mema", variants=(Variant(label="mema"),))
     cells = {"mema": {"digits": (spec().id,)}}
@@ -241,34 +287,46 @@ def test_an_edited_design_is_named_and_moved_aside_before_the_next_is_written(st
     assert "moved to" in moved.message and read_designs(store.folder) == [planned]
 
 
-def _write_other(folder, share):
+def of_writer(number):
+    return outcomes(0.1 + 0.05 * (number % 16), number)
+
+
+def _write_other(folder, number):
     store = Store.open(folder)
-    scores = outcomes(share, 11)
+    scores = of_writer(number)
     store.write(record(spec(seed=5), scores), scores, ITEMS)
     os._exit(0 if all("another run of cell" in one.message for one in store.problems) else 3)
 
 
 @pytest.mark.thorough
-def test_writers_of_one_cell_with_other_outcomes_all_live_and_all_results_are_kept(store):
+@pytest.mark.fault(
+    "stored data", "writers of one cell with different outcomes, all at once",
+    "none dies; the first counts, the others are kept in `conflicts/` and named",
+)  # fmt: skip
+@pytest.mark.parametrize("count", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_writers_of_one_cell_with_other_outcomes_all_live_and_all_results_are_kept(
+    store, count, injected
+):
     context = multiprocessing.get_context("fork")
-    shares = [0.1 + 0.05 * number for number in range(12)]
-    writers = [context.Process(target=_write_other, args=(store.folder, share)) for share in shares]
+    writers = [
+        context.Process(target=_write_other, args=(store.folder, number)) for number in range(count)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert [writer.exitcode for writer in writers] == [0] * len(shares)
+    assert [writer.exitcode for writer in writers] == [0] * count
     fresh = Store.open(store.folder)
     assert len(fresh.finished(reread=True)) == 3
-    assert len(fresh.problems) == len(shares) - 1
+    assert len(fresh.problems) == count - 1
     assert not (store.folder / "damaged").exists()
     first = fresh.find(spec(seed=5).id)
     assert fresh.outcomes(first).mean() == pytest.approx(first.score)
-    kept = {first.score} | {
-        json.loads(one.read_text())["score"] for one in (store.folder / "conflicts").iterdir()
-    }
-    assert sorted(kept) == pytest.approx([outcomes(share).mean() for share in shares])
+    files = list((store.folder / "conflicts").iterdir())
+    kept = [first.score, *(json.loads(one.read_text())["score"] for one in files)]
+    assert sorted(kept) == pytest.approx(sorted(of_writer(n).mean() for n in range(count)))
     assert "the first record counts" in fresh.problems[0].message
+    injected(count)
 
 
 def test_a_writer_with_equal_outcomes_leaves_no_second_result(store):
@@ -277,6 +335,7 @@ def test_a_writer_with_equal_outcomes_leaves_no_second_result(store):
     assert not (store.folder / "conflicts").exists()
 
 
+@pytest.mark.fault("stored data", "files changed before or after a merge", "named, left out")
 def test_merging_reads_and_hashes_whatever_the_notes_say(store, tmp_path):
     assert len(Store.open(store.folder).finished()) == 2
     (store.folder / "outcomes" / f"{spec(seed=0).id}.bin").write_bytes(encode(outcomes(0.9)))
@@ -284,6 +343,7 @@ def test_merging_reads_and_hashes_whatever_the_notes_say(store, tmp_path):
     assert count == 1 and "outcomes were damaged or edited" in str(problems[0])
 
 
+@pytest.mark.fault("stored data", "files changed before or after a merge", "named, left out")
 @pytest.mark.parametrize("name", ["cells.jsonl", "facts.json", "items.json", "outcomes.npz"])
 def test_a_compact_form_with_a_changed_file_says_which(store, tmp_path, name):
     merge([store.folder], tmp_path / "compact")
@@ -299,6 +359,9 @@ def test_a_compact_form_with_a_changed_file_says_which(store, tmp_path, name):
     assert any(f"{name}: changed since" in str(one) for one in fresh.problems)
 
 
+@pytest.mark.fault(
+    "stored data", "outcomes of another length, or that are no scores", "refused or left out"
+)
 def test_outcomes_that_are_no_scores_are_refused_before_anything_is_written(store):
     wrong = np.full(40, 1.5, dtype=np.float32)
     with pytest.raises(ValueError, match="outcomes from 1.5 to 1.5"):

@@ -103,6 +103,7 @@ def test_a_claim_names_its_cells_while_it_is_held_and_leaves_nothing(tmp_path):
     assert not (tmp_path / LOCKS).exists() and claims(tmp_path) == []
 
 
+@pytest.mark.fault("clusters", "a damaged note of a claim", "passed over")
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"cells": 3}', '{"cells": [["a"]], "where": ""}'])
 def test_a_damaged_note_of_a_claim_is_passed_over(tmp_path, text):
     (tmp_path / LOCKS).mkdir()
@@ -110,6 +111,7 @@ def test_a_damaged_note_of_a_claim_is_passed_over(tmp_path, text):
     assert claims(tmp_path) == []
 
 
+@pytest.mark.fault("clusters", "a file system without locks", "no run waits without end")
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_on_a_file_system_without_locks_nobody_waits_for_ever(tmp_path, monkeypatch, number):
     def refused(handle, operation):

@@ -215,6 +215,9 @@ def assert_named_and_ignored(store, path, said):
     assert path.exists()
 
 
+@pytest.mark.fault(
+    "stored data", "records and outcomes truncated, edited, swapped, missing", "named, left out"
+)
 @pytest.mark.parametrize("kept", [0, 1, 50, -2])
 def test_a_truncated_record_does_not_count(damage_store, kept):
     path = damaged_file(damage_store)
@@ -222,6 +225,9 @@ def test_a_truncated_record_does_not_count(damage_store, kept):
     assert_named_and_ignored(damage_store, path, "truncated or not JSON")
 
 
+@pytest.mark.fault(
+    "stored data", "records and outcomes truncated, edited, swapped, missing", "named, left out"
+)
 @pytest.mark.parametrize(
     ("old", "new"), [('"score": 0.5', '"score": 0.9'), ('"status": "done"', '"status": "skipped"')]
 )
@@ -233,6 +239,9 @@ def test_an_edited_record_does_not_count(damage_store, old, new):
     assert_named_and_ignored(damage_store, path, "edited")
 
 
+@pytest.mark.fault(
+    "stored data", "records and outcomes truncated, edited, swapped, missing", "named, left out"
+)
 def test_a_record_under_another_name_does_not_count(damage_store):
     path = damaged_file(damage_store)
     other = path.with_name("0" * 20 + ".json")
@@ -240,6 +249,9 @@ def test_a_record_under_another_name_does_not_count(damage_store):
     assert_named_and_ignored(damage_store, other, "another cell")
 
 
+@pytest.mark.fault(
+    "stored data", "records and outcomes truncated, edited, swapped, missing", "named, left out"
+)
 def test_missing_truncated_and_swapped_outcomes_are_seen(damage_store):
     path = damaged_file(damage_store)
     scores = damage_store.folder / "outcomes" / f"{path.stem}.bin"
@@ -326,7 +338,8 @@ def test_the_rest_of_a_kill_is_replaced_and_old_temporary_files_go(damage_store)
     assert len(Store.open(damage_store.folder).finished()) == 3
 
 
-def test_a_writer_killed_at_any_moment_leaves_only_whole_records(damage_store):
+@pytest.mark.fault("stored data", "a writer killed while it writes", "whole records only")
+def test_a_writer_killed_at_any_moment_leaves_only_whole_records(damage_store, injected):
     code = (
         f"import itertools, sys; sys.path.insert(0, {TESTS!r}); from toy_records import *;"
         f"store = Store.open({str(damage_store.folder)!r});"
@@ -349,8 +362,14 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_records(damage_store):
             assert fresh.outcomes(kept).shape == (len(ITEMS.names),)
         before = len(found)
     assert before > 8
+    injected(3)
 
 
+@pytest.mark.fault(
+    "stored data",
+    "a disk that refuses a write: space, quota, permission, read-only, file size",
+    "one line, no half record",
+)
 @pytest.mark.parametrize(
     ("number", "said"),
     [
@@ -378,6 +397,11 @@ def test_a_disk_that_refuses_is_said_in_words_and_leaves_no_half_record(
     assert not list(damage_store.folder.glob("*/.*"))
 
 
+@pytest.mark.fault(
+    "stored data",
+    "a disk that refuses a write: space, quota, permission, read-only, file size",
+    "one line, no half record",
+)
 def test_a_real_limit_on_file_size_is_reported_like_a_full_disk(damage_store):
     code = (
         f"import resource, sys; sys.path.insert(0, {TESTS!r}); from toy_records import *;"

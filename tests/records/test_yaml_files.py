@@ -66,6 +66,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         read_section(tmp_path / "bytes.yaml", "study", hint="give a YAML file")
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "a key twice in YAML, deep nesting, impossible values",
+    "one line with its place",
+)
 @pytest.mark.parametrize(
     ("text", "where"),
     [("seeds: 10\nname: a\nseeds: 2\n", "line 3: seeds stands twice, first on line 1"),
@@ -83,6 +88,11 @@ def test_a_merged_mapping_may_be_overridden():
     assert section("a: &x {c: 1, d: 1}\nb: {<<: *x, c: 2}\n")["b"] == {"c": 2, "d": 1}
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "a key twice in YAML, deep nesting, impossible values",
+    "one line with its place",
+)
 @pytest.mark.parametrize(
     "text",
     ["[" * 3_000, "a: " + "{a: " * 5_000, "a: 2001-99-99", "a: " + "9" * 5_000, "a: &r [*r]",

@@ -133,6 +133,11 @@ def test_a_plugin_class_is_unpickled_by_a_process_that_loaded_its_card(plugin, t
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a plug-in file that cannot be read or imported",
+    "named with file and line; the others stay",
+)
 @pytest.mark.parametrize("message", BROKEN)
 def test_a_broken_plugin_is_a_problem_that_names_its_file_and_stops_nothing(tmp_path, message):
     file = tmp_path / "broken.py"
@@ -143,6 +148,11 @@ def test_a_broken_plugin_is_a_problem_that_names_its_file_and_stops_nothing(tmp_
     assert catalog.methods.keys() == CATALOG.methods.keys()
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a plug-in file that cannot be read or imported",
+    "named with file and line; the others stay",
+)
 def test_one_broken_class_does_not_hide_its_neighbour(tmp_path):
     file = tmp_path / "half.py"
     bad = "\n@method('bad', version=1)\nclass Bad(Fusion):\n    def __init__(self, s, *, k): ...\n"
@@ -198,6 +208,11 @@ def test_an_installed_plugin_is_found_by_its_entry_point_without_importing_its_p
     assert "strange_pack" not in sys.modules
 
 
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a plug-in file that cannot be read or imported",
+    "named with file and line; the others stay",
+)
 def test_an_import_that_fails_is_named_with_its_plugin(tmp_path):
     file = tmp_path / "explodes.py"
     file.write_text(GOOD + "\nraise RuntimeError('boom')\n")

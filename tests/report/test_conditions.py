@@ -48,6 +48,11 @@ def titles(home, change):
     return {table.condition.title for table in tables}
 
 
+@pytest.mark.fault(
+    "stored data",
+    "conditions that differ, in one folder",
+    "separate tables, named by the fields that differ",
+)
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_field_that_differs_is_named_with_its_value(name, tmp_path):
     change = {"budget": replace(BUDGET, **{name: CHANGES[name]})}
@@ -61,6 +66,11 @@ def test_other_weights_under_one_name_are_named(tmp_path):
     assert ends == {"weights w", "weights another"}
 
 
+@pytest.mark.fault(
+    "stored data",
+    "conditions that differ, in one folder",
+    "separate tables, named by the fields that differ",
+)
 def test_two_budgets_in_one_folder_share_no_heading_row_or_label(tmp_path):
     decay, rate = (replace(BUDGET, **one) for one in ({"weight_decay": 0.5}, {"lrs": (1e-5,)}))
     folder = folder_with(tmp_path / "r", {}, {"budget": decay}, {"budget": rate})

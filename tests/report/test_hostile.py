@@ -94,6 +94,11 @@ def look(tab, file):
     return found
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "hostile names in Markdown, HTML and SVG, opened in Chromium",
+    "no element, no request",
+)
 @pytest.mark.slow
 def test_no_markdown_file_holds_html_or_a_link_when_rendered(drawn, tab, tmp_path):
     MarkdownIt = pytest.importorskip("markdown_it").MarkdownIt
@@ -117,6 +122,11 @@ def test_no_markdown_file_holds_html_or_a_link_when_rendered(drawn, tab, tmp_pat
         assert "heading" not in titles, file
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "hostile names in Markdown, HTML and SVG, opened in Chromium",
+    "no element, no request",
+)
 @pytest.mark.slow
 def test_nothing_in_the_page_runs_or_is_fetched(drawn, tab):
     names = [name for name, _, _ in look(tab, drawn / "report.html")]
@@ -128,6 +138,11 @@ def test_nothing_in_the_page_runs_or_is_fetched(drawn, tab):
     assert values == len(METHODS)
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "hostile names in Markdown, HTML and SVG, opened in Chromium",
+    "no element, no request",
+)
 @pytest.mark.slow
 def test_nothing_in_a_figure_runs_or_is_fetched(drawn, tab):
     figures = [*drawn.rglob("*.svg")]
@@ -137,6 +152,11 @@ def test_nothing_in_a_figure_runs_or_is_fetched(drawn, tab):
         assert not names & {"script", "foreignObject", "img", "a"}, file
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "hostile names in Markdown, LaTeX and CSV",
+    "no tag, no command, no formula, no home folder",
+)
 def test_no_cell_of_any_table_starts_a_formula(report):
     files = [*report.rglob("*.csv")]
     assert len(files) > 5
@@ -152,6 +172,11 @@ def test_no_cell_of_any_table_starts_a_formula(report):
         assert number or not cell.startswith(("=", "+", "-", "@", "\t", "\r")), (name, cell)
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "hostile names in Markdown, LaTeX and CSV",
+    "no tag, no command, no formula, no home folder",
+)
 def test_no_markdown_file_holds_a_tag_or_a_link_of_others(report):
     files = [*report.rglob("*.md")]
     assert len(files) > 5
@@ -160,6 +185,11 @@ def test_no_markdown_file_holds_a_tag_or_a_link_of_others(report):
         assert not re.search(r"<[A-Za-z/!?]|\]\((?!figures/)|^# heading", text, re.MULTILINE), file
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "hostile names in Markdown, LaTeX and CSV",
+    "no tag, no command, no formula, no home folder",
+)
 def test_no_latex_file_holds_a_command_of_others(report):
     text = "".join(file.read_text() for file in report.rglob("*.tex"))
     assert "textbackslash" in text
@@ -167,6 +197,11 @@ def test_no_latex_file_holds_a_command_of_others(report):
         assert not re.search(command, text), command
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "hostile names in Markdown, LaTeX and CSV",
+    "no tag, no command, no formula, no home folder",
+)
 def test_no_file_names_a_home_folder_or_holds_a_control_code(report):
     for file in (
         one for one in report.rglob("*") if one.suffix in (".md", ".html", ".csv", ".tex")

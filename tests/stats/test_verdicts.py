@@ -394,3 +394,17 @@ def test_a_method_more_changes_no_pair_of_the_others():
 def test_a_single_method_is_its_own_tied_set():
     alone = TaskScores(values=a_task().values[:1], groups=a_task().groups)
     assert tied_set(task_pairs(alone)).tolist() == [True]
+
+
+def test_the_limit_is_shared_by_the_pairs_of_one_method():
+    """Three methods, two pairs each: t at 0.975 with 4 degrees of freedom is 2.7764."""
+
+    def stays(behind):
+        value = np.array([[0.0, behind, 9.0], [-behind, 0.0, 9.0], [-9.0, -9.0, 0.0]])
+        table = Estimate(
+            value=value, variance=np.ones((3, 3)), nu=np.full((3, 3), 4.0), replicates=5
+        )
+        return tied_set(table).tolist()
+
+    assert stays(2.776) == [True, True, False]
+    assert stays(2.777) == [True, False, False]

@@ -143,6 +143,9 @@ def test_resized_images_are_refused_to_another_encoder_or_size(folder, cropping,
         resolve(study, read_catalog(packed=packed_tasks()))
 
 
+@pytest.mark.fault(
+    "stored data", "a task's images or a pack changed on disk", "refused before anything is encoded"
+)
 def test_data_that_changed_since_it_was_planned_is_refused_and_planned_anew(monkeypatch, tmp_path):
     monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path))
     monkeypatch.delenv("FUSIONBENCH_DATA", raising=False)
@@ -162,6 +165,9 @@ def test_data_that_changed_since_it_was_planned_is_refused_and_planned_anew(monk
     assert task_hash(card) == data_hash(other) != hashed
 
 
+@pytest.mark.fault(
+    "stored data", "a task's images or a pack changed on disk", "refused before anything is encoded"
+)
 def test_a_pack_whose_files_changed_is_refused(folder, tmp_path, monkeypatch):
     copy = shutil.copytree(folder, tmp_path / "pack")
     monkeypatch.setenv("FUSIONBENCH_DATA", str(copy))

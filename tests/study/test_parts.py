@@ -115,6 +115,7 @@ def stored(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.thorough
+@pytest.mark.fault("clusters", "three shards merged", "the whole, byte for byte")
 def test_the_merge_of_three_shards_is_the_whole_byte_for_byte(tmp_path):
     parts = [tmp_path / f"part{i}" for i in (1, 2, 3)]
     for i, part in enumerate(parts, start=1):

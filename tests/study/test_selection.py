@@ -51,6 +51,7 @@ def test_a_family_setting_leaves_a_variant_what_it_is_about(catalog):
     ]
 
 
+@pytest.mark.fault("plug-ins and workers", "settings that mean nothing", "refused in one line")
 @pytest.mark.parametrize(
     ("names", "settings", "said"),
     [
