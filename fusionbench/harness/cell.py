@@ -16,7 +16,7 @@ from fusionbench.harness.ridge import Fit, train_model
 from fusionbench.harness.stepping import needs_encoder, taps_of
 from fusionbench.harness.train import Evaluation, Scores, TrainingLog, evaluate
 from fusionbench.records.cell import CellRecord, CellSpec, Setting
-from fusionbench.stats.metric import named_metrics
+from fusionbench.stats.cells import named_metrics
 
 Outcome = tuple[CellRecord, Scores] | FloatingPointError
 """A record with the score of each example, or the error of a training that diverged."""

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.scores import BLIND, ScoreTable
-from fusionbench.stats.sensitivity import over_tasks
+from fusionbench.stats.power import over_tasks
 
 LEVEL = 0.05
 _METHOD = "blind"

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusionbench.records.cell import READER, RIDGE, CellRecord, reader_of
 from fusionbench.records.scores import INSENSITIVE, SATURATED, ScoreTable
-from fusionbench.stats.sensitivity import above_chance, insensitive, saturated
+from fusionbench.stats.power import above_chance, insensitive, saturated
 
 _FEWEST_LAYERS = 3
 """With fewer layers nothing is said about a task."""

@@ -18,7 +18,7 @@ from fusionbench.report.page import Material, Page
 from fusionbench.report.power import MOST, UNREACHABLE, seeds_for_a_point
 from fusionbench.report.tables import Row, cell, conditions, effect_text, interval, points
 from fusionbench.stats.estimate import FEWEST_REPLICATES
-from fusionbench.stats.sensitivity import LEVEL, above_chance
+from fusionbench.stats.power import LEVEL, above_chance
 from fusionbench.stats.verdicts import Verdict
 
 MOST_NAMES = 4

@@ -10,9 +10,9 @@ from fusionbench.records.pairs import Measured
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.contrasts import ContrastPlan, Measurer, Scope, resolved
 from fusionbench.stats import verdicts
+from fusionbench.stats.crossed import step_down_max_t
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
 from fusionbench.stats.suite import over_families
-from fusionbench.stats.testset import step_down_max_t
 from fusionbench.stats.verdicts import ALPHA, Answer, Correction, all_differ
 from fusionbench.study.contrasts import Contrast
 

@@ -10,8 +10,8 @@ from fusionbench.records.cell import CellRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.tables import GridRow, Row, Summary, long_row, over_seeds
+from fusionbench.stats.cells import metric_interval
 from fusionbench.stats.estimate import FEWEST_REPLICATES
-from fusionbench.stats.metric import metric_interval
 
 NOTE = (
     "Named metrics: mean ± half of the 95 % interval for new runs and new images of the same kind, "

@@ -116,7 +116,7 @@ class Rescorer:
 
     def _local(self, card: TaskCard, record: CellRecord, said: Sequence[Said]) -> _Scores:
         # It loads scipy, which no other command that imports this file needs.
-        from fusionbench.stats.metric import named_metrics
+        from fusionbench.stats.cells import named_metrics
 
         task = load_task(card)
         items = self._bundle(card, record).scored(record.spec.split)

@@ -11,7 +11,7 @@ from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.report.contrasts import scopes
 from fusionbench.report.reference_table import reference_page
-from fusionbench.stats.sensitivity import above_chance, insensitive, saturated
+from fusionbench.stats.power import above_chance, insensitive, saturated
 from fusionbench.study.study import QUICK
 
 BUDGET = replace(QUICK.budget, reader="attentive")

@@ -8,14 +8,13 @@ import pytest
 from scipy import stats
 
 from fusionbench.stats.cells import wilson
-from fusionbench.stats.crossed import two_way
+from fusionbench.stats.crossed import step_down_max_t, t_over_seeds, two_way
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.ranks import (
     average_ranks,
     critical_difference,
     friedman,
 )
-from fusionbench.stats.testset import step_down_max_t, t_over_seeds
 from fusionbench.stats.verdicts import benjamini_hochberg, holm
 
 RECORDED = json.loads((Path(__file__).parent / "fixtures" / "agreement.json").read_text())

@@ -10,9 +10,8 @@ from nullsuites import SCENARIOS, Scenario, chunks, differences, levels, monte_c
 from scipy.special import ndtr
 
 from fusionbench.stats.cells import share_correct
-from fusionbench.stats.crossed import compare, crossed_t
+from fusionbench.stats.crossed import compare, crossed_t, t_over_seeds
 from fusionbench.stats.suite import over_families
-from fusionbench.stats.testset import t_over_seeds
 
 EFFORT = [300, pytest.param(10_000, marks=pytest.mark.slow)]
 NEAR_TIE = Scenario(accuracy=0.994)

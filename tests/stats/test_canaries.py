@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from nullsuites import METHODS, SCENARIOS, SUITE, NullTask, against, differences, null_suite
 
-from fusionbench.stats.crossed import compare, crossed_t
+from fusionbench.stats.crossed import compare, crossed_t, t_over_seeds
 from fusionbench.stats.suite import sum_over_tasks
-from fusionbench.stats.testset import t_over_seeds
 from fusionbench.stats.verdicts import holm
 
 EFFORT = [60, pytest.param(2_000, marks=pytest.mark.slow)]

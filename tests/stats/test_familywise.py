@@ -23,10 +23,9 @@ from nullsuites import (
     null_suite,
 )
 
-from fusionbench.stats.crossed import compare, crossed_t, weighted_sum
+from fusionbench.stats.crossed import compare, crossed_t, step_down_max_t, weighted_sum
 from fusionbench.stats.factorial import factorial_effects
 from fusionbench.stats.suite import sum_over_shared_runs, sum_over_tasks
-from fusionbench.stats.testset import step_down_max_t
 from fusionbench.stats.verdicts import Correction, Question, Verdict, judge, judge_groups
 
 EFFORT = [60, pytest.param(2_000, marks=pytest.mark.slow)]

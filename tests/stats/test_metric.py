@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from fusionbench.api.tasks import ScoredItems
-from fusionbench.stats.cells import mean_score
-from fusionbench.stats.metric import BLOCKS, blocks, metric_interval, named_metrics
+from fusionbench.stats.cells import BLOCKS, blocks, mean_score, metric_interval, named_metrics
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from nullsuites import SCENARIOS, differences
 
-from fusionbench.stats.crossed import crossed_t, two_way
+from fusionbench.stats.crossed import crossed_t, t_over_seeds, two_way
 from fusionbench.stats.power import (
     ENDLESS_SEEDS,
     VarianceParts,
@@ -15,7 +15,6 @@ from fusionbench.stats.power import (
     variance_parts,
 )
 from fusionbench.stats.suite import add_blocks, add_blocks_of_shared_runs
-from fusionbench.stats.testset import t_over_seeds
 
 
 def mde(parts, seeds, items, alpha=0.05):

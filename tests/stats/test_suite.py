@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusionbench.stats.crossed import compare, crossed_t
+from fusionbench.stats.crossed import compare, crossed_t, t_over_seeds
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.suite import (
     block_components,
@@ -14,7 +14,6 @@ from fusionbench.stats.suite import (
     sum_over_shared_runs,
     sum_over_tasks,
 )
-from fusionbench.stats.testset import t_over_seeds
 
 
 def a_suite(seeds=5, tasks=3, overlap=False, seed=0):

@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 
-from fusionbench.stats.testset import (
-    sign_patterns,
-    smallest_p,
-    step_down_max_t,
-    t_over_seeds,
-)
+from fusionbench.stats.crossed import sign_patterns, smallest_p, step_down_max_t, t_over_seeds
 
 
 def test_five_seeds_can_never_reach_five_percent_and_six_can_in_any_family():
