@@ -42,7 +42,7 @@ def command(
 
 def verify(folder: Path, options: RunOptions, *, sample: int, draw: int, stream: TextIO) -> int:
     """Print what is wrong with files and which cells of the sample differ; the exit status."""
-    from fusionbench.records.audit import audit
+    from fusionbench.records.states import audit
     from fusionbench.records.store import Store
 
     store = Store.open(folder)

@@ -22,7 +22,7 @@ from fusionbench.launchers.keys import feature_key
 from fusionbench.launchers.state import contained
 from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, RunOptions, Setting
 from fusionbench.records.files import sha256_of
-from fusionbench.records.locks import claimed
+from fusionbench.records.folder import claimed
 from fusionbench.registry.cards import BenchmarkCard
 from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.plugins import load_benchmark, load_method, load_task

@@ -29,10 +29,10 @@ from fusionbench.launchers.keys import all_taps, feature_key, seeds_of_pass
 from fusionbench.launchers.progress import remaining
 from fusionbench.launchers.signing import shortened, signed
 from fusionbench.launchers.state import ProcessState, Spoiled, contained
-from fusionbench.records.answers import Said
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.files import cache_dir, sealed, unsealed, write_atomic
-from fusionbench.records.locks import claimed
+from fusionbench.records.folder import claimed
+from fusionbench.records.outcomes import Said
 from fusionbench.records.pictures import FOLDER as PICTURES
 from fusionbench.records.pictures import picture_file
 from fusionbench.records.store import Items, Store

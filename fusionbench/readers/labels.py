@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fusionbench.api.errors import UserError, one_of
 from fusionbench.readers.template import Rendered, Template
 from fusionbench.readers.text import Span, Tokenizer, Turn, pieces, without_images
-from fusionbench.records.training import QUERIES
+from fusionbench.records.cell import QUERIES
 
 
 class TooLong(UserError):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionbench.api.errors import one_of
-from fusionbench.records.training import PROJECTORS
+from fusionbench.records.cell import PROJECTORS
 
 _PROBES = 256
 

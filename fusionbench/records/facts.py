@@ -22,9 +22,9 @@ from fusionbench.records.cell import (
     checksum,
     hashed,
     json_object,
+    training_from,
 )
 from fusionbench.records.schema import check_record
-from fusionbench.records.training import training_from
 
 Fact = Mapping[str, Any]
 """Fields of a record and their values, as JSON has them."""

@@ -16,11 +16,10 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.api.errors import Problem, UserError
-from fusionbench.records.answers import Said
 from fusionbench.records.cell import Budget, CellRecord, CellSpec, canonical
 from fusionbench.records.lmms_files import TOOL, Evaluation, Sample, read_folder
 from fusionbench.records.lookup import find_record, split_place
-from fusionbench.records.outcomes import Items
+from fusionbench.records.outcomes import Items, Said
 from fusionbench.records.store import Store
 
 NAME = "fusionbench"

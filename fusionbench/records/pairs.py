@@ -15,10 +15,9 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from fusionbench.api.errors import UserError
-from fusionbench.records.blind import marked_by_blind
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Request
-from fusionbench.records.references import marked
+from fusionbench.records.references import marked, marked_by_blind
 from fusionbench.records.scores import ScoreTable, TaskFacts, score_tables
 from fusionbench.records.store import Items, Store
 from fusionbench.stats.crossed import t_over_seeds, weighted_sum

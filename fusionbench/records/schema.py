@@ -14,8 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.records.cell import Budget, CellRecord
-from fusionbench.records.training import Training
+from fusionbench.records.cell import Budget, CellRecord, Training
 
 Check = Callable[[Any], bool]
 _SHORT = 60

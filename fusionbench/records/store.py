@@ -24,7 +24,6 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.api.errors import Problem, UserError, disk_error
-from fusionbench.records.answers import Said, pack, unpack
 from fusionbench.records.archive import TUNING, Archive
 from fusionbench.records.cell import CellRecord, canonical, json_object
 from fusionbench.records.facts import Fact, Facts, check, normal_text
@@ -38,7 +37,7 @@ from fusionbench.records.folder import (
     remove_stale,
 )
 from fusionbench.records.history import History
-from fusionbench.records.outcomes import Items, decode, encode, items_hash
+from fusionbench.records.outcomes import Items, Said, decode, encode, items_hash, pack, unpack
 from fusionbench.records.schema import check_outcomes, check_record
 from fusionbench.records.text import without_user
 from fusionbench.records.verified import (

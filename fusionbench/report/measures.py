@@ -14,8 +14,8 @@ import numpy as np
 from fusionbench.api.benchmarks import Benchmark, Tallied
 from fusionbench.api.errors import UserError
 from fusionbench.metrics.bootstrap import Difference, paired
-from fusionbench.records.answers import answers_of
 from fusionbench.records.cell import CellRecord
+from fusionbench.records.outcomes import answers_of
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import ScoreTable
 from fusionbench.registry.catalog import Catalog, read_catalog

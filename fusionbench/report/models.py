@@ -7,10 +7,10 @@ measures of benchmarks.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from fusionbench.records.blind import Compared, compared
+from fusionbench.records.cell import Stage, Training
 from fusionbench.records.history import Request
+from fusionbench.records.references import Compared, compared
 from fusionbench.records.scores import BLIND, Condition, ScoreTable
-from fusionbench.records.training import Stage, Training
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.measures import long_row, measures
 from fusionbench.report.page import Material, Page

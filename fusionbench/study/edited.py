@@ -10,8 +10,7 @@ from pathlib import Path
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.folder import set_aside
-from fusionbench.records.locks import exclusive
+from fusionbench.records.folder import exclusive, set_aside
 from fusionbench.records.store import Store
 from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.provenance import code_hash, source_hash

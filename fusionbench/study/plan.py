@@ -17,8 +17,8 @@ from fusionbench.records.cell import (
     Budget,
     CellSpec,
     Setting,
+    Training,
 )
-from fusionbench.records.training import Training
 from fusionbench.registry.catalog import BenchmarkCard, Catalog, TaskCard
 from fusionbench.registry.encoder_cards import found_encoder
 from fusionbench.registry.selection import (

@@ -18,8 +18,8 @@ from fusionbench.api.errors import UserError
 from fusionbench.api.sources import find_source
 from fusionbench.api.tasks import judged
 from fusionbench.harness.bundle import Bundle, bundle_path, cached_bundle, cut
-from fusionbench.records.answers import Said
 from fusionbench.records.cell import CellRecord
+from fusionbench.records.outcomes import Said
 from fusionbench.records.store import Store
 from fusionbench.registry.cards import BenchmarkCard, TaskCard
 from fusionbench.registry.catalog import Catalog

@@ -9,14 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from fusionbench.api.errors import UserError, unknown
-from fusionbench.records.cell import QUESTION, READER, Setting
-from fusionbench.records.training import (
+from fusionbench.records.cell import (
     MEANS,
     PIXELS,
     PROJECTORS,
     QUERIES,
+    QUESTION,
+    READER,
     TEMPLATES,
     TRAINED,
+    Setting,
     Stage,
     Training,
 )

@@ -16,8 +16,7 @@ from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import Trace, mean_trace, require_trace
 from fusionbench.readers.labels import EncodedRow
 from fusionbench.readers.text import IMAGE, Turn
-from fusionbench.records.answers import Said, items_of
-from fusionbench.records.outcomes import Items
+from fusionbench.records.outcomes import Items, Said, items_of
 from fusionbench.vlm.batch import Batch, Batches, Encode
 from fusionbench.vlm.conversations import Cached, Row
 from fusionbench.vlm.model import VisionLanguageModel

@@ -28,11 +28,10 @@ from torch import Tensor
 
 from fusionbench.api.errors import UserError, disk_error
 from fusionbench.api.fusion import Method
-from fusionbench.records.cell import CellRecord, json_object
+from fusionbench.records.cell import CellRecord, json_object, plain_training
 from fusionbench.records.facts import Facts, full_text
 from fusionbench.records.files import sha256_of, write_atomic
 from fusionbench.records.text import markdown_page
-from fusionbench.records.training import plain_training
 from fusionbench.vlm.build import training_of
 from fusionbench.vlm.card import model_card
 from fusionbench.vlm.model import VisionLanguageModel

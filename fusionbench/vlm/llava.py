@@ -18,8 +18,7 @@ from fusionbench.readers.llava.kinds import KINDS
 from fusionbench.readers.llava.pixels import Views, reader
 from fusionbench.readers.load import train_language
 from fusionbench.readers.template import build_template
-from fusionbench.records.cell import CellSpec
-from fusionbench.records.training import Training
+from fusionbench.records.cell import CellSpec, Training
 from fusionbench.vlm.conversations import Cached, Row
 from fusionbench.vlm.pictures import ReadAhead
 

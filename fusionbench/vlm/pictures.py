@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import one_of
-from fusionbench.records.training import PIXELS
+from fusionbench.records.cell import PIXELS
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,8 +17,15 @@ from fusionbench.harness.train import spaced
 from fusionbench.readers.form import decoder_layers
 from fusionbench.readers.labels import TooLong
 from fusionbench.readers.llava.checkpoint import Checkpoint
-from fusionbench.records.cell import Budget, CellSpec, RunOptions, Setting, canonical
-from fusionbench.records.training import Stage, Training
+from fusionbench.records.cell import (
+    Budget,
+    CellSpec,
+    RunOptions,
+    Setting,
+    Stage,
+    Training,
+    canonical,
+)
 from fusionbench.registry.cards import MethodCard
 from fusionbench.registry.plugins import load_method
 from fusionbench.study.mixture import Mixed

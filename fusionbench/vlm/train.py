@@ -21,8 +21,7 @@ from fusionbench.api.errors import UserError, one_of
 from fusionbench.api.types import Unsupported
 from fusionbench.harness.optimiser import MUON, Optimisers
 from fusionbench.harness.train import schedule
-from fusionbench.records.cell import Budget
-from fusionbench.records.training import MEANS
+from fusionbench.records.cell import MEANS, Budget
 from fusionbench.vlm.checkpoint import Checkpoints, whole
 from fusionbench.vlm.processes import World
 

@@ -44,7 +44,7 @@ SHORT_FILES = {
     "launchers/jobs.py": "jobs are plain data: pickled without torch",
     "launchers/world.py": "runs started by torchrun or accelerate",
     "readers/build.py": "the one way from a name to a reader",
-    "report/freshness.py": "a run with nothing to do loads no statistics",
+    "records/states.py": "a run with nothing to do loads no statistics",
     "registry/encoder_cards.py": "cards of encoders, read without torch",
 }
 ONE_FILE_EACH = ("cli/", "metrics/")  # a command, a benchmark

@@ -10,7 +10,7 @@ from fusionbench.readers.template import build_template
 from fusionbench.readers.text import IMAGE, Turn, images_in, without_images
 from fusionbench.readers.tokenizer import HubTokenizer
 from fusionbench.readers.words import WordTokenizer
-from fusionbench.records.training import QUERIES
+from fusionbench.records.cell import QUERIES
 
 TURNS = [
     Turn(f"{IMAGE}\nWhat is the capital?", "Paris."),

@@ -22,7 +22,6 @@ from toy_records import ITEMS, outcomes, put, record, spec
 
 from fusionbench.api.errors import UserError
 from fusionbench.records import cost
-from fusionbench.records.answers import Said
 from fusionbench.records.cost import Conditions, CostRecord
 from fusionbench.records.files import write_atomic
 from fusionbench.records.history import (
@@ -34,6 +33,7 @@ from fusionbench.records.history import (
     read_designs,
 )
 from fusionbench.records.merge import merge
+from fusionbench.records.outcomes import Said
 from fusionbench.records.pictures import ExamplePictures, draw_sheet, picture_file, read_pictures
 from fusionbench.records.probes import ProbeMap, probe_maps, write_probe
 from fusionbench.records.store import Store

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from toy_records import put, record, spec
 
+from fusionbench.records.folder import LOCKS, claimed, claims, exclusive
 from fusionbench.records.history import Request
-from fusionbench.records.locks import LOCKS, claimed, claims, exclusive
 from fusionbench.records.states import STATES, states
 from fusionbench.records.store import Store
 from fusionbench.study.study import QUICK, as_plain

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from toy_records import outcomes, record, spec
 
+from fusionbench.records.cell import FRESH, Stage, Training
 from fusionbench.records.scores import score_tables
-from fusionbench.records.training import FRESH, Stage, Training
 
 STAGE = Stage(parts=("digits",), rows="r", count=8, template="llava15", trained=("fusion",))
 TRAINING = Training(language="llava:x", language_weights="w", stages=(STAGE,), projector="plain")

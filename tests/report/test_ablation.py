@@ -9,10 +9,10 @@ from toy_records import ITEMS, record, spec
 
 from fusionbench.records.history import Design, PlannedAblation, Variant, note_design
 from fusionbench.records.pairs import Results
+from fusionbench.records.states import up_to_date
 from fusionbench.records.store import Store
 from fusionbench.report.ablation import ablation_page, contrasts, design_table, effects
 from fusionbench.report.build import write_report
-from fusionbench.report.freshness import up_to_date
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.factorial import fraction
 

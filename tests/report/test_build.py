@@ -12,9 +12,9 @@ from toy_records import put, record, spec
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.history import Request
+from fusionbench.records.states import up_to_date
 from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
-from fusionbench.report.freshness import up_to_date
 from fusionbench.study.study import QUICK, as_plain
 
 METHODS = {"last": 0.3, "penultimate": 0.5, "mema": 0.7, "mema-no_feedback": 0.5}

@@ -21,9 +21,9 @@ from vlm_records import (
 )
 
 from fusionbench.cli.reports import check, diff, power
-from fusionbench.records.blind import above_blind
 from fusionbench.records.merge import merge
 from fusionbench.records.pairs import Results
+from fusionbench.records.references import above_blind
 from fusionbench.records.scores import BLIND
 from fusionbench.records.verified import answers_file
 from fusionbench.report.build import ReportOptions, analyses_of, write_report

@@ -12,9 +12,9 @@ from vlm_cells import cell, copied, trained_folder
 
 from fusionbench.api.benchmarks import data_hash, stream
 from fusionbench.api.errors import UserError
-from fusionbench.records.answers import pack, unpack
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.merge import merge
+from fusionbench.records.outcomes import pack, unpack
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.rescore import Rescorer

@@ -7,11 +7,10 @@ import numpy as np
 from toy_records import record, spec
 
 from fusionbench.api.benchmarks import Asked
-from fusionbench.records.answers import Said, items_of
-from fusionbench.records.cell import Budget, CellSpec
+from fusionbench.records.cell import Budget, CellSpec, Stage, Training
 from fusionbench.records.history import Request
+from fusionbench.records.outcomes import Said, items_of
 from fusionbench.records.store import Items, Store
-from fusionbench.records.training import Stage, Training
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_benchmark
 from fusionbench.study.study import VLM_SMOKE, as_plain

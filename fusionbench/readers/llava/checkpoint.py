@@ -26,7 +26,7 @@ from fusionbench.readers.llava.kinds import Pair
 from fusionbench.readers.llava.tiles import Tiling
 from fusionbench.readers.load import without_dropout
 from fusionbench.readers.projector import LanguageProjector
-from fusionbench.records.training import FRESH
+from fusionbench.records.cell import FRESH
 
 # Files of a checkpoint that are downloaded.
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")

@@ -26,7 +26,7 @@ from fusionbench.encoders.vit import fitted
 from fusionbench.readers.llava.checkpoint import Checkpoint
 from fusionbench.readers.llava.description import Description
 from fusionbench.readers.llava.kinds import KINDS
-from fusionbench.records.training import PIXELS
+from fusionbench.records.cell import PIXELS
 
 _PIXELS = tuple(name for name in PIXELS if name != "squash")
 """No checkpoint was trained on images whose sides were resized alone."""
