@@ -16,8 +16,7 @@ from fusionbench.checks.run import find
 from fusionbench.checks.task_data import check_task
 from fusionbench.checks.toy import Subject, run_drawn
 from fusionbench.encoders.card import EncoderCard
-from fusionbench.registry.catalog import read_catalog
-from fusionbench.registry.encoder_cards import plugged
+from fusionbench.registry.catalog import plugged, read_catalog
 from fusionbench.registry.plugins import load_encoder
 
 _MENDS = {

@@ -142,7 +142,7 @@ def packed_here() -> Collection[str]:
 
 def check_encoder(catalog: Catalog, name: str, image_size: int) -> "EncoderCard":
     """The card of an encoder. Raises UserError for an unknown name or an impossible size."""
-    from fusionbench.registry.encoder_cards import describe
+    from fusionbench.registry.catalog import describe
 
     try:
         return describe(catalog, name, image_size=image_size)

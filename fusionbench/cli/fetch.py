@@ -36,7 +36,7 @@ def fetch(name: str, *, language: bool, stream: TextIO) -> int:
     try:
         place = wanted(name)
     except OSError as error:
-        from fusionbench.registry.encoder_cards import OFFLINE
+        from fusionbench.registry.catalog import OFFLINE
 
         raise UserError(str(error), OFFLINE) from error
     stream.write(f"{place}\n")

@@ -273,7 +273,7 @@ def encoders_text(catalog: Catalog) -> str:
 
 def _encoders(catalog: Catalog) -> "list[EncoderCard]":
     from fusionbench.encoders.catalog import available
-    from fusionbench.registry.encoder_cards import plugged
+    from fusionbench.registry.catalog import plugged
 
     cards, problems = available()
     say(problems)

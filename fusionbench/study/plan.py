@@ -19,8 +19,7 @@ from fusionbench.records.cell import (
     Setting,
     Training,
 )
-from fusionbench.registry.catalog import BenchmarkCard, Catalog, TaskCard
-from fusionbench.registry.encoder_cards import found_encoder
+from fusionbench.registry.catalog import BenchmarkCard, Catalog, TaskCard, found_encoder
 from fusionbench.registry.selection import (
     Chosen,
     Unavailable,

@@ -22,8 +22,7 @@ from fusionbench.records.files import sha256_of
 from fusionbench.records.lookup import find_record, split_place
 from fusionbench.records.store import Store
 from fusionbench.registry.cards import MethodCard
-from fusionbench.registry.catalog import Catalog, read_catalog
-from fusionbench.registry.encoder_cards import describe
+from fusionbench.registry.catalog import Catalog, describe, read_catalog
 from fusionbench.registry.plugins import load_encoder, load_method
 from fusionbench.study.language import LLAVA, LanguageCard, describe_language
 from fusionbench.vlm.batch import Batch, Batches

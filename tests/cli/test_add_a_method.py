@@ -14,8 +14,7 @@ import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.checks.first_build import first_uses
 from fusionbench.cli.new import new_package
-from fusionbench.registry.catalog import read_catalog
-from fusionbench.registry.encoder_cards import describe
+from fusionbench.registry.catalog import describe, read_catalog
 from fusionbench.registry.plugins import load_encoder, load_method
 
 HOME = Path(fusionbench.__file__).parent.parent

@@ -45,7 +45,7 @@ SHORT_FILES = {
     "launchers/world.py": "runs started by torchrun or accelerate",
     "readers/build.py": "the one way from a name to a reader",
     "records/states.py": "a run with nothing to do loads no statistics",
-    "registry/encoder_cards.py": "cards of encoders, read without torch",
+    "registry/catalog.py": "cards of encoders, read without torch",
 }
 ONE_FILE_EACH = ("cli/", "metrics/")  # a command, a benchmark
 

@@ -7,8 +7,7 @@ import torch
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.listing import encoders_text, json_text
-from fusionbench.registry.catalog import read_catalog
-from fusionbench.registry.encoder_cards import describe
+from fusionbench.registry.catalog import describe, read_catalog
 from fusionbench.registry.plugins import load_encoder
 
 SOURCE = """
