@@ -12,9 +12,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api.encoders import Encoder
+from fusionbench.api.encoders import Delta, Encoder
 from fusionbench.api.fusion import Method, Tap
-from fusionbench.api.linears import Delta
 from fusionbench.api.seeding import stream
 from fusionbench.api.tasks import Scoring
 from fusionbench.api.types import Fused, StackShape

@@ -9,8 +9,7 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
-from fusionbench.api.encoders import Encoder
-from fusionbench.api.linears import LAYERS, added, linears_of
+from fusionbench.api.encoders import LAYERS, Encoder, added, linears_of
 from fusionbench.api.types import StackShape, Unsupported
 from fusionbench.encoders.planted import planted
 from fusionbench.encoders.vit import ViT, ViTConfig
