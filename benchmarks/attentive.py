@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from sampled import _encoding, _training, jobs
 
+from fusionbench.harness.cell import train_model
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
-from fusionbench.harness.ridge import train_model
 from fusionbench.harness.train import evaluate
 from fusionbench.launchers.runner import Runner
 from fusionbench.readers.attentive import AttentiveReader, positions

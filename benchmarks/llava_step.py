@@ -20,9 +20,9 @@ import torch
 from rows import Row, chosen_device, finish, parser_of
 from workload import find
 
-from fusionbench.cost.timing import interleaved, peak_bytes
 from fusionbench.encoders.hf import HfEncoder
 from fusionbench.encoders.preprocessing import Preprocessing
+from fusionbench.harness.measure import interleaved, peak_bytes
 from fusionbench.readers.labels import EncodedRow
 from fusionbench.readers.language import LanguageModel
 from fusionbench.readers.projector import LanguageProjector

@@ -79,7 +79,7 @@ def profile(
     With `missing`, methods that have a profile under these conditions are skipped.
     """
     from fusionbench.api.types import Unsupported
-    from fusionbench.cost.profile import Bench
+    from fusionbench.harness.profile import Bench
     from fusionbench.records.cost import read, write
 
     bench = Bench(asked)

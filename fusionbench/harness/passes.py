@@ -14,14 +14,24 @@ from torch import Tensor
 
 from fusionbench.api.fusion import Method
 from fusionbench.api.tasks import SplitName
-from fusionbench.harness.cell import Outcome, PassCell, outcome, run_alone
+from fusionbench.harness.cell import (
+    Fit,
+    Outcome,
+    PassCell,
+    before,
+    fit,
+    outcome,
+    own_examples,
+    plain,
+    reader_of,
+    run_alone,
+)
 from fusionbench.harness.materials import Batch, Materials, prefetch
 from fusionbench.harness.model import Model, build_model
-from fusionbench.harness.optimiser import Optimisers
-from fusionbench.harness.ridge import Fit, before, fit, own_examples, plain, reader_of
 from fusionbench.harness.stack import Output, Stack
 from fusionbench.harness.train import (
     Evaluation,
+    Optimisers,
     Trace,
     TrainingLog,
     autocast,

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fusionbench.api.errors import UserError, disk_error
-from fusionbench.harness.optimiser import Muon, Optimisers
+from fusionbench.harness.train import Muon, Optimisers
 from fusionbench.records.cell import checksum, json_object
 from fusionbench.vlm.processes import World
 

@@ -19,8 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fusionbench.api.errors import UserError, one_of
 from fusionbench.api.types import Unsupported
-from fusionbench.harness.optimiser import MUON, Optimisers
-from fusionbench.harness.train import schedule
+from fusionbench.harness.train import MUON, Optimisers, schedule
 from fusionbench.records.cell import MEANS, Budget
 from fusionbench.vlm.checkpoint import Checkpoints, whole
 from fusionbench.vlm.processes import World

@@ -12,11 +12,11 @@ from fusionbench.api.fusion import Fusion
 from fusionbench.api.tasks import require_outcomes
 from fusionbench.api.types import Fused
 from fusionbench.harness.cell import choose_lr
+from fusionbench.harness.materials import QuestionTable, token_vector
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
 from fusionbench.harness.train import batches, schedule
 from fusionbench.readers.attentive import Question
-from fusionbench.readers.questions import QuestionTable, token_vector
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 

@@ -10,9 +10,8 @@ from toy_passes import BUDGET, both_ways, named, shared_by
 
 from fusionbench.api.errors import UserError
 from fusionbench.harness.model import build_model
-from fusionbench.harness.optimiser import Muon, Optimisers, orthogonalised
 from fusionbench.harness.passes import PassMember, train_together
-from fusionbench.harness.train import train
+from fusionbench.harness.train import Muon, Optimisers, orthogonalised, train
 from fusionbench.study.study import load_study
 
 MUON = replace(BUDGET, optimiser="muon", vector_lr=5e-3)

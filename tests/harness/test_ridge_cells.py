@@ -7,9 +7,9 @@ import torch
 from toy_cells import BUDGET
 from toy_passes import named, shared_by
 
+from fusionbench.harness.cell import own_examples, train_model
 from fusionbench.harness.model import build_model
 from fusionbench.harness.passes import PassMember, evaluate_together, train_all
-from fusionbench.harness.ridge import own_examples, train_model
 from fusionbench.harness.train import drawn, evaluate
 
 RIDGE = replace(

@@ -6,11 +6,11 @@ from toy_cells import BUDGET, materials
 from toy_encoder import SHAPE
 
 from fusionbench.api.fusion import Fusion
+from fusionbench.harness.materials import QuestionTable
 from fusionbench.harness.model import build_model, seeded_fusion, shape_of
 from fusionbench.harness.passes import PassMember, train_together
 from fusionbench.harness.stepping import taps_of
 from fusionbench.harness.train import evaluate, train
-from fusionbench.readers.questions import QuestionTable
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import select_methods

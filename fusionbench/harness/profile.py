@@ -11,12 +11,19 @@ from torch import Tensor, nn
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
-from fusionbench.cost import counting as flops
-from fusionbench.cost import shapes as language
-from fusionbench.cost.pipeline import Pipeline, build_pipeline, compiled, training_step
-from fusionbench.cost.shapes import SHAPE, LanguageModel, subject
-from fusionbench.cost.timing import BLOCKS, interleaved, peak_bytes
 from fusionbench.encoders.catalog import recorded_name
+from fusionbench.harness import measure as flops
+from fusionbench.harness import pipeline as language
+from fusionbench.harness.measure import BLOCKS, interleaved, peak_bytes
+from fusionbench.harness.pipeline import (
+    SHAPE,
+    Pipeline,
+    RandomLlama,
+    build_pipeline,
+    compiled,
+    subject,
+    training_step,
+)
 from fusionbench.records.cost import Conditions, CostRecord, ProfileOptions
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.provenance import hardware, software
@@ -51,7 +58,7 @@ def counted(
 def timed(
     pipeline: Pipeline,
     record: CostRecord,
-    model: language.LanguageModel | None = None,
+    model: language.RandomLlama | None = None,
     *,
     blocks: int = BLOCKS,
 ) -> CostRecord:
@@ -81,7 +88,7 @@ def timed(
 
 
 def _calls(
-    pipeline: Pipeline, conditions: Conditions, model: language.LanguageModel | None
+    pipeline: Pipeline, conditions: Conditions, model: language.RandomLlama | None
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """The timed calls (method, bare); compiling the forward pass compiles the backward pass."""
     fused, bare = (_compiled(run, conditions.compile) for run in (pipeline.fused, pipeline.bare))
@@ -202,7 +209,7 @@ class Bench:
         size, dtype = self.asked.image_size, _DTYPES[self.asked.dtype]
         return subject(self.asked.encoder, image_size=size, device=device, dtype=dtype)
 
-    def _language_model(self) -> LanguageModel | None:
+    def _language_model(self) -> RandomLlama | None:
         """A language model on the device, for timing only."""
         asked = self.asked
         if asked.mode == "train" or asked.width != SHAPE.width or asked.compile != "off":
@@ -213,7 +220,7 @@ class Bench:
             )
         if self.device.type == "meta":
             return None
-        return LanguageModel(self.device, _DTYPES[asked.dtype])
+        return RandomLlama(self.device, _DTYPES[asked.dtype])
 
     def _pipeline(self, chosen: Chosen, *, meta: bool) -> Pipeline:
         # One image is enough to count; a leak across the batch would not scale.
