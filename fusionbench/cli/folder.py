@@ -93,7 +93,7 @@ def _names(cells: Iterable["CellState"], *, everything: bool) -> str:
 
 def _tasks_of_cluster(folder: Path) -> str:
     """A line on the tasks that this folder has in the queue of a cluster, if it ever had any."""
-    from fusionbench.launchers.slurm_queue import HOME, active_tasks, job_name
+    from fusionbench.launchers.slurm import HOME, active_tasks, job_name
 
     if not (folder / HOME).is_dir():
         return ""

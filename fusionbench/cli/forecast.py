@@ -14,8 +14,7 @@ from fusionbench.cli.forecast_models import model_seconds, untrained
 from fusionbench.cli.listing import columns
 from fusionbench.cli.summary import times
 from fusionbench.harness.bundle import bundle_path
-from fusionbench.launchers.devices import worker_count
-from fusionbench.launchers.limits import examples, operations, rate
+from fusionbench.launchers.limits import examples, operations, rate, worker_count
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.registry.selection import shown

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fusionbench.encoders.snapshots import weight_files
-from fusionbench.launchers.devices import worker_count
+from fusionbench.launchers.limits import worker_count
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.folder import MODELS
 from fusionbench.study.language import WORDS_SIZE, checkpoint_folder

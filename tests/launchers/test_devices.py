@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from fusionbench.launchers import devices, local
-from fusionbench.launchers.devices import gpu_count, least_used, worker_count, worker_devices
+from fusionbench.launchers import limits, local
+from fusionbench.launchers.limits import gpu_count, least_used, worker_count, worker_devices
 from fusionbench.launchers.workers import Worker
 from fusionbench.records.cell import RunOptions
 
@@ -17,7 +17,7 @@ def gpus(tmp_path, monkeypatch):
     """A machine with so many GPUs and 64 cores."""
 
     def machine(count):
-        monkeypatch.setattr(devices, "_DRIVER", tmp_path / "nvidiactl")
+        monkeypatch.setattr(limits, "_DRIVER", tmp_path / "nvidiactl")
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(CORES)))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for name in ("nvidiactl", "nvidia-uvm", *(f"nvidia{i}" for i in range(count))):

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from fusionbench.launchers import devices
-from fusionbench.launchers.devices import worker_count
+from fusionbench.launchers import limits
+from fusionbench.launchers.limits import worker_count
 from fusionbench.records.cell import RunOptions
 
 
@@ -22,13 +22,13 @@ from fusionbench.records.cell import RunOptions
 def test_small_cells_share_a_gpu_and_passes_fill_it(
     device, workers, seeds_per_pass, expected, monkeypatch
 ):
-    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
+    monkeypatch.setattr(limits, "gpu_count", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     options = RunOptions(device=device, workers=workers)
     assert worker_count(options, seeds_per_pass=seeds_per_pass) == expected
 
 
 def test_no_more_than_one_for_each_core(monkeypatch):
-    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
+    monkeypatch.setattr(limits, "gpu_count", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     assert worker_count(RunOptions(device="cuda")) == 2
