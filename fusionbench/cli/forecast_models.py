@@ -15,8 +15,8 @@ from fusionbench.encoders.snapshots import weight_files
 from fusionbench.launchers.limits import worker_count
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.folder import MODELS
-from fusionbench.study.language import WORDS_SIZE, checkpoint_folder
 from fusionbench.study.plan import ModelJob
+from fusionbench.study.training import WORDS_SIZE, checkpoint_folder
 
 _CPU_RATE, _GPU_RATE = 2.5e10, 2e13
 """Operations per second of one core of a server, and of a GPU that a language model fills."""

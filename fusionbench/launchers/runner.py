@@ -39,9 +39,9 @@ from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import hardware
 from fusionbench.study.data import planned_data
-from fusionbench.study.language import LLAVA
 from fusionbench.study.parts import places
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs
+from fusionbench.study.training import LLAVA
 
 if TYPE_CHECKING:
     from fusionbench.launchers.models import ModelRunner

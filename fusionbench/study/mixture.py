@@ -20,9 +20,8 @@ from fusionbench.records.files import cache_dir, read_note, write_note
 from fusionbench.records.parallel import in_order
 from fusionbench.registry.catalog import Catalog, TaskCard
 from fusionbench.registry.selection import split_inline
-from fusionbench.study.conversations import ConversationFile, Conversations
+from fusionbench.study.conversations import PREFIX, ConversationFile, Conversations, HubSet
 from fusionbench.study.data import planned_data, task_hashes, train_pixels
-from fusionbench.study.hub import PREFIX, HubSet
 from fusionbench.study.study import LOCAL_TASKS
 
 _SUFFIXES = (".json", ".jsonl")

@@ -29,10 +29,16 @@ from fusionbench.registry.selection import (
 )
 from fusionbench.study.contrasts import check_known, read_contrasts
 from fusionbench.study.data import benchmark_hash, check_packed, tried_hashes
-from fusionbench.study.language import LanguageCard, describe_language
 from fusionbench.study.mixture import Mixed, MixtureCard, describe_mixture, parse_mixture
 from fusionbench.study.study import ALL, LOCAL_TASKS, OWN, PRESETS, PROBE, VLM, Study
-from fusionbench.study.training import BLIND, evaluated, training_of, without_readers
+from fusionbench.study.training import (
+    BLIND,
+    LanguageCard,
+    describe_language,
+    evaluated,
+    training_of,
+    without_readers,
+)
 
 AnyTask = TaskCard | BenchmarkCard
 

@@ -23,7 +23,7 @@ from fusionbench.readers.load import WORDS, load_language
 from fusionbench.readers.projector import LanguageProjector
 from fusionbench.readers.template import build_template
 from fusionbench.records.cell import QUESTION, CellSpec, Setting, Stage, Training
-from fusionbench.study.language import WORDS_SIZE, checkpoint_folder
+from fusionbench.study.training import WORDS_SIZE, checkpoint_folder
 from fusionbench.vlm.batch import Encode
 from fusionbench.vlm.conversations import Row
 from fusionbench.vlm.llava import how_trained, language_in, projector_in, weight_type

@@ -24,7 +24,7 @@ from fusionbench.records.store import Store
 from fusionbench.registry.cards import MethodCard
 from fusionbench.registry.catalog import Catalog, describe, read_catalog
 from fusionbench.registry.plugins import load_encoder, load_method
-from fusionbench.study.language import LLAVA, LanguageCard, describe_language
+from fusionbench.study.training import LLAVA, LanguageCard, describe_language
 from fusionbench.vlm.batch import Batch, Batches
 from fusionbench.vlm.build import Built, build_model, encoder_of_rows, training_of
 from fusionbench.vlm.conversations import Row

@@ -9,7 +9,7 @@ from conversation_files import MARK, item, said, standard
 from PIL import Image
 
 from fusionbench.api.errors import UserError
-from fusionbench.study.hub import HubSet
+from fusionbench.study.conversations import HubSet
 from fusionbench.study.mixture import open_conversations, parse_mixture
 
 

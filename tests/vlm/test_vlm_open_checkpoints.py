@@ -16,7 +16,7 @@ from vlm_cells import asked_items, cell
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
 from fusionbench.records.store import Store
-from fusionbench.study.language import checkpoint_folder, describe_language
+from fusionbench.study.training import checkpoint_folder, describe_language
 from fusionbench.vlm.open import open_model
 
 
