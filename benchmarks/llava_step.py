@@ -29,8 +29,8 @@ from fusionbench.readers.projector import LanguageProjector
 from fusionbench.readers.template import build_template
 from fusionbench.readers.words import WordTokenizer
 from fusionbench.vlm.batch import Batch
+from fusionbench.vlm.images import encoded
 from fusionbench.vlm.model import VisionLanguageModel
-from fusionbench.vlm.states import encoded
 
 _PIXELS = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _TEXT, _ANSWER = 64, 16

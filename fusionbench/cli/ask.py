@@ -14,8 +14,7 @@ from fusionbench.cli.app import OK, Plugins, app, read
 from fusionbench.cli.run import checked_device
 
 if TYPE_CHECKING:
-    from fusionbench.vlm.layers import LayerReport
-    from fusionbench.vlm.open import OpenModel
+    from fusionbench.vlm.open import LayerReport, OpenModel
 
 _EXAMPLE = 'fusionbench ask CELL picture.png "How many cubes?"'
 
@@ -71,7 +70,7 @@ def answer(
     if not layers:
         stream.write(f"{opened.ask(pictures, question, limit=limit)}\n")
         return
-    from fusionbench.vlm.layers import explain
+    from fusionbench.vlm.open import explain
 
     found = explain(opened, pictures, question, limit=limit)
     stream.write(f"{found.answer}\n")

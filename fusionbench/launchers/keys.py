@@ -58,7 +58,7 @@ def _taps(job: TrainJob | ModelJob, cell: Cell, encoder: Encoder, seed: int) -> 
     budget, settings = cell.spec.budget, cell.chosen.settings
     method = load_method(cell.chosen.card)
     if isinstance(job, ModelJob):
-        from fusionbench.vlm.build import fusion_of, reader_shape
+        from fusionbench.vlm.model import fusion_of, reader_shape
 
         return set(taps_of(fusion_of(method, settings, encoder, reader_shape(job.spec), seed)))
     whole = replace(encoder.shape, query_dim=budget.query_dim, mlp=encoder.mlp)

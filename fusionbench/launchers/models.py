@@ -28,7 +28,9 @@ from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.plugins import load_benchmark, load_method, load_task
 from fusionbench.study.parts import places
 from fusionbench.study.plan import Cell, ModelJob, layer_candidates, tuning_specs
-from fusionbench.vlm.build import (
+from fusionbench.vlm.checkpoint import Trained, damage, finished, load_weights, model_file
+from fusionbench.vlm.evaluate import Asking, Evaluated, evaluate_benchmark, evaluate_local
+from fusionbench.vlm.model import (
     Built,
     build_model,
     encoder_of_rows,
@@ -36,10 +38,8 @@ from fusionbench.vlm.build import (
     stranger,
     training_of,
 )
-from fusionbench.vlm.evaluate import Asking, Evaluated, evaluate_benchmark, evaluate_local
 from fusionbench.vlm.processes import World, lead, start
 from fusionbench.vlm.session import Session, Work, train_model
-from fusionbench.vlm.weights import Trained, damage, finished, load_weights, model_file
 
 if TYPE_CHECKING:
     from fusionbench.launchers.runner import Runner

@@ -10,10 +10,10 @@ from fusionbench.api.seeding import stream
 from fusionbench.harness.stepping import States
 from fusionbench.readers.labels import EncodedRow
 from fusionbench.readers.llava.kinds import Pair
-from fusionbench.vlm.conversations import Row
-from fusionbench.vlm.states import ImageStates
+from fusionbench.vlm.images import ImageStates
+from fusionbench.vlm.rows import TrainingRow
 
-Encode = Callable[[Row], EncodedRow]
+Encode = Callable[[TrainingRow], EncodedRow]
 """The text of a row as ids."""
 
 
@@ -23,7 +23,7 @@ class Rows(Protocol):
     def __len__(self) -> int:
         """How many there are."""
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> TrainingRow:
         """One row."""
 
 
@@ -85,7 +85,7 @@ class Batches:
         if shuffled is not None:
             self._asked = stream("vlm", "strangers", shuffled).permutation(len(rows))
 
-    def encoded(self, row: Row) -> EncodedRow:
+    def encoded(self, row: TrainingRow) -> EncodedRow:
         """The text of a row as ids."""
         key = (row.turns, row.later)
         if key not in self._known:

@@ -19,8 +19,8 @@ from fusionbench.readers.llava.pixels import Views, reader
 from fusionbench.readers.load import train_language
 from fusionbench.readers.template import build_template
 from fusionbench.records.cell import CellSpec, Training
-from fusionbench.vlm.conversations import Cached, Row
-from fusionbench.vlm.pictures import ReadAhead
+from fusionbench.vlm.images import ReadAhead
+from fusionbench.vlm.rows import Cached, TrainingRow
 
 
 def is_checkpoint(training: Training) -> bool:
@@ -137,7 +137,7 @@ def most_positions(checkpoint: Checkpoint, tokens: int) -> int:
     return max(tiling.tokens(size) for size in tiling.pinpoints)
 
 
-def positions(checkpoint: Checkpoint, row: Row, tokens: int) -> int:
+def positions(checkpoint: Checkpoint, row: TrainingRow, tokens: int) -> int:
     """Positions of a row's images in the language model; opens them where they are tiled."""
     tiling = checkpoint.tiling
     if tiling is None:

@@ -30,7 +30,10 @@ from fusionbench.registry.cards import MethodCard
 from fusionbench.registry.plugins import load_method
 from fusionbench.study.mixture import Mixed
 from fusionbench.vlm.batch import Batch, Batches, Encode
-from fusionbench.vlm.build import (
+from fusionbench.vlm.checkpoint import Trained, partial, save_model, whole
+from fusionbench.vlm.images import ImageStates, ReadAhead, pixels
+from fusionbench.vlm.llava import Reading, most_positions, positions
+from fusionbench.vlm.model import (
     Built,
     build_model,
     encoder_of_rows,
@@ -39,15 +42,9 @@ from fusionbench.vlm.build import (
     stranger,
     training_of,
 )
-from fusionbench.vlm.checkpoint import whole
-from fusionbench.vlm.conversations import Row
-from fusionbench.vlm.llava import Reading, most_positions, positions
-from fusionbench.vlm.mixture import Mixture, open_mixture, within
-from fusionbench.vlm.pictures import ReadAhead, pixels
 from fusionbench.vlm.processes import World
-from fusionbench.vlm.states import ImageStates
+from fusionbench.vlm.rows import Mixture, TrainingRow, open_mixture, within
 from fusionbench.vlm.train import History, Setup, train
-from fusionbench.vlm.weights import Trained, partial, save_model
 
 _CHECKPOINTS = 10
 """Checkpoints of a stage."""
@@ -296,12 +293,12 @@ class _Stage:
             mixture=mixture, batches=batches, batch=self._budget().batch, seed=spec.seed
         )
 
-    def _fitting(self, encode: Encode, most: int) -> tuple[Callable[[Row], bool], int]:
+    def _fitting(self, encode: Encode, most: int) -> tuple[Callable[[TrainingRow], bool], int]:
         """(whether a row has at most `most` positions, bytes of text with which it surely has)."""
         tokens, checkpoint = self._image_tokens(), self.session.checkpoint
         largest = tokens if checkpoint is None else most_positions(checkpoint, tokens)
 
-        def fits(row: Row) -> bool:
+        def fits(row: TrainingRow) -> bool:
             try:
                 room = most - len(encode(row).ids)
             except TooLong:

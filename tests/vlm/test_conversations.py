@@ -10,7 +10,7 @@ from fusionbench.harness.bundle import Bundle, Examples
 from fusionbench.readers.template import build_template
 from fusionbench.readers.text import Turn
 from fusionbench.study.conversations import ConversationFile
-from fusionbench.vlm.conversations import Cached, ConversationRows, TaskRows
+from fusionbench.vlm.rows import Cached, ConversationRows, TaskRows
 
 
 @pytest.fixture

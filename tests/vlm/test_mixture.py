@@ -11,8 +11,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.mixture import PartCard, describe_mixture, parse_mixture
 from fusionbench.study.study import SMOKE
-from fusionbench.vlm.conversations import Row
-from fusionbench.vlm.mixture import MixedPart, Mixture, open_mixture, within
+from fusionbench.vlm.rows import MixedPart, Mixture, TrainingRow, open_mixture, within
 
 
 class Toy:
@@ -26,8 +25,8 @@ class Toy:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Row:
-        return Row(name=f"{self.name}-{index}", images=(), turns=())
+    def __getitem__(self, index: int) -> TrainingRow:
+        return TrainingRow(name=f"{self.name}-{index}", images=(), turns=())
 
 
 def part(name: str, count: int, share: float = 1.0, images: int = 1) -> MixedPart:
@@ -112,7 +111,7 @@ def test_grouping_leaves_out_what_fills_no_step_and_a_short_epoch_is_not_grouped
 def test_rows_that_are_too_long_are_dropped_and_counted():
     asked = []
 
-    def fits(row: Row) -> bool:
+    def fits(row: TrainingRow) -> bool:
         asked.append(row.name)
         return row.name != "a-37"
 

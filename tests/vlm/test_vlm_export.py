@@ -116,7 +116,7 @@ def test_the_card_has_the_numbers_of_the_records(tmp_path):
 
 
 def test_measures_and_missing_numbers_in_the_card():
-    from fusionbench.vlm.card import model_card
+    from fusionbench.vlm.export import model_card
 
     opened = open_model(cell("mema").id, trained_folder())
     record = dataclasses.replace(opened.record, measures={"F1": 0.5, "questions": 8910}, score=None)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from vlm_cells import asked_items, cell, trained_folder
 
-from fusionbench.vlm.layers import explain, without
-from fusionbench.vlm.open import asked, open_model
+from fusionbench.vlm.open import asked, explain, open_model, without
 
 
 def opened(method):

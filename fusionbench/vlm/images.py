@@ -1,9 +1,15 @@
-"""Hidden states of the images of a batch: from the cache of local tasks, or made by the encoder."""
+"""Images of the coming steps, read and made square ahead of the training by a few threads.
 
-from collections.abc import Mapping, Sequence
+Pillow decodes and resizes without the interpreter's lock, so threads use as many cores. No torch.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,20 +18,95 @@ from torch import Tensor
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.encoders import Encoder
+from fusionbench.api.errors import one_of
 from fusionbench.api.fusion import Tap
 from fusionbench.encoders import features
 from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.stepping import States
 from fusionbench.readers.llava.kinds import Pair
 from fusionbench.readers.llava.pixels import Views
-from fusionbench.vlm.conversations import Cached
-from fusionbench.vlm.pictures import Pixels, ReadAhead
+from fusionbench.records.cell import PIXELS
+from fusionbench.vlm.rows import Cached
 
-Image = Picture | Cached
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+T = TypeVar("T")
+THREADS = 4
+MOST = 256
+"""Images that are read ahead at the same time; 256 photographs of 640 x 480 are 240 MB."""
+
+
+class ReadAhead(Generic[T]):
+    """Reads the images that were announced, in their order, before they are asked for.
+
+    `T`: what is read of an image, for example its pixels.
+    """
+
+    def __init__(
+        self, read: Callable[[Picture], T], *, threads: int = THREADS, most: int = MOST
+    ) -> None:
+        """`most`: images that wait at a time; what is announced beyond is read when asked for."""
+        self._read = read
+        self._most = most
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="pictures")
+        self._waiting: dict[str, Future[T]] = {}
+        self._lock = threading.Lock()
+
+    def expect(self, pictures: Iterable[Picture]) -> None:
+        """Announce images of the coming steps; those that wait already are left as they are."""
+        with self._lock:
+            for picture in pictures:
+                if picture.name not in self._waiting and len(self._waiting) < self._most:
+                    self._waiting[picture.name] = self._pool.submit(self._read, picture)
+
+    def __call__(self, picture: Picture) -> T:
+        """What is read of an image, announced or not. Raises what reading it raised."""
+        with self._lock:
+            waiting = self._waiting.pop(picture.name, None)
+        return self._read(picture) if waiting is None else waiting.result()
+
+    def close(self) -> None:
+        """Read no more; images that wait are dropped."""
+        self._pool.shutdown(cancel_futures=True)
+        self._waiting.clear()
+
+
+def pixels(picture: Picture, fit: str, mean: tuple[float, float, float]) -> Pixels:
+    """Grey levels of an image, padded to a square with the mean colour where `fit` is `pad`.
+
+    `mean` is the encoder's per channel, 0 to 1. The encoder resizes and normalises. Raises
+    UserError for what is no image, ValueError for an unknown fit.
+    """
+    one_of("pixels", fit, PIXELS)
+    image = picture.open()
+    return np.asarray(padded(image, mean) if fit == "pad" else image)
+
+
+def padded(image: "Image", mean: tuple[float, float, float]) -> "Image":
+    """The image in the middle of a square of the colour `int(255 * mean)`, as LLaVA-1.5 does.
+
+    An odd remainder is one pixel more below, or on the right. Reference: `expand2square` of
+    haotian-liu/LLaVA (c121f04).
+    """
+    from PIL import Image
+
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    red, green, blue = (int(255 * value) for value in mean)
+    square = Image.new("RGB", (side, side), (red, green, blue))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+ImageSource = Picture | Cached
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class BatchImages:
     """The images of a batch."""
 
     states: States
@@ -50,14 +131,14 @@ class ImageStates:
         init=False, default_factory=dict
     )
 
-    def of(self, images: Sequence[Image]) -> States:
+    def of(self, images: Sequence[ImageSource]) -> States:
         """Gives the states of these images, in order, in float32; of none, those of a blank."""
         return self.shown([(image,) for image in images]).states
 
-    def shown(self, rows: Sequence[Sequence[Image]]) -> Shown:
+    def shown(self, rows: Sequence[Sequence[ImageSource]]) -> BatchImages:
         """The images of these rows, in order; of no image at all, the states of a blank."""
         if not any(rows):
-            return Shown(states=blank(self.encoder, self.device), pictures=())
+            return BatchImages(states=blank(self.encoder, self.device), pictures=())
         images = [image for row in rows for image in row]
         views = [self._viewed(image, len(row)) for row in rows for image in row]
         size = (self.encoder.size, self.encoder.size)
@@ -73,9 +154,9 @@ class ImageStates:
             for task in places
         }
         gather = partial(self._gathered, running, places, cached, starts[-1])
-        return Shown(states=gather, pictures=pictures)
+        return BatchImages(states=gather, pictures=pictures)
 
-    def expect(self, images: Sequence[Image]) -> None:
+    def expect(self, images: Sequence[ImageSource]) -> None:
         """Announce the images of a row of the coming steps."""
         self._reading(len(images)).expect(one for one in images if isinstance(one, Picture))
 
@@ -101,7 +182,7 @@ class ImageStates:
     def _reading(self, images: int) -> ReadAhead[Pixels] | ReadAhead[Views]:
         return self.several if self.several is not None and images > 1 else self.pixels
 
-    def _viewed(self, image: Image, images: int) -> Views | None:
+    def _viewed(self, image: ImageSource, images: int) -> Views | None:
         """The inputs that an image makes; None if its states are cached."""
         if isinstance(image, Cached):
             return None
