@@ -19,14 +19,12 @@ from fusionbench.report.cost_table import cost_page
 from fusionbench.report.coverage import coverage_page, reasons
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.html.page import write_html
-from fusionbench.report.imported_table import imported_page
-from fusionbench.report.layer_table import layer_page
+from fusionbench.report.layer_table import layer_page, reference_page
 from fusionbench.report.leaderboard import leaderboard_page
 from fusionbench.report.main_table import main_page, planted_page
 from fusionbench.report.models import models_page
 from fusionbench.report.page import Material, Page, ReportSection, figure_section, joined, title
-from fusionbench.report.published import reported_page
-from fusionbench.report.reference_table import reference_page
+from fusionbench.report.published import imported_page, reported_page
 from fusionbench.report.tables import comma_separated
 
 SECTIONS: Sequence[ReportSection] = (

@@ -10,7 +10,7 @@ from toy_records import put, spec
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.report.contrasts import scopes
-from fusionbench.report.reference_table import reference_page
+from fusionbench.report.layer_table import reference_page
 from fusionbench.stats.power import above_chance, insensitive, saturated
 from fusionbench.study.study import QUICK
 

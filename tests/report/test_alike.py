@@ -6,8 +6,8 @@ from toy_suite import put_task, quick_disk, write_suite
 
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
-from fusionbench.report.alike import dead, one_answer, scored_alike
 from fusionbench.report.build import write_report
+from fusionbench.report.coverage import dead, one_answer, scored_alike
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

@@ -6,7 +6,7 @@ from toy_suite import read, the, write_suite
 
 from fusionbench.records.pairs import Results
 from fusionbench.report.build import write_report
-from fusionbench.report.token_counts import token_counts, token_lines
+from fusionbench.report.main_table import token_counts, token_lines
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
