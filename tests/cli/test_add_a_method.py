@@ -13,7 +13,7 @@ from toy_cells import train_cell
 import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.checks.first_build import first_uses
-from fusionbench.cli.new import new_package
+from fusionbench.cli.extend import new_package
 from fusionbench.registry.catalog import describe, read_catalog
 from fusionbench.registry.plugins import load_encoder, load_method
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import in_process
 import pytest
 
-from fusionbench.cli import verify
+from fusionbench.cli import again as verify
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 

@@ -4,7 +4,7 @@ import pytest
 from vlm_cells import asked_items, cell, copied, save_picture, trained_folder
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli.ask import split_words
+from fusionbench.cli.models import split_words
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_task
 

@@ -212,7 +212,7 @@ def test_neither_a_model_nor_torch_is_loaded():
     program = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
         "from pathlib import Path\n"
-        "from fusionbench.cli.rescore import rescore\n"
+        "from fusionbench.cli.again import rescore\n"
         f"code = rescore(Path({str(trained_folder())!r}), data_root='', plugins=[], "
         "stream=sys.stdout)\n"
         "sys.exit(code)"

@@ -1,4 +1,4 @@
-"""`fusionbench ask`: ask a trained model about pictures."""
+"""`fusionbench ask`, `export` and `import-lmms`: models of the track `vlm` and their answers."""
 
 import os
 import sys
@@ -10,17 +10,18 @@ import typer
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
-from fusionbench.cli.app import OK, Plugins, app, read
+from fusionbench.cli.app import OK, Plugins, app, read, say
 from fusionbench.cli.run import checked_device
 
 if TYPE_CHECKING:
+    from fusionbench.records.imports import Imported
     from fusionbench.vlm.open import LayerReport, OpenModel
 
 _EXAMPLE = 'fusionbench ask CELL picture.png "How many cubes?"'
 
 
 @app.command("ask")
-def command(
+def ask_command(
     cell: Annotated[
         str, typer.Argument(metavar="CELL", help="Id of a cell or model, or an exported folder.")
     ],
@@ -96,3 +97,77 @@ def layer_lines(opened: "OpenModel", found: "LayerReport") -> list[str]:
     lines.append("change of the log-probability without one layer, the mean of the others instead:")
     pairs = zip(found.taps, found.changes, strict=True)
     return lines + [f"  tap {tap_text(tap)}: {change:+.4f}" for tap, change in pairs]
+
+
+@app.command("export")
+def export_command(
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="Id of a cell or model.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/local"),
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Write a model of the track vlm as safetensors, configuration and model card."""
+    export(cell, folder, out=out, plugins=plugin)
+    sys.stdout.write(f"{folder}\n")
+    raise typer.Exit(OK)
+
+
+def export(cell: str, folder: Path, *, out: Path, plugins: list[str]) -> None:
+    """Export a cell's model with the records of all its tasks. Raises UserError."""
+    from fusionbench.records.lookup import of_model, split_place, twins
+    from fusionbench.records.store import Store
+    from fusionbench.study.training import BLIND
+    from fusionbench.vlm.export import is_export, refuse_taken, write_export
+    from fusionbench.vlm.open import open_model
+
+    refuse_taken(folder)
+    if is_export(Path(cell)):
+        raise UserError(f"{cell} is an exported model already", "give the id of a cell")
+    opened = open_model(cell, out, catalog=read(plugins))
+    store = Store.open(split_place(cell, out)[0])
+    blind = twins(store, opened.record, BLIND)
+    write_export(opened, of_model(store, opened.record), folder, blind=blind)
+
+
+@app.command("import-lmms")
+def import_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="lmms-eval's --output_path.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of results to write into.")
+    ] = Path("results/lmms"),
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Our own cells, if not where model_args says."),
+    ] = None,
+    version: Annotated[
+        str, typer.Option(metavar="TEXT", help="Version of lmms-eval; its files do not name it.")
+    ] = "",
+) -> None:
+    """Read results and samples of lmms-eval into records of the track vlm."""
+    raise typer.Exit(import_results(folder, out, results, version, sys.stdout))
+
+
+def import_results(
+    folder: Path, out: Path, results: Path | None, version: str, stream: TextIO
+) -> int:
+    """Import a folder and print one line for each record. Returns the exit code.
+
+    Raises UserError for files that cannot be read; nothing is written then.
+    """
+    from fusionbench.records.imports import import_folder
+
+    found, problems = import_folder(folder, out, results=results, version=version)
+    say(problems)
+    for one in found:
+        stream.write(f"{_imported_line(one)}\n")
+    fresh = sum(one.fresh for one in found)
+    stream.write(f"{fresh} records imported, {len(found) - fresh} were there: {out}\n")
+    return OK
+
+
+def _imported_line(one: "Imported") -> str:
+    record = one.record
+    score = "no score" if record.score is None else f"{record.metric} {record.score:.4f}"
+    of = f"{score} of {record.examples} questions"
+    notes = "".join(f"; {note}" for note in record.notes)
+    return f"{record.label} on {record.spec.task}: {of}{notes}"

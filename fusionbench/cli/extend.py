@@ -1,17 +1,21 @@
-"""`fusionbench new-method` and `new-task`: a package with one class, its tests and entry point."""
+"""`fusionbench new-method`, `new-task` and `check`: a plug-in written and checked."""
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Template
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
 from fusionbench.api.errors import UserError, disk_error
-from fusionbench.cli.app import app, read
+from fusionbench.cli.app import FAILED, OK, Plugins, app, read
 from fusionbench.registry.catalog import Catalog
+
+if TYPE_CHECKING:
+    from fusionbench.registry.cards import TaskCard
 
 Name = Annotated[str, typer.Argument(help="For example depth_gate.")]
 Out = Annotated[Path, typer.Option(help="Parent folder of the new package.")]
@@ -92,7 +96,7 @@ def new_package(
     }
     try:
         for template, target in files.items():
-            _write(_TEMPLATES / kind / f"{template}.txt", home / target, values)
+            _write_file(_TEMPLATES / kind / f"{template}.txt", home / target, values)
     except OSError as error:
         raise disk_error(error, home) from error
     return home
@@ -121,7 +125,88 @@ def _values(name: str) -> dict[str, str]:
     }
 
 
-def _write(template: Path, target: Path, values: dict[str, str]) -> None:
+def _write_file(template: Path, target: Path, values: dict[str, str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     text = Template(template.read_text(encoding="utf-8")).substitute(values)
     target.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+@app.command("check")
+def check_command(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="TARGET...", help="Names, globs, files, folder:DIR, or all."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Also write a Markdown page.")] = None,
+    only: Annotated[list[str], typer.Option(help="This check only; may be repeated.")] = [],  # noqa: B006
+    compiler: Annotated[str, typer.Option(help="Backend of torch.compile.")] = "aot_eager",
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Run the conformance checks on methods and load tasks; exit code 1 on a fault."""
+    code = check(targets, out=out, only=only, compiler=compiler, plugins=plugin, stream=sys.stdout)
+    raise typer.Exit(code)
+
+
+def check(
+    targets: Sequence[str],
+    *,
+    out: Path | None,
+    only: Sequence[str],
+    compiler: str,
+    plugins: Sequence[str],
+    stream: TextIO,
+) -> int:
+    """Print the counts of outcomes per method; write details to `out`. Returns the exit code."""
+    import torch
+
+    from fusionbench.checks.first_build import first_fault, tasks_of
+    from fusionbench.checks.kit import counts_text, total
+    from fusionbench.checks.run import find, page, run_checks
+
+    # One thread: sums in the same order on every machine.
+    torch.set_num_threads(1)
+    tasks = {target: tasks_of(target, plugins) for target in targets}
+    found = {
+        subject.name: replace(subject, compiler=compiler)
+        for target in targets
+        if not tasks[target] or Path(target).exists()
+        for subject in find(target, plugins=plugins, required=not tasks[target])
+    }
+    cards = {card.name: card for some in tasks.values() for card in some}
+    reports, faults = [], _check_tasks(cards.values(), stream)
+    for subject in found.values():
+        if not only and (fault := first_fault(subject)):
+            faults += 1
+            stream.write(f"{subject.name}: cannot be used\n  {fault}\n")
+            continue
+        reports.append(run_checks(subject, only=only))
+        stream.write(f"{reports[-1]}\n")
+        stream.flush()
+    seconds = sum(record.seconds for report in reports for record in report.records)
+    if reports:
+        counts = counts_text(total(reports))
+        stream.write(f"{len(reports)} methods, {seconds:.0f} s of CPU: {counts}\n")
+    if out is not None:
+        _write_report(out, page(reports))
+        stream.write(f"{out}\n")
+    return FAILED if faults or any(report.unexpected for report in reports) else OK
+
+
+def _check_tasks(cards: "Iterable[TaskCard]", stream: TextIO) -> int:
+    """Load each task and print what it holds; how many have a fault."""
+    from fusionbench.checks.first_build import check_task
+
+    faults = 0
+    for card in cards:
+        seen = check_task(card)
+        faults += bool(seen.faults)
+        stream.write(f"{seen}\n")
+    return faults
+
+
+def _write_report(out: Path, text: str) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, out) from error
