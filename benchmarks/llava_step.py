@@ -20,14 +20,14 @@ import torch
 from rows import Row, chosen_device, finish, parser_of
 from workload import find
 
-from fusionbench.encoders.hf import HfEncoder
-from fusionbench.encoders.preprocessing import Preprocessing
 from fusionbench.harness.measure import interleaved, peak_bytes
-from fusionbench.readers.labels import EncodedRow
-from fusionbench.readers.language import LanguageModel
-from fusionbench.readers.projector import LanguageProjector
-from fusionbench.readers.template import build_template
-from fusionbench.readers.words import WordTokenizer
+from fusionbench.models.encoders.preprocessing import Preprocessing
+from fusionbench.models.encoders.towers import HfEncoder
+from fusionbench.models.readers.labels import EncodedRow
+from fusionbench.models.readers.language import LanguageModel
+from fusionbench.models.readers.splice import LanguageProjector
+from fusionbench.models.readers.template import build_template
+from fusionbench.models.readers.words import WordTokenizer
 from fusionbench.vlm.batch import Batch
 from fusionbench.vlm.images import encoded
 from fusionbench.vlm.model import VisionLanguageModel

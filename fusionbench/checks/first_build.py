@@ -19,7 +19,7 @@ from fusionbench.api.tasks import SPLITS, Task, TaskData, validate
 from fusionbench.api.types import Fused, StackShape, Unsupported
 from fusionbench.checks.run import find
 from fusionbench.checks.toy import Subject, run_drawn
-from fusionbench.encoders.card import EncoderCard
+from fusionbench.models.encoders.card import EncoderCard
 from fusionbench.registry.cards import TaskCard
 from fusionbench.registry.catalog import plugged, read_catalog
 from fusionbench.registry.plugins import load_encoder, load_task

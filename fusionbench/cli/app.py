@@ -16,7 +16,7 @@ from fusionbench.registry.catalog import Catalog, read_catalog, require_usable
 from fusionbench.registry.discovery import BUILT_IN
 
 if TYPE_CHECKING:
-    from fusionbench.encoders.card import EncoderCard
+    from fusionbench.models.encoders.card import EncoderCard
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 

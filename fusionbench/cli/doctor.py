@@ -133,7 +133,7 @@ def _tasks(catalog: Catalog) -> list[str]:
 
 
 def _encoders(catalog: Catalog) -> list[str]:
-    from fusionbench.encoders.catalog import available
+    from fusionbench.models.encoders.catalog import available
     from fusionbench.registry.catalog import plugged
 
     cards, problems = available()

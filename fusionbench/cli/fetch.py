@@ -45,13 +45,13 @@ def fetch(name: str, *, language: bool, stream: TextIO) -> int:
 
 
 def _language(name: str) -> Path:
-    from fusionbench.readers.fetch import fetch_language
+    from fusionbench.models.readers.fetch import fetch_language
 
     return fetch_language(name)
 
 
 def _encoder(name: str) -> Path:
-    from fusionbench.encoders.fetch import fetch as fetch_encoder
+    from fusionbench.models.encoders.fetch import fetch as fetch_encoder
 
     try:
         return fetch_encoder(name)

@@ -18,9 +18,9 @@ import numpy as np
 
 from fusionbench.cli.listing import columns
 from fusionbench.cli.summary import times
-from fusionbench.encoders.snapshots import weight_files
 from fusionbench.harness.bundle import bundle_path
 from fusionbench.launchers.limits import examples, operations, rate, worker_count
+from fusionbench.models.encoders.snapshots import weight_files
 from fusionbench.records.cell import CellRecord, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.records.folder import MODELS

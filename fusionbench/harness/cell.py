@@ -30,8 +30,7 @@ from fusionbench.harness.train import (
     evaluate,
     train,
 )
-from fusionbench.readers.ridge import CHOICE, Choice
-from fusionbench.readers.ridge_reader import RidgeReader
+from fusionbench.models.readers.ridge import CHOICE, Choice, RidgeReader
 from fusionbench.records.cell import CellRecord, CellSpec, Setting
 from fusionbench.stats.cells import named_metrics
 

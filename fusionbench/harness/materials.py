@@ -21,11 +21,11 @@ from fusionbench.api.fusion import Tap
 from fusionbench.api.seeding import stream
 from fusionbench.api.tasks import Scoring
 from fusionbench.api.types import StackShape
-from fusionbench.encoders import features
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.stepping import States
-from fusionbench.readers.ridge import question_kernel
+from fusionbench.models.encoders import features
+from fusionbench.models.encoders.features import FeatureKey
+from fusionbench.models.readers.ridge import question_kernel
 from fusionbench.records.cell import Budget
 
 _TOKEN = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")

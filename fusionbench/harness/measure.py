@@ -19,7 +19,7 @@ from torch.utils.benchmark import set_torch_threads, timer
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from fusionbench.api.encoders import Encoder
-from fusionbench.encoders.vit import ViT, ViTConfig
+from fusionbench.models.encoders.vit import ViT, ViTConfig
 from fusionbench.records.cost import Spread
 
 LARGEST_ERROR = 0.01

@@ -44,8 +44,7 @@ from fusionbench.harness.train import (
     schedule,
     spaced,
 )
-from fusionbench.readers.ridge import CHOICE, Choice
-from fusionbench.readers.ridge_reader import RidgeReader
+from fusionbench.models.readers.ridge import CHOICE, Choice, RidgeReader
 from fusionbench.records.cell import canonical
 
 # Whether runs do together what each does alone: losses and gradients of the first step.

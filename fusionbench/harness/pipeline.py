@@ -1,6 +1,6 @@
 """Encoder, method and projector as in a multimodal model, at the scale of a real one.
 
-Latency and operations depend on shapes only. The blocks are those of `encoders/vit.py`.
+Latency and operations depend on shapes only. The blocks are those of `models/encoders/vit.py`.
 
 Nothing is cached: the encoder runs in every call. The bare encoder runs as many blocks as the
 method needs, so the difference is the cost of the method.
@@ -21,16 +21,16 @@ from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError, did_you_mean
 from fusionbench.api.fusion import Fusion, InEncoderFusion, Method, Tap
 from fusionbench.api.types import Fused, ReaderShape
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.vit import ViT, ViTConfig
 from fusionbench.harness import measure as flops
 from fusionbench.harness.frozen import next_step
 from fusionbench.harness.model import build_fusion
 from fusionbench.harness.stepping import fuse, needs_encoder
-from fusionbench.readers.attentive import Projector
-from fusionbench.readers.build import reader_shape
-from fusionbench.readers.injection import Inside, Projection, injected, project
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import describe
+from fusionbench.models.encoders.vit import ViT, ViTConfig
+from fusionbench.models.readers.attentive import Projector
+from fusionbench.models.readers.build import reader_shape
+from fusionbench.models.readers.injection import Inside, Projection, injected, project
 from fusionbench.records.cell import Setting
 
 PREFIX = "shape:"

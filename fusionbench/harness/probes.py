@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.tasks import Split, Task, TaskData, data_hash
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import describe
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import describe
 from fusionbench.records.probes import ProbeMap, probe_file, read_probe, write_probe
 from fusionbench.registry.catalog import TaskCard
 from fusionbench.registry.plugins import load_task

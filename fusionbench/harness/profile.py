@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
-from fusionbench.encoders.catalog import recorded_name
 from fusionbench.harness import measure as flops
 from fusionbench.harness import pipeline as language
 from fusionbench.harness.measure import BLOCKS, interleaved, peak_bytes
@@ -24,6 +23,7 @@ from fusionbench.harness.pipeline import (
     subject,
     training_step,
 )
+from fusionbench.models.encoders.catalog import recorded_name
 from fusionbench.records.cost import Conditions, CostRecord, ProfileOptions
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.provenance import hardware, software

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Tap
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
+from fusionbench.models.encoders.features import FeatureKey
 from fusionbench.records.cell import CellSpec
 from fusionbench.registry.plugins import load_method
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs

@@ -17,7 +17,6 @@ from jaxtyping import UInt8
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import FatalError, UserError, disk_error
 from fusionbench.api.types import Unsupported
-from fusionbench.encoders import features
 from fusionbench.harness import bundle as data
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.cell import Outcome, PassCell, Tuned, choose_layer, choose_lr
@@ -29,6 +28,7 @@ from fusionbench.launchers.keys import all_taps, feature_key, seeds_of_pass
 from fusionbench.launchers.progress import remaining
 from fusionbench.launchers.signing import shortened, signed
 from fusionbench.launchers.state import ProcessState, Spoiled, contained
+from fusionbench.models.encoders import features
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.files import cache_dir, sealed, unsealed, write_atomic
 from fusionbench.records.folder import claimed
@@ -45,7 +45,7 @@ from fusionbench.study.training import LLAVA
 
 if TYPE_CHECKING:
     from fusionbench.launchers.models import ModelRunner
-    from fusionbench.readers.llava.checkpoint import Checkpoint
+    from fusionbench.models.readers.llava.checkpoint import Checkpoint
     from fusionbench.vlm.processes import World
 
 _ERROR_LINES = 12

@@ -12,9 +12,9 @@ from typing import Any
 from fusionbench.api.errors import Problem, UserError, did_you_mean, one_of
 from fusionbench.api.register import Kind, Setting
 from fusionbench.api.sources import Needs
-from fusionbench.encoders import catalog as built_in
-from fusionbench.encoders.builtin import is_built_in
-from fusionbench.encoders.card import EncoderCard, fingerprint, patches
+from fusionbench.models.encoders import catalog as built_in
+from fusionbench.models.encoders.card import EncoderCard, fingerprint, patches
+from fusionbench.models.encoders.catalog import is_built_in
 from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry.cards import BenchmarkCard, Card, MethodCard, PluggedEncoder, TaskCard
 from fusionbench.registry.declarations import Declaration, read_source
@@ -42,7 +42,7 @@ class Catalog:
     benchmarks: Mapping[str, BenchmarkCard] = field(default_factory=dict)
     """Of the track `vlm`; no task has the name of a benchmark."""
     encoders: Mapping[str, PluggedEncoder] = field(default_factory=dict)
-    """Of plug-ins only; built-in ones are in `fusionbench.encoders.catalog`."""
+    """Of plug-ins only; built-in ones are in `fusionbench.models.encoders.catalog`."""
     problems: tuple[Problem, ...] = ()
     sources: tuple[Source, ...] = ()
     """Where the cards were found, unusable plug-ins included."""
@@ -409,7 +409,7 @@ def found_encoder(  # noqa: PLR0913  (how the weights may be had)
             return card
         if download and name not in catalog.encoders:
             # It loads torch, which a study whose weights are here does without.
-            from fusionbench.encoders.fetch import fetch
+            from fusionbench.models.encoders.fetch import fetch
 
             hear(f"fetching the weights of {name}")
             fetch(name)

@@ -23,7 +23,7 @@ from jaxtyping import Int
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
-from fusionbench.readers.text import IMAGE, Turn
+from fusionbench.models.readers.text import IMAGE, Turn
 from fusionbench.records.cell import canonical
 from fusionbench.records.files import cache_dir, sealed, unsealed, write_atomic
 from fusionbench.study.json_items import items, read_item

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.sources import find_source
-from fusionbench.encoders.card import EncoderCard
-from fusionbench.readers.llava.description import own_method
+from fusionbench.models.encoders.card import EncoderCard
+from fusionbench.models.readers.llava.description import own_method
 from fusionbench.records.cell import (
     READER,
     RIDGE,

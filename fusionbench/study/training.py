@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fusionbench.api.errors import UserError, unknown
-from fusionbench.encoders.card import EncoderCard, read_json
-from fusionbench.encoders.snapshots import labelled, weight_files
-from fusionbench.readers.fetch import fetch_language, language_folder
-from fusionbench.readers.llava.description import Description, describe
-from fusionbench.readers.load import WORDS, check_language
+from fusionbench.models.encoders.card import EncoderCard, read_json
+from fusionbench.models.encoders.snapshots import labelled, weight_files
+from fusionbench.models.readers.fetch import fetch_language, language_folder
+from fusionbench.models.readers.llava.description import Description, describe
+from fusionbench.models.readers.load import WORDS, check_language
 from fusionbench.records.cell import (
     MEANS,
     PIXELS,
@@ -107,14 +107,14 @@ def checkpoint_folder(name: str) -> Path:
 def _checkpoint(name: str, *, download: bool) -> LanguageCard:
     found = describe(name)
     if found is None and download:
-        from fusionbench.readers.llava.checkpoint import fetch
+        from fusionbench.models.readers.llava.checkpoint import fetch
 
         fetch(name)
         found = describe(name)
     if found is None:
         raise UserError(f"checkpoint {name} is not here", "give a folder: llava:FOLDER")
     # The tokenizer is a part of transformers, which no other study loads for its plan.
-    from fusionbench.readers.llava.chat import CheckpointTokenizer, template_for
+    from fusionbench.models.readers.llava.chat import CheckpointTokenizer, template_for
 
     tokenizer = CheckpointTokenizer.of_folder(found.folder, name=name)
     return LanguageCard(

@@ -8,8 +8,8 @@ import numpy as np
 
 from fusionbench.api.seeding import stream
 from fusionbench.harness.stepping import States
-from fusionbench.readers.labels import EncodedRow
-from fusionbench.readers.llava.kinds import Pair
+from fusionbench.models.readers.labels import EncodedRow
+from fusionbench.models.readers.llava.description import Pair
 from fusionbench.vlm.images import ImageStates
 from fusionbench.vlm.rows import TrainingRow
 

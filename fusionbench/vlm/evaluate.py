@@ -14,8 +14,8 @@ from fusionbench.api.sources import Source
 from fusionbench.api.tasks import Scoring, SplitName, judged, require_outcomes
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import Trace, mean_trace, require_trace
-from fusionbench.readers.labels import EncodedRow
-from fusionbench.readers.text import IMAGE, Turn
+from fusionbench.models.readers.labels import EncodedRow
+from fusionbench.models.readers.text import IMAGE, Turn
 from fusionbench.records.outcomes import Items, Said, items_of
 from fusionbench.vlm.batch import Batch, Batches, Encode
 from fusionbench.vlm.images import ImageStates

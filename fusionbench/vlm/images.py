@@ -20,11 +20,11 @@ from fusionbench.api.benchmarks import Picture
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import one_of
 from fusionbench.api.fusion import Tap
-from fusionbench.encoders import features
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.stepping import States
-from fusionbench.readers.llava.kinds import Pair
-from fusionbench.readers.llava.pixels import Views
+from fusionbench.models.encoders import features
+from fusionbench.models.encoders.features import FeatureKey
+from fusionbench.models.readers.llava.description import Pair
+from fusionbench.models.readers.llava.pixels import Views
 from fusionbench.records.cell import PIXELS
 from fusionbench.vlm.rows import Cached
 

@@ -9,15 +9,14 @@ from torch import nn
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.fusion import Method
 from fusionbench.api.types import Fused, Unsupported
-from fusionbench.readers.injection import project
-from fusionbench.readers.language import LanguageModel
-from fusionbench.readers.llava.checkpoint import Checkpoint, open_checkpoint, projector_for
-from fusionbench.readers.llava.description import unfit
-from fusionbench.readers.llava.files import PREFIX
-from fusionbench.readers.llava.kinds import KINDS
-from fusionbench.readers.llava.pixels import Views, reader
-from fusionbench.readers.load import train_language
-from fusionbench.readers.template import build_template
+from fusionbench.models.readers.injection import project
+from fusionbench.models.readers.language import LanguageModel
+from fusionbench.models.readers.llava.checkpoint import Checkpoint, open_checkpoint, projector_for
+from fusionbench.models.readers.llava.description import KINDS, unfit
+from fusionbench.models.readers.llava.files import PREFIX
+from fusionbench.models.readers.llava.pixels import Views, reader
+from fusionbench.models.readers.load import train_language
+from fusionbench.models.readers.template import build_template
 from fusionbench.records.cell import CellSpec, Training
 from fusionbench.vlm.images import ReadAhead
 from fusionbench.vlm.rows import Cached, TrainingRow

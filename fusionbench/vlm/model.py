@@ -19,14 +19,13 @@ from fusionbench.api.seeding import seed_of
 from fusionbench.api.types import Fused, ReaderShape, StackShape, Unsupported
 from fusionbench.harness.model import seeded_fusion
 from fusionbench.harness.stepping import fuse
-from fusionbench.readers.injection import Inside, project
-from fusionbench.readers.labels import EncodedRow, encode
-from fusionbench.readers.language import LanguageModel, config_shape
-from fusionbench.readers.llava.checkpoint import Checkpoint
-from fusionbench.readers.load import WORDS, load_language
-from fusionbench.readers.projector import LanguageProjector
-from fusionbench.readers.splice import IGNORED, Spliced, splice
-from fusionbench.readers.template import build_template
+from fusionbench.models.readers.injection import Inside, project
+from fusionbench.models.readers.labels import EncodedRow, encode
+from fusionbench.models.readers.language import LanguageModel, config_shape
+from fusionbench.models.readers.llava.checkpoint import Checkpoint
+from fusionbench.models.readers.load import WORDS, load_language
+from fusionbench.models.readers.splice import IGNORED, LanguageProjector, Spliced, splice
+from fusionbench.models.readers.template import build_template
 from fusionbench.records.cell import QUESTION, CellSpec, Setting, Stage, Training
 from fusionbench.study.training import WORDS_SIZE, checkpoint_folder
 from fusionbench.vlm.batch import Batch, Encode
@@ -299,7 +298,7 @@ def reader_shape(spec: CellSpec) -> ReaderShape:
         return ReaderShape(layers=layers, width=width, heads=heads, mlp=2 * width)
     from transformers import AutoConfig
 
-    from fusionbench.encoders.families import LOCAL
+    from fusionbench.models.encoders.snapshots import LOCAL
 
     folder = checkpoint_folder(name)
     return config_shape(AutoConfig.from_pretrained(folder, **LOCAL))

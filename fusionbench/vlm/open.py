@@ -28,10 +28,10 @@ from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.fusion import Tap
 from fusionbench.api.types import Fused
-from fusionbench.encoders.card import EncoderCard
 from fusionbench.harness.stepping import States, needs_encoder, taps_of
-from fusionbench.readers.llava.checkpoint import Checkpoint
-from fusionbench.readers.text import IMAGE, Turn
+from fusionbench.models.encoders.card import EncoderCard
+from fusionbench.models.readers.llava.checkpoint import Checkpoint
+from fusionbench.models.readers.text import IMAGE, Turn
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions, Setting
 from fusionbench.records.files import sha256_of
 from fusionbench.records.lookup import find_record, split_place

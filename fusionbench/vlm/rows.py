@@ -21,7 +21,7 @@ from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
 from fusionbench.api.seeding import stream
 from fusionbench.harness.bundle import Bundle
-from fusionbench.readers.text import IMAGE, Turn, images_in, without_images
+from fusionbench.models.readers.text import IMAGE, Turn, images_in, without_images
 from fusionbench.study.conversations import Conversation, Conversations
 from fusionbench.study.mixture import MixtureCard, Part, PartCard, open_conversations
 

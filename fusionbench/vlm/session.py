@@ -11,12 +11,12 @@ import torch
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.encoders import Encoder
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import spaced
-from fusionbench.readers.form import decoder_layers
-from fusionbench.readers.labels import TooLong
-from fusionbench.readers.llava.checkpoint import Checkpoint
+from fusionbench.models.encoders.features import FeatureKey
+from fusionbench.models.readers.injection import decoder_layers
+from fusionbench.models.readers.labels import TooLong
+from fusionbench.models.readers.llava.checkpoint import Checkpoint
 from fusionbench.records.cell import (
     Budget,
     CellSpec,

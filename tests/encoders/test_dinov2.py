@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fusionbench.encoders import dinov2
-from fusionbench.encoders import dinov2 as img_focus
+from fusionbench.models.encoders import dinov2
+from fusionbench.models.encoders import dinov2 as img_focus
 
 onnx = pytest.importorskip("onnx")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import available, describe
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import available, describe
 
 TINY = {
     "hidden_size": 32,
@@ -128,7 +128,7 @@ def test_checkpoints_in_the_hub_cache_are_found_and_listed(tmp_path, monkeypatch
 
 
 def test_a_timm_name_without_its_tag_is_found_unless_two_are_there(tmp_path, monkeypatch):
-    from fusionbench.encoders.snapshots import locate
+    from fusionbench.models.encoders.snapshots import locate
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     for tag in ("one", "two"):

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from fusionbench.api.encoders import LAYERS, Encoder, added, linears_of
 from fusionbench.api.types import StackShape, Unsupported
-from fusionbench.encoders.planted import planted
-from fusionbench.encoders.vit import ViT, ViTConfig
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
+from fusionbench.models.encoders.planted import planted
+from fusionbench.models.encoders.vit import ViT, ViTConfig
 
 DIM, MLP = 16, 32
 COMMON = {"hidden_size": DIM, "num_hidden_layers": 2, "num_attention_heads": 2}

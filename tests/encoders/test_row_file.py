@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fusionbench.encoders.features import RowFile
+from fusionbench.models.encoders.features import RowFile
 from fusionbench.records.files import is_sealed
 
 ROWS = np.random.default_rng(0).normal(size=(40, 3, 5))
@@ -62,8 +62,8 @@ def test_what_the_system_takes_in_pieces_is_written_whole(tmp_path, monkeypatch)
 def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path, monkeypatch):
     from toy_cells import PixelToyEncoder
 
-    from fusionbench.encoders import features
-    from fusionbench.encoders.features import FeatureKey
+    from fusionbench.models.encoders import features
+    from fusionbench.models.encoders.features import FeatureKey
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -16,7 +16,7 @@ from fusionbench.harness.materials import QuestionTable, token_vector
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
 from fusionbench.harness.train import batches, schedule
-from fusionbench.readers.attentive import Question
+from fusionbench.models.readers.attentive import Question
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 

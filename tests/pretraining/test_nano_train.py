@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fusionbench.encoders.build import build, load_vit
-from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.vit import ViT
 from fusionbench.harness.probes import Limits, fit, probe_layers
+from fusionbench.models.encoders.build import build, load_vit
+from fusionbench.models.encoders.catalog import describe
+from fusionbench.models.encoders.vit import ViT
 from fusionbench.registry.plugins import load_task
 from nano import train as pretrain
 from nano.card import random_twin

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fusionbench.api.types import Fused
-from fusionbench.readers.attentive import positions
-from fusionbench.readers.build import build_reader
+from fusionbench.models.readers.attentive import positions
+from fusionbench.models.readers.build import build_reader
 
 WIDTH, GRID = 16, (2, 3)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fusionbench.api.types import Fused, Injection, Unsupported
-from fusionbench.readers import ridge
-from fusionbench.readers.ridge_reader import RidgeReader
+from fusionbench.models.readers import ridge
+from fusionbench.models.readers.ridge import RidgeReader
 
 GRID = (4, 4)
 

@@ -5,11 +5,10 @@ from tiny_tokenizers import byte_level, metaspace
 from transformers import PreTrainedTokenizerFast
 
 from fusionbench.api.errors import UserError
-from fusionbench.readers.labels import TooLong, encode
-from fusionbench.readers.template import build_template
-from fusionbench.readers.text import IMAGE, Turn, images_in, without_images
-from fusionbench.readers.tokenizer import HubTokenizer
-from fusionbench.readers.words import WordTokenizer
+from fusionbench.models.readers.labels import TooLong, encode
+from fusionbench.models.readers.template import build_template
+from fusionbench.models.readers.text import IMAGE, HubTokenizer, Turn, images_in, without_images
+from fusionbench.models.readers.words import WordTokenizer
 from fusionbench.records.cell import QUERIES
 
 TURNS = [

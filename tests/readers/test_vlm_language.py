@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Fused, Injection
-from fusionbench.readers.labels import EncodedRow, encode
-from fusionbench.readers.language import language_shape
-from fusionbench.readers.load import load_language
-from fusionbench.readers.splice import IGNORED, splice
-from fusionbench.readers.text import Turn
+from fusionbench.models.readers.labels import EncodedRow, encode
+from fusionbench.models.readers.language import language_shape
+from fusionbench.models.readers.load import load_language
+from fusionbench.models.readers.splice import IGNORED, splice
+from fusionbench.models.readers.text import Turn
 
 TURN = Turn("<image>\nWhat color is the cube?", "red")
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from fusionbench.readers.projector import LanguageProjector
+from fusionbench.models.readers.splice import LanguageProjector
 
 
 def tokens(width=24, scale=1.0):

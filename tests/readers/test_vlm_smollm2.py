@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from fusionbench.encoders import wheels
-from fusionbench.readers import fetch, smollm2
-from fusionbench.readers.labels import encode
-from fusionbench.readers.load import load_language
-from fusionbench.readers.splice import splice
-from fusionbench.readers.text import Turn
+from fusionbench.models.encoders import fetch as wheels
+from fusionbench.models.readers import fetch
+from fusionbench.models.readers import fetch as smollm2
+from fusionbench.models.readers.labels import encode
+from fusionbench.models.readers.load import load_language
+from fusionbench.models.readers.splice import splice
+from fusionbench.models.readers.text import Turn
 
 WIDTH, HEADS, LAYERS, MLP = 16, 2, 2, 32
 LETTERS = [chr(code) for code in range(ord("!"), ord("~") + 1)] + ["\u0120", "\u010a"]

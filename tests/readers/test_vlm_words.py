@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fusionbench.api.errors import UserError
-from fusionbench.readers.labels import encode
-from fusionbench.readers.load import check_language, load_language
-from fusionbench.readers.splice import splice
-from fusionbench.readers.text import Turn
-from fusionbench.readers.words import SPECIAL, WordTokenizer
+from fusionbench.models.readers.labels import encode
+from fusionbench.models.readers.load import check_language, load_language
+from fusionbench.models.readers.splice import splice
+from fusionbench.models.readers.text import Turn
+from fusionbench.models.readers.words import SPECIAL, WordTokenizer
 
 TEXTS = ("<image> What color is it?", "red", "don't know", "3 of 4", "is it red or blue?")
 
@@ -84,7 +84,7 @@ def test_names_of_language_models():
 
 def test_vocabulary_and_labels_load_no_torch():
     modules = ("load", "fetch", "words", "labels", "template", "tokenizer")
-    loads = "; ".join(f"import fusionbench.readers.{name}" for name in modules)
+    loads = "; ".join(f"import fusionbench.models.readers.{name}" for name in modules)
     code = f"{loads}; import sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -247,9 +247,9 @@ def features_judge(cache):
     import torch
     from toy_cells import BUDGET, BrightHalf, PixelToyEncoder
 
-    from fusionbench.encoders import features
-    from fusionbench.encoders.features import FeatureKey
     from fusionbench.harness.bundle import cut
+    from fusionbench.models.encoders import features
+    from fusionbench.models.encoders.features import FeatureKey
 
     images = cut("bright_half", BrightHalf().load(), BUDGET)[1][:4]
     key = FeatureKey(weights="w", size=4, images="i", count=4, precision="fp32", dtype="float16")

@@ -14,7 +14,7 @@ from fusionbench.api import encoder, method, task
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import StackShape
 from fusionbench.harness.stepping import needs_encoder
-from fusionbench.readers.decoder import decoder_shape
+from fusionbench.models.readers.decoder import decoder_shape
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method, load_task
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from fusionbench.api.types import Fused, ReaderShape
-from fusionbench.readers.injection import Inside, at_positions, injected
+from fusionbench.models.readers.injection import Inside, at_positions, injected
 
 IGNORED = -100
 

@@ -5,7 +5,7 @@ from functools import cache
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fusionbench.readers.tokenizer import HubTokenizer
+from fusionbench.models.readers.text import HubTokenizer
 
 LINES = [
     "What is the capital of France? The capital of France is Paris.",

@@ -8,13 +8,13 @@ from toy_encoder import SHAPE, ToyEncoder
 
 from fusionbench.api.fusion import Method, Tap
 from fusionbench.api.tasks import Split, Task, TaskData
-from fusionbench.encoders.features import FeatureKey, encode
 from fusionbench.harness.bundle import cut
 from fusionbench.harness.cell import PassCell, Tuned
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.passes import run_pass
 from fusionbench.harness.stepping import taps_of
+from fusionbench.models.encoders.features import FeatureKey, encode
 from fusionbench.records.cell import Budget, CellRecord, CellSpec
 
 BUDGET = Budget(steps=12, batch=16, lrs=(3e-3,), reader_width=16, query_dim=SHAPE.query_dim)

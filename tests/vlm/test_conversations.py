@@ -7,8 +7,8 @@ import pytest
 from conversation_files import MARK, item, picture, standard, written
 
 from fusionbench.harness.bundle import Bundle, Examples
-from fusionbench.readers.template import build_template
-from fusionbench.readers.text import Turn
+from fusionbench.models.readers.template import build_template
+from fusionbench.models.readers.text import Turn
 from fusionbench.study.conversations import ConversationFile
 from fusionbench.vlm.rows import Cached, ConversationRows, TaskRows
 

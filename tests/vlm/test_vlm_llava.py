@@ -5,7 +5,7 @@ import torch
 from llava_checkpoints import Tiny
 from llava_identity import greedy, logits, method_of, opened, original
 
-from fusionbench.readers.llava.description import own_method
+from fusionbench.models.readers.llava.description import own_method
 
 SIGLIP = {"tower": "siglip"}
 CASES = {

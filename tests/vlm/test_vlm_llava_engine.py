@@ -6,10 +6,10 @@ from llava_checkpoints import IMAGE, Tiny, checkpoint
 from llava_identity import method_of, opened, pictures
 
 from fusionbench.api.benchmarks import Picture
-from fusionbench.readers.labels import encode
-from fusionbench.readers.llava.description import own_method
-from fusionbench.readers.template import build_template
-from fusionbench.readers.text import Turn
+from fusionbench.models.readers.labels import encode
+from fusionbench.models.readers.llava.description import own_method
+from fusionbench.models.readers.template import build_template
+from fusionbench.models.readers.text import Turn
 from fusionbench.vlm.batch import Batches
 from fusionbench.vlm.images import ImageStates
 from fusionbench.vlm.llava import Reading, most_positions, positions

@@ -10,12 +10,12 @@ from llava_identity import fused, fused_tokens, method_of, opened, original, pic
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Fused, ReaderPatch, Unsupported
-from fusionbench.readers.labels import encode
-from fusionbench.readers.llava.checkpoint import open_checkpoint, projector_for
-from fusionbench.readers.llava.description import own_method
-from fusionbench.readers.llava.pixels import reader
-from fusionbench.readers.splice import splice
-from fusionbench.readers.text import Turn
+from fusionbench.models.readers.labels import encode
+from fusionbench.models.readers.llava.checkpoint import open_checkpoint, projector_for
+from fusionbench.models.readers.llava.description import own_method
+from fusionbench.models.readers.llava.pixels import reader
+from fusionbench.models.readers.splice import splice
+from fusionbench.models.readers.text import Turn
 
 NEXT = Tiny(kind="llava_next")
 SIGLIP = Tiny(tower="siglip", select="full", layer=-1)

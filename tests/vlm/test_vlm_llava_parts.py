@@ -10,10 +10,10 @@ from llava_identity import fused, fused_tokens, greedy, logits, method_of, opene
 from registered_methods import names
 
 from fusionbench.api.types import Unsupported
-from fusionbench.readers.injection import project
-from fusionbench.readers.llava.checkpoint import FRESH, open_checkpoint, projector_for
-from fusionbench.readers.llava.description import unfit
-from fusionbench.readers.llava.tiles import Tiling, best
+from fusionbench.models.readers.injection import project
+from fusionbench.models.readers.llava.checkpoint import FRESH, open_checkpoint, projector_for
+from fusionbench.models.readers.llava.description import unfit
+from fusionbench.models.readers.llava.tiles import Tiling, best
 
 TILING = Tiling(pinpoints=tuple(map(tuple, PINPOINTS)), side=SIZE, grid=4)
 SIZES = [(30, 40), (28, 28), (20, 70), (70, 20), (1, 1), (1, 500), (57, 83), (56, 56), (29, 85)]

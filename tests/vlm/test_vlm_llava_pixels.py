@@ -8,10 +8,10 @@ from llava_identity import PLAIN, PROMPTS, SHAPES, logits, method_of, opened, or
 from PIL import Image
 
 from fusionbench.api.errors import UserError
-from fusionbench.encoders.build import build
-from fusionbench.encoders.preprocessing import HALF, OPENAI, Preprocessing
-from fusionbench.readers.llava.description import own_method
-from fusionbench.readers.llava.pixels import padded, processed, reader, squashed
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.preprocessing import HALF, OPENAI, Preprocessing
+from fusionbench.models.readers.llava.description import own_method
+from fusionbench.models.readers.llava.pixels import padded, processed, reader, squashed
 
 CLIP = Preprocessing(mean=OPENAI[0], std=OPENAI[1], interpolation="bicubic")
 KINDS = {

@@ -26,10 +26,10 @@ def fetched():
 
 
 def test_it_answers_as_recorded(fetched):
-    from fusionbench.readers.labels import encode
-    from fusionbench.readers.load import load_language
-    from fusionbench.readers.splice import splice
-    from fusionbench.readers.text import Turn
+    from fusionbench.models.readers.labels import encode
+    from fusionbench.models.readers.load import load_language
+    from fusionbench.models.readers.splice import splice
+    from fusionbench.models.readers.text import Turn
 
     made = load_language("smollm2-135m")
     asked = [Turn("What is the capital of France?", "")]

