@@ -28,7 +28,7 @@ from fusionbench.models.readers.language import LanguageModel
 from fusionbench.models.readers.splice import LanguageProjector
 from fusionbench.models.readers.template import build_template
 from fusionbench.models.readers.words import WordTokenizer
-from fusionbench.vlm.batch import Batch
+from fusionbench.vlm.batch import RowBatch
 from fusionbench.vlm.images import encoded
 from fusionbench.vlm.model import VisionLanguageModel
 
@@ -126,7 +126,7 @@ def model_of(size: Size, name: str, device: torch.device) -> VisionLanguageModel
     return VisionLanguageModel(fusion, projector, language, encoder)
 
 
-def batch_of(model: VisionLanguageModel, count: int, device: torch.device) -> Batch:
+def batch_of(model: VisionLanguageModel, count: int, device: torch.device) -> RowBatch:
     """Rows with one random image, text and an answer each."""
     encoder = model._encoder[0]
     draw = torch.Generator().manual_seed(0)
@@ -136,7 +136,7 @@ def batch_of(model: VisionLanguageModel, count: int, device: torch.device) -> Ba
     ids = tuple(number % most for number in range(4, 4 + _TEXT + _ANSWER))
     labelled = (False,) * _TEXT + (True,) * _ANSWER
     row = EncodedRow(ids=ids, labelled=labelled, images_at=(8,), query_ids=ids[:_TEXT])
-    return Batch(
+    return RowBatch(
         rows=(row,) * count,
         owners=tuple(range(count)),
         states=encoded(encoder, images.to(device).split(1)),
@@ -145,7 +145,7 @@ def batch_of(model: VisionLanguageModel, count: int, device: torch.device) -> Ba
     )
 
 
-def step_of(model: VisionLanguageModel, batch: Batch) -> Callable[..., None]:
+def step_of(model: VisionLanguageModel, batch: RowBatch) -> Callable[..., None]:
     """One step; with `again` the language model's layers run again on the way back."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-5)

@@ -192,10 +192,10 @@ def probe(
     chosen, left_out = select_tasks(catalog, names)
     for one in left_out:
         stream.write(f"left out: {one.card.name}: {one.reason}\n")
-    from fusionbench.harness.probes import Limits, probe_tasks
+    from fusionbench.harness.probes import ProbeLimits, probe_tasks
 
     train, val, test = limits
-    sizes = Limits(train=train, val=val, test=test)
+    sizes = ProbeLimits(train=train, val=val, test=test)
     try:
         for done in probe_tasks(encoder, chosen, out, image_size=size, limits=sizes):
             best = max(range(len(done.map.val)), key=lambda layer: done.map.val[layer])

@@ -18,7 +18,7 @@ from fusionbench.models.encoders.catalog import is_built_in
 from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry.cards import BenchmarkCard, Card, MethodCard, PluggedEncoder, TaskCard
 from fusionbench.registry.declarations import Declaration, read_source
-from fusionbench.registry.discovery import BUILT_IN, Location, Source, importable, sources
+from fusionbench.registry.discovery import BUILT_IN, CodeSource, Location, importable, sources
 
 __all__ = [
     "BenchmarkCard",
@@ -44,7 +44,7 @@ class Catalog:
     encoders: Mapping[str, PluggedEncoder] = field(default_factory=dict)
     """Of plug-ins only; built-in ones are in `fusionbench.models.encoders.catalog`."""
     problems: tuple[Problem, ...] = ()
-    sources: tuple[Source, ...] = ()
+    sources: tuple[CodeSource, ...] = ()
     """Where the cards were found, unusable plug-ins included."""
 
 
@@ -55,7 +55,7 @@ class _Draft:
     places: dict[tuple[Kind, str], tuple[Location, int]] = field(default_factory=dict)
     """File and line of each card."""
 
-    def note(self, location: Location | Source, message: str, hint: str = "") -> None:
+    def note(self, location: Location | CodeSource, message: str, hint: str = "") -> None:
         source = str(location.file) if isinstance(location, Location) else location.name
         if isinstance(location, Location) and location.source not in (BUILT_IN, str(location.file)):
             source = f"{location.source} ({location.file})"

@@ -32,7 +32,7 @@ class Location:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class CodeSource:
     """A folder, a file or an entry point, with the files found there."""
 
     name: str
@@ -40,7 +40,7 @@ class Source:
     problem: str = ""
 
 
-def sources(plugins: Sequence[str]) -> Iterator[Source]:
+def sources(plugins: Sequence[str]) -> Iterator[CodeSource]:
     """All sources, built-ins first: the first of two equal names is kept.
 
     Raises UserError if a path in `plugins` does not exist.
@@ -59,37 +59,39 @@ def sources(plugins: Sequence[str]) -> Iterator[Source]:
         yield _installed(point.module, distribution)
 
 
-def _built_in(folder: str) -> Iterator[Source]:
+def _built_in(folder: str) -> Iterator[CodeSource]:
     for root in fusionbench.__path__:
         # In a checkout the root is on the package path; only our folders have an __init__.
         if (Path(root, folder) / "__init__.py").is_file():
             locations = _files(Path(root, folder), f"fusionbench.{folder}", BUILT_IN)
-            yield Source(name=BUILT_IN, locations=locations)
+            yield CodeSource(name=BUILT_IN, locations=locations)
             return
 
 
-def _path(path: str) -> Source:
+def _path(path: str) -> CodeSource:
     resolved = Path(path).resolve()
     if resolved.is_dir():
         locations = tuple(
             Location(file=file, module=str(file), source=str(file)) for file in _modules(resolved)
         )
-        return Source(name=path, locations=locations)
+        return CodeSource(name=path, locations=locations)
     if resolved.is_file():
         location = Location(file=resolved, module=str(resolved), source=str(resolved))
-        return Source(name=path, locations=(location,))
-    return Source(name=path, locations=(), problem=f"does not exist (named in {VARIABLE})")
+        return CodeSource(name=path, locations=(location,))
+    return CodeSource(name=path, locations=(), problem=f"does not exist (named in {VARIABLE})")
 
 
-def _installed(module: str, distribution: str) -> Source:
+def _installed(module: str, distribution: str) -> CodeSource:
     spec = locate(module)
     if spec is None or spec.origin is None:
-        return Source(name=distribution, locations=(), problem=f"module {module} cannot be found")
+        return CodeSource(
+            name=distribution, locations=(), problem=f"module {module} cannot be found"
+        )
     file = Path(spec.origin)
     locations: tuple[Location, ...] = (Location(file=file, module=module, source=distribution),)
     if spec.submodule_search_locations:
         locations += _files(file.parent, module, distribution)
-    return Source(name=distribution, locations=locations)
+    return CodeSource(name=distribution, locations=locations)
 
 
 def _files(folder: Path, package: str, source: str) -> tuple[Location, ...]:

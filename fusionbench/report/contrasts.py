@@ -25,8 +25,8 @@ from fusionbench.stats.verdicts import (
     ALPHA,
     SUITE_MARGIN,
     TASK_MARGIN,
-    Answer,
     Correction,
+    Decision,
     all_differ,
 )
 from fusionbench.study.contrasts import MOST_PLANNED, SUITE, Contrast, read_contrasts
@@ -309,7 +309,7 @@ class ContrastRow:
     scope: Scope
     contrast: Contrast
     question: Comparison
-    answer: Answer = Answer()
+    answer: Decision = Decision()
     margin: float
     family: int = 1
     """Size of its correction group."""
@@ -420,7 +420,7 @@ def _explored(rows: Sequence[ContrastRow]) -> Iterator[ContrastRow]:
     answers = iter(verdicts.judge(tested, Correction.BENJAMINI_HOCHBERG))
     for row in rows:
         yield replace(
-            row, answer=Answer() if row.question.silent else next(answers), family=len(rows)
+            row, answer=Decision() if row.question.silent else next(answers), family=len(rows)
         )
 
 

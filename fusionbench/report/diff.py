@@ -28,7 +28,7 @@ from fusionbench.records.scores import Condition, ScoreTable
 from fusionbench.records.text import file_only
 from fusionbench.report.tables import Row, csv_row, markdown
 from fusionbench.stats import verdicts
-from fusionbench.stats.verdicts import Answer, Correction, Question
+from fusionbench.stats.verdicts import Correction, Decision, Question
 
 SUITE = "suite"
 _ORIGINS = ("code", "software", "hardware")
@@ -213,7 +213,7 @@ class Shift:
     over: str
     tasks: int
     measured: Measured
-    answer: Answer = Answer()
+    answer: Decision = Decision()
 
     @property
     def gap(self) -> str:

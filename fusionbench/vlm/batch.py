@@ -28,7 +28,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class RowBatch:
     """Rows that go through a model together."""
 
     rows: tuple[EncodedRow, ...]
@@ -102,12 +102,12 @@ class Batches:
             for index in indices:
                 self._states.expect(self.rows[int(index)].images)
 
-    def fetch(self, indices: Sequence[int]) -> Batch:
+    def fetch(self, indices: Sequence[int]) -> RowBatch:
         """These rows as a batch."""
         rows = [self.rows[index] for index in indices]
         encoded = tuple(map(self.encoded, rows))
         shown = self._states.shown([row.images for row in rows])
-        return Batch(
+        return RowBatch(
             rows=encoded,
             owners=tuple(at for at, row in enumerate(rows) for _ in row.images),
             states=shown.states,

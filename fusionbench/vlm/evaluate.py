@@ -17,7 +17,7 @@ from fusionbench.harness.train import Trace, mean_trace, require_trace
 from fusionbench.models.readers.labels import EncodedRow
 from fusionbench.models.readers.text import IMAGE, Turn
 from fusionbench.records.outcomes import Items, Said, items_of
-from fusionbench.vlm.batch import Batch, Batches, Encode
+from fusionbench.vlm.batch import Batches, Encode, RowBatch
 from fusionbench.vlm.images import ImageStates
 from fusionbench.vlm.model import VisionLanguageModel
 from fusionbench.vlm.rows import Cached, TrainingRow
@@ -57,7 +57,7 @@ class Asking:
     shuffled: int | None = None
     """A seed: each query is that of another row (`question=shuffled`)."""
 
-    def batches(self, rows: Sequence[TrainingRow]) -> Iterator[Batch]:
+    def batches(self, rows: Sequence[TrainingRow]) -> Iterator[RowBatch]:
         """The rows in order, in batches."""
         made = Batches(rows, self.ask, self.states, shuffled=self.shuffled)
         for first in range(0, len(rows), self.size):

@@ -28,7 +28,7 @@ from fusionbench.models.readers.splice import IGNORED, LanguageProjector, Splice
 from fusionbench.models.readers.template import build_template
 from fusionbench.records.cell import QUESTION, CellSpec, Setting, Stage, Training
 from fusionbench.study.training import WORDS_SIZE, checkpoint_folder
-from fusionbench.vlm.batch import Batch, Encode
+from fusionbench.vlm.batch import Encode, RowBatch
 from fusionbench.vlm.images import encoded
 from fusionbench.vlm.llava import how_trained, language_in, projector_in, weight_type
 from fusionbench.vlm.rows import TrainingRow
@@ -58,7 +58,7 @@ class VisionLanguageModel(nn.Module):
         self._encoder = (encoder,)
         self._checkpoint = checkpoint
 
-    def forward(self, batch: Batch, weights: Float[Tensor, " row"]) -> Float[Tensor, ""]:
+    def forward(self, batch: RowBatch, weights: Float[Tensor, " row"]) -> Float[Tensor, ""]:
         """The loss: the sum over rows of weight times nll, and the fusion's own terms.
 
         The terms count as much as the batch's share of all weights.
@@ -74,7 +74,7 @@ class VisionLanguageModel(nn.Module):
             return loss + 0.0 * (terms + fused.tokens.float().sum() + _parts(fused))
         return loss + (weights * labelled).sum() * terms
 
-    def fused(self, batch: Batch) -> Fused:
+    def fused(self, batch: RowBatch) -> Fused:
         """What the fusion makes of the batch's images.
 
         Tokens have a row for each input of the encoder, injections and summary for each image.
@@ -85,7 +85,7 @@ class VisionLanguageModel(nn.Module):
             return found
         return self._checkpoint.by_picture(found, self.projector, batch.parts)
 
-    def image_tokens(self, batch: Batch, fused: Fused) -> list[Float[Tensor, "token width"]]:
+    def image_tokens(self, batch: RowBatch, fused: Fused) -> list[Float[Tensor, "token width"]]:
         """The projected tokens of each image, as the language model gets them.
 
         Raises Unsupported where the inputs of an image cannot be joined.
@@ -95,7 +95,7 @@ class VisionLanguageModel(nn.Module):
             return list(projected)
         return self._checkpoint.image_tokens(projected, batch.parts)
 
-    def query(self, batch: Batch) -> Float[Tensor, "row width"]:
+    def query(self, batch: RowBatch) -> Float[Tensor, "row width"]:
         """The mean of the language model's embeddings of each row's query; no gradient.
 
         A method that reads answers sees them in training.
@@ -105,7 +105,7 @@ class VisionLanguageModel(nn.Module):
             ids = tuple((*one, *told) for one, told in zip(ids, batch.answers, strict=True))
         return self.language.query(ids)
 
-    def most_tokens(self, batch: Batch, fused: Fused) -> int:
+    def most_tokens(self, batch: RowBatch, fused: Fused) -> int:
         """Tokens that the language model gets for one image of the batch, for the largest."""
         tiling = None if self._checkpoint is None else self._checkpoint.tiling
         if not batch.shows:
@@ -119,7 +119,7 @@ class VisionLanguageModel(nn.Module):
         )
 
     def spliced(
-        self, batch: Batch, fused: Fused, *, side: Literal["right", "left"]
+        self, batch: RowBatch, fused: Fused, *, side: Literal["right", "left"]
     ) -> tuple[Spliced, Inside | None]:
         """Text and image tokens in one sequence, and what the fusion does inside the layers."""
         images = self.image_tokens(batch, fused) if batch.shows else []
@@ -129,14 +129,14 @@ class VisionLanguageModel(nn.Module):
         return spliced, self.language.inside(fused, spliced, self.projector)
 
     @torch.no_grad()
-    def answer(self, batch: Batch, *, limit: int) -> tuple[list[str], Fused]:
+    def answer(self, batch: RowBatch, *, limit: int) -> tuple[list[str], Fused]:
         """The greedy answers, at most `limit` tokens each, and all that the fusion gave."""
         fused = self.fused(batch)
         spliced, inside = self.spliced(batch, fused, side="left")
         return self.language.generate(spliced, inside, limit=limit), fused
 
     @torch.no_grad()
-    def losses(self, batch: Batch) -> Float[Tensor, " row"]:
+    def losses(self, batch: RowBatch) -> Float[Tensor, " row"]:
         """The negative log-likelihood of each row's answer, in nats."""
         spliced, inside = self.spliced(batch, self.fused(batch), side="right")
         try:
@@ -159,7 +159,7 @@ class VisionLanguageModel(nn.Module):
         frozen = sum(p.numel() for p in self.language.parameters() if not p.requires_grad)
         return trained | ({"language": frozen} if frozen else {})
 
-    def _terms(self, batch: Batch, fused: Fused) -> Float[Tensor, ""]:
+    def _terms(self, batch: RowBatch, fused: Fused) -> Float[Tensor, ""]:
         """The fusion's own losses and its alignment with the answer, a mean over images."""
         total = fused.tokens.new_zeros(())
         for term in fused.losses.values():

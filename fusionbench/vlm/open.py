@@ -40,7 +40,7 @@ from fusionbench.registry.cards import MethodCard
 from fusionbench.registry.catalog import Catalog, describe, read_catalog
 from fusionbench.registry.plugins import load_encoder, load_method
 from fusionbench.study.training import LLAVA, LanguageCard, describe_language
-from fusionbench.vlm.batch import Batch, Batches
+from fusionbench.vlm.batch import Batches, RowBatch
 from fusionbench.vlm.checkpoint import Trained, finished, load_weights, model_file
 from fusionbench.vlm.evaluate import Asking
 from fusionbench.vlm.export import is_export, load_export, read_export
@@ -101,13 +101,13 @@ class OpenModel:
         rows = [asked(pictures, question, option) for option in options]
         return tuple(loss for batch in self.told(rows) for loss in self.losses_of(batch))
 
-    def told(self, rows: Sequence[TrainingRow]) -> Iterator[Batch]:
+    def told(self, rows: Sequence[TrainingRow]) -> Iterator[RowBatch]:
         """Rows with their answers, in batches."""
         made = Batches(rows, self.asking.told, self.asking.states)
         for first in range(0, len(rows), self.asking.size):
             yield made.fetch(range(first, min(first + self.asking.size, len(rows))))
 
-    def losses_of(self, batch: Batch) -> list[float]:
+    def losses_of(self, batch: RowBatch) -> list[float]:
         """The negative log-likelihood of each row's answer in nats."""
         with self.asking.autocast():
             found: list[float] = self.built.model.losses(batch).tolist()
@@ -347,7 +347,7 @@ def explain(
     )
 
 
-def left_out(batch: Batch, taps: tuple[Tap, ...]) -> Iterator[Batch]:
+def left_out(batch: RowBatch, taps: tuple[Tap, ...]) -> Iterator[RowBatch]:
     """The batch without each tap in turn: the mean of the others stands in its place."""
     with torch.no_grad():
         states = batch.states(taps)

@@ -29,7 +29,7 @@ from fusionbench.records.cell import (
 from fusionbench.registry.cards import MethodCard
 from fusionbench.registry.plugins import load_method
 from fusionbench.study.mixture import Mixed
-from fusionbench.vlm.batch import Batch, Batches, Encode
+from fusionbench.vlm.batch import Batches, Encode, RowBatch
 from fusionbench.vlm.checkpoint import Trained, partial, save_model, whole
 from fusionbench.vlm.images import ImageStates, ReadAhead, pixels
 from fusionbench.vlm.llava import Reading, most_positions, positions
@@ -44,7 +44,7 @@ from fusionbench.vlm.model import (
 )
 from fusionbench.vlm.processes import World
 from fusionbench.vlm.rows import Mixture, TrainingRow, open_mixture, within
-from fusionbench.vlm.train import History, Setup, train
+from fusionbench.vlm.train import Setup, TrainingLog, train
 
 _CHECKPOINTS = 10
 """Checkpoints of a stage."""
@@ -164,7 +164,7 @@ class StageRows:
         """Number of labelled tokens of a row."""
         return self.batches.labelled(index)
 
-    def fetch(self, indices: Sequence[int]) -> Batch:
+    def fetch(self, indices: Sequence[int]) -> RowBatch:
         """These rows as a batch."""
         return self.batches.fetch(indices)
 
@@ -236,7 +236,7 @@ class _Stage:
     stage: Stage
     world: World
 
-    def train(self) -> tuple[History, int]:
+    def train(self) -> tuple[TrainingLog, int]:
         """Train the stage; gives what it did and the number of rows that were too long."""
         data = self._rows()
         setup = Setup(
@@ -314,7 +314,7 @@ class _Stage:
         """Tokens of one input of the encoder, from the fused tokens of a blank one."""
         model, bf16 = self.built.model, self.work.spec.budget.precision == "bf16"
         with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            batch = Batch(
+            batch = RowBatch(
                 rows=(), owners=(), states=self.session.states.of(()), queries=((),), answers=((),)
             )
             return int(model.fused(batch).tokens.shape[1])

@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from fusionbench.api.seeding import seed_of
 from fusionbench.api.tasks import Task, TaskData
-from fusionbench.harness.probes import Limits, Score, probe_layers
+from fusionbench.harness.probes import ProbeLimits, Score, probe_layers
 from fusionbench.models.encoders import catalog
 from fusionbench.models.encoders.build import load_vit
 from fusionbench.models.encoders.card import EncoderCard, read_json
@@ -30,7 +30,7 @@ from nano.pool import local_tasks
 from nano.train import initialise
 
 log = logging.getLogger(__name__)
-LIMITS = Limits(train=16384, val=1024, test=4096)
+LIMITS = ProbeLimits(train=16384, val=1024, test=4096)
 RENDERED = {"train": 16384, "val": 1024, "test": 4096}
 LEVEL = 0.05
 

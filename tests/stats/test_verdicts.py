@@ -5,8 +5,8 @@ import pytest
 
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.verdicts import (
-    Answer,
     Correction,
+    Decision,
     Question,
     Verdict,
     all_differ,
@@ -113,7 +113,7 @@ def test_one_more_contrast_changes_adjusted_p_values_only():
 
 def test_a_question_without_an_answer_stays_in_its_group():
     alone, beside = planned(row([0.03])), judge([*asked(row([0.03])), Question()], Correction.HOLM)
-    assert beside[1] == Answer()
+    assert beside[1] == Decision()
     assert beside[0].p_adjusted == 2 * alone[0].p_adjusted
     (larger,) = judge(asked(row([0.03])), Correction.HOLM, tests=2)
     assert larger == beside[0]
