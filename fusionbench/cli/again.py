@@ -1,4 +1,4 @@
-"""`fusionbench verify`, `rescore`, `command` and `reproduce`: recorded results made again."""
+"""`fusionbench verify`, `rescore`, `command` and `reproduce`: results checked and made again."""
 
 import hashlib
 import random

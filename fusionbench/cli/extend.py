@@ -1,4 +1,4 @@
-"""`fusionbench new-method`, `new-task` and `check`: a plug-in written and checked."""
+"""`fusionbench new-method`, `new-task` and `check`: write and check a method or a task."""
 
 import re
 import sys

@@ -1,10 +1,8 @@
 """`--dry-run`: which cells would run, what is there already, how long and how much disk.
 
-From the models in the same folder where there are any, else from a count of operations: 4 a weight
-of the language model and token, 2 forward and 2 back to the embeddings.
-
 Time comes from records of the same kind of cell in the same folder; without any, from a count of
-operations at a nominal rate, and the text says so.
+operations at a nominal rate, and the text says so. A training of the track `vlm` counts 4
+operations a weight of the language model and token: 2 forward, and 2 back to the embeddings.
 """
 
 import json

@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 success, 1 a cell or check failed, 2 user error, 130 Ctrl-C.
 
-Messages quote names, settings and errors of plug-ins and data. An escape sequence in them would
+Standard output and error show any text in the terminal's letters, without control codes:
+messages quote names, settings and errors of plug-ins and data. An escape sequence in them would
 reach the terminal, and a letter that its encoding lacks would end the program.
 """
 

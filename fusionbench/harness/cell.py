@@ -1,8 +1,8 @@
 """One training: choose its learning rate, train it, score it on each task, make the records.
 
-A training with this reader is: choose kernel and strength at the initial fusion, train the fusion
-on the leave-one-out error of minibatches, choose again and solve on all training examples of the
-seed. A model without parameters is solved once.
+A training with the ridge reader is: choose kernel and strength at the initial fusion, train the
+fusion on the leave-one-out error of minibatches, choose again and solve on all training examples of
+the seed. A model without parameters is solved once.
 """
 
 import time

@@ -1,7 +1,8 @@
 """Examples, questions and hidden states of a task on the device, shared by its cells.
 
-A token's vector is drawn from a stream named after the token, so it depends neither on the task's
-vocabulary nor on the order in which questions are read.
+Questions are frozen token embeddings: no language model, no training. A token's vector is drawn
+from a stream named after the token, so it depends neither on the task's vocabulary nor on the order
+in which questions are read.
 """
 
 import re

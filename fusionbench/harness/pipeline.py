@@ -21,7 +21,7 @@ from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError, did_you_mean
 from fusionbench.api.fusion import Fusion, InEncoderFusion, Method, Tap
 from fusionbench.api.types import Fused, ReaderShape
-from fusionbench.harness import measure as flops
+from fusionbench.harness import measure
 from fusionbench.harness.frozen import next_step
 from fusionbench.harness.model import build_fusion
 from fusionbench.harness.stepping import fuse, needs_encoder
@@ -151,7 +151,7 @@ def operations(tokens: int) -> int:
     """Operations of the prefill of one image of this many tokens."""
     with torch.no_grad():
         image = torch.zeros(1, tokens, SHAPE.width, device="meta")
-        return flops.count(lambda: nowhere()(image))
+        return measure.count(lambda: nowhere()(image))
 
 
 @contextmanager

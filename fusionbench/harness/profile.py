@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
-from fusionbench.harness import measure as flops
-from fusionbench.harness import pipeline as language
+from fusionbench.harness import measure
 from fusionbench.harness.measure import BLOCKS, interleaved, peak_bytes
 from fusionbench.harness.pipeline import (
     SHAPE,
@@ -20,6 +19,8 @@ from fusionbench.harness.pipeline import (
     RandomLlama,
     build_pipeline,
     compiled,
+    nowhere,
+    operations,
     subject,
     training_step,
 )
@@ -31,11 +32,11 @@ from fusionbench.registry.selection import Chosen
 
 
 def counted(
-    pipeline: Pipeline, conditions: Conditions, label: str, bare: flops.Counted
+    pipeline: Pipeline, conditions: Conditions, label: str, bare: measure.Counted
 ) -> CostRecord:
     """Record with parameters and operations; the pipeline may be on `meta`."""
     images, shape = len(pipeline.images), pipeline.encoder.shape
-    found = flops.step(pipeline.fused, back=conditions.mode == "train")
+    found = measure.step(pipeline.fused, back=conditions.mode == "train")
     record = CostRecord(
         conditions=conditions,
         label=label,
@@ -58,7 +59,7 @@ def counted(
 def timed(
     pipeline: Pipeline,
     record: CostRecord,
-    model: language.RandomLlama | None = None,
+    model: RandomLlama | None = None,
     *,
     blocks: int = BLOCKS,
 ) -> CostRecord:
@@ -88,7 +89,7 @@ def timed(
 
 
 def _calls(
-    pipeline: Pipeline, conditions: Conditions, model: language.RandomLlama | None
+    pipeline: Pipeline, conditions: Conditions, model: RandomLlama | None
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """The timed calls (method, bare); compiling the forward pass compiles the backward pass."""
     fused, bare = (_compiled(run, conditions.compile) for run in (pipeline.fused, pipeline.bare))
@@ -121,17 +122,17 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def _language_model(pipeline: Pipeline, found: flops.Counted) -> int | None:
+def _language_model(pipeline: Pipeline, found: measure.Counted) -> int | None:
     """Operations that the method adds to the prefill of a 7B model, per image."""
     shape = pipeline.encoder.shape
-    if pipeline.query.shape[1] != language.SHAPE.width:
+    if pipeline.query.shape[1] != SHAPE.width:
         return None
-    usual = language.operations(shape.tokens - shape.prefix)
+    usual = operations(shape.tokens - shape.prefix)
     if not pipeline.reaches_inside:
-        return language.operations(found.tokens) - usual
-    model = language.nowhere(pipeline.query.dtype)
+        return operations(found.tokens) - usual
+    model = nowhere(pipeline.query.dtype)
     with torch.no_grad():
-        whole = flops.count(lambda: pipeline.prefilled(model))
+        whole = measure.count(lambda: pipeline.prefilled(model))
     # The projection of injections is in both.
     return (whole - found.forward) // len(pipeline.images) - usual
 
@@ -156,10 +157,10 @@ class Bench:
     def __init__(self, asked: ProfileOptions) -> None:
         self.asked = asked
         self.device = _device(asked.device)
-        self._bare: dict[int, flops.Counted] = {}
-        flops.check(_META)
+        self._bare: dict[int, measure.Counted] = {}
+        measure.check(_META)
         if self.device.type != "meta":
-            flops.check(self.device)
+            measure.check(self.device)
         self.shape, self.weights = self._subject(_META)
         self.encoder = self.shape
         if self.device.type != "meta":
@@ -198,11 +199,11 @@ class Bench:
             threads=torch.get_num_threads() if self.device.type == "cpu" else 1,
         )
 
-    def _bare_of(self, pipeline: Pipeline) -> flops.Counted:
+    def _bare_of(self, pipeline: Pipeline) -> measure.Counted:
         """Count of the bare encoder, once per number of blocks."""
         depth = pipeline.blocks
         if depth not in self._bare:
-            self._bare[depth] = flops.step(pipeline.bare, back=self.asked.mode == "train")
+            self._bare[depth] = measure.step(pipeline.bare, back=self.asked.mode == "train")
         return self._bare[depth]
 
     def _subject(self, device: torch.device) -> tuple[Encoder, str]:

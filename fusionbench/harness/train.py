@@ -1,9 +1,8 @@
 """Training of one model: AdamW or Muon, warm-up and cosine, clipping, a fixed number of steps.
 
-A pass stacks the weights of its runs along a first axis. Muon takes the last two axes as the
-matrix, so each run gets the update that it gets alone.
-
-The same for every method and control; no early stopping.
+The same for every method and control; no early stopping. A pass stacks the weights of its runs
+along a first axis. Muon takes the last two axes as the matrix, so each run gets the update that it
+gets alone.
 """
 
 import math

@@ -1,10 +1,9 @@
 """Runs a study on a cluster with Slurm: array tasks through submitit, results through the store.
 
-Asked of `scontrol` and `squeue` alone, since many clusters keep no accounting for `sacct`.
-
 Each array task plans its own cells anew on its node and runs them with the workers of one machine.
 What happened is read from the records and from Slurm's queue, never from what submitit returns:
-without accounting it does not learn that a task died.
+without accounting it does not learn that a task died. Only `scontrol` and `squeue` are asked, since
+many clusters keep no accounting for `sacct`.
 """
 
 import hashlib

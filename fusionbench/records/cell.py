@@ -1,9 +1,8 @@
 """Specification, budget and record of a cell; standard library only.
 
-A cell of the track `probe` has none. Standard library only.
-
 A cell's id is the hash of its specification, which holds every field that decides the outcome and
-no other: see `IDENTITY` and `NOT_IDENTITY`.
+no other: see `IDENTITY` and `NOT_IDENTITY`. `Training` decides a vision-language model besides
+encoder, method and budget; a cell of the track `probe` has none.
 """
 
 import hashlib

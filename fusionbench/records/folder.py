@@ -1,8 +1,9 @@
-"""The parts of a folder of results as files: made, cleaned, moved aside.
+"""The files of a folder of results: made, cleaned, moved aside, and locked by the runs in it.
 
-The operating system releases the lock of a process that dies, on this host or on another one: no
-name of a host and no number of a process decides who holds a lock. On a file system without locks
-nothing is locked: two runs may then train the same cell, and the first record is kept.
+Several runs write into a folder at once, and each job runs in one of them. The operating system
+releases the lock of a process that dies, on this host or on another one: no name of a host and no
+number of a process decides who holds a lock. On a file system without locks nothing is locked: two
+runs may then train the same cell, and the first record is kept.
 """
 
 import errno

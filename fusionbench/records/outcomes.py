@@ -1,9 +1,9 @@
-"""Outcomes of single examples, and the names of these examples, as bytes.
+"""Outcomes, names and generated answers of single examples, as bytes.
 
 A file of outcomes is a header of 16 bytes (magic, version, kind, count) and the values: one bit
 each where all are 0 or 1, else little-endian float32.
 
-The same answers give the same bytes, whenever and wherever they are written.
+A file of answers is compressed JSON, one line for each item; the same answers give the same bytes.
 """
 
 import gzip

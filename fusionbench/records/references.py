@@ -1,4 +1,4 @@
-"""What single layers hold, read by the closed-form reader: the references of a table of scores.
+"""References of a table of scores: single layers read in closed form, and the method `blind`.
 
 A reference is a cell of one hidden state with the ridge reader: of the study itself where that is
 its reader, else with `reader=ridge`. The study's own reader is measured against them, and a task on

@@ -1,11 +1,8 @@
-"""What a folder holds: the state of each requested cell, damaged files, a report up to date.
+"""What a folder holds: the state of each cell, damaged files, whether its report is current.
 
-A report reads what it shows; this reads everything, whether a record still uses it or not.
-
-A plan knows more, but makes the data of all tasks; this reads `study.json`, records, failures and
-claims.
-
-Loads no statistics, so that a run with nothing to do stays quick.
+A plan knows more, but makes the data of all tasks; `states` reads `study.json`, records, failures
+and claims. `audit` reads every file, whether a record still uses it or not. Nothing here loads
+statistics, so that a run with nothing to do stays quick.
 """
 
 import hashlib

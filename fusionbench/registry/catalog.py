@@ -1,4 +1,4 @@
-"""Methods, tasks, benchmarks and plug-in encoders, with versions and settings, read from source.
+"""Methods, tasks, benchmarks and encoders by name, with versions and settings, read from source.
 
 A built-in is kept over a plug-in of the same name; a broken plug-in is a `Problem`, not an error.
 """

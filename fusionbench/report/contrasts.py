@@ -1,4 +1,4 @@
-"""The planned contrasts of one condition, and the measured difference of two methods.
+"""The contrasts of one condition, planned and exploratory: questions, groups, answers.
 
 Planned are the contrasts that a study declares. A study without any gets one contrast per family
 of methods, against its baseline and the family's matched control, in the order of the request and

@@ -1,4 +1,4 @@
-"""`tables/coverage`: what ran, what did not and why, and where the records come from.
+"""`tables/coverage`: what ran, what did not and why, its sources, and methods that see nothing.
 
 A reader that gets no information from a method gives one answer to every example, whatever the
 image. Records have the number of distinct answers. Those written before it was stored show it by

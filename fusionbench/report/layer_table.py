@@ -1,7 +1,7 @@
-"""`tables/layers`: traces of the methods on the test images, one number per layer.
+"""`tables/layers` and `tables/references`: traces of methods, and scores of single layers.
 
-Layer weights, gate openings, memory and feedback sizes as the method reports them: they describe
-what it uses and are no evidence of what it needs.
+Traces are layer weights, gate openings, memory and feedback sizes as the method reports them: they
+describe what it uses and are no evidence of what it needs.
 """
 
 from collections import defaultdict

@@ -1,10 +1,10 @@
 """`tables/main` and `tables/planted`: methods by tasks, with named metrics and token counts.
 
+`main` marks the best method of a column (bold) and its tied set (shaded).
+
 Fewer tokens are easier to read where places matter, so such a method is marked and named with the
 controls that hand over as many. The counts are those of the records; a method whose records have
 none (they were written before counts were stored) gets no mark.
-
-`main` marks the best method of a column (bold) and its tied set (shaded).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

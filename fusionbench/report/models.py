@@ -1,11 +1,10 @@
 """`tables/models`: what each model of the track `vlm` was trained on, and what its answers say.
 
-A measure such as F1 or acc+ is no mean over questions, so no test of the report is about it. Its
-difference has a paired bootstrap over images instead, from the stored answers, for the planned
-contrasts alone. The trained runs are taken as given: the interval knows nothing of other seeds.
-
 A part for each condition: the stages of its training, the tasks against the method `blind`, and the
-measures of benchmarks.
+measures of benchmarks. A measure such as F1 or acc+ is no mean over questions, so no test of the
+report is about it. Its difference has a paired bootstrap over images instead, from the stored
+answers, for the planned contrasts alone. The trained runs are taken as given: the interval knows
+nothing of other seeds.
 """
 
 from collections import Counter

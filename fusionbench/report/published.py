@@ -2,7 +2,7 @@
 
 `reported.csv` holds numbers from papers and their repositories. A number shares a row with one of
 ours only if track, encoder, language model and benchmark are equal; all others have tables of their
-own, in the order of the file.
+own, in the order of the file. Records of other tools enter no mean and no test.
 """
 
 import csv

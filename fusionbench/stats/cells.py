@@ -1,13 +1,13 @@
-"""The interval of one cell's score. It must not be used to compare methods: pairing is lost.
+"""The interval of one cell's score, a mean or not; it compares no methods, since pairing is lost.
 
 The crossed variance of `crossed`, then Wilson's interval with the effective number of independent
 answers that has this variance: near 0 and 1 a plain t covers only 82 to 91 %.
 
-Delete-a-group jackknife: image groups are dealt into K blocks, and the metric is computed without
-each block. The pseudo-values K theta - (K - 1) theta(-k) (Tukey 1958; in blocks: Kott 2001, Journal
-of Official Statistics 17) behave like outcomes of K independent examples, so the crossed variance
-of `stats.crossed` gives an interval for new runs and new images. For a mean over equal blocks they
-are the block means.
+A metric that is no mean of outcomes (F1, accuracy per image) has a delete-a-group jackknife: image
+groups are dealt into K blocks, and the metric is computed without each block. The pseudo-values K
+theta - (K - 1) theta(-k) (Tukey 1958; in blocks: Kott 2001, Journal of Official Statistics 17)
+behave like outcomes of K independent examples, so the crossed variance of `crossed` gives an
+interval for new runs and new images. For a mean over equal blocks they are the block means.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The crossed t: the uncertainty of a difference for new runs and new images.
+"""A difference for new runs and new images (the crossed t), and for this test set alone.
 
 Every seed is scored on the same items, so the (seed, item) table of differences
 d = y_method - y_reference is a two-way layout without replication (Cornfield and Tukey 1956).
@@ -11,8 +11,9 @@ alone sees the upper 80 % limit of the seed variance ("guarded").
 
 S: seed, I: item.
 
-Sign-flip tests: without a difference, method and reference of a seed are exchangeable. With n
-seeds there are 2^n sign patterns, so no p-value is below 2 / 2^n: 5 seeds cannot reach 0.05.
+No verdict rests on the inference for this test set, by sign flips: without a difference, method and
+reference of a seed are exchangeable. With n seeds there are 2^n sign patterns, so no p-value is
+below 2 / 2^n: 5 seeds cannot reach 0.05.
 """
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Power: the minimum detectable effect (MDE) for any number of seeds and images.
+"""Power: the minimum detectable effect (MDE), and whether a task can tell methods apart.
 
 The variance of a difference is V(n, I) = seed / n + item / I + both / (n I). From a pilot's mean
 squares these three give the components at any other n and I, and the crossed t then gives the

@@ -1,7 +1,8 @@
-"""Recorded cells as studies, so that they can be run again, and how far a second run agrees.
+"""Recorded cells that run again: as studies, compared with the first run, or set aside.
 
-A record holds the hash of each plug-in file that made it. Built-in methods and tasks change under
-their `version`, which is part of a cell's id, so that their old records do not count.
+Records of an edited plug-in are set aside. A record holds the hash of each plug-in file that made
+it. Built-in methods and tasks change under their `version`, which is part of a cell's id, so that
+their old records do not count.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

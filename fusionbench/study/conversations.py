@@ -4,8 +4,9 @@ An item is `{"id": ..., "image": name, list or absent, "conversations": [{"from"
 ...}, {"from": "gpt", "value": ...}, ...]}`; a question holds one `<image>` mark for each image.
 Reference: data of LLaVA-1.5, github.com/haotian-liu/LLaVA (c121f04). No torch.
 
-Columns: `conversations` in LLaVA's form, and `image` (an image or null) or `images` (a list).
-Images stay encoded until they are opened. No torch; `datasets` is imported where a set is read.
+A set of the hub has the columns `conversations` in LLaVA's form, and `image` (an image or null) or
+`images` (a list). Images stay encoded until they are opened. No torch; `datasets` is imported where
+a set is read.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The training of a study of the track `vlm`: its stages, from the study's fields. No torch.
+"""The training of a study of the track `vlm`: its stages and its language model. No torch.
 
 `words` has no weights of its own: its vocabulary follows from the rows of the mixture, which the
 training names, so that its fingerprint covers its size alone.

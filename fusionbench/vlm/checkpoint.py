@@ -1,4 +1,4 @@
-"""Checkpoints of a training: what continues it bit for bit, in one safetensors file, no pickle.
+"""Trained weights and checkpoints of a training, as safetensors, no pickle.
 
 models/<model>.safetensors   what some stage trained, nothing frozen
 models/<model>.json          losses, notes, vocabulary
@@ -6,9 +6,9 @@ models/<model>.partial/      checkpoints of a training that goes on
 
 A model appears under its name complete or not at all: the weights first, then the JSON.
 
-A file holds the trained weights, the optimiser's moments, and in its header as JSON the losses so
-far, the states of the random generators and the fingerprint of the run. The order of the data is a
-function of the step, so nothing else is needed.
+A checkpoint continues a training bit for bit. It holds the trained weights, the optimiser's
+moments, and in its header as JSON the losses so far, the states of the random generators and the
+fingerprint of the run. The order of the data is a function of the step, so nothing else is needed.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A trained model as a folder of files that need no folder of results.
+"""A trained model as a folder of files, with its model card, that needs no folder of results.
 
 README.md              model card: measured numbers, what was trained and on what, versions
 config.json            method, settings, encoder, language model, training, hash of each file

@@ -1,6 +1,6 @@
-"""Images of the coming steps, read and made square ahead of the training by a few threads.
+"""Images of a training: read ahead by a few threads, and their hidden states.
 
-Pillow decodes and resizes without the interpreter's lock, so threads use as many cores. No torch.
+Pillow decodes and resizes without the interpreter's lock, so threads use as many cores.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""Encoder, fusion, projector and language model as one trainable module.
+"""Encoder, fusion, projector and language model as one module, built from a specification.
 
 The language model's stream knows the seed, the fusion's also its class; the projector's knows the
 seed and its widths. Methods of one seed start from the same language model.

@@ -1,4 +1,4 @@
-"""Open a recorded model of the track `vlm` and ask it.
+"""Open a recorded model of the track `vlm`, ask it, and explain an answer by layers.
 
 The model is rebuilt from its record: method with its settings and what was tuned, encoder, language
 model, vocabulary. Weights, encoder and language model must be those of the training.

@@ -1,7 +1,7 @@
-"""Training rows: one for each turn of a conversation and for each example of a task.
+"""Training rows, one for each turn or example, and the order in which a training draws them.
 
 A conversation of n turns is n rows: the turns before are history, the loss is on the row's last
-answer, and a number of samples means rows. No torch.
+answer, and a number of samples means rows.
 
 The order is a function of seed and step alone, so a resumed training needs no state of the data.
 An epoch of the mixture has `share` times the rows of each part, parts in random order. Within a

@@ -39,7 +39,8 @@ def fake_weights(target: Path, *, shift: float = 0.0, source: str = "a test") ->
 
 def test_describing_and_listing_import_nothing_heavy():
     code = (
-        "import sys; from fusionbench.models.encoders.catalog import available, describe; available();"
+        "import sys; from fusionbench.models.encoders.catalog import available, describe;"
+        "available();"
         "describe('nano'); describe('planted');"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )

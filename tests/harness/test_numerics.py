@@ -24,7 +24,7 @@ from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast
 from fusionbench.models.encoders import features
 from fusionbench.models.encoders.features import FeatureKey
-from fusionbench.models.encoders.vit import Block, ViT, ViTConfig
+from fusionbench.models.encoders.vit import ViT, ViTBlock, ViTConfig
 
 SMALL = ViTConfig(layers=4, dim=32, heads=4, patch=4, grid=3, size=12, mlp=64)
 
@@ -36,7 +36,7 @@ def apart(found, exact):
 
 def drawn_block(dtype):
     torch.manual_seed(3)
-    block = Block(SMALL)
+    block = ViTBlock(SMALL)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return block.to(dtype)
@@ -66,8 +66,8 @@ def test_fused_attention_and_one_product_for_all_three_equal_the_written_out_blo
     tokens = torch.randn(2, 10, 32, generator=torch.Generator().manual_seed(0))
     exact = there_and_back(with_maps, drawn_block(torch.float64), tokens.double())
     plain = there_and_back(with_maps, drawn_block(torch.float32), tokens)
-    fused = there_and_back(Block.__call__, drawn_block(torch.float32), tokens)
-    half = there_and_back(Block.__call__, drawn_block(torch.bfloat16), tokens)
+    fused = there_and_back(ViTBlock.__call__, drawn_block(torch.float32), tokens)
+    half = there_and_back(ViTBlock.__call__, drawn_block(torch.bfloat16), tokens)
     for mine, theirs in zip(fused, plain, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
     assert apart(half[0], exact[0]) <= 0.02 and apart(half[1], exact[1]) <= 0.02

@@ -1,10 +1,9 @@
 """Cards of built-in encoders and of checkpoints on this machine. Standard library only.
 
-Standard library only. The JSON file has `architecture` (fields of `ViTConfig`) and `source`.
-
-`nano` ships with the package, `dinov2-small` is downloaded, `hf:<id or folder>` and
-`timm:<name or folder>` are checkpoints of those libraries. Names that start with "planted" are keys
-of the literal `ENCODERS` in `planted.py`, which is read without importing it.
+A built-in encoder is `<name>.safetensors` and `<name>.json`, which has `architecture` (fields of
+`ViTConfig`) and `source`. `nano` ships with the package, `dinov2-small` is downloaded, `hf:<id or
+folder>` and `timm:<name or folder>` are checkpoints of those libraries. Names that start with
+"planted" are keys of the literal `ENCODERS` in `planted.py`, which is read without importing it.
 """
 
 import ast

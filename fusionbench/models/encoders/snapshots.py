@@ -1,4 +1,4 @@
-"""Checkpoints of transformers and timm on disk: which can be loaded. Standard library only.
+"""Checkpoints of transformers and timm: supported families, places on disk, cards. No torch.
 
 `hf:` takes a folder written by `save_pretrained` or a hub id, `timm:` a folder in timm's local-dir
 layout or a model name; ids and names are looked up in the Hugging Face cache only. `[fit=crop]`

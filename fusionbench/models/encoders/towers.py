@@ -3,8 +3,8 @@
 What a library passes to its blocks beside the tokens (rotary position embeddings, masks) depends on
 the input size only, never on the image: it is computed once and handed to each block again.
 
-The tower is stepped block by block through its own modules. Its `output_hidden_states` is never
-used: transformers 5 may leave entries out or put the normed output in the last place.
+`output_hidden_states` is never used: transformers 5 may leave entries out or put the normed output
+in the last place.
 
 Eva is the class of DINOv3, EVA-02, the Perception Encoder and ViTs with rotary positions.
 """

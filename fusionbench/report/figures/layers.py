@@ -1,4 +1,4 @@
-"""Layer attribution: learned layer weights next to measured scores of layers.
+"""Figures by layer: traces of the methods, and learned weights next to scores of layers.
 
 Learned weights are not importance: a layer may get weight because its norm is large, and a method
 may do as well without it. So weights are drawn with the score of each layer alone and with what a
