@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "benchmarks": ("Answer", "Asked", "Benchmark", "Item", "Picture"),
-    "encoders": ("Encoder",),
+    "encoders": ("LAYERS", "Encoder"),
     "errors": ("UserError", "one_of"),
     "folders": ("FolderTask",),
     "fusion": ("Fusion", "InEncoderFusion", "Tap", "anchored", "matched", "paper_taps"),
-    "linears": ("LAYERS",),
     "modules": ("CrossAttention", "GatedMLP", "Heads", "sdpa"),
     "register": ("benchmark", "encoder", "method", "task"),
     "seeding": ("stream",),

@@ -126,10 +126,8 @@ def train(
             keeper.write(losses)
         if report is not None:
             report(step, loss)
-    unmoved = _without_gradient(trained, optimisers)
-    return TrainingLog(
-        losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=tuple(keeper.notes)
-    )
+    unmoved, notes = _without_gradient(trained, optimisers), tuple(keeper.notes)
+    return TrainingLog(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=notes)
 
 
 def _require_finite(loss: float, step: int, setup: Setup) -> None:
