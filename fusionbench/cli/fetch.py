@@ -8,7 +8,16 @@ from typing import Annotated, TextIO
 import typer
 
 from fusionbench.api.errors import UserError, did_you_mean, disk_error
-from fusionbench.cli.app import OK, Plugins, Strict, app, check_encoder, read, refuse_plugged
+from fusionbench.cli.app import (
+    OK,
+    Plugins,
+    Strict,
+    app,
+    check_encoder,
+    read,
+    refuse_plugged,
+    usable_tasks,
+)
 
 _SMOLLM2, _WORDS = "smollm2-135m", "words"
 
@@ -93,13 +102,9 @@ def pack(
     catalog = read(plugins)
     refuse_plugged(catalog, encoder, "pack")
     pixels = size or check_encoder(catalog, encoder, 0).size
-    from fusionbench.registry.selection import select_tasks, split_names
     from fusionbench.study.data import pack as write_pack
 
-    names = [name for text in tasks for name in split_names(text)]
-    chosen, left_out = select_tasks(catalog, names)
-    for one in left_out:
-        stream.write(f"left out: {one.card.name}: {one.reason}\n")
+    chosen = usable_tasks(catalog, tasks, stream)
     try:
         count, written = write_pack(chosen, encoder, size=pixels, out=out)
     except OSError as error:

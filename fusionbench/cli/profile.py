@@ -18,6 +18,7 @@ from fusionbench.cli.app import (
     check_encoder,
     read,
     refuse_plugged,
+    usable_tasks,
 )
 from fusionbench.cli.run import checked_device
 from fusionbench.records.cost import ProfileOptions
@@ -186,12 +187,7 @@ def probe(
     catalog = read(plugins)
     refuse_plugged(catalog, encoder, "probe-layers")
     check_encoder(catalog, encoder, size)
-    from fusionbench.registry.selection import select_tasks, split_names
-
-    names = [name for text in tasks for name in split_names(text)]
-    chosen, left_out = select_tasks(catalog, names)
-    for one in left_out:
-        stream.write(f"left out: {one.card.name}: {one.reason}\n")
+    chosen = usable_tasks(catalog, tasks, stream)
     from fusionbench.harness.probes import ProbeLimits, probe_tasks
 
     train, val, test = limits

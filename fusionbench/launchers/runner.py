@@ -131,11 +131,12 @@ class Runner:
         elif isinstance(job, TapsJob):
             yield from self.taps(job)
         else:
-            yield from self.models.run(job) if isinstance(job, ModelJob) else self._train(job)
+            yield from self._missing(job)
         if self.state.spoiled:
             yield Event(kind="spoiled", text=self.state.spoiled)
 
-    def _train(self, job: TrainJob) -> Iterator[Event]:
+    def _missing(self, job: TrainJob | ModelJob) -> Iterator[Event]:
+        """Train the cells without a record, unless another run does."""
         with claimed(self.store.folder, job.id, wait=job.wait, cells=places(job.cells)) as ours:
             if not ours:
                 yield from (Event(kind="claimed", cell=cell) for cell in job.cells)
@@ -143,10 +144,17 @@ class Runner:
             # Another run may have recorded some since the plan was made.
             there = {cell.spec.id for cell in job.cells if self.store.find(cell.spec.id)}
             yield from (Event(kind="found", cell=c) for c in job.cells if c.spec.id in there)
-            for cells in passes([cell for cell in job.cells if cell.spec.id not in there]):
-                if self.state.spoiled:
-                    return
-                yield from self._run_pass(job, cells)
+            cells = [cell for cell in job.cells if cell.spec.id not in there]
+            if isinstance(job, TrainJob):
+                yield from self._run_passes(job, cells)
+            elif cells:
+                yield from self.models.run(job, cells)
+
+    def _run_passes(self, job: TrainJob, cells: Sequence[Cell]) -> Iterator[Event]:
+        for group in passes(cells):
+            if self.state.spoiled:
+                return
+            yield from self._run_pass(job, group)
 
     def taps(self, job: TapsJob) -> Iterator[Event]:
         """The hidden states that methods of a plug-in read, task by task, to be encoded."""

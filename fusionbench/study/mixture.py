@@ -8,7 +8,7 @@ Val and test images of a task never enter. No torch.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -250,8 +250,3 @@ def _hashed(card: TaskCard, planned: str, limit: int) -> tuple[int, str]:
         line = [train.items[row], train.questions[row], answer, pixels[row]]
         digest.update(json.dumps(line).encode() + b"\n")
     return kept, digest.hexdigest()
-
-
-def as_values(card: MixtureCard) -> Mapping[str, object]:
-    """The card as JSON values, for records."""
-    return {"hash": card.hash, "parts": [dict(vars(part)) for part in card.parts]}

@@ -287,18 +287,6 @@ def forget(folder: Path) -> None:
         folder.rmdir()
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters on the CPU by name, those of a sharded model gathered.
-
-    All processes of a sharded model call it together.
-    """
-    return {
-        name: whole(p.detach()).cpu().clone()
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    }
-
-
 def whole(tensor: Tensor) -> Tensor:
     """The tensor, gathered if it is sharded; then all processes call it together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor

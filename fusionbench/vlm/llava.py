@@ -13,18 +13,12 @@ from fusionbench.models.readers.injection import project
 from fusionbench.models.readers.language import LanguageModel
 from fusionbench.models.readers.llava.checkpoint import Checkpoint, open_checkpoint, projector_for
 from fusionbench.models.readers.llava.description import KINDS, unfit
-from fusionbench.models.readers.llava.files import PREFIX
 from fusionbench.models.readers.llava.pixels import Views, reader
 from fusionbench.models.readers.load import train_language
 from fusionbench.models.readers.template import build_template
 from fusionbench.records.cell import CellSpec, Training
 from fusionbench.vlm.images import ReadAhead
 from fusionbench.vlm.rows import Cached, TrainingRow
-
-
-def is_checkpoint(training: Training) -> bool:
-    """Whether the language model is that of a LLaVA checkpoint."""
-    return training.language.startswith(PREFIX)
 
 
 def how_trained(training: Training) -> str:

@@ -15,7 +15,7 @@ TURNS = [
     Turn(f"{IMAGE}\nWhat is the capital?", "Paris."),
     Turn("What color is the cube?", "red"),
 ]
-WORDS = WordTokenizer.of_turns(TURNS)
+WORDS = WordTokenizer.of_texts(text for turn in TURNS for text in (turn.question, turn.answer))
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the user's questions."

@@ -13,7 +13,7 @@ from torch import nn
 from fusionbench.api.errors import UserError
 from fusionbench.api.seeding import stream
 from fusionbench.records.cell import Budget
-from fusionbench.vlm.checkpoint import trained_weights
+from fusionbench.vlm.checkpoint import whole
 from fusionbench.vlm.train import Setup, TrainingLog, train
 
 WORDS, WIDTH, PIXELS = 11, 8, 6
@@ -142,7 +142,9 @@ def outcome(world, case, report=None):
     frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
     assert all(p.grad is None for p in frozen.values())
     kept = {name: getattr(p, "full_tensor", lambda p=p: p)().clone() for name, p in frozen.items()}
-    return Outcome(history, trained_weights(model), kept, error)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    weights = {name: whole(p.detach()).cpu().clone() for name, p in trained.items()}
+    return Outcome(history, weights, kept, error)
 
 
 def outcomes(world, cases):

@@ -33,11 +33,6 @@ class Rendered:
     asks: bool
     """Whether the text ends where the last answer is to be generated."""
 
-    @property
-    def answer_span(self) -> Span | None:
-        """Characters of the last answer with its end mark; None if it is asked for."""
-        return None if self.asks else self.spans[-1]
-
 
 class Template(Protocol):
     """Writes conversations."""

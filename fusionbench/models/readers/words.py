@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fusionbench.api.errors import UserError
 from fusionbench.api.seeding import seed_of
 from fusionbench.models.readers.template import SEPARATOR
-from fusionbench.models.readers.text import IMAGE, Span, Turn, digest
+from fusionbench.models.readers.text import IMAGE, Span, digest
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -37,11 +37,6 @@ class WordTokenizer:
         self._row = {word: row for row, word in enumerate(self.words)}
         self.pad, self.end = self._row[PAD], self._row[END]
         self.unknown: int | None = self._row[UNKNOWN]
-
-    @classmethod
-    def of_turns(cls, turns: Iterable[Turn]) -> "WordTokenizer":
-        """The vocabulary of the questions and answers of training rows."""
-        return cls.of_texts(text for turn in turns for text in (turn.question, turn.answer))
 
     @classmethod
     def of_texts(cls, texts: Iterable[str]) -> "WordTokenizer":

@@ -19,10 +19,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError, did_you_mean
 from fusionbench.models.encoders.preprocessing import Preprocessing
-from fusionbench.models.encoders.vit import fitted
 from fusionbench.models.readers.llava.checkpoint import Checkpoint
 from fusionbench.models.readers.llava.description import KINDS, Description
 from fusionbench.records.cell import PIXELS
@@ -116,18 +114,3 @@ def processed(pictures: Sequence[Any], processor: Any) -> list[Views]:
         Views(images=view, size=(picture.height, picture.width))
         for view, picture in zip(views, pictures, strict=True)
     ]
-
-
-def squashed(picture: Any, encoder: Encoder) -> Views:
-    """One view with both sides resized to the encoder's input, by its own interpolation.
-
-    Raises UserError for an encoder that crops.
-    """
-    own = getattr(encoder, "images", Preprocessing())
-    if own.fit != "squash":
-        raise UserError(f"this encoder reads images with fit {own.fit}, not squash")
-    levels = torch.tensor(np.asarray(picture.convert("RGB")))[None]
-    images = fitted(
-        levels, size=encoder.size, interpolation=own.interpolation, fit="squash", crop=1.0
-    )
-    return Views(images=images, size=(picture.height, picture.width))
