@@ -83,7 +83,7 @@ def test_names_of_language_models():
 
 
 def test_vocabulary_and_labels_load_no_torch():
-    modules = ("load", "fetch", "words", "labels", "template", "tokenizer")
+    modules = ("load", "fetch", "words", "labels", "template", "text")
     loads = "; ".join(f"import fusionbench.models.readers.{name}" for name in modules)
     code = f"{loads}; import sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

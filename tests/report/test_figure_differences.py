@@ -8,7 +8,7 @@ from toy_records import put, spec
 
 from fusionbench.records.store import Store
 from fusionbench.report.build import collect
-from fusionbench.report.contrasts import Answer, Comparison, ContrastRow, Measured, Scope
+from fusionbench.report.contrasts import Decision, Comparison, ContrastRow, Measured, Scope
 from fusionbench.report.figures.differences import MOST_ROWS, differences, draw_suite, draw_tasks
 from fusionbench.report.figures.write import figure_data
 from fusionbench.stats.estimate import Estimate
@@ -48,7 +48,7 @@ def made(method, name, delta, *, kind="exploratory", seeds=10, p_adjusted=0.2):
         kind=kind, scope=Scope(level=level, name=name, tasks=(0,)), margin=0.01,
         contrast=Contrast(method=method, baseline="penultimate"),
         question=Comparison(references=(measured,)),
-        answer=Answer(p_adjusted=p_adjusted) if seeds >= 4 else Answer(),
+        answer=Decision(p_adjusted=p_adjusted) if seeds >= 4 else Decision(),
     )  # fmt: skip
 
 
