@@ -17,7 +17,7 @@ from scipy.stats import t as student
 
 from fusionbench.records.cell import READER, RIDGE, CellRecord, reader_of
 from fusionbench.records.scores import BLIND, INSENSITIVE, SATURATED, ScoreTable
-from fusionbench.stats.power import above_chance, insensitive, over_tasks, saturated
+from fusionbench.stats.power import LEVEL, above_chance, insensitive, over_tasks, saturated
 
 _FEWEST_LAYERS = 3
 """With fewer layers nothing is said about a task."""
@@ -106,7 +106,6 @@ def _mean(table: ScoreTable, row: int, column: int) -> float:
     return float(np.nanmean(table.values[row, column]))
 
 
-LEVEL = 0.05
 _METHOD = "blind"
 Outcomes = Callable[[CellRecord], Shaped[np.ndarray, " item"]]
 Images = Callable[[CellRecord], Int[np.ndarray, " item"]]
@@ -166,8 +165,8 @@ def compared(table: ScoreTable, outcomes: Outcomes, images: Images) -> Mapping[i
         seeing = [o for o in _done(table, others, column) if blind and o.items == blind[0].items]
         if seeing:
             found[column] = _compared(
-                _mean_of_methods(seeing, outcomes),
-                _mean_of_methods(blind, outcomes),
+                _mean_outcomes(seeing, outcomes),
+                _mean_outcomes(blind, outcomes),
                 images(blind[0]),
                 methods=len({(one.label, one.spec.method) for one in seeing}),
             )
@@ -213,5 +212,5 @@ def _done(table: ScoreTable, rows: Sequence[int], column: int) -> list[CellRecor
     return [record for record in runs if record.status == "done" and record.outcomes]
 
 
-def _mean_of_methods(cells: Sequence[CellRecord], outcomes: Outcomes) -> Float[np.ndarray, " item"]:
+def _mean_outcomes(cells: Sequence[CellRecord], outcomes: Outcomes) -> Float[np.ndarray, " item"]:
     return np.mean([outcomes(cell).astype(np.float64) for cell in cells], axis=0)

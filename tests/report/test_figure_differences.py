@@ -8,7 +8,7 @@ from toy_records import put, spec
 
 from fusionbench.records.store import Store
 from fusionbench.report.build import collect
-from fusionbench.report.contrasts import Decision, Comparison, ContrastRow, Measured, Scope
+from fusionbench.report.contrasts import Comparison, ContrastRow, Decision, Measured, Scope
 from fusionbench.report.figures.differences import MOST_ROWS, differences, draw_suite, draw_tasks
 from fusionbench.report.figures.write import figure_data
 from fusionbench.stats.estimate import Estimate
