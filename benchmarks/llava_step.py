@@ -28,8 +28,7 @@ from fusionbench.models.readers.language import LanguageModel
 from fusionbench.models.readers.splice import LanguageProjector
 from fusionbench.models.readers.template import build_template
 from fusionbench.models.readers.words import WordTokenizer
-from fusionbench.vlm.batch import RowBatch
-from fusionbench.vlm.images import encoded
+from fusionbench.vlm.batch import RowBatch, encoded
 from fusionbench.vlm.model import VisionLanguageModel
 
 _PIXELS = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -11,7 +11,6 @@ from fusionbench.api.errors import Problem, UserError, disk_error
 from fusionbench.records import cost, pictures, probes
 from fusionbench.records.archive import Contents, write_archive
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.facts import normal_text
 from fusionbench.records.history import (
     ABLATIONS,
     PlannedAblation,
@@ -20,6 +19,7 @@ from fusionbench.records.history import (
     requests_text,
 )
 from fusionbench.records.outcomes import pack
+from fusionbench.records.schema import normal_text
 from fusionbench.records.store import Store
 from fusionbench.records.verified import answers_file
 

@@ -17,8 +17,15 @@ from fusionbench.models.encoders.card import EncoderCard, fingerprint, patches
 from fusionbench.models.encoders.catalog import is_built_in
 from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry.cards import BenchmarkCard, Card, MethodCard, PluggedEncoder, TaskCard
-from fusionbench.registry.declarations import Declaration, read_source
-from fusionbench.registry.discovery import BUILT_IN, CodeSource, Location, importable, sources
+from fusionbench.registry.discovery import (
+    BUILT_IN,
+    CodeSource,
+    Declaration,
+    Location,
+    importable,
+    read_source,
+    sources,
+)
 
 __all__ = [
     "BenchmarkCard",

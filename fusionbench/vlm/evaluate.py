@@ -17,8 +17,7 @@ from fusionbench.harness.train import Trace, mean_trace, require_trace
 from fusionbench.models.readers.labels import EncodedRow
 from fusionbench.models.readers.text import IMAGE, Turn
 from fusionbench.records.outcomes import Items, Said, items_of
-from fusionbench.vlm.batch import Batches, Encode, RowBatch
-from fusionbench.vlm.images import ImageStates
+from fusionbench.vlm.batch import Batches, Encode, ImageStates, RowBatch
 from fusionbench.vlm.model import VisionLanguageModel
 from fusionbench.vlm.rows import Cached, TrainingRow
 

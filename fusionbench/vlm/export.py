@@ -29,8 +29,8 @@ from torch import Tensor
 from fusionbench.api.errors import UserError, disk_error
 from fusionbench.api.fusion import Method
 from fusionbench.records.cell import CellRecord, json_object, plain_training
-from fusionbench.records.facts import Facts, full_text
 from fusionbench.records.files import sha256_of, write_atomic
+from fusionbench.records.schema import Facts, full_text
 from fusionbench.records.text import markdown_cell, markdown_page, one_line
 from fusionbench.vlm.checkpoint import Trained, trained_from
 from fusionbench.vlm.model import VisionLanguageModel, training_of

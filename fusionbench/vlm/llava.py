@@ -17,7 +17,7 @@ from fusionbench.models.readers.llava.pixels import Views, reader
 from fusionbench.models.readers.load import train_language
 from fusionbench.models.readers.template import build_template
 from fusionbench.records.cell import CellSpec, Training
-from fusionbench.vlm.images import ReadAhead
+from fusionbench.vlm.batch import ReadAhead
 from fusionbench.vlm.rows import Cached, TrainingRow
 
 

@@ -28,8 +28,7 @@ from fusionbench.models.readers.splice import IGNORED, LanguageProjector, Splice
 from fusionbench.models.readers.template import build_template
 from fusionbench.records.cell import QUESTION, CellSpec, Setting, Stage, Training
 from fusionbench.study.training import WORDS_SIZE, checkpoint_folder
-from fusionbench.vlm.batch import Encode, RowBatch
-from fusionbench.vlm.images import encoded
+from fusionbench.vlm.batch import Encode, RowBatch, encoded
 from fusionbench.vlm.llava import how_trained, language_in, projector_in, weight_type
 from fusionbench.vlm.rows import TrainingRow
 

@@ -29,9 +29,8 @@ from fusionbench.records.cell import (
 from fusionbench.registry.cards import MethodCard
 from fusionbench.registry.plugins import load_method
 from fusionbench.study.mixture import Mixed
-from fusionbench.vlm.batch import Batches, Encode, RowBatch
+from fusionbench.vlm.batch import Batches, Encode, ImageStates, ReadAhead, RowBatch, pixels
 from fusionbench.vlm.checkpoint import Trained, partial, save_model, whole
-from fusionbench.vlm.images import ImageStates, ReadAhead, pixels
 from fusionbench.vlm.llava import Reading, most_positions, positions
 from fusionbench.vlm.model import (
     Built,

@@ -14,9 +14,9 @@ from toy_records import ITEMS, outcomes, put, record, spec
 from fusionbench.api.errors import UserError
 from fusionbench.records import cost
 from fusionbench.records.cost import Conditions, CostRecord
-from fusionbench.records.facts import full_text
 from fusionbench.records.history import Request
 from fusionbench.records.merge import merge
+from fusionbench.records.schema import full_text
 from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
 

@@ -223,7 +223,7 @@ def test_the_judge_sees_a_change_that_nobody_names(folders, tmp_path):
 
 
 def test_a_record_that_was_signed_anew_is_named(folders, tmp_path):
-    from fusionbench.records.facts import full_text
+    from fusionbench.records.schema import full_text
 
     folder = shutil.copytree(folders["live"], tmp_path / "live")
     judge = of_folder(folder)

@@ -10,8 +10,8 @@ from vlm_records import pope_asked, pope_texts, write_vlm
 from fusionbench.api.benchmarks import Asked
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import canonical, checksum
-from fusionbench.records.facts import fact_hash
 from fusionbench.records.outcomes import Items, Said, answers_of, items_of, pack, unpack
+from fusionbench.records.schema import fact_hash
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_benchmark

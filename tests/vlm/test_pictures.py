@@ -10,7 +10,7 @@ from PIL import Image
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
-from fusionbench.vlm.images import ReadAhead, padded, pixels
+from fusionbench.vlm.batch import ReadAhead, padded, pixels
 
 
 def pictures(count: int) -> list[Picture]:

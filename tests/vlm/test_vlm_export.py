@@ -12,8 +12,8 @@ from vlm_cells import TASKS, asked_items, cell, trained_folder
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape, Unsupported
-from fusionbench.records.facts import Facts
 from fusionbench.records.lookup import of_model, twins
+from fusionbench.records.schema import Facts
 from fusionbench.records.store import Store
 from fusionbench.vlm import export
 from fusionbench.vlm.export import is_export, official, read_export, write_export

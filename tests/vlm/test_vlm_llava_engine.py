@@ -10,8 +10,7 @@ from fusionbench.models.readers.labels import encode
 from fusionbench.models.readers.llava.description import own_method
 from fusionbench.models.readers.template import build_template
 from fusionbench.models.readers.text import Turn
-from fusionbench.vlm.batch import Batches
-from fusionbench.vlm.images import ImageStates
+from fusionbench.vlm.batch import Batches, ImageStates
 from fusionbench.vlm.llava import Reading, most_positions, positions
 from fusionbench.vlm.model import VisionLanguageModel
 from fusionbench.vlm.rows import TrainingRow
