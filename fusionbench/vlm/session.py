@@ -43,7 +43,7 @@ from fusionbench.vlm.model import (
 )
 from fusionbench.vlm.processes import World
 from fusionbench.vlm.rows import Mixture, TrainingRow, open_mixture, within
-from fusionbench.vlm.train import Setup, TrainingLog, train
+from fusionbench.vlm.train import Setup, TrainingHistory, train
 
 _CHECKPOINTS = 10
 """Checkpoints of a stage."""
@@ -235,7 +235,7 @@ class _Stage:
     stage: Stage
     world: World
 
-    def train(self) -> tuple[TrainingLog, int]:
+    def train(self) -> tuple[TrainingHistory, int]:
         """Train the stage; gives what it did and the number of rows that were too long."""
         data = self._rows()
         setup = Setup(

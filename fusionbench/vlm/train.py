@@ -70,7 +70,7 @@ class Setup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingLog:
+class TrainingHistory:
     """What a training did."""
 
     losses: tuple[float, ...] = ()
@@ -94,7 +94,7 @@ def train(
     fingerprint: str = "",
     units: Sequence[nn.Module] = (),
     report: Callable[[int, float], None] | None = None,
-) -> TrainingLog:
+) -> TrainingHistory:
     """Train the parameters of `model` that require a gradient, in place and on every process.
 
     `model(rows, weights)` returns the weighted sum of the rows' losses. With `folder`, a checkpoint
@@ -107,7 +107,7 @@ def train(
     parameters without dimensions that would have to be sharded.
     """
     if not any(p.requires_grad for p in model.parameters()):
-        return TrainingLog()
+        return TrainingHistory()
     model.train()
     model.zero_grad(set_to_none=True)
     wrapped = _wrapped(model, setup, world, units)
@@ -127,7 +127,7 @@ def train(
         if report is not None:
             report(step, loss)
     unmoved, notes = _without_gradient(trained, optimisers), tuple(keeper.notes)
-    return TrainingLog(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=notes)
+    return TrainingHistory(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=notes)
 
 
 def _require_finite(loss: float, step: int, setup: Setup) -> None:

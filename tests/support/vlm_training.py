@@ -14,7 +14,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.api.seeding import stream
 from fusionbench.records.cell import Budget
 from fusionbench.vlm.checkpoint import whole
-from fusionbench.vlm.train import Setup, TrainingLog, train
+from fusionbench.vlm.train import Setup, TrainingHistory, train
 
 WORDS, WIDTH, PIXELS = 11, 8, 6
 BUDGET = Budget(steps=10, batch=7, lrs=(0.02,), weight_decay=0.1)
@@ -120,7 +120,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    history: TrainingLog
+    history: TrainingHistory
     weights: dict[str, torch.Tensor]
     frozen: dict[str, torch.Tensor]
     error: str = ""
@@ -130,7 +130,7 @@ def outcome(world, case, report=None):
     """Train the toy model; an error of divergence is returned, not raised."""
     model = ToyModel(**case.model)
     torch.manual_seed(17 + world.rank)
-    history, error = TrainingLog(), ""
+    history, error = TrainingHistory(), ""
     try:
         history = train(
             model, ToyData(**case.data), case.setup, world=world, folder=case.folder,
