@@ -239,6 +239,8 @@ def blank(encoder: Encoder, device: torch.device) -> States:
 
 Encode = Callable[[TrainingRow], EncodedRow]
 """The text of a row as ids."""
+KNOWN = 16_384
+"""Encoded texts kept in memory, at most: files of conversations have hundreds of thousands."""
 
 
 class Rows(Protocol):
@@ -290,7 +292,7 @@ class RowBatch:
 
 
 class Batches:
-    """Makes batches of rows by their numbers; equal texts are encoded once."""
+    """Makes batches of rows by their numbers; the encoded texts of the last `KNOWN` are kept."""
 
     def __init__(
         self, rows: Rows, encode: Encode, states: ImageStates, *, shuffled: int | None = None,
@@ -313,6 +315,8 @@ class Batches:
         """The text of a row as ids."""
         key = (row.turns, row.later)
         if key not in self._known:
+            if len(self._known) >= KNOWN:
+                del self._known[next(iter(self._known))]
             self._known[key] = self._encode(row)
         return self._known[key]
 

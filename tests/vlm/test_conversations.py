@@ -10,7 +10,8 @@ from fusionbench.harness.bundle import Bundle, Examples
 from fusionbench.models.readers.template import build_template
 from fusionbench.models.readers.text import Turn
 from fusionbench.study.conversations import ConversationFile
-from fusionbench.vlm.rows import Cached, ConversationRows, TaskRows
+from fusionbench.vlm import batch
+from fusionbench.vlm.rows import Cached, ConversationRows, TaskRows, TrainingRow
 
 
 @pytest.fixture
@@ -107,3 +108,13 @@ def test_a_task_gives_its_training_examples_with_cached_images():
     assert rows[1].turns == (Turn(f"{MARK}\nWhich?", "blue"),)
     assert rows[0].name == "toy, item-4"
     assert rows.length.tolist() == [7 + 5, 6 + 4, 7 + 3]
+
+
+def test_encoded_texts_are_kept_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(batch, "KNOWN", 2)
+    rows = [TrainingRow(name=word, images=(), turns=(Turn(word, word),)) for word in "abc"]
+    encoded = []
+    made = batch.Batches(rows, lambda row: encoded.append(row.name) or row, states=None)
+    asked = [0, 1, 1, 2, 1, 0]  # the third text pushes out the first
+    assert [made.encoded(rows[index]) for index in asked] == [rows[index] for index in asked]
+    assert encoded == ["a", "b", "c", "a"]
