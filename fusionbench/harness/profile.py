@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.harness import measure
+from fusionbench.harness import pipeline as pipelines
 from fusionbench.harness.measure import BLOCKS, interleaved, peak_bytes
 from fusionbench.harness.pipeline import (
     SHAPE,
@@ -19,8 +20,6 @@ from fusionbench.harness.pipeline import (
     RandomLlama,
     build_pipeline,
     compiled,
-    nowhere,
-    operations,
     subject,
     training_step,
 )
@@ -125,12 +124,12 @@ def _size(module: nn.Module) -> int:
 def _language_model(pipeline: Pipeline, found: measure.Counted) -> int | None:
     """Operations that the method adds to the prefill of a 7B model, per image."""
     shape = pipeline.encoder.shape
-    if pipeline.query.shape[1] != SHAPE.width:
+    if pipeline.query.shape[1] != pipelines.SHAPE.width:
         return None
-    usual = operations(shape.tokens - shape.prefix)
+    usual = pipelines.operations(shape.tokens - shape.prefix)
     if not pipeline.reaches_inside:
-        return operations(found.tokens) - usual
-    model = nowhere(pipeline.query.dtype)
+        return pipelines.operations(found.tokens) - usual
+    model = pipelines.nowhere(pipeline.query.dtype)
     with torch.no_grad():
         whole = measure.count(lambda: pipeline.prefilled(model))
     # The projection of injections is in both.

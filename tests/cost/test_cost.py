@@ -159,7 +159,7 @@ def test_a_language_model_behind_the_encoder_is_timed_with_the_method(monkeypatc
     built = language.RandomLlama
     monkeypatch.setattr(language, "SHAPE", small)
     monkeypatch.setattr(bench, "SHAPE", small)
-    monkeypatch.setattr(bench, "LanguageModel", lambda *given: built(*given, shape=small))
+    monkeypatch.setattr(bench, "RandomLlama", lambda *given: built(*given, shape=small))
     nowhere = built(META, torch.float32, shape=small)
     monkeypatch.setattr(language, "nowhere", lambda dtype: nowhere)
     monkeypatch.setattr(language, "operations", lambda tokens: 0)
