@@ -33,7 +33,7 @@ from fusionbench.records.references import references
 from fusionbench.records.scores import INSENSITIVE, ScoreTable
 from fusionbench.records.store import Store
 from fusionbench.report.build import analyses_of
-from fusionbench.report.contrast_rows import ContrastRow
+from fusionbench.report.contrasts import ContrastRow
 from fusionbench.stats.verdicts import Verdict
 from fusionbench.study.plan import Cell
 from fusionbench.study.study import QUICK, Study

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from sampled import _encoding, _training, jobs
 
+from fusionbench.harness.cell import train_model
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import Model, build_model
-from fusionbench.harness.ridge import train_model
 from fusionbench.harness.train import evaluate
 from fusionbench.launchers.runner import Runner
-from fusionbench.readers.attentive import AttentiveReader, positions
+from fusionbench.models.readers.attentive import AttentiveReader, positions
 from fusionbench.records.cell import Budget, RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.plugins import load_method

@@ -14,8 +14,8 @@ from sampled import empty_cache
 from workload import seconds, small_encoder
 
 from fusionbench.api.encoders import Encoder
-from fusionbench.encoders import features
-from fusionbench.encoders.features import FeatureKey
+from fusionbench.models.encoders import features
+from fusionbench.models.encoders.features import FeatureKey
 from fusionbench.study.study import PAPER
 
 _BATCH = 64

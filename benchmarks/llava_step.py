@@ -20,17 +20,16 @@ import torch
 from rows import Row, chosen_device, finish, parser_of
 from workload import find
 
-from fusionbench.cost.timing import interleaved, peak_bytes
-from fusionbench.encoders.hf import HfEncoder
-from fusionbench.encoders.preprocessing import Preprocessing
-from fusionbench.readers.labels import EncodedRow
-from fusionbench.readers.language import LanguageModel
-from fusionbench.readers.projector import LanguageProjector
-from fusionbench.readers.template import build_template
-from fusionbench.readers.words import WordTokenizer
-from fusionbench.vlm.batch import Batch
+from fusionbench.harness.measure import interleaved, peak_bytes
+from fusionbench.models.encoders.preprocessing import Preprocessing
+from fusionbench.models.encoders.towers import HfEncoder
+from fusionbench.models.readers.labels import EncodedRow
+from fusionbench.models.readers.language import LanguageModel
+from fusionbench.models.readers.splice import LanguageProjector
+from fusionbench.models.readers.template import build_template
+from fusionbench.models.readers.words import WordTokenizer
+from fusionbench.vlm.batch import RowBatch, encoded
 from fusionbench.vlm.model import VisionLanguageModel
-from fusionbench.vlm.states import encoded
 
 _PIXELS = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _TEXT, _ANSWER = 64, 16
@@ -126,7 +125,7 @@ def model_of(size: Size, name: str, device: torch.device) -> VisionLanguageModel
     return VisionLanguageModel(fusion, projector, language, encoder)
 
 
-def batch_of(model: VisionLanguageModel, count: int, device: torch.device) -> Batch:
+def batch_of(model: VisionLanguageModel, count: int, device: torch.device) -> RowBatch:
     """Rows with one random image, text and an answer each."""
     encoder = model._encoder[0]
     draw = torch.Generator().manual_seed(0)
@@ -136,7 +135,7 @@ def batch_of(model: VisionLanguageModel, count: int, device: torch.device) -> Ba
     ids = tuple(number % most for number in range(4, 4 + _TEXT + _ANSWER))
     labelled = (False,) * _TEXT + (True,) * _ANSWER
     row = EncodedRow(ids=ids, labelled=labelled, images_at=(8,), query_ids=ids[:_TEXT])
-    return Batch(
+    return RowBatch(
         rows=(row,) * count,
         owners=tuple(range(count)),
         states=encoded(encoder, images.to(device).split(1)),
@@ -145,7 +144,7 @@ def batch_of(model: VisionLanguageModel, count: int, device: torch.device) -> Ba
     )
 
 
-def step_of(model: VisionLanguageModel, batch: Batch) -> Callable[..., None]:
+def step_of(model: VisionLanguageModel, batch: RowBatch) -> Callable[..., None]:
     """One step; with `again` the language model's layers run again on the way back."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-5)

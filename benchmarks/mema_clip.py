@@ -21,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 from workload import find
 
 from fusionbench.api.encoders import Encoder
-from fusionbench.cost.pipeline import build_pipeline, compiled, training_step
-from fusionbench.cost.timing import interleaved, peak_bytes
-from fusionbench.encoders.hf import HfEncoder
-from fusionbench.encoders.preprocessing import Preprocessing
-from fusionbench.encoders.vit import ViT, ViTConfig
+from fusionbench.harness.measure import interleaved, peak_bytes
+from fusionbench.harness.pipeline import build_pipeline, compiled, training_step
+from fusionbench.models.encoders.preprocessing import Preprocessing
+from fusionbench.models.encoders.towers import HfEncoder
+from fusionbench.models.encoders.vit import ViT, ViTConfig
 
 _PIXELS = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 _WIDTH = 64

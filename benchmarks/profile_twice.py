@@ -5,7 +5,7 @@ python benchmarks/profile_twice.py --device cuda
 
 from rows import Row, chosen_device, finish, parser_of
 
-from fusionbench.cost.profile import Bench
+from fusionbench.harness.profile import Bench
 from fusionbench.records.cost import ProfileOptions
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods

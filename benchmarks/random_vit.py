@@ -6,8 +6,8 @@ Time depends on the shape alone; scores mean nothing, and no benchmark reports o
 import torch
 
 from fusionbench.api import Encoder, encoder
-from fusionbench.cost.shapes import SHAPES
-from fusionbench.encoders.vit import ViT
+from fusionbench.harness.pipeline import SHAPES
+from fusionbench.models.encoders.vit import ViT
 
 
 @encoder(

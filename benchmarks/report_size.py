@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from fusionbench.records.cell import CellRecord, CellSpec
-from fusionbench.records.facts import full_text
 from fusionbench.records.files import sha256_of
 from fusionbench.records.folder import make
 from fusionbench.records.history import History, Request
+from fusionbench.records.schema import full_text
 from fusionbench.records.store import Items, encode
 from fusionbench.study.study import PAPER, as_plain
 

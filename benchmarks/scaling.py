@@ -17,9 +17,9 @@ from seeds_on_features import compare
 from start_and_plan import plan_rows
 from workload import find, small_budget
 
-from fusionbench.cost.pipeline import build_pipeline, training_step
-from fusionbench.cost.timing import interleaved
-from fusionbench.encoders.vit import ViT, ViTConfig
+from fusionbench.harness.measure import interleaved
+from fusionbench.harness.pipeline import build_pipeline, training_step
+from fusionbench.models.encoders.vit import ViT, ViTConfig
 from fusionbench.study.study import QUICK
 
 TOKENS = (64, 144, 256, 576, 1024)

@@ -10,12 +10,12 @@ import torch
 from rows import Row, chosen_device, finish, parser_of
 from workload import find, materials
 
-from fusionbench.cost.shapes import subject
 from fusionbench.harness import passes as several
 from fusionbench.harness import train as one
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model
 from fusionbench.harness.passes import PassMember
+from fusionbench.harness.pipeline import subject
 from fusionbench.harness.train import schedule
 from fusionbench.records.cell import Budget
 from fusionbench.study.study import PAPER

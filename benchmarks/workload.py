@@ -10,12 +10,12 @@ import torch
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Method
 from fusionbench.api.tasks import Task, TaskData
-from fusionbench.cost.shapes import subject
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle, Examples
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import seeded_fusion
+from fusionbench.harness.pipeline import subject
 from fusionbench.harness.stepping import taps_of
+from fusionbench.models.encoders.features import FeatureKey
 from fusionbench.records.cell import Budget, Setting
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method

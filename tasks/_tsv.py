@@ -30,7 +30,7 @@ class _Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class TsvImage:
     """An image inside a TSV, read when it is opened."""
 
     file: Path
@@ -162,7 +162,7 @@ class _Images:
         return tuple(self._picture(owner, position, where) for position in range(len(owner.keys)))
 
     def _picture(self, owner: _Owner, position: int, where: str) -> Picture:
-        cell = Cell(
+        cell = TsvImage(
             file=self._file, start=owner.start, column=self._column, position=position, where=where
         )
         return Picture(name=f"{where}, image", content=cell, key=owner.keys[position])

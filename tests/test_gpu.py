@@ -7,10 +7,10 @@ import pytest
 import torch
 from toy_cells import BUDGET, KINDS, MORE, RUNS, both_ways, in_double, named, shared_by
 
+from fusionbench.harness.cell import train_model
 from fusionbench.harness.frozen import compile_blocks
 from fusionbench.harness.model import build_model
 from fusionbench.harness.passes import PassMember, evaluate_together, train_all, train_together
-from fusionbench.harness.ridge import train_model
 from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast, evaluate, train
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fusionbench.api.benchmarks import Answer, Asked, Benchmark, Item, Picture
-    from fusionbench.api.encoders import Encoder
+    from fusionbench.api.encoders import LAYERS, Encoder
     from fusionbench.api.errors import UserError, one_of
     from fusionbench.api.folders import FolderTask
     from fusionbench.api.fusion import Fusion, InEncoderFusion, Tap, anchored, matched, paper_taps
-    from fusionbench.api.linears import LAYERS
     from fusionbench.api.modules import CrossAttention, GatedMLP, Heads, sdpa
     from fusionbench.api.register import benchmark, encoder, method, task
     from fusionbench.api.seeding import stream
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "benchmarks": ("Answer", "Asked", "Benchmark", "Item", "Picture"),
-    "encoders": ("Encoder",),
+    "encoders": ("LAYERS", "Encoder"),
     "errors": ("UserError", "one_of"),
     "folders": ("FolderTask",),
     "fusion": ("Fusion", "InEncoderFusion", "Tap", "anchored", "matched", "paper_taps"),
-    "linears": ("LAYERS",),
     "modules": ("CrossAttention", "GatedMLP", "Heads", "sdpa"),
     "register": ("benchmark", "encoder", "method", "task"),
     "seeding": ("stream",),

@@ -44,7 +44,7 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ImageRow:
     """One question about one image."""
 
     image: str
@@ -84,7 +84,7 @@ class FolderTask(Task):
             ) from error
 
 
-def read_rows(folder: Path, table: str = "") -> list[Row]:
+def read_rows(folder: Path, table: str = "") -> list[ImageRow]:
     """The questions of a folder in order. Raises UserError for what cannot be used."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}", "name the folder that holds the images")
@@ -100,7 +100,7 @@ def _own_table(folder: Path) -> Path | None:
     return next((folder / name for name in TABLES if (folder / name).is_file()), None)
 
 
-def _of_classes(folder: Path) -> Iterator[Row]:
+def _of_classes(folder: Path) -> Iterator[ImageRow]:
     """Rows of class folders, in splits or not."""
     homes = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     if not homes:
@@ -119,16 +119,16 @@ def _of_classes(folder: Path) -> Iterator[Row]:
         yield from _of_class(folder, place, "")
 
 
-def _of_class(folder: Path, place: Path, split: str) -> Iterator[Row]:
+def _of_class(folder: Path, place: Path, split: str) -> Iterator[ImageRow]:
     for file in sorted(place.rglob("*")):
         if file.suffix.lower() in ENDINGS and not file.name.startswith("."):
             name = file.relative_to(folder).as_posix()
-            yield Row(
+            yield ImageRow(
                 image=name, question=QUESTION, answer=place.name, split=split, where=str(file)
             )
 
 
-def _of_table(folder: Path, file: Path) -> Iterator[Row]:
+def _of_table(folder: Path, file: Path) -> Iterator[ImageRow]:
     """Rows of a table. Raises UserError with the line of a value that is missing or wrong."""
     for line, values in _lines(file):
         where = f"{file}:{line}"
@@ -142,7 +142,7 @@ def _of_table(folder: Path, file: Path) -> Iterator[Row]:
         if not (folder / image).is_file():
             raise UserError(f"{where}: there is no image {folder / image}", "restore the file, or "
                             "name images relative to the folder of images")  # fmt: skip
-        yield Row(
+        yield ImageRow(
             image=image, question=question, answer=answer,
             split=_SPLIT_NAMES[split] if split else "", where=where,
         )  # fmt: skip
@@ -189,9 +189,9 @@ def _value(values: Mapping[str, Any], name: str, where: str) -> str:
     return found
 
 
-def _require_once(rows: Sequence[Row]) -> None:
+def _require_once(rows: Sequence[ImageRow]) -> None:
     """Raise UserError for a question that is asked twice of one image."""
-    seen: dict[tuple[str, str], Row] = {}
+    seen: dict[tuple[str, str], ImageRow] = {}
     for row in rows:
         first = seen.setdefault((row.image, row.question), row)
         if first is not row:
@@ -203,7 +203,7 @@ def _require_once(rows: Sequence[Row]) -> None:
             )
 
 
-def read_images(folder: Path, rows: Sequence[Row], *, side: int = SIDE) -> TaskData:
+def read_images(folder: Path, rows: Sequence[ImageRow], *, side: int = SIDE) -> TaskData:
     """The data of these questions. Raises UserError for broken images and unusable splits.
 
     Images of one size and at most `side` pixels stay as they are; all others are resized to `side`
@@ -224,7 +224,7 @@ def read_images(folder: Path, rows: Sequence[Row], *, side: int = SIDE) -> TaskD
     return TaskData(images=np.stack([images[one] for one in order]), answers=answers, **splits)
 
 
-def _alike(folder: Path, rows: Sequence[Row], side: int) -> dict[str, Pixels]:
+def _alike(folder: Path, rows: Sequence[ImageRow], side: int) -> dict[str, Pixels]:
     """The pixels of each image, all of one size. Raises UserError that names broken files."""
     from PIL import Image, ImageOps
 
@@ -248,7 +248,7 @@ def _alike(folder: Path, rows: Sequence[Row], side: int) -> dict[str, Pixels]:
 
 
 def _tried(
-    folder: Path, rows: Mapping[str, Row], read: Callable[[Path], Any], broken: dict[str, str]
+    folder: Path, rows: Mapping[str, ImageRow], read: Callable[[Path], Any], broken: dict[str, str]
 ) -> Iterator[tuple[str, Any]]:
     """What `read` gives for each image that is not broken; adds to `broken` what it raises."""
     for name, row in rows.items():
@@ -286,7 +286,7 @@ def _upright(file: Path) -> Any:
         return picture.convert("RGB")
 
 
-def _dealt(rows: Sequence[Row], digests: Mapping[str, str]) -> list[Row]:
+def _dealt(rows: Sequence[ImageRow], digests: Mapping[str, str]) -> list[ImageRow]:
     """The rows with their splits: their own, or dealt by image so that each answer is in all.
 
     Raises UserError for an image in two splits, and for a class with too few images to deal.
@@ -295,7 +295,7 @@ def _dealt(rows: Sequence[Row], digests: Mapping[str, str]) -> list[Row]:
     if "" in given and len(given) > 1:
         row = next(row for row in rows if not row.split)
         raise UserError(f"{row.where}: split is empty, and other rows have one", "name it too")
-    homes: dict[str, Row] = {}
+    homes: dict[str, ImageRow] = {}
     for row in rows:
         first = homes.setdefault(digests[row.image], row)
         if first.split != row.split:
@@ -319,7 +319,7 @@ def _dealt(rows: Sequence[Row], digests: Mapping[str, str]) -> list[Row]:
     return [replace(r, split=places.get(digests[r.image], r.split)) for r in rows]
 
 
-def _places(homes: Mapping[str, Row], shares: Sequence[SplitName]) -> dict[str, str]:
+def _places(homes: Mapping[str, ImageRow], shares: Sequence[SplitName]) -> dict[str, str]:
     """A split for each image: `shares` in turn, answer by answer, in the order of the pixels."""
     members: dict[str, list[str]] = defaultdict(list)
     for digest in sorted(homes):
@@ -337,7 +337,7 @@ def _places(homes: Mapping[str, Row], shares: Sequence[SplitName]) -> dict[str, 
     return places
 
 
-def _require_seen(rows: Sequence[Row]) -> None:
+def _require_seen(rows: Sequence[ImageRow]) -> None:
     """Raise UserError for a split without rows, and for an answer that training does not have."""
     seen = {row.answer for row in rows if row.split == "train"}
     for name in SPLITS:
@@ -358,7 +358,7 @@ def _require_seen(rows: Sequence[Row]) -> None:
 
 def _split(
     name: SplitName,
-    rows: Sequence[Row],
+    rows: Sequence[ImageRow],
     digests: Mapping[str, str],
     number: Mapping[str, int],
     answers: Sequence[str],
@@ -396,7 +396,7 @@ def guessed(data: TaskData) -> float:
     return max(right, commonest) / len(pairs)
 
 
-def content_id(folder: Path, rows: Sequence[Row]) -> str:
+def content_id(folder: Path, rows: Sequence[ImageRow]) -> str:
     """8 hexadecimal digits of the bytes of the images and of the questions about them."""
     files = {row.image: "" for row in rows}
     for name in files:

@@ -127,7 +127,7 @@ class InEncoderFusion(Method):
     ) -> Float[Tensor, "batch token to"]:
         """What is added to the output of a linear layer of a block, from the layer's input.
 
-        Called for blocks 2 to `depth` and every layer of `fusionbench.api.linears.LAYERS` where
+        Called for blocks 2 to `depth` and every layer of `fusionbench.api.encoders.LAYERS` where
         the method declares `adapts`. Raises TypeError for a method that adapts no layer.
         """
         raise TypeError(f"{type(self).__name__} adapts no linear layer: it defines no `delta`")

@@ -12,18 +12,17 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api.encoders import Encoder
+from fusionbench.api.encoders import Delta, Encoder
 from fusionbench.api.fusion import Method, Tap
-from fusionbench.api.linears import Delta
 from fusionbench.api.seeding import stream
 from fusionbench.api.tasks import Scoring
 from fusionbench.api.types import Fused, StackShape
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle, Examples
 from fusionbench.harness.materials import Materials
 from fusionbench.harness.model import own_settings
 from fusionbench.harness.stepping import States, fuse
-from fusionbench.readers.decoder import DecoderReader, decoder_shape
+from fusionbench.models.encoders.features import FeatureKey
+from fusionbench.models.readers.decoder import DecoderReader, decoder_shape
 from fusionbench.records.cell import Budget, Setting
 
 

@@ -1,1 +1,1 @@
-"""The command line: one file a command, or a group of sisters."""
+"""The command line: commands of one theme in one file."""

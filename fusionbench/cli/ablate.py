@@ -107,8 +107,8 @@ def run(
     """Run the missing cells, write the tables, and print them; the exit status."""
     from fusionbench.cli.run import execute, exit_status
     from fusionbench.cli.summary import report_writer
+    from fusionbench.records.folder import exclusive
     from fusionbench.records.history import note_design
-    from fusionbench.records.locks import exclusive
     from fusionbench.study.plan import resolve
 
     folder = Path(options.out)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -17,7 +17,8 @@ from fusionbench.registry.catalog import Catalog, read_catalog, require_usable
 from fusionbench.registry.discovery import BUILT_IN
 
 if TYPE_CHECKING:
-    from fusionbench.encoders.card import EncoderCard
+    from fusionbench.models.encoders.card import EncoderCard
+    from fusionbench.registry.cards import TaskCard
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 _SELDOM_SECONDS = 3.0
@@ -144,7 +145,7 @@ def packed_here() -> Collection[str]:
 
 def check_encoder(catalog: Catalog, name: str, image_size: int) -> "EncoderCard":
     """The card of an encoder. Raises UserError for an unknown name or an impossible size."""
-    from fusionbench.registry.encoder_cards import describe
+    from fusionbench.registry.catalog import describe
 
     try:
         return describe(catalog, name, image_size=image_size)
@@ -161,6 +162,16 @@ def refuse_plugged(catalog: Catalog, encoder: str, command: str) -> None:
             f"{command} does not take encoders of plug-ins, such as {encoder!r}",
             "`fusionbench run` does",
         )
+
+
+def usable_tasks(catalog: Catalog, texts: Sequence[str], stream: TextIO) -> "Sequence[TaskCard]":
+    """The tasks that names and globs select; those that cannot be used here are printed."""
+    from fusionbench.registry.selection import select_tasks, split_names
+
+    chosen, left_out = select_tasks(catalog, [name for text in texts for name in split_names(text)])
+    for one in left_out:
+        stream.write(f"left out: {one.card.name}: {one.reason}\n")
+    return chosen
 
 
 def say(problems: Iterable[Problem]) -> None:

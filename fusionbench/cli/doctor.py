@@ -137,8 +137,8 @@ def _tasks(catalog: Catalog) -> list[str]:
 
 
 def _encoders(catalog: Catalog) -> list[str]:
-    from fusionbench.encoders.catalog import available
-    from fusionbench.registry.encoder_cards import plugged
+    from fusionbench.models.encoders.catalog import available
+    from fusionbench.registry.catalog import plugged
 
     cards, problems = available()
     lines = [

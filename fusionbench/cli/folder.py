@@ -1,4 +1,4 @@
-"""`fusionbench status` and `resume`: what a folder's requests have, and the rest of it."""
+"""`fusionbench status`, `resume` and `merge`: what folders of results hold, and the rest of it."""
 
 import sys
 from collections import Counter
@@ -93,7 +93,7 @@ def _names(cells: Iterable["CellState"], *, everything: bool) -> str:
 
 def _tasks_of_cluster(folder: Path) -> str:
     """A line on the tasks that this folder has in the queue of a cluster, if it ever had any."""
-    from fusionbench.launchers.slurm_queue import HOME, active_tasks, job_name
+    from fusionbench.launchers.slurm import HOME, active_tasks, job_name
 
     if not (folder / HOME).is_dir():
         return ""
@@ -201,3 +201,18 @@ def _asked(one: "RequestState") -> "Part":
         return only(plan, {here[place].spec.id for place in asked})
 
     return part
+
+
+@app.command("merge")
+def merge_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of results.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")],
+) -> None:
+    """Join folders of results into a new one with few files; a cell in several is kept once."""
+    from fusionbench.records.merge import merge
+
+    count, problems = merge(folders, out)
+    say(problems)
+    source = "1 folder" if len(folders) == 1 else f"{len(folders)} folders"
+    sys.stdout.write(f"{count} cells and tuning runs from {source}: {out}\n")
+    raise typer.Exit(OK)

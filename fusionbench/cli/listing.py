@@ -20,7 +20,7 @@ from fusionbench.registry.catalog import BenchmarkCard, Catalog, MethodCard, Tas
 from fusionbench.registry.selection import shown
 
 if TYPE_CHECKING:
-    from fusionbench.encoders.card import EncoderCard
+    from fusionbench.models.encoders.card import EncoderCard
 
 TextRow = tuple[str, ...]
 UNKNOWN = "—"
@@ -318,8 +318,8 @@ def encoders_text(catalog: Catalog) -> str:
 
 
 def _encoders(catalog: Catalog) -> "list[EncoderCard]":
-    from fusionbench.encoders.catalog import available
-    from fusionbench.registry.encoder_cards import plugged
+    from fusionbench.models.encoders.catalog import available
+    from fusionbench.registry.catalog import plugged
 
     cards, problems = available()
     say(problems)

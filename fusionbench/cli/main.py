@@ -1,53 +1,92 @@
-"""The command line. Exit codes: 0 success, 1 a cell or check failed, 2 user error, 130 Ctrl-C."""
+"""The command line. Exit codes: 0 success, 1 a cell or check failed, 2 user error, 130 Ctrl-C.
+
+Standard output and error show any text in the terminal's letters, without control codes:
+messages quote names, settings and errors of plug-ins and data. An escape sequence in them would
+reach the terminal, and a letter that its encoding lacks would end the program.
+"""
 
 import os
 import sys
 import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli import (
     ablate,
-    ask,
-    check,
+    again,
     doctor,
-    export,
+    extend,
     fetch,
     folder,
-    import_lmms,
     listing,
-    merge,
-    new,
-    pack,
-    probe_layers,
+    models,
     profile,
     reports,
-    reproduce,
-    rescore,
     run,
-    verify,
 )
 from fusionbench.cli.app import app
-from fusionbench.cli.streams import shown_streams
+from fusionbench.records.text import encodable, visible
+
+
+class VisibleStream:
+    """A text stream in front of another, which has all other attributes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.unfiltered = stream
+        """For a program's own control codes: a live progress bar."""
+
+    def write(self, text: str) -> int:
+        """Write the text as far as the stream can show it."""
+        shown = visible(text)
+        try:
+            encoding = str(getattr(self.unfiltered, "encoding", None) or "utf-8")
+            self.unfiltered.write(encodable(shown, encoding))
+        except UnicodeEncodeError:
+            self.unfiltered.write(encodable(shown, "ascii"))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of the texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's own."""
+        return getattr(self.unfiltered, name)
+
+
+@contextmanager
+def shown_streams() -> Iterator[None]:
+    """Standard output and error of this process as `Shown` streams."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, VisibleStream(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
 
 COMMANDS = (
     run,
     folder,
     reports,
-    merge,
-    ask,
-    export,
-    import_lmms,
-    rescore,
-    verify,
-    reproduce,
+    folder,
+    models,
+    models,
+    models,
+    again,
+    again,
+    again,
     ablate,
-    probe_layers,
+    profile,
     profile,
     listing,
-    check,
-    pack,
+    extend,
     fetch,
-    new,
+    fetch,
+    extend,
     doctor,
 )
 """In the order of `--help`; a module registers its commands when it is imported."""

@@ -1,14 +1,25 @@
-"""`fusionbench profile`: cost of methods over the bare encoder."""
+"""`fusionbench profile` and `probe-layers`: cost of methods, and linear probes of the layers."""
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from fusionbench.api.errors import UserError
-from fusionbench.cli.app import FAILED, OK, Plugins, Settings, app, read
+from fusionbench.api.errors import UserError, disk_error
+from fusionbench.cli.app import (
+    FAILED,
+    OK,
+    Plugins,
+    Settings,
+    app,
+    check_encoder,
+    read,
+    refuse_plugged,
+    usable_tasks,
+)
 from fusionbench.cli.run import checked_device
 from fusionbench.records.cost import ProfileOptions
 
@@ -27,7 +38,7 @@ class TimedMode(StrEnum):
 
 
 @app.command("profile")
-def command(
+def profile_command(
     methods: Annotated[list[str], typer.Argument(help="all, names, globs.")] = ["all"],  # noqa: B006
     encoder: Annotated[str, typer.Option(help="A name, or shape:clip-vit-l-14-336.")] = "nano",
     out: Annotated[Path, typer.Option(help="A folder of results.")] = Path("results/local"),
@@ -79,7 +90,7 @@ def profile(
     With `missing`, methods that have a profile under these conditions are skipped.
     """
     from fusionbench.api.types import Unsupported
-    from fusionbench.cost.profile import Bench
+    from fusionbench.harness.profile import Bench
     from fusionbench.records.cost import read, write
 
     bench = Bench(asked)
@@ -132,3 +143,61 @@ def _one_of(what: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise UserError(f"no {what} {value!r}", f"known: {', '.join(known)}")
     return value
+
+
+@app.command("probe-layers")
+def probe_layers_command(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Maps go to DIR/probes.")],
+    encoder: Annotated[str, typer.Option(help="See `fusionbench list encoders`.")] = "nano",
+    tasks: Annotated[list[str], typer.Option(help="all, names, globs.")] = ["all"],  # noqa: B006
+    size: Annotated[int, typer.Option(min=0, help="Pixels; 0: the encoder's default.")] = 0,
+    train: Annotated[int, typer.Option(min=1, help="Training examples.")] = 1000,
+    val: Annotated[
+        int, typer.Option(min=1, help="Validation examples, which choose the penalty.")
+    ] = 300,
+    test: Annotated[int, typer.Option(min=1, help="Test examples.")] = 500,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Fit a linear probe on every layer of an encoder, task by task; existing maps are kept."""
+    limits = (train, val, test)
+    raise typer.Exit(
+        probe(
+            out,
+            encoder=encoder,
+            tasks=tasks,
+            size=size,
+            limits=limits,
+            plugins=plugin,
+            stream=sys.stdout,
+        )
+    )
+
+
+def probe(
+    out: Path,
+    *,
+    encoder: str,
+    tasks: Sequence[str],
+    size: int,
+    limits: tuple[int, int, int],
+    plugins: Sequence[str],
+    stream: TextIO,
+) -> int:
+    """Probe each task and print its best layer. Returns the exit code."""
+    catalog = read(plugins)
+    refuse_plugged(catalog, encoder, "probe-layers")
+    check_encoder(catalog, encoder, size)
+    chosen = usable_tasks(catalog, tasks, stream)
+    from fusionbench.harness.probes import ProbeLimits, probe_tasks
+
+    train, val, test = limits
+    sizes = ProbeLimits(train=train, val=val, test=test)
+    try:
+        for done in probe_tasks(encoder, chosen, out, image_size=size, limits=sizes):
+            best = max(range(len(done.map.val)), key=lambda layer: done.map.val[layer])
+            score = f"hs[{best}] {100 * done.map.layers[best]:.1f} %, chosen on val"
+            there = "kept, " if done.kept else ""
+            stream.write(f"{done.map.task}: {there}best layer {score}: {done.file}\n")
+    except OSError as error:
+        raise disk_error(error, out) from error
+    return OK

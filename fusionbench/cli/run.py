@@ -333,7 +333,7 @@ def execute(
 
 def _settle_edited(resolved: "ResolvedStudy", store: "Store", *, again: bool) -> None:
     """Set records of edited plug-ins aside. Raises UserError without `again`."""
-    from fusionbench.study.edited import edited, refuse, supersede
+    from fusionbench.study.again import edited, refuse, supersede
 
     found = edited(resolved, store)
     if not again:
@@ -379,7 +379,7 @@ def show_plan(
     catalog = read(options.plugins)
     from fusionbench.cli.forecast import forecast
     from fusionbench.records.store import Store
-    from fusionbench.study.edited import described, edited
+    from fusionbench.study.again import described, edited
     from fusionbench.study.plan import make_plan, resolve
 
     resolved = resolve(study, catalog, data_root=options.data_root, absent=True)

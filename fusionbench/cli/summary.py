@@ -12,8 +12,8 @@ from fusionbench.api.errors import UserError
 from fusionbench.cli.app import say
 from fusionbench.records.cell import json_object
 from fusionbench.records.files import cache_dir, content, write_atomic
+from fusionbench.records.folder import exclusive
 from fusionbench.records.history import Request
-from fusionbench.records.locks import exclusive
 from fusionbench.records.store import Store
 from fusionbench.records.text import from_home, impersonal, markdown_page
 from fusionbench.study.plan import ResolvedStudy
@@ -164,7 +164,7 @@ def report_writer() -> "Callable[..., ReportPaths]":
 
 def _update(folder: Path, home: Path, hear: "Callable[[str], None]") -> int:
     """Write the report unless it is there; the number of cells of a report that was written."""
-    from fusionbench.report.freshness import up_to_date
+    from fusionbench.records.states import up_to_date
 
     store = Store.open(folder)
     finished = store.finished()

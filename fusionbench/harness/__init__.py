@@ -1,1 +1,1 @@
-"""Training and scoring of one cell, or of many seeds in one pass."""
+"""Training, scoring and cost of a method: one cell, or many seeds in one pass."""

@@ -15,8 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fusionbench.api.encoders import Encoder
-from fusionbench.api.linears import Delta, blocks_of
+from fusionbench.api.encoders import Delta, Encoder, blocks_of
 
 P = ParamSpec("P")
 _GRAPHS = 64

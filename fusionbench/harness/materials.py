@@ -1,5 +1,11 @@
-"""Examples, questions and hidden states of a task on the device, shared by its cells."""
+"""Examples, questions and hidden states of a task on the device, shared by its cells.
 
+Questions are frozen token embeddings: no language model, no training. A token's vector is drawn
+from a stream named after the token, so it depends neither on the task's vocabulary nor on the order
+in which questions are read.
+"""
+
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,7 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from einops import reduce
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fusionbench.api.encoders import Encoder
@@ -15,13 +22,64 @@ from fusionbench.api.fusion import Tap
 from fusionbench.api.seeding import stream
 from fusionbench.api.tasks import Scoring
 from fusionbench.api.types import StackShape
-from fusionbench.encoders import features
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.stepping import States
-from fusionbench.readers.questions import QuestionTable
-from fusionbench.readers.ridge import question_kernel
+from fusionbench.models.encoders import features
+from fusionbench.models.encoders.features import FeatureKey
+from fusionbench.models.readers.ridge import question_kernel
 from fusionbench.records.cell import Budget
+
+_TOKEN = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
+_PADDING = -1
+
+
+def tokenize(text: str) -> list[str]:
+    """Lower-case words, numbers and single punctuation marks."""
+    return _TOKEN.findall(text.lower())
+
+
+def token_vector(token: str, dim: int) -> Float[np.ndarray, " dim"]:
+    """The frozen embedding of one token: independent standard normal entries."""
+    return stream("token", token, dim).standard_normal(dim).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionTable:
+    """The distinct questions of a task, ready to be looked up by row."""
+
+    tokens: Float[Tensor, "question length dim"]
+    """Zero where a question is shorter than the longest."""
+    mask: Bool[Tensor, "question length"]
+
+    @classmethod
+    def build(cls, questions: Sequence[str], dim: int) -> "QuestionTable":
+        """Embed the questions; ValueError for one without any token."""
+        split = [tokenize(question) for question in questions]
+        if not all(split):
+            raise ValueError(f"a question has no words: {questions[split.index([])]!r}")
+        words = sorted({token for tokens in split for token in tokens})
+        table = np.stack([token_vector(word, dim) for word in words])
+        ids = _padded(split, {word: row for row, word in enumerate(words)})
+        mask = ids != _PADDING
+        vectors = table[np.where(mask, ids, 0)] * mask[..., None]
+        return cls(tokens=torch.from_numpy(vectors), mask=torch.from_numpy(mask))
+
+    def to(self, device: torch.device) -> "QuestionTable":
+        """The same table on another device."""
+        return QuestionTable(tokens=self.tokens.to(device), mask=self.mask.to(device))
+
+    def mean(self) -> Float[Tensor, "question dim"]:
+        """The query a fusion sees: the mean of the question's token embeddings."""
+        total = reduce(self.tokens, "question length dim -> question dim", "sum")
+        return total / self.mask.sum(dim=1, keepdim=True)
+
+
+def _padded(split: Sequence[Sequence[str]], row: dict[str, int]) -> Int[np.ndarray, "question l"]:
+    ids = np.full((len(split), max(map(len, split))), _PADDING, dtype=np.int64)
+    for number, tokens in enumerate(split):
+        ids[number, : len(tokens)] = [row[token] for token in tokens]
+    return ids
+
 
 # Features may take this share of a GPU's free memory; the rest stays mapped from disk.
 _GPU_SHARE = 0.5

@@ -13,9 +13,9 @@ from fusionbench.api.seeding import seed_of
 from fusionbench.api.types import Fused, StackShape, Unsupported
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.stepping import fuse
-from fusionbench.readers.build import Reader, build_reader, reader_shape
-from fusionbench.readers.injection import project
-from fusionbench.readers.ridge_reader import RidgeReader
+from fusionbench.models.readers.build import Reader, build_reader, reader_shape
+from fusionbench.models.readers.injection import project
+from fusionbench.models.readers.ridge import RidgeReader
 from fusionbench.records.cell import QUESTION, READER, Budget, Setting, reader_of
 
 NO_ANSWER = -1

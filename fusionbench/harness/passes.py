@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from weakref import WeakKeyDictionary
@@ -14,15 +14,24 @@ from torch import Tensor
 
 from fusionbench.api.fusion import Method
 from fusionbench.api.tasks import SplitName
-from fusionbench.harness.cell import Outcome, PassCell, outcome, run_alone
+from fusionbench.harness.cell import (
+    Fit,
+    Outcome,
+    PassCell,
+    before,
+    fit,
+    outcome,
+    own_examples,
+    plain,
+    reader_of,
+    run_alone,
+)
 from fusionbench.harness.materials import Batch, Materials, prefetch
 from fusionbench.harness.model import Model, build_model
-from fusionbench.harness.optimiser import Optimisers
-from fusionbench.harness.ridge import Fit, before, fit, own_examples, plain, reader_of
 from fusionbench.harness.stack import Output, Stack
 from fusionbench.harness.train import (
     Evaluation,
-    Trace,
+    Optimisers,
     TrainingLog,
     autocast,
     batches,
@@ -34,8 +43,7 @@ from fusionbench.harness.train import (
     schedule,
     spaced,
 )
-from fusionbench.readers.ridge import CHOICE, Choice
-from fusionbench.readers.ridge_reader import RidgeReader
+from fusionbench.models.readers.ridge import CHOICE, Choice, RidgeReader
 from fusionbench.records.cell import canonical
 
 # Whether runs do together what each does alone: losses and gradients of the first step.
@@ -222,7 +230,7 @@ def train_together(
     stack = Stack(models, materials, fast=bool(materials.compiled))
     optimisers = _Optimisers(stack, materials, runs)
     losses = []
-    steps = [_pick(materials, picked) for picked in rows]
+    steps = [materials.splits["train"].pick(picked) for picked in rows]
     states = prefetch(materials, stack.taps, [batch.rows.flatten() for batch in steps])
     for at, (batch, hidden) in enumerate(zip(steps, states, strict=True)):
         optimisers.forget()
@@ -293,10 +301,6 @@ def _rows(materials: Materials, runs: Sequence[PassMember]) -> list[Int[Tensor, 
     pool = len(materials.splits["train"])
     orders = [batches(materials.name, run.seed, pool, materials.budget) for run in runs]
     return [torch.stack(step).to(materials.device) for step in zip(*orders, strict=True)]
-
-
-def _pick(materials: Materials, rows: Int[Tensor, "run batch"]) -> Batch:
-    return materials.splits["train"].pick(rows)
 
 
 def _log(
@@ -374,10 +378,11 @@ def evaluate_together(
     counts = [len(part) for part in parts]
 
     def of(run: int) -> Evaluation | FloatingPointError:
+        own = [{name: values[run] for name, values in trace.items()} for trace in traces]
         try:
             return Evaluation(
                 scores=outcomes_of(found[run], materials, split),
-                trace=require_trace(_trace_of(run, counts, traces)),
+                trace=require_trace(mean_trace(list(zip(counts, own, strict=True)))),
                 answers=len(np.unique(found[run])),
                 tokens=tokens[run],
             )
@@ -433,11 +438,6 @@ def _check_logits(
     return tokens
 
 
-def _trace_of(run: int, counts: Sequence[int], traces: Sequence[Mapping[str, Tensor]]) -> Trace:
-    own = [{name: values[run] for name, values in trace.items()} for trace in traces]
-    return mean_trace(list(zip(counts, own, strict=True)))
-
-
 def run_pass(
     method: type[Method], materials: Materials, members: Sequence[PassCell], *, eval_batch: int
 ) -> list[Outcome | None]:
@@ -480,19 +480,19 @@ def _run_together(
     split = members[0].spec.split
     scores, note = evaluate_all(models, materials, split, eval_batch)
     seconds = (time.perf_counter() - started) / len(members)
+    notes = (note,) if note else ()
     found: list[Outcome | None] = []
-    for member, model, log, own_fit, own in zip(members, models, logs, fits, scores, strict=True):
+    for member, model, log, fitted, own in zip(members, models, logs, fits, scores, strict=True):
         if not member.wanted:
             found.append(None)
-            continue
-        if isinstance(log, FloatingPointError):
+        elif isinstance(log, FloatingPointError):
             found.append(log)
-            continue
-        if isinstance(own, FloatingPointError):
+        elif isinstance(own, FloatingPointError):
             found.append(own)
-            continue
-        notes = (note,) if note else ()
-        found.append(
-            outcome(member, model, log, materials, own, fit=own_fit, seconds=seconds, notes=notes)
-        )
+        else:
+            found.append(
+                outcome(
+                    member, model, log, materials, own, fit=fitted, seconds=seconds, notes=notes
+                )
+            )
     return found

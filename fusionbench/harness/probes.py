@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError
 from fusionbench.api.tasks import Split, Task, TaskData, data_hash
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import describe
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import describe
 from fusionbench.records.probes import ProbeMap, probe_file, read_probe, write_probe
 from fusionbench.registry.catalog import TaskCard
 from fusionbench.registry.plugins import load_task
@@ -37,7 +37,7 @@ _FEW = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ProbeLimits:
     """Examples used of each split, from its front."""
 
     train: int = 1000
@@ -46,7 +46,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class LayerFeatures:
     """A cut split: one row of features per example, per layer."""
 
     features: Float[Tensor, "layer example feature"]
@@ -69,7 +69,9 @@ class Score:
         return float(self.tests.mean())
 
 
-def probe_layers(encoder: Encoder, task: Task, data: TaskData, *, limits: Limits) -> list[Score]:
+def probe_layers(
+    encoder: Encoder, task: Task, data: TaskData, *, limits: ProbeLimits
+) -> list[Score]:
     """Scores of a probe on each of `hs[0..L]`."""
     train, val, test = (
         _part(encoder, data, split, limit)
@@ -126,10 +128,10 @@ def fit(
     return weights.detach()
 
 
-def _part(encoder: Encoder, data: TaskData, split: Split, limit: int) -> Part:
+def _part(encoder: Encoder, data: TaskData, split: Split, limit: int) -> LayerFeatures:
     rows, position = np.unique(split.images[:limit], return_inverse=True)
     pooled = features(encoder, data.images[rows])
-    return Part(
+    return LayerFeatures(
         features=pooled[:, torch.from_numpy(position)],
         answers=torch.from_numpy(np.asarray(split.answers[:limit], dtype=np.int64)),
         questions=split.questions[:limit],
@@ -137,7 +139,7 @@ def _part(encoder: Encoder, data: TaskData, split: Split, limit: int) -> Part:
 
 
 def _predict(
-    train: Part, others: Sequence[Part], layer: int, penalty: float
+    train: LayerFeatures, others: Sequence[LayerFeatures], layer: int, penalty: float
 ) -> list[Int[Tensor, " example"]]:
     x = train.features[layer]
     mean, std = x.mean(0), x.std(0) + 1e-6
@@ -162,14 +164,14 @@ def _with_one(x_EF: Float[Tensor, "example feature"]) -> Float[Tensor, "example 
     return torch.cat([x_EF, torch.ones(len(x_EF), 1)], dim=1)
 
 
-def _asked(part: Part, question: str) -> Int[Tensor, " found"]:
+def _asked(part: LayerFeatures, question: str) -> Int[Tensor, " found"]:
     return torch.tensor(
         [i for i, asked in enumerate(part.questions) if asked == question], dtype=torch.int64
     )
 
 
 def _scores(
-    task: Task, predicted: Int[Tensor, " example"], part: Part
+    task: Task, predicted: Int[Tensor, " example"], part: LayerFeatures
 ) -> Float[np.ndarray, " example"]:
     return np.asarray(task.score(predicted.numpy(), part.answers.numpy()), dtype=np.float64)
 
@@ -184,7 +186,7 @@ class Probed:
 
 
 def probe_tasks(
-    encoder: str, tasks: Sequence[TaskCard], out: Path, *, image_size: int, limits: Limits
+    encoder: str, tasks: Sequence[TaskCard], out: Path, *, image_size: int, limits: ProbeLimits
 ) -> Iterator[Probed]:
     """Probe every layer on every task; a task with an encoder of its own is probed on that one.
 
@@ -210,7 +212,7 @@ def probe_tasks(
 
 
 def _empty(  # noqa: PLR0913  (everything that a map is bound to)
-    card: TaskCard, task: Task, data: TaskData, encoder: str, image_size: int, limits: Limits
+    card: TaskCard, task: Task, data: TaskData, encoder: str, image_size: int, limits: ProbeLimits
 ) -> ProbeMap:
     """The map as it will be, without its scores."""
     about = describe(encoder, image_size=image_size)

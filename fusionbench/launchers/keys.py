@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Tap
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
+from fusionbench.models.encoders.features import FeatureKey
 from fusionbench.records.cell import CellSpec
 from fusionbench.registry.plugins import load_method
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs
@@ -58,7 +58,7 @@ def _taps(job: TrainJob | ModelJob, cell: Cell, encoder: Encoder, seed: int) -> 
     budget, settings = cell.spec.budget, cell.chosen.settings
     method = load_method(cell.chosen.card)
     if isinstance(job, ModelJob):
-        from fusionbench.vlm.build import fusion_of, reader_shape
+        from fusionbench.vlm.model import fusion_of, reader_shape
 
         return set(taps_of(fusion_of(method, settings, encoder, reader_shape(job.spec), seed)))
     whole = replace(encoder.shape, query_dim=budget.query_dim, mlp=encoder.mlp)

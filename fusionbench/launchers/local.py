@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 
 from fusionbench.api.errors import FatalError
-from fusionbench.launchers.devices import least_used, worker_count, worker_devices
 from fusionbench.launchers.jobs import (
     ENDED,
     EncodeJob,
@@ -24,7 +23,7 @@ from fusionbench.launchers.jobs import (
     left_of,
     tokens_of,
 )
-from fusionbench.launchers.limits import Limits
+from fusionbench.launchers.limits import TimeLimits, least_used, worker_count, worker_devices
 from fusionbench.launchers.signing import Failures
 from fusionbench.launchers.workers import Worker, close_all
 from fusionbench.records.cell import RunOptions
@@ -66,7 +65,7 @@ class LocalLauncher:
 
     def __init__(self, options: RunOptions) -> None:
         self.options = options
-        self.limits = Limits(options)
+        self.limits = TimeLimits(options)
         self.fail = Failures(options)
         self._devices = worker_devices(options)
         self.idle: list[Worker] = []

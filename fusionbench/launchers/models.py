@@ -22,13 +22,13 @@ from fusionbench.launchers.keys import feature_key
 from fusionbench.launchers.state import contained
 from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, RunOptions, Setting
 from fusionbench.records.files import sha256_of
-from fusionbench.records.locks import claimed
 from fusionbench.registry.cards import BenchmarkCard
 from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.plugins import load_benchmark, load_method, load_task
-from fusionbench.study.parts import places
 from fusionbench.study.plan import Cell, ModelJob, layer_candidates, tuning_specs
-from fusionbench.vlm.build import (
+from fusionbench.vlm.checkpoint import Trained, damage, finished, load_weights, model_file
+from fusionbench.vlm.evaluate import Asking, Evaluated, evaluate_benchmark, evaluate_local
+from fusionbench.vlm.model import (
     Built,
     build_model,
     encoder_of_rows,
@@ -36,10 +36,8 @@ from fusionbench.vlm.build import (
     stranger,
     training_of,
 )
-from fusionbench.vlm.evaluate import Asking, Evaluated, evaluate_benchmark, evaluate_local
 from fusionbench.vlm.processes import World, lead, start
 from fusionbench.vlm.session import Session, Work, train_model
-from fusionbench.vlm.weights import Trained, damage, finished, load_weights, model_file
 
 if TYPE_CHECKING:
     from fusionbench.launchers.runner import Runner
@@ -67,19 +65,11 @@ class ModelRunner:
         self.runner = runner
         self.options, self.store = runner.options, runner.store
 
-    def run(self, job: ModelJob) -> Iterator[Event]:
-        """Do a job and report each cell; a task that fails does not stop the others."""
-        with claimed(self.store.folder, job.id, wait=job.wait, cells=places(job.cells)) as ours:
-            if not ours:
-                yield from (Event(kind="claimed", cell=cell) for cell in job.cells)
-                return
-            there = {cell.spec.id for cell in job.cells if self.store.find(cell.spec.id)}
-            yield from (Event(kind="found", cell=c) for c in job.cells if c.spec.id in there)
-            cells = [cell for cell in job.cells if cell.spec.id not in there]
-            if cells:
-                if why := damage(self.store.folder, job.id):
-                    yield Event(kind="note", text=why)
-                yield from self._run(job, cells)
+    def run(self, job: ModelJob, cells: Sequence[Cell]) -> Iterator[Event]:
+        """Train the job's model, report each cell; a task that fails does not stop the others."""
+        if why := damage(self.store.folder, job.id):
+            yield Event(kind="note", text=why)
+        yield from self._run(job, cells)
 
     def _run(self, job: ModelJob, cells: Sequence[Cell]) -> Iterator[Event]:
         yield from (Event(kind="begun", cell=cell) for cell in cells)

@@ -17,7 +17,6 @@ from jaxtyping import UInt8
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import FatalError, UserError, disk_error
 from fusionbench.api.types import Unsupported
-from fusionbench.encoders import features
 from fusionbench.harness import bundle as data
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.cell import Outcome, PassCell, Tuned, choose_layer, choose_lr
@@ -29,23 +28,24 @@ from fusionbench.launchers.keys import all_taps, feature_key, seeds_of_pass
 from fusionbench.launchers.progress import remaining
 from fusionbench.launchers.signing import shortened, signed
 from fusionbench.launchers.state import ProcessState, Spoiled, contained
-from fusionbench.records.answers import Said
+from fusionbench.models.encoders import features
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.files import cache_dir, sealed, unsealed, write_atomic
-from fusionbench.records.locks import claimed
+from fusionbench.records.folder import claimed
+from fusionbench.records.outcomes import Said
 from fusionbench.records.pictures import FOLDER as PICTURES
 from fusionbench.records.pictures import has_pictures, picture_file
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.plugins import load_encoder, load_method, load_task
 from fusionbench.registry.provenance import hardware
 from fusionbench.study.data import planned_data
-from fusionbench.study.language import LLAVA
 from fusionbench.study.parts import places
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs
+from fusionbench.study.training import LLAVA
 
 if TYPE_CHECKING:
     from fusionbench.launchers.models import ModelRunner
-    from fusionbench.readers.llava.checkpoint import Checkpoint
+    from fusionbench.models.readers.llava.checkpoint import Checkpoint
     from fusionbench.vlm.processes import World
 
 _ERROR_LINES = 12
@@ -131,11 +131,12 @@ class Runner:
         elif isinstance(job, TapsJob):
             yield from self.taps(job)
         else:
-            yield from self.models.run(job) if isinstance(job, ModelJob) else self._train(job)
+            yield from self._missing(job)
         if self.state.spoiled:
             yield Event(kind="spoiled", text=self.state.spoiled)
 
-    def _train(self, job: TrainJob) -> Iterator[Event]:
+    def _missing(self, job: TrainJob | ModelJob) -> Iterator[Event]:
+        """Train the cells without a record, unless another run does."""
         with claimed(self.store.folder, job.id, wait=job.wait, cells=places(job.cells)) as ours:
             if not ours:
                 yield from (Event(kind="claimed", cell=cell) for cell in job.cells)
@@ -143,10 +144,17 @@ class Runner:
             # Another run may have recorded some since the plan was made.
             there = {cell.spec.id for cell in job.cells if self.store.find(cell.spec.id)}
             yield from (Event(kind="found", cell=c) for c in job.cells if c.spec.id in there)
-            for cells in passes([cell for cell in job.cells if cell.spec.id not in there]):
-                if self.state.spoiled:
-                    return
-                yield from self._run_pass(job, cells)
+            cells = [cell for cell in job.cells if cell.spec.id not in there]
+            if isinstance(job, TrainJob):
+                yield from self._run_passes(job, cells)
+            elif cells:
+                yield from self.models.run(job, cells)
+
+    def _run_passes(self, job: TrainJob, cells: Sequence[Cell]) -> Iterator[Event]:
+        for group in passes(cells):
+            if self.state.spoiled:
+                return
+            yield from self._run_pass(job, group)
 
     def taps(self, job: TapsJob) -> Iterator[Event]:
         """The hidden states that methods of a plug-in read, task by task, to be encoded."""

@@ -21,8 +21,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 from fusionbench.api.errors import FatalError, UserError
-from fusionbench.launchers.devices import uses_gpu
 from fusionbench.launchers.jobs import Company, Event, Job, company_of
+from fusionbench.launchers.limits import uses_gpu
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.records.parallel import die_with_parent

@@ -30,10 +30,10 @@ from numpy.lib import format as npy
 from fusionbench.api.errors import Problem
 from fusionbench.records.cell import canonical, json_object
 from fusionbench.records.cost import PROFILES
-from fusionbench.records.facts import Fact
 from fusionbench.records.files import ANY_SIZE, content, regular, sha256_of, why, write_atomic
 from fusionbench.records.outcomes import Items, items_hash
 from fusionbench.records.pictures import PICTURES
+from fusionbench.records.schema import Fact
 from fusionbench.records.verified import (
     ANSWERS,
     ANSWERS_END,

@@ -16,11 +16,10 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.api.errors import Problem, UserError
-from fusionbench.records.answers import Said
 from fusionbench.records.cell import Budget, CellRecord, CellSpec, canonical
-from fusionbench.records.lmms_files import TOOL, Evaluation, Sample, read_folder
+from fusionbench.records.lmms_files import TOOL, LmmsEvaluation, Sample, read_folder
 from fusionbench.records.lookup import find_record, split_place
-from fusionbench.records.outcomes import Items
+from fusionbench.records.outcomes import Items, Said
 from fusionbench.records.store import Store
 
 NAME = "fusionbench"
@@ -107,14 +106,14 @@ def _only(folder: Path) -> CellRecord:
 class _Import:
     """A record with the files that belong to it."""
 
-    evaluation: Evaluation
+    evaluation: LmmsEvaluation
     record: CellRecord
     scored: Scored
     items: Items | None
     answers: tuple[Said, ...]
 
     @staticmethod
-    def of(found: Evaluation, results: Path | None, version: str) -> "_Import":
+    def of(found: LmmsEvaluation, results: Path | None, version: str) -> "_Import":
         """What is written of an evaluation. Raises UserError for a cell that is not here."""
         cell = _cell(found, results)
         scored = scored_by(found)
@@ -130,7 +129,7 @@ class _Import:
         return _Import(evaluation=found, record=record, scored=scored, items=items, answers=answers)
 
 
-def _cell(found: Evaluation, results: Path | None) -> CellRecord | None:
+def _cell(found: LmmsEvaluation, results: Path | None) -> CellRecord | None:
     """The cell of ours that was evaluated; None for another model."""
     if found.model != NAME:
         return None
@@ -144,7 +143,9 @@ def _cell(found: Evaluation, results: Path | None) -> CellRecord | None:
         ) from error
 
 
-def _record(found: Evaluation, cell: CellRecord | None, scored: Scored, version: str) -> CellRecord:
+def _record(
+    found: LmmsEvaluation, cell: CellRecord | None, scored: Scored, version: str
+) -> CellRecord:
     facts = {
         "file": found.file.name, "date": found.date, "run in": found.tool,
         "task version": found.version,
@@ -180,7 +181,7 @@ def _record(found: Evaluation, cell: CellRecord | None, scored: Scored, version:
     )
 
 
-def _spec(found: Evaluation, cell: CellRecord | None) -> CellSpec:
+def _spec(found: LmmsEvaluation, cell: CellRecord | None) -> CellSpec:
     version = found.version.removesuffix(".0")
     task = PREFIX + found.task
     number = int(version) if version.isdigit() else 0
@@ -193,18 +194,18 @@ def _spec(found: Evaluation, cell: CellRecord | None) -> CellSpec:
     )  # fmt: skip
 
 
-def _name(found: Evaluation) -> str:
+def _name(found: LmmsEvaluation) -> str:
     return found.model_name or found.model
 
 
-def data_of(found: Evaluation) -> str:
+def data_of(found: LmmsEvaluation) -> str:
     """A hash over data set, split, prompts and true answers of a task; no file names its images."""
     asked = [[one.document, one.question, one.prompt, one.target] for one in found.samples]
     facts = [found.task, found.version, dict(found.facts), found.examples, asked]
     return hashlib.sha256(canonical(facts).encode()).hexdigest()
 
 
-def items_of(found: Evaluation) -> Items:
+def items_of(found: LmmsEvaluation) -> Items:
     """Items by question, where each has its own, else by document.
 
     Questions that share a `question_id` (MME names the image by it) share their image group; else
@@ -220,7 +221,7 @@ def items_of(found: Evaluation) -> Items:
     )
 
 
-def scored_by(found: Evaluation) -> Scored:
+def scored_by(found: LmmsEvaluation) -> Scored:
     """Outcomes by the first metric whose mean over samples is lmms-eval's own number.
 
     Without one, by the first metric with numbers from 0 to 1 for all samples, with a note; without
@@ -249,7 +250,7 @@ def scored_by(found: Evaluation) -> Scored:
     return Scored(metric=first, notes=(f"aggregate only: {reason}",))
 
 
-def _unusable(found: Evaluation) -> str:
+def _unusable(found: LmmsEvaluation) -> str:
     """Why the samples of a task are not used; empty if they are."""
     if not found.samples:
         return "no file of samples; lmms-eval writes it with --log_samples"
@@ -265,7 +266,7 @@ def _unusable(found: Evaluation) -> str:
     return ""
 
 
-def _score(found: Evaluation, scored: Scored) -> float | None:
+def _score(found: LmmsEvaluation, scored: Scored) -> float | None:
     """The mean outcome; of an aggregate alone its number if it is from 0 to 1."""
     if scored.outcomes is not None:
         return float(scored.outcomes.mean())
@@ -281,7 +282,7 @@ def _is_outcome(column: Float[np.ndarray, " sample"]) -> bool:
     return bool(((column >= 0) & (column <= 1)).all())
 
 
-def _aggregate(found: Evaluation, metric: str) -> float:
+def _aggregate(found: LmmsEvaluation, metric: str) -> float:
     """lmms-eval's number of a metric behind the task's only filter; infinite without one."""
     names = [metric, *(f"{metric},{one}" for one in found.filters)]
     return next((found.measures[name] for name in names if name in found.measures), np.inf)

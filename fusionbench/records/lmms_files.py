@@ -43,7 +43,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class LmmsEvaluation:
     """One task of one run of lmms-eval."""
 
     file: Path
@@ -69,7 +69,7 @@ class Evaluation:
     """In the order of the documents; empty without a file of samples."""
 
 
-def read_folder(folder: Path) -> list[Evaluation]:
+def read_folder(folder: Path) -> list[LmmsEvaluation]:
     """All evaluations below a folder of lmms-eval, the newest first.
 
     Raises UserError for a folder without results, and with file and line for what cannot be read.
@@ -84,7 +84,7 @@ def read_folder(folder: Path) -> list[Evaluation]:
     return [found for file in files for found in read_results(file)]
 
 
-def read_results(file: Path) -> Iterator[Evaluation]:
+def read_results(file: Path) -> Iterator[LmmsEvaluation]:
     """The tasks of a file of results, groups of tasks left out. Raises UserError."""
     values = _object(file.read_text(encoding="utf-8"), str(file))
     results = _part(values, "results", file)
@@ -101,7 +101,7 @@ def read_results(file: Path) -> Iterator[Evaluation]:
 def _evaluation(
     file: Path, values: Mapping[str, Any], config: Mapping[str, Any], task: str,
     found: Mapping[str, Any],
-) -> Evaluation:  # fmt: skip
+) -> LmmsEvaluation:  # fmt: skip
     measures = dict(_numbers(found))
     if not measures:
         raise UserError(f"{file}: results.{task} holds no number", _AGAIN)
@@ -113,7 +113,7 @@ def _evaluation(
     read = read_samples(samples, own.get("score_key") or _SCORE) if samples.exists() else ()
     if read and len(read) < effective and not config.get("offset"):
         raise UserError(f"{samples}: {len(read)} of {effective} samples: truncated", _AGAIN)
-    return Evaluation(
+    return LmmsEvaluation(
         file=file,
         task=task,
         version=str((values.get("versions") or {}).get(task, "")),

@@ -9,10 +9,8 @@ from typing import Any
 
 from fusionbench.api.errors import Problem, UserError, disk_error
 from fusionbench.records import cost, pictures, probes
-from fusionbench.records.answers import pack
 from fusionbench.records.archive import Contents, write_archive
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.facts import normal_text
 from fusionbench.records.history import (
     ABLATIONS,
     PlannedAblation,
@@ -20,6 +18,8 @@ from fusionbench.records.history import (
     read_designs,
     requests_text,
 )
+from fusionbench.records.outcomes import pack
+from fusionbench.records.schema import normal_text
 from fusionbench.records.store import Store
 from fusionbench.records.verified import answers_file
 

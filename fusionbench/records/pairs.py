@@ -15,17 +15,15 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from fusionbench.api.errors import UserError
-from fusionbench.records.blind import marked_by_blind
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Request
-from fusionbench.records.references import marked
+from fusionbench.records.references import marked, marked_by_blind
 from fusionbench.records.scores import ScoreTable, TaskFacts, score_tables
 from fusionbench.records.store import Items, Store
-from fusionbench.stats.crossed import weighted_sum
+from fusionbench.stats.crossed import t_over_seeds, weighted_sum
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
 from fusionbench.stats.groups import TaskScores, discordant_groups
 from fusionbench.stats.suite import suite_weights, sum_over_shared_runs, sum_over_tasks
-from fusionbench.stats.testset import t_over_seeds
 
 FEWEST_SEEDS = 2
 """One run has no interval."""

@@ -17,9 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from fusionbench.api.errors import UserError
-from fusionbench.records.cell import Budget, CellRecord, canonical
+from fusionbench.records.cell import FRESH, Budget, CellRecord, Training, canonical, plain_training
 from fusionbench.records.text import checkpoint_name
-from fusionbench.records.training import FRESH, Training, plain_training
 
 
 def method_suffix(record: CellRecord, version_suffices: bool) -> str:
@@ -125,7 +124,7 @@ class TaskFacts:
     examples: int
     mark: str = ""
     """`insensitive` or `saturated`, by the references: `records.references`; `blind` if models
-    that see are not above the one that does not: `records.blind`."""
+    that see are not above the one that does not: `records.references`."""
 
     @property
     def counts(self) -> bool:

@@ -1,20 +1,95 @@
-"""The state of each cell that a folder's requests ask for, from the folder alone.
+"""What a folder holds: the state of each cell, damaged files, whether its report is current.
 
-A plan knows more, but makes the data of all tasks; this reads `study.json`, records, failures and
-claims.
+A plan knows more, but makes the data of all tasks; `states` reads `study.json`, records, failures
+and claims. `audit` reads every file, whether a record still uses it or not. Nothing here loads
+statistics, so that a run with nothing to do stays quick.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from fusionbench import __version__
+from fusionbench.api.errors import Problem, UserError
+from fusionbench.records.archive import FAILURES
 from fusionbench.records.cell import Budget, CellRecord
-from fusionbench.records.files import content
-from fusionbench.records.folder import SUPERSEDED
-from fusionbench.records.history import Request
-from fusionbench.records.locks import Place, claims
+from fusionbench.records.cost import profile_files
+from fusionbench.records.files import content, sha256_of, write_atomic
+from fusionbench.records.folder import MODELS, SUPERSEDED, Place, claims
+from fusionbench.records.history import ABLATIONS, Request
+from fusionbench.records.pictures import picture_files
 from fusionbench.records.store import Store
+
+
+def audit(store: Store, finished: Mapping[str, Path]) -> list[Problem]:
+    """What is wrong with the files of a folder, each named once.
+
+    `finished`: what the store found when it read every record.
+    """
+    found = [*store.problems]
+    before = len(store.problems)
+    store.tuning()
+    items: dict[str, int | str] = {}
+    models: dict[str, str] = {}
+    for name, record in zip(finished, store.records(finished), strict=False):
+        found += _of_record(store, name, record, items)
+        if record.model_weights:
+            models.setdefault(record.model, record.model_weights)
+    found += _of_models(store.folder / MODELS, models)
+    list(store.failures(finished))
+    found += store.problems[before:]
+    file = store.folder / "study.json"
+    if file.exists() and not store.history.requests():
+        found.append(Problem(source=str(file), message="no request can be read from it"))
+    return list(dict.fromkeys(found))
+
+
+def _of_record(
+    store: Store, name: str, record: CellRecord, items: dict[str, int | str]
+) -> Iterator[Problem]:
+    """What is wrong with a record, its outcomes and its items; `items` remembers those seen."""
+    source = f"{store.folder}: cell {name}"
+    if record.id != name:
+        yield Problem(source=source, message=f"its specification has the id {record.id}")
+    if not record.outcomes:
+        return
+    if record.items not in items:
+        items[record.items] = _count(store, record)
+    count = items[record.items]
+    if isinstance(count, str):
+        yield Problem(source=source, message=count)
+        return
+    try:
+        outcomes = len(store.outcomes(record))
+    except UserError as error:
+        yield Problem(source=source, message=error.message)
+        return
+    if not outcomes == count == record.examples:
+        message = f"{outcomes} outcomes, {count} items and {record.examples} examples"
+        yield Problem(source=source, message=message)
+
+
+def _count(store: Store, record: CellRecord) -> int | str:
+    """The number of a record's items, or what is wrong with their file."""
+    try:
+        found = store.items(record)
+    except UserError as error:
+        return error.message
+    if found.hash != record.items:
+        return f"its items were damaged or edited (items {record.items})"
+    return len(found.names)
+
+
+def _of_models(home: Path, models: Mapping[str, str]) -> Iterator[Problem]:
+    """Trained weights that differ from their record; weights that were removed are no fault."""
+    for name, digest in sorted(models.items()):
+        file = home / f"{name}.safetensors"
+        if file.exists() and sha256_of(file) != digest:
+            yield Problem(source=str(file), message="the trained weights were damaged or edited")
+
 
 State = Literal["done", "running", "failed", "lost", "left"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "lost", "left")
@@ -129,3 +204,43 @@ def _budget(values: Any) -> dict[str, Any] | None:
 
 def _plain(budget: Budget) -> dict[str, Any]:
     return {name: value for name, value in asdict(budget).items() if name != _OF_TASK}
+
+
+_NOTE = ".inputs"
+
+
+def up_to_date(store: Store, home: Path, finished: Mapping[str, Path] | None = None) -> bool:
+    """Whether the report in `home` was made from exactly these records."""
+    note = home / _NOTE
+    if not note.exists():
+        return False
+    cells = store.finished() if finished is None else finished
+    return note.read_text(encoding="utf-8") == fingerprint(store, cells)
+
+
+def mark(home: Path, inputs: str) -> None:
+    """Write the fingerprint of what the report was made from.
+
+    Take it before any record is read, so that one which appears meanwhile is not missed, and write
+    it last, so that an interrupted report is made again.
+    """
+    write_atomic(home / _NOTE, inputs.encode())
+
+
+def fingerprint(store: Store, finished: Iterable[str]) -> str:
+    """Hash over everything that a report shows; `finished` are the ids of the store's cells."""
+    failures = [path.name for path in (store.folder / "failures").glob("*.json")]
+    names = sorted([*finished, *failures])
+    others = [store.history.file, store.folder / ABLATIONS, store.folder / FAILURES]
+    others += [*profile_files(store.folder), *picture_files(store.folder)]
+    problems = [str(problem) for problem in store.problems]
+    text = "\n".join([__version__, *names, *problems])
+    return hashlib.sha256(text.encode() + b"".join(map(_bytes, others))).hexdigest()
+
+
+def _bytes(file: Path) -> bytes:
+    """The contents of a file; empty for one that cannot be read, which is a problem elsewhere."""
+    try:
+        return content(file)
+    except (OSError, ValueError):
+        return b""

@@ -24,10 +24,8 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.api.errors import Problem, UserError, disk_error
-from fusionbench.records.answers import Said, pack, unpack
 from fusionbench.records.archive import TUNING, Archive
 from fusionbench.records.cell import CellRecord, canonical, json_object
-from fusionbench.records.facts import Fact, Facts, check, normal_text
 from fusionbench.records.files import ANY_SIZE, content, free_name, sha256_of, why, write_atomic
 from fusionbench.records.folder import (
     CONFLICTS,
@@ -38,8 +36,8 @@ from fusionbench.records.folder import (
     remove_stale,
 )
 from fusionbench.records.history import History
-from fusionbench.records.outcomes import Items, decode, encode, items_hash
-from fusionbench.records.schema import check_outcomes, check_record
+from fusionbench.records.outcomes import Items, Said, decode, encode, items_hash, pack, unpack
+from fusionbench.records.schema import Fact, Facts, check, check_outcomes, check_record, normal_text
 from fusionbench.records.text import without_user
 from fusionbench.records.verified import (
     ANSWERS,

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from fusionbench.api.errors import Problem
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.facts import ID, Facts
 from fusionbench.records.files import content, why
 from fusionbench.records.outcomes import decode
 from fusionbench.records.parallel import in_order
-from fusionbench.records.schema import check_outcomes
+from fusionbench.records.schema import ID, Facts, check_outcomes
 
 FileState = tuple[int, ...]
 """Inode, size and both times (ns) of the record, of its outcomes and of other files that belong to

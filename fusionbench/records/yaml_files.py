@@ -8,7 +8,7 @@ from typing import Any
 from fusionbench.api.errors import UserError, did_you_mean
 
 
-class Section(dict[str, Any]):
+class YamlMapping(dict[str, Any]):
     """A mapping of a YAML file with the line of each key, counted from 1."""
 
     source = ""
@@ -31,7 +31,7 @@ class Section(dict[str, Any]):
                 raise UserError(f"{self.at()}: {key} is missing", f"needed: {', '.join(needed)}")
 
 
-def read_section(path: str | Path, what: str, *, hint: str) -> Section:
+def read_section(path: str | Path, what: str, *, hint: str) -> YamlMapping:
     """The mapping in a file; `what` ("study", "claims") and `hint` are used in the errors.
 
     Raises UserError if the file cannot be read, is not YAML, or holds no mapping.
@@ -63,10 +63,10 @@ def _loader(source: str) -> Any:
     class Loader(yaml.SafeLoader):
         pass
 
-    def mapping(loader: Any, node: Any) -> Section:
+    def mapping(loader: Any, node: Any) -> YamlMapping:
         _refuse_twice(node, source)
         loader.flatten_mapping(node)
-        section = Section(loader.construct_mapping(node, deep=True))
+        section = YamlMapping(loader.construct_mapping(node, deep=True))
         section.source, section.line = source, node.start_mark.line + 1
         section.lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
         return section
@@ -85,7 +85,7 @@ def _loader(source: str) -> Any:
     return Loader
 
 
-def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
+def parse_section(text: str, source: str, what: str, *, hint: str) -> YamlMapping:
     """The mapping in a text; `source` names the file in errors. Raises UserError as above."""
     import yaml
 
@@ -103,6 +103,6 @@ def parse_section(text: str, source: str, what: str, *, hint: str) -> Section:
     # A day or a number that Python has no value for.
     except ValueError as error:
         raise UserError(f"{source}: {error}", "write it as text, in quotes") from error
-    if not isinstance(values, Section):
+    if not isinstance(values, YamlMapping):
         raise UserError(f"{source} holds no {what}", hint)
     return values

@@ -139,7 +139,7 @@ class BenchmarkCard:
 
 @dataclass(frozen=True, kw_only=True)
 class PluggedEncoder:
-    """Declaration of a plug-in encoder; `registry.encoder_cards` makes its card."""
+    """Declaration of a plug-in encoder; `registry.catalog` makes its card."""
 
     name: str
     version: int

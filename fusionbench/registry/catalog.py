@@ -1,21 +1,31 @@
-"""Methods, tasks, benchmarks and plug-in encoders, with versions and settings, read from source.
+"""Methods, tasks, benchmarks and encoders by name, with versions and settings, read from source.
 
 A built-in is kept over a plug-in of the same name; a broken plug-in is a `Problem`, not an error.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fusionbench.api.errors import Problem, UserError, did_you_mean, one_of
 from fusionbench.api.register import Kind, Setting
 from fusionbench.api.sources import Needs
-from fusionbench.encoders.builtin import is_built_in
+from fusionbench.models.encoders import catalog as built_in
+from fusionbench.models.encoders.card import EncoderCard, fingerprint, patches
+from fusionbench.models.encoders.catalog import is_built_in
 from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry.cards import BenchmarkCard, Card, MethodCard, PluggedEncoder, TaskCard
-from fusionbench.registry.declarations import Declaration, read_source
-from fusionbench.registry.discovery import BUILT_IN, Location, Source, importable, sources
+from fusionbench.registry.discovery import (
+    BUILT_IN,
+    CodeSource,
+    Declaration,
+    Location,
+    importable,
+    read_source,
+    sources,
+)
 
 __all__ = [
     "BenchmarkCard",
@@ -39,9 +49,9 @@ class Catalog:
     benchmarks: Mapping[str, BenchmarkCard] = field(default_factory=dict)
     """Of the track `vlm`; no task has the name of a benchmark."""
     encoders: Mapping[str, PluggedEncoder] = field(default_factory=dict)
-    """Of plug-ins only; built-in ones are in `fusionbench.encoders.catalog`."""
+    """Of plug-ins only; built-in ones are in `fusionbench.models.encoders.catalog`."""
     problems: tuple[Problem, ...] = ()
-    sources: tuple[Source, ...] = ()
+    sources: tuple[CodeSource, ...] = ()
     """Where the cards were found, unusable plug-ins included."""
 
 
@@ -52,7 +62,7 @@ class _Draft:
     places: dict[tuple[Kind, str], tuple[Location, int]] = field(default_factory=dict)
     """File and line of each card."""
 
-    def note(self, location: Location | Source, message: str, hint: str = "") -> None:
+    def note(self, location: Location | CodeSource, message: str, hint: str = "") -> None:
         source = str(location.file) if isinstance(location, Location) else location.name
         if isinstance(location, Location) and location.source not in (BUILT_IN, str(location.file)):
             source = f"{location.source} ({location.file})"
@@ -330,3 +340,91 @@ def _integer(value: object, what: str = "version") -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{what} must be an integer, got {value!r}")
     return value
+
+
+_ENCODERS = "`fusionbench list encoders` shows what is here"
+OFFLINE = (
+    "without a network: name a folder (--encoder hf:/path or timm:/path), set HF_HOME to a cache "
+    "that holds it, or run `fusionbench pack` where there is one and set FUSIONBENCH_DATA here"
+)
+
+
+def describe(catalog: Catalog, name: str, *, image_size: int = 0) -> EncoderCard:
+    """Card of an encoder, without importing or downloading anything.
+
+    Raises ValueError for an unknown name (with the nearest one) or a size that it cannot take.
+    """
+    if name in catalog.encoders:
+        return _card(catalog.encoders[name], image_size)
+    near = did_you_mean(name, catalog.encoders)
+    if near and ":" not in name and not is_built_in(name):
+        raise ValueError(f"no encoder {name!r}{near}")
+    return built_in.describe(name, image_size=image_size)
+
+
+def plugged(catalog: Catalog) -> list[EncoderCard]:
+    """Cards of all plug-in encoders."""
+    return [_card(one, 0) for one in catalog.encoders.values()]
+
+
+def _card(declared: PluggedEncoder, image_size: int) -> EncoderCard:
+    size = image_size or declared.size
+    if size != declared.size and not declared.resizable:
+        raise ValueError(f"{declared.name} reads images of {declared.size} pixels only, got {size}")
+    files = [Path(declared.file).parent / name for name in declared.weights]
+    absent = [file.name for file in files if not file.is_file()]
+    architecture = {
+        "plugin": declared.name, "version": declared.version, "layers": declared.layers,
+        "dim": declared.dim, "patch": declared.patch, "prefix": declared.prefix,
+    }  # fmt: skip
+    lacking = [*declared.missing, *absent]
+    return EncoderCard(
+        name=declared.name,
+        source=declared.about,
+        available=not lacking,
+        get=(declared.get or f"needs {', '.join(lacking)}") if lacking else "",
+        path=declared.file,
+        weights="" if lacking else fingerprint(files, architecture=architecture),
+        layers=declared.layers,
+        dim=declared.dim,
+        grid=patches(size, patch=declared.patch, name=declared.name),
+        prefix=declared.prefix,
+        size=size,
+        origin=declared.source,
+        module=declared.module,
+        cls=declared.cls,
+    )
+
+
+def found_encoder(  # noqa: PLR0913  (how the weights may be had)
+    catalog: Catalog,
+    name: str,
+    *,
+    image_size: int,
+    download: bool,
+    absent: bool,
+    hear: Callable[[str], None],
+) -> EncoderCard:
+    """An encoder's card with the fingerprint of its weights, which are fetched if `download`.
+
+    `absent`: without weights where the sizes are known. `hear` gets a sentence before they are
+    fetched. Raises UserError.
+    """
+    try:
+        card = describe(catalog, name, image_size=image_size)
+        if card.available or (absent and card.layers):
+            return card
+        if download and name not in catalog.encoders:
+            # It loads torch, which a study whose weights are here does without.
+            from fusionbench.models.encoders.fetch import fetch
+
+            hear(f"fetching the weights of {name}")
+            fetch(name)
+            return describe(catalog, name, image_size=image_size)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(str(error), OFFLINE) from error
+    except ValueError as error:
+        raise UserError(str(error), _ENCODERS) from error
+    raise UserError(f"the weights of encoder {name!r} are not here", card.get)

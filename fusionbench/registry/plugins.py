@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fusionbench.api.benchmarks import Benchmark
 from fusionbench.api.errors import UserError
 from fusionbench.api.tasks import Task
-from fusionbench.encoders.card import EncoderCard
+from fusionbench.models.encoders.card import EncoderCard
 from fusionbench.records.parallel import LostError, in_child
 from fusionbench.registry.cards import Card
 from fusionbench.registry.catalog import BenchmarkCard, Catalog, MethodCard, TaskCard
@@ -86,9 +86,9 @@ def load_encoder(card: EncoderCard, *, image_size: int = 0, device: str = "cpu")
     """The frozen encoder of a card, downloaded if missing.
 
     Raises UserError if a plug-in cannot be imported, is not an encoder or differs from its
-    declaration; ValueError and OSError as `encoders.build` does.
+    declaration; ValueError and OSError as `models.encoders.build` does.
     """
-    from fusionbench.encoders.build import build
+    from fusionbench.models.encoders.build import build
 
     if not card.module:
         return build(card.name, image_size=image_size, device=device)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fusionbench
 from fusionbench import __version__
-from fusionbench.encoders.card import EncoderCard
+from fusionbench.models.encoders.card import EncoderCard
 from fusionbench.records.files import file_hash
 from fusionbench.registry.cards import BenchmarkCard, MethodCard, TaskCard
 from fusionbench.registry.discovery import BUILT_IN

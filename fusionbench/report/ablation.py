@@ -17,7 +17,7 @@ from fusionbench.report.page import Page
 from fusionbench.report.tables import Row, csv_row, latex_grid, markdown, p_text
 from fusionbench.stats import verdicts
 from fusionbench.stats.factorial import MOST_SWITCHES, factorial_effects, fractional_effects
-from fusionbench.stats.verdicts import Answer, Correction, Question
+from fusionbench.stats.verdicts import Correction, Decision, Question
 
 OVERALL = "overall"
 
@@ -41,7 +41,7 @@ class AblationEffect:
     contrast: EffectWeights
     overall: Measured
     tasks: Mapping[str, Measured]
-    answer: Answer = Answer()
+    answer: Decision = Decision()
 
 
 def design_table(results: Results, planned: PlannedAblation) -> ScoreTable | None:

@@ -14,8 +14,15 @@ from fusionbench.records.history import Request
 from fusionbench.records.pairs import NO_TASK, Results
 from fusionbench.records.parallel import in_order
 from fusionbench.records.scores import ScoreTable
-from fusionbench.report.contrast_rows import ContrastRow, contrast_rows
-from fusionbench.report.contrasts import ContrastPlan, Measurer, Scope, make_plan, weights_of
+from fusionbench.report.contrasts import (
+    ContrastPlan,
+    ContrastRow,
+    Measurer,
+    Scope,
+    contrast_rows,
+    make_plan,
+    weights_of,
+)
 from fusionbench.report.tables import Summary, cell, names, over_seeds
 from fusionbench.stats.cells import mean_score, share_correct
 from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate

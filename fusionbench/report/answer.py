@@ -11,14 +11,13 @@ import numpy as np
 from fusionbench.records.cost import CostRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
-from fusionbench.report.contrast_rows import ContrastRow
-from fusionbench.report.contrasts import Scope
+from fusionbench.report.contrasts import ContrastRow, Scope
 from fusionbench.report.leaderboard import added_parameters, over_encoder, ranked
 from fusionbench.report.page import Material, Page
 from fusionbench.report.power import MOST, UNREACHABLE, seeds_for_a_point
 from fusionbench.report.tables import Row, cell, conditions, effect_text, interval, points
 from fusionbench.stats.estimate import FEWEST_REPLICATES
-from fusionbench.stats.sensitivity import LEVEL, above_chance
+from fusionbench.stats.power import LEVEL, above_chance
 from fusionbench.stats.verdicts import Verdict
 
 MOST_NAMES = 4

@@ -8,6 +8,7 @@ from fusionbench.api.errors import Problem, UserError, disk_error, unknown
 from fusionbench.records.cost import read as read_profiles
 from fusionbench.records.files import write_atomic
 from fusionbench.records.pairs import Results
+from fusionbench.records.states import fingerprint, mark
 from fusionbench.records.store import Store
 from fusionbench.records.text import markdown_page
 from fusionbench.report.ablation import ablation_page
@@ -17,16 +18,13 @@ from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.cost_table import cost_page
 from fusionbench.report.coverage import coverage_page
 from fusionbench.report.figures.write import write_figures
-from fusionbench.report.freshness import fingerprint, mark
 from fusionbench.report.html.page import write_html
-from fusionbench.report.imported_table import imported_page
-from fusionbench.report.layer_table import layer_page
+from fusionbench.report.layer_table import layer_page, reference_page
 from fusionbench.report.leaderboard import leaderboard_page
 from fusionbench.report.main_table import main_page, planted_page
 from fusionbench.report.models import models_page
 from fusionbench.report.page import Material, Page, ReportSection, figure_section, joined, title
-from fusionbench.report.published import reported_page
-from fusionbench.report.reference_table import reference_page
+from fusionbench.report.published import imported_page, reported_page
 from fusionbench.report.tables import comma_separated
 
 SECTIONS: Sequence[ReportSection] = (

@@ -24,7 +24,7 @@ import numpy as np
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.records.pairs import Measured, NotComparable, Results, minus, task_weights
 from fusionbench.records.scores import ScoreTable
-from fusionbench.records.yaml_files import Section, parse_section, read_section
+from fusionbench.records.yaml_files import YamlMapping, parse_section, read_section
 from fusionbench.registry.catalog import Catalog
 from fusionbench.registry.selection import select_methods, split_inline, split_names
 from fusionbench.report.tables import Row, csv_row, effect_text, markdown
@@ -130,7 +130,7 @@ def parse_claims(text: str, source: object) -> tuple[Claim, ...]:
     return _claims(parse_section(text, str(source), "claims", hint=_START), source)
 
 
-def _claims(section: Section, source: object) -> tuple[Claim, ...]:
+def _claims(section: YamlMapping, source: object) -> tuple[Claim, ...]:
     section.check_keys(("claims", "note"))
     entries = section.get("claims")
     if not isinstance(entries, list) or not entries:
@@ -147,7 +147,7 @@ def _shipped() -> str:
 
 
 def _claim(entry: object, where: str) -> Claim:
-    if not isinstance(entry, Section):
+    if not isinstance(entry, YamlMapping):
         raise UserError(f"{where} must hold keys, got {entry!r}", _EXAMPLE)
     if "id" in entry:
         where = f"{where} ({entry['id']})"
@@ -285,7 +285,7 @@ class ClaimAnswer:
     condition: str
     """The table's title; empty where no table has the claim's tasks."""
     measured: Measured
-    judged: verdicts.Answer = verdicts.Answer()
+    judged: verdicts.Decision = verdicts.Decision()
 
     @property
     def verdict(self) -> Verdict:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fusionbench.records.pairs import Measured
 from fusionbench.report.analysis import Analysis
-from fusionbench.report.contrast_rows import OPEN, ContrastRow
+from fusionbench.report.contrasts import OPEN, ContrastRow
 from fusionbench.report.page import Page
 from fusionbench.report.tables import (
     GridRow,

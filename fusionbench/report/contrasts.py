@@ -1,12 +1,12 @@
-"""The planned contrasts of one condition, and the measured difference of two methods.
+"""The contrasts of one condition, planned and exploratory: questions, groups, answers.
 
 Planned are the contrasts that a study declares. A study without any gets one contrast per family
 of methods, against its baseline and the family's matched control, in the order of the request and
 at most twelve; names decide, never scores.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,18 @@ from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Request
 from fusionbench.records.pairs import Measured, Results, corrected_weights, measure, minus
 from fusionbench.records.scores import ScoreTable
-from fusionbench.stats.verdicts import SUITE_MARGIN, TASK_MARGIN
+from fusionbench.stats import verdicts
+from fusionbench.stats.crossed import step_down_max_t
+from fusionbench.stats.estimate import FEWEST_REPLICATES, Estimate
+from fusionbench.stats.suite import over_families
+from fusionbench.stats.verdicts import (
+    ALPHA,
+    SUITE_MARGIN,
+    TASK_MARGIN,
+    Correction,
+    Decision,
+    all_differ,
+)
 from fusionbench.study.contrasts import MOST_PLANNED, SUITE, Contrast, read_contrasts
 
 BASELINE = "penultimate"
@@ -211,3 +222,244 @@ class Measurer:
                 for scope in self.scopes
             }
         return self._known[method, reference]
+
+
+OPEN = verdicts.Verdict.OPEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A method against all its references: the baseline, then the control if any.
+
+    A question that cannot be answered stays in its correction group with p = 1, so a failed cell
+    makes no other p-value smaller.
+    """
+
+    references: tuple[Measured, ...]
+    blocked: str = ""
+    """Why it cannot be decided although there are numbers: its control was not run."""
+
+    @property
+    def silent(self) -> str:
+        """Why there is no p-value; empty where there is one."""
+        reasons = [self.blocked, *(one.untestable for one in self.references)]
+        return next((reason for reason in reasons if reason), "")
+
+    def judged(self, margin: float | None = None) -> verdicts.Question:
+        """The question as the judge takes it."""
+        estimates = () if self.silent else tuple(one.estimate for one in self.references)
+        return verdicts.Question(references=tuple(e for e in estimates if e), margin=margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlipAnswers:
+    """p on this test set: joint sign flips over all planned contrasts and their references."""
+
+    p: tuple[float | None, ...] = ()
+    smallest_p: float | None = None
+    """The smallest p that this many seeds can give."""
+    seeds: int = 0
+
+
+def flip_answers(questions: Sequence[Comparison]) -> FlipAnswers:
+    """Step-down max-T over every (contrast, reference); a contrast needs all of its references.
+
+    All flips are joint, so only seeds that every contrast has can enter.
+    """
+    tested = [index for index, one in enumerate(questions) if not one.silent]
+    found: list[float | None] = [None] * len(questions)
+    references = [one for index in tested for one in questions[index].references]
+    shared = set.intersection(*(set(one.seeds) for one in references)) if references else set()
+    if len(shared) < FEWEST_REPLICATES:
+        return FlipAnswers(p=tuple(found))
+    differences = np.stack([_on(one, shared) for one in references])
+    flips = step_down_max_t(differences)
+    counts = [len(questions[index].references) for index in tested]
+    starts = np.cumsum([0, *counts[:-1]])
+    for index, p in zip(
+        tested, all_differ(flips.p_value, differences.mean(axis=1), starts), strict=True
+    ):
+        found[index] = float(p)
+    return FlipAnswers(p=tuple(found), smallest_p=flips.smallest_p, seeds=len(shared))
+
+
+def _on(measured: Measured, seeds: set[int]) -> np.ndarray:
+    """The seed differences of some seeds."""
+    if measured.by_seed is None:
+        raise ValueError("nothing was measured here")
+    return measured.by_seed[[seed in seeds for seed in measured.seeds]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewTasks:
+    """Inference to new tasks of this kind: t over the means of task families."""
+
+    estimate: Estimate | None = None
+    p_adjusted: float | None = None
+    """Holm over the planned contrasts; baseline and control must both be beaten."""
+    reason: str = ""
+    """Why there is no such inference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastRow:
+    """One method against one baseline over one scope, with its answer."""
+
+    kind: Literal["planned", "followup", "exploratory"]
+    scope: Scope
+    contrast: Contrast
+    question: Comparison
+    answer: Decision = Decision()
+    margin: float
+    family: int = 1
+    """Size of its correction group."""
+    flip_p: float | None = None
+    """On this test set, adjusted for all planned contrasts."""
+    flips: FlipAnswers = FlipAnswers()
+    new_tasks: NewTasks = NewTasks()
+
+    @property
+    def measured(self) -> Measured:
+        """Against the baseline."""
+        return self.question.references[0]
+
+    @property
+    def to_control(self) -> Measured | None:
+        """Against the matched control, where there is one."""
+        return self.question.references[1] if len(self.question.references) > 1 else None
+
+    @property
+    def simultaneous(self) -> float:
+        """Level of an interval that is simultaneous over the correction group (Bonferroni)."""
+        return ALPHA / self.family
+
+
+def contrast_rows(
+    measurer: Measurer, table: ScoreTable, plan: ContrastPlan
+) -> tuple[ContrastRow, ...]:
+    """Planned contrasts, their follow-ups task by task, and everything else."""
+    planned = _judged_planned(list(_planned(measurer, table, plan)), table)
+    followups = _judged(list(_followups(measurer, table, plan)))
+    known = {_key(row) for row in (*planned, *followups)}
+    others = [row for row in _others(measurer, table, plan) if _key(row) not in known]
+    return (*planned, *followups, *_explored(others))
+
+
+def _key(row: ContrastRow) -> tuple[Scope, str, str]:
+    return row.scope, row.contrast.method, row.contrast.baseline
+
+
+def _planned(measurer: Measurer, table: ScoreTable, plan: ContrastPlan) -> Iterator[ContrastRow]:
+    for stated in plan.contrasts:
+        contrast, blocked = resolved(table, stated)
+        named = [scope for scope in measurer.scopes if scope.name == contrast.over]
+        scope = next((one for one in named if one.level != "task"), measurer.scopes[0])
+        question = _question(measurer, table, contrast, scope, blocked)
+        yield ContrastRow(
+            kind="planned", scope=scope, contrast=contrast, question=question,
+            margin=plan.suite_margin,
+        )  # fmt: skip
+
+
+def _followups(measurer: Measurer, table: ScoreTable, plan: ContrastPlan) -> Iterator[ContrastRow]:
+    for row in _planned(measurer, table, plan):
+        for scope in measurer.scopes:
+            if scope.level == "task" and scope.tasks[0] in row.scope.tasks:
+                question = _question(measurer, table, row.contrast, scope, row.question.blocked)
+                yield replace(
+                    row, kind="followup", scope=scope, question=question, margin=plan.task_margin
+                )
+
+
+def _others(measurer: Measurer, table: ScoreTable, plan: ContrastPlan) -> Iterator[ContrastRow]:
+    if plan.baseline not in table.methods:
+        return
+    reference = table.methods.index(plan.baseline)
+    for row, name in enumerate(table.methods):
+        if row == reference:
+            continue
+        contrast = Contrast(method=name, baseline=plan.baseline)
+        for scope, measured in measurer.against(row, reference).items():
+            if scope.level != "task" and row in table.leaky:
+                continue
+            yield ContrastRow(
+                kind="exploratory",
+                scope=scope,
+                contrast=contrast,
+                question=Comparison(references=(measured,)),
+                margin=plan.task_margin if scope.level == "task" else plan.suite_margin,
+            )
+
+
+def _question(
+    measurer: Measurer, table: ScoreTable, contrast: Contrast, scope: Scope, blocked: str
+) -> Comparison:
+    names = [contrast.baseline, *([contrast.control] if contrast.control else [])]
+    if contrast.method not in table.methods or contrast.baseline not in table.methods:
+        return Comparison(references=(Measured(gap=blocked),), blocked=blocked)
+    method = table.methods.index(contrast.method)
+    references = tuple(
+        measurer.against(method, table.methods.index(name))[scope]
+        for name in names
+        if name in table.methods
+    )
+    return Comparison(references=references, blocked=blocked)
+
+
+def _judged(rows: Sequence[ContrastRow]) -> list[ContrastRow]:
+    answers = verdicts.judge([row.question.judged(row.margin) for row in rows], Correction.HOLM)
+    return [
+        replace(row, answer=answer, family=len(rows))
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+
+
+def _explored(rows: Sequence[ContrastRow]) -> Iterator[ContrastRow]:
+    """Benjamini-Hochberg over the testable ones; only the direction is decided."""
+    tested = [row.question.judged() for row in rows if not row.question.silent]
+    answers = iter(verdicts.judge(tested, Correction.BENJAMINI_HOCHBERG))
+    for row in rows:
+        yield replace(
+            row, answer=Decision() if row.question.silent else next(answers), family=len(rows)
+        )
+
+
+def _judged_planned(rows: Sequence[ContrastRow], table: ScoreTable) -> list[ContrastRow]:
+    flips = flip_answers([row.question for row in rows])
+    news = _new_tasks(rows, table)
+    return [
+        replace(row, flip_p=p, flips=flips, new_tasks=new)
+        for row, p, new in zip(_judged(rows), flips.p, news, strict=True)
+    ]
+
+
+def _new_tasks(rows: Sequence[ContrastRow], table: ScoreTable) -> list[NewTasks]:
+    """Inference to new tasks for each planned contrast, corrected over all of them (Holm)."""
+    questions, reasons = [], []
+    for row in rows:
+        families = [table.tasks[task].family for task in row.scope.tasks]
+        reason = row.question.silent or ("" if all(families) else _NO_FAMILIES)
+        try:
+            estimates = () if reason else [_over(m, families) for m in row.question.references]
+        except ValueError as error:
+            estimates, reason = (), str(error)
+        questions.append(verdicts.Question(references=tuple(estimates)))
+        reasons.append(reason)
+    answers = verdicts.judge(questions, Correction.HOLM)
+    return [
+        NewTasks(
+            estimate=next(iter(question.references), None),
+            p_adjusted=answer.p_adjusted,
+            reason=reason,
+        )
+        for question, answer, reason in zip(questions, answers, reasons, strict=True)
+    ]
+
+
+_NO_FAMILIES = "the records name no task families"
+
+
+def _over(measured: Measured, families: Sequence[str]) -> Estimate:
+    if measured.by_task is None:
+        raise ValueError("nothing was measured here")
+    return over_families(measured.by_task, families)

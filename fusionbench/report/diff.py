@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fusionbench.records.cell import CellRecord
+from fusionbench.records.cell import CellRecord, plain_training
 from fusionbench.records.history import Request
 from fusionbench.records.pairs import (
     Measured,
@@ -26,10 +26,9 @@ from fusionbench.records.pairs import (
 )
 from fusionbench.records.scores import Condition, ScoreTable
 from fusionbench.records.text import file_only
-from fusionbench.records.training import plain_training
 from fusionbench.report.tables import Row, csv_row, markdown
 from fusionbench.stats import verdicts
-from fusionbench.stats.verdicts import Answer, Correction, Question
+from fusionbench.stats.verdicts import Correction, Decision, Question
 
 SUITE = "suite"
 _ORIGINS = ("code", "software", "hardware")
@@ -214,7 +213,7 @@ class Shift:
     over: str
     tasks: int
     measured: Measured
-    answer: Answer = Answer()
+    answer: Decision = Decision()
 
     @property
     def gap(self) -> str:

@@ -1,7 +1,7 @@
-"""`tables/layers`: traces of the methods on the test images, one number per layer.
+"""`tables/layers` and `tables/references`: traces of methods, and scores of single layers.
 
-Layer weights, gate openings, memory and feedback sizes as the method reports them: they describe
-what it uses and are no evidence of what it needs.
+Traces are layer weights, gate openings, memory and feedback sizes as the method reports them: they
+describe what it uses and are no evidence of what it needs.
 """
 
 from collections import defaultdict
@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.scores import ScoreTable
+from fusionbench.records.references import Reference, references
+from fusionbench.records.scores import INSENSITIVE, SATURATED, ScoreTable, TaskFacts
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Page
 from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, markdown
 
 Places = tuple[str, ...]
 TraceRuns = Float[np.ndarray, "run layer"]
-_NOTE = (
+_LAYERS_NOTE = (
     "Median over tasks and runs [smallest to largest]. `tap` columns are the hidden states that "
     "the method reads, `block` columns the encoder's blocks; layers.csv has every task."
 )
@@ -32,7 +33,7 @@ def layer_page(analyses: Sequence[Analysis]) -> Page:
         grids = _grids(table)
         if not grids:
             continue
-        parts = [f"### {table.condition.title}", "", _NOTE, ""]
+        parts = [f"### {table.condition.title}", "", _LAYERS_NOTE, ""]
         texts.append("\n".join([*parts, *(markdown(grid) for grid in grids)]))
         for number, grid in enumerate(grids, 1):
             label = f"layers-{table.condition.label}-{number}"
@@ -105,3 +106,67 @@ def _texts(values: TraceRuns) -> list[str]:
         f"{centre:.2f} [{least:.2f} to {most:.2f}]"
         for centre, least, most in zip(middle, low, high, strict=True)
     ]
+
+
+_REFERENCES_NOTE = """\
+Closed-form reader (kernel ridge regression) on one hidden state, mean over runs, in percent.
+*Unread* is the best of these minus the best single layer of the study's own reader. A task on which
+no layer is above chance (one-sided, Bonferroni over layers, Holm over tasks, 5 %) is *insensitive*
+and leaves the means over tasks; one on which every layer exceeds 98 % is *saturated*."""
+
+
+def reference_page(tables: Sequence[ScoreTable]) -> Page:
+    """One table for each condition with single layers under the closed-form reader."""
+    texts, latex, rows = [], [], list[Row]()
+    for table in tables:
+        found = references(table)
+        if not found:
+            continue
+        grid = [_row(table.tasks[column], one) for column, one in sorted(found.items())]
+        title = table.condition.title
+        parts = [f"### {title}", "", markdown(grid), _REFERENCES_NOTE, *_sentences(table)]
+        texts.append("\n".join(parts) + "\n")
+        latex.append(
+            latex_grid(grid, f"Single layers; {title}", f"references-{table.condition.label}")
+        )
+        rows += [
+            {
+                **conditions(table),
+                "task": table.tasks[column].name,
+                "layer": layer,
+                "score": score,
+                "own_score": one.own.get(layer),
+                "chance": table.tasks[column].chance,
+                "p_above_chance": one.p,
+                "mark": table.tasks[column].mark,
+            }
+            for column, one in sorted(found.items())
+            for layer, score in sorted(one.layers.items())
+        ]
+    return Page(markdown="\n".join(texts), rows=rows, latex="\n".join(latex))
+
+
+def _row(task: TaskFacts, one: Reference) -> GridRow:
+    own = max(one.own, key=lambda layer: one.own[layer]) if one.own else None
+    return {
+        "task": task.name,
+        "chance": f"{100 * task.chance:.1f}",
+        "best layer": f"{100 * one.layers[one.best]:.1f} (hs[{one.best}])",
+        "last layer": f"{100 * one.layers[one.last]:.1f} (hs[{one.last}])",
+        "own reader, best": "–" if own is None else f"{100 * one.own[own]:.1f} (hs[{own}])",
+        "unread": "–" if one.unread is None else f"{100 * one.unread:.1f}",
+        "mark": task.mark,
+    }
+
+
+def _sentences(table: ScoreTable) -> list[str]:
+    """Which tasks are marked, by name."""
+    lines = []
+    for mark, text in (
+        (INSENSITIVE, "left out of the means over tasks"),
+        (SATURATED, "no method can be better than single layers there"),
+    ):
+        names = [f"`{task.name}`" for task in table.tasks if task.mark == mark]
+        if names:
+            lines += ["", f"{mark.capitalize()}: {', '.join(names)} ({text})."]
+    return lines

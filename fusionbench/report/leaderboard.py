@@ -11,9 +11,8 @@ import numpy as np
 from fusionbench.records.cost import CostRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
-from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrast_table import measured_columns
-from fusionbench.report.contrasts import Scope
+from fusionbench.report.contrasts import ContrastRow, Scope
 from fusionbench.report.page import Page
 from fusionbench.report.tables import (
     GridRow,

@@ -1,21 +1,25 @@
-"""`tables/main` and `tables/planted`: methods by tasks.
+"""`tables/main` and `tables/planted`: methods by tasks, with named metrics and token counts.
 
 `main` marks the best method of a column (bold) and its tied set (shaded).
+
+Fewer tokens are easier to read where places matter, so such a method is marked and named with the
+controls that hand over as many. The counts are those of the records; a method whose records have
+none (they were written before counts were stored) gets no mark.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 
+from fusionbench.records.cell import CellRecord
 from fusionbench.records.scores import ScoreTable
-from fusionbench.report.alike import scored_alike
 from fusionbench.report.analysis import Analysis
-from fusionbench.report.contrast_rows import ContrastRow
 from fusionbench.report.contrast_table import measured_columns
-from fusionbench.report.contrasts import Scope
+from fusionbench.report.contrasts import BASELINE, ContrastRow, Scope
+from fusionbench.report.coverage import scored_alike
 from fusionbench.report.leaderboard import marks
-from fusionbench.report.metric_table import NOTE, metric_grid, metric_rows
 from fusionbench.report.page import Page
 from fusionbench.report.tables import (
     Entry,
@@ -29,8 +33,129 @@ from fusionbench.report.tables import (
     long_row,
     markdown,
     names,
+    over_seeds,
 )
-from fusionbench.report.token_counts import MARK, token_counts, token_lines
+from fusionbench.stats.cells import metric_interval
+from fusionbench.stats.estimate import FEWEST_REPLICATES
+
+MARK = "§"
+"""Follows the name of a method with another number of tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCounts:
+    """Tokens of an image behind the projector, by method (row of a table)."""
+
+    baseline: str
+    """The method that the others are compared with; empty if its count is not recorded."""
+    usual: int
+    """Its tokens; 0 if they are not recorded."""
+    by_method: Mapping[int, int]
+    """Methods without a recorded count, and methods whose count varies, are left out."""
+
+    @property
+    def changed(self) -> Mapping[int, int]:
+        """The methods with another number of tokens than the baseline."""
+        return {row: count for row, count in self.by_method.items() if self.usual not in (0, count)}
+
+
+def token_counts(table: ScoreTable, baseline: str) -> TokenCounts:
+    """The counts of a table's records.
+
+    Compared with `penultimate` where the table has its count, else with the study's baseline.
+    """
+    found = {row: count for row in range(len(table.methods)) if (count := _tokens(table, row))}
+    by_name = {table.methods[row]: count for row, count in found.items()}
+    reference = next((name for name in (BASELINE, baseline) if name in by_name), "")
+    return TokenCounts(baseline=reference, usual=by_name.get(reference, 0), by_method=found)
+
+
+def token_lines(table: ScoreTable, counts: TokenCounts) -> Iterator[str]:
+    """The meaning of the mark, and a line for each number of tokens with its controls."""
+    if not counts.changed:
+        return
+    yield (
+        f"{MARK}: hands another number of tokens to the reader than `{counts.baseline}` "
+        f"({counts.usual}). Fewer tokens are easier to read where places matter: compare with a "
+        "control of as many tokens."
+    )
+    controls = {record.control for record in table.cells.values()}
+    for number in sorted(set(counts.changed.values())):
+        rows = [row for row, count in counts.changed.items() if count == number]
+        matched = [table.methods[row] for row in rows if table.methods[row] in controls]
+        others = [table.methods[row] for row in rows if table.methods[row] not in controls]
+        yield (
+            f"- {number} tokens: {_listed(others) or 'no method'}; controls with as many: "
+            f"{_listed(matched) or 'none here'}"
+        )
+
+
+def _tokens(table: ScoreTable, method: int) -> int:
+    """The tokens of all runs of a method; 0 where a run has no count or another one."""
+    found = {record.tokens for record in table.row(method) if record.status == "done"}
+    return found.pop() if len(found) == 1 else 0
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+NOTE = (
+    "Named metrics: mean ± half of the 95 % interval for new runs and new images of the same kind, "
+    "by the jackknife over image groups; with fewer than 4 runs, the t interval over runs."
+)
+
+
+def named(table: ScoreTable) -> list[tuple[int, str]]:
+    """(task, metric) for each metric that is not the headline metric of its task."""
+    found = {
+        (task, name)
+        for (_, task, _), record in table.cells.items()
+        for name in record.scores
+        if name != record.metric
+    }
+    return sorted(found, key=lambda one: (table.tasks[one[0]].name, one[1]))
+
+
+def metric_grid(analysis: Analysis) -> list[GridRow]:
+    """A row for each method, a column for each named metric; empty without any."""
+    columns = named(analysis.table)
+    title = {one: f"{analysis.table.tasks[one[0]].name}: {one[1]}" for one in columns}
+    return [
+        {"method": label}
+        | {title[one]: metric_summary(analysis.table, method, *one).text for one in columns}
+        for method, label in enumerate(analysis.labels)
+        if columns
+    ]
+
+
+def metric_rows(analysis: Analysis, like: Sequence[Row]) -> Iterator[Row]:
+    """A row for each method and named metric, with the columns of the rows `like`."""
+    table = analysis.table
+    for task, name in named(table):
+        for method in range(len(table.methods)):
+            row = long_row(table, method, task, metric_summary(table, method, task, name))
+            yield dict.fromkeys(like[0]) | row | {"metric": name, "chance": None}
+
+
+def metric_summary(table: ScoreTable, method: int, task: int, name: str) -> Summary:
+    """The metric of a method on a task, with its interval."""
+    done = {one.spec.seed: one for one in table.runs(method, task) if name in one.scores}
+    values = np.array([done[seed].scores[name] if seed in done else np.nan for seed in table.seeds])
+    plain = over_seeds(values)
+    left_out = _left_out(list(done.values()), name)
+    if len(done) < FEWEST_REPLICATES or left_out is None:
+        return plain
+    found = metric_interval(values[~np.isnan(values)], left_out)
+    return replace(plain, low=float(found.low), high=float(found.high), images=True)
+
+
+def _left_out(done: Sequence[CellRecord], name: str) -> Float[np.ndarray, "seed block"] | None:
+    """The values without each block; None if the runs were scored on different examples."""
+    rows = [record.left_out.get(name, []) for record in done]
+    same = len({record.items for record in done}) == 1 and len({len(row) for row in rows}) == 1
+    return np.array(rows) if same and rows[0] else None
+
 
 DIRTY = "‡"
 """Follows the name of a method whose records come from uncommitted code."""

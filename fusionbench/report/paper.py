@@ -14,7 +14,7 @@ from fusionbench.records.files import write_atomic
 from fusionbench.records.pairs import Measured, Results
 from fusionbench.records.scores import ScoreTable
 from fusionbench.records.text import markdown_page
-from fusionbench.records.yaml_files import Section, parse_section
+from fusionbench.records.yaml_files import YamlMapping, parse_section
 from fusionbench.report.analysis import cell_interval, suite_interval
 from fusionbench.report.contrasts import Measurer, Scope
 from fusionbench.report.published import Reported, reported
@@ -120,7 +120,7 @@ _HINT = "each paper is a mapping under its name"
 T = TypeVar("T", PaperRow, PaperTable, Paper)
 
 
-def _paper(name: str, values: Section) -> Paper:
+def _paper(name: str, values: YamlMapping) -> Paper:
     tables = tuple(
         _built(PaperTable, table, rows=tuple(_built(PaperRow, row) for row in table["rows"]))
         for table in values["tables"]
@@ -128,7 +128,7 @@ def _paper(name: str, values: Section) -> Paper:
     return _built(Paper, values, name=name, tables=tables)
 
 
-def _built(cls: type[T], section: Section, **parts: Any) -> T:
+def _built(cls: type[T], section: YamlMapping, **parts: Any) -> T:
     """The dataclass of a mapping, lists as tuples. Raises UserError for a wrong or missing key."""
     known = {one.name: one.default is MISSING for one in fields(cls)}
     section.check_keys(known, needed=[name for name in known if known[name] and name not in parts])
@@ -152,7 +152,7 @@ class FilledRow:
     """Against the table's baseline; empty for the baseline itself."""
 
 
-class ConditionScores:
+class PaperScores:
     """Scores and gains of one condition, for the tables of a paper."""
 
     def __init__(self, results: Results, table: ScoreTable) -> None:
@@ -188,7 +188,7 @@ class ConditionScores:
         return suite_interval(self.results, self.table, method, scope)
 
 
-Filled = Sequence[tuple[ConditionScores, Sequence[FilledRow]]]
+Filled = Sequence[tuple[PaperScores, Sequence[FilledRow]]]
 """The rows of one table in each condition."""
 
 _DIFFERS = (
@@ -210,7 +210,7 @@ def write_paper(paper: Paper, results: Results, home: Path) -> Path:
     Raises UserError if the folder cannot be written.
     """
     tables = [table.pick(~table.planted) for table in results.tables if not table.planted.all()]
-    conditions = [ConditionScores(results, table) for table in tables]
+    conditions = [PaperScores(results, table) for table in tables]
     filled: list[tuple[PaperTable, Filled]] = [
         (shape, [(one, one.fill(shape)) for one in conditions]) for shape in paper.tables
     ]
@@ -232,7 +232,7 @@ def write_paper(paper: Paper, results: Results, home: Path) -> Path:
 
 def _page(
     paper: Paper,
-    conditions: Sequence[ConditionScores],
+    conditions: Sequence[PaperScores],
     filled: Sequence[tuple[PaperTable, Filled]],
 ) -> Iterator[str]:
     note = textwrap.fill(_DIFFERS.format(regime=paper.regime), 100)
@@ -248,7 +248,7 @@ def _page(
             yield markdown(_task_grid(one, rows))
 
 
-def _missing(paper: Paper, conditions: Sequence[ConditionScores]) -> Iterator[str]:
+def _missing(paper: Paper, conditions: Sequence[PaperScores]) -> Iterator[str]:
     """What to run so that no row of ours is empty."""
     here: dict[str, set[str]] = {}
     for one in conditions:
@@ -264,7 +264,7 @@ def _missing(paper: Paper, conditions: Sequence[ConditionScores]) -> Iterator[st
 
 
 def _paper_grid(
-    condition: ConditionScores, shape: PaperTable, rows: Sequence[FilledRow]
+    condition: PaperScores, shape: PaperTable, rows: Sequence[FilledRow]
 ) -> list[GridRow]:
     """The paper's table: ours over the suite and its groups, then its published columns."""
     wide = [scope for scope in condition.scopes if scope.level != "task"]
@@ -280,7 +280,7 @@ def _paper_grid(
     ]
 
 
-def _task_grid(condition: ConditionScores, rows: Sequence[FilledRow]) -> list[GridRow]:
+def _task_grid(condition: PaperScores, rows: Sequence[FilledRow]) -> list[GridRow]:
     tasks = [scope for scope in condition.scopes if scope.level == "task"]
     return [
         {"row": one.row.row} | {scope.name: one.scores[scope].text for scope in tasks}
@@ -299,7 +299,7 @@ def _score(one: FilledRow, scope: Scope) -> str:
     return one.gap if one.ours else "-"
 
 
-def _gain(one: FilledRow, condition: ConditionScores) -> str:
+def _gain(one: FilledRow, condition: PaperScores) -> str:
     found = one.gains.get(condition.scopes[0])
     return interval(found.estimate) if found else ""
 
@@ -318,7 +318,7 @@ def _latex_paper(paper: Paper, shape: PaperTable, filled: Filled) -> Iterator[st
 
 
 def _long_rows(
-    condition: ConditionScores, shape: PaperTable, rows: Sequence[FilledRow]
+    condition: PaperScores, shape: PaperTable, rows: Sequence[FilledRow]
 ) -> Iterator[Row]:
     """One row for each row of the table and each column, published or ours."""
     for one in rows:

@@ -28,7 +28,7 @@ from fusionbench.records.scores import ScoreTable
 from fusionbench.report.contrasts import make_plan, resolved
 from fusionbench.report.tables import Row, aggregates, csv_row, effect_text, markdown
 from fusionbench.stats import verdicts
-from fusionbench.stats.crossed import guard
+from fusionbench.stats.crossed import guard, t_over_seeds
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.power import (
@@ -40,7 +40,6 @@ from fusionbench.stats.power import (
     variance_parts,
 )
 from fusionbench.stats.suite import block_components, seed_sums, shared_image_blocks
-from fusionbench.stats.testset import t_over_seeds
 from fusionbench.stats.verdicts import MOST_PLANNED, Correction, Question
 from fusionbench.study.contrasts import Contrast
 

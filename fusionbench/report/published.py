@@ -1,8 +1,8 @@
-"""`tables/reported`: published numbers with their sources, not ranked together with ours.
+"""`tables/reported` and `tables/imported`: numbers of papers and of other tools.
 
 `reported.csv` holds numbers from papers and their repositories. A number shares a row with one of
 ours only if track, encoder, language model and benchmark are equal; all others have tables of their
-own, in the order of the file.
+own, in the order of the file. Records of other tools enter no mean and no test.
 """
 
 import csv
@@ -12,9 +12,10 @@ from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 
+from fusionbench.records.cell import CellRecord
 from fusionbench.records.scores import Condition, ScoreTable
 from fusionbench.report.page import Page
-from fusionbench.report.tables import Row, Summary, cell, latex_grid, markdown
+from fusionbench.report.tables import GridRow, Row, Summary, cell, conditions, latex_grid, markdown
 
 _TRACK = "vlm"
 """These papers train a projector, or more, in front of a language model."""
@@ -199,3 +200,60 @@ def _long_row(number: Reported, title: str, summary: Summary) -> Row:
         "ours_runs": summary.runs if title else None,
         "ours_condition": title,
     }
+
+
+_NOTE = """\
+Numbers that another tool computed. *Score* is the mean over questions of the metric named there, in
+percent; where the tool's samples hold no number for each question it is the tool's own aggregate.
+*Readings* are the tool's numbers as its files have them. Chance is not known, and no number of this
+section enters a mean or a test."""
+_ERROR = "_stderr"
+
+
+def imported_page(tables: Sequence[ScoreTable]) -> Page:
+    """One table for each tool and condition: a row for each model, task and seed."""
+    texts, latex, rows = [], [], list[Row]()
+    for table in tables:
+        cells = sorted(table.cells.items())
+        grid = [_row(table, place, record) for place, record in cells]
+        title = table.condition.title
+        notes = dict.fromkeys(note for _, record in cells for note in record.notes)
+        lines = [f"- {note}" for note in notes]
+        texts.append("\n".join([f"### {title}", "", markdown(grid), *lines]) + "\n")
+        latex.append(latex_grid(grid, title, f"imported-{table.condition.label}"))
+        rows += [row for place, record in cells for row in _long(table, place, record)]
+    note = f"{_NOTE}\n\n" if texts else ""
+    return Page(markdown=note + "\n".join(texts), rows=rows, latex="\n".join(latex))
+
+
+def _row(table: ScoreTable, place: tuple[int, int, int], record: CellRecord) -> GridRow:
+    method, task, seed = place
+    readings = {k: v for k, v in record.measures.items() if _ERROR not in k}
+    score = "–" if record.score is None else f"{100 * record.score:.1f} ({record.metric})"
+    return {
+        "method": table.methods[method],
+        "task": table.tasks[task].name,
+        "seed": str(table.seeds[seed]),
+        "questions": str(record.examples),
+        "score": score,
+        "outcomes": "yes" if record.outcomes else "no",
+        "readings": ", ".join(f"{name} {value:.6g}" for name, value in readings.items()),
+    }
+
+
+def _long(table: ScoreTable, place: tuple[int, int, int], record: CellRecord) -> Iterator[Row]:
+    """A row for each number of the tool."""
+    method, task, seed = place
+    for name, value in record.measures.items():
+        yield {
+            **conditions(table),
+            "source": record.source,
+            "method": table.methods[method],
+            "task": table.tasks[task].name,
+            "seed": table.seeds[seed],
+            "questions": record.examples,
+            "metric": record.metric,
+            "score": record.score,
+            "reading": name,
+            "value": value,
+        }

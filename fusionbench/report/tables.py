@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from tabulate import tabulate
 
-from fusionbench.records.cell import canonical
+from fusionbench.records.cell import Training, canonical, plain_training
 from fusionbench.records.scores import ScoreTable
 from fusionbench.records.text import markdown_cell, spreadsheet_cell, visible
-from fusionbench.records.training import Training, plain_training
 from fusionbench.stats.estimate import Estimate
 
 if TYPE_CHECKING:

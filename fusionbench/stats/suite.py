@@ -21,12 +21,12 @@ from fusionbench.stats.crossed import (
     Components,
     crossed_t,
     guard,
+    t_over_seeds,
     two_way,
     with_pseudo_items,
 )
 from fusionbench.stats.estimate import Estimate, finite
 from fusionbench.stats.groups import TaskScores, discordant_groups, merge, refuse_unequal_seeds
-from fusionbench.stats.testset import t_over_seeds
 
 FEWEST_FAMILIES = 5
 

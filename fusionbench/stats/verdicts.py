@@ -66,7 +66,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Decision:
     """The decision on one question; None where there is no test or nothing was measured.
 
     `low`, `high`: interval of the difference from the first reference at the corrected level.
@@ -92,7 +92,7 @@ def judge(
     *,
     tests: int | None = None,
     alpha: float = ALPHA,
-) -> list[Answer]:
+) -> list[Decision]:
     """Answer the questions of one correction group, in their order.
 
     "Better" needs every reference beaten, "equivalent" needs equivalence to each; tests of
@@ -106,7 +106,7 @@ def judge(
     tested = [index for index, one in enumerate(questions) if one.testable]
     p[tested], same[tested] = _p_values([questions[index] for index in tested])
     p_adjusted, same_adjusted = _adjusted(p, correction), _adjusted(same, correction)
-    answers = [Answer() for _ in questions]
+    answers = [Decision() for _ in questions]
     measured = [index for index, one in enumerate(questions) if one.references]
     bounds = _bounds([questions[index] for index in measured], level, alpha)
     for index, answer in zip(measured, bounds, strict=True):
@@ -134,9 +134,9 @@ def judge(
 
 def judge_groups(
     questions: Sequence[Question], groups: Sequence[str], correction: Correction
-) -> list[Answer]:
+) -> list[Decision]:
     """`judge` within each correction group; `groups` names the group of each question."""
-    answers = [Answer() for _ in questions]
+    answers = [Decision() for _ in questions]
     for group in dict.fromkeys(groups):
         rows = [index for index, name in enumerate(groups) if name == group]
         judged = judge([questions[row] for row in rows], correction)
@@ -168,7 +168,7 @@ def _p_values(
     return p, np.where([one.margin is None for one in questions], 1.0, same)
 
 
-def _bounds(questions: Sequence[Question], level: float, alpha: float) -> Iterator[Answer]:
+def _bounds(questions: Sequence[Question], level: float, alpha: float) -> Iterator[Decision]:
     """Intervals and minimum detectable effects, without tests."""
     if not questions:
         return
@@ -177,10 +177,10 @@ def _bounds(questions: Sequence[Question], level: float, alpha: float) -> Iterat
     mdes = np.maximum.reduceat(table.mde(level), starts)
     alone = np.maximum.reduceat(table.mde(alpha), starts)
     for low, high, mde, mde_alone in zip(lows, highs, mdes, alone, strict=True):
-        yield Answer(low=float(low), high=float(high), mde=float(mde), mde_alone=float(mde_alone))
+        yield Decision(low=float(low), high=float(high), mde=float(mde), mde_alone=float(mde_alone))
 
 
-def _verdict(question: Question, answer: Answer, differs: bool, same: bool) -> Verdict:
+def _verdict(question: Question, answer: Decision, differs: bool, same: bool) -> Verdict:
     higher = bool(question.references[0].value > 0)
     if question.claimed is not None:
         return _on_claim(question.claimed, answer)
@@ -193,7 +193,7 @@ def _verdict(question: Question, answer: Answer, differs: bool, same: bool) -> V
     return Verdict.EQUIVALENT if same else Verdict.UNDECIDED
 
 
-def _on_claim(claimed: tuple[float, float], answer: Answer) -> Verdict:
+def _on_claim(claimed: tuple[float, float], answer: Decision) -> Verdict:
     """Holds if the interval lies inside the claimed range, fails if it lies outside."""
     low, high = answer.low, answer.high
     if low is None or high is None:

@@ -33,10 +33,10 @@ from fusionbench.api.benchmarks import data_hash as data_hash_of
 from fusionbench.api.errors import UserError
 from fusionbench.api.sources import find_source
 from fusionbench.api.tasks import SPLITS, Split, TaskData, data_hash, validate
-from fusionbench.encoders.card import EncoderCard
-from fusionbench.encoders.catalog import preprocessing
-from fusionbench.encoders.preprocessing import Preprocessing
 from fusionbench.harness.bundle import keep
+from fusionbench.models.encoders.card import EncoderCard
+from fusionbench.models.encoders.catalog import preprocessing
+from fusionbench.models.encoders.preprocessing import Preprocessing
 from fusionbench.records.cell import Budget, canonical, checksum, json_object
 from fusionbench.records.files import (
     ANY_SIZE,
@@ -420,7 +420,7 @@ def pack(tasks: Sequence[TaskCard], encoder: str, *, size: int, out: Path) -> tu
     Raises ValueError for an unknown encoder, OSError if its weights cannot be fetched.
     """
     # It loads torch, and planning imports this module.
-    from fusionbench.encoders.fetch import fetch
+    from fusionbench.models.encoders.fetch import fetch
 
     weights = fetch(encoder)
     seen = _seen(preprocessing(encoder), size)
@@ -458,7 +458,7 @@ def _fitted(images: Pixels, *, size: int, fit: str, crop: float, interpolation: 
     """Images as the encoder resizes them; small ones stay as they are."""
     import torch
 
-    from fusionbench.encoders.vit import fitted, short_side
+    from fusionbench.models.encoders.vit import fitted, short_side
 
     how = partial(fitted, size=size, fit=fit, crop=crop, interpolation=interpolation)
     least = short_side(size, fit, crop)

@@ -8,7 +8,7 @@ Val and test images of a task never enter. No torch.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +20,8 @@ from fusionbench.records.files import cache_dir, read_note, write_note
 from fusionbench.records.parallel import in_order
 from fusionbench.registry.catalog import Catalog, TaskCard
 from fusionbench.registry.selection import split_inline
-from fusionbench.study.conversations import ConversationFile, Conversations
+from fusionbench.study.conversations import PREFIX, ConversationFile, Conversations, HubSet
 from fusionbench.study.data import planned_data, task_hashes, train_pixels
-from fusionbench.study.hub import PREFIX, HubSet
 from fusionbench.study.study import LOCAL_TASKS
 
 _SUFFIXES = (".json", ".jsonl")
@@ -251,8 +250,3 @@ def _hashed(card: TaskCard, planned: str, limit: int) -> tuple[int, str]:
         line = [train.items[row], train.questions[row], answer, pixels[row]]
         digest.update(json.dumps(line).encode() + b"\n")
     return kept, digest.hexdigest()
-
-
-def as_values(card: MixtureCard) -> Mapping[str, object]:
-    """The card as JSON values, for records."""
-    return {"hash": card.hash, "parts": [dict(vars(part)) for part in card.parts]}

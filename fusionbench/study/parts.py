@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, replace
 
 from fusionbench.api.errors import UserError
-from fusionbench.records.locks import Place
+from fusionbench.records.folder import Place
 from fusionbench.study.plan import Cell, Plan
 
 Part = Callable[[Plan], Plan]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.sources import find_source
-from fusionbench.encoders.card import EncoderCard
-from fusionbench.readers.llava.description import own_method
+from fusionbench.models.encoders.card import EncoderCard
+from fusionbench.models.readers.llava.description import own_method
 from fusionbench.records.cell import (
     READER,
     RIDGE,
@@ -17,10 +17,9 @@ from fusionbench.records.cell import (
     Budget,
     CellSpec,
     Setting,
+    Training,
 )
-from fusionbench.records.training import Training
-from fusionbench.registry.catalog import BenchmarkCard, Catalog, TaskCard
-from fusionbench.registry.encoder_cards import found_encoder
+from fusionbench.registry.catalog import BenchmarkCard, Catalog, TaskCard, found_encoder
 from fusionbench.registry.selection import (
     Chosen,
     Unavailable,
@@ -30,10 +29,16 @@ from fusionbench.registry.selection import (
 )
 from fusionbench.study.contrasts import check_known, read_contrasts
 from fusionbench.study.data import benchmark_hash, check_packed, tried_hashes
-from fusionbench.study.language import LanguageCard, describe_language
 from fusionbench.study.mixture import Mixed, MixtureCard, describe_mixture, parse_mixture
 from fusionbench.study.study import ALL, LOCAL_TASKS, OWN, PRESETS, PROBE, VLM, Study
-from fusionbench.study.training import BLIND, evaluated, training_of, without_readers
+from fusionbench.study.training import (
+    BLIND,
+    LanguageCard,
+    describe_language,
+    evaluated,
+    training_of,
+    without_readers,
+)
 
 AnyTask = TaskCard | BenchmarkCard
 

@@ -18,8 +18,8 @@ from fusionbench.api.errors import UserError
 from fusionbench.api.sources import find_source
 from fusionbench.api.tasks import judged
 from fusionbench.harness.bundle import Bundle, bundle_path, cached_bundle, cut
-from fusionbench.records.answers import Said
 from fusionbench.records.cell import CellRecord
+from fusionbench.records.outcomes import Said
 from fusionbench.records.store import Store
 from fusionbench.registry.cards import BenchmarkCard, TaskCard
 from fusionbench.registry.catalog import Catalog
@@ -116,7 +116,7 @@ class Rescorer:
 
     def _local(self, card: TaskCard, record: CellRecord, said: Sequence[Said]) -> _Scores:
         # It loads scipy, which no other command that imports this file needs.
-        from fusionbench.stats.metric import named_metrics
+        from fusionbench.stats.cells import named_metrics
 
         task = load_task(card)
         items = self._bundle(card, record).scored(record.spec.split)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from fusionbench.api.errors import UserError, did_you_mean, unknown
 from fusionbench.records.cell import READERS, Budget, Setting
-from fusionbench.records.yaml_files import Section, read_section
+from fusionbench.records.yaml_files import YamlMapping, read_section
 from fusionbench.registry.selection import inline, split_assignment, split_names
 from fusionbench.study.contrasts import check_margins, read_contrasts
 
@@ -279,7 +279,7 @@ def load_study(path: str | Path) -> Study:
     budget = values.pop("budget", {})
     if not isinstance(budget, Mapping):
         raise UserError(f"{path}: budget must hold keys, got {budget!r}", "for example steps: 60")
-    if isinstance(budget, Section):
+    if isinstance(budget, YamlMapping):
         budget.check_keys([one.name for one in fields(Budget)])
     # A preset's contrasts belong to its own methods: a file declares its own, or none.
     own: dict[str, Any] = {"name": Path(path).stem, "contrasts": []}

@@ -14,14 +14,12 @@ from fusionbench.api.sources import Source
 from fusionbench.api.tasks import Scoring, SplitName, judged, require_outcomes
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import Trace, mean_trace, require_trace
-from fusionbench.readers.labels import EncodedRow
-from fusionbench.readers.text import IMAGE, Turn
-from fusionbench.records.answers import Said, items_of
-from fusionbench.records.outcomes import Items
-from fusionbench.vlm.batch import Batch, Batches, Encode
-from fusionbench.vlm.conversations import Cached, Row
+from fusionbench.models.readers.labels import EncodedRow
+from fusionbench.models.readers.text import IMAGE, Turn
+from fusionbench.records.outcomes import Items, Said, items_of
+from fusionbench.vlm.batch import Batches, Encode, ImageStates, RowBatch
 from fusionbench.vlm.model import VisionLanguageModel
-from fusionbench.vlm.states import ImageStates
+from fusionbench.vlm.rows import Cached, TrainingRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class Asking:
     shuffled: int | None = None
     """A seed: each query is that of another row (`question=shuffled`)."""
 
-    def batches(self, rows: Sequence[Row]) -> Iterator[Batch]:
+    def batches(self, rows: Sequence[TrainingRow]) -> Iterator[RowBatch]:
         """The rows in order, in batches."""
         made = Batches(rows, self.ask, self.states, shuffled=self.shuffled)
         for first in range(0, len(rows), self.size):
@@ -129,7 +127,7 @@ class _Said:
     tokens: int = 0
     unknown: int = 0
 
-    def ask(self, asking: Asking, rows: Sequence[Row], limit: int) -> None:
+    def ask(self, asking: Asking, rows: Sequence[TrainingRow], limit: int) -> None:
         """Add the answers to these rows, at most `limit` tokens each."""
         asking.model.eval()
         for batch in asking.batches(rows):
@@ -147,17 +145,17 @@ def _with_questions(asking: Asking, items: Sequence[Item]) -> Asking:
     """Asks with the prompt of each item, while the fusion sees its question alone."""
     questions = {_turn(item): item.question for item in items}
 
-    def ask(row: Row) -> EncodedRow:
-        question = Row(name=row.name, images=(), turns=(Turn(questions[row.turns[-1]]),))
+    def ask(row: TrainingRow) -> EncodedRow:
+        question = TrainingRow(name=row.name, images=(), turns=(Turn(questions[row.turns[-1]]),))
         return replace(asking.ask(row), query_ids=asking.ask(question).query_ids)
 
     return replace(asking, ask=ask)
 
 
-def _rows(name: str, bundle: Bundle, split: SplitName) -> list[Row]:
+def _rows(name: str, bundle: Bundle, split: SplitName) -> list[TrainingRow]:
     examples = bundle.split(split)
     return [
-        Row(
+        TrainingRow(
             name=item,
             images=(Cached(task=name, row=int(row)),),
             turns=(Turn(f"{IMAGE}\n{bundle.questions[question]}"),),
@@ -170,7 +168,7 @@ def _rows(name: str, bundle: Bundle, split: SplitName) -> list[Row]:
 
 def _answer(asking: Asking, text: str) -> tuple[int, ...]:
     """The ids of an answer with its end mark."""
-    row = asking.told(Row(name=text, images=(), turns=(Turn("?", text),)))
+    row = asking.told(TrainingRow(name=text, images=(), turns=(Turn("?", text),)))
     return tuple(i for i, labelled in zip(row.ids, row.labelled, strict=True) if labelled)
 
 
@@ -178,8 +176,8 @@ def _turn(item: Item) -> Turn:
     return Turn(f"{IMAGE}\n" * len(item.images) + item.prompt)
 
 
-def _of_items(items: Sequence[Item]) -> list[Row]:
-    return [Row(name=one.name, images=one.images, turns=(_turn(one),)) for one in items]
+def _of_items(items: Sequence[Item]) -> list[TrainingRow]:
+    return [TrainingRow(name=one.name, images=one.images, turns=(_turn(one),)) for one in items]
 
 
 def _ranked(asking: Asking, items: Sequence[Item]) -> list[int | None]:
@@ -188,7 +186,9 @@ def _ranked(asking: Asking, items: Sequence[Item]) -> list[int | None]:
     for item in items:
         marks = f"{IMAGE}\n" * len(item.images)
         rows = [
-            Row(name=item.name, images=item.images, turns=(Turn(marks + item.question, option),))
+            TrainingRow(
+                name=item.name, images=item.images, turns=(Turn(marks + item.question, option),)
+            )
             for option in item.options
         ]
         if not rows:

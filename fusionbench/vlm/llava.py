@@ -9,24 +9,16 @@ from torch import nn
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.fusion import Method
 from fusionbench.api.types import Fused, Unsupported
-from fusionbench.readers.injection import project
-from fusionbench.readers.language import LanguageModel
-from fusionbench.readers.llava.checkpoint import Checkpoint, open_checkpoint, projector_for
-from fusionbench.readers.llava.description import unfit
-from fusionbench.readers.llava.files import PREFIX
-from fusionbench.readers.llava.kinds import KINDS
-from fusionbench.readers.llava.pixels import Views, reader
-from fusionbench.readers.load import train_language
-from fusionbench.readers.template import build_template
-from fusionbench.records.cell import CellSpec
-from fusionbench.records.training import Training
-from fusionbench.vlm.conversations import Cached, Row
-from fusionbench.vlm.pictures import ReadAhead
-
-
-def is_checkpoint(training: Training) -> bool:
-    """Whether the language model is that of a LLaVA checkpoint."""
-    return training.language.startswith(PREFIX)
+from fusionbench.models.readers.injection import project
+from fusionbench.models.readers.language import LanguageModel
+from fusionbench.models.readers.llava.checkpoint import Checkpoint, open_checkpoint, projector_for
+from fusionbench.models.readers.llava.description import KINDS, unfit
+from fusionbench.models.readers.llava.pixels import Views, reader
+from fusionbench.models.readers.load import train_language
+from fusionbench.models.readers.template import build_template
+from fusionbench.records.cell import CellSpec, Training
+from fusionbench.vlm.batch import ReadAhead
+from fusionbench.vlm.rows import Cached, TrainingRow
 
 
 def how_trained(training: Training) -> str:
@@ -138,7 +130,7 @@ def most_positions(checkpoint: Checkpoint, tokens: int) -> int:
     return max(tiling.tokens(size) for size in tiling.pinpoints)
 
 
-def positions(checkpoint: Checkpoint, row: Row, tokens: int) -> int:
+def positions(checkpoint: Checkpoint, row: TrainingRow, tokens: int) -> int:
     """Positions of a row's images in the language model; opens them where they are tiled."""
     tiling = checkpoint.tiling
     if tiling is None:

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.records.imports import NAME, RESULTS, evaluated_record
-from fusionbench.vlm.conversations import Row
 from fusionbench.vlm.open import LIMIT, OpenModel, asked, open_model
+from fusionbench.vlm.rows import TrainingRow
 
 manifest = ModelManifest(model_id=NAME, simple_class_path=f"{__name__}.FusionBench")
 """What the entry point gives to lmms-eval."""
@@ -33,7 +33,7 @@ _ARGUMENTS = ("cell", "results", "batch_size", "device")
 class Wanted:
     """An answer that a task asks for."""
 
-    row: Row
+    row: TrainingRow
     limit: int
     """Most new tokens."""
     until: tuple[str, ...]
@@ -145,7 +145,7 @@ class FusionBench(lmms):
             found += [_cut(text, one.until) for text, one in zip(texts, same, strict=True)]
         return found
 
-    def _generated(self, rows: Sequence[Row], limit: int) -> Iterator[str]:
+    def _generated(self, rows: Sequence[TrainingRow], limit: int) -> Iterator[str]:
         model = self._model
         for batch in model.asking.batches(rows):
             with model.asking.autocast():
@@ -171,7 +171,7 @@ def _wanted(
     )
 
 
-def _row(context: str, images: object, task: str, number: int, answer: str = "") -> Row:
+def _row(context: str, images: object, task: str, number: int, answer: str = "") -> TrainingRow:
     """A prompt with its images. Raises UserError with task and document for what is no image."""
     name = f"{task}, document {number}"
     found = [] if images is None else images if isinstance(images, list | tuple) else [images]
@@ -190,7 +190,7 @@ def _row(context: str, images: object, task: str, number: int, answer: str = "")
         raise UserError(f"{name}: {error.message}", error.hint) from error
 
 
-def _room(limit: int, model: OpenModel, row: Row) -> int:
+def _room(limit: int, model: OpenModel, row: TrainingRow) -> int:
     """The limit, or what the context holds behind the prompt if that is less; at least 1."""
     encoded = model.asking.ask(row)
     taken = len(encoded.ids) + len(row.images) * model.record.tokens

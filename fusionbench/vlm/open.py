@@ -1,39 +1,53 @@
-"""Open a recorded model of the track `vlm` and ask it.
+"""Open a recorded model of the track `vlm`, ask it, and explain an answer by layers.
 
 The model is rebuilt from its record: method with its settings and what was tuned, encoder, language
 model, vocabulary. Weights, encoder and language model must be those of the training.
+
+A method reads K hidden states (or means of several), its taps h_1 .. h_K. Leaving tap k out:
+
+    h_k := mean of the other taps,    change_k = log p(answer | without k) - log p(answer)
+
+with the answer's text, and everything else, as they are. log p is the sum over the tokens of the
+answer and its end mark, in nats. A negative change: the answer needs what that tap alone has.
+The sum of the changes has no meaning, since taps repeat each other.
+
+A method between the blocks of the encoder that writes nothing is treated alike: its taps are all
+hidden states. For one that writes, and for a method with one tap, the changes are not defined.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import UserError, unknown
+from fusionbench.api.fusion import Tap
 from fusionbench.api.types import Fused
-from fusionbench.encoders.card import EncoderCard
-from fusionbench.readers.llava.checkpoint import Checkpoint
-from fusionbench.readers.text import IMAGE, Turn
+from fusionbench.harness.stepping import States, needs_encoder, taps_of
+from fusionbench.models.encoders.card import EncoderCard
+from fusionbench.models.readers.llava.checkpoint import Checkpoint
+from fusionbench.models.readers.text import IMAGE, Turn
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions, Setting
 from fusionbench.records.files import sha256_of
 from fusionbench.records.lookup import find_record, split_place
 from fusionbench.records.store import Store
 from fusionbench.registry.cards import MethodCard
-from fusionbench.registry.catalog import Catalog, read_catalog
-from fusionbench.registry.encoder_cards import describe
+from fusionbench.registry.catalog import Catalog, describe, read_catalog
 from fusionbench.registry.plugins import load_encoder, load_method
-from fusionbench.study.language import LLAVA, LanguageCard, describe_language
-from fusionbench.vlm.batch import Batch, Batches
-from fusionbench.vlm.build import Built, build_model, encoder_of_rows, training_of
-from fusionbench.vlm.conversations import Row
+from fusionbench.study.training import LLAVA, LanguageCard, describe_language
+from fusionbench.vlm.batch import Batches, RowBatch
+from fusionbench.vlm.checkpoint import Trained, finished, load_weights, model_file
 from fusionbench.vlm.evaluate import Asking
 from fusionbench.vlm.export import is_export, load_export, read_export
 from fusionbench.vlm.llava import open_for
+from fusionbench.vlm.model import Built, build_model, encoder_of_rows, training_of
+from fusionbench.vlm.rows import TrainingRow
 from fusionbench.vlm.session import Session
-from fusionbench.vlm.weights import Trained, finished, load_weights, model_file
 
 LIMIT = 128
 """Most new tokens of an answer, as in LLaVA-1.5's evaluation."""
@@ -67,11 +81,11 @@ class OpenModel:
         """
         return self.answers([asked(pictures, question)], limit=limit)[0]
 
-    def answers(self, rows: Sequence[Row], *, limit: int = LIMIT) -> list[str]:
+    def answers(self, rows: Sequence[TrainingRow], *, limit: int = LIMIT) -> list[str]:
         """The greedy answer to each row, at most `limit` tokens; rows as `asked` makes them."""
         return [text for row in rows for text in self.answer(row, limit=limit)[0]]
 
-    def answer(self, row: Row, *, limit: int = LIMIT) -> tuple[list[str], Fused]:
+    def answer(self, row: TrainingRow, *, limit: int = LIMIT) -> tuple[list[str], Fused]:
         """The answer to one row, in a list, and all that the fusion gave for its pictures."""
         (batch,) = self.asking.batches([row])
         with self.asking.autocast():
@@ -87,20 +101,20 @@ class OpenModel:
         rows = [asked(pictures, question, option) for option in options]
         return tuple(loss for batch in self.told(rows) for loss in self.losses_of(batch))
 
-    def told(self, rows: Sequence[Row]) -> Iterator[Batch]:
+    def told(self, rows: Sequence[TrainingRow]) -> Iterator[RowBatch]:
         """Rows with their answers, in batches."""
         made = Batches(rows, self.asking.told, self.asking.states)
         for first in range(0, len(rows), self.asking.size):
             yield made.fetch(range(first, min(first + self.asking.size, len(rows))))
 
-    def losses_of(self, batch: Batch) -> list[float]:
+    def losses_of(self, batch: RowBatch) -> list[float]:
         """The negative log-likelihood of each row's answer in nats."""
         with self.asking.autocast():
             found: list[float] = self.built.model.losses(batch).tolist()
         return found
 
 
-def asked(pictures: Sequence[Picture], question: str, answer: str = "") -> Row:
+def asked(pictures: Sequence[Picture], question: str, answer: str = "") -> TrainingRow:
     """A question, with its answer if there is one, as a row. Marks go in front where it has none.
 
     Raises UserError for a question without text, and for another number of marks than pictures.
@@ -114,7 +128,7 @@ def asked(pictures: Sequence[Picture], question: str, answer: str = "") -> Row:
             f"write one {IMAGE} for each picture, or none",
         )
     text = question if marks else f"{IMAGE}\n" * len(pictures) + question
-    return Row(name="asked", images=tuple(pictures), turns=(Turn(text, answer),))
+    return TrainingRow(name="asked", images=tuple(pictures), turns=(Turn(text, answer),))
 
 
 def open_model(
@@ -289,3 +303,91 @@ def _other(kind: str, name: str, wanted: str, found: str) -> UserError:
         f"trained with {wanted[:12]}",
         "restore the files that the study ran with",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """An answer, the method's own weights of the layers, and the change without each tap."""
+
+    answer: str
+    trace: Mapping[str, tuple[float, ...]]
+    """Instrument of the method -> one number for each tap or block; often empty."""
+    log_probability: float | None
+    """Of the answer with its end mark, in nats; None for an empty answer."""
+    taps: tuple[Tap, ...]
+    changes: tuple[float, ...]
+    """Change of the log-probability without each tap; empty where it is not defined."""
+    reason: str = ""
+    """Why there are no changes."""
+
+
+def explain(
+    opened: OpenModel, pictures: Sequence[Picture], question: str, *, limit: int = LIMIT
+) -> LayerReport:
+    """Ask a model and leave out each hidden state in turn. Raises UserError as `ask` does."""
+    (text,), fused = opened.answer(asked(pictures, question), limit=limit)
+    fusion = opened.built.model.fusion
+    taps = taps_of(fusion)
+    reason = _undefined(opened, len(pictures), text)
+    log_probability: float | None = None
+    changes: list[float] = []
+    if text.strip():
+        (batch,) = opened.told([asked(pictures, question, text)])
+        log_probability = -opened.losses_of(batch)[0]
+        if not reason:
+            whole = log_probability
+            changes = [-opened.losses_of(one)[0] - whole for one in left_out(batch, taps)]
+    return LayerReport(
+        answer=text,
+        trace={name: _numbers(value) for name, value in sorted(fused.trace.items())},
+        log_probability=log_probability,
+        taps=taps,
+        changes=tuple(changes),
+        reason=reason,
+    )
+
+
+def left_out(batch: RowBatch, taps: tuple[Tap, ...]) -> Iterator[RowBatch]:
+    """The batch without each tap in turn: the mean of the others stands in its place."""
+    with torch.no_grad():
+        states = batch.states(taps)
+    for place in range(len(taps)):
+        yield replace(batch, states=_fixed(without(states, place)))
+
+
+def without(
+    states: Float[Tensor, "tap batch token dim"], place: int
+) -> Float[Tensor, "tap batch token dim"]:
+    """The states with the mean of the others in one place. Raises ValueError for a single tap."""
+    if len(states) < 2:
+        raise ValueError("a single tap has no others to take its place")
+    kept = [row for row in range(len(states)) if row != place]
+    changed = states.clone()
+    changed[place] = states[kept].mean(dim=0)
+    return changed
+
+
+def _fixed(states: Float[Tensor, "tap batch token dim"]) -> States:
+    def gather(taps: tuple[Tap, ...]) -> Float[Tensor, "tap batch token dim"]:
+        return states
+
+    return gather
+
+
+def _undefined(opened: OpenModel, pictures: int, text: str) -> str:
+    """Why the changes are not defined; empty if they are."""
+    fusion = opened.built.model.fusion
+    name = opened.record.label or opened.spec.method
+    if not text.strip():
+        return "the answer is empty: it has no log-probability"
+    if not pictures:
+        return "there is no picture"
+    if needs_encoder(fusion):
+        return f"{name} writes between the encoder's blocks: later states depend on earlier ones"
+    if len(taps_of(fusion)) < 2:
+        return f"{name} reads one hidden state: no other can take its place"
+    return ""
+
+
+def _numbers(value: Tensor) -> tuple[float, ...]:
+    return tuple(float(one) for one in value.float().flatten())

@@ -11,19 +11,28 @@ import torch
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.encoders import Encoder
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import spaced
-from fusionbench.readers.form import decoder_layers
-from fusionbench.readers.labels import TooLong
-from fusionbench.readers.llava.checkpoint import Checkpoint
-from fusionbench.records.cell import Budget, CellSpec, RunOptions, Setting, canonical
-from fusionbench.records.training import Stage, Training
+from fusionbench.models.encoders.features import FeatureKey
+from fusionbench.models.readers.injection import decoder_layers
+from fusionbench.models.readers.labels import TooLong
+from fusionbench.models.readers.llava.checkpoint import Checkpoint
+from fusionbench.records.cell import (
+    Budget,
+    CellSpec,
+    RunOptions,
+    Setting,
+    Stage,
+    Training,
+    canonical,
+)
 from fusionbench.registry.cards import MethodCard
 from fusionbench.registry.plugins import load_method
 from fusionbench.study.mixture import Mixed
-from fusionbench.vlm.batch import Batch, Batches, Encode
-from fusionbench.vlm.build import (
+from fusionbench.vlm.batch import Batches, Encode, ImageStates, ReadAhead, RowBatch, pixels
+from fusionbench.vlm.checkpoint import Trained, partial, save_model, whole
+from fusionbench.vlm.llava import Reading, most_positions, positions
+from fusionbench.vlm.model import (
     Built,
     build_model,
     encoder_of_rows,
@@ -32,15 +41,9 @@ from fusionbench.vlm.build import (
     stranger,
     training_of,
 )
-from fusionbench.vlm.checkpoint import whole
-from fusionbench.vlm.conversations import Row
-from fusionbench.vlm.llava import Reading, most_positions, positions
-from fusionbench.vlm.mixture import Mixture, open_mixture, within
-from fusionbench.vlm.pictures import ReadAhead, pixels
 from fusionbench.vlm.processes import World
-from fusionbench.vlm.states import ImageStates
-from fusionbench.vlm.train import History, Setup, train
-from fusionbench.vlm.weights import Trained, partial, save_model
+from fusionbench.vlm.rows import Mixture, TrainingRow, open_mixture, within
+from fusionbench.vlm.train import Setup, TrainingHistory, train
 
 _CHECKPOINTS = 10
 """Checkpoints of a stage."""
@@ -160,7 +163,7 @@ class StageRows:
         """Number of labelled tokens of a row."""
         return self.batches.labelled(index)
 
-    def fetch(self, indices: Sequence[int]) -> Batch:
+    def fetch(self, indices: Sequence[int]) -> RowBatch:
         """These rows as a batch."""
         return self.batches.fetch(indices)
 
@@ -232,7 +235,7 @@ class _Stage:
     stage: Stage
     world: World
 
-    def train(self) -> tuple[History, int]:
+    def train(self) -> tuple[TrainingHistory, int]:
         """Train the stage; gives what it did and the number of rows that were too long."""
         data = self._rows()
         setup = Setup(
@@ -289,12 +292,12 @@ class _Stage:
             mixture=mixture, batches=batches, batch=self._budget().batch, seed=spec.seed
         )
 
-    def _fitting(self, encode: Encode, most: int) -> tuple[Callable[[Row], bool], int]:
+    def _fitting(self, encode: Encode, most: int) -> tuple[Callable[[TrainingRow], bool], int]:
         """(whether a row has at most `most` positions, bytes of text with which it surely has)."""
         tokens, checkpoint = self._image_tokens(), self.session.checkpoint
         largest = tokens if checkpoint is None else most_positions(checkpoint, tokens)
 
-        def fits(row: Row) -> bool:
+        def fits(row: TrainingRow) -> bool:
             try:
                 room = most - len(encode(row).ids)
             except TooLong:
@@ -310,7 +313,7 @@ class _Stage:
         """Tokens of one input of the encoder, from the fused tokens of a blank one."""
         model, bf16 = self.built.model, self.work.spec.budget.precision == "bf16"
         with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            batch = Batch(
+            batch = RowBatch(
                 rows=(), owners=(), states=self.session.states.of(()), queries=((),), answers=((),)
             )
             return int(model.fused(batch).tokens.shape[1])

@@ -19,10 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fusionbench.api.errors import UserError, one_of
 from fusionbench.api.types import Unsupported
-from fusionbench.harness.optimiser import MUON, Optimisers
-from fusionbench.harness.train import schedule
-from fusionbench.records.cell import Budget
-from fusionbench.records.training import MEANS
+from fusionbench.harness.train import MUON, Optimisers, schedule
+from fusionbench.records.cell import MEANS, Budget
 from fusionbench.vlm.checkpoint import Checkpoints, whole
 from fusionbench.vlm.processes import World
 
@@ -72,7 +70,7 @@ class Setup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class History:
+class TrainingHistory:
     """What a training did."""
 
     losses: tuple[float, ...] = ()
@@ -96,7 +94,7 @@ def train(
     fingerprint: str = "",
     units: Sequence[nn.Module] = (),
     report: Callable[[int, float], None] | None = None,
-) -> History:
+) -> TrainingHistory:
     """Train the parameters of `model` that require a gradient, in place and on every process.
 
     `model(rows, weights)` returns the weighted sum of the rows' losses. With `folder`, a checkpoint
@@ -109,7 +107,7 @@ def train(
     parameters without dimensions that would have to be sharded.
     """
     if not any(p.requires_grad for p in model.parameters()):
-        return History()
+        return TrainingHistory()
     model.train()
     model.zero_grad(set_to_none=True)
     wrapped = _wrapped(model, setup, world, units)
@@ -128,8 +126,8 @@ def train(
             keeper.write(losses)
         if report is not None:
             report(step, loss)
-    unmoved = _without_gradient(trained, optimisers)
-    return History(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=tuple(keeper.notes))
+    unmoved, notes = _without_gradient(trained, optimisers), tuple(keeper.notes)
+    return TrainingHistory(losses=tuple(losses), unmoved=unmoved, resumed=begun, notes=notes)
 
 
 def _require_finite(loss: float, step: int, setup: Setup) -> None:

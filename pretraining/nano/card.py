@@ -18,11 +18,11 @@ from tabulate import tabulate
 
 from fusionbench.api.seeding import seed_of
 from fusionbench.api.tasks import Task, TaskData
-from fusionbench.encoders import builtin
-from fusionbench.encoders.build import load_vit
-from fusionbench.encoders.card import EncoderCard, read_json
-from fusionbench.encoders.vit import ViT
-from fusionbench.harness.probes import Limits, Score, probe_layers
+from fusionbench.harness.probes import ProbeLimits, Score, probe_layers
+from fusionbench.models.encoders import catalog
+from fusionbench.models.encoders.build import load_vit
+from fusionbench.models.encoders.card import EncoderCard, read_json
+from fusionbench.models.encoders.vit import ViT
 from fusionbench.records.files import write_atomic
 from fusionbench.registry.plugins import load_task
 from fusionbench.stats.verdicts import holm
@@ -30,7 +30,7 @@ from nano.pool import local_tasks
 from nano.train import initialise
 
 log = logging.getLogger(__name__)
-LIMITS = Limits(train=16384, val=1024, test=4096)
+LIMITS = ProbeLimits(train=16384, val=1024, test=4096)
 RENDERED = {"train": 16384, "val": 1024, "test": 4096}
 LEVEL = 0.05
 
@@ -247,13 +247,13 @@ def _marked(values: list[float]) -> list[str]:
 def main() -> None:
     """Measure and write the card beside the weights."""
     parser = argparse.ArgumentParser(prog="python -m nano.card")
-    parser.add_argument("--folder", type=Path, default=builtin.places(builtin.NANO)[0].parent)
+    parser.add_argument("--folder", type=Path, default=catalog.places(catalog.NANO)[0].parent)
     folder = parser.parse_args().folder
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     nano = load_vit(folder / "nano.safetensors")
     nano.freeze()
     rows = measure(nano, random_twin(nano))
-    card = builtin.card_of(builtin.NANO, folder / "nano.safetensors")
+    card = catalog.card_of(catalog.NANO, folder / "nano.safetensors")
     training = read_json(folder / "nano.json")["training"]
     write_atomic(folder / "NANO.md", text(card, training, rows).encode())
 

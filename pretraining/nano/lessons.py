@@ -16,9 +16,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fusionbench.api.encoders import Encoder
-from fusionbench.encoders import builtin
-from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.vit import ViTConfig, fitted
+from fusionbench.models.encoders import catalog
+from fusionbench.models.encoders.catalog import describe
+from fusionbench.models.encoders.vit import ViTConfig, fitted
 from fusionbench.records.files import cache_dir, write_atomic
 from nano.pool import PoolPlan, pool
 
@@ -80,7 +80,7 @@ def answers(
     """`last` and `middle` in float16, from the cache where the teacher has seen these images."""
     from safetensors.torch import load, save
 
-    weights = describe(builtin.DINOV2).weights
+    weights = describe(catalog.DINOV2).weights
     content = hashlib.sha256(f"{weights} {TEACHER_SIZE} {TEACHER_MIDDLE} {images.shape}".encode())
     content.update(images.tobytes())
     path = cache_dir("pretraining", f"{content.hexdigest()[:32]}.safetensors")

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionbench.api.seeding import seed_of
-from fusionbench.encoders import builtin
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.vit import ViT, prepare
+from fusionbench.models.encoders import catalog
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import describe
+from fusionbench.models.encoders.vit import ViT, prepare
 from fusionbench.records.files import write_atomic
 from nano.detail import detail, detail_told
 from nano.lessons import NANO, TEACHER_SIZE, Lessons, lessons
@@ -190,12 +190,12 @@ def main() -> None:
     asked = arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe, plan = Recipe(), PoolPlan(skip=tuple(asked.skip))
-    data = lessons(plan, build(builtin.DINOV2, image_size=TEACHER_SIZE))
+    data = lessons(plan, build(catalog.DINOV2, image_size=TEACHER_SIZE))
     steps = asked.steps or steps_in(asked.minutes, data, recipe)
     log.info("%d steps; %s", steps, data.counts)
     started = time.monotonic()
     encoder = train(data, recipe, steps=steps)
-    card = describe(builtin.DINOV2)
+    card = describe(catalog.DINOV2)
     training = {
         "teacher": card.source,
         "teacher_weights": card.weights,

@@ -12,7 +12,7 @@ from fusionbench.api.types import Unsupported
 from fusionbench.checks import check_method, checks, each_check
 from fusionbench.checks.run import find, page, run_checks
 from fusionbench.checks.toy import Subject
-from fusionbench.cli.check import check
+from fusionbench.cli.extend import check
 
 # Four fifths of the time; the others run for every method and every mutant.
 SLOW = ("compiled", "learns_signal", "random_labels")

@@ -8,7 +8,7 @@ import pytest
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.fetch import fetch
-from fusionbench.cli.probe_layers import probe
+from fusionbench.cli.profile import probe
 from fusionbench.records.probes import probe_file, probe_maps, read_probe
 
 SMALL = (120, 60, 60)

@@ -12,8 +12,8 @@ import pytest
 from vlm_records import asked_items, cell, copied, save_picture, trained_folder
 
 from fusionbench.api.errors import UserError
-from fusionbench.cli import verify
-from fusionbench.cli.ask import split_words
+from fusionbench.cli import again as verify
+from fusionbench.cli.models import split_words
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog

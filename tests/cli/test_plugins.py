@@ -13,9 +13,8 @@ from toy_cells import train_cell
 import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.checks.first_build import first_uses
-from fusionbench.cli.new import new_package
-from fusionbench.registry.catalog import read_catalog
-from fusionbench.registry.encoder_cards import describe
+from fusionbench.cli.extend import new_package
+from fusionbench.registry.catalog import describe, read_catalog
 from fusionbench.registry.plugins import check_plugins, load_encoder, load_method, require_sound
 
 HOME = Path(fusionbench.__file__).parent.parent

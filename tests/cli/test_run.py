@@ -16,11 +16,11 @@ from fusionbench.cli import summary
 from fusionbench.cli.app import seldom
 from fusionbench.cli.forecast import forecast
 from fusionbench.cli.run import assemble
-from fusionbench.encoders import builtin
 from fusionbench.launchers.jobs import Event
 from fusionbench.launchers.progress import Lines
 from fusionbench.launchers.runner import told
 from fusionbench.launchers.sweep import run_plan
+from fusionbench.models.encoders import catalog
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
@@ -88,12 +88,12 @@ def test_a_split_in_full_has_no_size_yet(call, cache, tmp_path):
 
 
 def test_the_sizes_that_a_plan_uses_are_those_of_the_weights(cache):
-    from fusionbench.encoders.dinov2 import ARCHITECTURE
+    from fusionbench.models.encoders.dinov2 import ARCHITECTURE
 
-    card = builtin.card("dinov2-small", image_size=112)
+    card = catalog.card("dinov2-small", image_size=112)
     assert (card.layers, card.dim) == (ARCHITECTURE["layers"], ARCHITECTURE["dim"])
     assert card.grid == (8, 8) and card.size == 112 and not card.available and not card.weights
-    assert builtin.card("dinov2-small").size == ARCHITECTURE["size"]
+    assert catalog.card("dinov2-small").size == ARCHITECTURE["size"]
 
 
 def test_start_up_and_report_are_those_of_the_last_run_here(call, cache, tmp_path):
@@ -162,7 +162,7 @@ def test_without_a_network_the_ways_out_are_named(call, cache, monkeypatch):
     def unreachable():
         raise OSError("no connection to the hub")
 
-    monkeypatch.setattr("fusionbench.encoders.fetch.require_hub", unreachable)
+    monkeypatch.setattr("fusionbench.models.encoders.fetch.require_hub", unreachable)
     for command in (
         ("fetch", "hf:somebody/vit"),
         ("run", "--encoder", "hf:somebody/vit", "--tasks", "planted_layer", "--methods", "last"),

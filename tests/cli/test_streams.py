@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionbench.cli.streams import Shown
+from fusionbench.cli.main import VisibleStream
 from fusionbench.launchers import progress
 from fusionbench.launchers.progress import Lines, Live, Silent, make_progress, remaining
 
@@ -39,7 +39,7 @@ def test_every_terminal_shows_every_list(command, encoding, monkeypatch, call):
 
 def test_a_report_table_has_twins_in_ascii():
     raw, stream = terminal("ascii")
-    assert Shown(stream).write("Mean ± half — †\n") == 16
+    assert VisibleStream(stream).write("Mean ± half — †\n") == 16
     assert raw.getvalue() == b"Mean +/- half - +\n"
 
 
@@ -72,7 +72,7 @@ def test_a_live_bar_keeps_its_own_codes_and_shows_those_of_others():
             return True
 
     screen = Terminal()
-    progress = make_progress(quiet=False, stream=Shown(screen))
+    progress = make_progress(quiet=False, stream=VisibleStream(screen))
     progress.start(2, 0)
     progress.cell(f"mema{SLY}", "digits", 0)
     progress.note(f"failed: {SLY}")

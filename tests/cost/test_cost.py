@@ -10,13 +10,13 @@ from method_sizes import REFERENCE
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
-from fusionbench.cost import counting as flops
-from fusionbench.cost import profile as bench
-from fusionbench.cost import shapes as language
-from fusionbench.cost import timing
-from fusionbench.cost.profile import Bench
-from fusionbench.cost.shapes import SHAPES, subject
-from fusionbench.cost.timing import interleaved, spread
+from fusionbench.harness import measure
+from fusionbench.harness import measure as flops
+from fusionbench.harness import pipeline as language
+from fusionbench.harness import profile as bench
+from fusionbench.harness.measure import interleaved, spread
+from fusionbench.harness.pipeline import SHAPES, subject
+from fusionbench.harness.profile import Bench
 from fusionbench.records.cost import ProfileOptions, read
 from fusionbench.registry import provenance
 from fusionbench.registry.catalog import read_catalog
@@ -161,10 +161,10 @@ def test_a_profile_that_is_there_is_not_measured_again(tmp_path):
 @pytest.mark.thorough
 def test_a_language_model_behind_the_encoder_is_timed_with_the_method(monkeypatch, tmp_path):
     small = ReaderShape(layers=4, width=64, heads=4, mlp=96)
-    built = language.LanguageModel
+    built = language.RandomLlama
     monkeypatch.setattr(language, "SHAPE", small)
     monkeypatch.setattr(bench, "SHAPE", small)
-    monkeypatch.setattr(bench, "LanguageModel", lambda *given: built(*given, shape=small))
+    monkeypatch.setattr(bench, "RandomLlama", lambda *given: built(*given, shape=small))
     nowhere = built(META, torch.float32, shape=small)
     monkeypatch.setattr(language, "nowhere", lambda dtype: nowhere)
     monkeypatch.setattr(language, "operations", lambda tokens: 0)
@@ -242,7 +242,7 @@ def test_a_profile_says_under_what_it_was_measured(monkeypatch):
     assert (found.dtype, found.batch, found.compile, found.mode) == (
         "bfloat16", 8, "default", "train"
     )  # fmt: skip
-    assert asked.blocks == timing.BLOCKS >= 30
+    assert asked.blocks == measure.BLOCKS >= 30
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr(provenance, "_command", lambda *words: " ".join(words))
     there = provenance.hardware.__wrapped__("cuda:0")
@@ -258,12 +258,12 @@ def test_the_peak_is_above_what_was_there_at_the_start(monkeypatch):
         torch.cuda, "reset_peak_memory_stats", lambda device: used.update(most=used["now"])
     )
     run = lambda: (calls.append("run"), used.update(most=250))  # noqa: E731
-    assert timing.peak_bytes(run, torch.device("cuda")) == 150
+    assert measure.peak_bytes(run, torch.device("cuda")) == 150
     assert calls == ["wait", "run", "wait"]
 
 
 def test_on_a_cpu_no_peak_is_reported():
-    assert timing.peak_bytes(lambda: torch.zeros(1000), torch.device("cpu")) is None
+    assert measure.peak_bytes(lambda: torch.zeros(1000), torch.device("cpu")) is None
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusionbench.encoders.features import RowFile
+from fusionbench.models.encoders.features import RowFile
 from fusionbench.records.files import cache_dir, file_hash, is_sealed, sha256_of, write_atomic
 
 
@@ -173,8 +173,8 @@ def test_what_the_system_takes_in_pieces_is_written_whole(tmp_path, monkeypatch)
 def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path, monkeypatch):
     from toy_cells import PixelToyEncoder
 
-    from fusionbench.encoders import features
-    from fusionbench.encoders.features import FeatureKey
+    from fusionbench.models.encoders import features
+    from fusionbench.models.encoders.features import FeatureKey
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

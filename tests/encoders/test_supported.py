@@ -9,9 +9,9 @@ from encoder_families import MAKERS, of_timm, of_transformers
 from safetensors.torch import load_file, save_file
 
 from fusionbench.api.errors import UserError
-from fusionbench.encoders import build as building
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import available, describe, recorded_name
+from fusionbench.models.encoders import build as building
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import available, describe, recorded_name
 
 ODD = 30  # pixels: three patches of 8, and six pixels that no patch reads
 
@@ -168,7 +168,7 @@ def test_an_odd_repository_in_the_cache_hides_no_other(odd, tmp_path, monkeypatc
 
 
 def test_processor_settings_of_a_new_release_travel_with_a_download():
-    from fusionbench.encoders import fetch
+    from fusionbench.models.encoders import fetch
 
     assert {"processor_config.json", "preprocessor_config.json"} <= set(fetch._FILES)
 
@@ -176,7 +176,7 @@ def test_processor_settings_of_a_new_release_travel_with_a_download():
 def test_the_names_in_the_library_and_here_agree():
     import transformers
 
-    from fusionbench.encoders.families import FAMILIES
+    from fusionbench.models.encoders.snapshots import FAMILIES
 
     for kind, family in FAMILIES.items():
         config = getattr(transformers, family.cls).config_class()

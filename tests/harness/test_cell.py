@@ -13,14 +13,13 @@ from fusionbench.api.errors import UserError
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.tasks import require_outcomes
 from fusionbench.api.types import Fused
-from fusionbench.harness.cell import Tuned, choose_layer, choose_lr
+from fusionbench.harness.cell import Tuned, choose_layer, choose_lr, own_examples, train_model
+from fusionbench.harness.materials import QuestionTable, token_vector
 from fusionbench.harness.model import Model, build_model
 from fusionbench.harness.passes import PassMember, evaluate_together, train_all
-from fusionbench.harness.ridge import own_examples, train_model
 from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
 from fusionbench.harness.train import batches, drawn, evaluate, schedule
-from fusionbench.readers.attentive import Question
-from fusionbench.readers.questions import QuestionTable, token_vector
+from fusionbench.models.readers.attentive import QuestionEncoder
 from fusionbench.records.cell import TUNING_SEED
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
@@ -187,7 +186,7 @@ def test_the_encoder_gets_no_gradient_and_keeps_its_weights():
 def test_the_reader_tells_the_order_of_words():
     table = QuestionTable.build(["is a left of b ?", "is b left of a ?"], 8)
     torch.manual_seed(0)
-    one, two = Question(8, 16, 6)(table.tokens, table.mask)
+    one, two = QuestionEncoder(8, 16, 6)(table.tokens, table.mask)
     assert not torch.allclose(one, two, atol=1e-3)
     assert torch.allclose(table.mean()[0], table.mean()[1], atol=1e-6)
 
@@ -197,7 +196,7 @@ def test_padding_changes_no_question():
     padded = QuestionTable.build(["one two", "one two three four"], 8)
     assert torch.allclose(short.mean()[0], padded.mean()[0], atol=1e-6)
     torch.manual_seed(0)
-    reader = Question(8, 16, 4)
+    reader = QuestionEncoder(8, 16, 4)
     alone = reader(short.tokens.new_zeros(1, 4, 8).index_copy(1, torch.arange(2), short.tokens),
                    torch.tensor([[True, True, False, False]]))  # fmt: skip
     assert torch.allclose(alone[0], reader(padded.tokens, padded.mask)[0], atol=1e-6)

@@ -26,7 +26,6 @@ from toy_encoder import ToyEncoder, draw
 from fusionbench.api.fusion import InEncoderFusion
 from fusionbench.api.modules import composed, sdpa
 from fusionbench.api.types import Fused
-from fusionbench.encoders.vit import ViT, ViTConfig
 from fusionbench.harness import passes
 from fusionbench.harness.cell import PassCell, Tuned
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
@@ -40,6 +39,7 @@ from fusionbench.harness.passes import (
 )
 from fusionbench.harness.stack import Stack
 from fusionbench.harness.train import autocast, train
+from fusionbench.models.encoders.vit import ViT, ViTConfig
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 

@@ -12,17 +12,16 @@ from toy_cells import BUDGET, BrightHalf, PixelToyEncoder, both_ways, in_double,
 from toy_encoder import SHAPE, Maps
 
 from fusionbench.api.errors import UserError
-from fusionbench.cost.pipeline import build_pipeline
-from fusionbench.encoders import features
-from fusionbench.encoders.features import FeatureKey
-from fusionbench.encoders.vit import Block, ViT, ViTConfig
 from fusionbench.harness.bundle import cut
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.model import build_model
-from fusionbench.harness.optimiser import Muon, Optimisers, orthogonalised
 from fusionbench.harness.passes import PassMember, train_together
+from fusionbench.harness.pipeline import build_pipeline
 from fusionbench.harness.stack import Stack
-from fusionbench.harness.train import autocast, train
+from fusionbench.harness.train import Muon, Optimisers, autocast, orthogonalised, train
+from fusionbench.models.encoders import features
+from fusionbench.models.encoders.features import FeatureKey
+from fusionbench.models.encoders.vit import ViT, ViTBlock, ViTConfig
 from fusionbench.study.study import load_study
 
 MUON = replace(BUDGET, optimiser="muon", vector_lr=5e-3)
@@ -156,7 +155,7 @@ def apart(found, exact):
 
 def drawn_block(dtype):
     torch.manual_seed(3)
-    block = Block(SMALL)
+    block = ViTBlock(SMALL)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return block.to(dtype)
@@ -186,8 +185,8 @@ def test_fused_attention_and_one_product_for_all_three_equal_the_written_out_blo
     tokens = torch.randn(2, 10, 32, generator=torch.Generator().manual_seed(0))
     exact = there_and_back(with_maps, drawn_block(torch.float64), tokens.double())
     plain = there_and_back(with_maps, drawn_block(torch.float32), tokens)
-    fused = there_and_back(Block.__call__, drawn_block(torch.float32), tokens)
-    half = there_and_back(Block.__call__, drawn_block(torch.bfloat16), tokens)
+    fused = there_and_back(ViTBlock.__call__, drawn_block(torch.float32), tokens)
+    half = there_and_back(ViTBlock.__call__, drawn_block(torch.bfloat16), tokens)
     for mine, theirs in zip(fused, plain, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
     assert apart(half[0], exact[0]) <= 0.02 and apart(half[1], exact[1]) <= 0.02

@@ -58,7 +58,7 @@ def test_nothing_that_is_read_is_run_or_unpickled():
 
 
 def test_no_code_of_a_checkpoint_is_run_and_nothing_is_downloaded_by_the_way():
-    from fusionbench.encoders.families import LOCAL, ON_DISK
+    from fusionbench.models.encoders.snapshots import LOCAL, ON_DISK
 
     assert LOCAL == {"local_files_only": True, "trust_remote_code": False}
     assert ON_DISK == {**LOCAL, "use_safetensors": True}
@@ -81,7 +81,7 @@ def test_no_code_of_a_checkpoint_is_run_and_nothing_is_downloaded_by_the_way():
 def test_a_checkpoint_with_code_of_its_own_is_loaded_without_it(tmp_path):
     from transformers import AutoConfig
 
-    from fusionbench.encoders.families import LOCAL
+    from fusionbench.models.encoders.snapshots import LOCAL
 
     (tmp_path / "config.json").write_text(json.dumps({
         "model_type": "sly", "auto_map": {"AutoConfig": "sly.Sly"},

@@ -9,9 +9,9 @@ from dataclasses import replace
 import bad_plugins
 import pytest
 
-from fusionbench.launchers import devices, local
-from fusionbench.launchers.devices import worker_count
+from fusionbench.launchers import limits, local
 from fusionbench.launchers.jobs import EncodeJob, Event, TapsJob, company_of, jobs_of
+from fusionbench.launchers.limits import worker_count
 from fusionbench.launchers.local import LocalLauncher
 from fusionbench.launchers.progress import Silent
 from fusionbench.launchers.sweep import run_plan
@@ -326,14 +326,14 @@ def test_the_environment_is_changed_only_while_a_worker_starts_and_a_users_value
 def test_small_cells_share_a_gpu_and_passes_fill_it(
     device, workers, seeds_per_pass, expected, monkeypatch
 ):
-    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
+    monkeypatch.setattr(limits, "gpu_count", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     options = RunOptions(device=device, workers=workers)
     assert worker_count(options, seeds_per_pass=seeds_per_pass) == expected
 
 
 def test_no_more_than_one_for_each_core(monkeypatch):
-    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
+    monkeypatch.setattr(limits, "gpu_count", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     assert worker_count(RunOptions(device="cuda")) == 2
 

@@ -16,8 +16,7 @@ from slurm_cluster import Cluster, wait_for
 
 from fusionbench.api.errors import UserError
 from fusionbench.launchers import slurm
-from fusionbench.launchers.slurm import SlurmOptions, private_folder
-from fusionbench.launchers.slurm_queue import HOME, note_tasks, noted_tasks
+from fusionbench.launchers.slurm import HOME, SlurmOptions, note_tasks, noted_tasks, private_folder
 from fusionbench.records.store import Store
 
 WHY_NOT = slurm_cluster.missing()

@@ -18,9 +18,9 @@ from light_commands import loaded_after
 from sweep_plugin import __file__ as plugin
 
 from fusionbench.harness.bundle import bundle_path, cut, drop_images, kept_images, read_bundle
-from fusionbench.launchers import devices, local
-from fusionbench.launchers.devices import gpu_count, least_used, worker_count, worker_devices
+from fusionbench.launchers import limits, local
 from fusionbench.launchers.jobs import in_turn, jobs_of
+from fusionbench.launchers.limits import gpu_count, least_used, worker_count, worker_devices
 from fusionbench.launchers.runner import Runner, seeds_of_pass
 from fusionbench.launchers.signing import Failures
 from fusionbench.launchers.workers import Worker
@@ -255,7 +255,7 @@ def gpus(tmp_path, monkeypatch):
     """A machine with so many GPUs and 64 cores."""
 
     def machine(count):
-        monkeypatch.setattr(devices, "_DRIVER", tmp_path / "nvidiactl")
+        monkeypatch.setattr(limits, "_DRIVER", tmp_path / "nvidiactl")
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(CORES)))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for name in ("nvidiactl", "nvidia-uvm", *(f"nvidia{i}" for i in range(count))):

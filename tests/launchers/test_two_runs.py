@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from fusionbench.records.locks import LOCKS, claimed, claims, exclusive
+from fusionbench.records.folder import LOCKS, claimed, claims, exclusive
 from fusionbench.records.store import Store
 
 STUDY = ("run", "--preset", "smoke", "--tasks", "planted_layer", "--workers", "1")
@@ -90,7 +90,7 @@ def test_who_waits_gets_the_claim_when_it_is_released(tmp_path):
 )
 def test_a_process_that_dies_releases_its_claim(tmp_path):
     code = (
-        "import os, sys, pathlib\nfrom fusionbench.records.locks import claimed\n"
+        "import os, sys, pathlib\nfrom fusionbench.records.folder import claimed\n"
         "with claimed(pathlib.Path(sys.argv[1]), 'a'):\n    os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
@@ -116,7 +116,7 @@ def test_the_folder_is_exclusive_for_one_at_a_time(tmp_path):
 
 HOLDER = """
 import pathlib, sys, time
-from fusionbench.records.locks import claimed
+from fusionbench.records.folder import claimed
 with claimed(pathlib.Path(sys.argv[1]), "a", cells=[("mema", "digits", 0)]):
     print("held", flush=True)
     time.sleep(600)

@@ -20,7 +20,7 @@ from fusionbench.methods.dinov2_linear import DINOv2Linear
 from fusionbench.methods.head2toe import Head2Toe
 from fusionbench.methods.middle_mean import MiddleMean
 from fusionbench.methods.sparsecut import SparseCut
-from fusionbench.readers.decoder import DecoderReader, decoder_shape
+from fusionbench.models.readers.decoder import DecoderReader, decoder_shape
 from fusionbench.registry.plugins import load_method
 from fusionbench.report.coverage import warnings
 

@@ -22,7 +22,7 @@ from fusionbench.methods._units import LayerAttention, RecurrentUnit
 from fusionbench.methods.mema import Mema, SpatialGate
 from fusionbench.methods.mmfuser import MSDeformAttn
 from fusionbench.methods.tgif import TGIF
-from fusionbench.readers.injection import Inside
+from fusionbench.models.readers.injection import Inside
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.id)

@@ -15,8 +15,8 @@ from fusionbench.methods.lsf_internal import LSFInternal
 from fusionbench.methods.mema import Mema
 from fusionbench.methods.qwen3vl_deepstack import Merger, Qwen3VLDeepStack
 from fusionbench.methods.tgif import TGIF
-from fusionbench.readers import injection as layers
-from fusionbench.readers.injection import Inside
+from fusionbench.models.readers import injection as layers
+from fusionbench.models.readers.injection import Inside
 
 KINDS = {
     "direct": ("layer_select_fuse", "I_D"),

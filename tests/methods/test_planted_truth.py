@@ -12,9 +12,9 @@ import torch
 
 from fusionbench.api.tasks import Split, TaskData
 from fusionbench.api.types import StackShape
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.planted import (
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import describe
+from fusionbench.models.encoders.planted import (
     _GATE,
     _HIDDEN,
     FEEDBACK,

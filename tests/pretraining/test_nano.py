@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fusionbench.encoders.build import build, load_vit
-from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.vit import ViT
-from fusionbench.harness.probes import Limits, fit, probe_layers
+from fusionbench.harness.probes import ProbeLimits, fit, probe_layers
+from fusionbench.models.encoders.build import build, load_vit
+from fusionbench.models.encoders.catalog import describe
+from fusionbench.models.encoders.vit import ViT
 from fusionbench.registry.plugins import load_task
 from nano import train as pretrain
 from nano.card import random_twin
@@ -133,7 +133,7 @@ def test_nanos_card_belongs_to_these_weights_and_tells_the_command():
 
 def scores(encoder: ViT, name: str) -> list[float]:
     task = load_task(next(card for card in local_tasks(()) if card.name == name))
-    limits = Limits(train=600, val=100, test=600)
+    limits = ProbeLimits(train=600, val=100, test=600)
     return [score.test for score in probe_layers(encoder, task, task.load(), limits=limits)]
 
 

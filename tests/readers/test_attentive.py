@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from fusionbench.api.types import Fused, Injection, Unsupported
-from fusionbench.readers import ridge
-from fusionbench.readers.attentive import positions
-from fusionbench.readers.build import build_reader
-from fusionbench.readers.ridge_reader import RidgeReader
+from fusionbench.models.readers import ridge
+from fusionbench.models.readers.attentive import positions
+from fusionbench.models.readers.build import build_reader
+from fusionbench.models.readers.ridge import RidgeReader
 
 WIDTH, GRID = 16, (2, 3)
 

@@ -15,10 +15,10 @@ from fusionbench.api.fusion import Fusion
 from fusionbench.api.types import Fused, Injection, ReaderPatch, Unsupported
 from fusionbench.harness.model import build_model, shape_of
 from fusionbench.harness.train import evaluate, train
-from fusionbench.readers.build import build_reader
-from fusionbench.readers.decoder import DecoderReader, decoder_shape
-from fusionbench.readers.injection import Inside, injected
-from fusionbench.readers.projector import LanguageProjector
+from fusionbench.models.readers.build import build_reader
+from fusionbench.models.readers.decoder import DecoderReader, decoder_shape
+from fusionbench.models.readers.injection import Inside, injected
+from fusionbench.models.readers.splice import LanguageProjector
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import select_methods

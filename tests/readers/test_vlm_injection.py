@@ -24,10 +24,9 @@ from tiny_languages import (
 )
 
 from fusionbench.api.types import Fused, Injection, ReaderPatch, Unsupported
-from fusionbench.readers.form import require_form
-from fusionbench.readers.injection import Inside, injected
-from fusionbench.readers.language import LanguageModel
-from fusionbench.readers.splice import IGNORED, splice
+from fusionbench.models.readers.injection import Inside, injected, require_form
+from fusionbench.models.readers.language import LanguageModel
+from fusionbench.models.readers.splice import IGNORED, splice
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 

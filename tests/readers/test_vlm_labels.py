@@ -9,14 +9,13 @@ from tiny_languages import byte_level, metaspace
 from transformers import PreTrainedTokenizerFast
 
 from fusionbench.api.errors import UserError
-from fusionbench.readers.labels import TooLong, encode
-from fusionbench.readers.load import check_language, load_language
-from fusionbench.readers.splice import splice
-from fusionbench.readers.template import build_template
-from fusionbench.readers.text import IMAGE, Turn, images_in, without_images
-from fusionbench.readers.tokenizer import HubTokenizer
-from fusionbench.readers.words import SPECIAL, WordTokenizer
-from fusionbench.records.training import QUERIES
+from fusionbench.models.readers.labels import TooLong, encode
+from fusionbench.models.readers.load import check_language, load_language
+from fusionbench.models.readers.splice import splice
+from fusionbench.models.readers.template import build_template
+from fusionbench.models.readers.text import IMAGE, HubTokenizer, Turn, images_in, without_images
+from fusionbench.models.readers.words import SPECIAL, WordTokenizer
+from fusionbench.records.cell import QUERIES
 
 TURNS = [
     Turn(f"{IMAGE}\nWhat is the capital?", "Paris."),
@@ -298,7 +297,7 @@ def test_names_of_language_models():
 
 def test_vocabulary_and_labels_load_no_torch():
     modules = ("load", "fetch", "words", "labels", "template", "tokenizer")
-    loads = "; ".join(f"import fusionbench.readers.{name}" for name in modules)
+    loads = "; ".join(f"import fusionbench.models.readers.{name}" for name in modules)
     code = f"{loads}; import sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

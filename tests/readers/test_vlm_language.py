@@ -16,13 +16,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Fused, Injection
-from fusionbench.encoders import wheels
-from fusionbench.readers import fetch, smollm2
-from fusionbench.readers.labels import EncodedRow, encode
-from fusionbench.readers.language import language_shape
-from fusionbench.readers.load import load_language
-from fusionbench.readers.splice import IGNORED, splice
-from fusionbench.readers.text import Turn
+from fusionbench.models.encoders import fetch as wheels
+from fusionbench.models.readers import fetch
+from fusionbench.models.readers import fetch as smollm2
+from fusionbench.models.readers.labels import EncodedRow, encode
+from fusionbench.models.readers.language import language_shape
+from fusionbench.models.readers.load import load_language
+from fusionbench.models.readers.splice import IGNORED, splice
+from fusionbench.models.readers.text import Turn
 
 TURN = Turn("<image>\nWhat color is the cube?", "red")
 
@@ -501,6 +502,6 @@ def test_a_failed_download_names_the_command(slow_pip, tmp_path):
 
 
 def test_a_download_that_hangs_ends(slow_pip, tmp_path, monkeypatch):
-    monkeypatch.setattr(wheels, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(wheels, "_PIP_SECONDS", 0.3)
     with pytest.raises(OSError, match=r"pip took more than 0.3 s"):
         wheels.download("some==1", tmp_path, size=4_000_000)

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fusionbench.records.cell import Budget, CellRecord, CellSpec, hashed
-from fusionbench.records.facts import Facts, full_text, normal_text
+from fusionbench.records.cell import Budget, CellRecord, CellSpec, Stage, Training, hashed
+from fusionbench.records.schema import Facts, full_text, normal_text
 from fusionbench.records.store import Store
-from fusionbench.records.training import Stage, Training
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "results" / "quick"
 

@@ -16,13 +16,12 @@ from vlm_records import pope_asked, pope_texts, write_vlm
 from fusionbench.api.benchmarks import Asked
 from fusionbench.api.errors import UserError
 from fusionbench.records import cost
-from fusionbench.records.answers import Said, answers_of, items_of, pack, unpack
 from fusionbench.records.cell import canonical, checksum
 from fusionbench.records.cost import Conditions, CostRecord
-from fusionbench.records.facts import fact_hash, full_text
 from fusionbench.records.history import Request
 from fusionbench.records.merge import merge
-from fusionbench.records.outcomes import Items
+from fusionbench.records.outcomes import Items, Said, answers_of, items_of, pack, unpack
+from fusionbench.records.schema import fact_hash, full_text
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_benchmark

@@ -22,7 +22,6 @@ from toy_records import ITEMS, outcomes, put, record, spec
 
 from fusionbench.api.errors import UserError
 from fusionbench.records import cost
-from fusionbench.records.answers import Said
 from fusionbench.records.cost import Conditions, CostRecord
 from fusionbench.records.files import write_atomic
 from fusionbench.records.history import (
@@ -34,6 +33,7 @@ from fusionbench.records.history import (
     read_designs,
 )
 from fusionbench.records.merge import merge
+from fusionbench.records.outcomes import Said
 from fusionbench.records.pictures import ExamplePictures, draw_sheet, picture_file, read_pictures
 from fusionbench.records.probes import ProbeMap, probe_maps, write_probe
 from fusionbench.records.store import Store
@@ -232,7 +232,7 @@ def test_the_judge_sees_a_change_that_nobody_names(folders, tmp_path):
 
 
 def test_a_record_that_was_signed_anew_is_named(folders, tmp_path):
-    from fusionbench.records.facts import full_text
+    from fusionbench.records.schema import full_text
 
     folder = shutil.copytree(folders["live"], tmp_path / "live")
     judge = of_folder(folder)
@@ -256,9 +256,9 @@ def features_judge(cache):
     import torch
     from toy_cells import BUDGET, BrightHalf, PixelToyEncoder
 
-    from fusionbench.encoders import features
-    from fusionbench.encoders.features import FeatureKey
     from fusionbench.harness.bundle import cut
+    from fusionbench.models.encoders import features
+    from fusionbench.models.encoders.features import FeatureKey
 
     images = cut("bright_half", BrightHalf().load(), BUDGET)[1][:4]
     key = FeatureKey(weights="w", size=4, images="i", count=4, precision="fp32", dtype="float16")

@@ -24,8 +24,8 @@ from fusionbench.records.pictures import (
     picture_files,
     read_pictures,
 )
+from fusionbench.records.states import fingerprint
 from fusionbench.records.store import Items, Store
-from fusionbench.report.freshness import fingerprint
 from fusionbench.study.study import QUICK
 
 COLOURS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250]], dtype=np.uint8)

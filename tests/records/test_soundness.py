@@ -11,7 +11,6 @@ from toy_records import ITEMS, outcomes, put, record, spec
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import checksum
-from fusionbench.records.facts import full_text
 from fusionbench.records.history import (
     Design,
     PlannedAblation,
@@ -23,6 +22,7 @@ from fusionbench.records.history import (
 from fusionbench.records.merge import merge
 from fusionbench.records.outcomes import encode
 from fusionbench.records.pairs import Results
+from fusionbench.records.schema import full_text
 from fusionbench.records.store import Store
 
 REQUEST = Request(study={"name": "toy", "seeds": 2}, labels=("mema",), tasks=("digits",))

@@ -12,17 +12,17 @@ import pytest
 from scipy.stats import binom
 from toy_records import outcomes, put, record, spec
 
+from fusionbench.records.cell import FRESH, Stage, Training
 from fusionbench.records.cost import Conditions, CostRecord, Spread, read, write
+from fusionbench.records.folder import LOCKS, claimed, claims, exclusive
 from fusionbench.records.history import Request
-from fusionbench.records.locks import LOCKS, claimed, claims, exclusive
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import score_tables
 from fusionbench.records.states import STATES, states
 from fusionbench.records.store import Store
-from fusionbench.records.training import FRESH, Stage, Training
 from fusionbench.report.contrasts import scopes
-from fusionbench.report.reference_table import reference_page
-from fusionbench.stats.sensitivity import above_chance, insensitive, saturated
+from fusionbench.report.layer_table import reference_page
+from fusionbench.stats.power import above_chance, insensitive, saturated
 from fusionbench.study.study import QUICK, as_plain
 
 LABELS, TASKS = ("mema", "last"), ("digits", "scenes")

@@ -17,7 +17,7 @@ import pytest
 
 import fusionbench
 from fusionbench.api.errors import UserError
-from fusionbench.cli.import_lmms import write
+from fusionbench.cli.models import import_results
 from fusionbench.records.imports import evaluated_record, import_folder
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
@@ -336,7 +336,7 @@ def test_imported_numbers_are_a_section_of_the_report_and_in_no_table_of_ours(tm
 
 def test_the_command_prints_a_line_for_each_record(tmp_path, capsys):
     put(tmp_path / "in", {"mme": ({"perception,none": 1480.5}, None)})
-    assert write(tmp_path / "in", tmp_path / "out", None, "0.7.3", sys.stdout) == 0
+    assert import_results(tmp_path / "in", tmp_path / "out", None, "0.7.3", sys.stdout) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("org/llava-7b on lmms:mme: no score of 0 questions; aggregate only")
     assert lines[1] == f"1 records imported, 0 were there: {tmp_path / 'out'}"

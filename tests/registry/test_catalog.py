@@ -17,7 +17,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.api.types import StackShape
 from fusionbench.cli.listing import json_text, tasks_text
 from fusionbench.harness.stepping import needs_encoder
-from fusionbench.readers.decoder import decoder_shape
+from fusionbench.models.readers.decoder import decoder_shape
 from fusionbench.registry import provenance
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import check_plugins, load_benchmark, load_method, load_task

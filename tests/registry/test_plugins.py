@@ -13,8 +13,7 @@ import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.cli.listing import encoders_text, json_text
 from fusionbench.records.store import Store
-from fusionbench.registry.catalog import read_catalog
-from fusionbench.registry.encoder_cards import describe
+from fusionbench.registry.catalog import describe, read_catalog
 from fusionbench.registry.plugins import load_encoder
 
 SOURCE = """

@@ -15,10 +15,10 @@ import fusionbench
 from fusionbench.cli import reports
 from fusionbench.records.history import Design, PlannedAblation, Variant, note_design
 from fusionbench.records.pairs import Results
+from fusionbench.records.states import up_to_date
 from fusionbench.records.store import Store
 from fusionbench.report.ablation import ablation_page, contrasts, design_table, effects
 from fusionbench.report.build import ReportOptions, write_report
-from fusionbench.report.freshness import up_to_date
 from fusionbench.report.power import PowerOptions
 from fusionbench.stats import verdicts
 from fusionbench.stats.crossed import compare, crossed_t

@@ -19,10 +19,10 @@ from toy_suite import numbers, quick_disk, rows, the, write_suite
 from fusionbench.api.fusion import Fusion
 from fusionbench.api.tasks import Split
 from fusionbench.api.types import Fused
-from fusionbench.encoders.features import FeatureKey, encode
 from fusionbench.harness.bundle import cut
 from fusionbench.harness.cell import Tuned, choose_lr
 from fusionbench.harness.materials import Materials
+from fusionbench.models.encoders.features import FeatureKey, encode
 from fusionbench.records.cell import CellSpec
 from fusionbench.records.history import Request
 from fusionbench.records.store import Items, Store

@@ -22,9 +22,9 @@ from fusionbench.cli.reports import check, diff, power, write
 from fusionbench.records.history import Request
 from fusionbench.records.pairs import NO_TASK, NotComparable, Results, common, measure
 from fusionbench.records.scores import BLIND, INSENSITIVE
+from fusionbench.records.states import up_to_date
 from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
-from fusionbench.report.freshness import up_to_date
 from fusionbench.report.power import PowerOptions
 from fusionbench.report.results import LoadedResults
 from fusionbench.study.study import QUICK, as_plain

@@ -12,9 +12,9 @@ from fusionbench.records.history import Request
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import score_tables
 from fusionbench.records.store import Store
-from fusionbench.report.alike import dead, one_answer, scored_alike
 from fusionbench.report.build import ReportOptions, write_report
-from fusionbench.report.token_counts import token_counts, token_lines
+from fusionbench.report.coverage import dead, one_answer, scored_alike
+from fusionbench.report.main_table import token_counts, token_lines
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

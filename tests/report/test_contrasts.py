@@ -22,10 +22,9 @@ from fusionbench.api.errors import UserError
 from fusionbench.records.history import Request
 from fusionbench.records.store import Store
 from fusionbench.report.build import ReportOptions, write_report
-from fusionbench.stats.crossed import compare, crossed_t
+from fusionbench.stats.crossed import compare, crossed_t, t_over_seeds
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.suite import sum_over_tasks
-from fusionbench.stats.testset import t_over_seeds
 from fusionbench.stats.verdicts import holm
 
 pytestmark = pytest.mark.usefixtures("without_figures")

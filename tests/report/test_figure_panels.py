@@ -11,8 +11,7 @@ from toy_suite import labels, write_study
 
 from fusionbench.records.store import Store
 from fusionbench.report.build import collect
-from fusionbench.report.contrast_rows import Answer, Comparison, ContrastRow
-from fusionbench.report.contrasts import Measured, Scope
+from fusionbench.report.contrasts import Comparison, ContrastRow, Decision, Measured, Scope
 from fusionbench.report.figures.differences import MOST_ROWS, differences, draw_suite, draw_tasks
 from fusionbench.report.figures.panels import spread, wrapped
 from fusionbench.report.figures.style import house_style
@@ -55,7 +54,7 @@ def made(method, name, delta, *, kind="exploratory", seeds=10, p_adjusted=0.2):
         kind=kind, scope=Scope(level=level, name=name, tasks=(0,)), margin=0.01,
         contrast=Contrast(method=method, baseline="penultimate"),
         question=Comparison(references=(measured,)),
-        answer=Answer(p_adjusted=p_adjusted) if seeds >= 4 else Answer(),
+        answer=Decision(p_adjusted=p_adjusted) if seeds >= 4 else Decision(),
     )  # fmt: skip
 
 

@@ -28,17 +28,19 @@ from fusionbench.report.figures.cost import (
     set_cost_axis,
 )
 from fusionbench.report.figures.curves import steps_of
-from fusionbench.report.figures.data import FigureData, representatives
 from fusionbench.report.figures.layers import (
+    dead_parts,
     draw_layers,
     layer_means,
     layer_scores,
     rank_correlation,
+    trace_curves,
+    traces,
 )
+from fusionbench.report.figures.panels import FigureData, representatives
 from fusionbench.report.figures.ranks import draw_ranks
 from fusionbench.report.figures.scores import draw_runs
 from fusionbench.report.figures.style import Drawing, house_style, save
-from fusionbench.report.figures.traces import dead_parts, trace_curves, traces
 from fusionbench.report.figures.write import figure_data, write_figures
 
 METHODS = ("penultimate", "last", "mema", "mema-as_written", "mema-no_feedback", "scalar_mix",

@@ -17,12 +17,12 @@ from toy_suite import cell, correlated, put_task, quick_disk, read, rows, sectio
 import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.records.cost import Conditions, CostRecord, Spread, write
-from fusionbench.records.facts import full_text
 from fusionbench.records.outcomes import encode
+from fusionbench.records.schema import full_text
+from fusionbench.records.states import up_to_date
 from fusionbench.records.store import Store
 from fusionbench.report.build import FORMATS, SECTIONS, ReportOptions, write_report
 from fusionbench.report.figures.write import write_figures
-from fusionbench.report.freshness import up_to_date
 from fusionbench.stats.cells import share_correct
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.tied import task_pairs, tied_set

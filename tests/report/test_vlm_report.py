@@ -21,13 +21,13 @@ from vlm_records import (
 )
 
 from fusionbench.cli.reports import check, diff, power
-from fusionbench.records.blind import above_blind
 from fusionbench.records.merge import merge
 from fusionbench.records.pairs import Results
+from fusionbench.records.references import above_blind
 from fusionbench.records.scores import BLIND
 from fusionbench.records.verified import answers_file
 from fusionbench.report.build import ReportOptions, analyses_of, write_report
-from fusionbench.report.measures import Stored
+from fusionbench.report.models import StoredCounts
 from fusionbench.report.power import PowerOptions
 from fusionbench.report.results import LoadedResults
 
@@ -263,7 +263,7 @@ def test_questions_without_true_answers_and_other_versions_are_named(tmp_path):
     results = Results.open(folder)
     (analysis,) = analyses_of(results)
     record = next(r for r in results.records if (r.label, r.spec.task) == ("mema", "pope"))
-    stored = Stored(results, analysis.table)
+    stored = StoredCounts(results, analysis.table)
     other = replace(record, spec=replace(record.spec, task_version=99))
     assert stored.tally(other) is None
     assert "version 99 of the benchmark pope is not installed" in next(iter(stored.problems))

@@ -27,11 +27,10 @@ from scipy.special import ndtr, ndtri
 
 from fusionbench.report.claims import Claim, Relation
 from fusionbench.stats.cells import share_correct
-from fusionbench.stats.crossed import compare, crossed_t, two_way
+from fusionbench.stats.crossed import compare, crossed_t, t_over_seeds, two_way
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.power import VarianceParts
 from fusionbench.stats.suite import over_families, sum_over_shared_runs, sum_over_tasks
-from fusionbench.stats.testset import t_over_seeds
 from fusionbench.stats.tied import task_pairs, tied_set
 from fusionbench.stats.verdicts import Correction, Question, Verdict, holm, judge
 

@@ -8,10 +8,16 @@ from nullsuites import SCENARIOS, differences, two_methods
 from scipy import stats
 
 from fusionbench.api.tasks import ScoredItems
-from fusionbench.stats.cells import mean_score, share_correct
+from fusionbench.stats.cells import (
+    BLOCKS,
+    blocks,
+    mean_score,
+    metric_interval,
+    named_metrics,
+    share_correct,
+)
 from fusionbench.stats.crossed import compare, crossed_t, guard, satterthwaite, two_way
 from fusionbench.stats.estimate import Estimate, stack
-from fusionbench.stats.metric import BLOCKS, blocks, metric_interval, named_metrics
 
 
 def an_estimate(value=0.02, se=0.01, nu=8.0, replicates=5):

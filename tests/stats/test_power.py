@@ -9,7 +9,7 @@ from nullsuites import SCENARIOS, differences
 from scipy import stats
 
 from fusionbench.stats.cells import wilson
-from fusionbench.stats.crossed import crossed_t, two_way
+from fusionbench.stats.crossed import crossed_t, step_down_max_t, t_over_seeds, two_way
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.power import (
     ENDLESS_SEEDS,
@@ -26,7 +26,6 @@ from fusionbench.stats.ranks import (
     friedman,
 )
 from fusionbench.stats.suite import add_blocks, add_blocks_of_shared_runs
-from fusionbench.stats.testset import step_down_max_t, t_over_seeds
 from fusionbench.stats.verdicts import benjamini_hochberg, holm
 
 

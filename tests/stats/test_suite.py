@@ -16,7 +16,14 @@ from nullsuites import (
     null_suite,
 )
 
-from fusionbench.stats.crossed import compare, crossed_t, two_way, weighted_sum
+from fusionbench.stats.crossed import (
+    compare,
+    crossed_t,
+    step_down_max_t,
+    t_over_seeds,
+    two_way,
+    weighted_sum,
+)
 from fusionbench.stats.factorial import factorial_effects
 from fusionbench.stats.groups import TaskScores, by_group, merge, refuse_wrong_groups
 from fusionbench.stats.suite import (
@@ -28,7 +35,6 @@ from fusionbench.stats.suite import (
     sum_over_shared_runs,
     sum_over_tasks,
 )
-from fusionbench.stats.testset import step_down_max_t, t_over_seeds
 from fusionbench.stats.verdicts import Correction, Question, Verdict, judge, judge_groups
 
 

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from fusionbench.stats.crossed import compare, crossed_t
+from fusionbench.stats.crossed import (
+    compare,
+    crossed_t,
+    sign_patterns,
+    smallest_p,
+    step_down_max_t,
+    t_over_seeds,
+)
 from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.ranks import (
@@ -15,12 +22,6 @@ from fusionbench.stats.ranks import (
     rank_table,
 )
 from fusionbench.stats.suite import sum_over_shared_runs, sum_over_tasks
-from fusionbench.stats.testset import (
-    sign_patterns,
-    smallest_p,
-    step_down_max_t,
-    t_over_seeds,
-)
 from fusionbench.stats.tied import (
     shared_run_suite_pairs,
     suite_pairs,
@@ -28,8 +29,8 @@ from fusionbench.stats.tied import (
     tied_set,
 )
 from fusionbench.stats.verdicts import (
-    Answer,
     Correction,
+    Decision,
     Question,
     Verdict,
     all_differ,
@@ -136,7 +137,7 @@ def test_one_more_contrast_changes_adjusted_p_values_only():
 
 def test_a_question_without_an_answer_stays_in_its_group():
     alone, beside = planned(row([0.03])), judge([*asked(row([0.03])), Question()], Correction.HOLM)
-    assert beside[1] == Answer()
+    assert beside[1] == Decision()
     assert beside[0].p_adjusted == 2 * alone[0].p_adjusted
     (larger,) = judge(asked(row([0.03])), Correction.HOLM, tests=2)
     assert larger == beside[0]

@@ -14,9 +14,9 @@ from toy_cells import BrightHalf
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.tasks import data_hash, validate
-from fusionbench.encoders.build import build
-from fusionbench.encoders.catalog import describe
-from fusionbench.encoders.vit import fitted
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.catalog import describe
+from fusionbench.models.encoders.vit import fitted
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.data import (
     check_packed,

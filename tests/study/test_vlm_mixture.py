@@ -16,8 +16,7 @@ from fusionbench.api.tasks import Split, TaskData
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study import json_items
 from fusionbench.study import mixture as module
-from fusionbench.study.conversations import ConversationFile, conversation
-from fusionbench.study.hub import HubSet
+from fusionbench.study.conversations import ConversationFile, HubSet, conversation
 from fusionbench.study.mixture import (
     Part,
     as_values,

@@ -12,9 +12,9 @@ from vlm_records import cell, copied, trained_folder
 
 from fusionbench.api.benchmarks import data_hash, stream
 from fusionbench.api.errors import UserError
-from fusionbench.records.answers import pack, unpack
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.merge import merge
+from fusionbench.records.outcomes import pack, unpack
 from fusionbench.records.store import Items, Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.rescore import Rescorer
@@ -212,7 +212,7 @@ def test_neither_a_model_nor_torch_is_loaded():
     program = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
         "from pathlib import Path\n"
-        "from fusionbench.cli.rescore import rescore\n"
+        "from fusionbench.cli.again import rescore\n"
         f"code = rescore(Path({str(trained_folder())!r}), data_root='', plugins=[], "
         "stream=sys.stdout)\n"
         "sys.exit(code)"

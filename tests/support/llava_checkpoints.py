@@ -23,7 +23,7 @@ from torch import Tensor
 from fusionbench.api.fusion import Method
 from fusionbench.api.types import Fused
 from fusionbench.harness.stepping import fuse
-from fusionbench.readers.llava.checkpoint import Checkpoint, open_checkpoint
+from fusionbench.models.readers.llava.checkpoint import Checkpoint, open_checkpoint
 from fusionbench.records.cell import QUESTION, READER
 from fusionbench.registry.catalog import Catalog, read_catalog
 from fusionbench.registry.plugins import load_method

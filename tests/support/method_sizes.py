@@ -7,7 +7,7 @@ from fusionbench.api.fusion import Method
 from fusionbench.api.types import Fused, ReaderShape, StackShape
 from fusionbench.harness.model import build_fusion
 from fusionbench.harness.stepping import fuse
-from fusionbench.readers.decoder import decoder_shape
+from fusionbench.models.readers.decoder import decoder_shape
 from fusionbench.registry.cards import MethodCard
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method

@@ -15,7 +15,7 @@ from fusionbench.methods._cross_layer import CrossLayer
 from fusionbench.methods.deepstack import stacked
 from fusionbench.methods.lsf_internal import LSFInternal
 from fusionbench.methods.qwen3vl_deepstack import Qwen3VLDeepStack
-from fusionbench.readers.injection import Inside, at_positions, injected
+from fusionbench.models.readers.injection import Inside, at_positions, injected
 
 FORMS = {"I_D": "direct", "I_M": "modular"}
 

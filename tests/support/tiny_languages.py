@@ -24,13 +24,12 @@ from transformers import (
 )
 
 from fusionbench.api.types import StackShape
-from fusionbench.readers.labels import EncodedRow, encode
-from fusionbench.readers.language import LanguageModel
-from fusionbench.readers.splice import Spliced
-from fusionbench.readers.template import build_template
-from fusionbench.readers.text import Turn
-from fusionbench.readers.tokenizer import HubTokenizer
-from fusionbench.readers.words import WordTokenizer
+from fusionbench.models.readers.labels import EncodedRow, encode
+from fusionbench.models.readers.language import LanguageModel
+from fusionbench.models.readers.splice import Spliced
+from fusionbench.models.readers.template import build_template
+from fusionbench.models.readers.text import HubTokenizer, Turn
+from fusionbench.models.readers.words import WordTokenizer
 
 WIDTH, LAYERS, HEADS = 32, 4, 4
 STACK = StackShape(layers=24, dim=16, grid=(4, 4), prefix=1)

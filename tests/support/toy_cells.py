@@ -8,15 +8,14 @@ from toy_encoder import SHAPE, ToyEncoder
 
 from fusionbench.api.fusion import Fusion, Method, Tap
 from fusionbench.api.tasks import Split, Task, TaskData
-from fusionbench.encoders.features import FeatureKey, encode
 from fusionbench.harness.bundle import cut
 from fusionbench.harness.cell import PassCell, Tuned
-from fusionbench.harness.materials import Materials
+from fusionbench.harness.materials import Materials, QuestionTable
 from fusionbench.harness.model import build_model, seeded_fusion, shape_of
 from fusionbench.harness.passes import PassMember, run_pass, train_together
 from fusionbench.harness.stepping import taps_of
 from fusionbench.harness.train import evaluate, train
-from fusionbench.readers.questions import QuestionTable
+from fusionbench.models.encoders.features import FeatureKey, encode
 from fusionbench.records.cell import Budget, CellRecord, CellSpec
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method

@@ -13,11 +13,10 @@ from PIL import Image
 from toy_records import record, spec
 
 from fusionbench.api.benchmarks import Asked, Picture
-from fusionbench.records.answers import Said, items_of
-from fusionbench.records.cell import Budget, CellRecord, CellSpec
+from fusionbench.records.cell import Budget, CellRecord, CellSpec, Stage, Training
 from fusionbench.records.history import Request
+from fusionbench.records.outcomes import Said, items_of
 from fusionbench.records.store import Items, Store
-from fusionbench.records.training import Stage, Training
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_benchmark
 from fusionbench.study.data import load_data

@@ -13,8 +13,8 @@ from torch import nn
 from fusionbench.api.errors import UserError
 from fusionbench.api.seeding import stream
 from fusionbench.records.cell import Budget
-from fusionbench.vlm.checkpoint import trained_weights
-from fusionbench.vlm.train import History, Setup, train
+from fusionbench.vlm.checkpoint import whole
+from fusionbench.vlm.train import Setup, TrainingHistory, train
 
 WORDS, WIDTH, PIXELS = 11, 8, 6
 BUDGET = Budget(steps=10, batch=7, lrs=(0.02,), weight_decay=0.1)
@@ -120,7 +120,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    history: History
+    history: TrainingHistory
     weights: dict[str, torch.Tensor]
     frozen: dict[str, torch.Tensor]
     error: str = ""
@@ -130,7 +130,7 @@ def outcome(world, case, report=None):
     """Train the toy model; an error of divergence is returned, not raised."""
     model = ToyModel(**case.model)
     torch.manual_seed(17 + world.rank)
-    history, error = History(), ""
+    history, error = TrainingHistory(), ""
     try:
         history = train(
             model, ToyData(**case.data), case.setup, world=world, folder=case.folder,
@@ -142,7 +142,9 @@ def outcome(world, case, report=None):
     frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
     assert all(p.grad is None for p in frozen.values())
     kept = {name: getattr(p, "full_tensor", lambda p=p: p)().clone() for name, p in frozen.items()}
-    return Outcome(history, trained_weights(model), kept, error)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    weights = {name: whole(p.detach()).cpu().clone() for name, p in trained.items()}
+    return Outcome(history, weights, kept, error)
 
 
 def outcomes(world, cases):

@@ -14,16 +14,24 @@ from PIL import Image
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
 from fusionbench.harness.bundle import Bundle, Examples
-from fusionbench.readers.template import build_template
-from fusionbench.readers.text import Turn
+from fusionbench.models.readers.template import build_template
+from fusionbench.models.readers.text import Turn
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.conversations import ConversationFile
 from fusionbench.study.mixture import PartCard, describe_mixture, parse_mixture
 from fusionbench.study.study import SMOKE
 from fusionbench.vlm import batch
-from fusionbench.vlm.conversations import Cached, ConversationRows, Row, TaskRows
-from fusionbench.vlm.mixture import MixedPart, Mixture, open_mixture, within
-from fusionbench.vlm.pictures import ReadAhead, padded, pixels
+from fusionbench.vlm.batch import ReadAhead, padded, pixels
+from fusionbench.vlm.rows import (
+    Cached,
+    ConversationRows,
+    MixedPart,
+    Mixture,
+    TaskRows,
+    TrainingRow,
+    open_mixture,
+    within,
+)
 
 
 class Toy:
@@ -37,8 +45,8 @@ class Toy:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Row:
-        return Row(name=f"{self.name}-{index}", images=(), turns=())
+    def __getitem__(self, index: int) -> TrainingRow:
+        return TrainingRow(name=f"{self.name}-{index}", images=(), turns=())
 
 
 def part(name: str, count: int, share: float = 1.0, images: int = 1) -> MixedPart:
@@ -123,7 +131,7 @@ def test_grouping_leaves_out_what_fills_no_step_and_a_short_epoch_is_not_grouped
 def test_rows_that_are_too_long_are_dropped_and_counted():
     asked = []
 
-    def fits(row: Row) -> bool:
+    def fits(row: TrainingRow) -> bool:
         asked.append(row.name)
         return row.name != "a-37"
 
@@ -368,7 +376,7 @@ def test_an_unknown_fit_and_a_broken_image_are_refused(tmp_path):
 
 def test_encoded_texts_are_kept_up_to_a_limit(monkeypatch):
     monkeypatch.setattr(batch, "KNOWN", 2)
-    rows = [Row(name=word, images=(), turns=(Turn(word, word),)) for word in "abc"]
+    rows = [TrainingRow(name=word, images=(), turns=(Turn(word, word),)) for word in "abc"]
     encoded = []
     made = batch.Batches(rows, lambda row: encoded.append(row.name) or row, states=None)
     asked = [0, 1, 1, 2, 1, 0]  # the third text pushes out the first

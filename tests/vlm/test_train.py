@@ -15,8 +15,7 @@ from vlm_training import BUDGET, SETUP, Case, ToyData, ToyModel, failing, outcom
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Unsupported
-from fusionbench.harness.optimiser import Optimisers
-from fusionbench.harness.train import schedule
+from fusionbench.harness.train import Optimisers, schedule
 from fusionbench.vlm.processes import World, in_processes, joined, launched, start
 from fusionbench.vlm.train import Setup, micro_batches, row_weights, train
 

@@ -16,9 +16,9 @@ from vlm_records import CELL_TASKS, asked_items, cell, trained_folder
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape, Unsupported
-from fusionbench.records.facts import Facts
 from fusionbench.records.imports import import_folder
 from fusionbench.records.lookup import of_model, twins
+from fusionbench.records.schema import Facts
 from fusionbench.records.store import Store
 from fusionbench.vlm import export
 from fusionbench.vlm.export import is_export, official, read_export, write_export
@@ -122,7 +122,7 @@ def test_the_card_has_the_numbers_of_the_records(tmp_path):
 
 
 def test_measures_and_missing_numbers_in_the_card():
-    from fusionbench.vlm.card import model_card
+    from fusionbench.vlm.export import model_card
 
     opened = open_model(cell("mema").id, trained_folder())
     record = dataclasses.replace(opened.record, measures={"F1": 0.5, "questions": 8910}, score=None)

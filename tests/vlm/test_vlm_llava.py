@@ -23,18 +23,17 @@ from PIL import Image
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
-from fusionbench.encoders.build import build
-from fusionbench.encoders.preprocessing import HALF, OPENAI, Preprocessing
-from fusionbench.readers.labels import encode
-from fusionbench.readers.llava.description import own_method
-from fusionbench.readers.llava.pixels import padded, processed, reader, squashed
-from fusionbench.readers.template import build_template
-from fusionbench.readers.text import Turn
-from fusionbench.vlm.batch import Batches
-from fusionbench.vlm.conversations import Row
+from fusionbench.models.encoders.build import build
+from fusionbench.models.encoders.preprocessing import HALF, OPENAI, Preprocessing
+from fusionbench.models.readers.labels import encode
+from fusionbench.models.readers.llava.description import own_method
+from fusionbench.models.readers.llava.pixels import padded, processed, reader, squashed
+from fusionbench.models.readers.template import build_template
+from fusionbench.models.readers.text import Turn
+from fusionbench.vlm.batch import Batches, ImageStates
 from fusionbench.vlm.llava import Reading, most_positions, positions
 from fusionbench.vlm.model import VisionLanguageModel
-from fusionbench.vlm.states import ImageStates
+from fusionbench.vlm.rows import TrainingRow
 
 SIGLIP = {"tower": "siglip"}
 CASES = {
@@ -98,10 +97,10 @@ QUESTIONS = (
 )
 
 
-def rows() -> list[Row]:
+def rows() -> list[TrainingRow]:
     images = [Picture(name=f"{n}", content=one) for n, one in enumerate(pictures())]
     return [
-        Row(name=text, images=tuple(images.pop(0) for _ in range(text.count(IMAGE))),
+        TrainingRow(name=text, images=tuple(images.pop(0) for _ in range(text.count(IMAGE))),
             turns=(Turn(text),))
         for text in QUESTIONS
     ]  # fmt: skip
@@ -113,7 +112,7 @@ def model_of(made: Tiny, label: str = "") -> VisionLanguageModel:
     return VisionLanguageModel(fusion, found.projector, found.language, found.encoder, found).eval()
 
 
-def batches(made: Tiny, held: list[Row]) -> Batches:
+def batches(made: Tiny, held: list[TrainingRow]) -> Batches:
     found = opened(made)
     reading = Reading.of(found, "processor")
     states = ImageStates(
@@ -127,7 +126,7 @@ def batches(made: Tiny, held: list[Row]) -> Batches:
     )
 
 
-def theirs(made: Tiny, held: list[Row], limit: int) -> list[str]:
+def theirs(made: Tiny, held: list[TrainingRow], limit: int) -> list[str]:
     """Greedy answers of the library's model to the texts of our template."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

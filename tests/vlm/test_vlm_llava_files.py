@@ -11,9 +11,8 @@ from llava_checkpoints import Tiny, checkpoint, edit, opened
 from safetensors.torch import load_file, save_file
 
 from fusionbench.api.errors import UserError
-from fusionbench.readers.llava.checkpoint import open_checkpoint
-from fusionbench.readers.llava.description import describe, own_method, unfit
-from fusionbench.readers.llava.kinds import KINDS
+from fusionbench.models.readers.llava.checkpoint import open_checkpoint
+from fusionbench.models.readers.llava.description import KINDS, describe, own_method, unfit
 
 NEXT = Tiny(kind="llava_next")
 PLAIN = Tiny()
@@ -49,7 +48,7 @@ def test_a_checkpoint_is_described_without_torch():
     folders = [str(checkpoint(made)) for made in (PLAIN, NEXT, LEGACY)]
     code = (
         "import sys\n"
-        "from fusionbench.readers.llava.description import describe, own_method\n"
+        "from fusionbench.models.readers.llava.description import describe, own_method\n"
         f"print([own_method(describe('llava:' + folder)) for folder in {folders}])\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )

@@ -24,14 +24,14 @@ from method_sizes import names
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Fused, ReaderPatch, Unsupported
-from fusionbench.readers.injection import project
-from fusionbench.readers.labels import encode
-from fusionbench.readers.llava.checkpoint import FRESH, open_checkpoint, projector_for
-from fusionbench.readers.llava.description import own_method, unfit
-from fusionbench.readers.llava.pixels import reader
-from fusionbench.readers.llava.tiles import Tiling, best
-from fusionbench.readers.splice import splice
-from fusionbench.readers.text import Turn
+from fusionbench.models.readers.injection import project
+from fusionbench.models.readers.labels import encode
+from fusionbench.models.readers.llava.checkpoint import FRESH, open_checkpoint, projector_for
+from fusionbench.models.readers.llava.description import own_method, unfit
+from fusionbench.models.readers.llava.pixels import reader
+from fusionbench.models.readers.llava.tiles import Tiling, best
+from fusionbench.models.readers.splice import splice
+from fusionbench.models.readers.text import Turn
 
 TILING = Tiling(pinpoints=tuple(map(tuple, PINPOINTS)), side=SIZE, grid=4)
 SIZES = [(30, 40), (28, 28), (20, 70), (70, 20), (1, 1), (1, 500), (57, 83), (56, 56), (29, 85)]

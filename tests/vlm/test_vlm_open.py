@@ -25,9 +25,8 @@ from fusionbench.records.lookup import find_record, of_model, split_place, twins
 from fusionbench.records.merge import merge
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
-from fusionbench.study.language import checkpoint_folder, describe_language
-from fusionbench.vlm.layers import explain, without
-from fusionbench.vlm.open import asked, open_model, rebuild, trained_of
+from fusionbench.study.training import checkpoint_folder, describe_language
+from fusionbench.vlm.open import asked, explain, open_model, rebuild, trained_of, without
 
 LONGEST = 3
 """New tokens of an answer in the tests' records: a word and the end mark at least."""
@@ -450,10 +449,10 @@ def fetched():
 
 @pytest.mark.slow
 def test_it_answers_as_recorded(fetched):
-    from fusionbench.readers.labels import encode
-    from fusionbench.readers.load import load_language
-    from fusionbench.readers.splice import splice
-    from fusionbench.readers.text import Turn
+    from fusionbench.models.readers.labels import encode
+    from fusionbench.models.readers.load import load_language
+    from fusionbench.models.readers.splice import splice
+    from fusionbench.models.readers.text import Turn
 
     made = load_language("smollm2-135m")
     asked = [Turn("What is the capital of France?", "")]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fusionbench.api.benchmarks import stream
 from fusionbench.api.sources import find_source
-from fusionbench.readers.llava.checkpoint import FRESH
+from fusionbench.models.readers.llava.checkpoint import FRESH
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.plan import make_plan, resolve

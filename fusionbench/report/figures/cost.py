@@ -10,8 +10,13 @@ from jaxtyping import Bool, Float
 from fusionbench.records.cost import CostRecord
 from fusionbench.records.text import checkpoint_name
 from fusionbench.report.cost_table import COUNTED
-from fusionbench.report.figures.data import FigureData
-from fusionbench.report.figures.panels import LABEL_INCHES, encoder_handles, label_column, legend
+from fusionbench.report.figures.panels import (
+    LABEL_INCHES,
+    FigureData,
+    encoder_handles,
+    label_column,
+    legend,
+)
 from fusionbench.report.figures.style import (
     GRID,
     GUIDE,

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
-from fusionbench.report.figures.data import FigureData, representatives
 from fusionbench.report.figures.panels import (
+    FigureData,
     at_edge,
     legend,
     method_curves,
     method_handles,
     panel_grid,
+    representatives,
     wrapped,
 )
 from fusionbench.report.figures.style import GRID, Drawing

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusionbench.report.contrast_rows import ContrastRow
-from fusionbench.report.figures.data import FigureData
-from fusionbench.report.figures.panels import legend, method_panels, wrapped
+from fusionbench.report.contrasts import ContrastRow
+from fusionbench.report.figures.panels import FigureData, legend, method_panels, wrapped
 from fusionbench.report.figures.style import (
     BLUE,
     GRID,

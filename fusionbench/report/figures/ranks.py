@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.api.errors import UserError
-from fusionbench.report.figures.data import FigureData, representatives
+from fusionbench.report.figures.panels import FigureData, representatives
 from fusionbench.report.figures.style import BLUE, GRID, GUIDE, INK, SMALL, Drawing
 from fusionbench.stats.estimate import FEWEST_REPLICATES
 from fusionbench.stats.groups import TaskScores

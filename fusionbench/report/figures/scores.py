@@ -5,8 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.report.figures.data import FigureData
-from fusionbench.report.figures.panels import encoder_handles, legend, method_panels, wrapped
+from fusionbench.report.figures.panels import (
+    FigureData,
+    encoder_handles,
+    legend,
+    method_panels,
+    wrapped,
+)
 from fusionbench.report.figures.style import (
     CELLS,
     GRID,

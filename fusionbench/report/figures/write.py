@@ -13,13 +13,12 @@ from fusionbench.records.parallel import in_order
 from fusionbench.records.probes import probe_maps
 from fusionbench.report.figures.cost import draw_cost
 from fusionbench.report.figures.curves import draw_learning, draw_profile
-from fusionbench.report.figures.data import FigureData
 from fusionbench.report.figures.differences import draw_suite, draw_tasks
-from fusionbench.report.figures.layers import draw_layers
+from fusionbench.report.figures.layers import draw_layers, draw_traces
+from fusionbench.report.figures.panels import FigureData
 from fusionbench.report.figures.ranks import draw_ranks
 from fusionbench.report.figures.scores import draw_heatmap, draw_runs
 from fusionbench.report.figures.style import Drawing, Drawn, files, house_style
-from fusionbench.report.figures.traces import draw_traces
 from fusionbench.report.page import Material
 
 Drawer = Callable[[FigureData], Drawing | None]

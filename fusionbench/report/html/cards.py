@@ -22,10 +22,10 @@ from fusionbench.records.scores import ScoreTable
 from fusionbench.registry.cards import MethodCard, TaskCard, arxiv_number
 from fusionbench.registry.catalog import Catalog, read_catalog
 from fusionbench.registry.discovery import BUILT_IN
-from fusionbench.report.alike import dead_tasks
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrasts import control_of
 from fusionbench.report.cost_table import large
+from fusionbench.report.coverage import dead_tasks
 from fusionbench.report.leaderboard import added_parts, added_text, over_encoder, ranked, role
 from fusionbench.report.page import Material
 from fusionbench.report.tables import cell, interval

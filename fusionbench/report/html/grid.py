@@ -53,7 +53,7 @@ class GridCell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
+class Heading:
     """One column: its name and, where columns are grouped, its group."""
 
     text: str
@@ -68,7 +68,7 @@ class Grid:
 
     id: str
     title: str
-    heads: Sequence[Head]
+    heads: Sequence[Heading]
     rows: Sequence[Sequence[GridCell]]
     note: str = ""
 
@@ -80,7 +80,7 @@ class Grid:
 
 def plain(name: str, title: str, rows: Sequence[Row], note: str = "") -> Grid:
     """Rows as they are, numbers shortened."""
-    heads = [Head(text=key.replace("_", " ")) for key in (rows[0] if rows else ())]
+    heads = [Heading(text=key.replace("_", " ")) for key in (rows[0] if rows else ())]
     cells = [
         [
             GridCell(text=shorter(key, value), value=_sort_key(key, value))
@@ -138,12 +138,12 @@ def standings(
         names = list(here["aggregate"].unique())
         against = f"minus {baseline or 'the baseline'}, points"
         heads = [
-            Head(text="method"), Head(text=names[0], note="% chance to perfect"),
-            Head(text="difference", note=against), Head(text="verdict", note="of the difference"),
-            Head(text="marks"),
-            *(Head(text=one, note="% chance to perfect") for one in names[1:]),
-            Head(text="added", note="parameters over the whole baseline"),
-            Head(text="time", note="over the encoder's own"),
+            Heading(text="method"), Heading(text=names[0], note="% chance to perfect"),
+            Heading(text="difference", note=against),
+            Heading(text="verdict", note="of the difference"), Heading(text="marks"),
+            *(Heading(text=one, note="% chance to perfect") for one in names[1:]),
+            Heading(text="added", note="parameters over the whole baseline"),
+            Heading(text="time", note="over the encoder's own"),
         ]  # fmt: skip
         by_method: dict[str, list[Row]] = {}
         for row in here.to_dict("records"):
@@ -238,11 +238,11 @@ def differences(name: str, title: str, rows: Sequence[Row], note: str = "") -> G
     scale = _scale(wanted, "low", "high")
     conditions = [key for key in _CONDITION if len({str(row.get(key)) for row in wanted}) > 1]
     heads = [
-        Head(text="method"), Head(text="minus", note="compared with"), Head(text="on"),
-        Head(text="difference", note="points"), Head(text="verdict"), Head(text="kind"),
-        Head(text="p", note="corrected"), Head(text="MDE", note="points"),
-        Head(text="control"), Head(text="minus its control", note="points"),
-        *(Head(text=key) for key in conditions),
+        Heading(text="method"), Heading(text="minus", note="compared with"), Heading(text="on"),
+        Heading(text="difference", note="points"), Heading(text="verdict"), Heading(text="kind"),
+        Heading(text="p", note="corrected"), Heading(text="MDE", note="points"),
+        Heading(text="control"), Heading(text="minus its control", note="points"),
+        *(Heading(text=key) for key in conditions),
     ]  # fmt: skip
     return Grid(
         id=name,
@@ -291,11 +291,11 @@ def costs(
         # Rows without steps were counted for a shape: nothing was trained.
         whole = f"over {baseline or 'the baseline'}" if steps else "over the projector of one layer"
         heads = [
-            Head(text="method"), Head(text="parameters added", note=whole),
-            Head(text="FLOPs", note="one image, over the encoder"),
-            Head(text="ms a batch", note="over the encoder [quartiles]"),
-            Head(text="images/s"), Head(text="memory, MiB", note="peak, over the encoder"),
-            Head(text="trains"), Head(text="measured as"),
+            Heading(text="method"), Heading(text="parameters added", note=whole),
+            Heading(text="FLOPs", note="one image, over the encoder"),
+            Heading(text="ms a batch", note="over the encoder [quartiles]"),
+            Heading(text="images/s"), Heading(text="memory, MiB", note="peak, over the encoder"),
+            Heading(text="trains"), Heading(text="measured as"),
         ]  # fmt: skip
         parts = [track, encoder, f"{steps} steps" if steps else "shape only", *others]
         yield Grid(
@@ -348,7 +348,7 @@ def _mean(row: Row) -> GridCell:
     )
 
 
-def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[GridCell]]]:
+def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Heading], list[list[GridCell]]]:
     rows = [dict(zip(table.columns, values, strict=True)) for values in table.to_numpy()]
     scores = [_score(row) for row in rows]
     table = table.assign(cell=pd.Series(scores, index=table.index, dtype=object))
@@ -358,8 +358,8 @@ def _pivot(table: pd.DataFrame, across: str) -> tuple[list[Head], list[list[Grid
     cells = cells.reindex(index=table["method"].unique(), columns=order)
     chances = {row[across]: _chance(row) for row in reversed(rows)}
     heads = [
-        Head(text="method"),
-        *(Head(text=name, group=groups[name], note=chances[name]) for name in order),
+        Heading(text="method"),
+        *(Heading(text=name, group=groups[name], note=chances[name]) for name in order),
     ]
     missing = GridCell(text="not run")
     return heads, [

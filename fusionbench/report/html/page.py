@@ -19,8 +19,8 @@ from fusionbench.records.history import Request
 from fusionbench.records.pictures import read_pictures
 from fusionbench.records.text import checkpoint_name, file_only, impersonal, visible
 from fusionbench.report import coverage
-from fusionbench.report.alike import dead_tasks
 from fusionbench.report.contrast_table import INTERVALS
+from fusionbench.report.coverage import dead_tasks
 from fusionbench.report.figures.style import DARK, Drawn
 from fusionbench.report.html.cards import Card, at_chance, method_cards, task_cards
 from fusionbench.report.html.examples import browser

@@ -1,1 +1,0 @@
-"""Cost of a fusion over the bare encoder: parameters, operations, latency, memory."""
