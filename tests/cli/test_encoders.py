@@ -94,7 +94,7 @@ def test_a_language_model_and_an_encoder_are_fetched_by_one_command(monkeypatch,
     asked = []
     for module in ("encoders.fetch.fetch", "readers.fetch.fetch_language"):
         monkeypatch.setattr(
-            f"fusionbench.{module}",
+            f"fusionbench.models.{module}",
             lambda name, module=module: asked.append((module.split(".")[0], name)) or tmp_path,
         )
     stream = io.StringIO()

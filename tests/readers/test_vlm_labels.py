@@ -21,7 +21,7 @@ TURNS = [
     Turn(f"{IMAGE}\nWhat is the capital?", "Paris."),
     Turn("What color is the cube?", "red"),
 ]
-WORDS = WordTokenizer.of_turns(TURNS)
+WORDS = WordTokenizer.of_texts(text for turn in TURNS for text in (turn.question, turn.answer))
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the user's questions."
@@ -296,7 +296,7 @@ def test_names_of_language_models():
 
 
 def test_vocabulary_and_labels_load_no_torch():
-    modules = ("load", "fetch", "words", "labels", "template", "tokenizer")
+    modules = ("load", "fetch", "words", "labels", "template", "text")
     loads = "; ".join(f"import fusionbench.models.readers.{name}" for name in modules)
     code = f"{loads}; import sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -77,7 +77,7 @@ LLAMA_LIKE = ("llama", "qwen2")
 
 @cache
 def tokenizer() -> WordTokenizer:
-    return WordTokenizer.of_turns(turns())
+    return WordTokenizer.of_texts(text for one in turns() for text in (one.question, one.answer))
 
 
 def turns() -> list[Turn]:

@@ -23,11 +23,10 @@ from PIL import Image
 
 from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
-from fusionbench.models.encoders.build import build
 from fusionbench.models.encoders.preprocessing import HALF, OPENAI, Preprocessing
 from fusionbench.models.readers.labels import encode
 from fusionbench.models.readers.llava.description import own_method
-from fusionbench.models.readers.llava.pixels import padded, processed, reader, squashed
+from fusionbench.models.readers.llava.pixels import padded, processed, reader
 from fusionbench.models.readers.template import build_template
 from fusionbench.models.readers.text import Turn
 from fusionbench.vlm.batch import Batches, ImageStates
@@ -295,23 +294,6 @@ def test_pictures_that_are_not_rgb_are_converted():
     grey = smooth(40, 30).convert("L")
     for views in (padded(grey, CLIP, size=SIZE), *processed([grey], image_processor(PLAIN))):
         assert views.images.shape == (1, SIZE, SIZE, 3)
-
-
-def test_squash_is_what_a_local_encoder_does_itself():
-    encoder = build("nano")
-    picture = smooth(90, 41)
-    views = squashed(picture, encoder)
-    assert views.images.shape == (1, encoder.size, encoder.size, 3) and views.size == (41, 90)
-    direct = encoder.embed(torch.tensor(np.asarray(picture))[None])
-    assert torch.equal(encoder.embed(views.images), direct)
-
-
-def test_squash_of_an_encoder_that_crops_is_refused(tmp_path):
-    from encoder_families import MAKERS
-
-    name = MAKERS["clip"](tmp_path).name
-    with pytest.raises(UserError, match="fit crop, not squash"):
-        squashed(smooth(40, 30), build(f"{name}[fit=crop]"))
 
 
 def test_the_prompts_of_these_tests_hold_as_many_marks_as_there_are_pictures():
