@@ -15,6 +15,8 @@ from fusionbench.vlm.states import ImageStates
 
 Encode = Callable[[Row], EncodedRow]
 """The text of a row as ids."""
+KNOWN = 16_384
+"""Encoded texts kept in memory, at most: files of conversations have hundreds of thousands."""
 
 
 class Rows(Protocol):
@@ -66,7 +68,7 @@ class Batch:
 
 
 class Batches:
-    """Makes batches of rows by their numbers; equal texts are encoded once."""
+    """Makes batches of rows by their numbers; the encoded texts of the last `KNOWN` are kept."""
 
     def __init__(
         self, rows: Rows, encode: Encode, states: ImageStates, *, shuffled: int | None = None,
@@ -89,6 +91,8 @@ class Batches:
         """The text of a row as ids."""
         key = (row.turns, row.later)
         if key not in self._known:
+            if len(self._known) >= KNOWN:
+                del self._known[next(iter(self._known))]
             self._known[key] = self._encode(row)
         return self._known[key]
 

@@ -40,7 +40,7 @@ class Wanted:
     """Texts that end the answer."""
 
 
-class FusionBench(lmms):  # type: ignore[misc]
+class FusionBench(lmms):
     """A recorded model of the track `vlm`; decoding is greedy.
 
     The fusion's query is the whole prompt of the task, since lmms-eval passes no question apart
