@@ -16,7 +16,7 @@ from fusionbench.report.analysis import Analysis, analyse_all
 from fusionbench.report.answer import answer_page
 from fusionbench.report.contrast_table import contrast_page
 from fusionbench.report.cost_table import cost_page
-from fusionbench.report.coverage import coverage_page
+from fusionbench.report.coverage import coverage_page, reasons
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.html.page import write_html
 from fusionbench.report.layer_table import layer_page, reference_page
@@ -28,8 +28,10 @@ from fusionbench.report.published import imported_page, reported_page
 from fusionbench.report.tables import comma_separated
 
 SECTIONS: Sequence[ReportSection] = (
-    ReportSection("answer", "Answer", answer_page),
-    ReportSection("summary", "Leaderboard", lambda report: leaderboard_page(report.analyses)),
+    ReportSection("answer", "Answer", answer_page, printed=True),
+    ReportSection(
+        "summary", "Leaderboard", lambda report: leaderboard_page(report.analyses), printed=True
+    ),
     ReportSection("contrasts", "Contrasts", lambda report: contrast_page(report.analyses)),
     ReportSection("main", "Scores", lambda report: main_page(report.analyses)),
     ReportSection(
@@ -43,7 +45,9 @@ SECTIONS: Sequence[ReportSection] = (
         "imported", "Scored by other tools", lambda report: imported_page(report.imported)
     ),
     ReportSection("cost", "Cost", lambda report: cost_page(report.analyses, report.profiles)),
-    ReportSection("ablation", "Ablations", lambda report: ablation_page(report.results)),
+    ReportSection(
+        "ablation", "Ablations", lambda report: ablation_page(report.results), printed=True
+    ),
     ReportSection("layers", "Layers", lambda report: layer_page(report.analyses)),
     ReportSection(
         "reported",
@@ -161,21 +165,27 @@ def _write(store: Store, finished: Cells, home: Path, wanted: ReportOptions) -> 
     tables, figures = home / "tables", home / "figures"
     chosen = [one for one in SECTIONS if wanted.table in ("", one.name)]
     pages = {section.name: section.write(report) for section in chosen}
-    written = [file for name, page in pages.items() for file in _files(tables / name, page, wanted)]
+    written = [
+        file
+        for section in chosen
+        for file in _files(tables / section.name, pages[section.name], wanted, section.printed)
+    ]
     if not wanted.table:
+        lines = reasons(report.results.records)
+        _text(tables / "gaps.md", "".join(f"{line}\n" for line in lines))
         _pages(report, pages, home, wanted.formats)
     return ReportPaths(
         page=home / "report.md", tables=tables, figures=figures, written=tuple(written)
     )
 
 
-def _files(stem: Path, page: Page, wanted: ReportOptions) -> Iterator[Path]:
+def _files(stem: Path, page: Page, wanted: ReportOptions, printed: bool) -> Iterator[Path]:
     """Write the formats of one table; one that has nothing to show has no file.
 
-    In Markdown only for a table that is asked for alone: report.md has all of them.
+    In Markdown only if commands print it or it is asked for alone: report.md has all of them.
     """
-    alone = page.markdown if wanted.table else ""
-    contents = {"md": alone, "csv": comma_separated(page.rows), "tex": page.latex}
+    markdown = page.markdown if wanted.table or printed else ""
+    contents = {"md": markdown, "csv": comma_separated(page.rows), "tex": page.latex}
     for ending, text in contents.items():
         file = stem.with_suffix(f".{ending}")
         if ending in wanted.formats and text:

@@ -51,6 +51,8 @@ class ReportSection:
     name: str
     title: str
     write: Callable[[Material], Page]
+    printed: bool = False
+    """Whether commands print it: its Markdown is kept in `tables/<name>.md`, too."""
 
 
 _READING = """\

@@ -270,6 +270,7 @@ def test_an_encoder_knows_the_width_of_its_mlps_and_runs_changed_blocks():
     assert torch.equal(encoder.adapted(2, tokens, zero), encoder.block(2, tokens))
 
 
+@pytest.mark.thorough
 def test_compiled_blocks_do_not_hide_the_change():
     encoder, tokens, changes = ours(), torch.randn(2, 5, LINEARS_DIM), terms()
 

@@ -329,6 +329,7 @@ def test_the_training_is_the_same(name, change):
     assert frozen_losses(name, change) == pytest.approx(plain, abs=1e-5)
 
 
+@pytest.mark.thorough
 def test_blocks_of_one_encoder_share_one_graph():
     encoder = ViT(ViTConfig(layers=6, dim=16, heads=2, patch=4, grid=2, size=8, mlp=32))
     encoder.freeze()

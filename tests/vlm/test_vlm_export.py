@@ -71,6 +71,7 @@ def test_an_exported_model_gives_the_same_answers_and_losses(method, tmp_path):
         )
 
 
+@pytest.mark.thorough
 def test_the_language_models_file_loads_into_transformers(tmp_path):
     folder = exported("mema", tmp_path / "model")
     model = open_model(cell("mema").id, trained_folder()).built.model

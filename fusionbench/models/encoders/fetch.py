@@ -63,7 +63,11 @@ def download(
 
 
 def _watch(
-    pip: subprocess.Popen[bytes], folder: Path, requirement: str, size: int, hear: Callable[[str], None]
+    pip: subprocess.Popen[bytes],
+    folder: Path,
+    requirement: str,
+    size: int,
+    hear: Callable[[str], None],
 ) -> None:
     """Wait for pip and tell `hear` how much has come; OSError after the patience."""
     began = said = time.monotonic()
