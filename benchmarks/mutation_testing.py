@@ -39,6 +39,11 @@ TARGETS = {
     "fusionbench/checks": "tests/checks",
 }
 """Files or folders, and the tests that must notice."""
+FIRST = {
+    "cell": ("identity", "soundness"), "store": ("store", "soundness"),
+    "estimate": ("estimate", "agreement"), "factorial": ("ablation", "fractional"),
+}  # fmt: skip
+"""Words in the names of the tests that are tried first, where they are not the module's name."""
 PRELOADED = ("numpy", "pandas", "scipy.stats", "scipy.optimize", "torch", "torch.func", "pytest")
 OTHER = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -170,9 +175,9 @@ class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def tests_of(file: str) -> list[list[str]]:
     """Test files of the folder in two stages: those named after the module, and the others."""
     folder = next(tests for start, tests in TARGETS.items() if file.startswith(start))
-    stem = Path(file).stem.rstrip("s")
+    words = FIRST.get(Path(file).stem, (Path(file).stem.rstrip("s"),))
     found = [str(one) for one in sorted((ROOT / folder).glob("test_*.py"))]
-    named = [one for one in found if stem in Path(one).stem]
+    named = [one for one in found if any(word in Path(one).stem for word in words)]
     return [stage for stage in (named, [one for one in found if one not in named]) if stage]
 
 

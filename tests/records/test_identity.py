@@ -84,6 +84,11 @@ def test_a_record_of_the_track_vlm_comes_back_from_both_forms():
     assert Facts(facts.__getitem__).read(text) == record
 
 
+def test_a_tuning_run_is_scored_on_val_and_a_cell_on_test():
+    assert replace(SPEC, stage="tune").split == "val"
+    assert SPEC.split == "test"
+
+
 def test_the_order_of_settings_does_not_change_the_id():
     one = replace(SPEC, settings={"a": 1, "b": 2})
     assert one.id == replace(SPEC, settings={"b": 2, "a": 1}).id

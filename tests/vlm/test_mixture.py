@@ -280,16 +280,6 @@ def test_a_task_gives_its_training_examples_with_cached_images():
     assert rows.length.tolist() == [7 + 5, 6 + 4, 7 + 3]
 
 
-def test_encoded_texts_are_kept_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr(batch, "KNOWN", 2)
-    rows = [Row(name=word, images=(), turns=(Turn(word, word),)) for word in "abc"]
-    encoded = []
-    made = batch.Batches(rows, lambda row: encoded.append(row.name) or row, states=None)
-    asked = [0, 1, 1, 2, 1, 0]  # the third text pushes out the first
-    assert [made.encoded(rows[index]) for index in asked] == [rows[index] for index in asked]
-    assert encoded == ["a", "b", "c", "a"]
-
-
 # Images are read ahead in order, errors come in their step, padding is LLaVA's.
 
 
