@@ -41,7 +41,8 @@ TARGETS = {
 """Files or folders, and the tests that must notice."""
 FIRST = {
     "cell": ("identity", "soundness"), "store": ("store", "soundness"),
-    "estimate": ("estimate", "agreement"), "factorial": ("ablation", "fractional"),
+    "factorial": ("ablation",), "tied": ("verdicts",), "groups": ("suite", "estimate"),
+    "cells": ("estimate", "suite"), "crossed": ("estimate", "suite"),
 }  # fmt: skip
 """Words in the names of the tests that are tried first, where they are not the module's name."""
 PRELOADED = ("numpy", "pandas", "scipy.stats", "scipy.optimize", "torch", "torch.func", "pytest")

@@ -21,7 +21,7 @@ from fusionbench.records.scores import ScoreTable
 from fusionbench.records.text import file_only, one_line
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Material, Page
-from fusionbench.report.tables import Row, conditions, latex_grid, markdown
+from fusionbench.report.tables import Row, conditions, markdown
 
 _FEWEST = 2
 """Runs of a task that are compared; one run shows nothing."""
@@ -114,7 +114,6 @@ def coverage_page(report: Material) -> Page:
     return Page(
         markdown="\n".join(parts),
         rows=[row for table in tables for row in coverage_rows(table, planned, states(records))],
-        latex=latex_grid(status, "What ran", "coverage"),
     )
 
 

@@ -81,7 +81,7 @@ def test_measurements_are_joined_by_device_and_the_newest_of_a_script_counts(tar
 
 def test_the_figure_of_scaling_draws_what_was_measured_and_its_floor(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
-    spec = importlib.util.spec_from_file_location("scaling_figure", HERE / "scaling_figure.py")
+    spec = importlib.util.spec_from_file_location("scaling", HERE / "scaling.py")
     figure = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figure)
     steps = [
@@ -182,4 +182,4 @@ def test_mutants_are_the_same_each_time_and_differ_from_the_code():
         tree = mutation.Changes(one.number).visit(ast.parse(file.read_text()))
         assert ast.unparse(tree) != ast.unparse(ast.parse(file.read_text()))
     named, others = mutation.tests_of("fusionbench/stats/tied.py")
-    assert [Path(one).name for one in named] == ["test_tied.py"] and len(others) > 10
+    assert [Path(one).name for one in named] == ["test_verdicts.py"] and len(others) > 4

@@ -14,7 +14,7 @@ from pathlib import Path
 import in_process
 import numpy as np
 import pytest
-from light_commands import loaded_after
+from in_process import loaded_after
 from sweep_plugin import __file__ as plugin
 
 from fusionbench.harness.bundle import bundle_path, cut, drop_images, kept_images, read_bundle

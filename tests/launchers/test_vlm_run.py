@@ -11,7 +11,7 @@ from pathlib import Path
 
 import in_process
 import pytest
-from light_commands import loaded_after
+from in_process import loaded_after
 from toy_suite import section
 
 from fusionbench.records.merge import merge

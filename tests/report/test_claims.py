@@ -315,7 +315,7 @@ def test_the_terminal_shows_this_run_and_counts_the_other_cells_of_its_folder(
     tmp_path, without_figures
 ):
     rng = np.random.default_rng(5)
-    folder = study(tmp_path / "r", rng, {"penultimate": 0.5, "better": 0.8, "other": 0.5})
+    folder = answer_study(tmp_path / "r", rng, {"penultimate": 0.5, "better": 0.8, "other": 0.5})
     store = Store.open(folder)
     records = list(store.records())
     mine = {one.id for one in records if one.spec.task == "digits" and one.label != "other"}

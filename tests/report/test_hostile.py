@@ -281,7 +281,7 @@ def grammar(text):
 
 
 def test_every_table_keeps_the_grammar_of_latex(tables):
-    assert {"main.tex", "contrasts.tex", "cost.tex", "coverage.tex", "summary.tex"} <= set(tables)
+    assert {"main.tex", "contrasts.tex", "cost.tex", "summary.tex"} <= set(tables)
     for name, text in tables.items():
         grammar(text)
         assert r"\toprule" in text and r"\midrule" in text and r"\bottomrule" in text, name
