@@ -76,8 +76,9 @@ def token_lines(table: ScoreTable, counts: TokenCounts) -> Iterator[str]:
         return
     yield (
         f"{MARK}: hands another number of tokens to the reader than `{counts.baseline}` "
-        f"({counts.usual}). Fewer tokens are easier to read where places matter, and tokens that do "
-        "not fill the encoder's grid have no coarse places: compare with a control of as many tokens."
+        f"({counts.usual}). Fewer tokens are easier to read where places matter, and tokens that "
+        "do not fill the encoder's grid have no coarse places: compare with a control of as many "
+        "tokens."
     )
     controls = {record.control for record in table.cells.values()}
     for number in sorted(set(counts.changed.values())):
