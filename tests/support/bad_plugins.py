@@ -14,7 +14,8 @@ from fusionbench.api.errors import FatalError, UserError
 
 
 def found(kind):
-    return [one for one in gc.get_objects() if isinstance(one, kind)]
+    # `isinstance` asks the object, and a weak proxy may have outlived its own.
+    return [one for one in gc.get_objects() if issubclass(type(one), kind)]
 
 
 def tensors(module):

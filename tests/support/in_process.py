@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,8 +64,11 @@ def killed_behind(count, cls, method, *arguments):
     if child == 0:
         try:
             _kill_behind(count, cls, method)
-            run(*arguments)
+            print(*run(*arguments), sep="\n", flush=True)
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
