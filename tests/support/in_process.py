@@ -64,7 +64,7 @@ def killed_behind(count, cls, method, *arguments):
     if child == 0:
         try:
             _kill_behind(count, cls, method)
-            print(*run(*arguments), sep="\n", flush=True)
+            sys.stderr.write("\n".join(map(str, run(*arguments))))
         except BaseException:
             traceback.print_exc()
         finally:
