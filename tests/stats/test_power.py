@@ -14,7 +14,11 @@ from fusionbench.stats.estimate import Estimate
 from fusionbench.stats.power import (
     ENDLESS_SEEDS,
     VarianceParts,
+    above_chance,
+    insensitive,
+    over_tasks,
     pilot_parts,
+    saturated,
     seeds_needed,
     shared_suite_at,
     suite_at,
@@ -31,6 +35,10 @@ from fusionbench.stats.verdicts import benjamini_hochberg, holm
 
 def mde(parts, seeds, items, alpha=0.05):
     return crossed_t(parts.at(seeds, items)).mde(alpha)
+
+
+def near(value):
+    return pytest.approx(value, rel=1e-10, abs=1e-10)
 
 
 def a_pilot(name="typ", seeds=5, items=300, reps=1):
@@ -80,6 +88,12 @@ def test_seeds_needed_is_the_first_number_that_is_enough_or_none():
         seeds_needed(at, 0.0)
 
 
+def test_the_seeds_searched_are_4_to_200_with_both_ends():
+    assert seeds_needed(lambda seeds: 0.01, 0.01) == 4
+    assert seeds_needed(lambda seeds: 2 / seeds, 0.01) == 200
+    assert seeds_needed(lambda seeds: 2.001 / seeds, 0.01) is None
+
+
 def test_a_suite_is_planned_as_it_is_reported():
     rng = np.random.default_rng(5)
     noise = [rng.normal(size=(6, 1)) + rng.normal(size=(6, 40)) for _ in range(3)]
@@ -94,13 +108,52 @@ def test_a_suite_is_planned_as_it_is_reported():
     assert float(shared.mde()) == pytest.approx(float(known.mde()))
 
 
+# Tasks that cannot tell methods apart: a guesser's binomial, corrected over layers and tasks.
+
+
+@pytest.mark.parametrize(
+    ("right", "examples", "chance"), [(30, 100, 0.25), (1, 2, 0.01), (1, 1, 0.5), (7, 8, 0.5)]
+)
+def test_the_best_layer_is_tested_against_a_guesser_for_each_layer(right, examples, chance):
+    known = stats.binomtest(right, examples, chance, alternative="greater").pvalue
+    layers = np.array([right / examples, 0.0, 0.9 * right / examples])
+    assert above_chance(layers, chance, examples) == near(min(1.0, 3 * known))
+
+
+def test_a_mean_over_seeds_is_rounded_down_to_whole_examples():
+    part = above_chance(np.array([0.667]), 0.25, 10)
+    assert part == above_chance(np.array([0.6]), 0.25, 10)
+    # 0.7 * 10 is 6.999... in binary; seven are right.
+    assert above_chance(np.array([0.7]), 0.25, 10) < part
+
+
+def test_a_layer_that_answers_nothing_right_is_not_above_chance():
+    assert above_chance(np.array([0.0]), 0.25, 100) == 1.0
+    assert above_chance(np.array([0.004]), 0.0001, 100) == 1.0
+
+
+def test_impossible_scores_and_empty_tasks_are_refused():
+    for scores, chance in (([1.1], 0.5), ([-0.1], 0.5), ([0.5], 1.1), ([0.5], -0.1)):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+            above_chance(np.array(scores), chance, 10)
+    with pytest.raises(ValueError, match="without test examples"):
+        above_chance(np.array([0.5]), 0.5, 0)
+
+
+def test_a_task_is_insensitive_above_five_percent_by_holm():
+    assert over_tasks(np.array([0.01, 0.04, 0.2])).tolist() == near([0.03, 0.08, 0.2])
+    assert insensitive(np.array([0.01, 0.04, 0.2])).tolist() == [False, True, True]
+    assert insensitive(np.array([0.05])).tolist() == [False]
+
+
+def test_a_task_is_saturated_when_its_worst_layer_is_above_98_percent():
+    assert saturated(np.array([0.99, 0.981]))
+    assert not saturated(np.array([1.0, 0.98]))
+
+
 # The same numbers as scipy, and as statsmodels and scikit-posthocs (recorded), to 1e-10.
 
 RECORDED = json.loads((Path(__file__).parent / "fixtures" / "agreement.json").read_text())
-
-
-def near(value):
-    return pytest.approx(value, rel=1e-10, abs=1e-10)
 
 
 @pytest.mark.parametrize("case", RECORDED["anova"])

@@ -19,6 +19,7 @@ from nullsuites import (
 from fusionbench.stats.crossed import (
     compare,
     crossed_t,
+    guard,
     step_down_max_t,
     t_over_seeds,
     two_way,
@@ -85,6 +86,21 @@ def test_shared_runs_take_the_seed_variance_from_the_runs_suite_sums():
     shared = sum_over_shared_runs(tasks)
     assert float(shared.value) == pytest.approx(float(sum_over_tasks(tasks).value))
     assert float(shared.variance) == pytest.approx(float(runs.variance) + items)
+
+
+def test_the_nu_of_shared_runs_is_satterthwaites_over_runs_and_blocks():
+    tasks = a_suite()
+    blocks = [block_components([task]) for task in tasks]
+    runs = float(t_over_seeds(seed_sums(tasks)).variance)
+    of_runs = float(guard(5)) * runs
+    items = sum(max(float(b.item - b.both), 0) for b in blocks)
+    spread = of_runs**2 / 4
+    for block in blocks:
+        spread += float(block.item) ** 2 / (float(block.items) - 1)
+        spread += float(block.both) ** 2 / (4 * (float(block.items) - 1))
+    known = (of_runs + items) ** 2 / spread
+    assert known > 4
+    assert float(sum_over_shared_runs(tasks).nu) == pytest.approx(known, rel=1e-12)
 
 
 def test_a_lucky_run_that_is_lucky_everywhere_widens_only_the_shared_interval():

@@ -166,6 +166,18 @@ def test_a_claim_is_decided_by_its_simultaneous_interval():
     assert [(one.low, one.high) for one in answers] == list(zip(low, high, strict=True))
 
 
+def test_an_interval_that_touches_the_end_of_a_claim_decides_nothing():
+    table = row([0.08])
+    low, high = (float(end[0]) for end in table.interval(0.05))
+    ends = [(low, 1.0), (-1.0, high), (-1.0, low), (high, 1.0)]
+    for claimed in ends:
+        (answer,) = judge(
+            [Question(references=(table[0],), claimed=claimed)], Correction.BONFERRONI
+        )
+        assert (answer.low, answer.high) == (low, high)
+        assert answer.verdict == Verdict.UNDECIDED
+
+
 def test_groups_are_judged_apart():
     questions = asked(row([0.03, 0.02, 0.01]), margin=None)
     found = judge_groups(questions, ["main", "two-way", "main"], Correction.HOLM)
@@ -274,6 +286,13 @@ def test_five_seeds_can_never_reach_five_percent_and_six_can_in_any_family():
     assert step_down_max_t(clear).p_value == pytest.approx(np.full(44, 2 / 64))
     alone = step_down_max_t(np.ones((1, 5)))
     assert float(alone.p_value[0]) == alone.smallest_p
+
+
+def test_up_to_twelve_seeds_all_patterns_are_listed():
+    assert len(np.unique(sign_patterns(12), axis=0)) == 2**11
+    assert smallest_p(12) == 2 / 2**12
+    assert len(sign_patterns(13)) == 10_001
+    assert smallest_p(13) == 1 / 10_001
 
 
 def test_listed_patterns_are_all_distinct_and_drawn_ones_begin_with_the_data():
@@ -395,6 +414,12 @@ def test_a_method_more_changes_no_pair_of_the_others():
 def test_a_single_method_is_its_own_tied_set():
     alone = TaskScores(values=a_task().values[:1], groups=a_task().groups)
     assert tied_set(task_pairs(alone)).tolist() == [True]
+
+
+def test_two_methods_without_any_difference_or_noise_both_stay():
+    nothing = np.zeros((2, 2))
+    alike = Estimate(value=nothing, variance=nothing, nu=np.full((2, 2), 4.0), replicates=5)
+    assert tied_set(alike).tolist() == [True, True]
 
 
 def test_the_limit_is_shared_by_the_pairs_of_one_method():
