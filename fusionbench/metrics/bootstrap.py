@@ -7,7 +7,6 @@ describes the images and takes the trained runs as given.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,9 +17,6 @@ from fusionbench.api.errors import UserError
 DRAWS = 2000
 _AT_ONCE = 100
 """Draws whose weights are in memory together."""
-
-Readings = Mapping[str, float | int | None]
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,41 +61,6 @@ def paired(
             for (x, y), a, b in zip(runs, first, second, strict=True)
         ]
         return {name: np.mean([one[name] for one in each], axis=0) for name in each[0]}
-
-    return _judged(differences, len(members), draws, seed, level)
-
-
-def paired_measures(
-    measures: Callable[[Sequence[Answer]], Readings],
-    first: Sequence[Answer],
-    second: Sequence[Answer],
-    groups: Sequence[str],
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, Difference]:
-    """The same for any `measures` of one run each: it is called twice for each draw.
-
-    The answers about an image stay together and in order. Raises UserError as `paired` does.
-    """
-    _refuse_unequal("answers", len(first), len(second))
-    _refuse_unequal("answers and groups", len(first), len(groups))
-    members = _members(groups)
-
-    names = _subtracted(_arrays(measures(first)), _arrays(measures(second))).keys()
-
-    def drawn(answers: Sequence[Answer], row: Int[np.ndarray, " image"]) -> Readings:
-        images = zip(members.values(), row.tolist(), strict=True)
-        return measures([answers[i] for image, times in images for i in image * times])
-
-    def differences(
-        weights: Int[np.ndarray, "draw image"],
-    ) -> dict[str, Float[np.ndarray, " draw"]]:
-        each = [
-            _subtracted(_arrays(drawn(first, row)), _arrays(drawn(second, row))) for row in weights
-        ]
-        return {name: np.array([one.get(name, np.nan) for one in each]) for name in names}
 
     return _judged(differences, len(members), draws, seed, level)
 
@@ -169,13 +130,6 @@ def _by_image(
     """Counts of each image."""
     _refuse_unequal("answers and groups", len(tally.counts), len(groups))
     return np.stack([tally.counts[indices].sum(axis=0) for indices in members.values()])
-
-
-def _arrays(readings: Readings) -> dict[str, Float[np.ndarray, ""]]:
-    return {
-        name: np.array(np.nan if value is None else value, dtype=float)
-        for name, value in readings.items()
-    }
 
 
 def _subtracted(

@@ -8,7 +8,6 @@ options by the loss of each as the answer. Types 1 to 9 are the image part.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusionbench.api.errors import UserError
 from fusionbench.metrics.common import Measures, answered, letters, mean, means
 
 
@@ -33,13 +32,6 @@ def equal(prediction: str | None, answer: str) -> float:
 def first_letter(prediction: str | None, answer: str) -> float:
     """1 if the first character of the stripped text is the letter."""
     return float((prediction or "").strip()[:1] == answer)
-
-
-def ranked_first(losses: Sequence[float]) -> int:
-    """Index of the smallest loss, the first on ties. Raises UserError for no losses or NaN."""
-    if not losses or any(loss != loss for loss in losses):
-        raise UserError(f"SEED-Bench: losses {list(losses)}", "one number for each option")
-    return min(range(len(losses)), key=lambda index: losses[index])
 
 
 def ranked(index: int | None, answer: str) -> float | None:

@@ -31,7 +31,6 @@ from fusionbench.api.types import Unsupported
 
 T = TypeVar("T")
 
-_STANDARD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LOOPBACK = "127.0.0.1"
 _LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 _LONGEST_WAIT = timedelta(hours=2)
@@ -92,27 +91,6 @@ class World:
         return summed
 
 
-def in_processes(
-    count: int, target: Callable[..., T], args: Sequence[Any] = (), *, device: str = "auto"
-) -> T:
-    """Return `target(world, *args)` of rank 0, run in `count` processes; 0: not said, so one.
-
-    Processes that a launcher started are joined; without a launcher they are started here.
-    Raises UserError if the launcher's world has another size, or as `start` and `joined` do.
-    """
-    if launched():
-        if not count and "WORLD_SIZE" not in os.environ:
-            raise UserError(
-                "a launcher started this process but says nothing of WORLD_SIZE",
-                "name the number of processes that it starts (--processes N), or do not use it",
-            )
-        with joined(count or 1, device=device) as world:
-            return target(world, *args)
-    if count <= 1:
-        return target(World(device=_device(device, 0)), *args)
-    return start(count, target, args, device=device)[0]
-
-
 def lead(world: World, target: Callable[..., T], args: Sequence[Any] = ()) -> T:
     """Run `target(world, *args)` here, in rank 0, and in the processes that `follow`."""
     world.broadcast((target, args))
@@ -135,11 +113,6 @@ def follow(world: World) -> None:
         target, args = work
         with suppress(FloatingPointError, Unsupported):
             target(world, *args)
-
-
-def launched() -> bool:
-    """True if a launcher outside started this process; it may have started no other."""
-    return any(name in os.environ for name in _STANDARD)
 
 
 @contextmanager

@@ -241,9 +241,7 @@ def test_seed_readings_of_a_text(text, equal, first):
 
 def test_seed_has_three_readings_and_counts_the_unanswered_as_wrong():
     answers = [
-        seed.Answer(
-            prediction="B", answer="B", type="1", ranked=seed.ranked_first([2.0, 1.0, 1.0])
-        ),
+        seed.Answer(prediction="B", answer="B", type="1", ranked=1),
         seed.Answer(prediction="B.", answer="B", type="1", ranked=0),
         seed.Answer(prediction=None, answer="A", type="2"),
     ]
@@ -258,9 +256,6 @@ def test_seed_has_three_readings_and_counts_the_unanswered_as_wrong():
         "accuracy_equal/2": 0,
     }
     assert seed.measures(answers[2:])["accuracy_ranked"] is None
-    for losses in ([], [float("nan"), 1.0]):
-        with pytest.raises(UserError, match="SEED-Bench: losses"):
-            seed.ranked_first(losses)
 
 
 def test_anls_refuses_a_question_without_reference():

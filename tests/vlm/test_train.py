@@ -15,8 +15,10 @@ from vlm_training import BUDGET, SETUP, Case, ToyData, ToyModel, failing, outcom
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Unsupported
+from fusionbench.cli.run import launched
 from fusionbench.harness.train import Optimisers, schedule
-from fusionbench.vlm.processes import World, in_processes, joined, launched, start
+from fusionbench.records.cell import RunOptions
+from fusionbench.vlm.processes import World, joined, start
 from fusionbench.vlm.train import Setup, micro_batches, row_weights, train
 
 MUON = replace(BUDGET, optimiser="muon", vector_lr=5e-3)
@@ -321,22 +323,19 @@ def test_a_launcher_that_starts_one_process_of_two_is_refused(environment, other
     with pytest.raises(UserError, match="^2 processes asked for") as error:
         world_of(2)
     assert "accelerate launch --cpu" in error.value.hint
-    if others:
-        with pytest.raises(UserError, match="^2 processes asked for"):
-            in_processes(2, first, device="cpu")
 
 
 def test_a_launcher_with_one_silent_process_is_refused_when_no_number_is_named(environment):
     environment(**ACCELERATE)
     with pytest.raises(UserError, match="says nothing of WORLD_SIZE") as error:
-        in_processes(0, first, device="cpu")
+        launched(RunOptions())
     assert "--processes N" in error.value.hint
 
 
 def test_a_launcher_that_starts_more_processes_is_refused(environment):
     environment(WORLD_SIZE=4, RANK=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=1)
     with pytest.raises(UserError, match="^1 process asked for, .* WORLD_SIZE=4"):
-        in_processes(0, first, device="cpu")
+        world_of(1)
     with pytest.raises(UserError, match="^2 processes asked for, .* WORLD_SIZE=4"):
         world_of(2)
 
@@ -380,9 +379,9 @@ def test_more_processes_than_cuda_devices_are_refused(environment, monkeypatch):
 
 
 def test_without_a_launcher_one_process_is_this_one(environment):
-    assert not launched()
-    world, value = in_processes(0, first, (5,), device="cpu")
-    assert (world.size, world.main, value) == (1, True, 5)
+    assert not launched(RunOptions())
+    world = world_of(1)
+    assert (world.size, world.main) == (1, True)
 
 
 @pytest.mark.thorough
