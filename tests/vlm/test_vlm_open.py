@@ -257,7 +257,10 @@ def language(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["hf:", "llava:"])
-def test_files_in_two_folders_have_one_name_that_finds_them(kind, language, tmp_path):
+def test_files_in_two_folders_have_one_name_that_finds_them(kind, language, tmp_path, monkeypatch):
+    # Another worker's copy of the same checkpoint would be noted in the cache that all share.
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))
+
     def card(name):
         return describe_language(*((name, "") if kind == "hf:" else ("", name)), download=False)
 
