@@ -33,10 +33,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutation-testing.jsonl"
 TARGETS = {
-    "fusionbench/records/store.py": "tests/records",
-    "fusionbench/records/cell.py": "tests/records",
-    "fusionbench/stats": "tests/stats",
-    "fusionbench/checks": "tests/checks",
+    "fusionbench/records/store.py": ("tests/records",),
+    "fusionbench/records/cell.py": ("tests/records",),
+    "fusionbench/stats": ("tests/stats",),
+    "fusionbench/checks": ("tests/checks", "tests/cli/test_plugins.py"),
 }
 """Files or folders, and the tests that must notice."""
 FIRST = {
@@ -175,9 +175,13 @@ class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def tests_of(file: str) -> list[list[str]]:
     """Test files of the folder in two stages: those named after the module, and the others."""
-    folder = next(tests for start, tests in TARGETS.items() if file.startswith(start))
+    places = next(tests for start, tests in TARGETS.items() if file.startswith(start))
     words = FIRST.get(Path(file).stem, (Path(file).stem.rstrip("s"),))
-    found = [str(one) for one in sorted((ROOT / folder).glob("test_*.py"))]
+    found = [
+        str(one)
+        for place in places
+        for one in (sorted((ROOT / place).glob("test_*.py")) or [ROOT / place])
+    ]
     named = [one for one in found if any(word in Path(one).stem for word in words)]
     return [stage for stage in (named, [one for one in found if one not in named]) if stage]
 
