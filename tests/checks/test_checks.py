@@ -9,7 +9,7 @@ from broken_methods import BetterThanItSays, DeadStart, Sound, SoundStepper, bro
 from method_sizes import names
 
 from fusionbench.api.errors import UserError
-from fusionbench.api.types import Unsupported
+from fusionbench.api.types import Fused, Injection, Unsupported
 from fusionbench.checks import check_method, checks, each_check
 from fusionbench.checks.first_build import first_fault
 from fusionbench.checks.run import find, page, run_checks
@@ -101,6 +101,119 @@ def test_a_formula_that_is_one_parameter_off_is_noticed():
     assert outcome("D*D + D + D*H")[0] == "passed"
     assert outcome("D*D + D + D*H + 1")[0] == "failed"
     assert "trains 5243904, its formula D*D + D*H gives 5242880" in outcome("D*D + D*H")[1]
+
+
+def width_of_reader():
+    from fusionbench.checks.toy import READER
+
+    return READER.width
+
+
+def into(tokens, width, layer=0, when="before", through=False, axis=True):
+    values = tokens.new_zeros(*tokens.shape[:2], width)
+    values = values if axis else values[:, 0]
+    return Injection(layer=layer, when=when, values=values, through_projector=through)
+
+
+# What a method gives in place of `Sound`'s tokens alone, the check, and what it says; "" passes.
+GIVEN = {
+    "tokens that are not finite": (
+        lambda t: {"tokens": t / 0}, "shapes", "tokens are not finite"
+    ),
+    "no token": (lambda t: {"tokens": t[:, :0]}, "shapes", "tokens are [1, 0, 32], declared"),
+    "no axis of tokens": (lambda t: {"tokens": t[:, 0]}, "shapes", "tokens are [1, 32], declared"),
+    "a token for each image": (
+        lambda t: {"tokens": t[:, : len(t)]}, "shapes", "the number of tokens follows the batch"
+    ),
+    "half a batch": (lambda t: {"tokens": t[: 1 + len(t) // 2]}, "shapes", "[3, tokens, out_dim"),
+    "a summary": (lambda t: {"summary": t.mean(1)}, "extras", ""),
+    "a summary of tokens": (lambda t: {"summary": t}, "extras", "the summary is [3, 16, 32], not"),
+    "a summary of one image": (
+        lambda t: {"summary": t.mean(1)[:1]}, "extras", "the summary is [1, 32], not [3, width]"
+    ),
+    "a loss of each image": (
+        lambda t: {"losses": {"gap": t.mean((1, 2))}}, "extras", "the loss 'gap' is [3], not one"
+    ),
+    "a trace with a gradient": (
+        lambda t: {"trace": {"gate": t.mean().view(1)}}, "extras", "the trace 'gate' carries a"
+    ),
+    "a trace that is not finite": (
+        lambda t: {"trace": {"gate": t.detach().mean().view(1) / 0}}, "extras",
+        "the trace 'gate' is not finite",
+    ),
+    "an injection": (
+        lambda t: {"injections": (into(t, width_of_reader()), into(t, 32, through=True))},
+        "extras", "",
+    ),
+    "an injection of one width more": (
+        lambda t: {"injections": (into(t, width_of_reader() + 1),)}, "extras", "an injection is [3,"
+    ),
+    "an injection without tokens": (
+        lambda t: {"injections": (into(t, width_of_reader(), axis=False),)}, "extras",
+        "an injection is [3,",
+    ),
+    "an injection of the projector's width": (
+        lambda t: {"injections": (into(t, width_of_reader() + 1, through=True),)}, "extras",
+        "tokens, 32]",
+    ),
+    "an injection in between": (
+        lambda t: {"injections": (into(t, width_of_reader(), when="between"),)}, "extras",
+        "neither before nor after: 'between'",
+    ),
+    "an injection behind the last layer": (
+        lambda t: {"injections": (into(t, width_of_reader(), layer=99),)}, "extras",
+        "reaches into reader layer 99 of 0..",
+    ),
+    "an injection before the first layer": (
+        lambda t: {"injections": (into(t, width_of_reader(), layer=-1),)}, "extras",
+        "reaches into reader layer -1 of 0..",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_a_method_gives_is_held_to_its_declaration(name):
+    change, check_name, words = GIVEN[name]
+
+    class Giving(Sound):
+        def forward(self, hidden, query):
+            tokens = self.joined(hidden, query)
+            return Fused(**{"tokens": tokens, **change(tokens)})
+
+    (record,) = check_method(Giving, only=[check_name]).records
+    assert record.outcome == ("failed" if words else "passed"), record.reason
+    assert words in record.reason
+
+
+@pytest.mark.parametrize(
+    ("taps", "words"),
+    [
+        ((), "declares no hidden state"),
+        (((),), "declares no hidden state"),
+        (((2, 2),), "names a hidden state twice"),
+        (((99,),), "is not resolved: indices are integers 0.."),
+        (((1.0,),), "is not resolved"),
+    ],
+)
+def test_taps_that_cannot_be_read_are_named(taps, words):
+    class Tapping(Sound):
+        def __init__(self, shape):
+            super().__init__(shape)
+            self.taps = taps
+
+    (record,) = check_method(Tapping, only=["taps"]).records
+    assert record.outcome == "failed" and words in record.reason
+
+
+@pytest.mark.parametrize("depth", [0, 99])
+def test_a_depth_outside_the_encoder_is_named(depth):
+    class Deep(SoundStepper):
+        def __init__(self, shape):
+            super().__init__(shape)
+            self.depth = depth
+
+    (record,) = check_method(Deep, only=["taps"]).records
+    assert record.outcome == "failed", record.reason
 
 
 def test_an_expected_failure_keeps_the_methods_reason_and_what_was_found():

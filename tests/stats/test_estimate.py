@@ -218,6 +218,7 @@ def test_one_seed_or_one_item_is_refused():
     for shape in ((1, 40), (5, 1)):
         with pytest.raises(ValueError, match="at least 2 seeds and 2 items"):
             compare(np.zeros(shape))
+    assert (two_way(np.array([[0.0, 1.0], [1.0, 0.0]])).seeds, compare(np.eye(2)).seeds) == (2, 2)
 
 
 # The interval of a single score.
