@@ -518,6 +518,112 @@ def test_the_first_use_of_a_file_builds_and_runs_what_it_declares(tmp_path):
     assert first_uses(str(task)) == [f"task torn: {task}: OSError: no disk"]
 
 
+TASK = """import numpy as np
+
+from fusionbench.api import Task, task
+from fusionbench.api.tasks import Split, TaskData
+
+
+@task("mine", version=1, family="mine", group="fine")
+class Mine(Task):
+    {chance}
+    {score}
+
+    def load(self):
+        images = np.arange(240, dtype=np.uint8)[:, None, None, None]
+        return TaskData(
+            images=np.broadcast_to(images, (240, 8, 8, 3)).copy(), answers=("a", "b", "c"),
+            train=split("train", 0, {train}), val=split("val", 60, [0, 1] * 10),
+            test=split("test", 80, {test}),
+        )
+
+
+def split(name, first, answers):
+    rows = [first + number * ({twice} if name == "train" else 1) for number in range(len(answers))]
+    return Split(
+        items=tuple(f"{{name}} {{number}}" for number in range(len(answers))),
+        images=np.array(rows), questions=("Which?",) * len(answers), answers=np.array(answers),
+    )
+"""
+SOUND_TASK = {
+    "chance": "chance = 0.5", "score": "", "train": "[0, 1] * 20", "test": "[0, 1] * 50", "twice": 1
+}  # fmt: skip
+OWN_SCORE = "def score(self, *given): return super().score(*given)"
+TASK_FAULTS = {
+    "chance missing": ({"chance": "pass"}, "set chance = 0.5, the share of the commonest answer"),
+    "chance of one": ({"chance": "chance = 1"}, "chance is 1; it must lie from 0 to below 1"),
+    "chance below zero": ({"chance": "chance = -0.1"}, "chance is -0.1; it must lie from 0"),
+    "chance in percent": ({"chance": "chance = 50"}, "chance is 50; it must lie from 0"),
+    "chance too low": (
+        {"chance": "chance = 0.4"}, "the answer 'a' alone scores 0.5 on test; set chance = 0.5"
+    ),
+}  # fmt: skip
+TASK_NOTES = {
+    "few test examples": (
+        {"test": "[0, 1] * 49"},
+        "98 test examples: one score is known to about 10 points either way, so small",
+    ),
+    "an answer that is never trained": (
+        {"test": "[0, 1] * 49 + [0, 2]"},
+        "test: 1 answers that training does not have, such as 'c'",
+    ),
+    "a question asked twice": (
+        {"twice": 0},
+        "train: 1 questions are asked twice of one image, such as 'Which?'",
+    ),
+}
+
+
+def task_report(folder, **changes):
+    from fusionbench.checks.first_build import check_task, tasks_of
+
+    (folder / "mine.py").write_text(TASK.format(**SOUND_TASK | changes))
+    (card,) = tasks_of(str(folder / "mine.py"), [])
+    return check_task(card)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"chance": "chance = 0"},
+        {"chance": "chance = 0.46"},
+        {"score": OWN_SCORE, "chance": "chance = 0.1"},
+    ],
+)
+def test_a_sound_task_has_no_fault_and_no_note(tmp_path, changes):
+    if changes.get("chance") == "chance = 0":
+        changes = {**changes, "score": OWN_SCORE}
+    report = task_report(tmp_path, **changes)
+    assert (report.faults, report.notes) == ((), ())
+    assert str(report) == (
+        "mine: 240 images of 8 x 8, 3 answers, 40 train, 20 val, 100 test examples"
+    )
+
+
+@pytest.mark.parametrize("name", TASK_FAULTS)
+def test_a_wrong_chance_is_named_with_the_right_one(tmp_path, name):
+    changes, words = TASK_FAULTS[name]
+    report = task_report(tmp_path, **changes)
+    (fault,) = report.faults
+    assert words in fault and report.notes == ()
+    assert f"\n  fault: {fault}" in str(report)
+
+
+@pytest.mark.parametrize("name", TASK_NOTES)
+def test_what_makes_a_task_say_less_is_noted(tmp_path, name):
+    changes, words = TASK_NOTES[name]
+    report = task_report(tmp_path, **changes)
+    (note,) = report.notes
+    assert note.startswith(words) and report.faults == ()
+    assert f"\n  note: {note}" in str(report)
+
+
+def test_a_task_that_cannot_be_loaded_says_why(tmp_path):
+    report = task_report(tmp_path, train="[0, 1, 5]")
+    assert str(report).startswith("mine: cannot be used\n  fault: ") and report.notes == ()
+
+
 def test_a_run_whose_cells_fail_names_line_and_mend_once(call, tmp_path, monkeypatch):
     _, file = fault(tmp_path, **MISTAKES["bare tensor"][0])
     code, out, said = call(
