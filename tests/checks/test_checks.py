@@ -624,6 +624,50 @@ def test_a_task_that_cannot_be_loaded_says_why(tmp_path):
     assert str(report).startswith("mine: cannot be used\n  fault: ") and report.notes == ()
 
 
+ENCODER = """from fusionbench.api import Encoder, StackShape, encoder
+
+
+@encoder("blank", version=1, layers=2, dim=8, patch=16, size={size}{more})
+class Blank(Encoder):
+    size = 32
+    shape = StackShape(layers=2, dim=8, grid=(2, 2))
+
+    def embed(self, images):
+        return images.float().mean(dim=(1, 2, 3))[:, None, None].expand(-1, 4, 8) / 255
+
+    def block(self, index, tokens):
+        return {block}
+
+    def norm(self, tokens):
+        return tokens
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"more": ", weights=('absent.bin',)"}, None),
+        ({"block": "tokens / (tokens - tokens)"}, ": its hidden states are not finite"),
+        ({"block": "tokens @ tokens"}, "RuntimeError: "),
+        ({"size": 48}, "UserError: blank: @encoder declares (layers, dim, grid, prefix, size)"),
+    ],
+)
+def test_the_first_use_of_an_encoder_reads_one_image(tmp_path, changes, words):
+    from fusionbench.checks.first_build import first_uses
+
+    file = tmp_path / "blank.py"
+    file.write_text(ENCODER.format(**{"size": 32, "more": "", "block": "tokens"} | changes))
+    found = first_uses(str(file))
+    assert len(found) == (words is not None)
+    assert not words or (found[0].startswith(f"encoder blank: {file}: ") and words in found[0])
+
+
+def test_a_width_that_is_no_multiple_is_named_as_it_is(tmp_path):
+    odd = "return Fused(tokens=self.line(hidden[0])[:, :, :3])"
+    assert "set self.out_dim to the width, 3, in __init__" in fault(tmp_path, result=odd)[0]
+
+
 def test_a_run_whose_cells_fail_names_line_and_mend_once(call, tmp_path, monkeypatch):
     _, file = fault(tmp_path, **MISTAKES["bare tensor"][0])
     code, out, said = call(
