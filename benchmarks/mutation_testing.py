@@ -232,7 +232,8 @@ def _run_tests(file: str, tests: list[str], tree: ast.Module | None, home: str) 
             sys.meta_path.insert(0, Loader(file, tree))
         import pytest
 
-        options = ["-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", "--basetemp", home]
+        options = ["-q", "-x", "-m", "not slow", "-p", "no:xdist", "-p", "no:cacheprovider"]
+        options += ["--basetemp", home]
         code = int(pytest.main([*options, *tests]))
     finally:
         os._exit(code)
