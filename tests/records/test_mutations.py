@@ -4,6 +4,7 @@
 what became of them; the fast run takes a few of each.
 """
 
+import json
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,9 @@ def tables(folder: Path) -> tuple[object, list[str]]:
     profiles = list(cost.read(folder, problems))
     maps = list(probe_maps(folder, problems))
     pictures = list(read_pictures(folder, problems))
-    asked = store.history.requests(), read_designs(folder)
+    # Keys of a study have no order.
+    requests = [json.dumps(asdict(one), sort_keys=True) for one in store.history.requests()]
+    asked = requests, read_designs(folder)
     said = [*map(str, store.problems), *map(str, problems)]
     return repr((shown, failures, profiles, maps, pictures, asked)), said
 
