@@ -67,7 +67,8 @@ def check_record(record: CellRecord) -> None:
         if value and not form.fullmatch(value):
             raise ValueError(f"{name} is {_shown(value)}, no hash")
     spec = record.spec
-    for name, value in (("seed", spec.seed), ("examples", record.examples)):
+    counts = {"seed": spec.seed, "examples": record.examples, "seconds": record.seconds}
+    for name, value in counts.items():
         if value < 0:
             raise ValueError(f"{name} is {value}, which is negative")
     if not 0 <= record.chance < 1:

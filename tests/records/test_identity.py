@@ -1,11 +1,20 @@
 """What changes a cell's id and what does not."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pytest
 
-from fusionbench.records.cell import Budget, CellRecord, CellSpec, Stage, Training, hashed
+from fusionbench.records.cell import (
+    TUNING_SEED,
+    Budget,
+    CellRecord,
+    CellSpec,
+    RunOptions,
+    Stage,
+    Training,
+    hashed,
+)
 from fusionbench.records.schema import Facts, full_text, normal_text
 from fusionbench.records.store import Store
 
@@ -158,6 +167,27 @@ def test_every_shipped_record_has_the_id_that_its_line_names():
         records = list(store.records(paths))
         assert [record.id for record in records] == list(paths)
         assert all(record.spec.training is None for record in records)
+
+
+def test_shipped_tuning_runs_have_the_seeds_that_no_cell_has():
+    if not RESULTS.exists():
+        pytest.skip("the shipped results travel with the checkout only")
+    store = Store.open(RESULTS)
+    seeds = {one.spec.seed for one in store.records(store.tuning())}
+    assert seeds == {TUNING_SEED} == {1000}
+
+
+def test_a_run_without_options_is_that_of_this_machine():
+    assert asdict(RunOptions()) == {
+        "out": "results/local", "device": "auto", "workers": 0, "plugins": (), "cache_gib": 20.0,
+        "eval_batch": 256, "quiet": False, "compile": "auto", "checkpoint": False, "data_root": "",
+        "processes": 0, "micro_batch": 0, "shard": False, "cell_seconds": 0.0,
+    }  # fmt: skip
+
+
+def test_a_record_says_only_what_was_said():
+    said = CellRecord(spec=SPEC, status="skipped")
+    assert (said.representative, said.reads_answers) == (False, False)
 
 
 def test_a_later_option_counts_where_it_is_used():

@@ -50,6 +50,28 @@ def test_a_record_is_never_overwritten(store):
     assert len(list(store.records())) == 1
 
 
+@pytest.mark.parametrize("wrong", [{"seconds": -1.0}, {"label": 7}, {"family": None}])
+def test_a_record_of_impossible_values_is_refused_before_anything_is_written(store, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        put(store, spec(), 0.5, **wrong)
+    assert not [file for file in store.folder.rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("left", "files"),
+    [(encode(outcomes(0.5)), 1), (encode(outcomes(0.9)), 2), (b"torn", 2)],
+    ids=["the same", "another run's", "torn"],
+)
+def test_a_file_of_outcomes_without_a_record_is_not_overwritten(store, left, files):
+    there = store.folder / "outcomes" / f"{spec().id}.bin"
+    there.parent.mkdir(parents=True, exist_ok=True)
+    there.write_bytes(left)
+    written = put(store, spec(), 0.5, draw=0)
+    assert np.array_equal(again(store).outcomes(written), outcomes(0.5, 0))
+    assert there.read_bytes() == left
+    assert len(list(there.parent.iterdir())) == files
+
+
 def test_a_skipped_cell_is_finished_and_a_failed_one_is_not(store):
     store.write(record(spec(seed=1), status="skipped", reason="needs a grid"))
     store.write_failure(record(spec(seed=2), status="failed", reason="first"))
@@ -142,6 +164,7 @@ def test_what_is_known_to_be_whole_is_not_read_again_and_any_change_is(store, mo
     assert again(store).finished() and len(reads) == 2
     (store.folder / ".checked").write_text("torn line\n" + "x" * 40)
     assert again(store).finished() and len(reads) == 3
+    assert again(store).finished() and len(reads) == 3
 
 
 def test_records_have_equal_parts_in_common_and_no_others(store):
@@ -205,6 +228,16 @@ def damage_store(tmp_path):
 
 def damaged_file(store, cell=None):
     return store.folder / "cells" / f"{(cell or spec(seed=0)).id}.json"
+
+
+def test_finding_a_damaged_record_gives_none_and_names_it(damage_store):
+    file = damaged_file(damage_store)
+    file.write_text(file.read_text()[:-9])
+    fresh = Store.open(damage_store.folder)
+    assert fresh.find(spec(seed=0).id) is None
+    (problem,) = fresh.problems
+    assert problem.source == str(file) and problem.message.startswith("ignored: ")
+    assert fresh.find(spec(seed=9).id) is None and len(fresh.problems) == 1
 
 
 def assert_named_and_ignored(store, path, said):
