@@ -1,4 +1,4 @@
-"""Sets of the Hugging Face hub as rows: parquet files with encoded images (extra `hub`)."""
+"""Tables as rows: sets of the Hugging Face hub (extra `hub`), and the choice of table by form."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 from fusionbench.api import Source, UserError
 from fusionbench.api.sources import EXTRA, HUB
 from fusionbench.tasks._rows import Row
+from fusionbench.tasks._tsv import tsv_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +97,8 @@ def parquet_files(folder: Path, config: str, split: str) -> list[str]:
         where = f"{folder}/{config or '**'}/{split}-*.parquet"
         raise UserError(f"there is no {where}", "keep the names of the files of the hub")
     return found
+
+
+def table_rows(source: Source, hub: Mapping[str, str]) -> Iterator[Row]:
+    """Rows of a source that is a table: VLMEvalKit's TSV or a set of the hub."""
+    return tsv_rows(source.root) if source.form == "tsv" else hub_rows(source, hub)

@@ -7,8 +7,8 @@ from fusionbench.api import Answer, Asked, Benchmark, Item, Source, UserError, b
 from fusionbench.api.benchmarks import Tallied
 from fusionbench.metrics import mmbench as metric
 from fusionbench.metrics import tallies
+from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import LETTER, LETTERS, Row, group, lettered
-from fusionbench.tasks._tables import table_rows
 from fusionbench.tasks._tsv import tsv_rows
 
 _OFFICIAL = "mmbench_dev_20230712.tsv"

@@ -8,8 +8,8 @@ from fusionbench.api import Answer, Asked, Benchmark, Item, Picture, Source, Use
 from fusionbench.api.benchmarks import Tallied
 from fusionbench.metrics import mme as metric
 from fusionbench.metrics import tallies
+from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import SHORT, Row, group, image_file
-from fusionbench.tasks._tables import table_rows
 
 _ENDING = "Please answer yes or no."
 _SUFFIXES = (".jpg", ".png", ".jpeg")

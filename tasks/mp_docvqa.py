@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from fusionbench.api import Answer, Asked, Benchmark, Item, Source, UserError, benchmark
 from fusionbench.metrics import anls as metric
 from fusionbench.tasks._files import json_rows
+from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import Once, Row, image_file
-from fusionbench.tasks._tables import table_rows
 from fusionbench.tasks._vqa import open_item, references
 
 

@@ -8,8 +8,8 @@ from fusionbench.api.benchmarks import Tallied
 from fusionbench.metrics import pope as metric
 from fusionbench.metrics import tallies
 from fusionbench.tasks._files import line_rows
+from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import SHORT, Once, Row, group, image_file
-from fusionbench.tasks._tables import table_rows
 
 
 @benchmark("pope", version=1, family="pope", group="hallucination")

@@ -6,8 +6,8 @@ from pathlib import Path
 from fusionbench.api import Answer, Asked, Benchmark, Item, Picture, Source, UserError, benchmark
 from fusionbench.metrics import scienceqa as metric
 from fusionbench.tasks._files import keyed_rows, read_json
+from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import LETTER, LETTERS, Once, Row, group, image_file, lettered
-from fusionbench.tasks._tables import table_rows
 
 _FROM = "https://github.com/lupantech/ScienceQA, data/scienceqa"
 

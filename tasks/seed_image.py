@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from fusionbench.api import Answer, Asked, Benchmark, Item, Picture, Source, benchmark
 from fusionbench.metrics import seed as metric
 from fusionbench.tasks._files import json_rows
+from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import LETTER, LETTERS, Once, Row, group, image_file, lettered
-from fusionbench.tasks._tables import table_rows
 
 _TYPES = (
     "Scene Understanding",

@@ -10,8 +10,8 @@ from pathlib import Path
 from fusionbench.api import Answer, Asked, Benchmark, Item, Source, UserError, benchmark
 from fusionbench.metrics import textvqa as metric
 from fusionbench.tasks._files import json_rows, line_rows
+from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import SHORT, Once, Row, image_file
-from fusionbench.tasks._tables import table_rows
 from fusionbench.tasks._vqa import open_item, references, ten
 
 _MARK = "Reference OCR token:"

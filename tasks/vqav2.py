@@ -6,8 +6,8 @@ from pathlib import Path
 from fusionbench.api import Answer, Asked, Benchmark, Item, Picture, Source, UserError, benchmark
 from fusionbench.metrics import vqav2 as metric
 from fusionbench.tasks._files import json_rows
+from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import Once, Row, image_file
-from fusionbench.tasks._tables import table_rows
 from fusionbench.tasks._vqa import open_item, ten
 
 _QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fusionbench.api import Answer, Asked, Benchmark, Item, Source, benchmark
 from fusionbench.metrics import zerobench as metric
+from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import Once, Row, group
-from fusionbench.tasks._tables import table_rows
 
 _STEPS = (
     "\n\n\nLet's think step by step and give the final answer in curly braces, "
