@@ -321,3 +321,18 @@ def test_a_record_without_answers_says_so(tmp_path):
     (record,) = store.records()
     with pytest.raises(UserError, match="kept no answers"):
         store.answers(replace(record, answers=""))
+
+
+def test_a_damaged_line_of_the_compact_form_is_named_each_time(tmp_path):
+    with Store.create(tmp_path / "live") as live:
+        first, second = (put(live, spec(seed=seed), 0.5) for seed in range(2))
+    merge([tmp_path / "live"], tmp_path / "compact")
+    lines = tmp_path / "compact" / "cells.jsonl"
+    rows = lines.read_text().splitlines(keepends=True)
+    at = next(number for number, row in enumerate(rows) if f'"id": "{first.id}"' in row)
+    rows[at] = rows[at].replace('"score": 0.5', '"score": 0.4')
+    lines.write_text("".join(rows))
+    for _ in range(2):
+        store = Store.open(tmp_path / "compact")
+        assert list(store.finished()) == [second.id]
+        assert any("cells.jsonl:" in one.source for one in store.problems)
