@@ -7,6 +7,7 @@ import shutil
 import pytest
 from broken_methods import BetterThanItSays, DeadStart, Sound, SoundStepper, broken
 from method_sizes import names
+from plugin_files import BLANK_ENCODER
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Fused, Injection, Unsupported
@@ -624,40 +625,26 @@ def test_a_task_that_cannot_be_loaded_says_why(tmp_path):
     assert str(report).startswith("mine: cannot be used\n  fault: ") and report.notes == ()
 
 
-ENCODER = """from fusionbench.api import Encoder, StackShape, encoder
-
-
-@encoder("blank", version=1, layers=2, dim=8, patch=16, size={size}{more})
-class Blank(Encoder):
-    size = 32
-    shape = StackShape(layers=2, dim=8, grid=(2, 2))
-
-    def embed(self, images):
-        return images.float().mean(dim=(1, 2, 3))[:, None, None].expand(-1, 4, 8) / 255
-
-    def block(self, index, tokens):
-        return {block}
-
-    def norm(self, tokens):
-        return tokens
-"""
-
-
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("old", "new", "words"),
     [
-        ({}, None),
-        ({"more": ", weights=('absent.bin',)"}, None),
-        ({"block": "tokens / (tokens - tokens)"}, ": its hidden states are not finite"),
-        ({"block": "tokens @ tokens"}, "RuntimeError: "),
-        ({"size": 48}, "UserError: blank: @encoder declares (layers, dim, grid, prefix, size)"),
+        ("", "", None),
+        ("size=32)", "size=32, weights=('absent.bin',))", None),
+        ("tokens * index", "tokens / (tokens - tokens)", ": its hidden states are not finite"),
+        ("tokens * index", "tokens @ tokens", "RuntimeError: "),
+        (
+            "size=32)",
+            "size=48)",
+            "UserError: blank: @encoder declares (layers, ",
+        ),
     ],
 )
-def test_the_first_use_of_an_encoder_reads_one_image(tmp_path, changes, words):
+def test_the_first_use_of_an_encoder_reads_one_image(tmp_path, old, new, words):
     from fusionbench.checks.first_build import first_uses
 
     file = tmp_path / "blank.py"
-    file.write_text(ENCODER.format(**{"size": 32, "more": "", "block": "tokens"} | changes))
+    imported = "from fusionbench.api import Encoder, StackShape, encoder\n"
+    file.write_text(imported + BLANK_ENCODER.replace(old, new))
     found = first_uses(str(file))
     assert len(found) == (words is not None)
     assert not words or (found[0].startswith(f"encoder blank: {file}: ") and words in found[0])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plugin_files import BLANK_ENCODER
 
 import fusionbench
 from fusionbench.api.errors import UserError
@@ -163,21 +164,8 @@ class TwoLayers(Fusion):
     def forward(self, hidden, query):
         return Fused(tokens=self.patches(hidden.mean(dim=0)))
 
-
-@encoder("blank", version=1, layers=2, dim=8, patch=16, size=32)
-class Blank(Encoder):
-    size = 32
-    shape = StackShape(layers=2, dim=8, grid=(2, 2))
-
-    def embed(self, images):
-        return images.float().mean(dim=(1, 2, 3))[:, None, None].expand(-1, 4, 8) / 255
-
-    def block(self, index, tokens):
-        return tokens * index
-
-    def norm(self, tokens):
-        return tokens
 '''
+MODULE += BLANK_ENCODER
 HOME = str(Path(fusionbench.__file__).parent.parent)
 
 

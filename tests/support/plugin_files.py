@@ -46,6 +46,22 @@ class ToyTask(Task):
 class FarTask(ToyTask): ...
 """
 
+BLANK_ENCODER = """
+@encoder("blank", version=1, layers=2, dim=8, patch=16, size=32)
+class Blank(Encoder):
+    size = 32
+    shape = StackShape(layers=2, dim=8, grid=(2, 2))
+
+    def embed(self, images):
+        return images.float().mean(dim=(1, 2, 3))[:, None, None].expand(-1, 4, 8) / 255
+
+    def block(self, index, tokens):
+        return tokens * index
+
+    def norm(self, tokens):
+        return tokens
+"""
+
 BROKEN = {
     "syntax error": "def (:",
     "declares no method, task, benchmark or encoder": "x = 1",
