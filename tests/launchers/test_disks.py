@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import in_process
@@ -197,17 +198,21 @@ def test_a_folder_that_vanishes_while_the_study_runs(name, cache, whole, tmp_pat
 DAY = 86_400
 
 
+def _clock_jumps(days):
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + days * DAY
+    time.time_ns = lambda: now_ns() + days * DAY * 10**9
+
+
 @pytest.mark.fault(
     "stored data", "a clock that jumps 400 days back, then 800 ahead", "the same tables"
 )
-def test_a_clock_that_jumps_changes_nothing(cache, whole, tmp_path, monkeypatch, injected):
-    folder, now, now_ns = tmp_path / "out", time.time, time.time_ns
+def test_a_clock_that_jumps_changes_nothing(cache, whole, tmp_path, injected):
+    folder = tmp_path / "out"
     for days in (-400, 400):
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "time", lambda days=days: now() + days * DAY)
-            patch.setattr(time, "time_ns", lambda days=days: now_ns() + days * DAY * 10**9)
-            assert in_process.killed_behind(1, Store, "write", *STUDY, folder) == -9
+        jump = partial(_clock_jumps, days)
+        assert in_process.killed_behind(1, Store, "write", *STUDY, folder, prepare=jump) == -9
         for file in (file for file in Path(folder).rglob("*") if file.is_file()):
-            os.utime(file, (now() + days * DAY,) * 2)
+            os.utime(file, (time.time() + days * DAY,) * 2)
     same_in_the_end(folder, whole)
     injected(2)

@@ -5,11 +5,11 @@ Reports come without figures, which take most of their time, unless a test asks 
 
 import contextlib
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -55,22 +55,29 @@ def run(*arguments, folder=None, variables=None, figures=False):
     return end.value.code or 0, out.getvalue(), err.getvalue()
 
 
-def killed_behind(count, cls, method, *arguments):
-    """Run a command in a copy of this process that kills itself behind call `count` of a method.
+def killed_behind(count, cls, method, *arguments, prepare=None):
+    """Run a command in another process that kills itself behind call `count` of a method.
 
-    Returns its exit status, -9 if it came that far. A fork has loaded torch already.
+    Returns its exit status, -9 if it came that far. The process is forked from one that has only
+    imported torch: a fork of this one could not train once a tracing test has begun autograd's
+    threads here. `prepare`, of a module, is called there first.
     """
-    child = os.fork()
-    if child == 0:
-        try:
-            _kill_behind(count, cls, method)
-            sys.stderr.write("\n".join(map(str, run(*arguments))))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["torch", "fusionbench.cli.main"])
+    job = (count, cls, method, arguments, dict(os.environ), prepare)
+    child = forks.Process(target=_until_killed, args=job)
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def _until_killed(count, cls, method, arguments, variables, prepare):
+    os.environ.clear()
+    os.environ.update(variables)
+    if prepare is not None:
+        prepare()
+    _kill_behind(count, cls, method)
+    sys.exit(f"not killed: {run(*arguments)}")
 
 
 def _kill_behind(count, cls, method):
