@@ -12,12 +12,14 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 from tabulate import tabulate
 
+from fusionbench.models.encoders.catalog import describe
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
@@ -33,6 +35,7 @@ QUICK = ROOT / "results" / "quick"
 FEWEST = 8
 """Methods for a correlation."""
 DRAWS = 2000
+_DEPTH = "layer at "
 SINGLES = ("best_single", "layer", "last", "last_norm", "penultimate")
 """Families of methods that read one layer."""
 _DELTA = ("delta", "low", "high")
@@ -46,6 +49,12 @@ def answer(folder: Path) -> str:
     return (folder / "report" / "tables" / "answer.md").read_text(encoding="utf-8").strip()
 
 
+def drawn(folder: Path) -> str:
+    """The report's sentence about layers drawn at random."""
+    (line,) = [line for line in answer(folder).splitlines() if line.startswith("- `random_layers`")]
+    return line.removeprefix("- ")
+
+
 def planned(folder: Path) -> str:
     """The planned contrasts on the suite, at most twelve rows."""
     added = {row["method"].split(" (")[0]: row["added"] for row in _suite(folder)}
@@ -56,7 +65,7 @@ def planned(folder: Path) -> str:
             "difference, points": _interval(row, *_DELTA),
             "from its matched control": _interval(row, *_CONTROL),
             "verdict": row["verdict"] or row["reason"],
-            "parameters added": added.get(row["method"], ""),
+            "parameters beyond `penultimate`": added.get(row["method"], ""),
         }
         for row in _contrasts(folder)
     ]
@@ -105,12 +114,17 @@ def layers(folder: Path) -> str:
 
 def claims(folder: Path) -> str:
     """Each published claim with its verdict, difference and interval."""
-    results, catalog = Results.open(folder), read_catalog()
-    found = [one for source in CLAIMS for one in answers(load_claims(source), results, catalog)]
+    found = _answered(folder)
     counts = Counter(_verdict(one) for one in found)
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     ran = [one for one in found if one.measured.estimate is not None]
     return f"Of {len(found)} claims: {said}.\n\n{_table([_claim(one) for one in ran])}"
+
+
+def _answered(folder: Path) -> list[ClaimAnswer]:
+    """The claims of all files, as one correction group."""
+    found = [one for source in CLAIMS for one in load_claims(source)]
+    return answers(found, Results.open(folder), read_catalog())
 
 
 def undecided(folder: Path) -> str:
@@ -132,9 +146,12 @@ def undecided(folder: Path) -> str:
 
 def says(folder: Path) -> str:
     """What the verdicts say, as a list: contrasts, claims, single layers, controls, gaps."""
-    results, catalog = Results.open(folder), read_catalog()
-    found = [one for source in CLAIMS for one in answers(load_claims(source), results, catalog)]
-    lines = [*_decided(folder), *_claimed(found), *_single(folder), *_moved_controls(folder)]
+    lines = [
+        *_decided(folder),
+        *_claimed(_answered(folder)),
+        *_single(folder),
+        *_moved_controls(folder),
+    ]
     absent = [row["reason"] for row in _contrasts(folder) if not row["verdict"]]
     if absent:
         names = [text.removesuffix(" was not run").removeprefix("control ") for text in absent]
@@ -249,7 +266,10 @@ def run(folder: Path) -> str:
 
 
 def agreement(folder: Path) -> str:
-    """Rank correlation of the methods' means with those of the quick study, by group of tasks."""
+    """Rank correlation of the methods' means with those of the quick study, by group of tasks.
+
+    Fixed layers are paired by their share of the encoder's depth.
+    """
     here, there = _means(folder), _means(QUICK)
     rows = []
     for group in here:
@@ -257,15 +277,22 @@ def agreement(folder: Path) -> str:
         pairs = np.array([[here[group][name], there[group][name]] for name in both])
         if len(both) < FEWEST:
             continue
-        low, high = _bootstrapped(pairs)
+        others = pairs[[not name.startswith(_DEPTH) for name in both]]
+        known = len(others) >= FEWEST
         rows.append(
             {
                 "tasks": group,
                 "methods in both": str(len(both)),
-                "Spearman's correlation": f"{_correlation(pairs):+.2f} [{low:+.2f}, {high:+.2f}]",
+                "Spearman's correlation": _correlated(pairs),
+                "without fixed layers": f"{_correlated(others)}, {len(others)}" if known else "",
             }
         )
     return _table(rows) if rows else "Fewer than eight methods are in both studies."
+
+
+def _correlated(pairs: np.ndarray) -> str:
+    low, high = _bootstrapped(pairs)
+    return f"{_correlation(pairs):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _correlation(pairs: np.ndarray) -> float:
@@ -281,17 +308,32 @@ def _bootstrapped(pairs: np.ndarray) -> tuple[float, float]:
 
 
 def _means(folder: Path) -> dict[str, dict[str, float]]:
-    """{group of tasks: {method: mean}} of the suite."""
+    """{group of tasks: {method: mean}} of the suite; a fixed layer is named by its depth."""
     found: dict[str, dict[str, float]] = {}
     for row in _rows(folder, "summary"):
         if row["score"]:
-            found.setdefault(row["aggregate"], {})[row["method"]] = float(row["score"])
+            name, blocks = row["method"], describe(row["encoder"]).layers
+            if layer := re.fullmatch(r"layer\[index=(\d+)\]", name):
+                name = f"{_DEPTH}{Fraction(int(layer[1]), blocks)}"
+            found.setdefault(row["aggregate"], {})[name] = float(row["score"])
     return found
 
 
 BLOCKS: Mapping[str, Callable[[Path], str]] = {
     one.__name__: one
-    for one in (answer, planned, leaders, layers, claims, undecided, says, agreement, hours, run)
+    for one in (
+        answer,
+        drawn,
+        planned,
+        leaders,
+        layers,
+        claims,
+        undecided,
+        says,
+        agreement,
+        hours,
+        run,
+    )
 }
 
 

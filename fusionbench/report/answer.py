@@ -12,7 +12,7 @@ from fusionbench.records.cost import CostRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrasts import ContrastRow, Scope
-from fusionbench.report.leaderboard import added_parameters, over_encoder, ranked
+from fusionbench.report.leaderboard import added_parameters, over_encoder, ranked, role
 from fusionbench.report.page import Material, Page
 from fusionbench.report.power import MOST, UNREACHABLE, seeds_for_a_point
 from fusionbench.report.tables import Row, cell, conditions, effect_text, interval, points
@@ -28,6 +28,7 @@ BETTER = (Verdict.BETTER, Verdict.SLIGHTLY_BETTER)
 WORSE = (Verdict.WORSE, Verdict.SLIGHTLY_WORSE)
 _SINGLE = ("layer", "best_single", "last", "last_norm", "penultimate")
 """Methods that read one layer."""
+_RANDOM = "random_layers"
 
 
 def answer_page(report: Material) -> Page:
@@ -49,12 +50,13 @@ def answer_page(report: Material) -> Page:
 
 
 def _needs(report: Material, analysis: Analysis) -> list[int | None]:
-    """Runs that each planned contrast on the suite needs for one point; empty without a test."""
+    """Runs that each undecided contrast on the suite needs for one point; empty without a test."""
     undecided = any(row.answer.verdict == Verdict.UNDECIDED for row in analysis.of("planned"))
     if not (analysis.testable and undecided and analysis.scopes[0].tasks):
         return []
-    suite = [row.contrast for row in analysis.of("planned") if row.scope.level == "suite"]
-    return seeds_for_a_point(report.results, analysis.table, suite)
+    suite = [row for row in analysis.of("planned") if row.scope.level == "suite"]
+    open_ = [row.contrast for row in suite if row.answer.verdict == Verdict.UNDECIDED]
+    return seeds_for_a_point(report.results, analysis.table, open_, planned=len(suite))
 
 
 def answer(
@@ -62,7 +64,7 @@ def answer(
 ) -> Iterator[str]:
     """The sentences of one condition; Markdown with names in backquotes.
 
-    `needs`: the runs that each planned contrast needs to find one point, None for no number.
+    `needs`: the runs that each undecided contrast needs to find one point, None for no number.
     """
     suite = analysis.scopes[0]
     if not suite.tasks:
@@ -142,19 +144,26 @@ def _leaders(analysis: Analysis, suite: Scope) -> Iterator[str]:
     elif found:
         verb = "is" if len(found) == 1 else "are"
         yield (
-            f"On {on} {_named(found)} {verb} better than `{baseline}` and than the matched "
-            f"control, where there is one ({len(found)} of "
-            f"{_count(len(planned), 'planned method')})."
+            f"On {on} {_named(found, analysis.plan.suite_margin)} {verb} better than `{baseline}` "
+            "and than the matched control, where there is one "
+            f"({len(found)} of {_judged(planned)})."
         )
     else:
         yield (
-            f"On {on} none of {_count(len(planned), 'planned method')} is shown to be better than "
-            f"`{baseline}` and than its matched control, where there is one."
+            f"On {on} none of {_judged(planned)} is shown to be better than `{baseline}` and than "
+            "its matched control, where there is one."
         )
     if worse := [row for row in planned if row.answer.verdict in WORSE]:
         yield f"Worse than `{baseline}`: {_named(sorted(worse, key=_difference))}."
     if against := list(_against_others(analysis)):
         yield f"Other planned comparisons: {'; '.join(against)}."
+
+
+def _judged(planned: Sequence[ContrastRow]) -> str:
+    """`3 planned methods; 5 more have no verdict, since they or their control were not run`."""
+    silent = sum(bool(row.question.silent) for row in planned)
+    text = _count(len(planned) - silent, "planned method")
+    return f"{text}; {silent} more have no verdict yet" if silent else text
 
 
 def _against_others(analysis: Analysis) -> Iterator[str]:
@@ -173,20 +182,40 @@ def _against_others(analysis: Analysis) -> Iterator[str]:
 
 
 def _single_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
-    """What one layer gives, and how many others have a higher mean."""
+    """What one layer gives, and how many methods that fuse layers have a higher mean."""
     order = ranked(analysis, suite)
     methods = analysis.table.methods
     single = [row for row in order if methods[row].partition("[")[0] in _SINGLE]
-    if not single or len(single) == len(order):
+    others = [row for row in order if row not in single and role(analysis, row) != "control"]
+    if not single or not others:
         return
-    best = analysis.suite[single[0], suite]
-    others = [row for row in order if row not in single]
+    name, best = methods[single[0]], analysis.suite[single[0], suite]
+    chosen = " (the layer with the best val score, task by task)" if name == "best_single" else ""
     higher = sum(analysis.suite[row, suite].mean > best.mean for row in others)
     way = f"{points(best.mean, sign=False)} % of the way from chance to all right"
     yield (
-        f"Of the methods that read one layer, `{methods[single[0]]}` has the highest mean, "
+        f"Of the methods that read one layer, `{name}`{chosen} has the highest mean, "
         f"{way if best.mean > 0 else 'not above chance'}; {higher} of "
-        f"{_count(len(others), 'other')} have a higher mean (means, no test)."
+        f"{_count(len(others), 'other')}, controls aside, have a higher mean (means, no test)."
+    )
+    yield from _random_layers(analysis, suite)
+
+
+def _random_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
+    """What layers drawn at random give: whether a gain speaks for a method's choice of layers."""
+    methods, baseline = analysis.table.methods, analysis.plan.baseline
+    drawn = analysis.against_baseline().get((_RANDOM, suite))
+    if drawn is None or drawn.measured.estimate is None:
+        return
+    mean = analysis.suite[methods.index(_RANDOM), suite].mean
+    names = dict.fromkeys(row.contrast.method for row in _planned(analysis))
+    known = [name for name in names if name in methods]
+    below = [name for name in known if analysis.suite[methods.index(name), suite].mean < mean]
+    yield (
+        f"`{_RANDOM}`, a join of layers drawn at random, differs from `{baseline}` by "
+        f"{interval(drawn.measured.estimate)} (exploratory): a gain below that does not speak for "
+        f"a method's choice of layers. {len(below)} of {_count(len(known), 'planned method')} "
+        f"{'has' if len(below) == 1 else 'have'} a lower mean (means, no test)."
     )
 
 
@@ -251,6 +280,7 @@ def _certainty(analysis: Analysis, needs: Sequence[int | None]) -> Iterator[str]
         f"How sure: {_count(runs, 'run')} of each method, {examples:,} test examples, "
         f"{_count(len(analysis.of('planned')), 'planned contrast')} (Holm, 5 %), intervals of "
         f"95 %; {len(planned) - len(undecided)} decided with a margin of {margin} points."
+        f"{_on_new_tasks(planned)}"
     )
     if undecided:
         shown = [f"{_pair(row)} ({effect_text(row.answer.mde)})" for row in undecided[:MOST_NAMES]]
@@ -261,15 +291,29 @@ def _certainty(analysis: Analysis, needs: Sequence[int | None]) -> Iterator[str]
         )
 
 
+def _on_new_tasks(planned: Sequence[ContrastRow]) -> str:
+    """How many planned contrasts would hold for other tasks of the same families."""
+    tested = [(row, p) for row in planned if (p := row.new_tasks.p_adjusted) is not None]
+    if not tested:
+        return ""
+    found = [row for row, p in tested if p < LEVEL]
+    known = f" ({', '.join(_pair(row) for row in found[:MOST_NAMES])})" if found else ""
+    return (
+        " Verdicts are for these tasks: for new tasks of such families "
+        f"{len(found) or 'none'} of {_count(len(tested), 'planned contrast')} "
+        f"{'is' if len(found) < 2 else 'are'} significant{known}."
+    )
+
+
 def _one_point(needs: Sequence[int | None]) -> str:
-    """`; one point takes 4 to 31 runs to find, and is not reachable within 200 in 2 of 12`."""
+    """`; one point takes 4 to 31 runs to find, and is not reachable within 200 in 2 of these 5`."""
     known = sorted(need for need in needs if need is not None)
     text = ""
     if known:
         runs = f"{known[0]} to {known[-1]}" if known[0] < known[-1] else f"{known[0]}"
         text = f"; one point takes {runs} runs to find"
     if beyond := len(needs) - len(known):
-        of = f"{beyond} of {len(needs)} planned contrasts" if known else "any planned contrast"
+        of = f"{beyond} of these {len(needs)}" if known else "any of them"
         start = ", and" if known else "; one point"
         text += f"{start} is {UNREACHABLE} within {MOST} runs in {of}"
     return text
@@ -297,10 +341,12 @@ def _apart(analysis: Analysis, suite: Scope) -> Iterator[str]:
     )
 
 
-def _named(rows: Sequence[ContrastRow]) -> str:
-    """`a` (+1.2 [+0.4, +2.0]), `b` (...) and 2 more."""
+def _named(rows: Sequence[ContrastRow], margin: float = 0.0) -> str:
+    """`a` (+1.2 [+0.4, +2.0]), `b` (...) and 2 more; says what is less than the margin."""
     shown = [
-        f"`{row.contrast.method}` ({interval(row.measured.estimate)})" for row in rows[:MOST_NAMES]
+        f"`{row.contrast.method}` ({interval(row.measured.estimate)}"
+        f"{', less than the margin' if abs(_difference(row)) < margin else ''})"
+        for row in rows[:MOST_NAMES]
     ]
     if len(rows) > MOST_NAMES:
         return f"{', '.join(shown)} and {len(rows) - MOST_NAMES} more"

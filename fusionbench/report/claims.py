@@ -1,9 +1,10 @@
 """Claims of papers, answered from records: holds, fails or undecided.
 
-A claim is a sentence with one inequality on a difference, method minus reference. The testable
-claims of a file form one correction group of size K: every interval has level 1 - 0.05 / K, so with
-95 % probability all of them contain the truth and no answer is wrong. A claim holds if its interval
-lies inside the range it allows, fails if it lies outside, and is undecided otherwise.
+A claim is a sentence with one inequality on a difference, method minus reference. The K claims that
+are read together form one correction group, run or not: every interval has level 1 - 0.05 / K, so
+with 95 % probability all of them contain the truth and no answer is wrong, and no answer changes
+when other methods arrive. A claim holds if its interval lies inside the range it allows, fails if
+it lies outside, and is undecided otherwise.
 
 All numbers are points: percent of the examples for a single task, hundredths of the way from
 chance to perfect for several tasks.
@@ -343,10 +344,9 @@ def answers(claims: Sequence[Claim], results: Results, catalog: Catalog) -> list
     known = [checked(claim, catalog, results.tables) for claim in claims]
     found = [answer for claim in known for answer in _measured(claim, results)]
     questions = [_question(answer) for answer in found]
-    tests = sum(question.testable for question in questions)
-    # An untestable claim is in no correction group: its interval is a plain 95 % one.
+    # The interval of an untestable claim is a plain 95 % one.
     judged = [
-        verdicts.judge([one], Correction.BONFERRONI, tests=tests if one.testable else 1)[0]
+        verdicts.judge([one], Correction.BONFERRONI, tests=len(found) if one.testable else 1)[0]
         for one in questions
     ]
     return [replace(one, judged=answer) for one, answer in zip(found, judged, strict=True)]
@@ -386,7 +386,7 @@ def _difference(claim: Claim, results: Results, table: ScoreTable) -> Measured:
 
 _READING = """\
 Differences are method minus reference in points; over several tasks every task counts the same
-between chance (0) and perfect (100). Intervals are simultaneous over the claims that can be tested:
+between chance (0) and perfect (100). Intervals are simultaneous over all claims here, run or not:
 with 95 % probability all of them contain the truth, for new runs and new images of these tasks and
 this budget. With fewer than 4 seeds nothing is tested and the interval is a plain 95 % one. The
 papers used another regime: an answer is about the claim as stated, under this protocol."""

@@ -262,7 +262,7 @@ _COLUMNS: Mapping[str, Callable[[ContrastRow], str]] = {
     "difference": lambda row: interval(row.measured.estimate),
     "this test set": lambda row: interval(row.measured.runs),
     "from control": lambda row: interval(row.to_control.estimate) if row.to_control else "-",
-    "control": lambda row: row.contrast.control or "none exists",
+    "control": lambda row: row.contrast.control or ("-" if row.measured.gap else "none exists"),
     "p": lambda row: p_text(row.answer.p),
     "p (Holm)": lambda row: p_text(row.answer.p_adjusted),
     "p (this test set)": lambda row: p_text(row.flip_p),

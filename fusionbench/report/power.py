@@ -227,14 +227,15 @@ def _table(results: Results, table: ScoreTable, wanted: PowerOptions) -> PowerPl
 
 
 def seeds_for_a_point(
-    results: Results, table: ScoreTable, contrasts: Sequence[Contrast]
+    results: Results, table: ScoreTable, contrasts: Sequence[Contrast], *, planned: int
 ) -> list[int | None]:
     """Seeds that each contrast needs on the suite to find a difference of one point.
 
-    Of a baseline and a control the larger number counts; None where no number up to `MOST` is
-    enough. Contrasts that cannot be compared are left out.
+    `planned`: all contrasts of the correction. Of a baseline and a control the larger number
+    counts; None where no number up to `MOST` is enough. Contrasts that cannot be compared are left
+    out.
     """
-    goal = Goal(effect=1.0, contrasts=min(max(len(contrasts), 1), MOST_PLANNED), pilot=False)
+    goal = Goal(effect=1.0, contrasts=min(max(planned, 1), MOST_PLANNED), pilot=False)
     suite = [int(column) for column in np.flatnonzero(table.suite)]
     found: list[int | None] = []
     for contrast in contrasts:

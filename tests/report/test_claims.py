@@ -5,6 +5,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,7 @@ from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
+from fusionbench.report.answer import _named, _on_new_tasks, leaders
 from fusionbench.report.build import ReportOptions, collect, write_report
 from fusionbench.report.claims import (
     PUBLISHED,
@@ -31,6 +33,7 @@ from fusionbench.report.claims import (
     page,
     parse_claims,
 )
+from fusionbench.report.contrasts import NewTasks
 from fusionbench.stats.crossed import compare, crossed_t
 from fusionbench.stats.verdicts import Verdict
 
@@ -114,11 +117,11 @@ def test_swapping_method_and_reference_negates_the_difference_and_keeps_its_widt
     assert one.verdict is two.verdict is Verdict.HOLDS
 
 
-def test_intervals_widen_with_every_claim_that_can_be_tested_and_with_no_other(folder):
+def test_intervals_widen_with_every_claim_so_that_none_changes_when_other_methods_arrive(folder):
     (alone,) = asked(folder, claim())
     with_untested = asked(folder, claim(), claim(id="two", method="tgif"))[0]
     with_tested = asked(folder, claim(), claim(id="two", method="mmfuser"))[0]
-    assert alone.high - alone.low == with_untested.high - with_untested.low
+    assert with_tested.high - with_tested.low == with_untested.high - with_untested.low
     assert alone.high - alone.low < with_tested.high - with_tested.low
     assert alone.mde < with_tested.mde
 
@@ -364,9 +367,9 @@ def test_a_study_without_a_winner_names_none(reps, tmp_path, record_property):
 def said(tmp_path_factory):
     """Sentences of a study with a winner, a loser, a clone and a contrast of its own."""
     shares = {"penultimate": 0.6, "repeat": 0.6, "good": 0.75, "bad": 0.45, "clone": 0.6}
-    shares |= {"layer[index=2]": 0.7}
+    shares |= {"layer[index=2]": 0.7, "random_layers": 0.65}
     contrasts = [
-        {"method": "good"}, {"method": "bad"}, {"method": "clone"},
+        {"method": "good"}, {"method": "bad"}, {"method": "clone"}, {"method": "mema"},
         {"method": "good", "baseline": "bad", "control": "bad"},
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("said") / "r"
@@ -395,7 +398,8 @@ def test_each_sentence_follows_its_verdict(said):
     }
     assert verdict["good", "penultimate"] == "better" and verdict["bad", "penultimate"] == "worse"
     assert lines[0].startswith("On the 3 tasks of the suite good (+")
-    assert "1 of 3 planned methods" in lines[0] and "bad" not in lines[0]
+    assert "(1 of 3 planned methods; 1 more have no verdict yet)" in lines[0]
+    assert "bad" not in lines[0] and "less than the margin" not in lines[0]
     assert one(lines, "Worse than penultimate: ").startswith("Worse than penultimate: bad (-")
     assert "good is better than bad (+" in one(lines, "Other planned comparisons: ")
     assert "good 40 parameters, time not measured" in one(lines, "Added to the whole model")
@@ -403,19 +407,43 @@ def test_each_sentence_follows_its_verdict(said):
     assert bool(undecided) == (verdict["clone", "penultimate"] == "undecided")
     assert all("clone against penultimate" in line for line in undecided)
     certain = one(lines, "How sure: ")
-    assert "6 runs of each method, 450 test examples, 4 planned contrasts" in certain
+    assert "6 runs of each method, 450 test examples, 5 planned contrasts" in certain
+    # What a run of one point takes is said of the undecided contrast only.
+    assert all("any of them" in line or "takes" in line for line in undecided)
 
 
 def test_what_one_layer_gives_is_a_mean_and_says_so(said):
     line = one(said[1], "Of the methods that read one layer, ")
     assert "layer[index=2] has the highest mean" in line and line.endswith("(means, no test).")
-    # `good` alone is above it.
-    assert "1 of 4 others have a higher mean" in line
+    # `good` alone is above it; `repeat` is a control.
+    assert "1 of 4 others, controls aside, have a higher mean" in line
     best = next(
         row for row in rows(said[0], said[0] / "s", table="summary")
         if row["method"] == "layer[index=2]" and row["aggregate"] == "suite"
     )  # fmt: skip
     assert f"{100 * float(best['score']):.1f} % of the way" in line
+
+
+def test_layers_drawn_at_random_are_named_with_the_planned_methods_below_them(said):
+    line = one(said[1], "random_layers, a join of layers drawn at random, ")
+    assert "2 of 3 planned methods have a lower mean" in line and "penultimate by +" in line
+
+
+def test_a_gain_below_the_margin_and_what_holds_on_new_tasks_are_said(said):
+    report = collect(Store.open(said[0]))
+    (analysis,) = report.analyses
+    (winner,) = leaders(analysis)
+    assert "less than the margin" not in _named([winner], 0.01)
+    assert _named([winner], 0.9).endswith("], less than the margin)")
+    planned = [row for row in analysis.of("planned") if row.answer.p is not None]
+    assert _on_new_tasks(planned) == ""
+    known = [
+        replace(row, new_tasks=NewTasks(p_adjusted=p))
+        for row, p in zip(planned[:2], (0.2, 0.9), strict=True)
+    ]
+    assert "none of 2 planned contrasts is significant." in _on_new_tasks(known)
+    known[0] = replace(known[0], new_tasks=NewTasks(p_adjusted=0.01))
+    assert "1 of 2 planned contrasts is significant (`good` against `" in _on_new_tasks(known)
 
 
 def test_the_best_is_named_with_those_that_cannot_be_told_apart(said):
