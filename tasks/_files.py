@@ -45,21 +45,28 @@ def keyed_rows(file: Path) -> Iterator[tuple[str, Row]]:
 
 
 def line_rows(file: Path) -> Iterator[Row]:
-    """Rows of JSON lines; blank lines are skipped. Raises UserError with the line."""
-    for number, line in enumerate(_text(file).splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
+    """Rows of JSON lines. Raises UserError with the line, and for a key that occurs twice."""
+    for line, where in text_lines(file):
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_unique)
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{where}: not JSON ({error.msg}, column {error.colno})",
                 "the file may be cut off, or not JSON lines: download it again",
             ) from error
+        except _TwiceError as error:
+            raise UserError(f"{where}: key {error} twice", "keys must be unique") from error
         if not isinstance(value, dict):
             raise UserError(f"{where}: must be an object, got {value!r:.80}")
         yield Row(values=value, where=where)
+
+
+def text_lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Each line that is not blank, and file and line for errors. Raises UserError."""
+    # Not `splitlines`: a question may hold U+2028, which JSON leaves as it is.
+    for number, line in enumerate(_text(file).split("\n"), start=1):
+        if line.strip():
+            yield line, f"{file}, line {number}"
 
 
 class _TwiceError(ValueError):

@@ -18,6 +18,7 @@ from fusionbench.tasks._rows import Once, Row, digest, image_file, literal
 
 REFERENCE = 64
 """VLMEvalKit's rule: an `image` of at most so many characters is the index of another row."""
+_EMPTY = ("", "nan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +55,24 @@ def tsv_rows(file: Path) -> Iterator[Row]:
         raise UserError(f"{file}, line 1: no column 'index'", f"it has: {has:.200}")
     header = first.cells
     images, once = _Images(file, header), Once("index")
-    for line in lines:
+    for line in _complete(lines, header, file):
         where = f"{file}, line {line.number}"
-        if len(line.cells) != len(header):
-            raise UserError(
-                f"{where}: {len(line.cells)} fields, the header has {len(header)}",
-                "the file may be cut off: download it again",
-            )
         values: dict[str, object] = dict(zip(header, line.cells, strict=True))
         once(str(values["index"]), where)
         values["image"] = images.of(line, where)
         yield Row(values=values, where=where)
+
+
+def _complete(lines: Iterator[_Line], header: list[str], file: Path) -> Iterator[_Line]:
+    """The rows. Raises UserError with the line for another number of cells than the header has."""
+    for line in lines:
+        if len(line.cells) != len(header):
+            raise UserError(
+                f"{file}, line {line.number}: {len(line.cells)} fields, the header has "
+                f"{len(header)}",
+                "the file may be cut off: download it again",
+            )
+        yield line
 
 
 def _lines(file: Path, start: int) -> Iterator[_Line]:
@@ -147,7 +155,7 @@ class _Images:
     """The images of the rows of one file."""
 
     def __init__(self, file: Path, header: list[str]) -> None:
-        self._file = file
+        self._file, self._header = file, header
         self._index = header.index("index")
         self._column = header.index("image") if "image" in header else -1
         self._path = header.index("image_path") if "image_path" in header else -1
@@ -156,7 +164,7 @@ class _Images:
     def of(self, line: _Line, where: str) -> tuple[Picture, ...]:
         """The images of a row; none for an empty cell. Raises UserError for broken base64."""
         text = line.cells[self._column] if self._column >= 0 else ""
-        if text in ("", "nan"):
+        if text in _EMPTY:
             return self._files(line, where)
         owner = self._own(line, where) if len(text) > REFERENCE else self._other(text, where)
         return tuple(self._picture(owner, position, where) for position in range(len(owner.keys)))
@@ -177,7 +185,7 @@ class _Images:
         """The row that another one names, which may come later in the file."""
         if index in self._owners:
             return self._owners[index]
-        for line in _lines(self._file, 0):
+        for line in _complete(_lines(self._file, 0), self._header, self._file):
             if line.cells[self._index] == index and len(line.cells[self._column]) > REFERENCE:
                 return self._own(line, where)
         raise UserError(
@@ -186,6 +194,6 @@ class _Images:
         )
 
     def _files(self, line: _Line, where: str) -> tuple[Picture, ...]:
-        text = line.cells[self._path] if self._column < 0 <= self._path else ""
-        names = encoded_images(text) if text else []
+        text = line.cells[self._path] if self._path >= 0 else ""
+        names = [] if text in _EMPTY else encoded_images(text)
         return tuple(image_file(self._file.parent, name, where) for name in names)

@@ -9,8 +9,9 @@ REFERENCES = 10
 
 
 def references(row: Row, column: str) -> list[str]:
-    """The reference answers of a row, at least one. Raises UserError."""
-    if not (found := row.texts(column)):
+    """The reference answers of a row without empty ones, at least one. Raises UserError."""
+    row.text(column)
+    if not (found := [text for text in row.texts(column) if text.strip()]):
         raise UserError(f"{row.where}: {column} is empty", "each question needs a reference")
     return found
 

@@ -6,7 +6,7 @@ from fusionbench.api import Answer, Asked, Benchmark, Item, Picture, Source, Use
 from fusionbench.metrics import gqa as metric
 from fusionbench.tasks._files import keyed_rows
 from fusionbench.tasks._hub import hub_rows
-from fusionbench.tasks._rows import Once, Row, image_file
+from fusionbench.tasks._rows import Once, Row, image_file, literal
 from fusionbench.tasks._tsv import tsv_rows
 from fusionbench.tasks._vqa import open_item
 
@@ -65,9 +65,21 @@ class GQA(Benchmark):
 
 
 def _item(key: str, row: Row, images: tuple[Picture, ...]) -> Item:
-    types = row.values.get("types") or {}
-    gold = {"answer": row.text("answer"), "structural": types.get("structural") or ""}
+    gold = {"answer": row.text("answer"), "structural": _structural(row)}
     return open_item(f"gqa/{key}", row.text("question"), images, **gold)
+
+
+def _structural(row: Row) -> str:
+    """The structural type, empty without one; `types` may be text. Raises UserError."""
+    if not row.maybe("types"):
+        return ""
+    types = row.values["types"]
+    found = literal(types) if isinstance(types, str) else types
+    name = (found.get("structural") or "") if isinstance(found, Mapping) else None
+    if not isinstance(name, str):
+        hint = "for example {'structural': 'query'}"
+        raise UserError(f"{row.where}: types must be an object of texts, got {types!r:.80}", hint)
+    return name
 
 
 def _scored(text: str, item: Asked) -> metric.Answer:

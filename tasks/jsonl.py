@@ -4,7 +4,7 @@ A question line has `question_id`, `text`, `image` (a name, a list, or absent) a
 and `category`; an answer line has `question_id` and `answer` (or `text`), one or a list.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fusionbench.api import Answer, Asked, Benchmark, Item, Source, UserError, benchmark
@@ -32,8 +32,10 @@ class JsonLines(Benchmark):
 
     def items(self, source: Source) -> Iterator[Item]:
         """In the order of the question file. Raises UserError for a question without answer."""
-        answers, once = _answers(source.root / _ANSWERS), Once("question_id")
-        for row in line_rows(source.root / _QUESTIONS):
+        rows, once = list(line_rows(source.root / _QUESTIONS)), Once("question_id")
+        asked = {row.text("question_id") for row in rows}
+        answers = _answers(source.root / _ANSWERS, asked)
+        for row in rows:
             key = once(row.text("question_id"), row.where)
             true = answers.get(key) or _several(row, "answer")
             if not true:
@@ -63,23 +65,30 @@ class JsonLines(Benchmark):
         return found
 
 
-def _answers(file: Path) -> dict[str, list[str]]:
-    """Question id -> true answers; none without the file."""
-    once = Once("question_id")
-    if not file.is_file():
-        return {}
-    return {
-        once(row.text("question_id"), row.where): _several(row, "answer") or [row.text("text")]
-        for row in line_rows(file)
-    }
+def _answers(file: Path, asked: Collection[str]) -> dict[str, list[str]]:
+    """Question id -> true answers; none without the file. Raises UserError for an unknown id."""
+    found, once = dict[str, list[str]](), Once("question_id")
+    for row in line_rows(file) if file.is_file() else ():
+        key = once(row.text("question_id"), row.where)
+        if key not in asked:
+            raise UserError(
+                f"{row.where}: {_QUESTIONS} has no question {key}", "remove the line, or ask it"
+            )
+        found[key] = _several(row, "answer") or _several(row, "text") or [row.text("text")]
+    return found
 
 
 def _several(row: Row, column: str) -> list[str]:
-    """One value or a list of them as texts; none where it is missing."""
+    """One value or a list of them as texts; none where it is missing. Raises UserError."""
     value = row.values.get(column)
-    if isinstance(value, list):
-        return [str(one) for one in value]
-    return [row.text(column)] if row.maybe(column) else []
+    many = value if isinstance(value, list) else [value] if row.maybe(column) else []
+    for one in many:
+        if not isinstance(one, str | int | float) or not str(one).strip():
+            raise UserError(
+                f"{row.where}: {column} must be a text or a list of texts, got {value!r:.80}",
+                "none may be empty",
+            )
+    return [str(one) for one in many]
 
 
 def _plain(text: str) -> str:

@@ -8,6 +8,7 @@ from fusionbench.api import Answer, Asked, Benchmark, Item, Picture, Source, Use
 from fusionbench.api.benchmarks import Tallied
 from fusionbench.metrics import mme as metric
 from fusionbench.metrics import tallies
+from fusionbench.tasks._files import text_lines
 from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import SHORT, Row, group, image_file
 
@@ -96,10 +97,7 @@ def _official(root: Path, task: str) -> Iterator[Item]:
 def _pair(file: Path) -> list[Row]:
     """The two questions of a file. Raises UserError for another number, or a line without tab."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
+    for line, where in text_lines(file):
         if line.count("\t") != 1:
             raise UserError(f"{where}: must be a question, a tab and Yes or No, got {line!r:.80}")
         question, answer = line.split("\t")

@@ -12,7 +12,7 @@ from fusionbench.metrics import textvqa as metric
 from fusionbench.tasks._files import json_rows, line_rows
 from fusionbench.tasks._hub import table_rows
 from fusionbench.tasks._rows import SHORT, Once, Row, image_file
-from fusionbench.tasks._vqa import open_item, references, ten
+from fusionbench.tasks._vqa import open_item, ten
 
 _MARK = "Reference OCR token:"
 _VAL = "TextVQA_0.5.1_val.json"
@@ -109,7 +109,7 @@ def _item(task: str, row: Row, root: Path | None = None, prompt: str = "") -> It
     else:
         images = (image_file(root, f"train_images/{row.text('image_id')}.jpg", row.where),)
     column = "answers" if "answers" in row.values else "answer"
-    answers = ten(row, references(row, column))
+    answers = ten(row, row.texts(column))
     key = row.maybe("question_id") or row.text("index")
     return open_item(f"{task}/{key}", row.text("question"), images, prompt, answers=answers)
 

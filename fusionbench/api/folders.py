@@ -10,6 +10,7 @@ pixels. Free of torch.
 
 import csv
 import hashlib
+import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -159,19 +160,47 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         hint = "save it as UTF-8"
         raise UserError(f"{file}: not UTF-8 text at byte {error.start}", hint) from error
     if file.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        for values in reader:
-            yield reader.line_num, dict(values)
+        yield from _of_csv(file, text)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not `splitlines`: a text may hold U+2028, which JSON leaves as it is.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, _object(line, f"{file}:{number}")
 
 
+def _of_csv(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line and values of each row. Raises UserError for one with more or fewer fields."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        _require_names(header, f"{file}:1")
+        for fields in filter(None, reader):
+            if len(fields) != len(header):
+                raise UserError(
+                    f"{file}:{reader.line_num}: {len(fields)} fields, the header has {len(header)}",
+                    f"a text with a comma needs quotes; the columns are: {', '.join(header)}",
+                )
+            yield reader.line_num, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        hint = "a text with a comma or quotes stands in quotes, and quotes inside it are doubled"
+        raise UserError(f"{file}:{reader.line_num}: not CSV: {error}", hint) from error
+
+
+def _require_names(names: Sequence[str], where: str) -> None:
+    """Raise UserError for a name that occurs twice; empty columns have none."""
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise UserError(f"{where}: {twice[0]!r} occurs twice", "remove one of the two")
+
+
 def _object(line: str, where: str) -> dict[str, Any]:
     hint = 'each line is an object: {"image": "a.png", "question": "...", "answer": "..."}'
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _require_names([name for name, _ in pairs], where)
+        return dict(pairs)
+
     try:
-        values = json.loads(line)
+        values = json.loads(line, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON: {error.msg}", hint) from error
     if not isinstance(values, dict):
@@ -184,6 +213,8 @@ def _value(values: Mapping[str, Any], name: str, where: str) -> str:
         near = did_you_mean(name, [str(key) for key in values])
         has = ", ".join(str(key) for key in values)
         raise UserError(f"{where}: no column {name!r}{near}", f"it has: {has}")
+    if isinstance(values[name], list | dict):
+        raise UserError(f"{where}: {name} must be a text, got {values[name]!r:.80}", "one a row")
     if not (found := str("" if values[name] is None else values[name]).strip()):
         raise UserError(f"{where}: {name} is empty", "each row needs image, question and answer")
     return found

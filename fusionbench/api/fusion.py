@@ -183,7 +183,7 @@ def _parse(tap: str) -> list[int]:
     found: list[int] = []
     for part in tap.split("+"):
         first, _, last = part.strip().partition("..")
-        if not (first.isdigit() and (last or first).isdigit()):
+        if not (first.isdecimal() and (last or first).isdecimal()):
             raise ValueError(f"layers are written like 23,7,15 or 23,0..11,12..23, not {tap!r}")
         found += range(int(first), int(last or first) + 1)
     if not found:

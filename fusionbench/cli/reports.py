@@ -227,7 +227,7 @@ def _study_of(folder: Path, ask: Mapping[str, Any]) -> tuple["Study", bool]:
 def write(name: str, folder: Path, out: Path | None, stream: TextIO, *, show: bool = False) -> int:
     """Write the page and its tables; print the path of the page, with `show` the page as well."""
     from fusionbench.records.pairs import Results
-    from fusionbench.report.paper import paper, write_paper
+    from fusionbench.report.paper import paper, run_command, write_paper
 
     chosen = paper(name)
     results = Results.open(folder)
@@ -239,7 +239,7 @@ def write(name: str, folder: Path, out: Path | None, stream: TextIO, *, show: bo
         if lacking := [one for one in names if one not in known]:
             note(
                 f"{len(lacking)} of {len(names)} methods of its tables have no record here "
-                f"(track {track}): `fusionbench paper {name} --run` runs them"
+                f"(track {track}): `{run_command(name, folder)}` runs them"
             )
     page = write_paper(chosen, results, home)
     if show:

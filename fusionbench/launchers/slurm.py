@@ -161,7 +161,7 @@ class SlurmOptions:
     def tasks(self) -> int:
         """The most array tasks. Raises UserError for anything but a positive number."""
         text = self.more.get(TASKS, str(_MOST_TASKS))
-        if not text.isdigit() or int(text) < 1:
+        if not text.isdecimal() or int(text) < 1:
             raise UserError(f"--sbatch {TASKS}={text}: not a number of tasks", "for example 20")
         return int(text)
 

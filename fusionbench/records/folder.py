@@ -239,7 +239,7 @@ def failure_files(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     found = []
     for path in folder.glob("*.json"):
         cell, _, number = path.stem.partition(".")
-        if number.isdigit():
+        if number.isdecimal():
             found.append((cell, int(number), path))
     for _, _, path in sorted(found):
         yield str(path), partial(_text, path)

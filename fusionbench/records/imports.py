@@ -184,7 +184,7 @@ def _record(
 def _spec(found: LmmsEvaluation, cell: CellRecord | None) -> CellSpec:
     version = found.version.removesuffix(".0")
     task = PREFIX + found.task
-    number = int(version) if version.isdigit() else 0
+    number = int(version) if version.isdecimal() else 0
     if cell is not None:
         return replace(cell.spec, task=task, task_version=number, data=data_of(found))
     return CellSpec(

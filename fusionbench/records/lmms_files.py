@@ -86,7 +86,7 @@ def read_folder(folder: Path) -> list[LmmsEvaluation]:
 
 def read_results(file: Path) -> Iterator[LmmsEvaluation]:
     """The tasks of a file of results, groups of tasks left out. Raises UserError."""
-    values = _object(file.read_text(encoding="utf-8"), str(file))
+    values = _object(_content(file), str(file))
     results = _part(values, "results", file)
     config = _part(values, "config", file)
     if not isinstance(config.get("model"), str):
@@ -137,7 +137,10 @@ def read_samples(file: Path, score: str = _SCORE) -> tuple[Sample, ...]:
     for one that is truncated, and for a sample without a document.
     """
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    # Not `splitlines`: an answer may hold U+2028, which JSON leaves as it is.
+    for number, line in enumerate(_content(file).split("\n"), 1):
+        if not line.strip():
+            continue
         place = f"{file}, line {number}"
         values = _object(line, place)
         document = values.get("doc_id")
@@ -215,6 +218,16 @@ def _part(
     if not isinstance(part, dict) or not part:
         raise UserError(f"{file}: {key!r} is missing or no object", f"a file of {TOOL}?")
     return part
+
+
+def _content(file: Path) -> str:
+    """The text of a file. Raises UserError for one that cannot be read or is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text at byte {error.start}", _AGAIN) from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}", _AGAIN) from error
 
 
 def _object(text: str, place: str) -> dict[str, Any]:

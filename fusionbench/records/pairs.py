@@ -178,10 +178,7 @@ class Results:
             raise NotComparable(f"no seed has {which} on {name}")
         cells = [[row[seed] for seed in seeds] for row in rows]
         every = [cell for row in cells for cell in row]
-        if not all(cell.outcomes for cell in every):
-            raise NotComparable(f"a cell on {name} kept no outcomes of its examples")
-        if len({cell.items for cell in every}) > 1:
-            raise NotComparable(f"scored on different examples of {name}")
+        require_paired(every, name)
         scores = np.stack([[self.outcomes(cell) for cell in row] for row in cells])
         return Pair(
             task=table.tasks[task],
@@ -228,6 +225,14 @@ def finished(table: ScoreTable, method: int, task: int) -> dict[int, CellRecord]
         raise NotComparable(f"{name} was not run")
     reason = here[0].reason.strip().splitlines() or ["no reason given"]
     raise NotComparable(f"{name} {here[0].status}: {reason[-1]}")
+
+
+def require_paired(cells: Sequence[CellRecord], task: str) -> None:
+    """Raise NotComparable unless all cells keep outcomes of the same examples."""
+    if not all(cell.outcomes for cell in cells):
+        raise NotComparable(f"a cell on {task} kept no outcomes of its examples")
+    if len({cell.items for cell in cells}) > 1:
+        raise NotComparable(f"scored on different examples of {task}")
 
 
 def one_scope(cells: Sequence[CellRecord], task: str) -> Literal["task", "suite"]:

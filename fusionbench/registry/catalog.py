@@ -147,10 +147,10 @@ def require_usable(catalog: Catalog, plugins: Sequence[str]) -> None:
                 line, _, said = problem.message.partition(": ")
                 number = line.removeprefix("line ")
                 place = (
-                    f"{problem.source}:{number}: " if number.isdigit() else f"{problem.source}: "
+                    f"{problem.source}:{number}: " if number.isdecimal() else f"{problem.source}: "
                 )
                 raise UserError(
-                    place + (said if number.isdigit() else problem.message),
+                    place + (said if number.isdecimal() else problem.message),
                     problem.hint or "`fusionbench doctor --plugin` shows all of it",
                 )
 

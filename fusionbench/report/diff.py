@@ -22,6 +22,7 @@ from fusionbench.records.pairs import (
     finished,
     measure,
     one_scope,
+    require_paired,
     task_weights,
 )
 from fusionbench.records.scores import Condition, ScoreTable
@@ -265,6 +266,8 @@ def _pair(a: Results, b: Results, sides: Sides, method: str, task: str) -> Pair:
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         raise NotComparable(f"no seed of {method} on {task} is in both")
+    for side in (first, second):
+        require_paired([side[seed] for seed in seeds], task)
     mine, theirs = a.items(first[seeds[0]]), b.items(second[seeds[0]])
     place = {name: index for index, name in enumerate(theirs.names)}
     keep = [index for index, name in enumerate(mine.names) if name in place]

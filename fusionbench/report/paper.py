@@ -214,7 +214,7 @@ def write_paper(paper: Paper, results: Results, home: Path) -> Path:
     filled: list[tuple[PaperTable, Filled]] = [
         (shape, [(one, one.fill(shape)) for one in conditions]) for shape in paper.tables
     ]
-    contents = {f"{paper.name}.md": "\n".join(_page(paper, conditions, filled))}
+    contents = {f"{paper.name}.md": "\n".join(_page(paper, results, conditions, filled))}
     for shape, by_condition in filled:
         stem = f"{paper.name}-{shape.name}"
         long = [line for one, rows in by_condition for line in _long_rows(one, shape, rows)]
@@ -230,8 +230,14 @@ def write_paper(paper: Paper, results: Results, home: Path) -> Path:
     return home / f"{paper.name}.md"
 
 
+def run_command(name: str, folder: Path) -> str:
+    """The command that runs what a paper's tables lack in this folder."""
+    return shlex.join(["fusionbench", "paper", name, str(folder), "--run"])
+
+
 def _page(
     paper: Paper,
+    results: Results,
     conditions: Sequence[PaperScores],
     filled: Sequence[tuple[PaperTable, Filled]],
 ) -> Iterator[str]:
@@ -239,7 +245,7 @@ def _page(
     yield f"# {paper.title}\n\n{paper.paper}\n\n{note}\n"
     yield from (f"- {note}" for note in paper.differs)
     yield ""
-    yield from _missing(paper, conditions)
+    yield from _missing(paper, conditions, results.store.folder)
     for shape, by_condition in filled:
         yield f"## {shape.title}\n\n{_READING.format(against=shape.against)}\n"
         for one, rows in by_condition:
@@ -248,7 +254,7 @@ def _page(
             yield markdown(_task_grid(one, rows))
 
 
-def _missing(paper: Paper, conditions: Sequence[PaperScores]) -> Iterator[str]:
+def _missing(paper: Paper, conditions: Sequence[PaperScores], folder: Path) -> Iterator[str]:
     """What to run so that no row of ours is empty."""
     here: dict[str, set[str]] = {}
     for one in conditions:
@@ -257,9 +263,9 @@ def _missing(paper: Paper, conditions: Sequence[PaperScores]) -> Iterator[str]:
         if lacking := [name for name in paper.methods(track) if name not in found]:
             names = shlex.quote(",".join(lacking))
             yield (
-                f"Rows without a score of ours were not run in the track `{track}`: `fusionbench "
-                f"paper {paper.name} --run` fills them, or the same study with `--methods {names}`."
-                "\n"
+                f"Rows without a score of ours were not run in the track `{track}`: "
+                f"`{run_command(paper.name, folder)}` fills them, or the same study with "
+                f"`--methods {names}`.\n"
             )
 
 

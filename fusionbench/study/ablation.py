@@ -32,16 +32,22 @@ def base_of(catalog: Catalog, name: str, settings: Mapping[str, Mapping[str, obj
 def one_factor_out(catalog: Catalog, base: Chosen, switches: Sequence[str] = ()) -> Design:
     """The full method, and for each switch each of its other levels, one change at a time.
 
-    `switches` restricts it to some of them. Raises UserError for an unknown switch.
+    `switches` restricts it to some of them. Raises UserError for an unknown switch, for one that is
+    off already, and where nothing is left to switch off.
     """
     idle = _idle(base, base.settings)
     chosen = [_known(base, name) for name in switches]
+    for switch in chosen:
+        if not _levels(base, switch):
+            raise _off_already(base, switch, "leave it out")
     chosen = chosen or [name for name in base.card.switches if name not in idle]
     variants = [Variant(label=_label(catalog, base, {}))]
     for switch in chosen:
         for level in _levels(base, switch):
             label = _label(catalog, base, {switch: level})
             variants.append(Variant(label=label, switch=switch, level=shown(level)))
+    if len(variants) == 1:
+        raise _off_already(base, ", ".join(base.card.switches), "ablate one that has a switch on")
     return Design(kind="one_factor_out", method=base.label, variants=tuple(variants))
 
 
@@ -91,11 +97,18 @@ def _off(base: Chosen, text: str) -> tuple[str, Setting]:
     name, equals, value = text.partition("=")
     switch = _known(base, name.strip())
     if not equals:
-        return switch, _levels(base, switch)[0]
+        if not (levels := _levels(base, switch)):
+            hint = f"leave it out, or name a level: {switch}=..."
+            raise _off_already(base, switch, hint)
+        return switch, levels[0]
     level = checked(base.card.name, base.card.settings, {switch: value.strip()})[switch]
     if level == base.settings[switch]:
         raise UserError(f"{switch}={shown(level)} is the method itself, so it cannot be off")
     return switch, level
+
+
+def _off_already(base: Chosen, switch: str, hint: str) -> UserError:
+    return UserError(f"{base.label} has switched {switch} off already", hint)
 
 
 def _known(base: Chosen, name: str) -> str:

@@ -29,7 +29,7 @@ from fusionbench.records.cell import canonical
 from fusionbench.records.files import cache_dir, sealed, unsealed, write_atomic
 from fusionbench.study.json_items import items, read_item
 
-_FORMAT = 1
+_FORMAT = 2
 _KEYS = "needed: conversations, a list of {from: human or gpt, value: text}"
 _ROLES = ("human", "gpt")
 
@@ -179,7 +179,7 @@ class ConversationFile:
 
     @property
     def index(self) -> Index:
-        """See `Conversations`; remembered for as long as the file stays the same."""
+        """See `Conversations`; remembered while the file and the sizes of all images stay."""
         if self._index is None:
             state = self.path.stat()
             stamp = [str(self.path.resolve()), str(self.images.resolve()), state.st_size]
@@ -189,7 +189,7 @@ class ConversationFile:
             note = cache_dir(
                 "conversations", hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz"
             )
-            self._index = _remembered(note) or _remember(note, self._scan())
+            self._index = _remembered(note, self.images) or self._scan(note)
         return self._index
 
     def __getitem__(self, item: int) -> Conversation:
@@ -201,16 +201,18 @@ class ConversationFile:
         where = f"{self.path.name}, " + (f"line {line}, " if line else "") + f"item {item + 1}"
         return conversation(value, where, folder=self.images)
 
-    def _scan(self) -> Index:
-        found = list[tuple[int, int]]()
+    def _scan(self, note: Path) -> Index:
+        found, sizes = list[tuple[int, int]](), dict[str, int]()
 
         def all_items() -> Iterable[Conversation]:
             for number, one in enumerate(items(self.path)):
                 found.append((one.start, one.stop))
-                yield self._conversation(one.value, number, one.line)
+                item = self._conversation(one.value, number, one.line)
+                sizes.update((name, _bytes(self.images, name)) for name in item.images)
+                yield item
 
         index = scanned(all_items(), str(self.path))
-        return _with_places(index, np.array(found, dtype=np.int64))
+        return _remember(note, replace(index, places=np.array(found, dtype=np.int64)), sizes)
 
 
 def scanned(conversations: Iterable[Conversation], source: str) -> Index:
@@ -261,22 +263,33 @@ def _refuse_missing(missing: list[str]) -> None:
         )
 
 
-def _with_places(index: Index, places: Int[np.ndarray, "item 2"]) -> Index:
-    return replace(index, places=places)
+def _bytes(folder: Path, name: str) -> int:
+    """Size of an image as the file system has it; -1 for one that is not there."""
+    try:
+        return (folder / name).stat().st_size
+    except OSError:
+        return -1
 
 
-def _remember(note: Path, index: Index) -> Index:
+def _remember(note: Path, index: Index, sizes: Mapping[str, int]) -> Index:
+    """The index, written with the names and sizes of all images."""
     file = io.BytesIO()
-    np.savez(file, **{**vars(index), "hash": np.array(index.hash)})
+    names = np.frombuffer(json.dumps(list(sizes)).encode(), dtype=np.uint8)
+    held = {"names": names, "sizes": np.array(list(sizes.values()), dtype=np.int64)}
+    np.savez(file, **{**vars(index), **held, "hash": np.array(index.hash)})
     # Without a writable cache folder the file is read each time: slower, never wrong.
     with suppress(OSError):
         write_atomic(note, sealed(note, file.getvalue()))
     return index
 
 
-def _remembered(note: Path) -> Index | None:
+def _remembered(note: Path, folder: Path) -> Index | None:
+    """The index of an earlier pass; None where an image has another size by now."""
     try:
         with np.load(io.BytesIO(unsealed(note)), allow_pickle=False) as held:
+            names = json.loads(held["names"].tobytes())
+            if [_bytes(folder, name) for name in names] != held["sizes"].tolist():
+                return None
             arrays = {name: held[name] for name in ("places", "turns", "images", "length")}
             return Index(**arrays, hash=str(held["hash"]))
     except (OSError, ValueError, KeyError, EOFError):

@@ -142,9 +142,11 @@ class _Text:
 
 
 def _of_list(text: _Text) -> Iterator[Found]:
+    """The items of the one list of a file. Raises UserError for anything behind it."""
     text.peek()
     text.move(1)
-    closed = text.peek() == "]"
+    if closed := text.peek() == "]":
+        text.move(1)
     while not closed:
         start, line = text.byte, text.line
         value, length = _value(text)
@@ -156,6 +158,8 @@ def _of_list(text: _Text) -> Iterator[Found]:
         text.move(1)
         closed = mark == "]"
         text.peek()
+    if more := text.peek():
+        raise text.error(f"expected the end of the file behind the list, got {more!r}")
 
 
 def _value(text: _Text) -> tuple[Any, int]:

@@ -65,7 +65,7 @@ class FusionBench(lmms):
         for name in others:
             if name != "max_batch_size":
                 raise unknown("argument of model_args", name, _ARGUMENTS)
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"batch_size must be a whole number from 1, got {batch_size!r}")
         record, home = evaluated_record(str(cell), Path(str(results)))
         self.batch_size = int(batch_size)

@@ -112,8 +112,9 @@ def test_what_is_asked_of_the_cluster():
     # The signal comes when three quarters of a short limit are over.
     assert found["slurm_signal_delay_s"] == 30
     assert found["slurm_additional_parameters"] == {"requeue": True, "account": "a"}
-    with pytest.raises(UserError, match="tasks=0"):
-        _ = SlurmOptions(more={"tasks": "0"}).tasks
+    for wrong in ("0", "-1", "many", "²", ""):
+        with pytest.raises(UserError, match=f"tasks={wrong}: not a number of tasks"):
+            _ = SlurmOptions(more={"tasks": wrong}).tasks
 
 
 @pytest.mark.fault("clusters", "damaged notes of submissions", "left out")

@@ -91,7 +91,7 @@ def test_on_a_shallow_encoder_the_penultimate_stays_penultimate_and_duplicates_a
     assert paper_taps(shape, "23,0..11,12..23") == ((7,), span(0, 3), span(4, 7))
 
 
-@pytest.mark.parametrize("layers", ["", "a", "3,", "5..3", "25", "3;4", "-1"])
+@pytest.mark.parametrize("layers", ["", "a", "3,", "5..3", "25", "3;4", "-1", "²"])
 def test_layers_that_cannot_be_read_are_refused(layers):
     with pytest.raises(ValueError, match="layer"):
         paper_taps(CLIP_L, layers)

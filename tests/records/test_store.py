@@ -87,6 +87,9 @@ def test_ten_failures_later_the_last_one_is_still_the_last(store):
     for number in range(11):
         store.write_failure(record(spec(), status="failed", reason=str(number)))
     assert [failure.reason for failure in store.failures()] == ["10"]
+    # A file of somebody else's is no failure, whatever its number looks like.
+    (store.folder / "failures" / f"{spec().id}.².json").write_text("{}")
+    assert [failure.reason for failure in store.failures()] == ["10"]
 
 
 def test_a_tuning_run_is_found_and_does_not_count_as_a_cell(store):

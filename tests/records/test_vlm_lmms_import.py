@@ -19,6 +19,7 @@ import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.cli.models import import_results
 from fusionbench.records.imports import evaluated_record, import_folder
+from fusionbench.records.lmms_files import read_samples
 from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.report.build import write_report
@@ -212,6 +213,21 @@ def test_samples_are_read_in_the_order_of_their_documents(tmp_path):
     assert store.items(found["lmms:vqa"]).names == tuple(f"lmms:vqa/{at}" for at in range(4))
 
 
+def test_a_version_that_is_no_number_counts_as_none(tmp_path):
+    for place, version in enumerate(("3.0", "²", "Yaml")):
+        tasks = {"vqa": ({"acc,none": 1.0}, [sample(0, acc=1.0)])}
+        put(tmp_path / f"in{place}", tasks, versions={"vqa": version})
+        _, found = imported(tmp_path / f"in{place}", tmp_path / f"out{place}")
+        assert found["lmms:vqa"].spec.task_version == (0 if place else 3)
+
+
+def test_an_answer_may_hold_any_character_that_json_leaves_as_it_is(tmp_path):
+    file, answer = tmp_path / "s.jsonl", "one\u2028two\x85three"
+    line = {"doc_id": 0, "target": "a", "filtered_resps": [answer], "acc": 1.0}
+    file.write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [one.text for one in read_samples(file)] == [answer]
+
+
 def test_other_prompts_or_answers_are_another_task(tmp_path):
     ids = set()
     for at, (prompt, target) in enumerate([("a?", "yes"), ("b?", "yes"), ("a?", "no")]):
@@ -258,6 +274,8 @@ RESULTS, SAMPLES = f"{DATE}_results.json", f"{DATE}_samples_vqa.jsonl"
         (RESULTS, lambda f: edit(f, lambda v: v["config"].update(model_args=3)), "must be text"),
         (RESULTS, lambda f: edit(f, lambda v: v["results"].update(vqa={"alias": "vqa"})),
          "results.vqa holds no number"),
+        (RESULTS, lambda f: f.write_bytes(b"{\xe9}"), "_results.json: not UTF-8 text at"),
+        (SAMPLES, lambda f: f.write_bytes(b"\xe9"), "_samples_vqa.jsonl: not UTF-8 text at byte 0"),
         (SAMPLES, cut, "line 3: truncated or not JSON"),
         (SAMPLES, lambda f: f.write_text("\n".join(f.read_text().splitlines()[:2])),
          "2 of 3 samples: truncated"),

@@ -213,7 +213,10 @@ def test_a_folder_that_lacks_methods_of_a_table_is_told_with_the_command_that_ru
     code, out, said = call("paper", "mmfuser", folder)
     assert code == 0 and out.endswith("mmfuser.md\n")
     assert f"{len(names) - 2} of {len(names)} methods of its tables have no record here" in said
-    assert "`fusionbench paper mmfuser --run` runs them" in said
+    # Without the folder the command would run into `results/local`.
+    assert f"`fusionbench paper mmfuser {folder} --run` runs them" in said
+    page = (folder / "report" / "paper" / "mmfuser.md").read_text()
+    assert f"`fusionbench paper mmfuser {folder} --run` fills them" in page
 
 
 # Published numbers: each with its source, beside ours only where the regime is the same.

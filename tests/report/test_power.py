@@ -190,6 +190,18 @@ def text_of(a, b):
     return diff_page(*(Folder(name=n, results=Results.open(f)) for n, f in (("a", a), ("b", b))))[0]
 
 
+def test_a_cell_without_outcomes_is_a_gap_of_its_task_and_the_rest_is_compared(folder, tmp_path):
+    copy = study(tmp_path / "copy", DIFF_GAINS)
+    store = Store(copy)
+    cell = next(c for c in store.records() if (c.label, c.spec.task) == ("mema", "digits"))
+    (copy / "cells" / f"{cell.id}.json").unlink()
+    Store(copy).write(replace(cell, outcomes="", items=""))
+    _, found = compared(folder, copy)
+    said = "a cell on digits kept no outcomes of its examples"
+    assert found["mema", "digits"].gap == said and said in found["mema", "suite"].gap
+    assert found["mema", "textile"].measured.identical and said in text_of(folder, copy)
+
+
 def test_a_folder_and_its_copy_do_not_differ(folder, tmp_path):
     copy = study(tmp_path / "copy", DIFF_GAINS)
     _, found = compared(folder, copy)

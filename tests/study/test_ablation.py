@@ -175,6 +175,19 @@ def test_a_factorial_that_cannot_be_is_refused(switches, told):
         factorial(CATALOG, base(), switches)
 
 
+def test_a_switch_that_is_off_in_the_method_itself_is_refused_where_it_is_named():
+    first = base("attnres[first=0]")
+    said = r"attnres\[first=0\] has switched first off already"
+    with pytest.raises(UserError, match=said) as error:
+        factorial(CATALOG, first, ["first", "values"])
+    assert "first=..." in error.value.hint
+    assert factorial(CATALOG, first, ["first=1", "values"]).variants
+    with pytest.raises(UserError, match=said):
+        one_factor_out(CATALOG, first, ["first"])
+    with pytest.raises(UserError, match=said):
+        one_factor_out(CATALOG, replace(first, card=replace(first.card, switches={"first": (0,)})))
+
+
 def test_a_method_without_switches_is_refused_with_those_that_have_some():
     with pytest.raises(UserError, match="declares no switches") as refused:
         base("last")

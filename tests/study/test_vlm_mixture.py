@@ -271,6 +271,15 @@ def test_a_file_is_read_once_for_its_index(tmp_path, monkeypatch):
     assert ConversationFile(path)[3].turns[0].answer == "Three."
 
 
+def test_an_image_that_changed_or_went_is_noticed_although_the_index_is_remembered(tmp_path):
+    path = written(tmp_path, standard(tmp_path))
+    first = ConversationFile(path).index.hash
+    picture(tmp_path, "a.png", seed=9, size=(30, 30))
+    assert ConversationFile(path).index.hash != first
+    (tmp_path / "a.png").unlink()
+    assert "there is no image" in refused(tmp_path, path)
+
+
 def test_images_start_from_the_named_folder(tmp_path):
     picture(tmp_path / "pool", "a.png")
     path = written(tmp_path, [item("a.png", MARK, "Yes.")])
@@ -287,6 +296,9 @@ def test_images_start_from_the_named_folder(tmp_path):
         ("[]", "holds no conversation"),
         (f"[{GOOD}\n {GOOD}]", "line 2: expected a comma or the end of the list, got '{'"),
         ('[\n{"a": ', "line 2: truncated or not JSON"),
+        (f"[{GOOD}]\n[{GOOD}]", "line 2: expected the end of the file behind the list, got '['"),
+        (f"[{GOOD}] ] junk", "line 1: expected the end of the file behind the list, got ']'"),
+        ("[]\n{}", "line 2: expected the end of the file behind the list, got '{'"),
         ('{"conversations": 1}\n{"conv', "line 1, item 1: no conversations, got 1"),
     ],
 )

@@ -125,6 +125,43 @@ def test_the_task_is_that_of_the_content_wherever_the_folder_lies(tmp_path):
     assert content_id(second, read_rows(second)) != ids[0]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b"])
+def test_a_text_may_hold_what_unicode_calls_a_line_break(tmp_path, mark):
+    picture(tmp_path / "0.png", 0)
+    row = {"image": "0.png", "question": f"is it{mark}even?", "answer": "yes"}
+    texts = {
+        "questions.csv": "\n".join([",".join(row), ",".join(row.values())]),
+        "questions.jsonl": json.dumps(row, ensure_ascii=False),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text + "\n", encoding="utf-8")
+        (found,) = read_rows(tmp_path, str(tmp_path / name))
+        assert found.question == row["question"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"image": "0.png", "question": "q", "answer": "a", "answer": "b"}', "'answer' occurs tw"),
+        ('{"image": "0.png", "question": "q", "answer": ["a", "b"]}', "answer must be a text"),
+    ],
+)
+def test_an_answer_of_a_json_line_is_one_text(tmp_path, line, words):
+    picture(tmp_path / "0.png", 0)
+    (tmp_path / "questions.jsonl").write_text(line)
+    with pytest.raises(UserError, match=words) as told:
+        read_rows(tmp_path)
+    assert "questions.jsonl:1: " in told.value.message
+
+
+@pytest.fixture
+def usual_limit():
+    """The longest field of a CSV as a new process has it; reading a TSV of images lifts it."""
+    before = csv.field_size_limit(131_072)
+    yield
+    csv.field_size_limit(before)
+
+
 def change(home, line, text):
     lines = (home / "questions.csv").read_text().splitlines()
     lines[line - 1] = text
@@ -137,6 +174,11 @@ TABLE = {
     "empty value": (4, "2.png,is it even?,,train", ":4: answer is empty"),
     "missing image": (5, "gone.png,is it even?,yes,train", ":5: there is no image "),
     "no such split": (6, "4.png,is it even?,yes,tset", ":6: no split 'tset'; did you mean 'test'?"),
+    "comma": (2, "0.png,is it even, or odd?,even,train", ":2: 5 fields, the header has 4"),
+    "short row": (3, "1.png,is it even?,no", ":3: 3 fields, the header has 4"),
+    "open quotes": (11, '9.png,is it even?,"no,test', ":11: not CSV: unexpected end of data"),
+    "long field": (2, f"0.png,{'q' * 131_073},yes,train", ":2: not CSV: field larger than "),
+    "column twice": (1, "image,question,answer,answer", ":1: 'answer' occurs twice"),
     "duplicate row": (4, "1.png,is it even?,no,train", ":4: 'is it even?' about 1.png stands in "),
     "two answers": (4, "1.png,is it even?,yes,train", "already, answered 'no' there"),
     "unseen answer": (10, "8.png,is it even?,maybe,test", ":10: the answer 'maybe' of the test "
@@ -147,6 +189,7 @@ TABLE = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("usual_limit")
 @pytest.mark.parametrize("name", TABLE)
 def test_a_wrong_row_is_named_with_its_file_and_line(tmp_path, name):
     line, text, words = TABLE[name]

@@ -119,6 +119,33 @@ def test_json_of_another_shape_is_refused(tmp_path, value):
     assert str(tmp_path) in said and ("no list 'data'" in said or "holds no question" in said)
 
 
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    rows = [{"question_id": 1, "text": "What\u2028is\x85it?", "answer": "cat"}]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    (tmp_path / "question.jsonl").write_bytes(lines.encode())
+    (item,) = read("jsonl", tmp_path)
+    assert item.question == "What\u2028is\x85it?"
+    CASES["mme"].files(tmp_path)
+    (tmp_path / "OCR/0001.txt").write_text("Is\u2028it?\tYes\nIs it?\tNo\n", encoding="utf-8")
+    assert "Is\u2028it?" in {item.question for item in read("mme", tmp_path)}
+
+
+def test_a_text_file_of_mme_that_is_not_utf8_is_refused(tmp_path):
+    CASES["mme"].files(tmp_path)
+    file = tmp_path / "OCR/0001.txt"
+    file.write_bytes("Is this a caf\xe9?\tYes\nIs it?\tNo\n".encode("latin-1"))
+    assert f"{file}: not UTF-8 text at byte 13" in refused("mme", tmp_path)
+
+
+@pytest.mark.parametrize("cut", ["2", f"2\t{b64(1)[:80]}"])
+def test_a_cut_row_that_an_earlier_one_names_is_refused_as_cut(tmp_path, cut):
+    file = tmp_path / "DocVQA_VAL.tsv"
+    file.write_text(f"index\timage\tquestion\tanswer\n1\t2\tq?\ta\n{cut}")
+    number = len(cut.split("\t"))
+    said = refused("docvqa", tmp_path)
+    assert f"{file}, line 3: {number} fields, the header has 4" in said and "cut off" in said
+
+
 # A missing column.
 
 
@@ -155,6 +182,32 @@ def test_a_missing_column_of_the_hub_names_the_row(tmp_path, monkeypatch):
 def test_an_empty_cell_where_a_value_is_needed_is_refused(tmp_path):
     file = tsv(tmp_path, "mmbench", ROW | {"question": "", "image": b64(1)})
     assert f"{file}, line 2: question is empty" in refused("mmbench", tmp_path)
+
+
+@pytest.mark.parametrize("answer", ["", "nan", "[]", "['', ' ']"])
+def test_an_empty_reference_is_refused(tmp_path, answer):
+    file = tsv(tmp_path, "docvqa", ROW | {"answer": answer, "image": b64(1)})
+    assert f"{file}, line 2: answer is empty" in refused("docvqa", tmp_path)
+
+
+def test_empty_texts_among_references_are_left_out(tmp_path):
+    tsv(tmp_path, "docvqa", ROW | {"answer": "['cat', '']", "image": b64(1)})
+    assert read("docvqa", tmp_path)[0].gold["answers"] == ["cat"]
+
+
+def test_types_of_gqa_may_be_text(tmp_path):
+    row = ROW | {"image": b64(1), "types": "{'structural': 'query', 'semantic': 'rel'}"}
+    rows = [row, *(row | {"index": 2 + n, "types": v} for n, v in enumerate(("", "{}", "nan")))]
+    tsv(tmp_path, "gqa", *rows)
+    assert [item.gold["structural"] for item in read("gqa", tmp_path)] == ["query", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    "types", ["query", "{'structural': 'que", "['query']", "{'structural': 1}"]
+)
+def test_types_of_gqa_that_are_no_object_are_refused(tmp_path, types):
+    file = tsv(tmp_path, "gqa", ROW | {"image": b64(1), "types": types})
+    assert f"{file}, line 2: types must be an object" in refused("gqa", tmp_path)
 
 
 # An id twice.
@@ -300,6 +353,18 @@ def test_an_image_may_be_that_of_a_later_row(tmp_path):
     assert first.images[0].open().tobytes() == image(3).tobytes()
 
 
+def test_an_empty_image_cell_leaves_the_image_to_its_path(tmp_path):
+    put(tmp_path, "a.jpg", 3)
+    rows = [
+        ROW | {"index": n, "image": "", "image_path": path} for n, path in enumerate(("a.jpg", ""))
+    ]
+    tsv(tmp_path, "docvqa", *rows)
+    first, second = read("docvqa", tmp_path)
+    assert [picture.name for picture in first.images] == ["a.jpg"] and not second.images
+    file = tsv(tmp_path, "docvqa", ROW | {"image": "", "image_path": "b.jpg"})
+    assert f"{file}, line 2: there is no image {tmp_path / 'b.jpg'}" in refused("docvqa", tmp_path)
+
+
 def test_bytes_that_are_no_image_name_the_item(tmp_path):
     text = base64.b64encode(b"not an image " * 10).decode()
     file = tsv(tmp_path, "docvqa", ROW | {"image": text})
@@ -406,6 +471,33 @@ def test_a_question_without_answer_is_refused(tmp_path):
     assert f"{tmp_path / 'question.jsonl'}, line 1: no answer to question 1" in said
     put_lines(tmp_path, "answer.jsonl", [{"question_id": 1, "text": "a"}] * 2)
     assert "answer.jsonl, line 2: question_id 1 twice" in refused("jsonl", tmp_path)
+
+
+@pytest.mark.parametrize("answer", [["cat", None], [""], {"a": 1}, [["cat"]]])
+def test_an_answer_that_is_no_text_is_refused(tmp_path, answer):
+    line = {"question_id": 1, "text": "q", "answer": answer}
+    put_lines(tmp_path, "question.jsonl", [line])
+    said = refused("jsonl", tmp_path)
+    file = tmp_path / "question.jsonl"
+    assert f"{file}, line 1: answer must be a text or a list of texts, got {answer!r}" in said
+
+
+def test_an_answer_to_a_question_that_is_not_asked_is_refused(tmp_path):
+    put_lines(tmp_path, "question.jsonl", [{"question_id": 1, "text": "q", "answer": "a"}])
+    put_lines(tmp_path, "answer.jsonl", [{"question_id": "O1", "answer": "cat"}])
+    said = refused("jsonl", tmp_path)
+    assert f"{tmp_path / 'answer.jsonl'}, line 1: question.jsonl has no question O1" in said
+
+
+def test_texts_of_an_answer_line_may_be_a_list(tmp_path):
+    put_lines(tmp_path, "question.jsonl", [{"question_id": 1, "text": "q"}])
+    put_lines(tmp_path, "answer.jsonl", [{"question_id": 1, "text": ["cat", 2]}])
+    assert read("jsonl", tmp_path)[0].gold["answers"] == ["cat", "2"]
+
+
+def test_a_key_twice_in_a_json_line_is_refused(tmp_path):
+    file = pope(tmp_path, [POPE, '{"question_id": 2, "label": "yes", "label": "no"}'])
+    assert f"{file}, line 2: key label twice" in refused("pope", tmp_path)
 
 
 def test_an_image_of_the_second_configuration_of_gqa_must_exist(tmp_path, monkeypatch):

@@ -369,6 +369,7 @@ def test_sampling_is_not_done_and_said(home, model):
     [
         ({"cells": "x"}, "no argument of model_args 'cells'; did you mean 'cell'"),
         ({"batch_size": "auto"}, "batch_size must be a whole number"),
+        ({"batch_size": "²"}, "batch_size must be a whole number"),
         ({"cell": ""}, "names no cell"),
         ({"cell": "ffff"}, "no cell or model 'ffff'"),
     ],
