@@ -33,6 +33,7 @@ from fusionbench.records.cell import (
     Stage,
     Training,
     canonical,
+    training_defaults,
 )
 from fusionbench.records.files import file_hash
 from fusionbench.registry.selection import Chosen, label
@@ -150,7 +151,6 @@ def _digest(values: object) -> str:
 
 BLIND = "blind"
 """The method without an image; every study of the track has it."""
-_WORDS = "words"
 _NUMBERS = ("steps", "batch", "lr", "weight_decay", "warmup")
 _STAGE = ("name", "mixture", "template", "trained", *_NUMBERS)
 _KEYS = (
@@ -171,14 +171,11 @@ def defaults_of(language: LanguageCard) -> dict[str, Any]:
     Of a checkpoint: its own format, its projector as it is, images padded as in the training of
     LLaVA-1.5, or cut into tiles by its processor.
     """
-    if language.name == _WORDS:
-        return {"template": "words", "trained": ["fusion", "projector", "language"]}
+    found = training_defaults("" if language.checkpoint else language.name)
     if language.checkpoint is not None:
-        return {
-            "template": language.template, "trained": ["fusion"],
-            "pixels": "processor" if language.checkpoint.tiled else "pad", "projector": "plain",
-        }  # fmt: skip
-    return {"template": "chat", "trained": ["fusion", "projector"]}
+        found["template"] = language.template
+        found["pixels"] = "processor" if language.checkpoint.tiled else "pad"
+    return found
 
 
 def trains(study: Study, language: LanguageCard) -> bool:
