@@ -214,9 +214,19 @@ def from_plain(values: Mapping[str, Any]) -> Study:
         kept = {one.name: values[one.name] for one in fields(Study) if one.name in values}
         budget = kept.pop("budget")
         start = _changed(preset(QUICK.name, str(kept.get("track", PROBE))), kept, "study: ")
+        budget = without_zeros(budget, kept.get("training"))
         return replace(start, budget=_changed(QUICK.budget, budget, "study: budget."))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"not a study: {error!r}", "name the study file instead") from error
+
+
+def without_zeros(budget: Mapping[str, Any], training: Any) -> dict[str, Any]:
+    """The budget of a study as a file has it.
+
+    A study that trains nothing has 0 steps once it is resolved, which no file may ask for.
+    """
+    nothing = isinstance(training, Mapping) and training.get("trained") == []
+    return {k: v for k, v in budget.items() if not (nothing and k in _POSITIVE and v == 0)}
 
 
 T = TypeVar("T", Study, Budget)
