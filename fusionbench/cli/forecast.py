@@ -19,11 +19,12 @@ from fusionbench.cli.summary import times
 from fusionbench.harness.bundle import bundle_path
 from fusionbench.launchers.limits import examples, operations, rate, scoring_seconds, worker_count
 from fusionbench.models.encoders.snapshots import weight_files
-from fusionbench.records.cell import CellRecord, RunOptions
+from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.files import cache_dir
 from fusionbench.records.folder import MODELS
 from fusionbench.registry.selection import shown
 from fusionbench.study.plan import Cell, ModelJob, Plan
+from fusionbench.study.study import PROBE
 from fusionbench.study.training import WORDS_SIZE, checkpoint_folder
 
 _CPU_RATE, _GPU_RATE = 2.5e10, 2e13
@@ -69,11 +70,13 @@ def _kind(job: ModelJob) -> Kind:
 def _trained(options: RunOptions, records: Sequence[CellRecord]) -> Mapping[Kind, float]:
     """Median seconds of a training row, by kind."""
     times: dict[Kind, list[float]] = defaultdict(list)
-    for record in {one.model: one for one in records if one.model}.values():
+    for record in {one.model: one for one in records if one.model and not one.source}.values():
+        rows = _stage_rows(record.spec)
+        if not rows:
+            continue
         note = Path(options.out) / MODELS / f"{record.model}.json"
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, ValueError, KeyError, TypeError):
             seconds = float(json.loads(note.read_text(encoding="utf-8"))["seconds"])
-            rows = record.spec.budget.steps * record.spec.budget.batch
             times[record.spec.encoder, record.in_encoder].append(seconds / rows)
     return _medians(times)
 
@@ -81,7 +84,7 @@ def _trained(options: RunOptions, records: Sequence[CellRecord]) -> Mapping[Kind
 def _asked(records: Iterable[CellRecord]) -> Mapping[Kind, list[float]]:
     times: dict[Kind, list[float]] = defaultdict(list)
     for record in records:
-        if record.model and record.seconds > 0:
+        if record.model and record.seconds > 0 and not record.source:
             times[record.spec.encoder, record.in_encoder].append(record.seconds)
     return times
 
@@ -93,12 +96,17 @@ def _medians(times: Mapping[Kind, list[float]]) -> Mapping[Kind, float]:
 def _model_rows(job: ModelJob, *, tuned: bool) -> int:
     """Rows that pass in training; with `tuned` those of the runs that choose rate and layer."""
     spec, cell = job.spec, job.cells[0]
-    budget, stages = spec.budget, spec.training.stages if spec.training else ()
-    whole = sum((one.steps or budget.steps) * (one.batch or budget.batch) for one in stages)
+    budget, whole = spec.budget, _stage_rows(spec)
     runs = len(budget.lrs) * budget.tuning_seeds if len(budget.lrs) > 1 else 0
     layers = cell.encoder.layers if cell.chosen.card.tries else 0
     trials = layers * (budget.trial_steps or budget.steps) * budget.batch
     return whole + (runs * whole + trials if tuned else 0)
+
+
+def _stage_rows(spec: CellSpec) -> int:
+    """Rows that pass in all stages of one training; 0 if nothing is trained."""
+    budget, stages = spec.budget, spec.training.stages if spec.training else ()
+    return sum((one.steps or budget.steps) * (one.batch or budget.batch) for one in stages)
 
 
 def _questions(job: ModelJob) -> int:
@@ -236,9 +244,9 @@ def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> 
     """Wall time of the pending cells, and whether every kind of cell was measured."""
     times: dict[CellKind, list[float]] = defaultdict(list)
     for record in records:
-        if record.seconds > 0:
-            steps = record.spec.budget.steps * record.spec.budget.batch
-            times[record.spec.encoder, record.in_encoder].append(record.seconds / steps)
+        spec, rows = record.spec, record.spec.budget.steps * record.spec.budget.batch
+        if record.seconds > 0 and rows and spec.track == PROBE and not record.source:
+            times[spec.encoder, record.in_encoder].append(record.seconds / rows)
     rates: Mapping[CellKind, float] = {
         kind: statistics.median(found) for kind, found in times.items()
     }

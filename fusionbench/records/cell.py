@@ -89,6 +89,18 @@ class Training:
     """Whether the rows of a step all have an image or all have none."""
 
 
+def training_defaults(language: str) -> dict[str, Any]:
+    """What a training has where its study says nothing; None for what the checkpoint decides.
+
+    `language`: the name of the language model, empty for a checkpoint.
+    """
+    if language == "words":
+        return {"template": "words", "trained": ["fusion", "projector", "language"]}
+    if language:
+        return {"template": "chat", "trained": ["fusion", "projector"]}
+    return {"template": None, "pixels": None, "trained": ["fusion"], "projector": "plain"}
+
+
 def training_from(values: Mapping[str, Any] | None) -> Training | None:
     """The training of its JSON values. Raises TypeError for unknown fields."""
     if values is None:

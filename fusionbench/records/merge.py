@@ -1,5 +1,6 @@
 """Joins folders of results into one in the compact form."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from fusionbench.api.errors import Problem, UserError, disk_error
 from fusionbench.records import cost, pictures, probes
 from fusionbench.records.archive import Contents, write_archive
 from fusionbench.records.cell import CellRecord
+from fusionbench.records.files import ANY_SIZE, content, why
 from fusionbench.records.history import (
     ABLATIONS,
     PlannedAblation,
@@ -18,13 +20,13 @@ from fusionbench.records.history import (
     read_designs,
     requests_text,
 )
-from fusionbench.records.outcomes import pack
 from fusionbench.records.schema import normal_text
 from fusionbench.records.store import Store
 from fusionbench.records.verified import answers_file
 
 _FREE = ("seconds", "provenance", "schema", "scores", "left_out", "distinct", "tokens")
 """Fields in which two runs of a cell with equal outcomes may differ."""
+_AGAIN = "run the study again to replace it"
 
 
 def merge(folders: Sequence[Path], out: Path) -> tuple[int, list[Problem]]:
@@ -93,7 +95,7 @@ class _Joined:
                 found.outcomes[cell] = store.outcome_bytes(cell, record.outcomes)
             if record.answers:
                 path = answers_file(Path(), cell)
-                found.files[path.as_posix()] = pack(store.answers(record))
+                found.files[path.as_posix()] = _answers(record, store)
             if record.items and record.items not in found.items:
                 found.items[record.items] = store.items(record)
         for cell, record in self.failures.items():
@@ -102,6 +104,21 @@ class _Joined:
                 found.facts.update(facts)
         found.files.update(_requests(stores))
         return found
+
+
+def _answers(record: CellRecord, store: Store) -> bytes:
+    """The file of a record's answers, byte for byte; UserError if it is missing or damaged.
+
+    Not packed again: another zlib gives other bytes, and the record holds the hash of these.
+    """
+    path = answers_file(store.folder, record.id)
+    try:
+        found = content(path, ANY_SIZE)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {why(error)}", _AGAIN) from error
+    if hashlib.sha256(found).hexdigest() != record.answers:
+        raise UserError(f"{path}: damaged or edited", _AGAIN)
+    return found
 
 
 def _preference(one: tuple[CellRecord, Store]) -> tuple[int, str]:
@@ -117,6 +134,8 @@ def _check_same(
     texts = {name: (json.dumps(one[name]), json.dumps(two[name])) for name in one}
     for name in _FREE:
         del texts[name]
+    if _same_answers(first, second):
+        del texts["answers"]
     if different := [name for name, (a, b) in texts.items() if a != b]:
         shown = "; ".join(
             f"{store.folder}: {', '.join(f'{n}={_short(getattr(record, n))}' for n in different)}"
@@ -125,6 +144,14 @@ def _check_same(
         spec = first[0].spec
         what = f"cell {cell} ({spec.method} on {spec.task}, seed {spec.seed})"
         raise UserError(f"{what} differs: {shown}", "remove its record from one of the folders")
+
+
+def _same_answers(first: tuple[CellRecord, Store], second: tuple[CellRecord, Store]) -> bool:
+    """Whether two runs gave the same texts, which two versions of zlib pack to other bytes."""
+    one, two = first[0].answers, second[0].answers
+    if one == two or not (one and two):
+        return one == two
+    return first[1].answers(first[0]) == second[1].answers(second[0])
 
 
 def _short(value: object) -> str:

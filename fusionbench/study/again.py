@@ -22,7 +22,7 @@ from fusionbench.records.store import Store
 from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.provenance import code_hash, source_hash
 from fusionbench.study.plan import ResolvedStudy
-from fusionbench.study.study import PRESETS, PROBE, Study, as_plain, from_plain
+from fusionbench.study.study import PRESETS, PROBE, Study, as_plain, from_plain, without_zeros
 
 SCORE_TOLERANCE = 0.02
 """Largest difference of the scores of two machines: rounding moves answers that were close."""
@@ -87,7 +87,8 @@ def study_text(study: Study) -> str:
     plain = as_plain(study)
     values: dict[str, Any] = {"preset": "quick", "track": study.track, "name": study.name}
     values |= _changes(plain, start)
-    values["budget"] = _changes(plain["budget"], start["budget"])
+    budget = without_zeros(plain["budget"], plain["training"])
+    values["budget"] = _changes(budget, start["budget"])
     # A file declares its own contrasts, those of the preset too.
     values["contrasts"] = plain["contrasts"]
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None)

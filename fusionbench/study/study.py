@@ -214,9 +214,19 @@ def from_plain(values: Mapping[str, Any]) -> Study:
         kept = {one.name: values[one.name] for one in fields(Study) if one.name in values}
         budget = kept.pop("budget")
         start = _changed(preset(QUICK.name, str(kept.get("track", PROBE))), kept, "study: ")
+        budget = without_zeros(budget, kept.get("training"))
         return replace(start, budget=_changed(QUICK.budget, budget, "study: budget."))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"not a study: {error!r}", "name the study file instead") from error
+
+
+def without_zeros(budget: Mapping[str, Any], training: Any) -> dict[str, Any]:
+    """The budget of a study as a file has it.
+
+    A study that trains nothing has 0 steps once it is resolved, which no file may ask for.
+    """
+    nothing = isinstance(training, Mapping) and training.get("trained") == []
+    return {k: v for k, v in budget.items() if not (nothing and k in _POSITIVE and v == 0)}
 
 
 T = TypeVar("T", Study, Budget)
@@ -231,15 +241,18 @@ _CHOICES = {
     "random_layer": ("fixed", "seed"),
     "reader": READERS,
 }
+TRAINING_KEYS = (
+    "query", "mean", "pixels", "projector", "trained", "template", "length", "grouped", "stages",
+)  # fmt: skip
+"""Keys of `training`."""
+STAGE_NUMBERS: Mapping[str, type] = {
+    "steps": int, "batch": int, "lr": float, "weight_decay": float, "warmup": float,
+}  # fmt: skip
+STAGE_KEYS = ("name", "mixture", "template", "trained", *STAGE_NUMBERS)
+"""Keys of each of its stages."""
 _POSITIVE = {
-    "seeds",
-    "steps",
-    "batch",
-    "tuning_seeds",
-    "reader_width",
-    "query_dim",
-    "seeds_per_pass",
-}
+    "seeds", "steps", "batch", "tuning_seeds", "reader_width", "query_dim", "seeds_per_pass",
+}  # fmt: skip
 _KINDS = {int: "an integer", float: "a number", str: "text", Mapping: "keys and values"}
 _FOR_EXAMPLE = {int: "3", float: "0.003", str: "text", Mapping: "{reduction: 2}"}
 _EXAMPLES = {
@@ -281,6 +294,8 @@ def load_study(path: str | Path) -> Study:
         raise UserError(f"{path}: budget must hold keys, got {budget!r}", "for example steps: 60")
     if isinstance(budget, YamlMapping):
         budget.check_keys([one.name for one in fields(Budget)])
+    if isinstance(training := values.get("training"), YamlMapping):
+        training.check_keys(TRAINING_KEYS)
     # A preset's contrasts belong to its own methods: a file declares its own, or none.
     own: dict[str, Any] = {"name": Path(path).stem, "contrasts": []}
     # A checkpoint brings its own language model, whatever the preset's is.
@@ -359,7 +374,61 @@ def _changed(start: T, values: Mapping[str, Any], prefix: str) -> T:
     changes = {key: _field(prefix + key, value, hints[key]) for key, value in values.items()}
     for key, value in changes.items():
         _check(prefix + key, key, value)
+    if "training" in changes:
+        changes["training"] = checked_training(f"{prefix}training", changes["training"])
     return replace(start, **changes)
+
+
+def checked_training(what: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`training` of a study, its numbers in their types. Raises UserError for what is none.
+
+    What depends on the language model is checked by `training_of`.
+    """
+    found = dict(given)
+    if "length" in given:
+        found["length"] = _number(f"{what}.length", given["length"], int)
+    if "trained" in given:
+        found["trained"] = list_of_names(f"{what}.trained", given["trained"])
+    if "stages" in given:
+        stages = given["stages"]
+        if not isinstance(stages, list | tuple) or not all(isinstance(s, Mapping) for s in stages):
+            raise UserError(
+                f"{what}.stages must be a list of stages with keys and values, got {stages!r}",
+                "for example stages: [{steps: 100, trained: [projector]}, {steps: 300}]",
+            )
+        found["stages"] = [_stage(f"{what}.stages[{at}]", one) for at, one in enumerate(stages)]
+    return found
+
+
+def _stage(what: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(given, YamlMapping):
+        given.check_keys(STAGE_KEYS)
+    found = dict(given)
+    for key in ("trained", "mixture"):
+        if key in given:
+            found[key] = list_of_names(f"{what}.{key}", given[key])
+    for key, kind in STAGE_NUMBERS.items():
+        if key in given:
+            found[key] = _number(f"{what}.{key}", given[key], kind)
+    return found
+
+
+def _number(what: str, value: object, kind: type) -> Any:
+    """A number of a training. An integer in place of a float stays one: it is part of ids."""
+    number = value if kind is float and type(value) is int else _one(what, value, kind)
+    key = what.rpartition(".")[2]
+    if key == "lr" and number == 0:
+        raise UserError(f"{what} must be above 0, got {value!r}", "leave it out for the budget's")
+    _check(what, key, number)
+    return number
+
+
+def list_of_names(what: str, value: object) -> list[str]:
+    """The names of a list, or one name alone. Raises UserError for anything else."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
+        raise UserError(f"{what} must be a list of names, got {value!r}", "for example [fusion]")
+    return list(names)
 
 
 def _field(what: str, value: object, hint: Any) -> Any:

@@ -33,11 +33,18 @@ from fusionbench.records.cell import (
     Stage,
     Training,
     canonical,
+    training_defaults,
 )
 from fusionbench.records.files import file_hash
 from fusionbench.registry.selection import Chosen, label
 from fusionbench.study.mixture import MixtureCard, PartCard
-from fusionbench.study.study import Study
+from fusionbench.study.study import (
+    STAGE_KEYS,
+    STAGE_NUMBERS,
+    TRAINING_KEYS,
+    Study,
+    checked_training,
+)
 
 LLAVA = "llava:"
 WORDS_SIZE = (4, 96, 4)
@@ -150,12 +157,6 @@ def _digest(values: object) -> str:
 
 BLIND = "blind"
 """The method without an image; every study of the track has it."""
-_WORDS = "words"
-_NUMBERS = ("steps", "batch", "lr", "weight_decay", "warmup")
-_STAGE = ("name", "mixture", "template", "trained", *_NUMBERS)
-_KEYS = (
-    "query", "mean", "pixels", "projector", "trained", "template", "length", "grouped", "stages",
-)  # fmt: skip
 _CHOICES = {
     "query": QUERIES, "mean": MEANS, "pixels": PIXELS, "projector": PROJECTORS,
     "template": TEMPLATES,
@@ -171,21 +172,22 @@ def defaults_of(language: LanguageCard) -> dict[str, Any]:
     Of a checkpoint: its own format, its projector as it is, images padded as in the training of
     LLaVA-1.5, or cut into tiles by its processor.
     """
-    if language.name == _WORDS:
-        return {"template": "words", "trained": ["fusion", "projector", "language"]}
+    found = training_defaults("" if language.checkpoint else language.name)
     if language.checkpoint is not None:
-        return {
-            "template": language.template, "trained": ["fusion"],
-            "pixels": "processor" if language.checkpoint.tiled else "pad", "projector": "plain",
-        }  # fmt: skip
-    return {"template": "chat", "trained": ["fusion", "projector"]}
+        found["template"] = language.template
+        found["pixels"] = "processor" if language.checkpoint.tiled else "pad"
+    return found
 
 
 def trains(study: Study, language: LanguageCard) -> bool:
     """Whether any stage of a study trains anything."""
-    given = {**defaults_of(language), **study.training}
+    given = _given(study, language)
     stages = given.get("stages") or [{}]
     return any(stage.get("trained", given["trained"]) for stage in stages)
+
+
+def _given(study: Study, language: LanguageCard) -> dict[str, Any]:
+    return {**defaults_of(language), **checked_training("training", study.training)}
 
 
 def evaluated(study: Study, language: LanguageCard) -> Study:
@@ -217,12 +219,13 @@ def evaluated(study: Study, language: LanguageCard) -> Study:
 
 def training_of(study: Study, language: LanguageCard, describe: Describe) -> Training:
     """The training of a study. Raises UserError for a field that is unknown or impossible."""
-    given = {**defaults_of(language), **study.training}
-    _check_keys("training", given, _KEYS)
+    given = _given(study, language)
+    _check_keys("training", given, TRAINING_KEYS)
     _check_grouped(given.get("grouped", False))
     _check_parts(given, language)
     for key, allowed in _CHOICES.items():
-        _check_choice(f"training.{key}", given.get(key), allowed)
+        if key in given:
+            _check_choice(f"training.{key}", given[key], allowed)
     stages = given.pop("stages", None) or [{}]
     nothing = not trains(study, language)
     template, trained = given.pop("template"), given.pop("trained")
@@ -239,19 +242,19 @@ def training_of(study: Study, language: LanguageCard, describe: Describe) -> Tra
 
 def _stage(at: int, given: Mapping[str, Any], study: Study, describe: Describe) -> Stage:
     what = f"training.stages[{at}]"
-    _check_keys(what, given, _STAGE)
+    _check_keys(what, given, STAGE_KEYS)
     _check_choice(f"{what}.template", given["template"], TEMPLATES)
-    trained = _names(f"{what}.trained", given["trained"])
+    trained = tuple(given["trained"])
     for one in trained:
         _check_choice(f"{what}.trained", one, TRAINED)
-    names = _names(f"{what}.mixture", given.get("mixture") or study.mixture)
+    names = given.get("mixture") or study.mixture
     if not names and describe is not _none:
         raise UserError(
             f"{what} has no mixture: what is the model trained on?",
             "name tasks or a conversation file with --mixture",
         )
     card = describe(names)
-    numbers = {key: given[key] for key in _NUMBERS if key in given}
+    numbers = {key: given[key] for key in STAGE_NUMBERS if key in given}
     return Stage(
         parts=tuple(_shown(part) for part in card.parts),
         rows=card.hash,
@@ -332,12 +335,5 @@ def _check_parts(given: Mapping[str, Any], language: LanguageCard) -> None:
 
 
 def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
-    if value is not None and value not in allowed:
+    if value not in allowed:
         raise unknown(what, str(value), allowed)
-
-
-def _names(what: str, value: object) -> tuple[str, ...]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
-        raise UserError(f"{what} must be a list of names, got {value!r}", "for example [fusion]")
-    return tuple(names)

@@ -3,18 +3,21 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import in_process
 import pytest
 from in_process import run
+from toy_records import record
 from toy_suite import section
+from vlm_records import STAGE, TRAINING, cell_of
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli import summary
 from fusionbench.cli.app import seldom
-from fusionbench.cli.forecast import forecast
+from fusionbench.cli.forecast import forecast, model_seconds
 from fusionbench.cli.run import assemble
 from fusionbench.launchers.jobs import Event
 from fusionbench.launchers.progress import Lines
@@ -60,6 +63,46 @@ def test_the_guess_is_near_what_the_shipped_study_took(tmp_path):
     records = [one for one in Store.open(QUICK).records() if one.spec.task == "digits"]
     took = sum(one.seconds for one in records) / 60
     assert len(records) == len(plan.cells) and took / 2 < int(minutes) < 2 * took
+
+
+def minutes(plan, options, records):
+    (found,) = re.findall(
+        r"time: about (\d+) min \(from the cells", forecast(plan, options, records)
+    )
+    return int(found)
+
+
+def test_the_forecast_of_a_probe_takes_no_record_that_trained_nothing_here(tmp_path):
+    study = with_overrides(preset("quick", "probe"), methods=["last"], tasks=["digits"], seeds=1)
+    plan = make_plan(resolve(study, read_catalog()), {})
+    cell = next(one for one in plan.cells if one.chosen.label == "last")
+    took = {"seconds": 600.0, "in_encoder": cell.chosen.card.in_encoder}
+    none = replace(cell.spec, budget=replace(cell.spec.budget, steps=0))
+    others = [
+        record(none, **took), record(replace(cell.spec, track="vlm"), **took | {"seconds": 1.0}),
+        *(record(cell.spec, source="lmms-eval", **took | {"seconds": 1.0}) for _ in range(2)),
+    ]  # fmt: skip
+    options = RunOptions(out=str(tmp_path), device="cpu", workers=1)
+    assert "a rough guess" in forecast(plan, options, others)
+    own = record(cell.spec, **took)
+    assert minutes(plan, options, [*others, own]) == minutes(plan, options, [own]) >= 10
+
+
+def test_the_forecast_of_a_training_counts_the_rows_of_all_its_stages(tmp_path):
+    (tmp_path / "models").mkdir()
+    stages = (replace(STAGE, steps=50), replace(STAGE, steps=450))
+    cell = cell_of("penultimate", "digits", training=replace(TRAINING, stages=stages))
+    none = replace(cell, seed=1, budget=replace(cell.budget, steps=0), training=TRAINING)
+    records = [record(one, model=one.model_id, seconds=1e-9) for one in (cell, none)]
+    for one in records:
+        (tmp_path / "models" / f"{one.model}.json").write_text('{"seconds": 1000.0}')
+    card = SimpleNamespace(in_encoder=False, tries="")
+    chosen = SimpleNamespace(chosen=SimpleNamespace(card=card), encoder=None)
+    again = replace(cell, seed=2)
+    job = SimpleNamespace(id=again.model_id, spec=again, cells=[chosen])
+    options = RunOptions(out=str(tmp_path), workers=1)
+    seconds, measured = model_seconds([job], options, records)
+    assert measured and seconds == pytest.approx(1000)
 
 
 def test_reading_the_data_for_the_first_time_is_told_now_and_then(cache, monkeypatch, capsys):

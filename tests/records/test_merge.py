@@ -1,6 +1,7 @@
 """The compact form: joined from folders, read like a live one, the same records and reports."""
 
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -253,11 +254,36 @@ def test_answers_come_back_and_their_file_does_not_depend_on_when_it_was_written
     assert unpack(pack(SAID)) == SAID and pack(SAID) == pack(unpack(pack(SAID)))
 
 
+def test_answers_are_merged_byte_for_byte_whatever_zlib_this_machine_has(tmp_path, monkeypatch):
+    one = write_vlm(tmp_path / "one", methods=("mema",), tasks=())
+    compress = gzip.compress
+    monkeypatch.setattr(gzip, "compress", lambda data, mtime: compress(data, 1, mtime=mtime))
+    two = write_vlm(tmp_path / "two", methods=("mema",), tasks=())
+    (first,), (second,) = Store.open(one).records(), Store.open(two).records()
+    assert first.answers != second.answers
+    # Of two runs with the same texts in other bytes one is kept, whatever the order.
+    for name, folders in (("alone", [one]), ("both", [one, two]), ("turned", [two, one])):
+        assert merge(folders, tmp_path / name) == (1, [])
+        store = Store.open(tmp_path / name)
+        (kept,) = store.records()
+        assert kept in (first, second) and not store.problems
+        assert store.answers(kept) == Store.open(one).answers(first)
+    assert files(tmp_path / "both") == files(tmp_path / "turned")
+
+
+def test_answers_that_differ_are_two_contents_of_a_cell(tmp_path):
+    one = write_vlm(tmp_path / "one", methods=("mema",), tasks=())
+    (first,) = Store.open(one).records()
+    said = [replace(each, text="maybe") for each in Store.open(one).answers(first)]
+    with Store.create(tmp_path / "two") as store:
+        store.write(first, Store.open(one).outcomes(first), Store.open(one).items(first), said)
+    with pytest.raises(UserError, match="differs: .*answers="):
+        merge([one, tmp_path / "two"], tmp_path / "out")
+
+
 def test_a_damaged_file_of_answers_is_named_with_its_line():
     with pytest.raises(ValueError, match="not a file of answers"):
         unpack(pack(SAID)[:-5])
-    import gzip
-
     with pytest.raises(ValueError, match="line 2 is no answer"):
         unpack(gzip.compress(b'{"item": "a", "text": "b"}\n{"item": "a"}\n'))
 

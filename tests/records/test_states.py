@@ -18,13 +18,16 @@ from fusionbench.records.folder import LOCKS, claimed, claims, exclusive
 from fusionbench.records.history import Request
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import score_tables
-from fusionbench.records.states import STATES, states
+from fusionbench.records.states import STATES, of_request, states
 from fusionbench.records.store import Store
 from fusionbench.report.contrasts import scopes
 from fusionbench.report.layer_table import reference_page
 from fusionbench.stats.power import above_chance, insensitive, saturated
-from fusionbench.study.study import QUICK, as_plain
+from fusionbench.study.again import studies_of
+from fusionbench.study.study import QUICK, VLM_QUICK, Study, as_plain
 
+STAGE = Stage(parts=("digits",), rows="r", count=8, template="llava15", trained=("fusion",))
+TRAINING = Training(language="llava:x", language_weights="w", stages=(STAGE,), projector="plain")
 LABELS, TASKS = ("mema", "last"), ("digits", "scenes")
 
 
@@ -89,6 +92,84 @@ def test_records_of_another_budget_or_encoder_of_another_request_do_not_count(st
         for found in (first, second)
     ]
     assert done == [{("mema", "digits", 0), ("mema", "scenes", 0)}, {("last", "digits", 0)}]
+
+
+# A model of another mixture, language model or stage is another request's.
+
+WORDS = replace(
+    STAGE, parts=("digits", "mix.json[share=0.333333]"), template="words",
+    trained=("fusion", "projector", "language"),
+)  # fmt: skip
+MINE = replace(VLM_QUICK, mixture=("../a/mix.json[images=coco, share=0.33333333]", "digits"))
+
+
+def done(study: Study | dict, *stages: Stage, **changes) -> bool:
+    """Whether a model of these stages is one that the study asks for."""
+    language = changes.pop("name", "words")
+    training = Training(language=language, language_weights="w", stages=stages, **changes)
+    own = spec("mema", "digits", 0, track="vlm", budget=VLM_QUICK.budget, training=training)
+    values = as_plain(study) if isinstance(study, Study) else study
+    asked = Request(study=values, labels=("mema",), tasks=("digits",))
+    return bool(of_request(asked, [record(own)], {"nano"}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixture": ("digits",)},
+        {"mixture": ("digits", "mix.json")},
+        {"mixture": ("digits", "other.json[share=0.333333]")},
+        {"language": "smollm2-135m"},
+        {"language": "", "model": "llava:x"},
+        {"training": {"stages": [{"steps": 50}]}},
+        {"training": {"stages": [{}, {}]}},
+        {"training": {"stages": [{"mixture": ["digits"]}]}},
+        {"training": {"stages": [{"lr": 1e-4}]}},
+        {"training": {"trained": ["fusion"]}},
+        {"training": {"template": "chat"}},
+        {"training": {"query": "prompt"}},
+        {"training": {"pixels": "pad"}},
+        {"training": {"length": 64}},
+        {"training": {"grouped": True}},
+        {"training": {"stages": "damaged"}},
+    ],
+    ids=str,
+)
+def test_a_model_of_another_training_is_not_the_one_that_a_request_asks_for(changes):
+    assert done(MINE, WORDS)
+    assert not done(replace(MINE, **changes), WORDS)
+
+
+def test_a_model_counts_for_every_form_in_which_its_training_is_asked_for():
+    plain = {"stages": [{"name": "one", "steps": 9, "lr": 1}]}
+    assert done(replace(MINE, training=plain), replace(WORDS, steps=9, lr=1.0))
+    assert done(replace(MINE, training={"query": "prompt"}), WORDS, query="prompt")
+    # A folder has a label in records; template and pixels are a checkpoint's own.
+    hub = replace(MINE, mixture=("digits",), language="", model="llava:/data/x")
+    chat = replace(STAGE, template="chat")
+    assert done(hub, STAGE, name="llava:llama@0123", pixels="processor", projector="plain")
+    assert done(hub, chat, name="llava:llama@0123", pixels="pad", projector="plain")
+    assert not done(hub, STAGE, name="llava:y", pixels="pad", projector="plain")
+    small = replace(hub, model="", language="smollm2-135m")
+    assert done(small, replace(chat, trained=("fusion", "projector")), name="smollm2-135m")
+    # A request of a version that noted no training.
+    older = as_plain(MINE)
+    del older["training"]
+    assert done(older, replace(WORDS, steps=9))
+
+
+def test_the_study_of_a_model_is_the_request_with_its_training(tmp_path):
+    second = replace(MINE, name="second", training={"stages": [{"steps": 50}]})
+    with Store.create(tmp_path) as store:
+        for study in (MINE, second):
+            store.history.add(Request(study=as_plain(study), labels=LABELS, tasks=TASKS))
+        training = Training(language="words", language_weights="w", stages=(WORDS,))
+        own = spec("mema", "digits", 0, track="vlm", budget=MINE.budget, training=training)
+        kept = put(store, own, 0.5)
+    asked = [[one.state for one in each.cells] for each in states(store)]
+    assert [each.count("done") for each in asked] == [1, 0]
+    ((study, _),) = studies_of(store, [kept])
+    assert (study.name, study.training) == (MINE.name, {})
 
 
 def test_a_claim_names_its_cells_while_it_is_held_and_leaves_nothing(tmp_path):
@@ -260,9 +341,6 @@ def test_profiles_are_read_without_torch():
 
 
 # Rows of a new projector have a table of their own, beside those of a checkpoint's projector.
-
-STAGE = Stage(parts=("digits",), rows="r", count=8, template="llava15", trained=("fusion",))
-TRAINING = Training(language="llava:x", language_weights="w", stages=(STAGE,), projector="plain")
 
 
 def cell(method: str, *notes: str, status: str = "done"):

@@ -3,7 +3,9 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import in_process
 import pytest
@@ -24,6 +26,7 @@ from fusionbench.study.study import (
     load_study,
     with_overrides,
 )
+from fusionbench.study.training import LanguageCard, evaluated
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +201,21 @@ def test_a_study_survives_json_and_a_file(study, tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text(study_text(changed))
     assert as_plain(load_study(file)) == as_plain(changed)
+
+
+def test_a_study_that_trains_nothing_survives_its_request_and_a_file(tmp_path):
+    bench = load_study(Path(__file__).resolve().parent.parent.parent / "studies" / "bench.yaml")
+    tower = SimpleNamespace(tiled=False)
+    model = LanguageCard(name="llava:x", weights="w", checkpoint=tower, template="llava15")
+    asked = evaluated(bench, model)
+    assert (asked.budget.steps, asked.budget.tuning_seeds, asked.mixture) == (0, 0, ())
+    file = tmp_path / "study.yaml"
+    file.write_text(study_text(asked))
+    for again in (from_plain(json.loads(json.dumps(as_plain(asked)))), load_study(file)):
+        assert evaluated(again, model) == asked
+    # Where something is trained, 0 steps are an error as ever.
+    with pytest.raises(UserError, match=r"budget\.steps must be at least 1"):
+        from_plain(as_plain(replace(asked, training={})))
 
 
 @pytest.mark.parametrize("values", [{}, {"budget": 3}, {"budget": {"steps": "x"}}])

@@ -12,8 +12,10 @@ from fusionbench.records.states import superseded
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.provenance import code_hash
+from fusionbench.study.mixture import MixtureCard
 from fusionbench.study.plan import resolve
 from fusionbench.study.study import PAPER, PRESETS, QUICK, load_study, preset, with_overrides
+from fusionbench.study.training import describe_language, evaluated, training_of
 
 
 def read(tmp_path, text):
@@ -51,6 +53,9 @@ def test_every_preset_is_a_study_that_a_file_can_start_from(tmp_path):
             assert found.track == track and found.language == study.language
 
 
+VLM = "track: vlm\ntraining: "
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -77,6 +82,27 @@ def test_every_preset_is_a_study_that_a_file_can_start_from(tmp_path):
         ("settings: {mema: 3}", "settings.mema must be keys and values, got 3"),
         ("encoder: [a]", "encoder must be text, got ['a']"),
         ("track: vml", "track must be probe or vlm, got 'vml'; did you mean 'vlm'?"),
+        (f"{VLM}5", "training must be keys and values, got 5"),
+        (f"{VLM}{{legnth: 5}}", "line 2: unknown key 'legnth'; did you mean 'length'?"),
+        (f"{VLM}{{length: abc}}", "training.length must be an integer, got 'abc'"),
+        (f"{VLM}{{length: -1}}", "training.length must not be negative, got -1"),
+        (f"{VLM}{{trained: 5}}", "training.trained must be a list of names, got 5"),
+        (f"{VLM}{{trained:}}", "training.trained must be a list of names, got None"),
+        (f"{VLM}{{stages: 5}}", "training.stages must be a list of stages with keys and"),
+        (f"{VLM}{{stages: [align]}}", "training.stages must be a list of stages with keys and"),
+        (f"{VLM}{{stages: {{steps: 3}}}}", "training.stages must be a list of stages with keys"),
+        (f"{VLM}{{stages: [null]}}", "training.stages must be a list of stages with keys and"),
+        (f"{VLM}{{stages: [{{step: 3}}]}}", "line 2: unknown key 'step'; did you mean 'steps'?"),
+        (f"{VLM}{{stages: [{{steps: -3}}]}}", "training.stages[0].steps must be at least 1"),
+        (f"{VLM}{{stages: [{{steps: 0}}]}}", "training.stages[0].steps must be at least 1, got 0"),
+        (f"{VLM}{{stages: [{{}}, {{steps: x}}]}}", "stages[1].steps must be an integer, got 'x'"),
+        (f"{VLM}{{stages: [{{batch: 0.5}}]}}", "stages[0].batch must be an integer, got 0.5"),
+        (f"{VLM}{{stages: [{{lr: 0}}]}}", "training.stages[0].lr must be above 0, got 0"),
+        (f"{VLM}{{stages: [{{lr: .nan}}]}}", "line 2: .nan is not a finite number"),
+        (f"{VLM}{{stages: [{{lr: nan}}]}}", "stages[0].lr must be a finite number, got nan"),
+        (f"{VLM}{{stages: [{{lr: true}}]}}", "stages[0].lr must be a number, got True"),
+        (f"{VLM}{{stages: [{{warmup: -0.1}}]}}", "stages[0].warmup must not be negative"),
+        (f"{VLM}{{stages: [{{mixture: 5}}]}}", "stages[0].mixture must be a list of names, got 5"),
         ("- a\n- b", "holds no study"),
         ("a: [", "is not YAML"),
         ("", "holds no study"),
@@ -88,6 +114,30 @@ def test_a_mistake_in_a_file_is_one_line_that_names_the_file(tmp_path, text, sai
     assert said in caught.value.message
     assert "\n" not in caught.value.message
     assert "mine.yaml" in caught.value.message or "preset" in said
+
+
+def test_numbers_of_a_stage_are_read_like_those_of_the_budget(tmp_path):
+    text = "{length: 64, trained: fusion, stages: [{lr: 1e-3, weight_decay: 0, mixture: digits}]}"
+    study = read(tmp_path, VLM + text)
+    (stage,) = study.training["stages"]
+    assert stage == {"lr": 1e-3, "weight_decay": 0, "mixture": ["digits"]}
+    # An integer stays one: ids of trainings were made with it.
+    assert type(stage["weight_decay"]) is int
+    language = describe_language("words", "", download=False)
+    found = training_of(study, language, lambda names: MixtureCard(parts=()))
+    assert found.length == 64 and found.stages[0].lr == 1e-3
+    assert found.stages[0].trained == ("fusion",)
+
+
+def test_a_study_made_in_python_is_checked_as_one_of_a_file():
+    language = describe_language("words", "", download=False)
+    for stages in (["a"], [{"steps": -3}], [{"lr": float("nan")}], [None], 5):
+        study = replace(PRESETS["vlm"]["quick"], training={"stages": stages})
+        with pytest.raises(UserError, match=r"^training\.stages"):
+            evaluated(study, language)
+    with pytest.raises(UserError, match=r"no training\.template 'None'"):
+        study = replace(PRESETS["vlm"]["quick"], training={"template": None})
+        training_of(study, language, lambda names: MixtureCard(parts=()))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -220,6 +220,8 @@ def test_evaluation_alone_trains_nothing_and_answers_as_the_checkpoint(data, tmp
     said = Store.open(tmp_path).answers(own)
     assert len(said) == 3 and any(one.text for one in said)
     assert "0 cells run, 2 were there" in in_process.fusionbench(*command)
+    assert "nothing is left: 2 cells" in in_process.fusionbench("resume", tmp_path)
+    assert "training:" in in_process.fusionbench("command", own.id, "--out", tmp_path)
     assert Store.open(tmp_path).history.requests()[-1].study["baseline"] == "penultimate"
     more = in_process.fusionbench(*command, "--methods", "own,mema,dense_connector-dci")
     assert "0 cells run, 2 were there" in more
