@@ -201,27 +201,27 @@ def test_two_conditions_in_one_folder_are_two_tables(results, tmp_path):
     assert "figures/scores-2.svg" in page
 
 
-# A reduced form of `benchmarks/report_size.py`: 2,400 records, their report, time and memory.
+# A reduced form of `benchmarks/report_size.py`: 2,400 records, their report, its memory.
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "benchmarks" / "report_size.py"
 REPORT = """
-import re, sys, time
+import re, sys
 from pathlib import Path
 from fusionbench.report.build import ReportOptions, write_report
 write_report(sys.argv[1], sys.argv[2], ReportOptions(formats=("csv", "tex")))
 # Not getrusage: its maximum is inherited from the process that started this one.
 status = Path("/proc/self/status")
 peak = re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1] if status.exists() else 0
-print(time.process_time(), int(peak) / 2**20)
+print(int(peak) / 2**20)
 """
-# 100,000 records may take 60 s and 2 GiB; starting takes 1 to 2 s and 0.15 GiB of it.
-SECONDS, GIBIBYTES = 8.0, 0.3
+# 100,000 records may take 2 GiB; starting takes 0.15 GiB of it.
+GIBIBYTES = 0.3
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SCRIPT.exists(), reason="benchmarks travel with the checkout only")
-def test_a_report_takes_less_than_a_few_milliseconds_and_kilobytes_for_each_record(tmp_path):
+def test_a_report_takes_less_than_a_few_kilobytes_for_each_record(tmp_path):
     found = importlib.util.spec_from_file_location("report_size", SCRIPT)
     script = importlib.util.module_from_spec(found)
     found.loader.exec_module(script)
@@ -234,9 +234,7 @@ def test_a_report_takes_less_than_a_few_milliseconds_and_kilobytes_for_each_reco
         [sys.executable, "-c", REPORT, str(folder), str(home)], check=True, capture_output=True,
         text=True, cwd=Path(fusionbench.__file__).parent.parent,
     )  # fmt: skip
-    # Time on the processor: the wall clock would measure the other tests.
-    seconds, gibibytes = map(float, done.stdout.split())
-    assert seconds < SECONDS and gibibytes < GIBIBYTES
+    assert float(done.stdout) < GIBIBYTES
     assert len((home / "tables" / "main.csv").read_text().splitlines()) == 1 + 12 * 10 * 2
 
 
