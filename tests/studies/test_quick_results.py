@@ -119,8 +119,8 @@ def test_each_finding_stands_under_the_verdict_of_its_contrast(pages, name):
         heads = [f"- **{row['verdict'].capitalize()} (planned):**"] if row["verdict"] else []
         assert [line.split(":**")[0] + ":**" for line in under] == heads
     results, catalog = Results.open(folder), read_catalog()
-    sources = [pages.answers(pages.load_claims(one), results, catalog) for one in pages.CLAIMS]
-    for one in [answer for judged in sources for answer in judged]:
+    every = [one for source in pages.CLAIMS for one in pages.load_claims(source)]
+    for one in pages.answers(every, results, catalog):
         sentence = f"{one.claim.sentence.rstrip('.')} (`{one.claim.method}`)"
         heads = [line.split(":**")[0] for line in said if sentence in line]
         verdict = "" if one.measured.estimate is None else str(one.verdict)
