@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -139,16 +140,28 @@ def _acquired(lock: "BaseFileLock", *, timeout: float) -> bool:
             lock.acquire(timeout=timeout, poll_interval=_POLL_SECONDS)
         except Timeout:
             return False
-        except FileNotFoundError:
-            # Another run has just removed the empty folder of locks.
-            continue
+        except (FileNotFoundError, FileExistsError) as error:
+            # Another run has just removed the empty folder of locks: perhaps between the two looks
+            # of `mkdir`, which then says that a file stands there.
+            _require_no_file(home, error)
         except NotImplementedError:
             return True
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return True
             raise disk_error(error, home) from error
-        return True
+        else:
+            return True
+
+
+def _require_no_file(home: Path, error: OSError) -> None:
+    """Raise UserError if a file or a link to nothing stands there, by one look."""
+    try:
+        is_folder = stat.S_ISDIR(home.stat().st_mode)
+    except FileNotFoundError:
+        is_folder = not home.is_symlink()
+    if not is_folder:
+        raise disk_error(error, home) from error
 
 
 CONFLICTS = "conflicts"

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 from toy_records import outcomes, put, record, spec
 
+from fusionbench.api.errors import UserError
 from fusionbench.records.cell import FRESH, Stage, Training
 from fusionbench.records.cost import Conditions, CostRecord, Spread, read, write
 from fusionbench.records.folder import LOCKS, claimed, claims, exclusive
@@ -190,6 +192,36 @@ def test_a_damaged_note_of_a_claim_is_passed_over(tmp_path, text):
     (tmp_path / LOCKS).mkdir()
     (tmp_path / LOCKS / "a.json").write_text(text)
     assert claims(tmp_path) == []
+
+
+@pytest.mark.parametrize("stands", ["nothing", "folder"])
+def test_a_folder_of_locks_that_another_run_removes_meanwhile_is_made_again(
+    tmp_path, monkeypatch, stands
+):
+    mkdir, calls = Path.mkdir, []
+
+    def races(self, **how):
+        calls.append(self)
+        if len(calls) == 1:
+            # As `mkdir` ends if the folder goes away between its two looks.
+            if stands == "folder":
+                mkdir(self)
+            raise FileExistsError(errno.EEXIST, "File exists", str(self))
+        mkdir(self, **how)
+
+    monkeypatch.setattr(Path, "mkdir", races)
+    with claimed(tmp_path, "a") as ours:
+        assert ours and len(calls) > 1
+
+
+@pytest.mark.parametrize("stands", ["file", "link to nothing"])
+def test_what_is_no_folder_of_locks_is_named(tmp_path, stands):
+    if stands == "file":
+        (tmp_path / LOCKS).write_text("mine")
+    else:
+        (tmp_path / LOCKS).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="claims is not a folder"), claimed(tmp_path, "a"):
+        pass
 
 
 @pytest.mark.fault("clusters", "a file system without locks", "no run waits without end")
