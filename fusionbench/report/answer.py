@@ -160,7 +160,7 @@ def _leaders(analysis: Analysis, suite: Scope) -> Iterator[str]:
 
 
 def _judged(planned: Sequence[ContrastRow]) -> str:
-    """`3 planned methods; 5 more have no verdict, since they or their control were not run`."""
+    """`3 planned methods; 5 more have no verdict yet`: they or their control were not run."""
     silent = sum(bool(row.question.silent) for row in planned)
     text = _count(len(planned) - silent, "planned method")
     return f"{text}; {silent} more have no verdict yet" if silent else text
