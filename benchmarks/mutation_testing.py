@@ -260,6 +260,7 @@ def main() -> None:
     told = ["git", "rev-parse", "--short=8", "HEAD"]
     commit = subprocess.run(told, capture_output=True, text=True, check=False).stdout.strip()
     known = {(one["source"], one["number"]) for one in kept()}
+    whole: dict[tuple[str, ...], list[float]] = {}
     for file in files:
         wanted = [
             one
@@ -267,7 +268,7 @@ def main() -> None:
             if (one.source, one.number) not in known
         ]
         if wanted:
-            _attack(wanted, commit)
+            _attack(wanted, commit, whole)
     print(Counter(one["outcome"] for one in kept()))
 
 
@@ -275,11 +276,15 @@ def _code(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.glob("*.py")) if file.name != "__init__.py"]
 
 
-def _attack(wanted: list[Mutant], commit: str) -> None:
+def _attack(wanted: list[Mutant], commit: str, whole: dict[tuple[str, ...], list[float]]) -> None:
+    """Run the mutants of a file; `whole`: seconds of the tests of the code as it is."""
     file = wanted[0].file
-    outcome, seconds = tested(file, None, [600.0] * len(tests_of(file)))
-    if outcome != "survived":
-        raise SystemExit(f"{file}: its tests fail as it is ({outcome}, {seconds} s)")
+    stages = tuple(" ".join(stage) for stage in tests_of(file))
+    if stages not in whole:
+        outcome, whole[stages] = tested(file, None, [600.0] * len(stages))
+        if outcome != "survived":
+            raise SystemExit(f"{file}: its tests fail as it is ({outcome}, {whole[stages]} s)")
+    seconds = whole[stages]
     print(f"{file}: {len(wanted)} mutants, tests take {seconds} s", flush=True)
     for mutant in wanted:
         changes = Changes(mutant.number)

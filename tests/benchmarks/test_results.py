@@ -130,6 +130,7 @@ def test_every_fault_of_the_matrix_has_its_test_and_every_test_of_a_fault_a_row(
     assert {(line.group, line.fault) for line in lines} <= known
 
 
+@pytest.mark.thorough
 def test_the_matrix_is_what_the_tests_said(reliability):
     lines = reliability.read([reliability.KEPT])
     page = reliability.PAGE.read_text()

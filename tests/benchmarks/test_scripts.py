@@ -232,6 +232,7 @@ def test_a_method_that_fails_is_named_in_the_row_of_the_whole_study(run, monkeyp
     assert (row["plain"], row["ours"]) == (300.0, 100.0) and "without scalar_mix" in row["note"]
 
 
+@pytest.mark.thorough
 def test_the_encoder_without_weights_has_the_shape_of_the_one_that_is_fetched(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
     import sampled

@@ -38,31 +38,6 @@ class FirstBlock(Fusion):
 """
 
 
-@pytest.mark.few(6)
-@each_check(*A_FEW)
-def test_a_few_methods_of_every_kind_pass_every_check(verdict):
-    verdict()
-
-
-def one_of_each() -> list:
-    """All names; of a method's variants the first, the others are slow."""
-    first = {name.split("-")[0]: name for name in reversed(names())}.values()
-    return [pytest.param(n, marks=() if n in first else pytest.mark.slow) for n in names()]
-
-
-@pytest.mark.few(4)
-@pytest.mark.parametrize("name", one_of_each())
-def test_every_built_in_method_keeps_its_promises(name):
-    report = check_method(name, only=QUICK)
-    assert not report.unexpected, str(report)
-
-
-@pytest.mark.slow
-def test_every_built_in_method_passes_the_checks_that_take_longer():
-    wrong = [check_method(name, only=SLOW) for name in names()]
-    assert not [str(report) for report in wrong if report.unexpected]
-
-
 @pytest.mark.few(1)
 @pytest.mark.parametrize("cls", [Sound, SoundStepper])
 def test_a_sound_method_passes_every_check(cls):
@@ -655,6 +630,7 @@ def test_a_width_that_is_no_multiple_is_named_as_it_is(tmp_path):
     assert "set self.out_dim to the width, 3, in __init__" in fault(tmp_path, result=odd)[0]
 
 
+@pytest.mark.thorough
 def test_a_run_whose_cells_fail_names_line_and_mend_once(call, tmp_path, monkeypatch):
     _, file = fault(tmp_path, **MISTAKES["bare tensor"][0])
     code, out, said = call(
@@ -663,3 +639,31 @@ def test_a_run_whose_cells_fail_names_line_and_mend_once(call, tmp_path, monkeyp
     )  # fmt: skip
     assert code == 1 and "2 failed" in out
     assert said.count(f"note: method own: {file}:14: forward gave a Tensor; return Fused(") == 1
+
+
+# The longest come last.
+
+
+@pytest.mark.few(6)
+@each_check(*A_FEW)
+def test_a_few_methods_of_every_kind_pass_every_check(verdict):
+    verdict()
+
+
+def one_of_each() -> list:
+    """All names; of a method's variants the first, the others are slow."""
+    first = {name.split("-")[0]: name for name in reversed(names())}.values()
+    return [pytest.param(n, marks=() if n in first else pytest.mark.slow) for n in names()]
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize("name", one_of_each())
+def test_every_built_in_method_keeps_its_promises(name):
+    report = check_method(name, only=QUICK)
+    assert not report.unexpected, str(report)
+
+
+@pytest.mark.slow
+def test_every_built_in_method_passes_the_checks_that_take_longer():
+    wrong = [check_method(name, only=SLOW) for name in names()]
+    assert not [str(report) for report in wrong if report.unexpected]

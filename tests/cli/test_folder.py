@@ -68,6 +68,7 @@ def test_a_run_that_ends_at_once_leaves_its_request(tmp_path, monkeypatch):
     assert "2 cells: 0 done" in in_process.fusionbench("status", tmp_path)
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_resumed_is_one_line(folder_copied, tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, said = in_process.run("resume", tmp_path / "empty")
@@ -188,6 +189,7 @@ def image(tmp_path_factory):
     return save_picture(tmp_path_factory.mktemp("ask") / "picture.png")
 
 
+@pytest.mark.thorough
 def test_ask_prints_the_answer_and_nothing_else(call, image):
     from fusionbench.vlm.open import open_model
 

@@ -67,6 +67,7 @@ class Outcomes(list):
             self.append(report.outcome)
 
 
+@pytest.mark.thorough
 @tutorial_only
 def test_the_tests_of_a_new_method_pass_unmodified(tmp_path, monkeypatch):
     # In this process: another one would import torch once more.
@@ -212,6 +213,7 @@ def test_a_built_in_wins_and_the_warning_names_both_and_strictly_it_is_an_error(
         require_sound(catalog)
 
 
+@pytest.mark.thorough
 def test_other_commands_go_on_and_strictly_they_do_not(install, call):
     install("raiser", BROKEN["raises"][0])
     install("torn", BROKEN["torn"][0])

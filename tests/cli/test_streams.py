@@ -105,6 +105,7 @@ runpy.run_module("fusionbench", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.fault(
     "real files and terminals", "a folder `fusionbench` in the working folder", "hides nothing"
 )

@@ -77,6 +77,7 @@ def test_each_batch_is_read_once_for_all_runs_and_holds_their_share(monkeypatch)
     assert sorted(read) == [12, *[16] * 6]
 
 
+@pytest.mark.thorough
 def test_batches_that_are_filled_up_for_a_compiled_block_say_the_same():
     shared, models = trained("mema")
     for model in models:

@@ -208,6 +208,7 @@ def compiled(encoder):
     return encoder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", [lambda encoder: encoder, Checkpointed, compiled])
 def test_a_step_through_the_encoder_in_bfloat16_stays_near_double_precision(change):
     method, settings = named("mema")

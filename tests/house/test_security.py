@@ -41,6 +41,7 @@ def arguments(call: ast.Call) -> dict[str, str]:
     return {str(one.arg): ast.unparse(one.value) for one in call.keywords}
 
 
+@pytest.mark.thorough
 def test_nothing_that_is_read_is_run_or_unpickled():
     found = [
         f"{file.relative_to(ROOT)}: {name}"

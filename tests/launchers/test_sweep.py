@@ -122,7 +122,8 @@ def test_a_changed_setting_runs_exactly_its_own_cells(finished):
 @pytest.mark.fault(
     "plug-ins and workers", "a run killed between or in its cells", "the same tables in the end"
 )
-@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("count", [7, 1])
 def test_killed_between_records_it_ends_with_the_same_tables(finished, tmp_path, count):
     folder = tmp_path / "killed"
     assert in_process.killed_behind(count, Store, "write", *STUDY, "--out", folder) == -9

@@ -89,7 +89,7 @@ def test_a_second_run_executes_nothing(copied):
     assert {part: stamps(copied, part) for part in before} == before
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("place", "count"), [("training", 2), ("records", 4)])
 def test_killed_in_training_or_between_records_it_ends_as_if_nothing_had_been(
     finished, tmp_path, place, count
@@ -275,6 +275,7 @@ def test_the_learning_rate_is_chosen_by_the_mean_over_the_mixture(tmp_path):
     assert record.lr == max(sorted(means), key=lambda rate: means[rate])
 
 
+@pytest.mark.thorough
 def test_a_method_that_does_not_fit_is_skipped_with_the_reason(tmp_path):
     plugin = Path(__file__).parent.parent / "support" / "sweep_plugin.py"
     study = (*STUDY, "--methods", "refuses,penultimate", "--plugin", plugin)
@@ -285,6 +286,7 @@ def test_a_method_that_does_not_fit_is_skipped_with_the_reason(tmp_path):
     assert "0 of 6 cells to run" in run(tmp_path / "r", "--dry-run", study=study)
 
 
+@pytest.mark.thorough
 def test_a_method_that_breaks_stops_no_other(tmp_path):
     plugin = Path(__file__).parent.parent / "support" / "sweep_plugin.py"
     study = (*STUDY, "--methods", "breaks,penultimate", "--plugin", plugin)

@@ -99,6 +99,7 @@ def test_the_layer_task_is_solved_by_layer_5_and_by_no_other():
     assert max(scores) < CHANCE
 
 
+@pytest.mark.thorough
 def test_the_pair_task_is_solved_by_no_single_layer_not_even_by_products():
     assert max(per_layer("planted_pair")) < CHANCE
     for layer in (2, 5):

@@ -110,6 +110,7 @@ def test_a_packed_folder_is_preferred_and_suffices(empty, monkeypatch):
     assert packed.weights != ours.weights
 
 
+@pytest.mark.thorough
 def test_the_fingerprint_follows_the_bytes_and_not_the_place_or_the_story(empty):
     from fusionbench.records.files import cache_dir
 

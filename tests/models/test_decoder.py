@@ -184,6 +184,7 @@ class MiddleLayer(Fusion):
         return Fused(tokens=self.patches(hidden[0]))
 
 
+@pytest.mark.thorough
 def test_a_cell_with_the_decoder_learns_from_image_and_question():
     record, scores = train_cell(MiddleLayer, steps=150, reader="decoder")
     assert record.score == pytest.approx(scores.mean()) and record.score > 0.8

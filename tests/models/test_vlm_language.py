@@ -486,6 +486,7 @@ def slow_pip(monkeypatch, tmp_path):
     monkeypatch.setattr(wheels, "_SAY_SECONDS", 0.2)
 
 
+@pytest.mark.thorough
 def test_a_download_says_how_many_bytes_have_come_and_how_long_it_takes(slow_pip, tmp_path):
     said = []
     wheel = wheels.download("some==1", tmp_path, size=4_000_000, hear=said.append)

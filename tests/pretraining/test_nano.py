@@ -73,6 +73,7 @@ def small_lessons() -> Lessons:
     )
 
 
+@pytest.mark.thorough
 def test_training_learns_and_is_the_same_twice(caplog):
     data, recipe = small_lessons(), Recipe(batch=16)
     short = pretrain.train(data, recipe, steps=2)

@@ -184,6 +184,7 @@ def test_children_in_an_endless_loop_die_with_a_parent_that_is_killed(kind, coun
     assert not any(map(lives, children))
 
 
+@pytest.mark.thorough
 def test_a_fresh_process_gives_its_result_or_says_how_it_ended():
     assert in_child(leaves, "well") == "well"
     for how, error, said in (

@@ -378,6 +378,7 @@ def test_the_rest_of_a_kill_is_replaced_and_old_temporary_files_go(damage_store)
     assert len(Store.open(damage_store.folder).finished()) == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.fault("stored data", "a writer killed while it writes", "whole records only")
 def test_a_writer_killed_at_any_moment_leaves_only_whole_records(damage_store, injected):
     code = (

@@ -372,6 +372,7 @@ def test_an_import_needs_neither_torch_nor_lmms_eval(tmp_path):
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.thorough
 def test_the_model_of_lmms_eval_is_imported_by_nothing_else():
     package = Path(fusionbench.__file__).parent
     named = {

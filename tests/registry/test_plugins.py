@@ -200,6 +200,7 @@ def test_it_has_at_most_forty_lines():
     assert lines(PYPROJECT) + lines(MODULE) <= 40
 
 
+@pytest.mark.thorough
 def test_it_appears_in_the_lists(installed):
     assert "stranger-fusion 3.1" in call(installed, "list", "methods")
     assert "two_layers  from stranger-fusion 3.1" in call(installed, "list", "methods", "--long")

@@ -298,6 +298,7 @@ def printed(place, a, b, out):
     }
 
 
+@pytest.mark.thorough
 def test_another_judge_changes_every_table(folders, tmp_path, monkeypatch):
     before = printed(*folders, tmp_path / "before")
     judge = verdicts.judge

@@ -301,6 +301,7 @@ def test_a_record_that_misstates_its_seed_scope_raises_false_alarms(tmp_path, re
     assert np.mean(alarms) > 0.08
 
 
+@pytest.mark.thorough
 def test_one_module_under_eight_names_is_never_told_apart(tmp_path):
     rng = np.random.default_rng(3)
     table = {task: rng.random((6, 120)) < 0.6 for task in TASKS}

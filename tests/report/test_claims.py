@@ -342,6 +342,7 @@ def test_the_terminal_shows_this_run_and_counts_the_other_cells_of_its_folder(
     assert (folder / "report" / "tables" / "answer.md").read_text().replace("`", "") in whole
 
 
+@pytest.mark.thorough
 @many(3, 40)
 def test_a_planted_winner_is_named_and_nobody_else(reps, tmp_path, record_property):
     rng, right = np.random.default_rng(5), 0
@@ -353,6 +354,7 @@ def test_a_planted_winner_is_named_and_nobody_else(reps, tmp_path, record_proper
     assert right >= 0.95 * reps
 
 
+@pytest.mark.thorough
 @many(3, 40)
 def test_a_study_without_a_winner_names_none(reps, tmp_path, record_property):
     rng, right = np.random.default_rng(6), 0

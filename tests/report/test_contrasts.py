@@ -304,6 +304,7 @@ def test_the_smallest_possible_p_on_this_test_set_is_printed(tmp_path):
     assert "its smallest possible value is 0.062, so that nothing can reach 0.05" in page
 
 
+@pytest.mark.thorough
 def test_a_claim_about_new_tasks_needs_five_families(found, tmp_path):
     row = the(found, kind="planned", method="mema")
     assert numbers(row, "new_tasks_delta") == pytest.approx(numbers(row, "delta"), abs=2e-6)

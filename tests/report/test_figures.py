@@ -360,6 +360,7 @@ def test_the_steps_of_a_curve_are_those_at_which_training_noted_its_loss():
         assert steps_of(len(noted), steps).tolist() == noted.tolist()
 
 
+@pytest.mark.thorough
 def test_many_runs_are_drawn_as_a_range_not_one_by_one(data):
     ones = np.ones(2)
     cells = [record(spec(m, t, s), ones * (s % 2)) for m in "abcde" for t in "xyzuv"

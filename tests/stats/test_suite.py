@@ -314,7 +314,7 @@ def rates(seeds, shared_runs, reps):
     return {name: float(np.mean([row[name] for row in found])) for name in found[0]}
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("reps", EFFORT)
 @pytest.mark.parametrize("shared_runs", [False, True])
 @pytest.mark.parametrize("seeds", [5, 10])

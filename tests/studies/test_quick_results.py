@@ -106,6 +106,7 @@ def pages():
     return module
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["quick", "paper"])
 def test_each_finding_stands_under_the_verdict_of_its_contrast(pages, name):
     folder = ROOT / "results" / name

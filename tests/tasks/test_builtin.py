@@ -307,6 +307,7 @@ def shape_of(inked: np.ndarray) -> str:
     return "square" if share > 0.95 else "circle" if share > 0.66 else "triangle"
 
 
+@pytest.mark.thorough
 def test_as_many_things_are_there_as_the_answer_says():
     for image, _, answer in examples("scenes_count"):
         assert len(things(image)) == int(answer)
@@ -342,6 +343,7 @@ def test_a_thing_is_there_exactly_if_the_answer_is_yes():
         assert ((hue, shape) in there) == (answer == "yes")
 
 
+@pytest.mark.thorough
 def test_half_of_the_noes_have_the_colour_and_the_shape_but_apart():
     apart = []
     for image, question, answer in examples("scenes_exists"):
@@ -414,6 +416,7 @@ def test_a_texture_is_the_same_along_lines_exactly_if_it_is_stripes():
             assert (along == 1) == (answer == "stripes")
 
 
+@pytest.mark.thorough
 def test_textures_cover_different_shares_of_the_image():
     """Checks cover about one half, dots about a quarter."""
     shares: dict[str, list[float]] = {}

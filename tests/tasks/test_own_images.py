@@ -242,6 +242,7 @@ def test_a_folder_that_is_no_task_is_told_so_in_words(tmp_path, name):
     assert words in told.value.message and told.value.hint
 
 
+@pytest.mark.thorough
 def test_a_run_of_a_folder_resumes_and_is_the_same_elsewhere(tmp_path):
     home, out = classes(tmp_path / "own"), tmp_path / "out"
     run = ("run", "--methods", "penultimate", "--preset", "smoke", "--device", "cpu", "--quiet",

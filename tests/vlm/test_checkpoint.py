@@ -57,7 +57,7 @@ def header_of(path):
         return json.loads(file.metadata()["fusionbench"])
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", [CASE, MUON], ids=["adamw", "muon"])
 def test_a_process_that_was_killed_continues_bit_for_bit(tmp_path, case):
     with pytest.raises(RuntimeError, match="SIGKILL"):

@@ -245,6 +245,7 @@ def first(world, *values):
     return (world, *values)
 
 
+@pytest.mark.thorough
 def test_each_process_has_its_rank_and_hears_the_others():
     for rank, found in enumerate(start(2, spoken, ("words",), device="cpu")):
         number, size, main, device, sent, gathered, total, declared, threads = found
@@ -357,6 +358,7 @@ def test_missing_and_wrong_variables_are_named(environment, variables, message):
         world_of(2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_waits_for_the_others_in_vain_says_so(environment, rank):
     with socket.socket() as free:

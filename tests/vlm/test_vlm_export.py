@@ -88,6 +88,7 @@ def test_the_language_models_file_loads_into_transformers(tmp_path):
     ]
 
 
+@pytest.mark.thorough
 def test_frozen_weights_of_the_language_model_are_not_exported(tmp_path):
     opened = open_model(cell("penultimate").id, trained_folder())
     training = opened.spec.training

@@ -315,7 +315,7 @@ def test_a_language_model_of_files_is_exported_as_far_as_it_was_trained(how, lan
     assert code == 2 and "holds other weights than those of" in err
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
 def test_a_cell_of_a_checkpoint_is_asked_exported_and_scored_again(kind, tmp_path):
     root = data_root(tmp_path / "data", captions=False)
@@ -385,7 +385,7 @@ def test_leaving_out_a_state_of_a_weighted_sum_deals_its_weight_to_the_others():
     assert max(map(abs, found.changes)) > 1e-3
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "reason"),
     [

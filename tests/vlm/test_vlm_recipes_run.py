@@ -207,6 +207,7 @@ def test_every_method_trains_two_steps_or_says_why_not(kind, data, tmp_path):
     assert all(len(loss) in (0, 2) for loss in losses.values())
 
 
+@pytest.mark.thorough
 def test_evaluation_alone_trains_nothing_and_answers_as_the_checkpoint(data, tmp_path):
     command = ("run", STUDIES / "bench.yaml", "--model", llava(), "--tasks", "pope", "--data-root",
                data, "--out", tmp_path)  # fmt: skip
