@@ -322,7 +322,7 @@ def execute(
     plan = part(plan) if part else plan
     # Before the first cell: a report of a run that was killed knows what is missing.
     if note:
-        note_request(store, plan.resolved)
+        note_request(store, plan)
     if begun:
         begun(plan)
     chosen = launcher or LocalLauncher(options)

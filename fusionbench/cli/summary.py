@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TextIO
 from fusionbench import __version__
 from fusionbench.api.errors import UserError
 from fusionbench.cli.app import say
-from fusionbench.records.cell import json_object
+from fusionbench.records.cell import json_object, training_hash
 from fusionbench.records.files import cache_dir, content, write_atomic
 from fusionbench.records.folder import exclusive
 from fusionbench.records.history import Request
 from fusionbench.records.store import Store
 from fusionbench.records.text import from_home, impersonal, markdown_page
-from fusionbench.study.plan import ResolvedStudy
+from fusionbench.study.plan import Plan, ResolvedStudy
 from fusionbench.study.study import as_plain
 
 if TYPE_CHECKING:
@@ -26,14 +26,16 @@ if TYPE_CHECKING:
     from fusionbench.report.build import ReportPaths
 
 
-def note_request(store: Store, resolved: ResolvedStudy) -> None:
+def note_request(store: Store, plan: Plan) -> None:
     """Add the request to `study.json`, so that a report can tell what is missing."""
+    resolved = plan.resolved
     request = Request(
         study=json.loads(from_home(json.dumps(as_plain(resolved.study)))),
         labels=tuple(chosen.label for chosen in resolved.methods),
         tasks=tuple(card.name for card in resolved.tasks),
         unavailable={one.card.name: impersonal(one.reason) for one in resolved.unavailable},
         same=resolved.same,
+        training=training_hash(plan.cells[0].spec.training if plan.cells else None),
         version=__version__,
     )
     with exclusive(store.folder):

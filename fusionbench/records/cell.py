@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Literal
 
 Query = Literal["question", "prompt", "conversation"]
@@ -89,16 +90,10 @@ class Training:
     """Whether the rows of a step all have an image or all have none."""
 
 
-def training_defaults(language: str) -> dict[str, Any]:
-    """What a training has where its study says nothing; None for what the checkpoint decides.
-
-    `language`: the name of the language model, empty for a checkpoint.
-    """
-    if language == "words":
-        return {"template": "words", "trained": ["fusion", "projector", "language"]}
-    if language:
-        return {"template": "chat", "trained": ["fusion", "projector"]}
-    return {"template": None, "pixels": None, "trained": ["fusion"], "projector": "plain"}
+@lru_cache(maxsize=64)
+def training_hash(training: Training | None) -> str:
+    """16 hexadecimal digits of the fields of a training; empty without one."""
+    return "" if training is None else checksum(asdict(training))
 
 
 def training_from(values: Mapping[str, Any] | None) -> Training | None:

@@ -31,6 +31,8 @@ class Request:
     """Task -> why it was left out."""
     same: Mapping[str, str] = field(default_factory=dict)
     """Track `vlm`: a name that differs in its reader alone -> the name that ran in its place."""
+    training: str = ""
+    """Track `vlm`: hash of the training that the plan made of the study; see `training_hash`."""
     version: str = ""
 
 
@@ -120,10 +122,9 @@ def _write(file: Path, text: str) -> None:
 
 
 def _plain(request: Request) -> Any:
-    values = asdict(request)
-    if not request.same:
-        # Requests of the track `probe` keep the text that they had without this field.
-        del values["same"]
+    # Requests of the track `probe` keep the text that they had without these fields.
+    empty = [name for name in ("same", "training") if not getattr(request, name)]
+    values = {name: value for name, value in asdict(request).items() if name not in empty}
     return json.loads(json.dumps(values))
 
 

@@ -6,17 +6,16 @@ statistics, so that a run with nothing to do stays quick.
 """
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fusionbench import __version__
 from fusionbench.api.errors import Problem, UserError
 from fusionbench.records.archive import FAILURES
-from fusionbench.records.cell import Budget, CellRecord, Stage, Training, training_defaults
+from fusionbench.records.cell import Budget, CellRecord, training_hash
 from fusionbench.records.cost import profile_files
 from fusionbench.records.files import content, sha256_of, write_atomic
 from fusionbench.records.folder import MODELS, SUPERSEDED, Place, claims
@@ -100,8 +99,6 @@ STATES: tuple[State, ...] = ("done", "running", "failed", "lost", "left")
 
 _OF_TASK = "image_size"
 """The field of the budget that a task with an encoder of its own changes."""
-_INLINE = re.compile(r"([^\[\]]+)\[(.*=.*)\]")
-_SHARE = re.compile(r"\bshare\s*=([^,]*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,7 @@ def states(store: Store) -> list[RequestState]:
     finished = store.finished()
     records = list(store.records(finished))
     failures = list(store.failures(finished))
-    encoders = {str(one.study.get("encoder")) for one in requests}
+    encoders = encoders_of(requests)
     taken: dict[Place, tuple[State, str]] = {
         place: ("running" if claim.held else "lost", claim.where)
         for claim in sorted(claims(store.folder), key=lambda claim: claim.held)
@@ -159,6 +156,11 @@ def superseded(store: Store) -> Counter[str]:
     return counts
 
 
+def encoders_of(requests: Iterable[Request]) -> set[str]:
+    """The encoders of the studies, without those that a task brings along."""
+    return {str(one.study.get("encoder")) for one in requests}
+
+
 def wanted(request: Request) -> Iterator[Place]:
     """The cells that a request resolved to when it was made."""
     seeds = range(int(request.study.get("seeds", 0)))
@@ -185,7 +187,11 @@ def _state(
 def of_request(
     request: Request, records: Iterable[CellRecord], encoders: set[str]
 ) -> dict[Place, CellRecord]:
-    """The records of a request's condition: its track, budget, encoder and training."""
+    """The records of a request's condition: its track, budget, encoder and training.
+
+    `encoders`: those of the folder's studies; a record with another is of a task that brings its
+    own. A request of a version that noted no training takes any.
+    """
     study = request.study
     budget = _budget(study.get("budget"))
     return {
@@ -194,74 +200,8 @@ def of_request(
         if one.spec.track == study.get("track", one.spec.track)
         and (one.spec.encoder == study.get("encoder") or one.spec.encoder not in encoders)
         and (budget is None or _plain(one.spec.budget) == budget)
-        and _trained_so(study, one.spec.training)
+        and request.training in ("", training_hash(one.spec.training))
     }
-
-
-def _trained_so(study: Mapping[str, Any], training: Training | None) -> bool:
-    """Whether a request's study asks for this training, as far as its names and numbers tell.
-
-    True where the track has none, or the request is of a version that noted none.
-    """
-    if training is None or "training" not in study:
-        return True
-    language, given = str(study.get("language") or ""), study["training"]
-    stages = given.get("stages") or [{}] if isinstance(given, Mapping) else None
-    if not isinstance(stages, list) or not all(isinstance(one, Mapping) for one in stages):
-        return False
-    said = training_defaults("" if study.get("model") else language) | dict(given)
-    asked = [
-        {**said, **one, "mixture": one.get("mixture") or study.get("mixture")} for one in stages
-    ]
-    return (
-        _is_called(training.language, str(study.get("model") or language))
-        and _agree(said, training, skip=("language", "language_weights", "stages"))
-        and len(asked) == len(training.stages)
-        and all(map(_staged_so, asked, training.stages))
-    )
-
-
-def _staged_so(asked: Mapping[str, Any], stage: Stage) -> bool:
-    named, trained = (_listed(asked.get(name)) for name in ("mixture", "trained"))
-    return (
-        _agree(asked, stage, skip=("parts", "rows", "count", "sizes", "trained"))
-        and tuple(trained) == tuple(stage.trained)
-        and sorted(map(_part, named)) == sorted(map(_part, stage.parts))
-    )
-
-
-def _agree(asked: Mapping[str, Any], made: Training | Stage, skip: Sequence[str]) -> bool:
-    """Whether every field has the value that was asked for, else its default."""
-    values = {one.name: asked.get(one.name, one.default) for one in fields(made)}
-    return all(
-        value is None or value == getattr(made, name)
-        for name, value in values.items()
-        if name not in skip
-    )
-
-
-def _is_called(recorded: str, asked: str) -> bool:
-    """Whether a language model may be the one of that name; one of a folder has a label, with @."""
-    library = asked.partition(":")[0]
-    return recorded == asked or ("@" in recorded and recorded.partition(":")[0] == library)
-
-
-def _listed(value: Any) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    return [str(one) for one in names] if isinstance(names, list | tuple) else []
-
-
-def _part(text: str) -> tuple[str, str]:
-    """Name and share of a part of a mixture; of a file, its name without the folder."""
-    inline = _INLINE.fullmatch(text.strip())
-    name, settings = inline.groups() if inline else (text.strip(), "")
-    share = _SHARE.search(settings)
-    if name.endswith((".json", ".jsonl")) and not name.startswith("hub:"):
-        name = Path(name).name
-    try:
-        return name, f"{float(share[1]) if share else 1:g}"
-    except ValueError:
-        return name, settings
 
 
 def _budget(values: Any) -> dict[str, Any] | None:

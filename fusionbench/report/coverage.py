@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Shaped
 
 from fusionbench.records.cell import CellRecord, Status
+from fusionbench.records.folder import Place
 from fusionbench.records.history import Request
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import ScoreTable
+from fusionbench.records.states import encoders_of, of_request, wanted
 from fusionbench.records.text import file_only, one_line
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.page import Material, Page
@@ -97,7 +99,7 @@ _STATES: tuple[Status, ...] = ("done", "skipped", "diverged", "failed")
 def coverage_page(report: Material) -> Page:
     """Cells by status, reasons, warnings of the training, and the records' origins."""
     records, planned = report.results.records, report.planned
-    status = status_rows(records, planned)
+    status = status_rows(report.results)
     outlying = [line for one in report.analyses for line in _outlying(one)]
     blind = [line for table in report.results.tables for line in dead(report.results, table)]
     parts = [markdown(status)]
@@ -113,7 +115,7 @@ def coverage_page(report: Material) -> Page:
     tables = report.results.tables
     return Page(
         markdown="\n".join(parts),
-        rows=[row for table in tables for row in coverage_rows(table, planned, states(records))],
+        rows=[row for one in tables for row in coverage_rows(report.results, one, states(records))],
     )
 
 
@@ -135,10 +137,11 @@ def states(records: Iterable[CellRecord]) -> tuple[Status, ...]:
     return tuple(one for one in _STATES if one != "diverged" or diverged)
 
 
-def status_rows(records: Sequence[CellRecord], planned: Request | None) -> list[Row]:
+def status_rows(results: Results) -> list[Row]:
     """Number of cells of each method by status."""
+    records = results.records
     counts = Counter((_label(record), record.status) for record in records)
-    missing = Counter(label for label, _, _ in not_run(records, planned))
+    missing = Counter(label for label, _, _ in not_run(results))
     labels = sorted({_label(record) for record in records} | set(missing))
     return [
         {"method": label}
@@ -149,10 +152,10 @@ def status_rows(records: Sequence[CellRecord], planned: Request | None) -> list[
 
 
 def coverage_rows(
-    table: ScoreTable, planned: Request | None, shown: Sequence[Status] = _STATES
+    results: Results, table: ScoreTable, shown: Sequence[Status] = _STATES
 ) -> Iterator[Row]:
     """One row for each method and task: cells by status, with the reasons."""
-    missing = Counter((label, task) for label, task, _ in not_run(table.cells.values(), planned))
+    missing = Counter((label, task) for label, task, _ in not_run(results, table))
     for method, name in enumerate(table.methods):
         for column, task in enumerate(table.tasks):
             here = table.runs(method, column)
@@ -169,14 +172,15 @@ def coverage_rows(
             }
 
 
-def not_run(records: Iterable[CellRecord], planned: Request | None) -> list[tuple[str, str, int]]:
-    """(method, task, seed) of the last request's cells without a record."""
+def not_run(results: Results, table: ScoreTable | None = None) -> list[Place]:
+    """The last request's cells without a record; of a table, none if it is of another request."""
+    planned, requests = results.planned, results.store.history.requests()
     if planned is None:
         return []
-    there = {(_label(record), record.spec.task, record.spec.seed) for record in records}
-    seeds = range(int(planned.study.get("seeds", 0)))
-    wanted = ((m, t, s) for m in planned.labels for t in planned.tasks for s in seeds)
-    return [cell for cell in wanted if cell not in there]
+    there = of_request(planned, results.records, encoders_of(requests))
+    if table and not any(one in there.values() for one in table.cells.values()):
+        return []
+    return [place for place in wanted(planned) if place not in there]
 
 
 def reasons(records: Iterable[CellRecord]) -> list[str]:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.folder import exclusive, set_aside
-from fusionbench.records.states import of_request, wanted
+from fusionbench.records.states import encoders_of, of_request, wanted
 from fusionbench.records.store import Store
 from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.provenance import code_hash, source_hash
@@ -40,7 +40,7 @@ def studies_of(store: Store, records: Sequence[CellRecord]) -> list[tuple[Study,
     """
     found: dict[str, tuple[Study, list[CellRecord]]] = {}
     requests = [(one, set(wanted(one))) for one in reversed(store.history.requests())]
-    encoders = {str(one.study.get("encoder")) for one, _ in requests}
+    encoders = encoders_of(one for one, _ in requests)
     for record in records:
         place = (record.label or record.spec.method, record.spec.task, record.spec.seed)
         study = next(

@@ -33,7 +33,6 @@ from fusionbench.records.cell import (
     Stage,
     Training,
     canonical,
-    training_defaults,
 )
 from fusionbench.records.files import file_hash
 from fusionbench.registry.selection import Chosen, label
@@ -172,11 +171,13 @@ def defaults_of(language: LanguageCard) -> dict[str, Any]:
     Of a checkpoint: its own format, its projector as it is, images padded as in the training of
     LLaVA-1.5, or cut into tiles by its processor.
     """
-    found = training_defaults("" if language.checkpoint else language.name)
     if language.checkpoint is not None:
-        found["template"] = language.template
-        found["pixels"] = "processor" if language.checkpoint.tiled else "pad"
-    return found
+        pixels = "processor" if language.checkpoint.tiled else "pad"
+        template, trained = language.template, ["fusion"]
+        return {"template": template, "pixels": pixels, "trained": trained, "projector": "plain"}
+    if language.name == "words":
+        return {"template": "words", "trained": ["fusion", "projector", "language"]}
+    return {"template": "chat", "trained": ["fusion", "projector"]}
 
 
 def trains(study: Study, language: LanguageCard) -> bool:

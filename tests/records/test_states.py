@@ -14,7 +14,7 @@ from scipy.stats import binom
 from toy_records import outcomes, put, record, spec
 
 from fusionbench.api.errors import UserError
-from fusionbench.records.cell import FRESH, Stage, Training
+from fusionbench.records.cell import FRESH, Stage, Training, training_hash
 from fusionbench.records.cost import Conditions, CostRecord, Spread, read, write
 from fusionbench.records.folder import LOCKS, claimed, claims, exclusive
 from fusionbench.records.history import Request
@@ -26,7 +26,7 @@ from fusionbench.report.contrasts import scopes
 from fusionbench.report.layer_table import reference_page
 from fusionbench.stats.power import above_chance, insensitive, saturated
 from fusionbench.study.again import studies_of
-from fusionbench.study.study import QUICK, VLM_QUICK, Study, as_plain
+from fusionbench.study.study import QUICK, VLM_QUICK, as_plain
 
 STAGE = Stage(parts=("digits",), rows="r", count=8, template="llava15", trained=("fusion",))
 TRAINING = Training(language="llava:x", language_weights="w", stages=(STAGE,), projector="plain")
@@ -96,77 +96,59 @@ def test_records_of_another_budget_or_encoder_of_another_request_do_not_count(st
     assert done == [{("mema", "digits", 0), ("mema", "scenes", 0)}, {("last", "digits", 0)}]
 
 
-# A model of another mixture, language model or stage is another request's.
-
 WORDS = replace(
-    STAGE, parts=("digits", "mix.json[share=0.333333]"), template="words",
-    trained=("fusion", "projector", "language"),
-)  # fmt: skip
-MINE = replace(VLM_QUICK, mixture=("../a/mix.json[images=coco, share=0.33333333]", "digits"))
-
-
-def done(study: Study | dict, *stages: Stage, **changes) -> bool:
-    """Whether a model of these stages is one that the study asks for."""
-    language = changes.pop("name", "words")
-    training = Training(language=language, language_weights="w", stages=stages, **changes)
-    own = spec("mema", "digits", 0, track="vlm", budget=VLM_QUICK.budget, training=training)
-    values = as_plain(study) if isinstance(study, Study) else study
-    asked = Request(study=values, labels=("mema",), tasks=("digits",))
-    return bool(of_request(asked, [record(own)], {"nano"}))
+    STAGE, parts=("digits",), template="words", trained=("fusion", "projector", "language")
+)
+TRAINED = Training(language="words", language_weights="w", stages=(WORDS,))
+MINE = replace(VLM_QUICK, mixture=("digits",))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mixture": ("digits",)},
-        {"mixture": ("digits", "mix.json")},
-        {"mixture": ("digits", "other.json[share=0.333333]")},
         {"language": "smollm2-135m"},
-        {"language": "", "model": "llava:x"},
-        {"training": {"stages": [{"steps": 50}]}},
-        {"training": {"stages": [{}, {}]}},
-        {"training": {"stages": [{"mixture": ["digits"]}]}},
-        {"training": {"stages": [{"lr": 1e-4}]}},
-        {"training": {"trained": ["fusion"]}},
-        {"training": {"template": "chat"}},
-        {"training": {"query": "prompt"}},
-        {"training": {"pixels": "pad"}},
-        {"training": {"length": 64}},
-        {"training": {"grouped": True}},
-        {"training": {"stages": "damaged"}},
+        {"language_weights": "x"},
+        {"query": "prompt"},
+        {"pixels": "pad"},
+        {"length": 64},
+        {"grouped": True},
+        {"stages": (WORDS, WORDS)},
+        {"stages": (replace(WORDS, parts=("digits", "scenes_count")),)},
+        {"stages": (replace(WORDS, rows="other"),)},
+        {"stages": (replace(WORDS, lr=1e-4),)},
+        {"stages": (replace(WORDS, trained=("fusion",)),)},
     ],
     ids=str,
 )
 def test_a_model_of_another_training_is_not_the_one_that_a_request_asks_for(changes):
-    assert done(MINE, WORDS)
-    assert not done(replace(MINE, **changes), WORDS)
+    own = spec("mema", "digits", 0, track="vlm", budget=MINE.budget, training=TRAINED)
 
+    def asked(training: Training | None) -> bool:
+        request = Request(
+            study=as_plain(MINE), labels=("mema",), tasks=("digits",),
+            training=training_hash(training),
+        )  # fmt: skip
+        return bool(of_request(request, [record(own)], {"nano"}))
 
-def test_a_model_counts_for_every_form_in_which_its_training_is_asked_for():
-    plain = {"stages": [{"name": "one", "steps": 9, "lr": 1}]}
-    assert done(replace(MINE, training=plain), replace(WORDS, steps=9, lr=1.0))
-    assert done(replace(MINE, training={"query": "prompt"}), WORDS, query="prompt")
-    # A folder has a label in records; template and pixels are a checkpoint's own.
-    hub = replace(MINE, mixture=("digits",), language="", model="llava:/data/x")
-    chat = replace(STAGE, template="chat")
-    assert done(hub, STAGE, name="llava:llama@0123", pixels="processor", projector="plain")
-    assert done(hub, chat, name="llava:llama@0123", pixels="pad", projector="plain")
-    assert not done(hub, STAGE, name="llava:y", pixels="pad", projector="plain")
-    small = replace(hub, model="", language="smollm2-135m")
-    assert done(small, replace(chat, trained=("fusion", "projector")), name="smollm2-135m")
+    assert asked(TRAINED) and not asked(replace(TRAINED, **changes))
     # A request of a version that noted no training.
-    older = as_plain(MINE)
-    del older["training"]
-    assert done(older, replace(WORDS, steps=9))
+    assert asked(None)
 
 
 def test_the_study_of_a_model_is_the_request_with_its_training(tmp_path):
     second = replace(MINE, name="second", training={"stages": [{"steps": 50}]})
     with Store.create(tmp_path) as store:
-        for study in (MINE, second):
-            store.history.add(Request(study=as_plain(study), labels=LABELS, tasks=TASKS))
-        training = Training(language="words", language_weights="w", stages=(WORDS,))
-        own = spec("mema", "digits", 0, track="vlm", budget=MINE.budget, training=training)
+        other = replace(TRAINED, stages=(replace(WORDS, steps=50),))
+        for study, training in ((MINE, TRAINED), (second, other)):
+            store.history.add(
+                Request(
+                    study=as_plain(study),
+                    labels=LABELS,
+                    tasks=TASKS,
+                    training=training_hash(training),
+                )  # fmt: skip
+            )
+        own = spec("mema", "digits", 0, track="vlm", budget=MINE.budget, training=TRAINED)
         kept = put(store, own, 0.5)
     asked = [[one.state for one in each.cells] for each in states(store)]
     assert [each.count("done") for each in asked] == [1, 0]

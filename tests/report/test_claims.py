@@ -401,7 +401,7 @@ def test_each_sentence_follows_its_verdict(said):
     }
     assert verdict["good", "penultimate"] == "better" and verdict["bad", "penultimate"] == "worse"
     assert lines[0].startswith("On the 3 tasks of the suite good (+")
-    assert "(1 of 3 planned methods; 1 more have no verdict yet)" in lines[0]
+    assert "(1 of 3 planned methods; 1 more has no verdict yet)" in lines[0]
     assert "bad" not in lines[0] and "less than the margin" not in lines[0]
     assert one(lines, "Worse than penultimate: ").startswith("Worse than penultimate: bad (-")
     assert "good is better than bad (+" in one(lines, "Other planned comparisons: ")

@@ -1,7 +1,8 @@
 """Several conditions in one folder are told apart by exactly what differs, in every output."""
 
 import csv
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,24 @@ def test_two_budgets_in_one_folder_share_no_heading_row_or_label(tmp_path):
         if "\\label{" in line
     ]
     assert len(labels) == len(set(labels)) > 3
+
+
+def test_what_a_request_lacks_is_counted_in_its_own_condition(tmp_path):
+    folder = folder_with(tmp_path / "r", {})
+    decay = replace(BUDGET, weight_decay=0.5)
+    with quick_disk(), Store.create(folder) as store:
+        put(store, spec("last", "digits", 0, budget=decay), 0.5, 7)
+        study = {"encoder": "nano", "budget": asdict(decay), "seeds": 3}
+        labels = ("last", "penultimate")
+        store.history.add(Request(study=study, labels=labels, tasks=("digits",)))
+    paths = write_report(folder, tmp_path / "o", ReportOptions(formats=("md", "csv")))
+    found = {
+        (row["method"], "0.5" in row["condition"]): row["not_run"]
+        for row in rows(paths.tables / "coverage.csv")
+    }
+    assert found == {("last", False): "0", ("penultimate", False): "0", ("last", True): "2"}
+    page = re.sub(" +", " ", section(tmp_path / "o", "coverage"))
+    assert "| last | 3 | 0 | 0 | 2 |" in page and "| penultimate | 2 | 0 | 0 | 3 |" in page
 
 
 def test_one_condition_needs_no_column(tmp_path):

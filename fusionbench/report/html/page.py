@@ -285,7 +285,7 @@ def write_html(
         "browser": Markup(browser(report, pictures)),  # noqa: S704  (JSON without "<")
         "sheets": [one.sheet for one in pictures],
         "facts": _facts(records),
-        "coverage": plain("cells", "What ran", coverage.status_rows(records, planned)),
+        "coverage": plain("cells", "What ran", coverage.status_rows(report.results)),
         "coverage_files": _tables_at(page.parent, ["coverage"]),
         "training": _shown_figures(page.parent, figures, ("learning",)),
         "remarks": _remarks(report, ignored),
