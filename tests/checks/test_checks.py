@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import torch
 from broken_methods import BetterThanItSays, DeadStart, Sound, SoundStepper, broken
 from method_sizes import names
 from plugin_files import BLANK_ENCODER
@@ -66,6 +67,22 @@ def test_every_check_has_a_broken_method_that_it_must_notice():
 
 def test_every_check_says_what_it_holds_a_method_to():
     assert all(each.promise.endswith(".") for each in checks().values())
+
+
+class RemembersTheStart(SoundStepper):
+    """Is told apart from others by what it begins with: the hidden states before block 1."""
+
+    def start(self, tokens, query):
+        return tokens
+
+    def after_block(self, block, tokens, state):
+        assert block > 1 or not torch.equal(tokens, state), "began behind block 1"
+        return tokens + self.map(tokens.mean(dim=1, keepdim=True)), state
+
+
+def test_a_method_in_the_encoder_starts_with_the_states_before_the_first_block():
+    report = check_method(RemembersTheStart, only=["writes", "taps"])
+    assert not report.unexpected, str(report)
 
 
 def test_a_formula_that_is_one_parameter_off_is_noticed():
@@ -536,8 +553,8 @@ TASK_FAULTS = {
 }  # fmt: skip
 TASK_NOTES = {
     "few test examples": (
-        {"test": "[0, 1] * 49"},
-        "98 test examples: one score is known to about 10 points either way, so small",
+        {"test": "[0, 1] * 31"},
+        "62 test examples: one score is known to about 12 points either way, so small",
     ),
     "an answer that is never trained": (
         {"test": "[0, 1] * 49 + [0, 2]"},

@@ -106,6 +106,16 @@ class SquareGrid(Sound):
         return tokens.unflatten(1, (side, side)).flatten(1, 2)
 
 
+class NeedsTwoRows(Sound):
+    """Looks at the second row of the grid, whether there is one or not."""
+
+    caught_by = ("shapes_grid",)
+
+    def joined(self, hidden, query):
+        tokens = super().joined(hidden, query)
+        return tokens + 0 * tokens.unflatten(1, self.shape.grid)[:, 1].mean(dim=1, keepdim=True)
+
+
 class RegistersArePatches(Sound):
     """Leaves out one leading token, however many there are."""
 
@@ -505,6 +515,17 @@ class NotPenultimate(Sound):
 
     caught_by = ("identity",)
     identity_at_init = True
+
+
+class StartsWithAClassToken(SoundStepper):
+    """Starts as the penultimate layer only where the encoder has a class token."""
+
+    caught_by = ("identity",)
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        if not shape.prefix:
+            nn.init.ones_(self.map.bias)
 
 
 class SilentPenultimate(SoundStepper):
