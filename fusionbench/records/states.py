@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -212,6 +213,7 @@ def _budget(values: Any) -> dict[str, Any] | None:
         return None
 
 
+@lru_cache(maxsize=64)
 def _plain(budget: Budget) -> dict[str, Any]:
     return {name: value for name, value in asdict(budget).items() if name != _OF_TASK}
 

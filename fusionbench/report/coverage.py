@@ -177,8 +177,9 @@ def not_run(results: Results, table: ScoreTable | None = None) -> list[Place]:
     planned, requests = results.planned, results.store.history.requests()
     if planned is None:
         return []
-    there = of_request(planned, results.records, encoders_of(requests))
-    if table and not any(one in there.values() for one in table.cells.values()):
+    records = results.records if table is None else tuple(table.cells.values())
+    there = of_request(planned, records, encoders_of(requests))
+    if table and not there:
         return []
     return [place for place in wanted(planned) if place not in there]
 
