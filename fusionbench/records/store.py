@@ -14,9 +14,10 @@ read passes `verified.examine`; what does not is named in `problems`, left alone
 
 import hashlib
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -193,19 +194,19 @@ class Store:
 
         Raises KeyError without any, ValueError for others, OSError for what cannot be read.
         """
+        loose = (self._outcomes(cell), self._outcomes(f"{cell}-{digest[:16]}"))
+        reads: list[Callable[[], bytes]] = [partial(self._archive.outcomes, cell)]
+        reads += [partial(content, file) for file in loose]
         others = False
-        for file in (self._outcomes(cell), self._outcomes(f"{cell}-{digest[:16]}")):
-            with suppress(FileNotFoundError):
-                found = content(file)
+        for read in reads:
+            with suppress(KeyError, FileNotFoundError):
+                found = read()
                 if hashlib.sha256(found).hexdigest() == digest:
                     return found
                 others = True
-        try:
-            return self._archive.outcomes(cell)
-        except KeyError:
-            if others:
-                raise ValueError("its outcomes were damaged or edited") from None
-            raise
+        if others:
+            raise ValueError("its outcomes were damaged or edited")
+        raise KeyError(f"no outcomes of cell {cell}")
 
     def answers(self, record: CellRecord) -> list[Said]:
         """The texts of a record's answers, in the order of its items.

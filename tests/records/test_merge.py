@@ -144,6 +144,19 @@ def test_a_run_into_the_compact_form_adds_live_cells_to_it(live, compact, tmp_pa
     assert merge([compact], tmp_path / "again")[0] == len(fresh.finished()) + len(METHODS)
 
 
+def test_outcomes_of_an_earlier_run_are_not_those_of_the_record(compact, tmp_path):
+    folder = shutil.copytree(compact, tmp_path / "again")
+    own = spec("mema", "digits", 0)
+    # By another version of the code: the cell was run again, and its outcomes got lost.
+    with Store.create(folder) as store:
+        (folder / "cells").mkdir(exist_ok=True)
+        other = put(Store.create(tmp_path / "other"), own, 0.9, 99)
+        text = (tmp_path / "other" / "cells" / f"{own.id}.json").read_text()
+        (folder / "cells" / f"{own.id}.json").write_text(text)
+    with pytest.raises(UserError, match="damaged or edited"):
+        store.outcomes(other)
+
+
 def test_a_cell_with_other_contents_is_refused_and_both_are_shown(live, tmp_path):
     other = tmp_path / "other"
     with Store.create(other) as store:
