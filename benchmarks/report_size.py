@@ -1,4 +1,4 @@
-"""How long a report takes and how much memory it needs, on synthetic records.
+"""Time and memory of a report of 100,000 synthetic records, as live files and in the compact form.
 
     python benchmarks/report_size.py --methods 50 --tasks 20 --seeds 20 --encoders 5
 
@@ -9,7 +9,6 @@ their bytes are the store's. Time includes reading the folder for the first time
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from rows import Row, finish
 
 from fusionbench.records.cell import CellRecord, CellSpec
 from fusionbench.records.files import sha256_of
 from fusionbench.records.folder import make
 from fusionbench.records.history import History, Request
+from fusionbench.records.merge import merge
 from fusionbench.records.schema import full_text
 from fusionbench.records.store import Items, encode
 from fusionbench.study.study import PAPER, as_plain
@@ -32,19 +34,26 @@ CODE = {"code": {"fusionbench": "0.1.0", "commit": "c0ffee0", "dirty": False}}
 
 
 def main() -> None:
-    """Write records, report on them in a process of its own, say what it took."""
+    """Write records and merge them; report on both forms, each in a process of its own."""
     sizes = _arguments()
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        records = write_records(folder, **sizes)
-        began = time.perf_counter()
-        memory = report(folder)
-        wall = time.perf_counter() - began
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(
-            f"{records} records: {wall:.1f} s ({used.ru_utime + used.ru_stime:.1f} s of one core), "
-            f"{memory:.2f} GiB, {len(os.sched_getaffinity(0))} cores"
-        )
+        live, compact = Path(place) / "live", Path(place) / "compact"
+        count = write_records(live, **sizes)
+        merge([live], compact)
+        note = f"{count} records, {len(os.sched_getaffinity(0))} cores"
+        seconds, memory = zip(timed(live), timed(compact), strict=True)
+    rows = [
+        Row(target="report", plain=seconds[0], ours=seconds[1], unit="s", note=note),
+        Row(target="report-memory", plain=memory[0], ours=memory[1], unit="GiB", note=note),
+    ]
+    finish("report_size", rows, torch.device("cpu"))
+
+
+def timed(folder: Path) -> tuple[float, float]:
+    """Seconds and GiB of a report."""
+    began = time.perf_counter()
+    memory = report(folder)
+    return time.perf_counter() - began, memory
 
 
 def report(folder: Path) -> float:

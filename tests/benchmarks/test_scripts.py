@@ -59,6 +59,10 @@ RUNS = {
     "start_and_plan.py": (
         ("--turns", "0", "--cells", "1000", "--tasks", "digits"), {"start", "plan"},
     ),
+    "report_size.py": (
+        ("--methods", "3", "--tasks", "2", "--seeds", "4", "--encoders", "1", "--examples", "32"),
+        {"report", "report-memory"},
+    ),
     "quick_study.py": (("--task", "digits", "--sample", "1"), {"quick-study"}),
     "accuracy_seconds.py": (
         ("--methods", "penultimate", "--tasks", "digits", "--seeds", "1"),
@@ -144,7 +148,7 @@ def test_without_a_gpu_a_step_of_seven_billion_weights_stays_open(run, capsys):
 def test_every_script_that_measures_is_run_here():
     helpers = {"gpu_work.py", "rows.py", "sampled.py", "workload.py", "targets.py", "random_vit.py"}
     helpers |= {"answers.py", "reliability.py", "mutation_testing.py"}
-    others = {"attentive.py", "all_gpu.py", "scaling.py", "report_size.py", "two_devices.py"}
+    others = {"attentive.py", "all_gpu.py", "scaling.py", "two_devices.py"}
     scripts = {path.name for path in HERE.glob("*.py")}
     assert scripts == set(RUNS) | helpers | others
 
