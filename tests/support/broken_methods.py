@@ -276,6 +276,16 @@ class BatchMeanInTraining(Sound):
         return tokens - 0.1 * tokens.mean(dim=(0, 1)) if self.training else tokens
 
 
+class BatchMeanInEvaluation(Sound):
+    """So it is, but in evaluation only."""
+
+    caught_by = ("batch_split",)
+
+    def joined(self, hidden, query):
+        tokens = super().joined(hidden, query)
+        return tokens if self.training else tokens - 0.1 * tokens.mean(dim=(0, 1))
+
+
 class LeakBehindAGate(SoundStepper):
     """Adds the batch's first image behind a gate that starts closed."""
 
