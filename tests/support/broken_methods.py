@@ -321,6 +321,18 @@ class Counting(Sound):
         return super().joined(hidden, query) * (1 + 5e-7 * self.calls)
 
 
+class DrawsAndPutsBack(Sound):
+    """Draws in evaluation, and leaves the generator as it was."""
+
+    caught_by = ("determinism", "vmapped")
+
+    def joined(self, hidden, query):
+        tokens = super().joined(hidden, query)
+        with torch.random.fork_rng(devices=[]):
+            noise = torch.rand(())
+        return tokens if self.training else tokens + 0.1 * noise
+
+
 class Reseeding(Sound):
     """Sets the global seed, so that all runs start alike."""
 
