@@ -197,15 +197,20 @@ class Store:
         loose = (self._outcomes(cell), self._outcomes(f"{cell}-{digest[:16]}"))
         reads: list[Callable[[], bytes]] = [partial(self._archive.outcomes, cell)]
         reads += [partial(content, file) for file in loose]
-        others = False
+        damage: ValueError | None = None
         for read in reads:
-            with suppress(KeyError, FileNotFoundError):
+            try:
                 found = read()
-                if hashlib.sha256(found).hexdigest() == digest:
-                    return found
-                others = True
-        if others:
-            raise ValueError("its outcomes were damaged or edited")
+            except (KeyError, FileNotFoundError):
+                continue
+            except ValueError as error:
+                damage = error
+                continue
+            if hashlib.sha256(found).hexdigest() == digest:
+                return found
+            damage = ValueError("its outcomes were damaged or edited")
+        if damage:
+            raise damage
         raise KeyError(f"no outcomes of cell {cell}")
 
     def answers(self, record: CellRecord) -> list[Said]:

@@ -163,11 +163,8 @@ def _judged(planned: Sequence[ContrastRow]) -> str:
     """`3 planned methods; 5 more have no verdict yet`: they or their control were not run."""
     silent = sum(bool(row.question.silent) for row in planned)
     text = _count(len(planned) - silent, "planned method")
-    return (
-        f"{text}; {silent} more {'has' if silent == 1 else 'have'} no verdict yet"
-        if silent
-        else text
-    )
+    have = "has" if silent == 1 else "have"
+    return f"{text}; {silent} more {have} no verdict yet" if silent else text
 
 
 def _against_others(analysis: Analysis) -> Iterator[str]:

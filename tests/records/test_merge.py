@@ -144,6 +144,14 @@ def test_a_run_into_the_compact_form_adds_live_cells_to_it(live, compact, tmp_pa
     assert merge([compact], tmp_path / "again")[0] == len(fresh.finished()) + len(METHODS)
 
 
+def test_damaged_outcomes_of_the_compact_form_cost_no_live_cell(compact, tmp_path):
+    folder = shutil.copytree(compact, tmp_path / "again")
+    (folder / "outcomes.npz").write_bytes(b"no archive")
+    with Store.create(folder) as store:
+        live = put(store, spec("last", "digits", SEEDS), 0.6)
+    assert np.array_equal(Store.open(folder).outcomes(live), outcomes(0.6, SEEDS))
+
+
 def test_outcomes_of_an_earlier_run_are_not_those_of_the_record(compact, tmp_path):
     folder = shutil.copytree(compact, tmp_path / "again")
     own = spec("mema", "digits", 0)
