@@ -194,24 +194,20 @@ class Store:
 
         Raises KeyError without any, ValueError for others, OSError for what cannot be read.
         """
-        loose = (self._outcomes(cell), self._outcomes(f"{cell}-{digest[:16]}"))
         reads: list[Callable[[], bytes]] = [partial(self._archive.outcomes, cell)]
-        reads += [partial(content, file) for file in loose]
-        damage: ValueError | None = None
+        reads += [partial(content, self._outcomes(c)) for c in (cell, f"{cell}-{digest[:16]}")]
+        problem: Exception = KeyError(f"no outcomes of cell {cell}")
         for read in reads:
             try:
                 found = read()
+                if hashlib.sha256(found).hexdigest() == digest:
+                    return found
+                problem = ValueError("its outcomes were damaged or edited")
+            except ValueError as error:
+                problem = error
             except (KeyError, FileNotFoundError):
                 continue
-            except ValueError as error:
-                damage = error
-                continue
-            if hashlib.sha256(found).hexdigest() == digest:
-                return found
-            damage = ValueError("its outcomes were damaged or edited")
-        if damage:
-            raise damage
-        raise KeyError(f"no outcomes of cell {cell}")
+        raise problem
 
     def answers(self, record: CellRecord) -> list[Said]:
         """The texts of a record's answers, in the order of its items.
