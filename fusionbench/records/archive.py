@@ -16,7 +16,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -28,17 +28,18 @@ from jaxtyping import Shaped
 from numpy.lib import format as npy
 
 from fusionbench.api.errors import Problem
-from fusionbench.records.cell import canonical, json_object
+from fusionbench.records.cell import CellRecord, canonical, json_object
 from fusionbench.records.cost import PROFILES
 from fusionbench.records.files import ANY_SIZE, content, regular, sha256_of, why, write_atomic
 from fusionbench.records.outcomes import Items, items_hash
 from fusionbench.records.pictures import PICTURES
-from fusionbench.records.schema import Fact
+from fusionbench.records.schema import Fact, check
 from fusionbench.records.verified import (
     ANSWERS,
     ANSWERS_END,
     FileState,
     Parts,
+    VerifiedFiles,
     examine,
     size_of,
     sizes,
@@ -77,59 +78,59 @@ class Archive:
         answers = sizes(self.folder / ANSWERS, ANSWERS_END).values()
         return (*files, *map(sum, zip(*answers, strict=True)))
 
-    def digest(self) -> str:
-        """A hash over the bytes of all files."""
-        files = [self.folder / name for name in _PARTS]
-        files += sorted((self.folder / ANSWERS).glob(f"*{ANSWERS_END}"))
-        return text_hash("".join(map(_sum, files)).encode())
+    def cells(self) -> bytes:
+        """The file of lines; empty if it is missing or cannot be read, which `changed` names."""
+        try:
+            return content(self.file, ANY_SIZE)
+        except (OSError, ValueError):
+            return b""
+
+    def sums(self, cells: bytes) -> dict[str, str]:
+        """The SHA-256 of each file by name: of `cells` as read, of the others as they are now.
+
+        Empty for a file that cannot be read.
+        """
+        found = {name: _sum(self.folder / name) for name in _PARTS if name != CELLS}
+        answers = sorted((self.folder / ANSWERS).glob(f"*{ANSWERS_END}"))
+        found |= {f"{ANSWERS}/{file.name}": _sum(file) for file in answers}
+        return {CELLS: hashlib.sha256(cells).hexdigest() if cells else "", **found}
 
     @property
     def exists(self) -> bool:
         """Whether the folder has any file of the compact form."""
         return any(os.path.lexists(self.folder / name) for name in (*_PARTS, SUMS))
 
-    @cached_property
-    def lines(self) -> Mapping[str, str]:
-        """The lines of cells and tuning runs by id, unchecked; the first of each id."""
-        found: dict[str, str] = {}
-        for line in _lines(self.file):
-            if named := _ID.search(line):
-                found.setdefault(named[1], line)
-        return found
-
-    def problems(self, parts: Parts) -> Iterator[tuple[str, Problem]]:
-        """The id (empty: unknown) and the problem of each line that cannot be used."""
+    def examined(
+        self, lines: Sequence[str], parts: Parts
+    ) -> Iterator[tuple[str, CellRecord | Problem]]:
+        """The id of each line (empty: unknown) and its record, or why it cannot be used."""
         seen: set[str] = set()
-        for number, line in enumerate(_lines(self.file), 1):
-            found = _ID.search(line)
-            cell = found[1] if found else ""
+        for number, line in enumerate(lines, 1):
+            cell = _id(line)
             source = f"{self.file}:{number}"
             if cell in seen:
                 yield "", Problem(source=source, message=f"ignored: a second line of cell {cell}")
                 continue
             seen.add(cell)
             try:
-                examine(line, parts, cell)
+                yield cell, examine(line, parts, cell)
             except (OSError, ValueError) as error:
                 yield cell, Problem(source=source, message=f"ignored: {why(error)}")
         with suppress(ValueError):
             if lost := sorted(self._outcomes[0].keys() - seen):
                 text = f"{len(lost)} cells with outcomes have no line in it, the first is {lost[0]}"
                 yield "", Problem(source=str(self.file), message=text)
-        yield from (("", problem) for problem in self._changed())
 
-    def _changed(self) -> Iterator[Problem]:
+    def changed(self, sums: Mapping[str, str]) -> Iterator[Problem]:
         """A problem for each file whose hash is not the one noted when it was written."""
         for line in _lines(self.folder / SUMS):
             digest, _, name = line.partition("  ")
-            if name in _PARTS and _SUM.fullmatch(digest):
-                file = self.folder / name
-                if _sum(file) != digest:
-                    said = f"changed since it was written: its hash is not the one in {SUMS}"
-                    yield Problem(source=str(file), message=said)
-            else:
+            if name not in _PARTS or not _SUM.fullmatch(digest):
                 said = f"not a line of hashes: {line[:60]!r}"
                 yield Problem(source=str(self.folder / SUMS), message=said)
+            elif sums[name] != digest:
+                said = f"changed since it was written: its hash is not the one in {SUMS}"
+                yield Problem(source=str(self.folder / name), message=said)
 
     def fact(self, name: str) -> Fact:
         """The fact of that hash. Raises KeyError without it, ValueError for a damaged file."""
@@ -182,6 +183,77 @@ class Archive:
             raise ValueError(f"{OUTCOMES} is damaged: {error}") from error
 
 
+class SoundLines:
+    """The lines of the compact form that can be used.
+
+    A line is examined once: not again while the hashes of all files are those of an earlier check.
+    `rests_on` names what a check rests on, see `VerifiedFiles.add`.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        verified: VerifiedFiles,
+        parts: Parts,
+        rests_on: Callable[[], Sequence[str]],
+    ) -> None:
+        self.problems: list[Problem] = []
+        """What is wrong with other lines and with files."""
+        self._archive, self._verified, self._parts = archive, verified, parts
+        self._rests_on = rests_on
+        self._found: Mapping[str, str] | None = None
+        self._hashed = False
+        self._records: dict[str, CellRecord] = {}
+
+    def find(self, *, reread: bool) -> Mapping[str, str]:
+        """The lines by id. The files are read once, and once more for the first `reread`.
+
+        `reread` compares hashes, also of files that look as they did at an earlier check. Raises
+        OSError for a folder that cannot be listed.
+        """
+        if self._found is None or (reread and not self._hashed):
+            found, problems = self._examine(reread=reread)
+            self._found, self.problems, self._hashed = found, problems, reread
+        return self._found
+
+    def record(self, cell: str) -> CellRecord:
+        """The record of a line. Raises ValueError for one that is missing, damaged or edited."""
+        known = self._records.pop(cell, None)
+        if known is not None:
+            return known
+        line = self.find(reread=False).get(cell)
+        if line is None:
+            raise ValueError("its line is gone or damaged")
+        return self._parts.facts.build(check(line, cell, passed=self._hashed))
+
+    def _examine(self, *, reread: bool) -> tuple[Mapping[str, str], list[Problem]]:
+        if not self._archive.exists:
+            return {}, []
+        # Before the files are read: a later change gives another state.
+        state, cells = self._archive.state, self._archive.cells()
+        lines = [line.decode("utf-8", "replace") for line in cells.removesuffix(b"\n").split(b"\n")]
+        # The first line of each id.
+        found = {name: line for line in reversed(lines) if (name := _id(line))}
+        if not reread and self._verified.knows(CELLS, state):
+            return found, []
+        sums = self._archive.sums(cells)
+        digest = text_hash("".join(sums.values()).encode())
+        if self._verified.digests.get(CELLS) == digest:
+            return found, []
+        problems: list[Problem] = []
+        for cell, one in self._archive.examined(lines if cells else [], self._parts):
+            if isinstance(one, Problem):
+                problems.append(one)
+                found.pop(cell, None)
+            elif reread and cell and TUNING not in found[cell]:
+                # What shows numbers reads these records next; a plan reads few.
+                self._records[cell] = one
+        problems += self._archive.changed(sums)
+        if found and not problems:
+            self._verified.add([(CELLS, digest, state)], self._rests_on())
+        return found, problems
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """What a folder of results holds, by id, hash or name."""
@@ -219,6 +291,12 @@ def write_archive(folder: Path, contents: Contents) -> None:
     for name, written in {**contents.files, **parts}.items():
         if written:
             write_atomic(folder / name, written)
+
+
+def _id(line: str) -> str:
+    """The id of a line; empty if none is recognised."""
+    named = _ID.search(line)
+    return named[1] if named else ""
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 Query = Literal["question", "prompt", "conversation"]
@@ -401,11 +401,18 @@ def hashed(value: Budget | CellSpec) -> dict[str, Any]:
     A field that was added after schema 1 is left out while it has its default, so that the ids of
     earlier records stay.
     """
+    kind: Any = type(value)
     values = dict(vars(value))
-    for one in fields(value):
-        if one.name not in _HASHED and values[one.name] == one.default:
-            del values[one.name]
+    for name, default in _later(kind):
+        if values[name] == default:
+            del values[name]
     return values
+
+
+@cache
+def _later(kind: type) -> tuple[tuple[str, object], ...]:
+    """Name and default of each field that was added after schema 1."""
+    return tuple((one.name, one.default) for one in fields(kind) if one.name not in _HASHED)
 
 
 def canonical(value: object) -> str:

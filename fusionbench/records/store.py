@@ -14,10 +14,9 @@ read passes `verified.examine`; what does not is named in `problems`, left alone
 
 import hashlib
 import os
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fusionbench.api.errors import Problem, UserError, disk_error
-from fusionbench.records.archive import TUNING, Archive
+from fusionbench.records.archive import TUNING, Archive, SoundLines
 from fusionbench.records.cell import CellRecord, canonical, json_object
 from fusionbench.records.files import ANY_SIZE, content, free_name, sha256_of, why, write_atomic
 from fusionbench.records.folder import (
@@ -77,13 +76,13 @@ class Store:
         self._archive = Archive(folder)
         self._verified = VerifiedFiles(folder / ".checked")
         self._counts: dict[str, int] = {}
-        self._lines: tuple[bool, Mapping[str, str], list[Problem]] | None = None
         self._parts = Parts(
             facts=self.facts,
             outcomes=self.outcome_bytes,
             answers=lambda cell, _: content(answers_file(folder, cell), ANY_SIZE),
             items=self._count,
         )
+        self._packed = SoundLines(self._archive, self._verified, self._parts, self._rests_on)
         self._scored: dict[str, str] = {}
         """Hash of a file of outcomes -> a cell that has it."""
 
@@ -123,14 +122,14 @@ class Store:
         What is foreign, truncated or edited does not count and is listed in `problems`.
         """
         self._verified.recheck(self._rests_on_sound)
-        packed, noted = self._packed(reread=reread)
-        self.problems = [*noted, *self.history.problems(), *self._conflicts()]
+        packed = self._packed.find(reread=reread)
+        self.problems = [*self._packed.problems, *self.history.problems(), *self._conflicts()]
         found = {cell: self._archive.file for cell, line in packed.items() if TUNING not in line}
         return dict(sorted((found | self._live("cells", reread=reread)).items()))
 
     def tuning(self) -> dict[str, Path]:
         """Files of the sound tuning runs, by id, in the order of ids."""
-        packed, _ = self._packed(reread=False)
+        packed = self._packed.find(reread=False)
         found = {cell: self._archive.file for cell, line in packed.items() if TUNING in line}
         return dict(sorted((found | self._live("tuning", reread=True)).items()))
 
@@ -139,7 +138,7 @@ class Store:
         for part in ("cells", "tuning"):
             if (known := self._sound(self._file(part, cell))) is not None:
                 return known
-        line = self._packed(reread=False)[0].get(cell)
+        line = self._packed.find(reread=False).get(cell)
         return None if line is None else self.facts.read(line, cell)
 
     def records(self, finished: Mapping[str, Path] | None = None) -> Iterator[CellRecord]:
@@ -150,8 +149,7 @@ class Store:
         for cell, path in (self.finished(reread=True) if finished is None else finished).items():
             packed = path == self._archive.file
             try:
-                text = self._archive.lines[cell] if packed else content(path).decode()
-                record = self.facts.build(check(text, cell))
+                record = self._packed.record(cell) if packed else self._read(cell, path)
             except (OSError, ValueError) as error:
                 said = f"ignored: {why(error)}"
                 self.problems.append(Problem(source=str(path), message=said))
@@ -159,6 +157,9 @@ class Store:
             # Equal hashes are equal files: an id is a hash over all fields, and slow to make.
             self._scored[record.outcomes] = cell
             yield record
+
+    def _read(self, cell: str, path: Path) -> CellRecord:
+        return self.facts.build(check(content(path).decode(), cell))
 
     def failures(self, finished: Container[str] | None = None) -> Iterator[CellRecord]:
         """The last failure of each cell that has no record, in the order of ids.
@@ -194,12 +195,10 @@ class Store:
 
         Raises KeyError without any, ValueError for others, OSError for what cannot be read.
         """
-        reads: list[Callable[[], bytes]] = [partial(self._archive.outcomes, cell)]
-        reads += [partial(content, self._outcomes(c)) for c in (cell, f"{cell}-{digest[:16]}")]
         problem: Exception = KeyError(f"no outcomes of cell {cell}")
-        for read in reads:
+        for name in ("", cell, f"{cell}-{digest[:16]}"):
             try:
-                found = read()
+                found = content(self._outcomes(name)) if name else self._archive.outcomes(cell)
                 if hashlib.sha256(found).hexdigest() == digest:
                     return found
                 problem = ValueError("its outcomes were damaged or edited")
@@ -409,35 +408,8 @@ class Store:
             with suppress(OSError, KeyError, ValueError):
                 self._count(name)
 
-    @property
     def _rests_on(self) -> list[str]:
         return [f"facts/{one}" for one in self.facts] + [f"items/{one}" for one in self._counts]
-
-    def _packed(self, *, reread: bool) -> tuple[Mapping[str, str], list[Problem]]:
-        """The sound lines of the compact form by id, and what is wrong with others.
-
-        Looked at once; `reread` hashes the files even if they have been checked before.
-        """
-        if self._lines is None or (reread and not self._lines[0]):
-            self._lines = (reread, *self._archived(reread=reread))
-        return self._lines[1:]
-
-    def _archived(self, *, reread: bool) -> tuple[Mapping[str, str], list[Problem]]:
-        name, state = self._archive.file.name, self._archive.state
-        if not self._archive.exists:
-            return {}, []
-        lines = self._archive.lines
-        if not reread and self._verified.knows(name, state):
-            return lines, []
-        digest = self._archive.digest()
-        if self._verified.digests.get(name) == digest:
-            return lines, []
-        wrong = list(self._archive.problems(self._parts))
-        if not wrong and lines:
-            self._verified.add([(name, digest, state)], self._rests_on)
-        damaged = {cell for cell, _ in wrong}
-        sound = {cell: line for cell, line in lines.items() if cell not in damaged}
-        return sound, [problem for _, problem in wrong]
 
     def _live(self, part: str, *, reread: bool) -> dict[str, Path]:
         """The sound files of `cells/` or `tuning/`; notes the others in `problems`."""
@@ -461,7 +433,7 @@ class Store:
                 passed.append((path.stem, one, state))
             else:
                 self.problems.append(Problem(source=str(path), message=_REPLACED))
-        self._verified.add(passed, self._rests_on)
+        self._verified.add(passed, self._rests_on())
         return found
 
     def _listed(self, part: str) -> Iterator[tuple[str, Path, FileState]]:
@@ -481,7 +453,7 @@ class Store:
         if path.parent.name == "cells":
             files = (path, self._outcomes(path.stem), answers_file(self.folder, path.stem))
             state = sum((one for one in map(size_of, files) if any(one)), ())
-            self._verified.add([(path.stem, text_hash(text), state)], self._rests_on)
+            self._verified.add([(path.stem, text_hash(text), state)], self._rests_on())
 
     def _file(self, part: str, name: str) -> Path:
         return self.folder / part / f"{name}.json"

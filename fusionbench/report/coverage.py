@@ -112,10 +112,10 @@ def coverage_page(report: Material) -> Page:
     ):
         if lines:
             parts.append(f"### {heading}\n\n" + "\n".join(lines) + "\n")
-    tables = report.results.tables
+    shown, tables = states(records), report.results.tables
     return Page(
         markdown="\n".join(parts),
-        rows=[row for one in tables for row in coverage_rows(report.results, one, states(records))],
+        rows=[row for one in tables for row in coverage_rows(report.results, one, shown)],
     )
 
 
@@ -140,12 +140,13 @@ def states(records: Iterable[CellRecord]) -> tuple[Status, ...]:
 def status_rows(results: Results) -> list[Row]:
     """Number of cells of each method by status."""
     records = results.records
+    shown = states(records)
     counts = Counter((_label(record), record.status) for record in records)
     missing = Counter(label for label, _, _ in not_run(results))
     labels = sorted({_label(record) for record in records} | set(missing))
     return [
         {"method": label}
-        | {state: counts[label, state] for state in states(records)}
+        | {state: counts[label, state] for state in shown}
         | {"not run": missing[label]}
         for label in labels
     ]

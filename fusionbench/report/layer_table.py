@@ -6,6 +6,7 @@ describe what it uses and are no evidence of what it needs.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -87,8 +88,13 @@ def _traces(records: Sequence[CellRecord]) -> dict[tuple[str, Places], TraceRuns
 
 def places_of(record: CellRecord, count: int) -> Places:
     """The label of each number: the method's taps, or the encoder's blocks."""
-    if len(record.taps) == count and not record.in_encoder:
-        return tuple("tap " + tap_text(tap) for tap in record.taps)
+    return _places(() if record.in_encoder else record.taps, count)
+
+
+@lru_cache(maxsize=1024)
+def _places(taps: tuple[tuple[int, ...], ...], count: int) -> Places:
+    if len(taps) == count:
+        return tuple("tap " + tap_text(tap) for tap in taps)
     return tuple(f"block {index}" for index in range(1, count + 1))
 
 

@@ -22,7 +22,7 @@ from fusionbench.records.history import (
 from fusionbench.records.merge import merge
 from fusionbench.records.outcomes import encode
 from fusionbench.records.pairs import Results
-from fusionbench.records.schema import full_text
+from fusionbench.records.schema import fact_hash, full_text
 from fusionbench.records.store import Store
 
 REQUEST = Request(study={"name": "toy", "seeds": 2}, labels=("mema",), tasks=("digits",))
@@ -367,3 +367,111 @@ def test_outcomes_that_are_no_scores_are_refused_before_anything_is_written(stor
     with pytest.raises(ValueError, match="outcomes from 1.5 to 1.5"):
         store.write(replace(record(spec(seed=8), wrong), score=1.0), wrong, ITEMS)
     assert not scores_file(store, 8).exists()
+
+
+def rescored(folder, cell, old="0.5", new="0.9"):
+    """Change the score in the line of a cell of the compact form; the checksum stays."""
+    file = folder / "cells.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    (at,) = [index for index, line in enumerate(lines) if f'"id": "{cell}"' in line]
+    assert f'"score": {old}' in lines[at]
+    lines[at] = lines[at].replace(f'"score": {old}', f'"score": {new}')
+    file.write_text("".join(lines))
+
+
+@pytest.fixture
+def compact(store, tmp_path):
+    merge([store.folder], tmp_path / "compact")
+    return Store.open(tmp_path / "compact")
+
+
+@pytest.mark.fault("stored data", "files changed before or after a merge", "named, left out")
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_line_edited_after_a_plan_has_read_it_is_seen_by_what_shows_numbers(compact, beside):
+    assert len(compact.finished()) == 2
+    rescored(compact.folder, spec(seed=0).id)
+    if beside:
+        # Another file gives all files together another hash: they are examined again.
+        (compact.folder / "answers").mkdir()
+        (compact.folder / "answers" / "x.jsonl.gz").write_bytes(b"1")
+    for store in (compact, Store.open(compact.folder)):
+        assert set(store.finished(reread=True)) == {spec(seed=1).id}
+        assert any("edited" in str(one) for one in store.problems)
+    assert set(Store.open(compact.folder).finished()) == {spec(seed=1).id}
+
+
+@pytest.mark.fault("stored data", "files changed before or after a merge", "named, left out")
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_line_edited_or_gone_since_it_was_found_gives_no_record(compact, removed):
+    found = compact.finished(reread=True)
+    if removed:
+        file = compact.folder / "cells.jsonl"
+        kept = [line for line in file.read_text().splitlines() if spec(seed=0).id not in line]
+        file.write_text("".join(f"{line}\n" for line in kept))
+    else:
+        rescored(compact.folder, spec(seed=0).id)
+    later = Store.open(compact.folder)
+    later.finished(reread=True)
+    assert [record.spec.seed for record in later.records(found)] == [1]
+    assert any("its line is gone or damaged" in str(one) for one in later.problems)
+    # Without a look of its own before.
+    other = Store.open(compact.folder)
+    assert [record.spec.seed for record in other.records(found)] == [1]
+
+
+def test_an_error_while_files_are_hashed_does_not_count_as_hashed(compact):
+    compact.finished()
+    rescored(compact.folder, spec(seed=0).id)
+    (compact.folder / "answers").write_bytes(b"")
+    with pytest.raises(NotADirectoryError):
+        compact.finished(reread=True)
+    (compact.folder / "answers").unlink()
+    assert set(compact.finished(reread=True)) == {spec(seed=1).id}
+
+
+@pytest.mark.fault(
+    "stored data", "a record signed anew with another seed, score or type", "left out"
+)
+@pytest.mark.parametrize(
+    ("field", "wrong", "right", "said"),
+    [
+        ("chance", "0.1", 0.1, "chance is '0.1', not float"),
+        ("group", ["fine"], "fine", "group is ['fine'], not str"),
+    ],
+)
+def test_a_fact_of_another_type_is_named_even_where_a_record_overrides_it(
+    compact, field, wrong, right, said
+):
+    folder = compact.folder
+    facts = json.loads((folder / "facts.json").read_text())
+    old = next(name for name, fact in facts.items() if field in fact)
+    new = fact_hash({**facts[old], field: wrong})
+    facts[new] = {**facts[old], field: wrong}
+    (folder / "facts.json").write_text(json.dumps(facts))
+    (folder / "SHA256SUMS").unlink()
+    lines = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    lines[0][field] = right
+    for values in lines:
+        del values["checksum"]
+        values["facts"] = [new if name == old else name for name in values["facts"]]
+        values["checksum"] = checksum(values)
+    text = "".join(json.dumps(values, sort_keys=True) + "\n" for values in lines)
+    (folder / "cells.jsonl").write_text(text)
+    fresh = Store.open(folder)
+    assert fresh.finished(reread=True) == {} and list(fresh.records()) == []
+    assert sum(said in str(one) for one in fresh.problems) == len(lines)
+
+
+def test_a_budget_among_a_record_s_own_fields_is_no_budget(compact):
+    values = json.loads((compact.folder / "cells.jsonl").read_text().splitlines()[0])
+    del values["checksum"]
+    values["budget"] = {"steps": 1}
+    text = json.dumps({**values, "checksum": checksum(values)}, sort_keys=True)
+    with pytest.raises(ValueError, match="not Budget"):
+        compact.facts.read(text)
+
+
+def test_a_record_is_handed_out_again_after_the_first_time(compact):
+    first = list(compact.records())
+    assert [record.spec.seed for record in first] and list(compact.records()) == first
+    assert [compact.find(record.id) for record in first] == first

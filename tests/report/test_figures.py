@@ -383,7 +383,9 @@ def test_with_many_conditions_details_are_drawn_for_the_first_and_the_others_say
                     put(store, spec(method, "digits", seed, encoder=encoder), 0.5, loss=(2.0, 1.0))
     found = write_figures(read(tmp_path), tmp_path / "figures")
     names = [one.stem.name for one in found]
-    assert "scores" in names and "learning" in names and "heatmap-4" in names
-    assert not {"scores-2", "learning-2"} & set(names)
-    maps = [one.reading for one in found if one.stem.name.startswith("heatmap")]
-    assert ["for the first one only" in one for one in maps] == [False, True, True, True]
+    assert {"scores", "learning", "differences-tasks", "heatmap-4", "differences-4"} <= set(names)
+    assert not {"scores-2", "learning-2", "differences-tasks-2"} & set(names)
+    for kind in ("heatmap", "differences"):
+        stems = [kind, *(f"{kind}-{number}" for number in (2, 3, 4))]
+        said = [one.reading for one in found if one.stem.name in stems]
+        assert ["for the first one only" in one for one in said] == [False, True, True, True]

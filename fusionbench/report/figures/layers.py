@@ -6,7 +6,7 @@ method loses without it, and their rank correlation.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
@@ -54,8 +54,8 @@ are single tasks. "Dead" (orange) warns of a parameter without any gradient or o
 constant at its bound in every block. Variants that remove a part by design show it as dead."""
 
 
-def traces(data: FigureData) -> "pd.DataFrame":
-    """All traces of finished runs: one row per method, trace, task, seed and layer.
+def traces(data: FigureData, only: Container[str] | None = None) -> "pd.DataFrame":
+    """Traces of finished runs, all or `only` some: one row per method, trace, task, seed and layer.
 
     `layer` is the layer of a tap (the mean of a set of layers) or the number of the block;
     `single` says whether each value belongs to one layer. Of a trace with several taps or lengths
@@ -68,7 +68,8 @@ def traces(data: FigureData) -> "pd.DataFrame":
     for row, label in enumerate(data.labels):
         done = [(task, run) for task in range(len(table.tasks)) for run in table.runs(row, task)
                 if run.status == "done" and run.trace]  # fmt: skip
-        for key in sorted({key for _, run in done for key in run.trace}):
+        keys = {key for _, run in done for key in run.trace if only is None or key in only}
+        for key in sorted(keys):
             kinds = Counter((run.taps, len(run.trace[key])) for _, run in done if key in run.trace)
             taps, length = min(kinds, key=lambda kind: (-kinds[kind], kind))
             tapped = len(taps) == length and not data.in_encoder[row] and key == "layer_weights"
@@ -97,8 +98,7 @@ def trace_curves(found: "pd.DataFrame") -> "pd.DataFrame":
 
 def draw_traces(data: FigureData) -> Drawing | None:
     """A row per method, a column per trace; None where no method leaves these traces."""
-    found = traces(data)
-    found = found[found["instrument"].isin(IN_ENCODER_TRACES)]
+    found = traces(data, IN_ENCODER_TRACES)
     if found.empty:
         return None
     curves = trace_curves(found)

@@ -26,12 +26,12 @@ _DRAWERS: Sequence[Drawer] = (
     draw_suite, draw_heatmap, draw_tasks, draw_cost, draw_runs, draw_profile, draw_ranks,
     draw_layers, draw_traces, draw_learning,
 )  # fmt: skip
-_DETAILS = (draw_runs, draw_learning)
+_DETAILS = (draw_tasks, draw_runs, draw_learning)
 MOST_IN_FULL = 3
 """With more conditions in one folder, details are drawn for the first one only."""
 _LEFT_OUT = f"""\
- The folder holds more than {MOST_IN_FULL} conditions: scores run by run and learning curves are
-drawn for the first one only."""
+ The folder holds more than {MOST_IN_FULL} conditions: differences task by task, scores run by
+run and learning curves are drawn for the first one only."""
 _NOTE = "figures.json"
 
 
@@ -76,7 +76,7 @@ def _planned(report: Material) -> Iterator[tuple[str, Callable[[], Drawing | Non
     for number, data in enumerate(figure_data(report)):
         brief = many and number > 0
         for draw in [one for one in _DRAWERS if not (brief and one in _DETAILS)]:
-            left_out = _LEFT_OUT if brief and draw is draw_heatmap else ""
+            left_out = _LEFT_OUT if brief and draw in (draw_suite, draw_heatmap) else ""
             yield data.table.condition.title, partial(_drawing, draw, data, left_out)
     for table in report.planted:
         data = FigureData(table=table, results=report.results)

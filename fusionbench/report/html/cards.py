@@ -106,11 +106,14 @@ def method_cards(report: Material) -> list[Card]:
         order = ranked(analysis, analysis.scopes[0], everything=True)
         names |= dict.fromkeys(analysis.table.methods[row] for row in order)
     names |= dict.fromkeys(name for table in report.planted for name in table.methods)
-    dead = {id(t): dead_tasks(report.results, t) for t in _tables(report)}
+    known = {
+        id(table): (_depth(report, table), dead_tasks(report.results, table))
+        for table in _tables(report)
+    }
     found: dict[str, Card] = {}
     for name in names:
         key = anchor("method", name, found)
-        found[key] = _method(report, name, key, dead)
+        found[key] = _method(report, name, key, known)
     return list(found.values())
 
 
@@ -118,27 +121,28 @@ def _tables(report: Material) -> list[ScoreTable]:
     return [*(analysis.table for analysis in report.analyses), *report.planted]
 
 
-Dead = Mapping[int, Mapping[int, Sequence[str]]]
-"""What `dead_tasks` gives, by the `id` of the table."""
+OfTable = Mapping[int, tuple[int, Mapping[int, Sequence[str]]]]
+"""Blocks of the encoder and what `dead_tasks` gives, by the `id` of the table."""
 
 
-def _method(report: Material, name: str, key: str, dead: Dead) -> Card:
+def _method(report: Material, name: str, key: str, known: OfTable) -> Card:
     places = [(a, a.table.methods.index(name)) for a in report.analyses if name in a.table.methods]
     tables = [a.table for a, _ in places] or [t for t in report.planted if name in t.methods]
     table, row = tables[0], tables[0].methods.index(name)
     records = table.row(row)
-    card = _known(records)
+    depth, dead = known[id(table)]
+    card = _built_in_card(records)
     text = _docstring(card.file) if card else ""
     paper = str(card.facts.get("paper", "")) if card else ""
     arxiv = arxiv_number(paper) or arxiv_number(text)
     return Card(
         id=key,
         name=name,
-        marks="; ".join(_method_marks(places, row, dead[id(table)])),
+        marks="; ".join(_method_marks(places, row, dead)),
         about=card.about if card else "Not part of this package: its file is not read here.",
         text=text,
         link=f"https://arxiv.org/abs/{arxiv}" if arxiv else "",
-        diagram=diagram(table, row, _depth(report, table)),
+        diagram=diagram(table, row, depth),
         facts={
             **_declared(card, paper, records, table, row),
             **(_cost(*places[0], report.profiles) if places else {}),
@@ -148,7 +152,7 @@ def _method(report: Material, name: str, key: str, dead: Dead) -> Card:
     )
 
 
-def _known(records: Sequence[CellRecord]) -> MethodCard | None:
+def _built_in_card(records: Sequence[CellRecord]) -> MethodCard | None:
     """The built-in method of these records, unless they are those of another's plug-in."""
     first = records[0]
     origin = str(first.provenance.get("method", BUILT_IN))

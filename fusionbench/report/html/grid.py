@@ -236,6 +236,7 @@ def differences(name: str, title: str, rows: Sequence[Row], note: str = "") -> G
         return kinds.index(row["kind"]), -(0.0 if is_missing(row["delta"]) else row["delta"])
 
     scale = _scale(wanted, "low", "high")
+    of_control = _scale(wanted, "control_low", "control_high")
     conditions = [key for key in _CONDITION if len({str(row.get(key)) for row in wanted}) > 1]
     heads = [
         Heading(text="method"), Heading(text="minus", note="compared with"), Heading(text="on"),
@@ -248,10 +249,7 @@ def differences(name: str, title: str, rows: Sequence[Row], note: str = "") -> G
         id=name,
         title=title,
         heads=heads,
-        rows=[
-            _compared(row, scale, _scale(wanted, "control_low", "control_high"), conditions)
-            for row in sorted(wanted, key=place)
-        ],
+        rows=[_compared(row, scale, of_control, conditions) for row in sorted(wanted, key=place)],
         note=note,
     )
 

@@ -33,14 +33,15 @@ from fusionbench.report.tables import Row, is_missing
 def method_rows(records: Sequence[CellRecord]) -> list[Row]:
     """Each method with its version and settings, once for each combination that ran."""
     found = {
-        (record.label or record.spec.method, record.spec.method_version, _settings(record)): {
-            "method": record.label or record.spec.method,
+        (label, record.spec.method_version, settings): {
+            "method": label,
             "version": record.spec.method_version,
             "where": "in the encoder" if record.in_encoder else "on cached features",
-            "settings": _settings(record),
+            "settings": settings,
             "from": file_only(str(record.provenance.get("method", ""))),
         }
         for record in sorted(records, key=attrgetter("in_encoder"))
+        for label, settings in [(record.label or record.spec.method, _settings(record))]
     }
     return [row for _, row in sorted(found.items())]
 
