@@ -1,8 +1,9 @@
 """`--dry-run`: which cells would run, what is there already, how long and how much disk.
 
-Time comes from records of the same kind of cell in the same folder; without any, from a count of
-operations at a nominal rate, and the text says so. A training of the track `vlm` counts 4
-operations a weight of the language model and token: 2 forward, and 2 back to the embeddings.
+Time comes from the cells of each method in the same folder, else from those of other methods of its
+kind, else from a count of operations at a nominal rate; the text says which. A training of the
+track `vlm` counts 4 operations a weight of the language model and token: 2 forward, and 2 back to
+the embeddings.
 """
 
 import json
@@ -139,8 +140,11 @@ def _rate(options: RunOptions) -> float:
 _MIB = 2**20
 _REPORT_SECONDS = 0.01
 """What each further cell adds to the time of a report."""
-CellKind = tuple[str, bool]
-"""(encoder, whether the cell trains through it)"""
+CellKind = tuple[str, str | bool]
+"""(encoder, label of the method, or whether it trains through the encoder)"""
+_OWN = "from the cells in this folder"
+_OTHERS = "a rough guess: of some methods no cell is in this folder"
+_COUNTED = "a rough guess from operation counts"
 
 
 def forecast(
@@ -152,10 +156,11 @@ def forecast(
     """
     models = [job for job in plan.jobs() if isinstance(job, ModelJob)]
     known = list(records)
-    seconds, measured = (
-        model_seconds(models, options, known) if models else _seconds(plan, options, known)
-    )
-    source = "from the cells in this folder" if measured else "a rough guess from operation counts"
+    if models:
+        seconds, measured = model_seconds(models, options, known)
+        source = _OWN if measured else _COUNTED
+    else:
+        seconds, source = _seconds(plan, options, known)
     lines = [
         f"{len(plan.pending)} of {len(plan.cells)} cells to run, {plan.finished} are there already",
         *_trainings(models, options),
@@ -240,26 +245,30 @@ def _rows(cells: Iterable[Cell]) -> list[tuple[str, ...]]:
     return [(str(count), *row) for row, count in counts.items()]
 
 
-def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> tuple[float, bool]:
-    """Wall time of the pending cells, and whether every kind of cell was measured."""
+def _seconds(plan: Plan, options: RunOptions, records: Iterable[CellRecord]) -> tuple[float, str]:
+    """Wall time of the pending cells, and what it was estimated from."""
     times: dict[CellKind, list[float]] = defaultdict(list)
     for record in records:
         spec, rows = record.spec, record.spec.budget.steps * record.spec.budget.batch
         if record.seconds > 0 and rows and spec.track == PROBE and not record.source:
-            times[spec.encoder, record.in_encoder].append(record.seconds / rows)
+            for kind in (record.label or spec.method, record.in_encoder):
+                times[spec.encoder, kind].append(record.seconds / rows)
     rates: Mapping[CellKind, float] = {
         kind: statistics.median(found) for kind, found in times.items()
     }
-    total, measured, speed = 0.0, True, rate(options)
+    total, speed, sources = 0.0, rate(options), {_OWN}
     for cell in plan.pending:
-        kind = (cell.spec.encoder, cell.chosen.card.in_encoder)
-        measured = measured and kind in rates
+        own: CellKind = (cell.spec.encoder, cell.chosen.label)
+        others: CellKind = (cell.spec.encoder, cell.chosen.card.in_encoder)
         trained = examples(cell, tuned=cell.spec.seed == 0)
-        if kind in rates:
-            total += rates[kind] * trained
+        if own in rates or others in rates:
+            total += (rates.get(own) or rates[others]) * trained
+            sources.add(_OWN if own in rates else _OTHERS)
         else:
             total += trained * operations(cell) / speed + scoring_seconds(cell, speed)
-    return total / _workers(plan, options), measured
+            sources.add(_COUNTED)
+    source = next(one for one in (_COUNTED, _OTHERS, _OWN) if one in sources)
+    return total / _workers(plan, options), source
 
 
 def _disk(plan: Plan, options: RunOptions) -> list[str]:

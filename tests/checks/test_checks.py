@@ -1,10 +1,13 @@
 """The conformance kit and the first build: what is sound passes, each mistake has its message."""
 
 import io
+import math
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from broken_methods import BetterThanItSays, DeadStart, Sound, SoundStepper, broken
@@ -13,11 +16,11 @@ from plugin_files import BLANK_ENCODER
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Fused, Injection, Unsupported
-from fusionbench.checks import check_method, checks, each_check
+from fusionbench.checks import check_method, checks, each_check, training
 from fusionbench.checks.first_build import first_fault
 from fusionbench.checks.kit import CheckRecord, CheckReport, distance
 from fusionbench.checks.run import find, page, run_checks
-from fusionbench.checks.toy import Subject
+from fusionbench.checks.toy import TEST_ITEMS, Subject
 from fusionbench.cli.extend import check
 
 # Four fifths of the time; the others run for every method and every mutant.
@@ -69,6 +72,20 @@ def test_every_check_has_a_broken_method_that_it_must_notice():
 
 def test_every_check_says_what_it_holds_a_method_to():
     assert all(each.promise.endswith(".") for each in checks().values())
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize(("deviations", "outcome"), [(4, "passed"), (5, "failed")])
+def test_an_accuracy_on_random_labels_far_from_chance_is_named(
+    monkeypatch, side, deviations, outcome
+):
+    score = 0.5 + side * deviations * math.sqrt(0.25 / TEST_ITEMS)
+    found = SimpleNamespace(scores=np.full(TEST_ITEMS, score))
+    monkeypatch.setattr(training, "train", lambda *_: SimpleNamespace(losses=(math.log(2),) * 30))
+    monkeypatch.setattr(training, "evaluate", lambda *_: found)
+    (record,) = check_method(Sound, only=["random_labels"]).records
+    assert record.outcome == outcome, record.reason
+    assert outcome == "passed" or record.reason == f"accuracy {score:.2f} on random labels"
 
 
 class RemembersTheStart(SoundStepper):

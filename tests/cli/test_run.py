@@ -88,6 +88,20 @@ def test_the_forecast_of_a_probe_takes_no_record_that_trained_nothing_here(tmp_p
     assert minutes(plan, options, [*others, own]) == minutes(plan, options, [own]) >= 10
 
 
+def test_the_forecast_of_a_method_comes_from_its_own_cells_before_those_of_others(tmp_path):
+    study = with_overrides(preset("quick", "probe"), methods=["scalar_mix"], tasks=["digits"])
+    plan = make_plan(resolve(study, read_catalog()), {})
+    (cell, *_) = [one for one in plan.cells if one.chosen.label == "scalar_mix"]
+    own = [record(cell.spec, label="scalar_mix", seconds=seconds) for seconds in (590.0, 610.0)]
+    other = replace(cell.spec, method="last", settings={})
+    others = [record(replace(other, seed=seed), label="last", seconds=60.0) for seed in range(5)]
+    options = RunOptions(out=str(tmp_path), device="cpu", workers=1)
+    count = len(plan.cells)
+    text = forecast(plan, options, others)
+    assert f"about {count} min (a rough guess: of some methods no cell" in text
+    assert minutes(plan, options, [*others, *own]) == 10 * count
+
+
 def test_the_forecast_of_a_training_counts_the_rows_of_all_its_stages(tmp_path):
     (tmp_path / "models").mkdir()
     stages = (replace(STAGE, steps=50), replace(STAGE, steps=450))
