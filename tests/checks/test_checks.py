@@ -44,6 +44,62 @@ class FirstBlock(Fusion):
 """
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize(("deviations", "outcome"), [(4.5, "passed"), (5, "failed")])
+def test_an_accuracy_on_random_labels_far_from_chance_is_named(
+    monkeypatch, side, deviations, outcome
+):
+    score = 0.5 + side * deviations * math.sqrt(0.25 / TEST_ITEMS)
+    found = SimpleNamespace(scores=np.full(TEST_ITEMS, score))
+    monkeypatch.setattr(training, "train", lambda *_: SimpleNamespace(losses=(math.log(2),) * 30))
+    monkeypatch.setattr(training, "evaluate", lambda *_: found)
+    (record,) = check_method(Sound, only=["random_labels"]).records
+    assert record.outcome == outcome, record.reason
+    assert outcome == "passed" or record.reason == f"accuracy {score:.2f} on random labels"
+
+
+def test_a_page_lists_skipped_checks_by_reason_with_the_methods_or_their_number():
+    record = CheckRecord(check="writes", method="one", outcome="skipped", reason="writes nothing")
+    named = [replace(record, method=name) for name in "abcdef"]
+    ran = replace(record, check="taps", outcome="passed", reason="")
+
+    def skipped(*records):
+        reports = [CheckReport(method=one.method, records=(one, ran)) for one in records]
+        text = page(reports).split("## Skipped\n\n")[1].split("\n\n## Rules")[0]
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n")[2:]]
+
+    assert skipped(*named[:5]) == [["writes", "writes nothing", "a, b, c, d, e"]]
+    assert skipped(*named) == [["writes", "writes nothing", "6 methods"]]
+    assert "## Skipped\n\nNone.\n\n" in page([CheckReport(method="a", records=(ran,))])
+
+
+def test_the_distance_of_outputs_is_relative_and_zero_without_elements():
+    assert distance(torch.zeros(0), torch.zeros(0)) == 0
+    assert distance(torch.tensor([4.0, 2.0]), torch.tensor([4.0, 1.0])) == 0.25
+
+
+def test_five_of_many_parameters_that_stand_still_are_named_and_the_others_counted():
+    class ManyDead(DeadStart):
+        def __init__(self, shape):
+            super().__init__(shape)
+            for index in range(7):
+                self.register_parameter(f"idle_{index}", torch.nn.Parameter(torch.ones(1)))
+
+    (record,) = check_method(ManyDead, only=["live"]).records
+    named = "left, right, idle_0, idle_1, idle_2 and 4 more"
+    assert record.reason.endswith(f"these stand still: {named}")
+
+
+def test_a_folder_is_checked_with_all_its_methods_and_a_bare_word_is_a_name(tmp_path, monkeypatch):
+    folder = tmp_path / "last"
+    folder.mkdir()
+    (folder / "mine.py").write_text(PLUGIN)
+    assert [subject.name for subject in find(folder)] == ["first_block", "first_block-second"]
+    monkeypatch.chdir(tmp_path)
+    assert [subject.name for subject in find("last/")] == ["first_block", "first_block-second"]
+    assert [subject.name for subject in find("last")] == ["last"]
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("cls", [Sound, SoundStepper])
 def test_a_sound_method_passes_every_check(cls):
@@ -74,20 +130,6 @@ def test_every_check_says_what_it_holds_a_method_to():
     assert all(each.promise.endswith(".") for each in checks().values())
 
 
-@pytest.mark.parametrize("side", [-1, 1])
-@pytest.mark.parametrize(("deviations", "outcome"), [(4, "passed"), (5, "failed")])
-def test_an_accuracy_on_random_labels_far_from_chance_is_named(
-    monkeypatch, side, deviations, outcome
-):
-    score = 0.5 + side * deviations * math.sqrt(0.25 / TEST_ITEMS)
-    found = SimpleNamespace(scores=np.full(TEST_ITEMS, score))
-    monkeypatch.setattr(training, "train", lambda *_: SimpleNamespace(losses=(math.log(2),) * 30))
-    monkeypatch.setattr(training, "evaluate", lambda *_: found)
-    (record,) = check_method(Sound, only=["random_labels"]).records
-    assert record.outcome == outcome, record.reason
-    assert outcome == "passed" or record.reason == f"accuracy {score:.2f} on random labels"
-
-
 class RemembersTheStart(SoundStepper):
     """Is told apart from others by what it begins with: the hidden states before block 1."""
 
@@ -97,18 +139,6 @@ class RemembersTheStart(SoundStepper):
     def after_block(self, block, tokens, state):
         assert block > 1 or not torch.equal(tokens, state), "began behind block 1"
         return tokens + self.map(tokens.mean(dim=1, keepdim=True)), state
-
-
-def test_five_of_many_parameters_that_stand_still_are_named_and_the_others_counted():
-    class ManyDead(DeadStart):
-        def __init__(self, shape):
-            super().__init__(shape)
-            for index in range(7):
-                self.register_parameter(f"idle_{index}", torch.nn.Parameter(torch.ones(1)))
-
-    (record,) = check_method(ManyDead, only=["live"]).records
-    named = "left, right, idle_0, idle_1, idle_2 and 4 more"
-    assert record.reason.endswith(f"these stand still: {named}")
 
 
 def test_a_method_in_the_encoder_starts_with_the_states_before_the_first_block():
@@ -293,16 +323,6 @@ def test_a_file_is_checked_with_all_its_variants(tmp_path):
         check_method(tmp_path / "mine.py")
 
 
-def test_a_folder_is_checked_with_all_its_methods_and_a_bare_word_is_a_name(tmp_path, monkeypatch):
-    folder = tmp_path / "last"
-    folder.mkdir()
-    (folder / "mine.py").write_text(PLUGIN)
-    assert [subject.name for subject in find(folder)] == ["first_block", "first_block-second"]
-    monkeypatch.chdir(tmp_path)
-    assert [subject.name for subject in find("last/")] == ["first_block", "first_block-second"]
-    assert [subject.name for subject in find("last")] == ["last"]
-
-
 @pytest.mark.parametrize("target", ["scalar_mixx", "no/such/file.py", "scalar_mix[norn=true]"])
 def test_a_target_that_means_nothing_is_a_users_error(target):
     with pytest.raises(UserError):
@@ -372,26 +392,6 @@ def test_a_page_is_the_same_for_the_same_reports():
     reports = [check_method("last", only=["taps", "writes"])]
     assert page(reports) == page(reports)
     assert "|" not in page(reports).split("## Unexpected")[0]
-
-
-def test_a_page_lists_skipped_checks_by_reason_with_the_methods_or_their_number():
-    record = CheckRecord(check="writes", method="one", outcome="skipped", reason="writes nothing")
-    named = [replace(record, method=name) for name in "abcdef"]
-    ran = replace(record, check="taps", outcome="passed", reason="")
-
-    def skipped(*records):
-        reports = [CheckReport(method=one.method, records=(one, ran)) for one in records]
-        text = page(reports).split("## Skipped\n\n")[1].split("\n\n## Rules")[0]
-        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n")[2:]]
-
-    assert skipped(*named[:5]) == [["writes", "writes nothing", "a, b, c, d, e"]]
-    assert skipped(*named) == [["writes", "writes nothing", "6 methods"]]
-    assert "## Skipped\n\nNone.\n\n" in page([CheckReport(method="a", records=(ran,))])
-
-
-def test_the_distance_of_outputs_is_relative_and_zero_without_elements():
-    assert distance(torch.zeros(0), torch.zeros(0)) == 0
-    assert distance(torch.tensor([4.0, 2.0]), torch.tensor([4.0, 1.0])) == 0.25
 
 
 # The natural mistakes of a method's author: one message each, with file, line and mend.
