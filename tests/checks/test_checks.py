@@ -68,6 +68,7 @@ def test_a_page_lists_skipped_checks_by_reason_with_the_methods_or_their_number(
         text = page(reports).split("## Skipped\n\n")[1].split("\n\n## Rules")[0]
         return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n")[2:]]
 
+    assert record.seconds == 0
     assert skipped(*named[:5]) == [["writes", "writes nothing", "a, b, c, d, e"]]
     assert skipped(*named) == [["writes", "writes nothing", "6 methods"]]
     assert "## Skipped\n\nNone.\n\n" in page([CheckReport(method="a", records=(ran,))])
