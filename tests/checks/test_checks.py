@@ -16,7 +16,7 @@ from plugin_files import BLANK_ENCODER
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Fused, Injection, Unsupported
-from fusionbench.checks import check_method, checks, each_check, training
+from fusionbench.checks import check_method, checks, each_check, toy, training
 from fusionbench.checks.first_build import first_fault
 from fusionbench.checks.kit import CheckRecord, CheckReport, distance
 from fusionbench.checks.run import find, page, run_checks
@@ -72,6 +72,19 @@ def test_a_page_lists_skipped_checks_by_reason_with_the_methods_or_their_number(
     assert skipped(*named[:5]) == [["writes", "writes nothing", "a, b, c, d, e"]]
     assert skipped(*named) == [["writes", "writes nothing", "6 methods"]]
     assert "## Skipped\n\nNone.\n\n" in page([CheckReport(method="a", records=(ran,))])
+
+
+def test_the_task_of_the_checks_plants_its_signal_and_exchanges_its_answers():
+    task, other = toy.materials("planted"), toy.materials("planted", flipped=True)
+    sign = 2 * np.concatenate([task.bundle.train.answers, task.bundle.test.answers]) - 1
+    means = task.stack[0].double().mean(dim=1).numpy()
+    apart = means[sign == 1].mean(axis=0) - means[sign == -1].mean(axis=0)
+    assert np.linalg.norm(apart) == pytest.approx(2 * 2**0.5 * toy._SIGNAL, rel=0.1)
+    assert np.abs(means.mean(axis=0)).max() < 0.1
+    for part in ("train", "test"):
+        answers = [getattr(one.bundle, part).answers for one in (task, other)]
+        assert set(answers[0]) == {0, 1} and (answers[0] + answers[1] == 1).all()
+    assert torch.equal(task.stack[0], other.stack[0])
 
 
 def test_the_distance_of_outputs_is_relative_and_zero_without_elements():
