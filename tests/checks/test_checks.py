@@ -58,6 +58,16 @@ def test_an_accuracy_on_random_labels_far_from_chance_is_named(
     assert outcome == "passed" or record.reason == f"accuracy {score:.2f} on random labels"
 
 
+def test_a_method_that_cannot_be_pickled_is_told_so():
+    class Holding(Sound):
+        def __init__(self, shape):
+            super().__init__(shape)
+            self.scale = lambda values: values
+
+    (record,) = check_method(Holding, only=["pickled"]).records
+    assert record.outcome == "failed" and record.reason.startswith("cannot be pickled: ")
+
+
 def test_a_page_lists_skipped_checks_by_reason_with_the_methods_or_their_number():
     record = CheckRecord(check="writes", method="one", outcome="skipped", reason="writes nothing")
     named = [replace(record, method=name) for name in "abcdef"]
