@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ from fusionbench.records.cell import Budget, Setting
 
 
 class ToyEncoder(Encoder):
-    """Fixed random pre-norm blocks of one head and an MLP, started from `hs[0]`.
+    """Fixed random pre-norm blocks of one head and an MLP, started from `hs[0]` or images.
 
     Weights of all blocks are stacked in one tensor of each kind, which is fast to build.
     """
@@ -49,8 +50,11 @@ class ToyEncoder(Encoder):
     def embed(
         self, images: UInt8[Tensor, "batch height width 3"]
     ) -> Float[Tensor, "batch token dim"]:
-        """There are no images: `hs[0]` is drawn."""
-        raise NotImplementedError("the encoder of the checks starts from hs[0]")
+        """Mean colour of each patch, repeated over the channels; prefix tokens are zero."""
+        pixels = rearrange(images.float() / 255, "b h w c -> b c h w")
+        colours = F.adaptive_avg_pool2d(pixels, self.shape.grid)
+        patches = repeat(colours, "b c y x -> b (y x) (k c)", k=-(-self.shape.dim // 3))
+        return F.pad(patches[..., : self.shape.dim], (0, 0, self.shape.prefix, 0))
 
     def block(
         self, index: int, tokens: Float[Tensor, "batch token dim"]

@@ -231,7 +231,8 @@ class SoundLines:
             return {}, []
         # Before the files are read: a later change gives another state.
         state, cells = self._archive.state, self._archive.cells()
-        lines = [line.decode("utf-8", "replace") for line in cells.removesuffix(b"\n").split(b"\n")]
+        read = cells.removesuffix(b"\n").split(b"\n") if cells else []
+        lines = [line.decode("utf-8", "replace") for line in read]
         # The first line of each id.
         found = {name: line for line in reversed(lines) if (name := _id(line))}
         if not reread and self._verified.knows(CELLS, state):
@@ -241,7 +242,7 @@ class SoundLines:
         if self._verified.digests.get(CELLS) == digest:
             return found, []
         problems: list[Problem] = []
-        for cell, one in self._archive.examined(lines if cells else [], self._parts):
+        for cell, one in self._archive.examined(lines, self._parts):
             if isinstance(one, Problem):
                 problems.append(one)
                 found.pop(cell, None)

@@ -97,6 +97,19 @@ def test_the_task_of_the_checks_plants_its_signal_and_exchanges_its_answers():
     assert torch.equal(task.stack[0], other.stack[0])
 
 
+def test_the_encoder_of_the_checks_embeds_the_mean_colour_of_each_patch():
+    shape = replace(toy.SHAPE, dim=8, grid=(2, 3), prefix=1)
+    encoder = toy.ToyEncoder(shape)
+    images = torch.zeros(2, 4, 6, 3, dtype=torch.uint8)
+    images[1, :2, 2:4] = torch.tensor([255, 51, 102])
+    images[1, :2, 2] = torch.tensor([255, 153, 0])
+    tokens = encoder.embed(images)
+    assert tokens.shape == (2, 7, 8) and not tokens[0].any()
+    expected = torch.tensor([1, 0.4, 0.2]).repeat(3)[:8]
+    torch.testing.assert_close(tokens[1, 2], expected)
+    assert not tokens[1, [0, 1, 3, 4, 5, 6]].any()
+
+
 def test_the_distance_of_outputs_is_relative_and_zero_without_elements():
     assert distance(torch.zeros(0), torch.zeros(0)) == 0
     assert distance(torch.tensor([4.0, 2.0]), torch.tensor([4.0, 1.0])) == 0.25
