@@ -196,6 +196,7 @@ class Store:
         Raises KeyError without any, ValueError for others, OSError for what cannot be read.
         """
         problem: Exception = KeyError(f"no outcomes of cell {cell}")
+        # In the compact form (no name), in the cell's own file, beside that of another run.
         for name in ("", cell, f"{cell}-{digest[:16]}"):
             try:
                 found = content(self._outcomes(name)) if name else self._archive.outcomes(cell)
