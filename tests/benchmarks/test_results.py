@@ -117,6 +117,7 @@ def test_a_target_without_a_measurement_says_so_and_one_with_names_its_device(ta
     assert "9 -> 4.5 s, a machine" in plan and "not yet measured" in ten
 
 
+@pytest.mark.thorough
 def test_every_fault_of_the_matrix_has_its_test_and_every_test_of_a_fault_a_row(reliability):
     lines = reliability.read([reliability.KEPT])
     gone = {line.function for line in lines if not reliability.test_files(line.function)}

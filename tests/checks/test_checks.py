@@ -771,7 +771,7 @@ def one_of_each() -> list:
     return [pytest.param(n, marks=() if n in first else pytest.mark.slow) for n in names()]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", one_of_each())
 def test_every_built_in_method_keeps_its_promises(name):
     report = check_method(name, only=QUICK)

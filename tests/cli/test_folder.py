@@ -200,6 +200,7 @@ def test_ask_prints_the_answer_and_nothing_else(call, image):
     assert (code, out, err) == (0, f"{wanted}\n", "")
 
 
+@pytest.mark.thorough
 def test_ask_with_layers_prints_weights_and_changes(call, image):
     record, folder = cell("scalar_mix", "scenes_count"), trained_folder()
     arguments = ("ask", record.id, image, QUESTION, "--out", folder, "--limit", 3, "--layers")
@@ -217,6 +218,7 @@ def test_ask_with_layers_prints_weights_and_changes(call, image):
     assert "without one layer: not defined: " in out
 
 
+@pytest.mark.thorough
 def test_an_exported_model_is_asked_from_its_folder(call, image, tmp_path):
     record, folder = cell("mema"), trained_folder()
     code, out, _ = call("export", record.model, tmp_path / "model", "--out", folder)
@@ -228,6 +230,7 @@ def test_an_exported_model_is_asked_from_its_folder(call, image, tmp_path):
     assert call(*again) == call(*asked)
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_asked_or_exported_is_an_error_of_one_line(call, image, tmp_path):
     folder = copied(tmp_path / "cells")
     record = cell("mema")
@@ -251,6 +254,7 @@ def test_what_cannot_be_asked_or_exported_is_an_error_of_one_line(call, image, t
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.thorough
 def test_an_exported_folder_is_not_exported_again(call, tmp_path):
     folder = trained_folder()
     assert call("export", cell("blind").id, tmp_path / "one", "--out", folder)[0] == 0
@@ -267,6 +271,7 @@ def test_a_question_comes_behind_the_pictures(image):
         split_words([str(image)])
 
 
+@pytest.mark.thorough
 def test_rescore_exits_with_1_on_a_difference_and_says_which(call, tmp_path, monkeypatch):
     folder = copied(tmp_path / "cells")
     code, out, err = call("rescore", folder)

@@ -74,10 +74,15 @@ def parsed(path: Path) -> ast.Module:
 
 
 @functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(parsed(path)))
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Modules of ours that a file imports, by statement or by string, without `fusionbench.`."""
     found = set()
-    for node in ast.walk(parsed(path)):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: a relative import"
             names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
@@ -117,7 +122,7 @@ def upward(package: Path = PACKAGE) -> list[str]:
 def functions() -> Iterator[tuple[str, int]]:
     """Name and lines of each function of the engine, methods and tasks."""
     for path in [*modules().values(), *plugin_files()]:
-        for node in ast.walk(parsed(path)):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 yield f"{path.parent.name}/{path.name}:{node.name}", lines
@@ -233,7 +238,7 @@ def test_the_engine_names_no_module_of_methods_or_tasks():
 def blocks(path: Path) -> dict[str, int]:
     """Sequences of two or more statements of one body, local names ignored: dump -> line."""
     found = {}
-    for node in ast.walk(parsed(path)):
+    for node in nodes(path):
         body = getattr(node, "body", None)
         if isinstance(node, (ast.Module, ast.ClassDef)) or not isinstance(body, list):
             continue

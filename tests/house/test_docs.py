@@ -383,7 +383,7 @@ def mistakes():
     return [pytest.param(*one, marks=pytest.mark.slow if "vlm" in one[0] else ()) for one in found]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @site_only
 @pytest.mark.parametrize(("command", "error"), mistakes())
 def test_each_error_of_the_page_on_troubleshooting_is_real(command, error, tmp_path):

@@ -122,7 +122,7 @@ def test_a_changed_setting_runs_exactly_its_own_cells(finished):
 @pytest.mark.fault(
     "plug-ins and workers", "a run killed between or in its cells", "the same tables in the end"
 )
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [7, 1])
 def test_killed_between_records_it_ends_with_the_same_tables(finished, tmp_path, count):
     folder = tmp_path / "killed"

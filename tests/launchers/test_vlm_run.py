@@ -196,6 +196,7 @@ def test_a_dry_run_says_what_is_trained_on_what_and_which_names_are_one(finished
     assert "3 models (0 trained already)" in more and "from the cells in this folder" in more
 
 
+@pytest.mark.thorough
 def test_a_dry_run_and_a_run_with_nothing_to_do_load_no_torch(finished, tmp_path):
     again = (*RUN, "--out", finished)
     few = [(*again, "--dry-run"), (*again, "--dry-run", "--seeds", "2"), again]

@@ -76,6 +76,7 @@ def files(home):
     return {str(p.relative_to(home)): p.read_bytes() for p in home.rglob("*") if p.is_file()}
 
 
+@pytest.mark.thorough
 def test_the_same_records_give_the_same_bytes_whatever_the_folder_order_and_timing(
     report, tmp_path
 ):

@@ -79,6 +79,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.thorough
 def test_every_figure_is_an_svg_and_its_data_and_the_first_a_bitmap_too(drawn):
     note = json.loads((drawn / "figures.json").read_text())
     assert set(note["figures"]) == {
@@ -144,6 +145,7 @@ def test_the_last_bits_of_the_layout_do_not_reach_the_file(tmp_path):
     assert file(0.0) != file(1e-2)
 
 
+@pytest.mark.thorough
 def test_a_figure_that_is_no_longer_drawn_goes_and_a_foreign_file_stays(folder, drawn, tmp_path):
     shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
     (tmp_path / "mine.svg").write_text("mine")
@@ -151,6 +153,7 @@ def test_a_figure_that_is_no_longer_drawn_goes_and_a_foreign_file_stays(folder, 
     assert set(contents(tmp_path)) == {"figures.json", "mine.svg"}
 
 
+@pytest.mark.thorough
 def test_the_data_of_the_heat_map_are_the_means_and_a_skipped_cell_is_named(drawn, data):
     table = data.table
     found = {(row["method"], row["task"]): row for row in rows(drawn / "heatmap.csv")}
@@ -315,6 +318,7 @@ def test_the_alarm_names_what_is_dead_and_nothing_else(data):
     assert all(word in silent for word in ("memory is 0", "feedback is 0", "gate is closed"))
 
 
+@pytest.mark.thorough
 def test_instruments_show_the_median_over_seeds_of_the_mean_over_tasks(data, drawn):
     row = data.row("mema")
     values = np.array([

@@ -80,6 +80,7 @@ class Reader(HTMLParser):
                 self.fetched.append(value)
 
 
+@pytest.mark.thorough
 def test_nothing_is_fetched_and_every_link_has_its_target(page):
     text = page.read_text()
     found = Reader(text)
@@ -101,6 +102,7 @@ def test_what_stands_in_records_is_text_and_never_runs(page):
     assert "ValueError: &lt;b&gt;no&lt;/b&gt;" in text
 
 
+@pytest.mark.thorough
 def test_every_figure_stands_there_with_its_reading(page):
     text = " ".join(page.read_text().split())
     names = [path.stem for path in (page.parent / "figures").glob("*.svg")]
@@ -111,6 +113,7 @@ def test_every_figure_stands_there_with_its_reading(page):
         assert "<svg" in figure and len(reading) > 80, name
 
 
+@pytest.mark.thorough
 def test_the_page_says_how_to_read_methods_versions_environment_and_coverage(page):
     text = page.read_text()
     for part in ("What ran", "Methods and versions", "Tasks and data", "Environment", "c0ffee",

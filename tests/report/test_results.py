@@ -100,6 +100,7 @@ def test_values_become_text_when_a_table_is_written():
     )
 
 
+@pytest.mark.thorough
 def test_the_first_line_of_the_page_works_without_torch(folder):
     code = f"import fusionbench as fb; r = fb.load({str(folder)!r}); "
     code += "print(r.scores().groupby('method').score.mean()); r.costs(); "

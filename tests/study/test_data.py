@@ -72,6 +72,7 @@ def test_packed_data_is_the_original_at_the_encoder_s_size(folder, monkeypatch):
             assert (one.answers == two.answers).all() and (one.images == two.images).all()
 
 
+@pytest.mark.thorough
 def test_a_packed_task_keeps_the_hash_of_its_original(folder, monkeypatch):
     card = read_catalog().tasks["textile"]
     monkeypatch.setattr(LOAD, lambda card: original(card.name))
@@ -81,6 +82,7 @@ def test_a_packed_task_keeps_the_hash_of_its_original(folder, monkeypatch):
     assert task_hash(card) == hashed
 
 
+@pytest.mark.thorough
 def test_cells_keep_their_identity_and_packages_are_not_needed(folder, monkeypatch):
     budget = replace(QUICK.budget, image_size=SIZE)
     study = replace(QUICK, budget=budget, methods=("last",), tasks=("digits",))

@@ -19,6 +19,9 @@ from fusionbench.records.store import Items, Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.rescore import Rescorer
 
+# They share a folder of small trained models, whose training takes most of the time.
+pytestmark = pytest.mark.thorough
+
 CATALOG = read_catalog()
 
 

@@ -72,7 +72,7 @@ def test_every_task_of_this_repository_has_a_golden_hash():
     assert set(GOLDEN) == {c.name for c in read_catalog().tasks.values() if c.source == "built-in"}
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_the_data_is_sound_and_never_changes(name):
     validate(data(name))
@@ -92,7 +92,7 @@ def test_another_process_loads_the_same_bytes_without_any_heavy_library():
     assert hashes == {name: GOLDEN[name][1] for name in names}
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_chance_is_what_a_guesser_gets_who_never_looks(name):
     """Such a guesser knows how often each answer to each question is right in training."""
@@ -105,7 +105,7 @@ def test_chance_is_what_a_guesser_gets_who_never_looks(name):
     assert score == pytest.approx(load_task(CARDS[name]).chance, abs=0.025)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", BALANCED)
 def test_answers_are_equally_frequent_in_every_split(name):
     answers = len(data(name).answers)
@@ -113,7 +113,7 @@ def test_answers_are_equally_frequent_in_every_split(name):
         assert np.ptp(shares(data(name).split(split), answers)) < 0.01
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_the_front_of_a_split_is_a_fair_smaller_split(name):
     answers = len(data(name).answers)
@@ -133,7 +133,7 @@ def test_the_front_of_a_split_is_a_fair_smaller_split(name):
             assert abs(asked[question] / len(front) - expected) < 5 * spread + 1e-9
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_every_split_is_large_enough_for_the_quick_study(name):
     for split, size in CUTS.items():

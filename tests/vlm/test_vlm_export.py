@@ -103,6 +103,7 @@ def test_frozen_weights_of_the_language_model_are_not_exported(tmp_path):
     assert not files & {"language.safetensors", "fusion.safetensors"}  # penultimate has no weights
 
 
+@pytest.mark.thorough
 def test_the_card_has_the_numbers_of_the_records(tmp_path):
     folder = exported("mema", tmp_path / "model")
     text = (folder / "README.md").read_text()
@@ -123,6 +124,7 @@ def test_the_card_has_the_numbers_of_the_records(tmp_path):
         assert f"| {file}.safetensors |" in text
 
 
+@pytest.mark.thorough
 def test_measures_and_missing_numbers_in_the_card():
     from fusionbench.vlm.export import model_card
 
@@ -135,6 +137,7 @@ def test_measures_and_missing_numbers_in_the_card():
     assert "| digits | questions | 8910 | - | - | - |" in text
 
 
+@pytest.mark.thorough
 def test_the_folder_has_the_whole_records_and_its_configuration(tmp_path):
     folder = exported("mema", tmp_path / "model")
     lines = (folder / "records.jsonl").read_text().splitlines()
@@ -149,6 +152,7 @@ def test_the_folder_has_the_whole_records_and_its_configuration(tmp_path):
     assert is_export(folder) and not is_export(trained_folder()) and not is_export(tmp_path / "no")
 
 
+@pytest.mark.thorough
 def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch):
     def fails(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -159,6 +163,7 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_a_folder_that_holds_something_is_not_written_into(tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
@@ -170,6 +175,7 @@ def test_a_folder_that_holds_something_is_not_written_into(tmp_path):
     assert is_export(exported("penultimate", tmp_path / "empty"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["fusion.safetensors", "records.jsonl", "training.json"])
 def test_a_file_that_is_missing_or_edited_is_an_error(name, tmp_path):
     folder = exported("mema", tmp_path / "model")
@@ -183,6 +189,7 @@ def test_a_file_that_is_missing_or_edited_is_an_error(name, tmp_path):
         open_model(str(folder), tmp_path)
 
 
+@pytest.mark.thorough
 def test_weights_of_another_model_are_refused(tmp_path):
     folder = exported("mema", tmp_path / "model")
     model = open_model(str(folder), tmp_path).built.model

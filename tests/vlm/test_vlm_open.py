@@ -28,6 +28,9 @@ from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.training import checkpoint_folder, describe_language
 from fusionbench.vlm.open import asked, explain, open_model, rebuild, trained_of, without
 
+# They share a folder of small trained models, whose training takes most of the time.
+pytestmark = pytest.mark.thorough
+
 LONGEST = 3
 """New tokens of an answer in the tests' records: a word and the end mark at least."""
 
@@ -37,7 +40,6 @@ def folder():
     return trained_folder()
 
 
-@pytest.mark.few(1)
 @pytest.mark.parametrize("method", CELL_METHODS)
 @pytest.mark.parametrize("task", CELL_TASKS)
 def test_an_opened_model_gives_the_recorded_answers(folder, method, task):
@@ -281,7 +283,6 @@ def test_files_in_two_folders_have_one_name_that_finds_them(kind, language, tmp_
         card(found.name)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["none", "language", "lora"])
 def test_a_language_model_of_files_is_exported_as_far_as_it_was_trained(how, language, tmp_path):
     if how == "lora":
@@ -315,7 +316,6 @@ def test_a_language_model_of_files_is_exported_as_far_as_it_was_trained(how, lan
     assert code == 2 and "holds other weights than those of" in err
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
 def test_a_cell_of_a_checkpoint_is_asked_exported_and_scored_again(kind, tmp_path):
     root = data_root(tmp_path / "data", captions=False)
@@ -385,7 +385,6 @@ def test_leaving_out_a_state_of_a_weighted_sum_deals_its_weight_to_the_others():
     assert max(map(abs, found.changes)) > 1e-3
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "reason"),
     [
@@ -402,7 +401,6 @@ def test_a_method_without_such_changes_says_why(method, reason):
     assert bool(found.trace) == (method == "mema")
 
 
-@pytest.mark.thorough
 def test_a_method_between_blocks_that_writes_nothing_is_left_out_state_by_state():
     # Without feedback Mema's reading memory starts silent: the answer needs the last state alone.
     model = opened("mema")
