@@ -1,12 +1,15 @@
 """Compact form of a folder of results: few files, the same records.
 
-study.json, ablations.json, answers/, probes/   as in a live folder
+study.json, ablations.json, probes/   as in a live folder
 facts.json       each distinct budget, card and provenance, by hash
 cells.jsonl      a line per cell or tuning run in normal form, sorted by id
 outcomes.npz     outcomes of all cells      items.json       names of their examples, by hash
+answers.npz      the files of answers of all cells of the track vlm
 profiles.jsonl   a line per profile         failures.jsonl   last failures of cells without a record
 pictures.jsonl   a line per task: pictures of its examples
 SHA256SUMS       hashes of these files
+
+Earlier versions left the files of answers in answers/, as in a live folder; those are read too.
 """
 
 import hashlib
@@ -47,12 +50,12 @@ from fusionbench.records.verified import (
 )
 
 CELLS, FACTS, OUTCOMES, ITEMS = "cells.jsonl", "facts.json", "outcomes.npz", "items.json"
-FAILURES = "failures.jsonl"
+PACKED_ANSWERS, FAILURES = "answers.npz", "failures.jsonl"
 TUNING = '"stage": "tune"'
 """In the line of a tuning run and in no other: a quote inside a text is escaped."""
 SUMS = "SHA256SUMS"
 """Hashes of the files of the compact form, as `sha256sum -c` reads them."""
-_PARTS = (CELLS, FACTS, OUTCOMES, ITEMS, PROFILES, FAILURES, PICTURES)
+_PARTS = (CELLS, FACTS, OUTCOMES, PACKED_ANSWERS, ITEMS, PROFILES, FAILURES, PICTURES)
 _SUM = re.compile(r"[0-9a-f]{64}")
 _UNREADABLE = (
     *(OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError),
@@ -61,7 +64,7 @@ _UNREADABLE = (
 """What reading a damaged archive of arrays raises."""
 _ID = re.compile(r'"id": "([0-9a-f]{20})"')
 _DATE = (1980, 1, 1, 0, 0, 0)
-"""Of the members of `outcomes.npz`: equal contents, equal bytes."""
+"""Of the members of an archive of files: equal contents, equal bytes."""
 
 
 class Archive:
@@ -73,7 +76,7 @@ class Archive:
 
     @property
     def state(self) -> FileState:
-        """The state of each file, and of all answers together."""
+        """The state of each file, and of all files of answers together."""
         files = [number for name in _PARTS for number in size_of(self.folder / name)]
         answers = sizes(self.folder / ANSWERS, ANSWERS_END).values()
         return (*files, *map(sum, zip(*answers, strict=True)))
@@ -117,7 +120,7 @@ class Archive:
             except (OSError, ValueError) as error:
                 yield cell, Problem(source=source, message=f"ignored: {why(error)}")
         with suppress(ValueError):
-            if lost := sorted(self._outcomes[0].keys() - seen):
+            if lost := sorted(self._outcomes.places.keys() - seen):
                 text = f"{len(lost)} cells with outcomes have no line in it, the first is {lost[0]}"
                 yield "", Problem(source=str(self.file), message=text)
 
@@ -141,9 +144,11 @@ class Archive:
 
     def outcomes(self, cell: str) -> bytes:
         """The outcomes of a cell, encoded. Raises KeyError without them, ValueError if damaged."""
-        places, data = self._outcomes
-        start, stop = places[cell]
-        return data[start:stop].tobytes()
+        return self._outcomes[cell]
+
+    def answers(self, cell: str) -> bytes:
+        """The file of a cell's answers. Raises KeyError without one, ValueError if damaged."""
+        return self._answers[cell]
 
     def items(self, name: str) -> Items:
         """The examples of that hash. Raises KeyError without them, ValueError if damaged."""
@@ -167,10 +172,27 @@ class Archive:
         return _read_object(self.folder / ITEMS)
 
     @cached_property
-    def _outcomes(self) -> tuple[dict[str, tuple[int, int]], Shaped[np.ndarray, " byte"]]:
-        file = self.folder / OUTCOMES
+    def _outcomes(self) -> "_FileOfEachCell":
+        return _FileOfEachCell.read(self.folder / OUTCOMES)
+
+    @cached_property
+    def _answers(self) -> "_FileOfEachCell":
+        return _FileOfEachCell.read(self.folder / PACKED_ANSWERS)
+
+
+@dataclass(frozen=True)
+class _FileOfEachCell:
+    """A file of many cells, end to end: three arrays that are not compressed."""
+
+    places: Mapping[str, tuple[int, int]]
+    """Of each cell, where its file starts and stops in `data`."""
+    data: Shaped[np.ndarray, " byte"]
+
+    @staticmethod
+    def read(file: Path) -> "_FileOfEachCell":
+        """Empty without the file. Raises ValueError for a damaged one."""
         if not os.path.lexists(file):
-            return {}, np.zeros(0, dtype=np.uint8)
+            return _FileOfEachCell({}, np.zeros(0, dtype=np.uint8))
         try:
             # The archive's own check of each member goes first: a header may claim any size.
             with zipfile.ZipFile(io.BytesIO(content(file, ANY_SIZE))) as members:
@@ -178,9 +200,14 @@ class Archive:
             cells, sizes, data = (_array(one) for one in parts.values())
             stops = np.cumsum(sizes, dtype=np.int64)
             places = zip((stops - sizes).tolist(), stops.tolist(), strict=True)
-            return dict(zip(map(bytes.decode, cells.tolist()), places, strict=True)), data
+            named = dict(zip(map(bytes.decode, cells.tolist()), places, strict=True))
+            return _FileOfEachCell(named, data)
         except _UNREADABLE as error:
-            raise ValueError(f"{OUTCOMES} is damaged: {error}") from error
+            raise ValueError(f"{file.name} is damaged: {error}") from error
+
+    def __getitem__(self, cell: str) -> bytes:
+        start, stop = self.places[cell]
+        return self.data[start:stop].tobytes()
 
 
 class SoundLines:
@@ -262,6 +289,7 @@ class Contents:
     lines: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Fact] = field(default_factory=dict)
     outcomes: dict[str, bytes] = field(default_factory=dict)
+    answers: dict[str, bytes] = field(default_factory=dict)
     items: dict[str, Items] = field(default_factory=dict)
     profiles: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -280,6 +308,7 @@ def write_archive(folder: Path, contents: Contents) -> None:
     parts = {
         FACTS: _object(contents.facts),
         OUTCOMES: _npz(contents.outcomes),
+        PACKED_ANSWERS: _npz(contents.answers),
         ITEMS: _object(items),
         PROFILES: _joined(contents.profiles),
         FAILURES: _joined(contents.failures),
@@ -355,15 +384,15 @@ def _member(members: zipfile.ZipFile, name: str) -> bytes:
     return members.read(about)
 
 
-def _npz(outcomes: Mapping[str, bytes]) -> bytes:
-    """All outcomes end to end, with the cell and the size of each; stored, not compressed."""
-    if not outcomes:
+def _npz(files: Mapping[str, bytes]) -> bytes:
+    """What `_FileOfEachCell` reads; nothing without files."""
+    if not files:
         return b""
-    cells = sorted(outcomes)
+    cells = sorted(files)
     arrays = {
         "cells": np.array([cell.encode() for cell in cells]),
-        "sizes": np.array([len(outcomes[cell]) for cell in cells], dtype="<i4"),
-        "data": np.frombuffer(b"".join(outcomes[cell] for cell in cells), dtype=np.uint8),
+        "sizes": np.array([len(files[cell]) for cell in cells], dtype="<i4"),
+        "data": np.frombuffer(b"".join(files[cell] for cell in cells), dtype=np.uint8),
     }
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as members:

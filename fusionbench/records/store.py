@@ -14,9 +14,10 @@ read passes `verified.examine`; what does not is named in `problems`, left alone
 
 import hashlib
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -79,7 +80,7 @@ class Store:
         self._parts = Parts(
             facts=self.facts,
             outcomes=self.outcome_bytes,
-            answers=lambda cell, _: content(answers_file(folder, cell), ANY_SIZE),
+            answers=self.answer_bytes,
             items=self._count,
         )
         self._packed = SoundLines(self._archive, self._verified, self._parts, self._rests_on)
@@ -195,19 +196,16 @@ class Store:
 
         Raises KeyError without any, ValueError for others, OSError for what cannot be read.
         """
-        problem: Exception = KeyError(f"no outcomes of cell {cell}")
-        # In the compact form (no name), in the cell's own file, beside that of another run.
-        for name in ("", cell, f"{cell}-{digest[:16]}"):
-            try:
-                found = content(self._outcomes(name)) if name else self._archive.outcomes(cell)
-                if hashlib.sha256(found).hexdigest() == digest:
-                    return found
-                problem = ValueError("its outcomes were damaged or edited")
-            except ValueError as error:
-                problem = error
-            except (KeyError, FileNotFoundError):
-                continue
-        raise problem
+        # In the compact form, in the cell's own file, beside that of another run.
+        own = [self._outcomes(name) for name in (cell, f"{cell}-{digest[:16]}")]
+        places = [partial(self._archive.outcomes, cell), *(partial(content, one) for one in own)]
+        return _with_hash(digest, places, "outcomes")
+
+    def answer_bytes(self, cell: str, digest: str) -> bytes:
+        """The file of a cell's answers, with this SHA-256. Raises as `outcome_bytes` does."""
+        own = partial(content, answers_file(self.folder, cell), ANY_SIZE)
+        places = [partial(self._archive.answers, cell), own]
+        return _with_hash(digest, places, "answers")
 
     def answers(self, record: CellRecord) -> list[Said]:
         """The texts of a record's answers, in the order of its items.
@@ -219,10 +217,8 @@ class Store:
             track = record.spec.track
             raise UserError(f"cell {record.id} kept no answers", f"it is of the track {track}")
         try:
-            if sha256_of(path) != record.answers:
-                raise ValueError("damaged or edited")
-            return unpack(content(path))
-        except FileNotFoundError as error:
+            return unpack(self.answer_bytes(record.id, record.answers))
+        except KeyError as error:
             raise UserError(f"{path} is missing", _AGAIN) from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}", _AGAIN) from error
@@ -471,3 +467,20 @@ class Store:
                 said = f"ignored: {why(error)}"
                 self.problems.append(Problem(source=str(path), message=said))
             return None
+
+
+def _with_hash(digest: str, places: Sequence[Callable[[], bytes]], what: str) -> bytes:
+    """The first bytes with this SHA-256; raises as `Store.outcome_bytes` does."""
+    problem: Exception = KeyError(f"its {what} are missing")
+    for read in places:
+        try:
+            found = read()
+        except ValueError as error:
+            problem = error
+        except (KeyError, FileNotFoundError):
+            continue
+        else:
+            if hashlib.sha256(found).hexdigest() == digest:
+                return found
+            problem = ValueError(f"its {what} were damaged or edited")
+    raise problem

@@ -70,6 +70,12 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+def problems(folder: Path) -> list[str]:
+    store = Store.open(folder)
+    store.finished(reread=True)
+    return [str(one) for one in store.problems]
+
+
 def contents(folder: Path) -> dict[str, object]:
     """All that a store gives, record by record."""
     store = Store.open(folder)
@@ -290,6 +296,34 @@ def test_answers_are_merged_byte_for_byte_whatever_zlib_this_machine_has(tmp_pat
         assert kept in (first, second) and not store.problems
         assert store.answers(kept) == Store.open(one).answers(first)
     assert files(tmp_path / "both") == files(tmp_path / "turned")
+
+
+def test_answers_are_in_one_file_and_those_of_an_earlier_version_are_read_from_their_folder(
+    tmp_path,
+):
+    live = write_vlm(tmp_path / "live", methods=("mema", "last"), tasks=())
+    merge([live], tmp_path / "one")
+    said = {one.id: Store.open(live).answers(one) for one in Store.open(live).records()}
+    early = shutil.copytree(tmp_path / "one", tmp_path / "early")
+    assert not (early / "answers").exists()
+    (early / "answers.npz").unlink()
+    sums = (early / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (early / "SHA256SUMS").write_text("".join(one for one in sums if "answers" not in one))
+    assert "its answers are missing" in problems(early)[0]
+    shutil.copytree(live / "answers", early / "answers")
+    for name in ("one", "early"):
+        store = Store.open(tmp_path / name)
+        assert {one.id: store.answers(one) for one in store.records()} == said
+        assert len(said) == 2 and not problems(tmp_path / name)
+    merge([early], tmp_path / "again")
+    assert files(tmp_path / "again") == files(tmp_path / "one")
+
+
+def test_damaged_answers_of_the_compact_form_are_named(tmp_path):
+    merge([write_vlm(tmp_path / "live", methods=("mema",), tasks=())], tmp_path / "out")
+    file = tmp_path / "out" / "answers.npz"
+    file.write_bytes(file.read_bytes().replace(b"PK", b"QK"))
+    assert "answers.npz is damaged" in problems(tmp_path / "out")[0]
 
 
 def test_answers_that_differ_are_two_contents_of_a_cell(tmp_path):

@@ -160,7 +160,7 @@ LIVE = (
 )  # fmt: skip
 COMPACT = (
     "cells.jsonl", "outcomes.npz", "items.json", "facts.json", "failures.jsonl", "profiles.jsonl",
-    "pictures.jsonl", "study.json", "SHA256SUMS",
+    "pictures.jsonl", "study.json", "SHA256SUMS", "answers.npz",
 )  # fmt: skip
 
 
