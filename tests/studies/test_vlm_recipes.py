@@ -16,7 +16,8 @@ from fusionbench.study.study import LOCAL_TASKS
 FOLDER = Path(__file__).resolve().parents[2] / "studies"
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if "track: vlm" in path.read_text())
 KEYS = (
-    "track preset name encoder language model methods settings tasks seeds mixture budget training"
+    "track preset name encoder language model methods settings tasks seeds mixture budget training "
+    "baseline contrasts margins"
 ).split()
 TRAINING = "query mean pixels projector trained template length grouped stages".split()
 STAGE = "name mixture template trained steps batch lr weight_decay warmup".split()
@@ -41,8 +42,9 @@ def stages(values: dict) -> list[dict]:
 
 
 def test_every_recipe_of_the_track_is_there():
-    names = "bench dense_connector llava15 mema mema_batch16 mini_llava mini_local mini_smollm2"
-    assert [path.stem for path in FILES] == names.split()
+    names = "bench dense_connector llava15 mema mema_batch16".split()
+    names += "mini_dinov2 mini_llava mini_local mini_smollm2".split()
+    assert [path.stem for path in FILES] == names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
