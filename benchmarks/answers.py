@@ -31,7 +31,8 @@ PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS))
 CLAIMS = (PUBLISHED, str(ROOT / "docs" / "claims.yaml"))
 MOST = 12
 """Rows of a table of methods."""
-QUICK = ROOT / "results" / "quick"
+COMPARED = {"paper": "quick", "vlm": "paper"}
+"""The folder whose means a folder's are compared with."""
 FEWEST = 8
 """Methods for a correlation."""
 DRAWS = 2000
@@ -150,7 +151,9 @@ def says(folder: Path) -> str:
         *_decided(folder),
         *_claimed(_answered(folder)),
         *_single(folder),
+        *_controls_above(folder),
         *_moved_controls(folder),
+        *_decoder(folder),
     ]
     absent = [row["reason"] for row in _contrasts(folder) if not row["verdict"]]
     if absent:
@@ -215,6 +218,18 @@ def _single(folder: Path) -> Iterator[str]:
         )
 
 
+def _controls_above(folder: Path) -> Iterator[str]:
+    """Controls whose whole interval is above the baseline, those that repeat a layer aside."""
+    rows = [row for row in _suite(folder) if row["role"] == "control" and row["delta"]]
+    above = [r for r in rows if float(r["delta_low"]) > 0 and not r["method"].startswith("repeat")]
+    if above:
+        named = ", ".join(f"`{row['method']}` {_interval(row, *_SUITE)}" for row in above)
+        yield (
+            f"**Controls above the baseline (exploratory):** {named}. What a control gains is not "
+            "the work of the part that it lacks."
+        )
+
+
 def _moved_controls(folder: Path) -> Iterator[str]:
     """Controls that repeat one layer and whose interval of the difference leaves zero out."""
     rows = [row for row in _suite(folder) if row["method"].split("_")[0] == "repeat"]
@@ -227,6 +242,17 @@ def _moved_controls(folder: Path) -> Iterator[str]:
             "The reader is not neutral to that form, so a method of that form is judged by its "
             "control."
         )
+
+
+def _decoder(folder: Path) -> Iterator[str]:
+    """What reading the baseline's layer through the decoder changes."""
+    for row in _suite(folder):
+        if row["method"] == "penultimate-decoder" and row["delta"]:
+            yield (
+                f"**The decoder (exploratory):** the penultimate layer read through the decoder, "
+                f"`penultimate-decoder`, differs from the baseline by {_interval(row, *_SUITE)}; a "
+                "gain inside the decoder is one over that."
+            )
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -266,11 +292,11 @@ def run(folder: Path) -> str:
 
 
 def agreement(folder: Path) -> str:
-    """Rank correlation of the methods' means with those of the quick study, by group of tasks.
+    """Rank correlation of the methods' means with those of another study, by group of tasks.
 
     Fixed layers are paired by their share of the encoder's depth.
     """
-    here, there = _means(folder), _means(QUICK)
+    here, there = _means(folder), _means(_other(folder))
     rows = []
     for group in here:
         both = sorted(set(here[group]) & set(there.get(group, {})))
@@ -288,6 +314,27 @@ def agreement(folder: Path) -> str:
             }
         )
     return _table(rows) if rows else "Fewer than eight methods are in both studies."
+
+
+def carried(folder: Path) -> str:
+    """Each method's difference from the baseline on the suite, here and in another study."""
+    rows = {row["method"]: row for row in _suite(folder) if row["delta"]}
+    others = {row["method"]: row for row in _suite(_other(folder)) if row["delta"]}
+    both = sorted(rows.keys() & others.keys(), key=lambda name: -float(others[name]["delta"]))
+    return _table(
+        [
+            {
+                "method": f"`{name}`",
+                f"`{COMPARED[folder.name]}`, points": _interval(others[name], *_SUITE),
+                f"`{folder.name}`, points": _interval(rows[name], *_SUITE),
+            }
+            for name in both
+        ]
+    )
+
+
+def _other(folder: Path) -> Path:
+    return folder.parent / COMPARED[folder.name]
 
 
 def _correlated(pairs: np.ndarray) -> str:
@@ -331,6 +378,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
         undecided,
         says,
         agreement,
+        carried,
         hours,
         run,
     )
@@ -351,8 +399,7 @@ def written(page: str, root: Path = ROOT) -> str:
 def _claim(one: ClaimAnswer) -> dict[str, str]:
     return {
         "claim": one.claim.sentence,
-        "tested as": f"`{one.claim.method}` - `{one.claim.than}` {one.claim.asks} on "
-        f"{', '.join(one.claim.tasks)}",
+        "tested as": one.claim.tested,
         "verdict": f"**{_verdict(one)}**",
         "difference, points": f"{one.value:+.1f} [{one.low:+.1f}, {one.high:+.1f}]",
         "source": one.claim.source,

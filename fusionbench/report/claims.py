@@ -100,6 +100,12 @@ class Claim:
             return f"<= {-self.by:g}" if self.by else "< 0"
         return f"> {-self.by:g}"
 
+    @property
+    def tested(self) -> str:
+        """The difference, the tasks and the inequality in words and symbols."""
+        more = f", less the same on {', '.join(self.more_than_on)}" if self.more_than_on else ""
+        return f"`{self.method}` minus `{self.than}` on {', '.join(self.tasks)}{more} {self.asks}"
+
 
 _NEEDED = ("id", "sentence", "method", "relation", "than", "tasks")
 _WORDS = ("id", "sentence", "method", "than")
@@ -430,7 +436,7 @@ def _details(answers: Sequence[ClaimAnswer]) -> Iterator[str]:
         claim = answer.claim
         origin = f" ({claim.source}, {claim.evidence})" if claim.source else ""
         yield f'- `{claim.id}` "{claim.sentence}"{origin}'
-        yield f"  - tested as: {_tested(answer)}"
+        yield f"  - tested as: {claim.tested}"
         yield f"  - {answer.verdict}: {answer.reason}"
         if answer.measured.identical:
             yield "  - the two scored alike on every example"
@@ -441,13 +447,6 @@ def _details(answers: Sequence[ClaimAnswer]) -> Iterator[str]:
             yield f"  - reported in another regime: {claim.reported}"
         if claim.note:
             yield f"  - note: {claim.note}"
-
-
-def _tested(answer: ClaimAnswer) -> str:
-    claim = answer.claim
-    tasks = ", ".join(claim.tasks)
-    more = f", less the same on {', '.join(claim.more_than_on)}" if claim.more_than_on else ""
-    return f"`{claim.method}` minus `{claim.than}` on {tasks}{more} {claim.asks}"
 
 
 def _long_row(answer: ClaimAnswer) -> Row:

@@ -65,11 +65,11 @@ def home(shipped, tmp_path_factory):
 
 
 def files(home):
-    """Those that are shipped: the note on what it was made from is this machine's own."""
+    """Those that are shipped: not LaTeX, nor this machine's note on what they were made from."""
     return {
         str(file.relative_to(home)): file.read_bytes()
         for file in sorted(home.rglob("*"))
-        if file.is_file() and not file.name.startswith(".")
+        if file.is_file() and not file.name.startswith(".") and file.suffix != ".tex"
     }
 
 
@@ -317,7 +317,11 @@ def _is(one, encoder, *, ran):
 STUDY = ROOT / "studies" / "paper.yaml"
 PAPER_RESULTS = ROOT / "results" / "paper"
 paper_only = pytest.mark.skipif(not STUDY.exists(), reason="an installed wheel has no studies")
-recorded = pytest.mark.skipif(not PAPER_RESULTS.exists(), reason="the study has no records yet")
+VLM_RESULTS = ROOT / "results" / "vlm"
+recorded, recorded_vlm = (
+    pytest.mark.skipif(not folder.exists(), reason="the study has no records yet")
+    for folder in (PAPER_RESULTS, VLM_RESULTS)
+)
 
 
 @paper_only
@@ -371,10 +375,24 @@ def test_the_records_were_asked_for_with_the_declared_contrasts_and_margins():
 @pytest.mark.thorough
 @paper_only
 @recorded
-def test_the_shipped_tables_come_from_the_shipped_records(tmp_path):
-    write_report(PAPER_RESULTS, tmp_path)
-    shipped = {path.name: path for path in (PAPER_RESULTS / "report" / "tables").iterdir()}
-    again = {path.name: path for path in (tmp_path / "tables").iterdir()}
-    assert shipped.keys() == again.keys() and "contrasts.csv" in shipped
-    for name, path in again.items():
-        assert path.read_bytes() == shipped[name].read_bytes(), name
+@pytest.mark.parametrize("name", ["paper", pytest.param("vlm", marks=recorded_vlm)])
+def test_the_shipped_tables_come_from_the_shipped_records(name, tmp_path):
+    folder = ROOT / "results" / name
+    write_report(folder, tmp_path)
+    shipped, again = files(folder / "report" / "tables"), files(tmp_path / "tables")
+    # Of the smaller study only the tables that pages are made from are shipped.
+    assert shipped.keys() == again.keys() if name == "paper" else shipped.keys() <= again.keys()
+    assert {"answer.md", "contrasts.csv", "summary.csv"} <= shipped.keys()
+    assert [one for one in shipped if shipped[one] != again[one]] == []
+
+
+@recorded_vlm
+def test_the_study_with_a_language_model_is_the_declared_one():
+    declared = load_study(STUDY.with_name("mini_dinov2.yaml"))
+    store = Store.open(VLM_RESULTS)
+    (request,) = store.history.requests()
+    assert [dict(one) for one in request.study["contrasts"]] == [*map(dict, declared.contrasts)]
+    records = list(store.records())
+    assert {one.spec.seed for one in records} == set(range(declared.seeds))
+    assert len(records) == len(request.labels) * len(request.tasks) * declared.seeds
+    assert all(store.answers(one) for one in records if one.status == "done")
