@@ -39,6 +39,7 @@ DRAWS = 2000
 _DEPTH = "layer at "
 SINGLES = ("best_single", "layer", "last", "last_norm", "penultimate")
 """Families of methods that read one layer."""
+_HOURS = {"probe": "hours in cells", "vlm": "hours of scoring (of training none are recorded)"}
 _DELTA = ("delta", "low", "high")
 _CONTROL = ("control_delta", "control_low", "control_high")
 _SUITE = ("delta", "delta_low", "delta_high")
@@ -285,7 +286,7 @@ def run(folder: Path) -> str:
     ]
     rows += [
         {"what": "cells", "value": ", ".join(f"{n:,} {status}" for status, n in done.items())},
-        {"what": "hours in cells", "value": f"{hours:.1f}"},
+        {"what": _HOURS[records[0].spec.track], "value": f"{hours:.1f}"},
         *_origin(records),
     ]
     return _table(rows)
@@ -355,10 +356,15 @@ def _bootstrapped(pairs: np.ndarray) -> tuple[float, float]:
 
 
 def _means(folder: Path) -> dict[str, dict[str, float]]:
-    """{group of tasks: {method: mean}} of the suite; a fixed layer is named by its depth."""
+    """{group of tasks: {method: mean}} of the suite; a fixed layer is named by its depth.
+
+    A method with fewer runs than the others is left out.
+    """
     found: dict[str, dict[str, float]] = {}
-    for row in _rows(folder, "summary"):
-        if row["score"]:
+    rows = [row for row in _rows(folder, "summary") if row["score"]]
+    runs = max(int(row["n_seeds"]) for row in rows)
+    for row in rows:
+        if int(row["n_seeds"]) == runs:
             name, blocks = row["method"], describe(row["encoder"]).layers
             if layer := re.fullmatch(r"layer\[index=(\d+)\]", name):
                 name = f"{_DEPTH}{Fraction(int(layer[1]), blocks)}"

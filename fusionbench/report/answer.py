@@ -146,12 +146,14 @@ def _leaders(analysis: Analysis, suite: Scope) -> Iterator[str]:
         yield (
             f"On {on} {_named(found, analysis.plan.suite_margin)} {verb} better than `{baseline}` "
             "and than the matched control, where there is one "
-            f"({len(found)} of {_judged(planned)})."
+            f"({len(found)} of {'; '.join(_judged(planned))})."
         )
     else:
+        judged, *silent = _judged(planned)
+        more = f" ({silent[0]})" if silent else ""
         yield (
-            f"On {on} none of {_judged(planned)} is shown to be better than `{baseline}` and than "
-            "its matched control, where there is one."
+            f"On {on} none of {judged} is shown to be better than `{baseline}` and than "
+            f"its matched control, where there is one{more}."
         )
     if worse := [row for row in planned if row.answer.verdict in WORSE]:
         yield f"Worse than `{baseline}`: {_named(sorted(worse, key=_difference))}."
@@ -159,12 +161,12 @@ def _leaders(analysis: Analysis, suite: Scope) -> Iterator[str]:
         yield f"Other planned comparisons: {'; '.join(against)}."
 
 
-def _judged(planned: Sequence[ContrastRow]) -> str:
-    """`3 planned methods; 5 more have no verdict yet`: they or their control were not run."""
+def _judged(planned: Sequence[ContrastRow]) -> list[str]:
+    """`3 planned methods`, `5 more have no verdict yet`: they or their control were not run."""
     silent = sum(bool(row.question.silent) for row in planned)
     text = _count(len(planned) - silent, "planned method")
     have = "has" if silent == 1 else "have"
-    return f"{text}; {silent} more {have} no verdict yet" if silent else text
+    return [text, f"{silent} more {have} no verdict yet"] if silent else [text]
 
 
 def _against_others(analysis: Analysis) -> Iterator[str]:

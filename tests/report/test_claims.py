@@ -342,6 +342,15 @@ def test_the_terminal_shows_this_run_and_counts_the_other_cells_of_its_folder(
     assert (folder / "report" / "tables" / "answer.md").read_text().replace("`", "") in whole
 
 
+def test_planned_methods_without_a_verdict_are_counted_apart():
+    from fusionbench.report.answer import _judged
+
+    rows = [SimpleNamespace(question=SimpleNamespace(silent=why)) for why in ("", "x", "y", "")]
+    assert _judged(rows[:3]) == ["1 planned method", "2 more have no verdict yet"]
+    assert _judged(rows[2:]) == ["1 planned method", "1 more has no verdict yet"]
+    assert _judged(rows[:1] * 3) == ["3 planned methods"]
+
+
 @pytest.mark.thorough
 @many(3, 40)
 def test_a_planted_winner_is_named_and_nobody_else(reps, tmp_path, record_property):

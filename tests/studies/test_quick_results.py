@@ -390,9 +390,13 @@ def test_the_shipped_tables_come_from_the_shipped_records(name, tmp_path):
 def test_the_study_with_a_language_model_is_the_declared_one():
     declared = load_study(STUDY.with_name("mini_dinov2.yaml"))
     store = Store.open(VLM_RESULTS)
-    (request,) = store.history.requests()
-    assert [dict(one) for one in request.study["contrasts"]] == [*map(dict, declared.contrasts)]
+    for request in store.history.requests():
+        assert [dict(one) for one in request.study["contrasts"]] == [*map(dict, declared.contrasts)]
+    # The last one is the whole study: pages count what is missing of it.
+    assert {one.partition("[")[0] for one in declared.methods} <= {
+        label.partition("[")[0] for label in request.labels
+    }
     records = list(store.records())
     assert {one.spec.seed for one in records} == set(range(declared.seeds))
-    assert len(records) == len(request.labels) * len(request.tasks) * declared.seeds
+    assert {one.label for one in records} <= set(request.labels)
     assert all(store.answers(one) for one in records if one.status == "done")
