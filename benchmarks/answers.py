@@ -318,11 +318,22 @@ def agreement(folder: Path) -> str:
 
 
 def carried(folder: Path) -> str:
-    """Each method's difference from the baseline on the suite, here and in another study."""
+    """Each method's difference from the baseline on the suite, here and in another study.
+
+    Above the table stands which of those that differ there, their interval without zero, differ
+    here in the same direction, in the other one, or not.
+    """
     rows = {row["method"]: row for row in _suite(folder) if row["delta"]}
     others = {row["method"]: row for row in _suite(_other(folder)) if row["delta"]}
     both = sorted(rows.keys() & others.keys(), key=lambda name: -float(others[name]["delta"]))
-    return _table(
+    named: dict[str, list[str]] = {}
+    for name in both:
+        if there := _direction(others[name]):
+            here = _direction(rows[name])
+            words = "the same" if here == there else "the other" if here else "not shown"
+            named.setdefault(words, []).append(name)
+    said = "; ".join(f"{words}: {_listed(names)}" for words, names in named.items())
+    table = _table(
         [
             {
                 "method": f"`{name}`",
@@ -332,6 +343,17 @@ def carried(folder: Path) -> str:
             for name in both
         ]
     )
+    count = sum(map(len, named.values()))
+    where = f"`{COMPARED[folder.name]}`", f"`{folder.name}`"
+    return (
+        f"Of the {count} methods that differ from the baseline in {where[0]} (exploratory, the "
+        f"interval without zero), the direction in {where[1]} is {said}.\n\n{table}"
+    )
+
+
+def _direction(row: Mapping[str, str]) -> int:
+    """The sign of a difference whose interval is without zero, else 0."""
+    return (float(row["delta_low"]) > 0) - (float(row["delta_high"]) < 0)
 
 
 def _other(folder: Path) -> Path:

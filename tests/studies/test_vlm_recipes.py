@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "studies"
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if "track: vlm" in path.read_text())
 KEYS = (
     "track preset name encoder language model methods settings tasks seeds mixture budget training "
-    "baseline contrasts margins"
+    "baseline contrasts margins note"
 ).split()
 TRAINING = "query mean pixels projector trained template length grouped stages".split()
 STAGE = "name mixture template trained steps batch lr weight_decay warmup".split()
