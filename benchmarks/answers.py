@@ -3,12 +3,10 @@
     python benchmarks/answers.py
 
 `<!-- leaders of results/quick -->` and `<!-- end of leaders -->` enclose one block, of lines of its
-own or inside a sentence. Every number
-comes from a shipped folder: from its report's tables, which a test writes anew from the records, or
-from the records themselves.
+own or inside a sentence. Every number comes from a shipped folder: from its report's tables
+(`tables.py`), which a test writes anew from the records, or from the records themselves.
 """
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +15,20 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
-from tabulate import tabulate
+from tables import (
+    CONTROL,
+    DELTA,
+    SUITE,
+    contrasts,
+    costs,
+    interval,
+    layers,
+    leaders,
+    markdown,
+    planned,
+    read_rows,
+    suite,
+)
 
 from fusionbench.models.encoders.catalog import describe
 from fusionbench.records.pairs import Results
@@ -29,8 +40,6 @@ ROOT = Path(__file__).resolve().parent.parent
 _DOCS = ("index", "findings", "gpu-hours", "first-ten-minutes")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS))
 CLAIMS = (PUBLISHED, str(ROOT / "docs" / "claims.yaml"))
-MOST = 12
-"""Rows of a table of methods."""
 COMPARED = {"paper": "quick", "vlm": "paper"}
 """The folder whose means a folder's are compared with."""
 FEWEST = 8
@@ -40,9 +49,6 @@ _DEPTH = "layer at "
 SINGLES = ("best_single", "layer", "last", "last_norm", "penultimate")
 """Families of methods that read one layer."""
 _HOURS = {"probe": "hours in cells", "vlm": "hours of scoring (of training none are recorded)"}
-_DELTA = ("delta", "low", "high")
-_CONTROL = ("control_delta", "control_low", "control_high")
-_SUITE = ("delta", "delta_low", "delta_high")
 BLOCK = re.compile(r"<!-- (\w+) of (results/\w+) -->(\n?).*?<!-- end of \1 -->", re.DOTALL)
 
 
@@ -57,70 +63,13 @@ def drawn(folder: Path) -> str:
     return line.removeprefix("- ")
 
 
-def planned(folder: Path) -> str:
-    """The planned contrasts on the suite, at most twelve rows."""
-    added = {row["method"].split(" (")[0]: row["added"] for row in _suite(folder)}
-    rows = [
-        {
-            "method": f"`{row['method']}`",
-            "against": f"`{row['baseline']}`",
-            "difference, points": _interval(row, *_DELTA),
-            "from its matched control": _interval(row, *_CONTROL),
-            "verdict": row["verdict"] or row["reason"],
-            "parameters beyond `penultimate`": added.get(row["method"], ""),
-        }
-        for row in _contrasts(folder)
-    ]
-    return _table(rows)
-
-
-def leaders(folder: Path) -> str:
-    """The methods with the highest mean on the suite, and the baseline: at most twelve rows."""
-    ranked = sorted(_suite(folder), key=lambda row: -float(row["score"]))
-    baseline = Counter(row["baseline"] for row in _contrasts(folder)).most_common(1)[0][0]
-    kept = [row for n, row in enumerate(ranked) if n < MOST - 1 or row["method"] == baseline]
-    rows = [
-        {
-            "method": f"`{row['method']}`",
-            "role": row["role"],
-            "of the way from chance to all right, %": f"{100 * float(row['score']):.1f}",
-            "difference from the baseline, points": _interval(row, *_SUITE),
-            "runs": row["n_seeds"],
-            "parameters added": row["added"],
-        }
-        for row in kept
-    ]
-    return _table(rows)
-
-
-def layers(folder: Path) -> str:
-    """For each task: chance, the best single layer and the last one that was read."""
-    found: dict[str, list[dict[str, str]]] = {}
-    for row in _rows(folder, "references"):
-        found.setdefault(row["task"], []).append(row)
-    rows = []
-    for task, scores in found.items():
-        best = max(scores, key=lambda row: float(row["score"]))
-        last = max(scores, key=lambda row: int(row["layer"]))
-        rows.append(
-            {
-                "task": task,
-                "chance, %": f"{100 * float(best['chance']):.1f}",
-                "best layer, %": f"{100 * float(best['score']):.1f} (hs[{best['layer']}])",
-                "deepest layer read, %": f"{100 * float(last['score']):.1f} (hs[{last['layer']}])",
-                "mark": best["mark"],
-            }
-        )
-    return _table(rows)
-
-
 def claims(folder: Path) -> str:
     """Each published claim with its verdict, difference and interval."""
     found = _answered(folder)
     counts = Counter(_verdict(one) for one in found)
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     ran = [one for one in found if one.measured.estimate is not None]
-    return f"Of {len(found)} claims: {said}.\n\n{_table([_claim(one) for one in ran])}"
+    return f"Of {len(found)} claims: {said}.\n\n{markdown([_claim(one) for one in ran])}"
 
 
 def _answered(folder: Path) -> list[ClaimAnswer]:
@@ -131,7 +80,7 @@ def _answered(folder: Path) -> list[ClaimAnswer]:
 
 def undecided(folder: Path) -> str:
     """How many planned contrasts on the suite are undecided, and how many have no verdict yet."""
-    rows = _contrasts(folder)
+    rows = contrasts(folder)
     open_ = [row for row in rows if row["verdict"] == "undecided"]
     absent = [row for row in rows if not row["verdict"]]
     said = f"Of {len(rows)} planned contrasts on the suite {len(open_)} are undecided"
@@ -156,7 +105,7 @@ def says(folder: Path) -> str:
         *_moved_controls(folder),
         *_decoder(folder),
     ]
-    absent = [row["reason"] for row in _contrasts(folder) if not row["verdict"]]
+    absent = [row["reason"] for row in contrasts(folder) if not row["verdict"]]
     if absent:
         names = [text.removesuffix(" was not run").removeprefix("control ") for text in absent]
         lines.append(f"**Not run, of what was planned:** {_listed(dict.fromkeys(names))}.")
@@ -166,12 +115,12 @@ def says(folder: Path) -> str:
 def _decided(folder: Path) -> Iterator[str]:
     """Planned contrasts on the suite by verdict, the undecided ones last."""
     rows: dict[str, list[str]] = {}
-    for row in _contrasts(folder):
+    for row in contrasts(folder):
         if not row["verdict"]:
             continue
-        text = f"`{row['method']}` against `{row['baseline']}` {_interval(row, *_DELTA)}"
+        text = f"`{row['method']}` against `{row['baseline']}` {interval(row, *DELTA)}"
         if row["control_delta"] and row["control"] != row["baseline"]:
-            text += f" and against its control `{row['control']}` {_interval(row, *_CONTROL)}"
+            text += f" and against its control `{row['control']}` {interval(row, *CONTROL)}"
         if row["verdict"] == "better" and abs(float(row["delta"])) < float(row["margin"]):
             text += f", less than the margin of {100 * float(row['margin']):.1f}"
         rows.setdefault(row["verdict"], []).append(text)
@@ -195,7 +144,7 @@ def _claimed(found: Sequence[ClaimAnswer]) -> Iterator[str]:
 
 def _single(folder: Path) -> Iterator[str]:
     """How methods that read several layers compare with the best single one (means, no test)."""
-    rows = [row for row in _suite(folder) if row["role"] not in ("baseline", "control")]
+    rows = [row for row in suite(folder) if row["role"] not in ("baseline", "control")]
     singles = [row for row in rows if row["method"].split("[")[0] in SINGLES]
     several = [row for row in rows if row not in singles]
     if not singles or not several:
@@ -207,7 +156,7 @@ def _single(folder: Path) -> Iterator[str]:
         f"layers {len(above)} have a higher mean than `{best['method']}`"
         f"{f' ({_listed(above)})' if above else ''}."
     )
-    tied = [row["method"] for row in _suite(folder) if row["tied"] == "true"]
+    tied = [row["method"] for row in suite(folder) if row["tied"] == "true"]
     yield f"**Cannot be told from the best:** {_listed(tied)}."
     layers_ = [row for row in singles if row["method"].startswith("layer[") and row["delta"]]
     better = [row["method"] for row in layers_ if float(row["delta_low"]) > 0]
@@ -221,10 +170,10 @@ def _single(folder: Path) -> Iterator[str]:
 
 def _controls_above(folder: Path) -> Iterator[str]:
     """Controls whose whole interval is above the baseline, those that repeat a layer aside."""
-    rows = [row for row in _suite(folder) if row["role"] == "control" and row["delta"]]
+    rows = [row for row in suite(folder) if row["role"] == "control" and row["delta"]]
     above = [r for r in rows if float(r["delta_low"]) > 0 and not r["method"].startswith("repeat")]
     if above:
-        named = ", ".join(f"`{row['method']}` {_interval(row, *_SUITE)}" for row in above)
+        named = ", ".join(f"`{row['method']}` {interval(row, *SUITE)}" for row in above)
         yield (
             f"**Controls above the baseline (exploratory):** {named}. What a control gains is not "
             "the work of the part that it lacks."
@@ -233,11 +182,11 @@ def _controls_above(folder: Path) -> Iterator[str]:
 
 def _moved_controls(folder: Path) -> Iterator[str]:
     """Controls that repeat one layer and whose interval of the difference leaves zero out."""
-    rows = [row for row in _suite(folder) if row["method"].split("_")[0] == "repeat"]
+    rows = [row for row in suite(folder) if row["method"].split("_")[0] == "repeat"]
     rows = [row for row in rows if row["delta"]]
     moved = [row for row in rows if float(row["delta_low"]) > 0 or float(row["delta_high"]) < 0]
     if moved:
-        named = [f"`{row['method']}` {_interval(row, *_SUITE)}" for row in moved]
+        named = [f"`{row['method']}` {interval(row, *SUITE)}" for row in moved]
         yield (
             f"**One layer repeated differs from the baseline (exploratory):** {', '.join(named)}. "
             "The reader is not neutral to that form, so a method of that form is judged by its "
@@ -247,11 +196,11 @@ def _moved_controls(folder: Path) -> Iterator[str]:
 
 def _decoder(folder: Path) -> Iterator[str]:
     """What reading the baseline's layer through the decoder changes."""
-    for row in _suite(folder):
+    for row in suite(folder):
         if row["method"] == "penultimate-decoder" and row["delta"]:
             yield (
                 f"**The decoder (exploratory):** the penultimate layer read through the decoder, "
-                f"`penultimate-decoder`, differs from the baseline by {_interval(row, *_SUITE)}; a "
+                f"`penultimate-decoder`, differs from the baseline by {interval(row, *SUITE)}; a "
                 "gain inside the decoder is one over that."
             )
 
@@ -289,7 +238,7 @@ def run(folder: Path) -> str:
         {"what": _HOURS[records[0].spec.track], "value": f"{hours:.1f}"},
         *_origin(records),
     ]
-    return _table(rows)
+    return markdown(rows)
 
 
 def agreement(folder: Path) -> str:
@@ -314,7 +263,7 @@ def agreement(folder: Path) -> str:
                 "without fixed layers": f"{_correlated(others)}, {len(others)}" if known else "",
             }
         )
-    return _table(rows) if rows else "Fewer than eight methods are in both studies."
+    return markdown(rows) if rows else "Fewer than eight methods are in both studies."
 
 
 def carried(folder: Path) -> str:
@@ -323,8 +272,8 @@ def carried(folder: Path) -> str:
     Above the table stands which of those that differ there, their interval without zero, differ
     here in the same direction, in the other one, or not.
     """
-    rows = {row["method"]: row for row in _suite(folder) if row["delta"]}
-    others = {row["method"]: row for row in _suite(_other(folder)) if row["delta"]}
+    rows = {row["method"]: row for row in suite(folder) if row["delta"]}
+    others = {row["method"]: row for row in suite(_other(folder)) if row["delta"]}
     both = sorted(rows.keys() & others.keys(), key=lambda name: -float(others[name]["delta"]))
     named: dict[str, list[str]] = {}
     for name in both:
@@ -333,12 +282,12 @@ def carried(folder: Path) -> str:
             words = "the same" if here == there else "the other" if here else "not shown"
             named.setdefault(words, []).append(name)
     said = "; ".join(f"{words}: {_listed(names)}" for words, names in named.items())
-    table = _table(
+    table = markdown(
         [
             {
                 "method": f"`{name}`",
-                f"`{COMPARED[folder.name]}`, points": _interval(others[name], *_SUITE),
-                f"`{folder.name}`, points": _interval(rows[name], *_SUITE),
+                f"`{COMPARED[folder.name]}`, points": interval(others[name], *SUITE),
+                f"`{folder.name}`, points": interval(rows[name], *SUITE),
             }
             for name in both
         ]
@@ -383,7 +332,7 @@ def _means(folder: Path) -> dict[str, dict[str, float]]:
     A method with fewer runs than the others is left out.
     """
     found: dict[str, dict[str, float]] = {}
-    rows = [row for row in _rows(folder, "summary") if row["score"]]
+    rows = [row for row in read_rows(folder, "summary") if row["score"]]
     runs = max(int(row["n_seeds"]) for row in rows)
     for row in rows:
         if int(row["n_seeds"]) == runs:
@@ -401,6 +350,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
         drawn,
         planned,
         leaders,
+        costs,
         layers,
         claims,
         undecided,
@@ -446,37 +396,6 @@ def _origin(records: Sequence) -> list[dict[str, str]]:
         {"what": "device", "value": ", ".join(sorted(devices))},
         {"what": "commits", "value": ", ".join(sorted(commits))},
     ]
-
-
-def _contrasts(folder: Path) -> list[dict[str, str]]:
-    return [
-        row
-        for row in _rows(folder, "contrasts")
-        if row["kind"] == "planned" and row["scope"] == "suite"
-    ]
-
-
-def _suite(folder: Path) -> list[dict[str, str]]:
-    rows = _rows(folder, "summary")
-    return [row for row in rows if row["aggregate"] == "suite" and row["score"]]
-
-
-def _interval(row: Mapping[str, str], *names: str) -> str:
-    """`+1.2 [-0.4, +2.8]`; empty where nothing was measured."""
-    if not row[names[0]]:
-        return ""
-    value, low, high = (f"{100 * float(row[name]):+.1f}" for name in names)
-    return f"{value} [{low}, {high}]"
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
-
-
-def _rows(folder: Path, table: str) -> list[dict[str, str]]:
-    path = folder / "report" / "tables" / f"{table}.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":

@@ -103,11 +103,36 @@ def test_the_pages_say_what_the_shipped_records_say(pages):
     assert leaders.count("\n") <= 13 and "`penultimate`" in leaders
 
 
+@quick_results_only
+def test_the_costs_of_the_planned_methods_are_those_of_the_profiles(pages):
+    rows = {line.split("|")[1].strip(): line for line in pages.costs(RESULTS).splitlines()[2:]}
+    lines = (RESULTS / "profiles.jsonl").read_text(encoding="utf-8").splitlines()
+    timed = {}
+    for one in map(json.loads, lines):
+        where = one["conditions"]
+        if where["encoder"] == "shape:clip-vit-l-14-336" and one["latency_ms"]:
+            timed[f"`{one['label']}`"] = one
+    assert len(timed.keys() & rows.keys()) >= 15
+    for name in timed.keys() & rows.keys():
+        one, row = timed[name], rows[name]
+        share = 100 * one["flops_over_encoder"] / one["flops_encoder"]
+        assert f"({share:+.1f} %)" in row
+        assert f"| {one['parameters']['over_projector']:,} " in row
+        assert f"| {'yes' if one['in_encoder'] else 'no'} " in row
+        slower = one["latency_over_encoder_ms"]["median"] / one["latency_encoder_ms"]["median"]
+        # The table divides by the difference of two medians.
+        assert abs(int(row.split("|")[6].split()[0]) - 100 * slower) < 2
+    controls = [row["control"] for row in pages.contrasts(RESULTS) if row["control"]]
+    assert {f"`{name}`" for name in controls} <= rows.keys()
+
+
 @pytest.fixture(scope="module")
 def pages():
     spec = importlib.util.spec_from_file_location("answers", ROOT / "benchmarks/answers.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        spec.loader.exec_module(module)
     return module
 
 

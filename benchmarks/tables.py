@@ -1,0 +1,148 @@
+"""Tables of README.md and docs/, made from the tables of a shipped report."""
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+MOST = 12
+"""Rows of a table of methods."""
+_SIZE = "shape:clip-vit-l-14-336"
+DELTA = ("delta", "low", "high")
+CONTROL = ("control_delta", "control_low", "control_high")
+SUITE = ("delta", "delta_low", "delta_high")
+
+
+def planned(folder: Path) -> str:
+    """The planned contrasts on the suite, at most twelve rows."""
+    added = {row["method"].split(" (")[0]: row["added"] for row in suite(folder)}
+    rows = [
+        {
+            "method": f"`{row['method']}`",
+            "against": f"`{row['baseline']}`",
+            "difference, points": interval(row, *DELTA),
+            "from its matched control": interval(row, *CONTROL),
+            "verdict": row["verdict"] or row["reason"],
+            "parameters beyond `penultimate`": added.get(row["method"], ""),
+        }
+        for row in contrasts(folder)
+    ]
+    return markdown(rows)
+
+
+def leaders(folder: Path) -> str:
+    """The methods with the highest mean on the suite, and the baseline: at most twelve rows."""
+    ranked = sorted(suite(folder), key=lambda row: -float(row["score"]))
+    baseline = Counter(row["baseline"] for row in contrasts(folder)).most_common(1)[0][0]
+    kept = [row for n, row in enumerate(ranked) if n < MOST - 1 or row["method"] == baseline]
+    rows = [
+        {
+            "method": f"`{row['method']}`",
+            "role": row["role"],
+            "of the way from chance to all right, %": f"{100 * float(row['score']):.1f}",
+            "difference from the baseline, points": interval(row, *SUITE),
+            "runs": row["n_seeds"],
+            "parameters added": row["added"],
+        }
+        for row in kept
+    ]
+    return markdown(rows)
+
+
+def costs(folder: Path) -> str:
+    """What the planned methods and their controls add to an encoder of LLaVA-1.5's size.
+
+    Counts are an image's; the time is measured beside the bare encoder in the same run.
+    """
+    named = [[row["baseline"], row["method"], row["control"]] for row in contrasts(folder)]
+    wanted = dict.fromkeys(name for names in named for name in names if name)
+    found: dict[str, dict[str, str]] = {}
+    for row in read_rows(folder, "cost"):
+        if row["encoder"] == _SIZE and row["method"] in wanted:
+            given = {name: value for name, value in row.items() if value}
+            # A count has a row of training, a time one of inference.
+            found[row["method"]] = {**found.get(row["method"], {}), **given}
+    return markdown([_cost(name, found[name]) for name in wanted if name in found])
+
+
+def _cost(name: str, row: Mapping[str, str]) -> dict[str, str]:
+    added, bare = float(row["flops_over_encoder"]), float(row["flops_encoder"])
+    model = float(row["flops_language_model_over"])
+    return {
+        "method": f"`{name}`",
+        "parameters added": f"{int(row['added_max']):,}",
+        "GFLOP over the encoder": f"{added / 1e9:+,.1f} ({100 * added / bare:+.1f} %)",
+        "GFLOP in the language model": f"{model / 1e9:+,.0f}" if model else "0",
+        "gradients pass the encoder": "no" if row["cacheable"] == "true" else "yes",
+        "time over the encoder, %": _slower(row),
+    }
+
+
+def _slower(row: Mapping[str, str]) -> str:
+    """`+3 [+1, +5]`: median and quartiles; empty where no time was measured."""
+    if "latency_ms" not in row:
+        return ""
+    ends = ("latency_over_encoder_ms", "latency_over_encoder_q1_ms", "latency_over_encoder_q3_ms")
+    over, low, high = (float(row[name]) for name in ends)
+    share = 100 / (float(row["latency_ms"]) - over)
+    middle, first, third = (round(share * value) for value in (over, low, high))
+    return f"{middle:+d} [{first:+d}, {third:+d}]"
+
+
+def layers(folder: Path) -> str:
+    """For each task: chance, the best single layer and the last one that was read."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in read_rows(folder, "references"):
+        found.setdefault(row["task"], []).append(row)
+    rows = []
+    for task, scores in found.items():
+        best = max(scores, key=lambda row: float(row["score"]))
+        last = max(scores, key=lambda row: int(row["layer"]))
+        rows.append(
+            {
+                "task": task,
+                "chance, %": f"{100 * float(best['chance']):.1f}",
+                "best layer, %": f"{100 * float(best['score']):.1f} (hs[{best['layer']}])",
+                "deepest layer read, %": f"{100 * float(last['score']):.1f} (hs[{last['layer']}])",
+                "mark": best["mark"],
+            }
+        )
+    return markdown(rows)
+
+
+def contrasts(folder: Path) -> list[dict[str, str]]:
+    """The planned contrasts on the suite."""
+    return [
+        row
+        for row in read_rows(folder, "contrasts")
+        if row["kind"] == "planned" and row["scope"] == "suite"
+    ]
+
+
+def suite(folder: Path) -> list[dict[str, str]]:
+    """The methods with a mean on the suite."""
+    return [
+        row for row in read_rows(folder, "summary") if row["aggregate"] == "suite" and row["score"]
+    ]
+
+
+def interval(row: Mapping[str, str], *names: str) -> str:
+    """`+1.2 [-0.4, +2.8]`; empty where nothing was measured."""
+    if not row[names[0]]:
+        return ""
+    value, low, high = (f"{100 * float(row[name]):+.1f}" for name in names)
+    return f"{value} [{low}, {high}]"
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table in Markdown, cells as they are."""
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def read_rows(folder: Path, name: str) -> list[dict[str, str]]:
+    """The rows of `report/tables/NAME.csv`."""
+    path = folder / "report" / "tables" / f"{name}.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
