@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +60,7 @@ _PARTS = (CELLS, FACTS, OUTCOMES, PACKED_ANSWERS, ITEMS, PROFILES, FAILURES, PIC
 _SUM = re.compile(r"[0-9a-f]{64}")
 _UNREADABLE = (
     *(OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error, MemoryError, OverflowError, SyntaxError),
+    *(zipfile.BadZipFile, struct.error, MemoryError, OverflowError, SyntaxError),
 )
 """What reading a damaged archive of arrays raises."""
 _ID = re.compile(r'"id": "([0-9a-f]{20})"')
@@ -119,9 +120,9 @@ class Archive:
                 yield cell, examine(line, parts, cell)
             except (OSError, ValueError) as error:
                 yield cell, Problem(source=source, message=f"ignored: {why(error)}")
-        with suppress(ValueError):
-            if lost := sorted(self._outcomes.places.keys() - seen):
-                text = f"{len(lost)} cells with outcomes have no line in it, the first is {lost[0]}"
+        for what, files in (("outcomes", self._outcomes), ("answers", self._answers)):
+            if lost := sorted(files.places.keys() - seen):
+                text = f"{len(lost)} cells with {what} have no line in it, the first is {lost[0]}"
                 yield "", Problem(source=str(self.file), message=text)
 
     def changed(self, sums: Mapping[str, str]) -> Iterator[Problem]:
@@ -184,28 +185,38 @@ class Archive:
 class _FileOfEachCell:
     """A file of many cells, end to end: three arrays that are not compressed."""
 
-    places: Mapping[str, tuple[int, int]]
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Of each cell, where its file starts and stops in `data`."""
-    data: Shaped[np.ndarray, " byte"]
+    data: Shaped[np.ndarray, " byte"] = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
+    damage: str = ""
+    """Why no cell's file can be found in it; empty for a sound one."""
 
     @staticmethod
     def read(file: Path) -> "_FileOfEachCell":
-        """Empty without the file. Raises ValueError for a damaged one."""
+        """Empty without the file.
+
+        `data` is not compared with the archive's checksum: the record of each cell has the hash of
+        its part, so that a damaged byte costs one cell.
+        """
         if not os.path.lexists(file):
-            return _FileOfEachCell({}, np.zeros(0, dtype=np.uint8))
+            return _FileOfEachCell()
         try:
-            # The archive's own check of each member goes first: a header may claim any size.
-            with zipfile.ZipFile(io.BytesIO(content(file, ANY_SIZE))) as members:
-                parts = {name: _member(members, name) for name in ("cells", "sizes", "data")}
-            cells, sizes, data = (_array(one) for one in parts.values())
+            whole = content(file, ANY_SIZE)
+            with zipfile.ZipFile(io.BytesIO(whole)) as members:
+                found = [members.getinfo(f"{name}.npy") for name in ("cells", "sizes", "data")]
+            cells, sizes = (_array(_member(whole, one, checked=True)) for one in found[:2])
+            data = _array(_member(whole, found[2], checked=False))
             stops = np.cumsum(sizes, dtype=np.int64)
             places = zip((stops - sizes).tolist(), stops.tolist(), strict=True)
             named = dict(zip(map(bytes.decode, cells.tolist()), places, strict=True))
             return _FileOfEachCell(named, data)
         except _UNREADABLE as error:
-            raise ValueError(f"{file.name} is damaged: {error}") from error
+            return _FileOfEachCell(damage=f"{file.name} is damaged: {error}")
 
     def __getitem__(self, cell: str) -> bytes:
+        """Raises KeyError without the cell, ValueError for a damaged file."""
+        if self.damage:
+            raise ValueError(self.damage)
         start, stop = self.places[cell]
         return self.data[start:stop].tobytes()
 
@@ -376,12 +387,21 @@ def _read_object(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file.name} is damaged: {why(error)}") from error
 
 
-def _member(members: zipfile.ZipFile, name: str) -> bytes:
-    """A member as it is written; ValueError for a compressed one, which may unpack to any size."""
-    about = members.getinfo(f"{name}.npy")
+def _member(whole: bytes, about: zipfile.ZipInfo, *, checked: bool) -> bytes:
+    """A member of an archive as it is written; `checked`: compared with its checksum.
+
+    Raises ValueError for a compressed member, which may unpack to any size, or a damaged one.
+    """
     if about.compress_type != zipfile.ZIP_STORED or about.file_size != about.compress_size:
         raise ValueError(f"its member {about.filename} is compressed, and none is when written")
-    return members.read(about)
+    # A local header has 30 bytes, then the name and an extra field, whose sizes are its last four.
+    header = whole[about.header_offset : about.header_offset + 30]
+    before = sum(struct.unpack("<HH", header[26:30]))
+    start = about.header_offset + len(header) + before
+    member = whole[start : start + about.file_size]
+    if checked and zlib.crc32(member) != about.CRC:
+        raise ValueError(f"the checksum of its member {about.filename} differs")
+    return member
 
 
 def _npz(files: Mapping[str, bytes]) -> bytes:

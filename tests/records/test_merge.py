@@ -16,7 +16,7 @@ from vlm_records import pope_asked, pope_texts, write_vlm
 
 from fusionbench.api.benchmarks import Asked
 from fusionbench.api.errors import UserError
-from fusionbench.records import cost
+from fusionbench.records import archive, cost
 from fusionbench.records.cell import canonical, checksum
 from fusionbench.records.cost import Conditions, CostRecord
 from fusionbench.records.history import Request
@@ -217,6 +217,34 @@ def test_damage_to_the_compact_form_is_named_and_costs_only_the_cells_it_hits(
     list(fresh.records(found))
 
 
+@pytest.mark.parametrize("name", ["outcomes.npz", "answers.npz"])
+def test_a_damaged_byte_costs_one_cell(tmp_path, name):
+    live = write_vlm(tmp_path / "live", methods=("mema", "last"), tasks=())
+    merge([live], tmp_path / "out")
+    file = tmp_path / "out" / name
+    whole = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as members:
+        data = members.read("data.npy")
+    # The last byte belongs to the last cell, as lines and files are sorted by id.
+    whole[whole.index(data) + len(data) - 1] ^= 1
+    file.write_bytes(whole)
+    kept = sorted(Store.open(live).finished())
+    store = Store.open(tmp_path / "out")
+    assert len(kept) == 2 and sorted(store.finished()) == kept[:1]
+    hit, changed = map(str, store.problems)
+    assert f"cells.jsonl:2: ignored: its {name.removesuffix('.npz')} were damaged" in hit
+    assert f"{name}: changed since it was written" in changed
+
+
+def test_a_damaged_archive_is_read_once(compact, monkeypatch):
+    (compact / "outcomes.npz").write_bytes(b"no archive")
+    read = []
+    content = archive.content
+    monkeypatch.setattr(archive, "content", lambda file, *a: read.append(file) or content(file, *a))
+    assert len(Store.open(compact).finished()) == 1  # a skipped cell, which has no outcomes
+    assert [file.name for file in read].count("outcomes.npz") == 1
+
+
 def test_outcomes_that_would_unpack_to_any_size_are_not_unpacked(compact):
     file = compact / "outcomes.npz"
     with zipfile.ZipFile(file) as members:
@@ -324,6 +352,15 @@ def test_damaged_answers_of_the_compact_form_are_named(tmp_path):
     file = tmp_path / "out" / "answers.npz"
     file.write_bytes(file.read_bytes().replace(b"PK", b"QK"))
     assert "answers.npz is damaged" in problems(tmp_path / "out")[0]
+
+
+def test_answers_of_a_cell_without_a_line_are_named(tmp_path):
+    for name, methods in (("one", ("mema",)), ("both", ("mema", "last"))):
+        merge([write_vlm(tmp_path / f"{name}-live", methods=methods, tasks=())], tmp_path / name)
+    shutil.copy(tmp_path / "both" / "answers.npz", tmp_path / "one")
+    (tmp_path / "one" / "SHA256SUMS").unlink()
+    (said,) = problems(tmp_path / "one")
+    assert "1 cells with answers have no line in it" in said
 
 
 def test_answers_that_differ_are_two_contents_of_a_cell(tmp_path):
