@@ -26,15 +26,17 @@ from tables import (
     leaders,
     markdown,
     planned,
-    read_rows,
     suite,
+    verdict,
 )
 
 from fusionbench.models.encoders.catalog import describe
-from fusionbench.records.pairs import Results
+from fusionbench.records.pairs import Results, minus, task_weights
+from fusionbench.records.scores import ScoreTable
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.report.claims import PUBLISHED, ClaimAnswer, answers, load_claims
+from fusionbench.stats.estimate import Estimate
 
 ROOT = Path(__file__).resolve().parent.parent
 _DOCS = ("index", "findings", "gpu-hours", "first-ten-minutes")
@@ -42,13 +44,14 @@ PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _DOCS))
 CLAIMS = (PUBLISHED, str(ROOT / "docs" / "claims.yaml"))
 COMPARED = {"paper": "quick", "vlm": "paper"}
 """The folder whose means a folder's are compared with."""
+BASELINE = "penultimate"
 FEWEST = 8
 """Methods for a correlation."""
 DRAWS = 2000
 _DEPTH = "layer at "
-SINGLES = ("best_single", "layer", "last", "last_norm", "penultimate")
-"""Families of methods that read one layer."""
+_DECODER = "penultimate-decoder"
 _HOURS = {"probe": "hours in cells", "vlm": "hours of scoring (of training none are recorded)"}
+Study = tuple[Results, ScoreTable]
 BLOCK = re.compile(r"<!-- (\w+) of (results/\w+) -->(\n?).*?<!-- end of \1 -->", re.DOTALL)
 
 
@@ -67,7 +70,7 @@ def claims(folder: Path) -> str:
     """Each published claim with its verdict, difference and interval."""
     found = _answered(folder)
     counts = Counter(_verdict(one) for one in found)
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    said = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     ran = [one for one in found if one.measured.estimate is not None]
     return f"Of {len(found)} claims: {said}.\n\n{markdown([_claim(one) for one in ran])}"
 
@@ -100,7 +103,7 @@ def says(folder: Path) -> str:
     lines = [
         *_decided(folder),
         *_claimed(_answered(folder)),
-        *_single(folder),
+        *_fixed_layers(folder),
         *_controls_above(folder),
         *_moved_controls(folder),
         *_decoder(folder),
@@ -115,6 +118,7 @@ def says(folder: Path) -> str:
 def _decided(folder: Path) -> Iterator[str]:
     """Planned contrasts on the suite by verdict, the undecided ones last."""
     rows: dict[str, list[str]] = {}
+    most = max(int(row["n_seeds"] or 0) for row in contrasts(folder))
     for row in contrasts(folder):
         if not row["verdict"]:
             continue
@@ -123,18 +127,19 @@ def _decided(folder: Path) -> Iterator[str]:
             text += f" and against its control `{row['control']}` {interval(row, *CONTROL)}"
         if row["verdict"] == "better" and abs(float(row["delta"])) < float(row["margin"]):
             text += f", less than the margin of {100 * float(row['margin']):.1f}"
+        text += verdict(row, most).removeprefix(row["verdict"])
         rows.setdefault(row["verdict"], []).append(text)
-    for verdict in sorted(rows, key=lambda one: (one == "undecided", one)):
-        yield f"**{verdict.capitalize()} (planned):** {'; '.join(rows[verdict])}."
+    for name in sorted(rows, key=lambda one: (one == "undecided", one)):
+        yield f"**{name.capitalize()} (planned):** {'; '.join(rows[name])}."
 
 
 def _claimed(found: Sequence[ClaimAnswer]) -> Iterator[str]:
     """The claims that hold and those that fail, in their own words; the number of the others."""
-    for verdict in ("holds", "fails"):
-        of = [one.claim for one in found if _verdict(one) == verdict]
+    for name in ("holds", "fails"):
+        of = [one.claim for one in found if _verdict(one) == name]
         if of:
             text = "; ".join(f"{one.sentence.rstrip('.')} (`{one.method}`)" for one in of)
-            yield f"**Claims of papers, {verdict}:** {text}."
+            yield f"**Claims of papers, {name}:** {text}."
     counts = Counter(_verdict(one) for one in found)
     yield (
         f"**Claims of papers, undecided:** {counts['undecided']}, and {counts['not run']} were not "
@@ -142,27 +147,13 @@ def _claimed(found: Sequence[ClaimAnswer]) -> Iterator[str]:
     )
 
 
-def _single(folder: Path) -> Iterator[str]:
-    """How methods that read several layers compare with the best single one (means, no test)."""
-    rows = [row for row in suite(folder) if row["role"] not in ("baseline", "control")]
-    singles = [row for row in rows if row["method"].split("[")[0] in SINGLES]
-    several = [row for row in rows if row not in singles]
-    if not singles or not several:
-        return
-    best = max(singles, key=lambda row: float(row["score"]))
-    above = [row["method"] for row in several if float(row["score"]) > float(best["score"])]
-    yield (
-        f"**One layer or several (means, no test):** of {len(several)} methods that read several "
-        f"layers {len(above)} have a higher mean than `{best['method']}`"
-        f"{f' ({_listed(above)})' if above else ''}."
-    )
-    tied = [row["method"] for row in suite(folder) if row["tied"] == "true"]
-    yield f"**Cannot be told from the best:** {_listed(tied)}."
-    layers_ = [row for row in singles if row["method"].startswith("layer[") and row["delta"]]
-    better = [row["method"] for row in layers_ if float(row["delta_low"]) > 0]
-    if layers_:
+def _fixed_layers(folder: Path) -> Iterator[str]:
+    """Single layers whose whole interval is above the baseline."""
+    rows = [row for row in suite(folder) if row["method"].startswith("layer[") and row["delta"]]
+    better = [row["method"] for row in rows if float(row["delta_low"]) > 0]
+    if rows:
         yield (
-            f"**The baseline:** of {len(layers_)} fixed layers {len(better)} are above it with "
+            f"**The baseline:** of {len(rows)} fixed layers {len(better)} are above it with "
             f"their whole interval{f' ({_listed(better)})' if better else ''}; a gain over it need "
             "not come from fusing anything."
         )
@@ -195,14 +186,17 @@ def _moved_controls(folder: Path) -> Iterator[str]:
 
 
 def _decoder(folder: Path) -> Iterator[str]:
-    """What reading the baseline's layer through the decoder changes."""
-    for row in suite(folder):
-        if row["method"] == "penultimate-decoder" and row["delta"]:
-            yield (
-                f"**The decoder (exploratory):** the penultimate layer read through the decoder, "
-                f"`penultimate-decoder`, differs from the baseline by {interval(row, *SUITE)}; a "
-                "gain inside the decoder is one over that."
-            )
+    """What reading the baseline's layer through the decoder changes, and what then is gained."""
+    rows = {row["method"]: row for row in suite(folder) if row["delta"]}
+    if _DECODER not in rows:
+        return
+    inside = [row["method"] for row in contrasts(folder) if row["baseline"] == _DECODER]
+    gained = [f"`{name}` {interval(rows[name], *SUITE)}" for name in inside if name in rows]
+    yield (
+        f"**The decoder (exploratory):** the penultimate layer read through a small decoder, "
+        f"`{_DECODER}`, differs from the baseline by {interval(rows[_DECODER], *SUITE)}. What is "
+        f"compared with it differs from the baseline itself by: {', '.join(gained) or 'not run'}."
+    )
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -244,21 +238,24 @@ def run(folder: Path) -> str:
 def agreement(folder: Path) -> str:
     """Rank correlation of the methods' means with those of another study, by group of tasks.
 
-    Fixed layers are paired by their share of the encoder's depth.
+    Over the tasks that count in both. Fixed layers are paired by their share of the encoder's
+    depth.
     """
-    here, there = _means(folder), _means(_other(folder))
+    both = [_study(one)[1] for one in (folder, _other(folder))]
+    tasks = sorted(_counted(both[0]) & _counted(both[1]))
+    here, there = (_means(table, tasks) for table in both)
     rows = []
     for group in here:
-        both = sorted(set(here[group]) & set(there.get(group, {})))
-        pairs = np.array([[here[group][name], there[group][name]] for name in both])
-        if len(both) < FEWEST:
+        named = sorted(set(here[group]) & set(there.get(group, {})))
+        pairs = np.array([[here[group][name], there[group][name]] for name in named])
+        if len(named) < FEWEST:
             continue
-        others = pairs[[not name.startswith(_DEPTH) for name in both]]
+        others = pairs[[not name.startswith(_DEPTH) for name in named]]
         known = len(others) >= FEWEST
         rows.append(
             {
                 "tasks": group,
-                "methods in both": str(len(both)),
+                "methods in both": str(len(named)),
                 "Spearman's correlation": _correlated(pairs),
                 "without fixed layers": f"{_correlated(others)}, {len(others)}" if known else "",
             }
@@ -267,42 +264,111 @@ def agreement(folder: Path) -> str:
 
 
 def carried(folder: Path) -> str:
-    """Each method's difference from the baseline on the suite, here and in another study.
+    """Each method's difference from the baseline on the tasks of two studies.
 
     Above the table stands which of those that differ there, their interval without zero, differ
     here in the same direction, in the other one, or not.
     """
-    rows = {row["method"]: row for row in suite(folder) if row["delta"]}
-    others = {row["method"]: row for row in suite(_other(folder)) if row["delta"]}
-    both = sorted(rows.keys() & others.keys(), key=lambda name: -float(others[name]["delta"]))
+    both = _study(folder), _study(_other(folder))
+    counted = [_counted(table) for _, table in both]
+    tasks = sorted(counted[0] & counted[1])
+    here, there = (_differences(one, tasks) for one in both)
+    shared = sorted(here.keys() & there.keys(), key=lambda name: -float(there[name].value))
     named: dict[str, list[str]] = {}
-    for name in both:
-        if there := _direction(others[name]):
-            here = _direction(rows[name])
-            words = "the same" if here == there else "the other" if here else "not shown"
+    for name in shared:
+        if first := _direction(there[name]):
+            second = _direction(here[name])
+            words = "the same" if second == first else "the other" if second else "not shown"
             named.setdefault(words, []).append(name)
     said = "; ".join(f"{words}: {_listed(names)}" for words, names in named.items())
     table = markdown(
         [
             {
                 "method": f"`{name}`",
-                f"`{COMPARED[folder.name]}`, points": interval(others[name], *SUITE),
-                f"`{folder.name}`, points": interval(rows[name], *SUITE),
+                f"`{COMPARED[folder.name]}`, points": _points(there[name]),
+                f"`{folder.name}`, points": _points(here[name]),
             }
-            for name in both
+            for name in shared
         ]
     )
+    left = sorted(counted[1] - set(tasks))
+    without = f" (without {_listed(left)}, which does not count in `{folder.name}`)" if left else ""
     count = sum(map(len, named.values()))
-    where = f"`{COMPARED[folder.name]}`", f"`{folder.name}`"
     return (
-        f"Of the {count} methods that differ from the baseline in {where[0]} (exploratory, the "
-        f"interval without zero), the direction in {where[1]} is {said}.\n\n{table}"
+        f"On the {len(tasks)} tasks that count in both{without}, {count} of the {len(shared)} "
+        f"methods in both differ from the baseline in `{COMPARED[folder.name]}` (exploratory, the "
+        f"interval without zero). Their direction in `{folder.name}` is {said}.\n\n{table}"
     )
 
 
-def _direction(row: Mapping[str, str]) -> int:
+def _study(folder: Path) -> Study:
+    """The records of a study and its table. Raises ValueError for one of several conditions."""
+    found = Results.open(folder)
+    tables = [table for table in found.tables if table.suite.any()]
+    if len(tables) != 1:
+        raise ValueError(f"{folder} has {len(tables)} conditions, not one")
+    return found, tables[0]
+
+
+def _counted(table: ScoreTable) -> set[str]:
+    return {task.name for task in table.tasks if task.counts}
+
+
+def _columns(table: ScoreTable, tasks: Iterable[str]) -> list[int]:
+    names = [task.name for task in table.tasks]
+    return [names.index(task) for task in tasks]
+
+
+def _differences(study: Study, tasks: Sequence[str]) -> dict[str, Estimate]:
+    """Of each method with all runs: its difference from the penultimate layer on these tasks."""
+    results, table = study
+    columns = _columns(table, tasks)
+    baseline, weights = table.methods.index(BASELINE), task_weights(table, columns)
+    found = {
+        name: results.contrast(table, minus(row, baseline), columns, weights)
+        for row, name in enumerate(table.methods)
+        if row != baseline and _complete(table, row, columns)
+    }
+    return {name: one.estimate for name, one in found.items() if one.estimate is not None}
+
+
+def _complete(table: ScoreTable, row: int, columns: Sequence[int]) -> bool:
+    return bool(np.isfinite(table.values[row, columns]).all())
+
+
+def _means(table: ScoreTable, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """{group of tasks: {method: mean}}; a fixed layer is named by its depth.
+
+    A mean counts every task the same, from chance (0) to all right (1). A method without all runs
+    is left out.
+    """
+    columns = _columns(table, tasks)
+    blocks = describe(table.condition.encoder).layers
+    chance = np.array([task.chance for task in table.tasks])
+    groups = {"suite": columns}
+    for column in columns:
+        groups.setdefault(table.tasks[column].group, []).append(column)
+    found: dict[str, dict[str, float]] = {group: {} for group in groups}
+    for row, label in enumerate(table.methods):
+        if not _complete(table, row, columns):
+            continue
+        layer = re.fullmatch(r"layer\[index=(\d+)\]", label)
+        name = f"{_DEPTH}{Fraction(int(layer[1]), blocks)}" if layer else label
+        scores = (table.values[row].mean(axis=-1) - chance) / (1 - chance)
+        for group, inside in groups.items():
+            found[group][name] = float(scores[inside].mean())
+    return found
+
+
+def _direction(one: Estimate) -> int:
     """The sign of a difference whose interval is without zero, else 0."""
-    return (float(row["delta_low"]) > 0) - (float(row["delta_high"]) < 0)
+    low, high = one.interval()
+    return int(low > 0) - int(high < 0)
+
+
+def _points(one: Estimate) -> str:
+    low, high = (100 * float(end) for end in one.interval())
+    return f"{100 * float(one.value):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _other(folder: Path) -> Path:
@@ -324,23 +390,6 @@ def _bootstrapped(pairs: np.ndarray) -> tuple[float, float]:
     found = [_correlation(pairs[draw]) for draw in draws]
     low, high = np.nanquantile(found, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _means(folder: Path) -> dict[str, dict[str, float]]:
-    """{group of tasks: {method: mean}} of the suite; a fixed layer is named by its depth.
-
-    A method with fewer runs than the others is left out.
-    """
-    found: dict[str, dict[str, float]] = {}
-    rows = [row for row in read_rows(folder, "summary") if row["score"]]
-    runs = max(int(row["n_seeds"]) for row in rows)
-    for row in rows:
-        if int(row["n_seeds"]) == runs:
-            name, blocks = row["method"], describe(row["encoder"]).layers
-            if layer := re.fullmatch(r"layer\[index=(\d+)\]", name):
-                name = f"{_DEPTH}{Fraction(int(layer[1]), blocks)}"
-            found.setdefault(row["aggregate"], {})[name] = float(row["score"])
-    return found
 
 
 BLOCKS: Mapping[str, Callable[[Path], str]] = {

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from fusionbench.harness.pipeline import SHAPES, operations
+
 MOST = 12
 """Rows of a table of methods."""
-_SIZE = "shape:clip-vit-l-14-336"
+SIZE = "shape:clip-vit-l-14-336"
+"""Encoder of the table of costs; its language model is that of LLaVA-1.5-7B."""
 DELTA = ("delta", "low", "high")
 CONTROL = ("control_delta", "control_low", "control_high")
 SUITE = ("delta", "delta_low", "delta_high")
@@ -18,18 +21,26 @@ SUITE = ("delta", "delta_low", "delta_high")
 def planned(folder: Path) -> str:
     """The planned contrasts on the suite, at most twelve rows."""
     added = {row["method"].split(" (")[0]: row["added"] for row in suite(folder)}
+    most = max(int(row["n_seeds"] or 0) for row in contrasts(folder))
     rows = [
         {
             "method": f"`{row['method']}`",
             "against": f"`{row['baseline']}`",
             "difference, points": interval(row, *DELTA),
             "from its matched control": interval(row, *CONTROL),
-            "verdict": row["verdict"] or row["reason"],
+            "verdict": verdict(row, most) or row["reason"],
             "parameters beyond `penultimate`": added.get(row["method"], ""),
         }
         for row in contrasts(folder)
     ]
     return markdown(rows)
+
+
+def verdict(row: Mapping[str, str], planned: int) -> str:
+    """The verdict of a contrast, with its runs where others have more; empty without one."""
+    runs = int(row["n_seeds"] or 0)
+    part = row["verdict"] and runs < planned
+    return f"{row['verdict']} ({runs} of {planned} runs)" if part else row["verdict"]
 
 
 def leaders(folder: Path) -> str:
@@ -52,37 +63,38 @@ def leaders(folder: Path) -> str:
 
 
 def costs(folder: Path) -> str:
-    """What the planned methods and their controls add to an encoder of LLaVA-1.5's size.
+    """What the planned methods and their controls add to the baseline at LLaVA-1.5's size.
 
-    Counts are an image's; the time is measured beside the bare encoder in the same run.
+    Counts are an image's, and cover products and attention. A method that reads the last block
+    needs a block more of the encoder than the penultimate layer does, which counts as its own. The
+    time is measured beside the encoder with the method's blocks, in the same run.
     """
     named = [[row["baseline"], row["method"], row["control"]] for row in contrasts(folder)]
     wanted = dict.fromkeys(name for names in named for name in names if name)
-    found: dict[str, dict[str, str]] = {}
-    for row in read_rows(folder, "cost"):
-        if row["encoder"] == _SIZE and row["method"] in wanted:
-            given = {name: value for name, value in row.items() if value}
-            # A count has a row of training, a time one of inference.
-            found[row["method"]] = {**found.get(row["method"], {}), **given}
-    return markdown([_cost(name, found[name]) for name in wanted if name in found])
+    found = {row["method"]: row for row in read_rows(folder, "cost") if row["encoder"] == SIZE}
+    bare = float(found[named[0][0]]["flops_encoder"])
+    model = operations(SHAPES[SIZE].grid ** 2)
+    return markdown([_cost(name, found[name], bare, model) for name in wanted if name in found])
 
 
-def _cost(name: str, row: Mapping[str, str]) -> dict[str, str]:
-    added, bare = float(row["flops_over_encoder"]), float(row["flops_encoder"])
-    model = float(row["flops_language_model_over"])
+def _cost(name: str, row: Mapping[str, str], bare: float, model: float) -> dict[str, str]:
+    added = float(row["flops_over_encoder"]) + float(row["flops_encoder"]) - bare
+    inside = float(row["flops_language_model_over"])
     return {
         "method": f"`{name}`",
         "parameters added": f"{int(row['added_max']):,}",
-        "GFLOP over the encoder": f"{added / 1e9:+,.1f} ({100 * added / bare:+.1f} %)",
-        "GFLOP in the language model": f"{model / 1e9:+,.0f}" if model else "0",
-        "gradients pass the encoder": "no" if row["cacheable"] == "true" else "yes",
-        "time over the encoder, %": _slower(row),
+        "GFLOP added": f"{added / 1e9:+,.1f} ({100 * added / bare:+.1f} %)",
+        "in the language model": f"{inside / 1e9:+,.0f} ({100 * inside / model:+.0f} %)"
+        if inside
+        else "0",
+        "gradients in the encoder": "no" if row["cacheable"] == "true" else "yes",
+        "time over the same blocks, %": _slower(row),
     }
 
 
 def _slower(row: Mapping[str, str]) -> str:
     """`+3 [+1, +5]`: median and quartiles; empty where no time was measured."""
-    if "latency_ms" not in row:
+    if not row["latency_ms"]:
         return ""
     ends = ("latency_over_encoder_ms", "latency_over_encoder_q1_ms", "latency_over_encoder_q3_ms")
     over, low, high = (float(row[name]) for name in ends)

@@ -138,15 +138,15 @@ def _leaders(analysis: Analysis, suite: Scope) -> Iterator[str]:
             f"{FEWEST_REPLICATES} runs of each method."
         )
         return
-    found = leaders(analysis)
+    found, runs = leaders(analysis), len(analysis.table.seeds)
     if not planned:
         yield f"The study plans no comparison with `{baseline}`: all differences are exploratory."
     elif found:
         verb = "is" if len(found) == 1 else "are"
+        named = _named(found, runs, analysis.plan.suite_margin)
         yield (
-            f"On {on} {_named(found, analysis.plan.suite_margin)} {verb} better than `{baseline}` "
-            "and than the matched control, where there is one "
-            f"({len(found)} of {'; '.join(_judged(planned))})."
+            f"On {on} {named} {verb} better than `{baseline}` and than the matched control, "
+            f"where there is one ({len(found)} of {'; '.join(_judged(planned))})."
         )
     else:
         judged, *silent = _judged(planned)
@@ -156,7 +156,7 @@ def _leaders(analysis: Analysis, suite: Scope) -> Iterator[str]:
             f"its matched control, where there is one{more}."
         )
     if worse := [row for row in planned if row.answer.verdict in WORSE]:
-        yield f"Worse than `{baseline}`: {_named(sorted(worse, key=_difference))}."
+        yield f"Worse than `{baseline}`: {_named(sorted(worse, key=_difference), runs)}."
     if against := list(_against_others(analysis)):
         yield f"Other planned comparisons: {'; '.join(against)}."
 
@@ -181,15 +181,33 @@ def _against_others(analysis: Analysis) -> Iterator[str]:
         if word:
             pair = f"`{row.contrast.method}` {word} `{row.contrast.baseline}`"
             where = "" if row.scope.level == "suite" else f" on {row.scope.name} tasks"
-            yield f"{pair}{where} ({interval(row.measured.estimate)})"
+            more = f"{_part(row, len(analysis.table.seeds))}{_beside(analysis, row)}"
+            yield f"{pair}{where} ({interval(row.measured.estimate)}{more})"
+
+
+def _beside(analysis: Analysis, row: ContrastRow) -> str:
+    """`; against `baseline` +0.2 [-0.6, +1.0]` for a method without a planned contrast with it."""
+    method, baseline = row.contrast.method, analysis.plan.baseline
+    if any(one.contrast.method == method for one in _planned(analysis)):
+        return ""
+    found = analysis.against_baseline().get((method, row.scope))
+    if found is None or found.measured.estimate is None or row.contrast.baseline == baseline:
+        return ""
+    return f"; against `{baseline}` {interval(found.measured.estimate)}, exploratory"
 
 
 def _single_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
-    """What one layer gives, and how many methods that fuse layers have a higher mean."""
-    order = ranked(analysis, suite)
-    methods = analysis.table.methods
+    """What one layer gives, and how many methods that fuse layers have a higher mean.
+
+    Methods with fewer runs than others are left out, and so is what reads one layer in another way.
+    """
+    table, order = analysis.table, ranked(analysis, suite)
+    runs = {row: analysis.suite[row, suite].runs for row in order}
+    order = [row for row in order if runs[row] == max(runs.values())]
+    methods = table.methods
     single = [row for row in order if methods[row].partition("[")[0] in _SINGLE]
-    others = [row for row in order if row not in single and role(analysis, row) != "control"]
+    fused = [row for row in order if row not in single and not _reads_one_layer(table, row)]
+    others = [row for row in fused if role(analysis, row) != "control"]
     if not single or not others:
         return
     name, best = methods[single[0]], analysis.suite[single[0], suite]
@@ -202,6 +220,13 @@ def _single_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
         f"{_count(len(others), 'other')}, controls aside, have a higher mean (means, no test)."
     )
     yield from _random_layers(analysis, suite)
+
+
+def _reads_one_layer(table: ScoreTable, method: int) -> bool:
+    """Whether each run of a method that is fed by the frozen encoder alone reads a single layer."""
+    done = [record for record in table.row(method) if record.taps]
+    read = [{layer for tap in record.taps for layer in tap} for record in done]
+    return bool(done) and not done[0].in_encoder and all(len(layers) == 1 for layers in read)
 
 
 def _random_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
@@ -275,18 +300,23 @@ def _certainty(analysis: Analysis, needs: Sequence[int | None]) -> Iterator[str]
     planned = [row for row in analysis.of("planned") if row.answer.p is not None]
     if not planned:
         return
-    runs = max(len(row.measured.seeds) for row in planned)
+    runs = sorted({len(row.measured.seeds) for row in planned})
+    least = f"{runs[0]} to " if len(runs) > 1 else ""
     examples = max(row.measured.examples for row in planned)
     undecided = [row for row in planned if row.answer.verdict == Verdict.UNDECIDED]
     margin = points(analysis.plan.suite_margin, sign=False)
     yield (
-        f"How sure: {_count(runs, 'run')} of each method, {examples:,} test examples, "
+        f"How sure: {least}{_count(runs[-1], 'run')} of each method, {examples:,} test examples, "
         f"{_count(len(analysis.of('planned')), 'planned contrast')} (Holm, 5 %), intervals of "
         f"95 %; {len(planned) - len(undecided)} decided with a margin of {margin} points."
         f"{_on_new_tasks(planned)}"
     )
     if undecided:
-        shown = [f"{_pair(row)} ({effect_text(row.answer.mde)})" for row in undecided[:MOST_NAMES]]
+        most = len(analysis.table.seeds)
+        shown = [
+            f"{_pair(row)} ({effect_text(row.answer.mde)}{_part(row, most)})"
+            for row in undecided[:MOST_NAMES]
+        ]
         more = f" and {len(undecided) - MOST_NAMES} more" if len(undecided) > MOST_NAMES else ""
         yield (
             "Undecided, with the smallest difference in points that would have been found in 4 of "
@@ -344,16 +374,26 @@ def _apart(analysis: Analysis, suite: Scope) -> Iterator[str]:
     )
 
 
-def _named(rows: Sequence[ContrastRow], margin: float = 0.0) -> str:
-    """`a` (+1.2 [+0.4, +2.0]), `b` (...) and 2 more; says what is less than the margin."""
+def _named(rows: Sequence[ContrastRow], planned: int, margin: float = 0.0) -> str:
+    """`a` (+1.2 [+0.4, +2.0]), `b` (...) and 2 more.
+
+    Says what is less than the margin, and what rests on fewer than the `planned` runs.
+    """
     shown = [
         f"`{row.contrast.method}` ({interval(row.measured.estimate)}"
-        f"{', less than the margin' if abs(_difference(row)) < margin else ''})"
+        f"{', less than the margin' if abs(_difference(row)) < margin else ''}"
+        f"{_part(row, planned)})"
         for row in rows[:MOST_NAMES]
     ]
     if len(rows) > MOST_NAMES:
         return f"{', '.join(shown)} and {len(rows) - MOST_NAMES} more"
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+
+
+def _part(row: ContrastRow, planned: int) -> str:
+    """`, 4 of 10 runs` for a contrast whose other runs are still to come."""
+    runs = len(row.measured.seeds)
+    return f", {runs} of {_count(planned, 'run')}" if runs < planned else ""
 
 
 def _count(number: int, name: str) -> str:

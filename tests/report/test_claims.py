@@ -12,7 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from toy_records import record, spec
-from toy_suite import CONTROLS, correlated, quick_disk, read, rows, section, study, write_suite
+from toy_suite import (
+    CONTROLS,
+    correlated,
+    put_task,
+    quick_disk,
+    read,
+    rows,
+    section,
+    study,
+    write_suite,
+)
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli import summary
@@ -436,6 +446,53 @@ def test_what_one_layer_gives_is_a_mean_and_says_so(said):
     assert f"{100 * float(best['score']):.1f} % of the way" in line
 
 
+def test_what_reads_one_layer_in_another_way_or_lacks_runs_is_no_method_that_fuses(tmp_path):
+    shares = {"penultimate": 0.5, "good": 0.7, "penultimate-decoder": 0.9, "adapter": 0.8}
+
+    def taps(method):
+        return ((2,), (7,)) if method == "good" else ((7,),)
+
+    def inside(method):
+        return method == "adapter"
+
+    folder = answer_study(
+        tmp_path / "r", np.random.default_rng(3), shares, taps=taps, in_encoder=inside
+    )
+    with Store.create(folder) as store:
+        for task in TASKS:
+            put_task(store, "few", task, np.ones((2, 150)), taps=((2,), (7,)))
+    line = one(sentences(folder), "Of the methods that read one layer, ")
+    assert "2 of 2 others, controls aside, have a higher mean" in line
+
+
+def test_a_contrast_with_another_baseline_says_what_the_first_baseline_gives(tmp_path):
+    shares = {"penultimate": 0.8, "repeat": 0.8, "weak": 0.4, "inside": 0.8, "good": 0.95}
+    contrasts = [
+        {"method": "inside", "baseline": "weak", "control": "weak"},
+        {"method": "good"}, {"method": "good", "baseline": "weak", "control": "weak"},
+    ]  # fmt: skip
+    folder = answer_study(
+        tmp_path / "r", np.random.default_rng(4), shares, contrasts=contrasts, seeds=6
+    )
+    others = one(sentences(folder), "Other planned comparisons: ")
+    (first, second) = others.split("; good is better than weak ")
+    assert re.search(r"inside is better than weak \(\+\S+ \[.*\]; against penultimate [+-]", first)
+    assert first.endswith("], exploratory)") and "penultimate" not in second
+
+
+def test_runs_that_differ_between_planned_methods_are_a_range(tmp_path):
+    shares = {"penultimate": 0.5, "repeat": 0.5, "good": 0.8}
+    planned = [{"method": "good"}, {"method": "few"}]
+    folder = answer_study(tmp_path / "r", np.random.default_rng(3), shares, contrasts=planned)
+    with Store.create(folder) as store:
+        for task in TASKS:
+            put_task(store, "few", task, np.ones((4, 150)))
+    lines = sentences(folder)
+    assert "How sure: 4 to 6 runs of each method" in one(lines, "How sure: ")
+    leading = one(lines, "On the 3 tasks of the suite few (+")
+    assert "], 4 of 6 runs) and good (+" in leading and leading.count(" of 6 runs") == 1
+
+
 def test_layers_drawn_at_random_are_named_with_the_planned_methods_below_them(said):
     line = one(said[1], "random_layers, a join of layers drawn at random, ")
     assert "2 of 3 planned methods have a lower mean" in line and "penultimate by +" in line
@@ -445,8 +502,8 @@ def test_a_gain_below_the_margin_and_what_holds_on_new_tasks_are_said(said):
     report = collect(Store.open(said[0]))
     (analysis,) = report.analyses
     (winner,) = leaders(analysis)
-    assert "less than the margin" not in _named([winner], 0.01)
-    assert _named([winner], 0.9).endswith("], less than the margin)")
+    assert "less than the margin" not in _named([winner], 6, 0.01)
+    assert _named([winner], 6, 0.9).endswith("], less than the margin)")
     planned = [row for row in analysis.of("planned") if row.answer.p is not None]
     assert _on_new_tasks(planned) == ""
     known = [
