@@ -314,7 +314,7 @@ def _certainty(analysis: Analysis, needs: Sequence[int | None]) -> Iterator[str]
     if undecided:
         most = len(analysis.table.seeds)
         shown = [
-            f"{_pair(row)} ({effect_text(row.answer.mde)}{_part(row, most)})"
+            f"{_pair(row)} ({effect_text(row.answer.mde)}{_part(row, most)}{_from_control(row)})"
             for row in undecided[:MOST_NAMES]
         ]
         more = f" and {len(undecided) - MOST_NAMES} more" if len(undecided) > MOST_NAMES else ""
@@ -394,6 +394,14 @@ def _part(row: ContrastRow, planned: int) -> str:
     """`, 4 of 10 runs` for a contrast whose other runs are still to come."""
     runs = len(row.measured.seeds)
     return f", {runs} of {_count(planned, 'run')}" if runs < planned else ""
+
+
+def _from_control(row: ContrastRow) -> str:
+    """`; from its control `a` +0.9 [+0.1, +1.6]`, which must be beaten too; empty without one."""
+    control, found = row.contrast.control, row.to_control
+    if found is None or found.estimate is None or control == row.contrast.baseline:
+        return ""
+    return f"; from its control `{control}` {interval(found.estimate)}"
 
 
 def _count(number: int, name: str) -> str:

@@ -427,7 +427,8 @@ def test_each_sentence_follows_its_verdict(said):
     assert "good 40 parameters, time not measured" in one(lines, "Added to the whole model")
     undecided = [line for line in lines if line.startswith("Undecided")]
     assert bool(undecided) == (verdict["clone", "penultimate"] == "undecided")
-    assert all("clone against penultimate" in line for line in undecided)
+    assert all("clone against penultimate (" in line for line in undecided)
+    assert all("; from its control repeat " in line for line in undecided)
     certain = one(lines, "How sure: ")
     assert "6 runs of each method, 450 test examples, 5 planned contrasts" in certain
     # What a run of one point takes is said of the undecided contrast only.
