@@ -88,7 +88,7 @@ def undecided(folder: Path) -> str:
     absent = [row for row in rows if not row["verdict"]]
     said = f"Of {len(rows)} planned contrasts on the suite {len(open_)} are undecided"
     if absent:
-        said += f" and {len(absent)} have no verdict yet, since a method or its control was not run"
+        said += f" and {len(absent)} have no verdict yet, since a method or its control lacks runs"
     named = [
         f"`{row['method']}` - `{row['baseline']}` ({100 * float(row['mde']):.1f})"
         for row in open_
@@ -108,10 +108,14 @@ def says(folder: Path) -> str:
         *_moved_controls(folder),
         *_decoder(folder),
     ]
-    absent = [row["reason"] for row in contrasts(folder) if not row["verdict"]]
-    if absent:
-        names = [text.removesuffix(" was not run").removeprefix("control ") for text in absent]
-        lines.append(f"**Not run, of what was planned:** {_listed(dict.fromkeys(names))}.")
+    absent = [row for row in contrasts(folder) if not row["verdict"]]
+    for reason in dict.fromkeys(row["reason"].partition(":")[0] for row in absent):
+        pairs = [
+            f"`{row['method']}` against `{row['baseline']}`"
+            for row in absent
+            if row["reason"].startswith(reason)
+        ]
+        lines.append(f"**Without a verdict (planned), {reason}:** {', '.join(pairs)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -301,6 +305,41 @@ def carried(folder: Path) -> str:
     )
 
 
+def starts(folder: Path) -> str:
+    """The reader's leave-one-out error before and after training, of planned methods and controls.
+
+    The mean over tasks and then over the runs that have all tasks. The baseline trains nothing;
+    others that train nothing are left out.
+    """
+    _, table = _study(folder)
+    columns = _columns(table, sorted(_counted(table)))
+    named = [[row["baseline"], row["method"], row["control"]] for row in contrasts(folder)]
+    rows = []
+    for name in dict.fromkeys(name for names in named for name in names if name in table.methods):
+        errors = list(_errors(table, table.methods.index(name), columns))
+        first, last = np.array(errors).mean(axis=0) if errors else (np.nan, np.nan)
+        if np.isfinite(first) or name == BASELINE:
+            rows.append(
+                {
+                    "method": f"`{name}`",
+                    "runs": str(len(errors)),
+                    "error at the start": f"{first:.3f}" if np.isfinite(first) else "",
+                    "error after training": f"{last:.3f}",
+                }
+            )
+    return markdown(rows)
+
+
+def _errors(table: ScoreTable, row: int, columns: Sequence[int]) -> Iterator[tuple[float, float]]:
+    """Means over tasks of the errors before (NaN if none) and after, for each run with all."""
+    for seed in range(len(table.seeds)):
+        cells = [table.cells.get((row, column, seed)) for column in columns]
+        fits = [cell.fit for cell in cells if cell is not None and cell.fit]
+        if len(fits) == len(columns):
+            first = np.mean([float(fit.get("error_before", np.nan)) for fit in fits])
+            yield float(first), float(np.mean([float(fit["error"]) for fit in fits]))
+
+
 def _study(folder: Path) -> Study:
     """The records of a study and its table. Raises ValueError for one of several conditions."""
     found = Results.open(folder)
@@ -406,6 +445,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
         says,
         agreement,
         carried,
+        starts,
         hours,
         run,
     )

@@ -20,7 +20,7 @@ SUITE = ("delta", "delta_low", "delta_high")
 
 def planned(folder: Path) -> str:
     """The planned contrasts on the suite, at most twelve rows."""
-    added = {row["method"].split(" (")[0]: row["added"] for row in suite(folder)}
+    added = {row["method"].split(" (")[0]: row["added"] for row in _methods(folder)}
     most = max(int(row["n_seeds"] or 0) for row in contrasts(folder))
     rows = [
         {
@@ -28,7 +28,7 @@ def planned(folder: Path) -> str:
             "against": f"`{row['baseline']}`",
             "difference, points": interval(row, *DELTA),
             "from its matched control": interval(row, *CONTROL),
-            "verdict": verdict(row, most) or row["reason"],
+            "verdict": verdict(row, most) or row["reason"].partition(":")[0],
             "parameters beyond `penultimate`": added.get(row["method"], ""),
         }
         for row in contrasts(folder)
@@ -134,10 +134,14 @@ def contrasts(folder: Path) -> list[dict[str, str]]:
 
 
 def suite(folder: Path) -> list[dict[str, str]]:
-    """The methods with a mean on the suite."""
-    return [
-        row for row in read_rows(folder, "summary") if row["aggregate"] == "suite" and row["score"]
-    ]
+    """The methods with a mean on the suite of as many runs as any method has."""
+    rows = _methods(folder)
+    most = max(int(row["n_seeds"]) for row in rows)
+    return [row for row in rows if row["score"] and int(row["n_seeds"]) == most]
+
+
+def _methods(folder: Path) -> list[dict[str, str]]:
+    return [row for row in read_rows(folder, "summary") if row["aggregate"] == "suite"]
 
 
 def interval(row: Mapping[str, str], *names: str) -> str:

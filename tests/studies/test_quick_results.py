@@ -410,6 +410,22 @@ def test_the_records_were_asked_for_with_the_declared_contrasts_and_margins():
 @pytest.mark.thorough
 @paper_only
 @recorded
+def test_errors_before_and_after_training_are_those_of_the_records(pages):
+    folder = ROOT / "results" / "paper"
+    lines = pages.starts(folder).splitlines()[2:]
+    rows = {line.split("|")[1].strip(): line.split("|")[2:5] for line in lines}
+    records = [one for one in Store.open(folder).records() if one.label == "scalar_mix"]
+    before = np.mean([float(one.fit["error_before"]) for one in records])
+    after = np.mean([float(one.fit["error"]) for one in records])
+    assert [float(one) for one in rows["`scalar_mix`"]] == pytest.approx(
+        [10, before, after], abs=6e-4
+    )
+    # What trains nothing has no start, and only the baseline stands here without one.
+    assert rows["`penultimate`"][1].strip() == "" and "`uniform_mean`" not in rows
+
+
+@paper_only
+@recorded
 @pytest.mark.parametrize("name", ["paper", pytest.param("vlm", marks=recorded_vlm)])
 def test_the_reports_of_the_studies_come_from_the_shipped_records(name, tmp_path):
     folder = ROOT / "results" / name
