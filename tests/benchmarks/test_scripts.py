@@ -147,7 +147,7 @@ def test_without_a_gpu_a_step_of_seven_billion_weights_stays_open(run, capsys):
 
 def test_every_script_that_measures_is_run_here():
     helpers = {"gpu_work.py", "rows.py", "sampled.py", "workload.py", "targets.py", "random_vit.py"}
-    helpers |= {"answers.py", "reliability.py", "mutation_testing.py"}
+    helpers |= {"answers.py", "tables.py", "reliability.py", "mutation_testing.py"}
     others = {"attentive.py", "all_gpu.py", "scaling.py", "two_devices.py"}
     scripts = {path.name for path in HERE.glob("*.py")}
     assert scripts == set(RUNS) | helpers | others
