@@ -10,7 +10,7 @@ import typer
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.app import Plugins, Settings, Strict, app, note, read, say
-from fusionbench.cli.run import Again, checked_device, limit
+from fusionbench.cli.run import CACHE_GIB, Again, LimitCache, checked_device, limit
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.text import checkpoint_name
 from fusionbench.study.folders import with_folders
@@ -42,6 +42,7 @@ def command(
     out: Annotated[str, typer.Option(help="Default: results/ablate-METHOD.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
+    limit_cache: LimitCache = CACHE_GIB,
     limit_cell: Annotated[float, limit("Seconds until a cell is ended; 0: by forecast.")] = 0.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -63,6 +64,7 @@ def command(
         workers=workers,
         plugins=plugged,
         quiet=quiet,
+        cache_gib=limit_cache,
         cell_seconds=limit_cell,
     )
     if dry_run:

@@ -15,7 +15,7 @@ import typer
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.app import FAILED, OK, Plugins, app, read, say
-from fusionbench.cli.run import checked_device
+from fusionbench.cli.run import CACHE_GIB, LimitCache, checked_device
 from fusionbench.records.cell import CellRecord, RunOptions
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def verify_command(
     draw: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
+    limit_cache: LimitCache = CACHE_GIB,
     data_root: Annotated[str, typer.Option(help="Folder of benchmark files and images.")] = "",
     plugin: Plugins = [],  # noqa: B006
 ) -> None:
@@ -39,7 +40,7 @@ def verify_command(
     """
     options = RunOptions(
         device=checked_device(device), workers=workers, data_root=data_root,
-        plugins=tuple(plugin), quiet=True,
+        plugins=tuple(plugin), quiet=True, cache_gib=limit_cache,
     )  # fmt: skip
     raise typer.Exit(verify(folder, options, sample=sample, draw=draw, stream=sys.stdout))
 

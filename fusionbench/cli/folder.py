@@ -11,7 +11,15 @@ import typer
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.app import INTERRUPTED, OK, Plugins, app, say
-from fusionbench.cli.run import LOCAL, Again, Sbatch, checked_device, cluster
+from fusionbench.cli.run import (
+    CACHE_GIB,
+    LOCAL,
+    Again,
+    LimitCache,
+    Sbatch,
+    checked_device,
+    cluster,
+)
 from fusionbench.records.cell import RunOptions
 
 if TYPE_CHECKING:
@@ -115,6 +123,7 @@ def resume_command(
     partition: Annotated[str, typer.Option(help="Of the cluster; default: its own.")] = "",
     time: Annotated[int, typer.Option(min=2, help="Minutes of one task of the cluster.")] = 60,
     sbatch: Sbatch = [],  # noqa: B006
+    limit_cache: LimitCache = CACHE_GIB,
     data_root: Annotated[str, typer.Option(help="Folder of benchmark files and images.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     again: Again = False,
@@ -123,7 +132,7 @@ def resume_command(
     """Run what the requests of a folder have left."""
     options = RunOptions(
         out=str(folder), device=checked_device(device), workers=workers, quiet=quiet,
-        data_root=data_root, plugins=tuple(plugin),
+        data_root=data_root, plugins=tuple(plugin), cache_gib=limit_cache,
     )  # fmt: skip
     queue = cluster(launcher, partition, time, sbatch)
     raise typer.Exit(resume(folder, options, queue, sys.stdout, again=again))

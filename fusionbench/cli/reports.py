@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, app, note, read, say, write_rows
+from fusionbench.cli.run import CACHE_GIB, LimitCache
 
 if TYPE_CHECKING:
     from fusionbench.records.cell import RunOptions
@@ -170,6 +171,7 @@ def paper_command(
     seeds: Annotated[int | None, typer.Option(help="How many runs of each cell.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
+    limit_cache: LimitCache = CACHE_GIB,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what --run would.")] = False,
 ) -> None:
@@ -177,7 +179,9 @@ def paper_command(
     if run or dry_run:
         from fusionbench.records.cell import RunOptions
 
-        options = RunOptions(out=str(folder), device=device, workers=workers, quiet=quiet)
+        options = RunOptions(
+            out=str(folder), device=device, workers=workers, quiet=quiet, cache_gib=limit_cache
+        )
         ask = {"preset": preset, "track": track, "tasks": tasks, "seeds": seeds}
         code = run_lacking(name, options, ask, sys.stdout, dry_run=dry_run)
         if dry_run or code == INTERRUPTED:

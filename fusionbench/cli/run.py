@@ -72,6 +72,11 @@ def limit(text: str) -> Any:
     return typer.Option(min=0.0, help=text, callback=_finite)
 
 
+LimitCache = Annotated[float, limit("GiB for hidden states.")]
+CACHE_GIB = RunOptions().cache_gib
+"""Its default."""
+
+
 @app.command("run", help="Run the missing cells of a study; a second run has nothing to do.")
 def command(
     study: Annotated[Path | None, typer.Argument(help="A study as a YAML file.")] = None,
@@ -98,7 +103,7 @@ def command(
     out: Annotated[str, typer.Option(help="Folder of the results.")] = "results/local",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: as fits.")] = 0,
-    limit_cache: Annotated[float, limit("GiB for hidden states.")] = 20.0,
+    limit_cache: LimitCache = CACHE_GIB,
     limit_cell: Annotated[float, limit("Seconds until a cell is ended; 0: by forecast.")] = 0.0,
     compile: Annotated[str, typer.Option(help=COMPILE_HELP)] = "auto",
     checkpoint: Annotated[bool, typer.Option("--checkpoint", help="Less memory.")] = False,

@@ -106,6 +106,20 @@ def test_verify_reads_every_file_whatever_was_checked_before(folder_copied):
     assert code == 1 and items.stem in said
 
 
+@pytest.mark.parametrize("command", ["run", "ablate", "verify", "resume", "paper"])
+def test_what_encodes_images_takes_the_limit_that_its_error_names(command, call):
+    code, said, _ = call(command, "--help")
+    assert code == 0 and "--limit-cache" in said
+
+
+def test_the_limit_of_hidden_states_reaches_a_second_run(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))
+    asked = ("verify", finished, "--sample", "1", "--device", "cpu", "--limit-cache")
+    code, said, errors = in_process.run(*asked, "0")
+    assert code == 2 and "the limit is 0" in said + errors
+    assert "raise --limit-cache" in said + errors
+
+
 def test_a_sample_comes_out_bit_for_bit_on_this_machine(finished):
     said = in_process.fusionbench("verify", finished, "--sample", "2", "--device", "cpu")
     assert "2 of 2 cells run again: 2 equal bit for bit, 0 within tolerance, 0 different" in said
