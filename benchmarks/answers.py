@@ -25,9 +25,9 @@ from tables import (
     layers,
     leaders,
     markdown,
+    part,
     planned,
     suite,
-    verdict,
 )
 
 from fusionbench.models.encoders.catalog import describe
@@ -36,6 +36,7 @@ from fusionbench.records.scores import ScoreTable
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.report.claims import PUBLISHED, ClaimAnswer, answers, load_claims
+from fusionbench.report.tables import interval as estimated
 from fusionbench.stats.estimate import Estimate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,13 +109,12 @@ def says(folder: Path) -> str:
         *_moved_controls(folder),
         *_decoder(folder),
     ]
-    absent = [row for row in contrasts(folder) if not row["verdict"]]
-    for reason in dict.fromkeys(row["reason"].partition(":")[0] for row in absent):
-        pairs = [
-            f"`{row['method']}` against `{row['baseline']}`"
-            for row in absent
-            if row["reason"].startswith(reason)
-        ]
+    absent: dict[str, list[str]] = {}
+    for row in contrasts(folder):
+        if not row["verdict"]:
+            pair = f"`{row['method']}` against `{row['baseline']}`"
+            absent.setdefault(row["reason"].partition(":")[0], []).append(pair)
+    for reason, pairs in absent.items():
         lines.append(f"**Without a verdict (planned), {reason}:** {', '.join(pairs)}.")
     return "\n".join(f"- {line}" for line in lines)
 
@@ -122,8 +122,8 @@ def says(folder: Path) -> str:
 def _decided(folder: Path) -> Iterator[str]:
     """Planned contrasts on the suite by verdict, the undecided ones last."""
     rows: dict[str, list[str]] = {}
-    most = max(int(row["n_seeds"] or 0) for row in contrasts(folder))
-    for row in contrasts(folder):
+    found = contrasts(folder)
+    for row in found:
         if not row["verdict"]:
             continue
         text = f"`{row['method']}` against `{row['baseline']}` {interval(row, *DELTA)}"
@@ -131,7 +131,7 @@ def _decided(folder: Path) -> Iterator[str]:
             text += f" and against its control `{row['control']}` {interval(row, *CONTROL)}"
         if row["verdict"] == "better" and abs(float(row["delta"])) < float(row["margin"]):
             text += f", less than the margin of {100 * float(row['margin']):.1f}"
-        text += verdict(row, most).removeprefix(row["verdict"])
+        text += part(row, found)
         rows.setdefault(row["verdict"], []).append(text)
     for name in sorted(rows, key=lambda one: (one == "undecided", one)):
         yield f"**{name.capitalize()} (planned):** {'; '.join(rows[name])}."
@@ -289,8 +289,8 @@ def carried(folder: Path) -> str:
         [
             {
                 "method": f"`{name}`",
-                f"`{COMPARED[folder.name]}`, points": _points(there[name]),
-                f"`{folder.name}`, points": _points(here[name]),
+                f"`{COMPARED[folder.name]}`, points": estimated(there[name]),
+                f"`{folder.name}`, points": estimated(here[name]),
             }
             for name in shared
         ]
@@ -403,11 +403,6 @@ def _direction(one: Estimate) -> int:
     """The sign of a difference whose interval is without zero, else 0."""
     low, high = one.interval()
     return int(low > 0) - int(high < 0)
-
-
-def _points(one: Estimate) -> str:
-    low, high = (100 * float(end) for end in one.interval())
-    return f"{100 * float(one.value):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _other(folder: Path) -> Path:

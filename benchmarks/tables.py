@@ -21,26 +21,25 @@ SUITE = ("delta", "delta_low", "delta_high")
 def planned(folder: Path) -> str:
     """The planned contrasts on the suite, at most twelve rows."""
     added = {row["method"].split(" (")[0]: row["added"] for row in _methods(folder)}
-    most = max(int(row["n_seeds"] or 0) for row in contrasts(folder))
+    found = contrasts(folder)
     rows = [
         {
             "method": f"`{row['method']}`",
             "against": f"`{row['baseline']}`",
             "difference, points": interval(row, *DELTA),
             "from its matched control": interval(row, *CONTROL),
-            "verdict": verdict(row, most) or row["reason"].partition(":")[0],
+            "verdict": f"{row['verdict']}{part(row, found)}" or row["reason"].partition(":")[0],
             "parameters beyond `penultimate`": added.get(row["method"], ""),
         }
-        for row in contrasts(folder)
+        for row in found
     ]
     return markdown(rows)
 
 
-def verdict(row: Mapping[str, str], planned: int) -> str:
-    """The verdict of a contrast, with its runs where others have more; empty without one."""
-    runs = int(row["n_seeds"] or 0)
-    part = row["verdict"] and runs < planned
-    return f"{row['verdict']} ({runs} of {planned} runs)" if part else row["verdict"]
+def part(row: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> str:
+    """` (4 of 10 runs)` for a verdict where other rows have more runs; else empty."""
+    runs, most = (max(int(one["n_seeds"] or 0) for one in some) for some in ([row], rows))
+    return f" ({runs} of {most} runs)" if row["verdict"] and runs < most else ""
 
 
 def leaders(folder: Path) -> str:

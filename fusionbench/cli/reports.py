@@ -10,9 +10,9 @@ import typer
 
 from fusionbench.cli.app import FAILED, INTERRUPTED, OK, Plugins, app, note, read, say, write_rows
 from fusionbench.cli.run import CACHE_GIB, LimitCache
+from fusionbench.records.cell import RunOptions
 
 if TYPE_CHECKING:
-    from fusionbench.records.cell import RunOptions
     from fusionbench.report.build import ReportOptions
     from fusionbench.study.study import Study
 
@@ -177,8 +177,6 @@ def paper_command(
 ) -> None:
     """Write a paper's tables with its published numbers and ours, and run what they lack."""
     if run or dry_run:
-        from fusionbench.records.cell import RunOptions
-
         options = RunOptions(
             out=str(folder), device=device, workers=workers, quiet=quiet, cache_gib=limit_cache
         )
@@ -190,7 +188,7 @@ def paper_command(
 
 
 def run_lacking(
-    name: str, options: "RunOptions", ask: Mapping[str, Any], stream: TextIO, *, dry_run: bool
+    name: str, options: RunOptions, ask: Mapping[str, Any], stream: TextIO, *, dry_run: bool
 ) -> int:
     """Run the cells that a paper's tables lack, in the folder's own study or in a preset.
 
