@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ _PARTS = (CELLS, FACTS, OUTCOMES, PACKED_ANSWERS, ITEMS, PROFILES, FAILURES, PIC
 _SUM = re.compile(r"[0-9a-f]{64}")
 _UNREADABLE = (
     *(OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, NotImplementedError),
-    *(zipfile.BadZipFile, struct.error, MemoryError, OverflowError, SyntaxError),
+    *(zipfile.BadZipFile, struct.error, MemoryError, OverflowError, SyntaxError, TokenError),
 )
 """What reading a damaged archive of arrays raises."""
 _ID = re.compile(r'"id": "([0-9a-f]{20})"')
@@ -205,8 +206,10 @@ class _FileOfEachCell:
             with zipfile.ZipFile(io.BytesIO(whole)) as members:
                 found = [members.getinfo(f"{name}.npy") for name in ("cells", "sizes", "data")]
             cells, sizes = (_array(_member(whole, one, checked=True)) for one in found[:2])
-            data = _array(_member(whole, found[2], checked=False))
             stops = np.cumsum(sizes, dtype=np.int64)
+            # The last bytes: the header before them is not checked, so it is not read.
+            data = np.frombuffer(_member(whole, found[2], checked=False), dtype=np.uint8)
+            data = data[len(data) - int(sizes.sum(dtype=np.int64)) :]
             places = zip((stops - sizes).tolist(), stops.tolist(), strict=True)
             named = dict(zip(map(bytes.decode, cells.tolist()), places, strict=True))
             return _FileOfEachCell(named, data)

@@ -218,6 +218,21 @@ def test_damage_to_the_compact_form_is_named_and_costs_only_the_cells_it_hits(
 
 
 @pytest.mark.parametrize("name", ["outcomes.npz", "answers.npz"])
+def test_a_damaged_header_of_the_bytes_costs_no_cell_and_is_named(tmp_path, name):
+    live = write_vlm(tmp_path / "live", methods=("mema", "last"), tasks=())
+    merge([live], tmp_path / "out")
+    file = tmp_path / "out" / name
+    whole = file.read_bytes()
+    at = whole.rindex(b"'shape': (")
+    # What numpy's parser of headers answers with an error of another kind.
+    file.write_bytes(whole[:at] + whole[at:].replace(b"), }", b"!, }", 1))
+    store = Store.open(tmp_path / "out")
+    assert sorted(store.finished()) == sorted(Store.open(live).finished())
+    (said,) = map(str, store.problems)
+    assert f"{name}: changed since it was written" in said
+
+
+@pytest.mark.parametrize("name", ["outcomes.npz", "answers.npz"])
 def test_a_damaged_byte_costs_one_cell(tmp_path, name):
     live = write_vlm(tmp_path / "live", methods=("mema", "last"), tasks=())
     merge([live], tmp_path / "out")
