@@ -19,18 +19,23 @@ from tables import (
     CONTROL,
     DELTA,
     SUITE,
+    answer,
     contrasts,
     costs,
+    drawn,
     interval,
     layers,
     leaders,
     markdown,
     part,
     planned,
+    short,
     suite,
+    undecided,
 )
 
 from fusionbench.models.encoders.catalog import describe
+from fusionbench.records.cell import CellRecord
 from fusionbench.records.pairs import Results, minus, task_weights
 from fusionbench.records.scores import ScoreTable
 from fusionbench.records.store import Store
@@ -56,17 +61,6 @@ Study = tuple[Results, ScoreTable]
 BLOCK = re.compile(r"<!-- (\w+) of (results/\w+) -->(\n?).*?<!-- end of \1 -->", re.DOTALL)
 
 
-def answer(folder: Path) -> str:
-    """The sentences of the report."""
-    return (folder / "report" / "tables" / "answer.md").read_text(encoding="utf-8").strip()
-
-
-def drawn(folder: Path) -> str:
-    """The report's sentence about layers drawn at random."""
-    (line,) = [line for line in answer(folder).splitlines() if line.startswith("- `random_layers`")]
-    return line.removeprefix("- ")
-
-
 def claims(folder: Path) -> str:
     """Each published claim with its verdict, difference and interval."""
     found = _answered(folder)
@@ -80,23 +74,6 @@ def _answered(folder: Path) -> list[ClaimAnswer]:
     """The claims of all files, as one correction group."""
     found = [one for source in CLAIMS for one in load_claims(source)]
     return answers(found, Results.open(folder), read_catalog())
-
-
-def undecided(folder: Path) -> str:
-    """How many planned contrasts on the suite are undecided, and how many have no verdict yet."""
-    rows = contrasts(folder)
-    open_ = [row for row in rows if row["verdict"] == "undecided"]
-    absent = [row for row in rows if not row["verdict"]]
-    said = f"Of {len(rows)} planned contrasts on the suite {len(open_)} are undecided"
-    if absent:
-        said += f" and {len(absent)} have no verdict yet, since a method or its control lacks runs"
-    named = [
-        f"`{row['method']}` - `{row['baseline']}` ({100 * float(row['mde']):.1f})"
-        for row in open_
-        if row["mde"]
-    ]
-    detectable = f" Smallest detectable effects, points: {', '.join(named)}." if named else ""
-    return f"{said}.{detectable}"
 
 
 def says(folder: Path) -> str:
@@ -211,6 +188,12 @@ def hours(folder: Path) -> str:
     """Processor hours of its cells, as its records store them, in a phrase of a sentence."""
     seconds = sum(record.seconds or 0.0 for record in Store.open(folder).records())
     return f"{seconds / 3600:.1f} hours"
+
+
+def source(folder: Path) -> str:
+    """Number of cells and the commits that they ran at, in a phrase of a sentence."""
+    records = list(Store.open(folder).records())
+    return f"{len(records):,} cells, run at {', '.join(_commits(records))}"
 
 
 def run(folder: Path) -> str:
@@ -430,6 +413,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     one.__name__: one
     for one in (
         answer,
+        short,
         drawn,
         planned,
         leaders,
@@ -442,6 +426,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
         carried,
         starts,
         hours,
+        source,
         run,
     )
 }
@@ -472,14 +457,18 @@ def _verdict(one: ClaimAnswer) -> str:
     return "not run" if one.measured.estimate is None else str(one.verdict)
 
 
-def _origin(records: Sequence) -> list[dict[str, str]]:
-    seen = [record.provenance for record in records if record.provenance]
-    devices = {str(one["hardware"].get("gpu") or one["hardware"]["cpu"]) for one in seen}
-    commits = {str(one["code"]["commit"])[:8] for one in seen}
+def _origin(records: Sequence[CellRecord]) -> list[dict[str, str]]:
+    seen = [record.provenance["hardware"] for record in records if record.provenance]
+    devices = {str(one.get("gpu") or one["cpu"]) for one in seen}
     return [
         {"what": "device", "value": ", ".join(sorted(devices))},
-        {"what": "commits", "value": ", ".join(sorted(commits))},
+        {"what": "commits", "value": ", ".join(_commits(records))},
     ]
+
+
+def _commits(records: Iterable[CellRecord]) -> list[str]:
+    seen = [record.provenance["code"] for record in records if record.provenance]
+    return sorted({str(one["commit"])[:8] for one in seen})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables of README.md and docs/, made from the tables of a shipped report."""
+"""Tables and sentences of README.md and docs/, made from the tables of a shipped report."""
 
 import csv
 from collections import Counter
@@ -16,6 +16,42 @@ SIZE = "shape:clip-vit-l-14-336"
 DELTA = ("delta", "low", "high")
 CONTROL = ("control_delta", "control_low", "control_high")
 SUITE = ("delta", "delta_low", "delta_high")
+_SHORT = ("On the", "How sure:", "The highest mean")
+
+
+def answer(folder: Path) -> str:
+    """The sentences of the report."""
+    return (folder / "report" / "tables" / "answer.md").read_text(encoding="utf-8").strip()
+
+
+def short(folder: Path) -> str:
+    """Of the report's sentences: what is better, how sure that is, and the highest mean."""
+    lines = answer(folder).splitlines()
+    found = [[line for line in lines if line.startswith(f"- {head} ")] for head in _SHORT]
+    return "\n".join(line for (line,) in found)
+
+
+def drawn(folder: Path) -> str:
+    """The report's sentence about layers drawn at random."""
+    (line,) = [line for line in answer(folder).splitlines() if line.startswith("- `random_layers`")]
+    return line.removeprefix("- ")
+
+
+def undecided(folder: Path) -> str:
+    """How many planned contrasts on the suite are undecided, and how many have no verdict yet."""
+    rows = contrasts(folder)
+    open_ = [row for row in rows if row["verdict"] == "undecided"]
+    absent = [row for row in rows if not row["verdict"]]
+    said = f"Of {len(rows)} planned contrasts on the suite {len(open_)} are undecided"
+    if absent:
+        said += f" and {len(absent)} have no verdict yet, since a method or its control lacks runs"
+    named = [
+        f"`{row['method']}` - `{row['baseline']}` ({100 * float(row['mde']):.1f})"
+        for row in open_
+        if row["mde"]
+    ]
+    detectable = f" Smallest detectable effects, points: {', '.join(named)}." if named else ""
+    return f"{said}.{detectable}"
 
 
 def planned(folder: Path) -> str:

@@ -29,6 +29,7 @@ COPIED = {
     "paper/report.html": "results/paper/report/report.html",
     "paper/differences.png": "results/paper/report/figures/differences.png",
     "paper/heatmap.svg": "results/paper/report/figures/heatmap.svg",
+    "paper/layers.svg": "results/paper/report/figures/layers.svg",
 }
 
 

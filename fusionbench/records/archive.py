@@ -272,8 +272,9 @@ class SoundLines:
             return {}, []
         # Before the files are read: a later change gives another state.
         state, cells = self._archive.state, self._archive.cells()
-        read = cells.removesuffix(b"\n").split(b"\n") if cells else []
-        lines = [line.decode("utf-8", "replace") for line in read]
+        whole = cells.removesuffix(b"\n").decode("utf-8", "replace")
+        lines = whole.split("\n") if cells else []
+        del whole
         # The first line of each id.
         found = {name: line for line in reversed(lines) if (name := _id(line))}
         if not reread and self._verified.knows(CELLS, state):

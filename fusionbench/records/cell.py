@@ -227,7 +227,7 @@ class CellSpec:
         return _digest({name: values[name] for name in values.keys() - _OF_TASK})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CellRecord:
     """Result of one cell; immutable once written."""
 
@@ -402,11 +402,16 @@ def hashed(value: Budget | CellSpec) -> dict[str, Any]:
     earlier records stay.
     """
     kind: Any = type(value)
-    values = dict(vars(value))
+    values = fields_of(value)
     for name, default in _later(kind):
         if values[name] == default:
             del values[name]
     return values
+
+
+def fields_of(value: "Budget | CellSpec | CellRecord") -> dict[str, Any]:
+    """Name and value of each field."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 @cache

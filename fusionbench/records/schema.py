@@ -13,7 +13,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
 from functools import cache, lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -29,6 +29,7 @@ from fusionbench.records.cell import (
     Training,
     canonical,
     checksum,
+    fields_of,
     hashed,
     json_object,
     training_from,
@@ -54,14 +55,14 @@ HASHES = {
 """Fields that name a file."""
 
 
-def check_record(record: CellRecord, only: Container[str] | None = None) -> None:
+def check_record(record: CellRecord, own: Mapping[str, Any] | None = None) -> None:
     """Raise ValueError for the first value of a record that has another type or range.
 
-    Its id is not compared with its specification here: `Facts.read` does. `only`: fields whose type
-    is looked at, where those of the others are known to be right.
+    Its id is not compared with its specification here: `Facts.read` does. `own`: the fields whose
+    type is looked at, where those of the others are known to be right.
     """
-    _check_fields(CellRecord, vars(record), only)
-    _check_fields(CellSpec, vars(record.spec), only)
+    for part in (record, record.spec):
+        _check_fields(type(part), fields_of(part) if own is None else own)
     _check_shared(record.spec.budget, record.spec.training)
     for name, form in HASHES.items():
         value = getattr(record, name)
@@ -82,12 +83,10 @@ def check_types(value: object, skip: tuple[str, ...] = ()) -> None:
     _check_fields(type(value), {name: one for name, one in vars(value).items() if name not in skip})
 
 
-def _check_fields(
-    kind: type, values: Mapping[str, Any], only: Container[str] | None = None
-) -> None:
+def _check_fields(kind: type, values: Mapping[str, Any]) -> None:
     """Raise ValueError for the first of these fields whose value has not the type of `kind`'s."""
-    for name, passes, expected in _fields(kind):
-        if (only is None or name in only) and name in values and not passes(values[name]):
+    for name, passes, expected in _some_fields(kind, tuple(values)):
+        if not passes(values[name]):
             raise ValueError(f"{name} is {_shown(values[name])}, not {expected}")
 
 
@@ -103,14 +102,15 @@ def check_outcomes(
         raise ValueError(f"{len(outcomes)} outcomes of {record.examples} examples")
     if items is not None and items != record.examples:
         raise ValueError(f"{items} items of {record.examples} examples")
-    if outcomes is None:
+    if outcomes is None or not len(outcomes):
         return
-    if not np.isfinite(outcomes).all():
+    low, high = outcomes.min(), outcomes.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("outcomes that are not finite")
-    if record.source or not len(outcomes):
+    if record.source:
         return
-    if not ((outcomes >= 0) & (outcomes <= 1)).all():
-        raise ValueError(f"outcomes from {outcomes.min():g} to {outcomes.max():g}, not 0 to 1")
+    if low < 0 or high > 1:
+        raise ValueError(f"outcomes from {low:g} to {high:g}, not 0 to 1")
     mean = float(outcomes.mean(dtype=np.float64))
     if record.score is None or abs(mean - record.score) > _NEAR:
         raise ValueError(f"its score is {record.score}, the mean of its outcomes {mean:.6g}")
@@ -149,6 +149,12 @@ def _fields(kind: type) -> tuple[tuple[str, Check, str], ...]:
         passes = _check(hint, finite=full not in _UNBOUNDED, null=full in _OPTIONAL)
         found.append((name, passes, _words(hint)))
     return tuple(found)
+
+
+@lru_cache(maxsize=1024)
+def _some_fields(kind: type, names: tuple[str, ...]) -> tuple[tuple[str, Check, str], ...]:
+    """Those of `_fields` with one of these names; a folder's records have few sets of names."""
+    return tuple(one for one in _fields(kind) if one[0] in names)
 
 
 def _check(hint: Any, *, finite: bool = True, null: bool = False) -> Check:
@@ -309,7 +315,7 @@ class Facts:
         values = check(text, cell)
         record = self.build(values)
         # The types of facts were looked at when they were found.
-        check_record(record, only=values if "facts" in values else None)
+        check_record(record, own=values if "facts" in values else None)
         if record.id != values["id"]:
             raise ValueError(f"the id {values['id']} does not match the contents ({record.id})")
         return record

@@ -197,15 +197,13 @@ class Store:
         Raises KeyError without any, ValueError for others, OSError for what cannot be read.
         """
         # In the compact form, in the cell's own file, beside that of another run.
-        own = [self._outcomes(name) for name in (cell, f"{cell}-{digest[:16]}")]
-        places = [partial(self._archive.outcomes, cell), *(partial(content, one) for one in own)]
-        return _with_hash(digest, places, "outcomes")
+        own = [partial(self._own_outcomes, name) for name in (cell, f"{cell}-{digest[:16]}")]
+        return _with_hash(digest, [partial(self._archive.outcomes, cell), *own], "outcomes")
 
     def answer_bytes(self, cell: str, digest: str) -> bytes:
         """The file of a cell's answers, with this SHA-256. Raises as `outcome_bytes` does."""
-        own = partial(content, answers_file(self.folder, cell), ANY_SIZE)
-        places = [partial(self._archive.answers, cell), own]
-        return _with_hash(digest, places, "answers")
+        own = partial(self._own_answers, cell)
+        return _with_hash(digest, [partial(self._archive.answers, cell), own], "answers")
 
     def answers(self, record: CellRecord) -> list[Said]:
         """The texts of a record's answers, in the order of its items.
@@ -457,6 +455,12 @@ class Store:
 
     def _outcomes(self, cell: str) -> Path:
         return self.folder / "outcomes" / f"{cell}.bin"
+
+    def _own_outcomes(self, cell: str) -> bytes:
+        return content(self._outcomes(cell))
+
+    def _own_answers(self, cell: str) -> bytes:
+        return content(answers_file(self.folder, cell), ANY_SIZE)
 
     def _sound(self, path: Path) -> CellRecord | None:
         """The record of a file that is sound; notes in `problems` what is wrong with another."""

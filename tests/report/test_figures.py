@@ -27,7 +27,7 @@ from fusionbench.report.figures.cost import (
     pareto,
     set_cost_axis,
 )
-from fusionbench.report.figures.curves import steps_of
+from fusionbench.report.figures.curves import draw_learning, steps_of
 from fusionbench.report.figures.layers import (
     dead_parts,
     draw_layers,
@@ -174,6 +174,29 @@ def test_the_pareto_front_holds_who_is_beaten_by_nobody():
     assert pareto(price, value).tolist() == [True, False, True, False, True, False, False]
     # Two that are alike in both are both on it.
     assert pareto(np.array([1.0, 1.0]), np.array([5.0, 5.0])).all()
+
+
+def test_the_legend_names_the_curves_that_are_drawn(data):
+    cells = {
+        key: replace(one, loss=()) if key[0] == 0 else one for key, one in data.table.cells.items()
+    }
+    drawing = draw_learning(replace(data, table=replace(data.table, cells=cells)))
+    (legend,) = drawing.figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    shown = [data.labels[row] for row in representatives(data)]
+    assert named == [*shown[1:], "all others"] and shown[0] == data.labels[0]
+    looks = {line.get_label(): line for line in legend.get_lines()}
+    for line in drawing.figure.axes[0].lines:
+        points = np.column_stack([line.get_xdata(), line.get_ydata()])
+        mine = drawing.rows[drawing.rows["task"] == data.table.tasks[0].name]
+        (name,) = [
+            name
+            for name, curve in mine.groupby("method")
+            if np.array_equal(curve[["step", "loss"]].to_numpy(), points)
+        ]
+        assert line.get_color() == looks[name].get_color()
+        assert line.get_marker() == looks[name].get_marker()
+    assert len(drawing.figure.axes[0].lines) == len(named) - 1
 
 
 def profile(method, mode="inference", batch=8, ms=1.0):

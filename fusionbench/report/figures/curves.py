@@ -83,7 +83,7 @@ def _learning(data: FigureData, rows: "pd.DataFrame") -> "Figure":
         panel.set_ylabel("training loss" if first_column else "")
         panel.grid(visible=True, axis="y", color=GRID)
         panel.margins(x=0.02)
-    legend(figure, method_handles(shown))
+    legend(figure, method_handles(shown, rows))
     return figure
 
 
@@ -133,5 +133,5 @@ def _profile(data: FigureData, rows: "pd.DataFrame") -> "Figure":
     axes.grid(visible=True, color=GRID)
     axes.set_xlabel("threshold: chance-corrected score")
     axes.set_ylabel("share of runs above it")
-    figure.legend(handles=method_handles(shown), loc="outside right upper")
+    figure.legend(handles=method_handles(shown, rows), loc="outside right upper")
     return figure

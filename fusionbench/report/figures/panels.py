@@ -15,12 +15,10 @@ from fusionbench.records.probes import ProbeMap
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.contrasts import ContrastRow
 from fusionbench.report.figures.style import (
-    COLORS,
-    DASHES,
     GRID,
     GUIDE,
     IN_ENCODER,
-    MARKERS,
+    LOOKS,
     ON_FEATURES,
 )
 from fusionbench.report.tables import names
@@ -166,34 +164,26 @@ def method_curves(
 
     Every `every`-th point has a marker.
     """
-    import seaborn as sns
-
     named = frame["method"].isin(shown)
     others = (curve[[x, y]].to_numpy() for _, curve in frame[~named].groupby("method"))
     grey_lines(panel, others, width=0.5, alpha=0.4)
-    looks = {
-        "palette": dict(zip(shown, COLORS, strict=False)),
-        "markers": dict(zip(shown, MARKERS, strict=False)),
-        "dashes": dict(zip(shown, DASHES, strict=False)),
-    }
-    sns.lineplot(
-        frame[named], x=x, y=y, hue="method", style="method", hue_order=shown, style_order=shown,
-        estimator=None, legend=False, linewidth=1.1, markersize=3.5, markeredgewidth=0, ax=panel,
-        **looks,
-    )  # fmt: skip
-    for position, line in enumerate(panel.lines):
-        line.set_markevery((2 * position % every, every))
+    curves = dict(list(frame[named].groupby("method")))
+    for position, (name, look) in enumerate(zip(shown, LOOKS, strict=False)):
+        if name in curves:
+            panel.plot(curves[name][x], curves[name][y], **look, linewidth=1.1, markersize=3.5,
+                       markeredgewidth=0, markevery=(2 * position % every, every))  # fmt: skip
 
 
-def method_handles(names: Sequence[str]) -> list["Line2D"]:
-    """Legend entries of `method_curves`."""
+def method_handles(shown: Sequence[str], frame: "pd.DataFrame") -> list["Line2D"]:
+    """Legend entries of the `method_curves` of a frame; a method without a curve has none."""
     from matplotlib.lines import Line2D
 
+    drawn = set(frame["method"])
     handles = [
-        Line2D([], [], color=color, linestyle=(0, dashes) if dashes else "-", marker=marker,
-               markersize=4, linewidth=1.1, markeredgewidth=0, label=name)
-        for name, color, dashes, marker in zip(names, COLORS, DASHES, MARKERS, strict=False)
-    ]  # fmt: skip
+        Line2D([], [], **look, markersize=4, linewidth=1.1, markeredgewidth=0, label=name)
+        for name, look in zip(shown, LOOKS, strict=False)
+        if name in drawn
+    ]
     return [*handles, Line2D([], [], color=GUIDE, linewidth=0.5, label="all others")]
 
 

@@ -216,12 +216,9 @@ def _panel(panel: "Axes", data: FigureData, runs: "pd.DataFrame", column: int) -
 
 def _points(panel: "Axes", runs: "pd.DataFrame", color: str, marker: str) -> None:
     """A point per run, or a bar from the lowest to the highest run where there is no marker."""
-    import seaborn as sns
-
     if marker:
-        sns.scatterplot(x=100 * runs["score"], y=runs["row"], color=color, marker=marker, s=9,
-                        alpha=0.45, linewidth=0, ax=panel)  # fmt: skip
-        panel.set(xlabel="", ylabel="")
+        panel.scatter(100 * runs["score"], runs["row"], color=color, marker=marker, s=9, alpha=0.45,
+                      linewidths=0)  # fmt: skip
     else:
         ends = 100 * runs.groupby("row")["score"].agg(["min", "max"])
         panel.hlines(ends.index, ends["min"], ends["max"], colors=color, linewidth=3, alpha=0.3)

@@ -87,10 +87,14 @@ RC: Mapping[Any, Any] = {
     "svg.hashsalt": "fusionbench",
 }
 
-COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, BLUE, VERMILLION, GREEN)
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", "p", "h")
-DASHES: Sequence[Any] = ("", (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5), (9, 2)) * 2
-"""Looks of ten named series, in seaborn's notation; "" is a solid line."""
+_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, BLUE, VERMILLION, GREEN)
+_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", "p", "h")
+_DASHES = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5), (9, 2)) * 2
+LOOKS: Sequence[Mapping[str, Any]] = [
+    {"color": color, "marker": marker, "linestyle": (0, dashes) if dashes else "-"}
+    for color, marker, dashes in zip(_COLORS, _MARKERS, _DASHES, strict=True)
+]
+"""Of ten named series."""
 
 
 @contextmanager
