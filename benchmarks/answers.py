@@ -22,7 +22,6 @@ from tables import (
     answer,
     contrasts,
     costs,
-    drawn,
     interval,
     layers,
     leaders,
@@ -265,7 +264,7 @@ def carried(folder: Path) -> str:
     for name in shared:
         if first := _direction(there[name]):
             second = _direction(here[name])
-            words = "the same" if second == first else "the other" if second else "not shown"
+            words = "the same" if second == first else "opposite" if second else "not decided"
             named.setdefault(words, []).append(name)
     said = "; ".join(f"{words}: {_listed(names)}" for words, names in named.items())
     table = markdown(
@@ -414,7 +413,6 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     for one in (
         answer,
         short,
-        drawn,
         planned,
         leaders,
         costs,

@@ -1,6 +1,7 @@
 """Tables and sentences of README.md and docs/, made from the tables of a shipped report."""
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,10 @@ SIZE = "shape:clip-vit-l-14-336"
 DELTA = ("delta", "low", "high")
 CONTROL = ("control_delta", "control_low", "control_high")
 SUITE = ("delta", "delta_low", "delta_high")
-_SHORT = ("On the", "How sure:", "The highest mean")
+_SHORT = (
+    *(r"On the \d+ task", "Worse than ", "Other planned comparisons: ", "How sure: "),
+    *("The highest mean ", "`[^`]+` has the highest mean of "),
+)
 
 
 def answer(folder: Path) -> str:
@@ -25,16 +29,9 @@ def answer(folder: Path) -> str:
 
 
 def short(folder: Path) -> str:
-    """Of the report's sentences: what is better, how sure that is, and the highest mean."""
-    lines = answer(folder).splitlines()
-    found = [[line for line in lines if line.startswith(f"- {head} ")] for head in _SHORT]
-    return "\n".join(line for (line,) in found)
-
-
-def drawn(folder: Path) -> str:
-    """The report's sentence about layers drawn at random."""
-    (line,) = [line for line in answer(folder).splitlines() if line.startswith("- `random_layers`")]
-    return line.removeprefix("- ")
+    """Of the report's sentences: what is better or worse, how sure, and the highest mean."""
+    starts = re.compile(f"- ({'|'.join(_SHORT)})")
+    return "\n".join(line for line in answer(folder).splitlines() if starts.match(line))
 
 
 def undecided(folder: Path) -> str:
@@ -50,7 +47,8 @@ def undecided(folder: Path) -> str:
         for row in open_
         if row["mde"]
     ]
-    detectable = f" Smallest detectable effects, points: {', '.join(named)}." if named else ""
+    effects = "Smallest detectable effects of the harder of their two comparisons, points"
+    detectable = f" {effects}: {', '.join(named)}." if named else ""
     return f"{said}.{detectable}"
 
 

@@ -116,9 +116,12 @@ class Archive:
             if cell in seen:
                 yield "", Problem(source=source, message=f"ignored: a second line of cell {cell}")
                 continue
-            seen.add(cell)
+            seen |= {cell} if cell else set()
             try:
-                yield cell, examine(line, parts, cell)
+                record = examine(line, parts, cell)
+                if not cell:
+                    raise ValueError(f"a line of cell {record.id} that another program has written")
+                yield cell, record
             except (OSError, ValueError) as error:
                 yield cell, Problem(source=source, message=f"ignored: {why(error)}")
         for what, files in (("outcomes", self._outcomes), ("answers", self._answers)):

@@ -82,7 +82,7 @@ def read_probe(file: Path) -> ProbeMap:
         check_types(found)
         if not all(0 <= score <= 1 for score in (*found.layers, *found.val)):
             raise ValueError("a score outside 0 to 1")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         hint = "remove it and run `fusionbench probe-layers` again"
         raise UserError(f"{file} is no probe map: {why(error)}", hint) from error
     if found.schema != SCHEMA:

@@ -12,11 +12,12 @@ import hashlib
 import json
 import math
 import re
+import sys
 import types
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields
 from functools import cache, lru_cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from jaxtyping import Float
@@ -63,7 +64,12 @@ def check_record(record: CellRecord, own: Mapping[str, Any] | None = None) -> No
     """
     for part in (record, record.spec):
         _check_fields(type(part), fields_of(part) if own is None else own)
-    _check_shared(record.spec.budget, record.spec.training)
+    shared = record.spec.budget, record.spec.training
+    try:
+        _check_shared(*shared)
+    except TypeError:
+        # A value that has no hash has another type than it should, which this says.
+        _check_shared.__wrapped__(*shared)
     for name, form in HASHES.items():
         value = getattr(record, name)
         if value and not form.fullmatch(value):
@@ -124,7 +130,7 @@ def _check_score(record: CellRecord) -> None:
         return
     if record.score is None:
         raise ValueError("done, but without a score")
-    for name, value in {"score": record.score, **record.scores}.items():
+    for name, value in (("score", record.score), *record.scores.items()):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name} is {value:g}, not from 0 to 1")
 
@@ -185,8 +191,8 @@ def _check(hint: Any, *, finite: bool = True, null: bool = False) -> Check:
 
 
 def _is_number(value: object) -> bool:
-    # NumPy's float64 is a float, and a boolean an integer.
-    return isinstance(value, float) or type(value) is int
+    # NumPy's float64 is a float, a boolean an integer, and some integers are too large for a float.
+    return isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def _is_finite(value: Any) -> bool:
@@ -212,7 +218,6 @@ Fact = Mapping[str, Any]
 """Fields of a record and their values, as JSON has them."""
 _Decoded = tuple[Fact, Fact]
 """The fields of a fact for the specification, and those for the record."""
-Value = TypeVar("Value", bound=Hashable)
 
 _GROUPS = (
     ("track", "encoder", "weights", "budget", "training"),
@@ -258,7 +263,10 @@ def check(text: str, cell: str = "", *, passed: bool = False) -> dict[str, Any]:
     """
     values = json_object(text)
     claimed = values.pop("checksum", None)
-    if "facts" not in values and ("spec" not in values or values.get("schema") not in SCHEMAS):
+    full = "facts" not in values
+    if (full and "spec" not in values) or (
+        (full or "schema" in values) and values.get("schema") not in SCHEMAS
+    ):
         raise ValueError("not a cell record that this version reads")
     if not passed and claimed != checksum(values):
         raise ValueError("edited: the checksum does not match the contents")
@@ -277,7 +285,7 @@ class Facts:
         self._find = find
         self._decoded: dict[str, _Decoded] = {}
         self._split: dict[str, _Decoded] = {}
-        self._equal: dict[Hashable, Any] = {}
+        self._equal: dict[tuple[str, str], Any] = {}
 
     def __iter__(self) -> Iterator[str]:
         """The hashes of the facts that were found so far."""
@@ -346,14 +354,12 @@ class Facts:
                 spec[name] = value
             elif name not in ("id", "facts", "checksum"):
                 rest[name] = tuple(value) if isinstance(value, list) else value
-        rest["taps"] = self._shared(tuple(tuple(tap) for tap in rest.get("taps", ())))
-        if sizes := rest.get("parameters"):
-            rest["parameters"] = self._equal.setdefault(tuple(sizes.items()), sizes)
+        rest["taps"] = tuple(tuple(tap) for tap in rest.get("taps", ()))
+        for name in ("taps", "parameters"):
+            if value := rest.get(name):
+                # By text: 10 and 10.0 are equal, and only one of them is a number of parameters.
+                rest[name] = self._equal.setdefault((name, repr(value)), value)
         return CellRecord(spec=CellSpec(**spec), **rest)
-
-    def _shared(self, value: Value) -> Value:
-        shared: Value = self._equal.setdefault(value, value)
-        return shared
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from fusionbench.api.errors import Problem, UserError, disk_error
 from fusionbench.records.archive import TUNING, Archive, SoundLines
 from fusionbench.records.cell import CellRecord, canonical, json_object
-from fusionbench.records.files import ANY_SIZE, content, free_name, sha256_of, why, write_atomic
+from fusionbench.records.files import ANY_SIZE, content, free_name, why, write_atomic
 from fusionbench.records.folder import (
     CONFLICTS,
     conflict_text,
@@ -202,8 +202,8 @@ class Store:
 
     def answer_bytes(self, cell: str, digest: str) -> bytes:
         """The file of a cell's answers, with this SHA-256. Raises as `outcome_bytes` does."""
-        own = partial(self._own_answers, cell)
-        return _with_hash(digest, [partial(self._archive.answers, cell), own], "answers")
+        own = [partial(self._own_answers, name) for name in (cell, f"{cell}-{digest[:16]}")]
+        return _with_hash(digest, [partial(self._archive.answers, cell), *own], "answers")
 
     def answers(self, record: CellRecord) -> list[Said]:
         """The texts of a record's answers, in the order of its items.
@@ -317,11 +317,11 @@ class Store:
             record = replace(record, items=items.hash)
             self._write_items(items)
         if outcomes is not None:
-            record = replace(record, outcomes=self._write_outcomes(record.id, encode(outcomes)))
+            digest = _write_own(self._outcomes, record.id, encode(outcomes))
+            record = replace(record, outcomes=digest)
         if answers:
-            file = answers_file(self.folder, record.id)
-            write_atomic(file, pack(answers))
-            record = replace(record, answers=sha256_of(file))
+            file = partial(answers_file, self.folder)
+            record = replace(record, answers=_write_own(file, record.id, pack(answers)))
         return record
 
     def _write_items(self, items: Items) -> None:
@@ -333,22 +333,6 @@ class Store:
                 self._move_aside(file)
             write_atomic(file, items.to_json().encode())
         self._counts[items.hash] = len(items.names)
-
-    def _write_outcomes(self, cell: str, encoded: bytes) -> str:
-        """Write a file of outcomes and return its SHA-256; no other file is overwritten.
-
-        A file of that name may belong to another run, which is about to write its record, or be
-        what a kill left: then the name holds the hash.
-        """
-        digest = hashlib.sha256(encoded).hexdigest()
-        file = self._outcomes(cell)
-        try:
-            taken = not write_atomic(file, encoded, replace=False) and content(file) != encoded
-        except ValueError:
-            taken = True
-        if taken:
-            write_atomic(self._outcomes(f"{cell}-{digest[:16]}"), encoded)
-        return digest
 
     def _items(self, name: str) -> Items:
         """The items of that hash, compared. Raises KeyError, OSError or ValueError."""
@@ -438,7 +422,8 @@ class Store:
             for stem, state in sorted(sizes(self.folder / "outcomes", ".bin").items()):
                 cell = stem.partition("-")[0]
                 others[cell] = (*others.get(cell, ()), *state)
-            for cell, state in sizes(self.folder / ANSWERS, ANSWERS_END).items():
+            for stem, state in sorted(sizes(self.folder / ANSWERS, ANSWERS_END).items()):
+                cell = stem.partition("-")[0]
                 others[cell] = (*others.get(cell, ()), *state)
         for name, state in sorted(sizes(self.folder / part, "").items()):
             cell = name.removesuffix(".json")
@@ -471,6 +456,23 @@ class Store:
                 said = f"ignored: {why(error)}"
                 self.problems.append(Problem(source=str(path), message=said))
             return None
+
+
+def _write_own(file: Callable[[str], Path], cell: str, written: bytes) -> str:
+    """Write a file of a cell and return its SHA-256; no other file is overwritten.
+
+    A file of that name may belong to another run, which is about to write its record, or be what a
+    kill left: then the name holds the hash.
+    """
+    digest = hashlib.sha256(written).hexdigest()
+    own = file(cell)
+    try:
+        taken = not write_atomic(own, written, replace=False) and content(own, ANY_SIZE) != written
+    except ValueError:
+        taken = True
+    if taken:
+        write_atomic(file(f"{cell}-{digest[:16]}"), written)
+    return digest
 
 
 def _with_hash(digest: str, places: Sequence[Callable[[], bytes]], what: str) -> bytes:

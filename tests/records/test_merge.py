@@ -449,11 +449,53 @@ def test_a_training_with_a_field_of_a_later_version_is_named_and_ignored(tmp_pat
     assert "throw_away" in str(store.problems[0]) and cell.stem in store.problems[0].source
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda training: training.update(language=[]), "language is [], not str"),
+        (lambda training: training["stages"][0].update(parts=[["a"]]), "parts is (['a'],), not"),
+    ],
+)
+def test_a_training_with_a_value_of_another_type_is_named_and_ignored(tmp_path, change, said):
+    folder = write_vlm(tmp_path / "results", methods=("mema",), tasks=())
+    (file,) = [f for f in (folder / "facts").iterdir() if b'"training"' in f.read_bytes()]
+    values = json.loads(file.read_text())
+    change(values["training"])
+    other = folder / "facts" / f"{fact_hash(values)}.json"
+    other.write_text(canonical(values))
+    (cell,) = (folder / "cells").iterdir()
+    line = json.loads(cell.read_text().replace(file.stem, other.stem))
+    del line["checksum"]
+    cell.write_text(json.dumps({**line, "checksum": checksum(line)}))
+    store = Store.open(folder)
+    assert not store.finished() and said in str(store.problems[0])
+
+
 def test_a_record_without_answers_says_so(tmp_path):
     store = Store.open(write_vlm(tmp_path / "results", methods=("mema",), tasks=()))
     (record,) = store.records()
     with pytest.raises(UserError, match="kept no answers"):
         store.answers(replace(record, answers=""))
+
+
+def test_lines_without_an_id_are_named_one_by_one(tmp_path):
+    with Store.create(tmp_path / "live") as live:
+        ids = [put(live, spec(seed=seed), 0.5).id for seed in range(4)]
+    merge([tmp_path / "live"], tmp_path / "compact")
+    (tmp_path / "compact" / "SHA256SUMS").unlink()
+    file = tmp_path / "compact" / "cells.jsonl"
+    lines = file.read_text().splitlines()
+    lines[0] = lines[0].replace('"id":', '"ID":')
+    lines[1] = '{"id'
+    # The same values, and so the same checksum, in the bytes of another program.
+    lines[2] = json.dumps(json.loads(lines[2]), separators=(",", ":"))
+    file.write_text("".join(f"{line}\n" for line in lines))
+    store = Store.open(tmp_path / "compact")
+    assert list(store.finished(reread=True)) == [sorted(ids)[3]]
+    said = [str(one) for one in store.problems]
+    wanted = ("1: ignored: edited", "2: ignored: truncated", "3: ignored: a line of cell ")
+    assert len(said) == 4 and "3 cells with outcomes have no line in it" in said[3]
+    assert all(f"cells.jsonl:{text}" in one for one, text in zip(said, wanted, strict=False))
 
 
 def test_a_damaged_line_of_the_compact_form_is_named_each_time(tmp_path):

@@ -150,11 +150,39 @@ def test_bits_that_rot_under_the_file_system_are_seen_by_whatever_shows_numbers(
         ({"unknown_field": 1}, "not a cell record"),
         ({"id": 7}, "its id is 7"),
         ({"parameters": {"fusion": float("nan")}}, "parameters is"),
+        ({"score": 10**400}, "score is 1000"),
+        ({"seconds": 10**400}, "seconds is 1000"),
+        ({"schema": 99}, "not a cell record that this version reads"),
+        ({"score": 7.5, "scores": {"score": 0.5}}, "score is 7.5, not from 0 to 1"),
     ],
 )
 def test_a_signed_record_with_other_values_does_not_count(store, changes, said):
     edited(cell_file(store), **changes)
     assert_left_out(store, said)
+
+
+@pytest.mark.fault(
+    "stored data", "a record signed anew with another seed, score or type", "left out"
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parameters": {"fusion": 10.0, "projector": 20, "reader": 30}},
+        {"taps": [["fusion", 10], ["projector", 20], ["reader", 30]]},
+        {"taps": [[7.0], [8.0]]},
+    ],
+)
+def test_a_record_that_is_left_out_gives_no_other_its_values(store, changes):
+    seeds = sorted(range(2), key=lambda seed: spec(seed=seed).id)
+    for seed in seeds:
+        edited(cell_file(store, seed), taps=[[7], [8]])
+    edited(cell_file(store, seeds[0]), **changes)
+    fresh = assert_left_out(store, next(iter(changes)), seeds=(seeds[1],))
+    (left,) = fresh.records()
+    assert left.parameters == {"fusion": 10, "projector": 20, "reader": 30}
+    assert repr(left.taps) == "((7,), (8,))" and repr(left.parameters["fusion"]) == "10"
+    merge([store.folder], store.folder.parent / "merged")
+    assert list(Store.open(store.folder.parent / "merged").finished()) == [left.id]
 
 
 @pytest.mark.fault(

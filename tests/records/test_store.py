@@ -19,8 +19,9 @@ from fusionbench import records
 from fusionbench.api.errors import UserError
 from fusionbench.records import verified
 from fusionbench.records.history import Request
-from fusionbench.records.outcomes import decode, encode
+from fusionbench.records.outcomes import Said, decode, encode, pack
 from fusionbench.records.store import Store
+from fusionbench.records.verified import answers_file
 
 
 @pytest.fixture
@@ -70,6 +71,21 @@ def test_a_file_of_outcomes_without_a_record_is_not_overwritten(store, left, fil
     assert np.array_equal(again(store).outcomes(written), outcomes(0.5, 0))
     assert there.read_bytes() == left
     assert len(list(there.parent.iterdir())) == files
+
+
+@pytest.mark.parametrize(("left", "files"), [("no", 1), ("yes", 2), ("", 2)])
+def test_a_file_of_answers_without_a_record_is_not_overwritten(store, left, files):
+    said = {text: [Said(item=name, text=text) for name in ITEMS.names] for text in ("no", "yes")}
+    there = answers_file(store.folder, spec().id)
+    there.parent.mkdir(parents=True, exist_ok=True)
+    there.write_bytes(pack(said[left]) if left else b"torn")
+    before = there.read_bytes()
+    scores = outcomes(0.5)
+    written = store.write(record(spec(), scores), scores, ITEMS, said["no"])
+    for fresh in (store, again(store)):
+        assert list(fresh.finished(reread=True)) == [written.id] and not fresh.problems
+        assert fresh.answers(written) == said["no"]
+    assert there.read_bytes() == before and len(list(there.parent.iterdir())) == files
 
 
 def test_a_skipped_cell_is_finished_and_a_failed_one_is_not(store):

@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from toy_records import put, record, spec
 from toy_suite import write_study
 
+from fusionbench.records.cell import Stage, Training
 from fusionbench.records.cost import Conditions, CostRecord, Spread
 from fusionbench.records.probes import ProbeMap
 from fusionbench.records.scores import score_tables
@@ -199,6 +200,16 @@ def test_the_legend_names_the_curves_that_are_drawn(data):
     assert len(drawing.figure.axes[0].lines) == len(named) - 1
 
 
+def test_losses_of_several_stages_lie_over_the_steps_of_all_of_them(data):
+    stage = Stage(parts=("a",), rows="r", count=9, template="plain", trained=("projector",))
+    stages = (replace(stage, steps=60), stage, replace(stage, steps=500, trained=()))
+    training = Training(language="words", language_weights="w", stages=stages)
+    condition = replace(data.table.condition, training=training)
+    drawing = draw_learning(replace(data, table=replace(data.table, condition=condition)))
+    assert drawing.rows["step"].min() == 1
+    assert drawing.rows["step"].max() == 60 + condition.budget.steps
+
+
 def profile(method, mode="inference", batch=8, ms=1.0):
     conditions = Conditions(
         method=method, method_version=1, settings={}, encoder="nano", weights="w", image_size=0,
@@ -299,6 +310,22 @@ def test_layer_scores_are_drawn_without_traces_and_no_cost_where_no_method_is_co
     drawing = draw_layers(found)
     assert drawing.rows["median"].tolist() == pytest.approx([10, 20, 30, 40])
     assert draw_cost(found) is None
+
+
+def test_runs_with_other_taps_are_not_averaged_at_the_layers_of_the_others(tmp_path):
+    with Store.create(tmp_path) as store:
+        for seed in range(3):
+            taps = ((3,), (8,)) if seed else ((2,), (5,))
+            put(
+                store,
+                spec("scalar_mix", seed=seed),
+                0.5,
+                taps=taps,
+                trace={"layer_weights": [1, 2]},
+            )
+    (found,) = figure_data(read(tmp_path))
+    drawn = traces(found)
+    assert {*drawn["layer"]} == {3.0, 8.0} and {*drawn["seed"]} == {1, 2}
 
 
 def test_a_layer_left_out_is_found_from_two_cells_of_one_method(tmp_path):

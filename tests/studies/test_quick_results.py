@@ -164,6 +164,23 @@ def test_each_finding_stands_under_the_verdict_of_its_contrast(pages, name):
         assert heads == wanted, sentence
 
 
+def test_the_short_answer_takes_the_sentences_that_a_report_has(pages, tmp_path):
+    there = tmp_path / "report" / "tables" / "answer.md"
+    there.parent.mkdir(parents=True)
+    kept = [
+        "- On the 1 task of the suite `mema` (+1.0) is better than `penultimate`.",
+        "- Worse than `penultimate`: `last` (-2.0).",
+        "- Other planned comparisons: `mema` is better than `adapter` (+1.0).",
+        "- How sure: 4 runs of each method.",
+        "- `mema` has the highest mean of 4, told apart from all.",
+    ]
+    left = ["- Of the methods that read one layer, `last` has the highest mean.", "- Added: 0."]
+    there.write_text("".join(f"{line}\n" for line in [*left, *kept]))
+    assert pages.short(tmp_path) == "\n".join(kept)
+    there.write_text(f"{left[0]}\n")
+    assert pages.short(tmp_path) == ""
+
+
 def test_a_finding_changes_with_its_verdict(pages, tmp_path):
     there = ROOT / "results" / "paper" / "report" / "tables"
     tables = shutil.copytree(there, tmp_path / "report" / "tables")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
+from fusionbench.records.scores import Condition
 from fusionbench.report.figures.panels import (
     FigureData,
     at_edge,
@@ -54,12 +55,20 @@ def steps_of(points: int, steps: int) -> Int[np.ndarray, " point"]:
     return np.linspace(0, steps - 1, points).round().astype(np.int64) + 1
 
 
+def _trained_steps(condition: Condition) -> int:
+    """Steps of a whole training: of all stages that train something, in the track `vlm`."""
+    steps = condition.budget.steps
+    if condition.training is None:
+        return steps
+    return sum(stage.steps or steps for stage in condition.training.stages if stage.trained)
+
+
 def _losses(data: FigureData) -> "pd.DataFrame":
     """Mean loss over runs by method, task and step."""
     import pandas as pd
 
     table = data.table
-    steps = table.condition.budget.steps
+    steps = _trained_steps(table.condition)
     keys, losses = ["method", "task", "step"], ["method", "task", "step", "loss"]
     runs = [
         (data.labels[row], table.tasks[task].name, steps_of(len(record.loss), steps), record.loss)

@@ -78,7 +78,7 @@ def traces(data: FigureData, only: Container[str] | None = None) -> "pd.DataFram
             found += [
                 (row, label, key, single, task, run.spec.seed, range(length), layers, values)
                 for task, run in done
-                if len(values := run.trace.get(key, ())) == length > 0
+                if len(values := run.trace.get(key, ())) == length > 0 and run.taps == taps
             ]
     columns = ["row", "method", "instrument", "single", "task", "seed", "position", "layer"]
     frame = pd.DataFrame(found, columns=[*columns, "value"]).explode(["position", "layer", "value"])

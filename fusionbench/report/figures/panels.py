@@ -155,6 +155,8 @@ def grey_lines(
     from matplotlib.collections import LineCollection
 
     panel.add_collection(LineCollection(list(lines), colors=GUIDE, linewidths=width, alpha=alpha))
+    # matplotlib before 3.11 does not ask for it.
+    panel.autoscale_view()
 
 
 def method_curves(
@@ -184,7 +186,8 @@ def method_handles(shown: Sequence[str], frame: "pd.DataFrame") -> list["Line2D"
         for name, look in zip(shown, LOOKS, strict=False)
         if name in drawn
     ]
-    return [*handles, Line2D([], [], color=GUIDE, linewidth=0.5, label="all others")]
+    others = [Line2D([], [], color=GUIDE, linewidth=0.5, label="all others")]
+    return handles + (others if drawn - set(shown) else [])
 
 
 def encoder_handles() -> list["Line2D"]:
