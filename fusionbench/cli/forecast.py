@@ -295,5 +295,6 @@ def _disk(plan: Plan, options: RunOptions) -> list[str]:
 
 
 def _workers(plan: Plan, options: RunOptions) -> int:
+    """Workers that will have a training to do."""
     together = max((cell.spec.budget.seeds_per_pass for cell in plan.pending), default=1)
-    return worker_count(options, seeds_per_pass=together)
+    return max(1, min(worker_count(options, seeds_per_pass=together), sum(1 for _ in plan.jobs())))

@@ -37,7 +37,7 @@ _MOST_HANGS = 2
 
 @dataclass(kw_only=True)
 class _Waiting:
-    """A job and how often a worker has died of it."""
+    """A job and how often a worker has died of it since a cell of it ended."""
 
     job: Job
     deaths: int = 0
@@ -192,6 +192,8 @@ class LocalLauncher:
             elif event.kind in ENDED:
                 self.ended.add(cell)
                 busy.begun.pop(cell, None)
+                # An earlier death was that of this cell.
+                busy.waiting.deaths = 0
                 busy.deadline = busy.deadline if busy.begun else None
         self.on_event(event)
 

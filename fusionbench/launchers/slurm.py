@@ -274,7 +274,13 @@ class SlurmLauncher:
             cells={cell.spec.id: cell for cells in trainings for cell in cells},
         )
         noted = noted_tasks(self.home)
-        tasks = {task: noted[task] for task in active_tasks(self.name) or () if task in noted}
+        active = active_tasks(self.name) if noted else {}
+        if active is None:
+            raise UserError(
+                "squeue gives no answer, so what is in the queue is not known",
+                "try again when it does: what is in the queue is not submitted twice",
+            )
+        tasks = {task: noted[task] for task in active if task in noted}
         queued = {cell for cells in tasks.values() for cell in cells}
         new = [cells for cells in trainings if not {cell.spec.id for cell in cells} <= queued]
         tasks |= self._submitted(new)

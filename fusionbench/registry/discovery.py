@@ -363,6 +363,14 @@ def _require_setting(value: object, what: str) -> None:
 def _require_settings(arguments: Mapping[str, Any], line: int) -> None:
     """The same of the settings that variants change and that switches try."""
     variants, switches = arguments["variants"] or {}, arguments["switches"] or {}
+    for key, given, wanted, example in (
+        ("variants", variants, dict, '{"small": {"width": 8}}'),
+        ("switches", switches, tuple | list, '{"gate": (False,)}'),
+    ):
+        if not isinstance(given, dict) or not all(
+            isinstance(one, wanted) for one in given.values()
+        ):
+            raise Unreadable(f"line {line}: {key} is {given!r}", f"for example {key}={example}")
     for kind, name, values in (
         *(("variant", name, changes.items()) for name, changes in variants.items()),
         *(("switch", name, [(name, one) for one in levels]) for name, levels in switches.items()),

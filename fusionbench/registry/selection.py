@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from fusionbench.api.errors import UserError, one_of, unknown
+from fusionbench.api.errors import UserError, unknown
 from fusionbench.api.register import Setting
 from fusionbench.records.cell import QUESTION, QUESTIONS, READER, READERS
 from fusionbench.registry.catalog import BenchmarkCard, Catalog, MethodCard, TaskCard
@@ -135,9 +135,9 @@ def _choose(
     complete = {**defaults, **family, **own, **checked(card.name, defaults, inline)}
     name = label(card.name, defaults, complete)
     for key, allowed in ((READER, READERS), (QUESTION, QUESTIONS)):
-        if complete[key]:
-            one_of(f"{card.name}.{key}", str(complete[key]), allowed)
-        else:
+        if complete[key] and complete[key] not in allowed:
+            raise unknown(key, str(complete[key]), allowed)
+        if not complete[key]:
             del complete[key]
     return Chosen(label=name, card=card, settings=complete)
 

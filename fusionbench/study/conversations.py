@@ -102,8 +102,8 @@ def conversation(
 
 def _image_names(value: object, where: str) -> list[str]:
     given: list[object] = [] if value is None else value if isinstance(value, list) else [value]
-    names = [name for name in given if isinstance(name, str) and name]
-    if len(names) != len(given):
+    names = [name for name in given if isinstance(name, str) and name and "\0" not in name]
+    if len(names) != len(given) or not all(map(_is_unicode, names)):
         raise UserError(
             f"{where}: `image` must be a name, a list of names or absent, got {_short(value)}",
             'for example "image": "coco/train2017/000000000009.jpg"',
@@ -148,7 +148,21 @@ def _text(message: object, number: int, where: str) -> str:
         raise UserError(
             f"{where}: message {number} has no text `value`, got {_short(value)}", _KEYS
         )
+    if not _is_unicode(value):
+        raise UserError(
+            f"{where}: message {number} holds half of a character, {_short(value)}",
+            "a text was cut inside an emoji or another pair of surrogates: remove the rest of it",
+        )
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written; JSON allows one half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _file(name: str, where: str, folder: Path | None) -> Picture:

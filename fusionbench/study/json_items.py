@@ -87,6 +87,8 @@ def _of_lines(file: BinaryIO, path: Path, start: int) -> Iterator[Found]:
 def _line(content: bytes, path: Path, number: int) -> Any:
     try:
         return json.loads(content)
+    except RecursionError as error:
+        raise UserError(f"{path}, line {number} is nested too deep", _ALLOWED) from error
     except ValueError as error:
         # An object over several lines is one JSON object and not a list.
         what = "is not a list" if number == 1 else "is truncated or not JSON"
@@ -173,3 +175,8 @@ def _value(text: _Text) -> tuple[Any, int]:
             too_long = len(text.text) - text.at > _LONGEST
             if too_long or not text.grow():
                 raise text.error(f"truncated or not JSON: {error.msg}") from error
+        except ValueError as error:
+            # A number of thousands of digits.
+            raise text.error(str(error)) from error
+        except RecursionError as error:
+            raise text.error("nested too deep") from error

@@ -103,7 +103,8 @@ def resolve(
     own = {task.encoder for task in tasks if isinstance(task, TaskCard) and task.encoder}
     brought = {name: find(name, image_size=0) for name in sorted(own)}
     encoders = {task.name: brought.get(_own_encoder(task), study_encoder) for task in tasks}
-    check_packed(encoders)
+    trained_on = _trained_on(study, catalog) if vlm else ()
+    check_packed(dict.fromkeys(trained_on, study_encoder) | encoders)
     return ResolvedStudy(
         study=_with_contrasts(study, methods, catalog),
         methods=methods,
@@ -111,7 +112,7 @@ def resolve(
         unavailable=unavailable,
         encoders=encoders,
         language=language,
-        mixture=tuple(catalog.tasks[name] for name in _trained_on(study, catalog)) if vlm else (),
+        mixture=tuple(catalog.tasks[name] for name in trained_on),
         same=same,
         data_root=data_root,
         catalog=catalog,
@@ -184,14 +185,15 @@ def _is_there(catalog: Catalog, name: str, data_root: str) -> bool:
 def _trained_on(study: Study, catalog: Catalog) -> tuple[str, ...]:
     """The local tasks of all mixtures of a study. Raises UserError for an unknown part."""
     given = study.training.get("stages") or [{}]
-    names = [name for stage in given for name in stage.get("mixture") or study.mixture]
-    if not names:
-        return ()
-    parts = [part for part in parse_mixture(tuple(dict.fromkeys(names))) if part.is_task]
-    for part in parts:
-        if part.name not in catalog.tasks:
-            raise unknown("task or file in the mixture:", part.name, catalog.tasks)
-    return tuple(part.name for part in parts)
+    found: dict[str, None] = {}
+    for stage in given:
+        # Stage by stage: only one mixture must not name a part twice.
+        if mixture := tuple(stage.get("mixture") or study.mixture):
+            found |= {part.name: None for part in parse_mixture(mixture) if part.is_task}
+    for name in found:
+        if name not in catalog.tasks:
+            raise unknown("task or file in the mixture:", name, catalog.tasks)
+    return tuple(found)
 
 
 def _with_contrasts(study: Study, methods: Sequence[Chosen], catalog: Catalog) -> Study:

@@ -226,8 +226,10 @@ def without_zeros(budget: Mapping[str, Any], training: Any) -> dict[str, Any]:
 
     A study that trains nothing has 0 steps once it is resolved, which no file may ask for.
     """
-    nothing = isinstance(training, Mapping) and training.get("trained") == []
-    return {k: v for k, v in budget.items() if not (nothing and k in _POSITIVE and v == 0)}
+    if not (isinstance(training, Mapping) and training.get("trained") == []):
+        return dict(budget)
+    asked = {*_POSITIVE, *_ABOVE_ZERO}
+    return {k: v for k, v in budget.items() if not (k in asked and v in (0, [0], (0,)))}
 
 
 T = TypeVar("T", Study, Budget)
@@ -254,6 +256,11 @@ STAGE_KEYS = ("name", "mixture", "template", "trained", *STAGE_NUMBERS)
 _POSITIVE = {
     "seeds", "steps", "batch", "tuning_seeds", "reader_width", "query_dim", "seeds_per_pass",
 }  # fmt: skip
+_ABOVE_ZERO = {
+    "lr": "leave it out for the budget's",
+    "lrs": "for example lrs: [0.003]",
+    "clip": "for example clip: 1000, which no gradient reaches",
+}
 _KINDS = {int: "an integer", float: "a number", str: "text", Mapping: "keys and values"}
 _FOR_EXAMPLE = {int: "3", float: "0.003", str: "text", Mapping: "{reduction: 2}"}
 _EXAMPLES = {
@@ -306,7 +313,7 @@ def load_study(path: str | Path) -> Study:
     read_contrasts(study.contrasts, study.baseline)
     check_margins(study.margins)
     study = replace(study, budget=_changed(study.budget, budget, f"{path}: budget."))
-    return checked_track(study)
+    return checked_track(study, f"{path}: ")
 
 
 def with_overrides(  # noqa: PLR0913  (one argument for each flag)
@@ -353,17 +360,22 @@ def smoke_of(study: Study) -> Study:
     )  # fmt: skip
 
 
-def checked_track(study: Study) -> Study:
-    """The study. Raises UserError for fields that its track does not have."""
+def checked_track(study: Study, what: str = "") -> Study:
+    """The study. Raises UserError for fields that do not fit its track or each other."""
+    if study.budget.resample == "distinct" and not study.budget.draw:
+        raise UserError(
+            f"{what}budget.draw is 0: with `resample: distinct` each seed draws that many examples",
+            "for example draw: 768, or resample: none for all of them",
+        )
     names = ("language", "model", "mixture", "training")
     if study.track == PROBE:
         for name in names:
             if getattr(study, name):
-                raise UserError(f"{name} belongs to the track {VLM}", f"add --track {VLM}")
+                raise UserError(f"{what}{name} belongs to the track {VLM}", f"add --track {VLM}")
     elif study.budget.seeds_per_pass > 1:
         raise UserError(
-            f"seeds_per_pass is {study.budget.seeds_per_pass}: the track {VLM} trains one model at "
-            "a time, since each fills the device",
+            f"{what}seeds_per_pass is {study.budget.seeds_per_pass}: the track {VLM} trains one model "
+            "at a time, since each fills the device",
             "leave seeds_per_pass out",
         )
     return study
@@ -417,10 +429,7 @@ def _stage(what: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def _number(what: str, value: object, kind: type) -> Any:
     """A number of a training. An integer in place of a float stays one: it is part of ids."""
     number = value if kind is float and type(value) is int else _one(what, value, kind)
-    key = what.rpartition(".")[2]
-    if key == "lr" and number == 0:
-        raise UserError(f"{what} must be above 0, got {value!r}", "leave it out for the budget's")
-    _check(what, key, number)
+    _check(what, what.rpartition(".")[2], number)
     return number
 
 
@@ -479,7 +488,11 @@ def _check(what: str, key: str, value: object) -> None:
         raise UserError(f"{what} must be at least 1, got {value}", f"for example {key}: 3")
     numbers = value if isinstance(value, tuple) else (value,)
     if any(isinstance(number, int | float) and number < 0 for number in numbers):
-        raise UserError(f"{what} must not be negative, got {value}", "0 means all, or none")
+        hint = _ABOVE_ZERO.get(key, "0 means all, or none")
+        raise UserError(f"{what} must not be negative, got {value}", hint)
+    if key in _ABOVE_ZERO and 0 in numbers:
+        # Nothing would be trained.
+        raise UserError(f"{what} must be above 0, got {value}", _ABOVE_ZERO[key])
     if key in ("methods", "tasks", "lrs") and not value:
         raise UserError(f"{what} is empty", "name at least one")
 

@@ -89,7 +89,10 @@ def describe_language(language: str, model: str, *, download: bool) -> LanguageC
         return LanguageCard(name=language, weights=_digest([WORDS, _WORDS_VERSION, *WORDS_SIZE]))
     folder = _folder(language, download=download)
     texts = [folder / name for name in _TEXT_FILES]
-    files = [*weight_files(folder), *(file for file in texts if file.is_file())]
+    try:
+        files = [*weight_files(folder), *(file for file in texts if file.is_file())]
+    except ValueError as error:
+        raise UserError(f"language model {language}: {error}", "give its folder") from error
     weights = _digest([file_hash(file) for file in files])
     label = labelled(language, _kind(folder), weights, folder) if ":" in language else ""
     return LanguageCard(name=label or language, weights=weights)
@@ -106,8 +109,15 @@ def checkpoint_folder(name: str) -> Path:
     else:
         folder = language_folder(name)
     if folder is None:
-        raise UserError(f"language model {name!r} is not here", f"`fusionbench fetch {name}`")
+        raise _not_here(name)
     return folder
+
+
+def _not_here(name: str) -> UserError:
+    how = f"`fusionbench fetch {name}{' --language' if name.startswith('hf:') else ''}`"
+    if name.startswith(LLAVA):
+        how = "the first run with it fetches it; a folder works too: llava:FOLDER"
+    return UserError(f"language model {name!r} is not here", how)
 
 
 def _checkpoint(name: str, *, download: bool) -> LanguageCard:
@@ -139,7 +149,7 @@ def _folder(name: str, *, download: bool) -> Path:
     except OSError as error:
         raise UserError(str(error), "give a folder: hf:FOLDER") from error
     if found is None:
-        raise UserError(f"language model {name!r} is not here", f"`fusionbench fetch {name}`")
+        raise _not_here(name)
     return found
 
 
@@ -231,6 +241,10 @@ def training_of(study: Study, language: LanguageCard, describe: Describe) -> Tra
     nothing = not trains(study, language)
     template, trained = given.pop("template"), given.pop("trained")
     own = [{"template": template, "trained": trained, **stage} for stage in stages]
+    if {"language", "lora"} <= {one for stage in own for one in stage["trained"]}:
+        raise UserError(
+            "training trains both language and lora", "language: all of its weights; lora: adapters"
+        )
     return Training(
         language=language.name,
         language_weights=language.weights,
@@ -318,6 +332,11 @@ def _check_parts(given: Mapping[str, Any], language: LanguageCard) -> None:
     """Raise UserError for pixels or a projector that the language model does not have."""
     found = language.checkpoint
     if found is None:
+        if given.get("pixels") == "processor":
+            raise UserError(
+                f"training.pixels is processor, and {language.name} has no image processor",
+                "squash or pad",
+            )
         return
     if given["projector"] != "plain":
         raise UserError(

@@ -183,6 +183,27 @@ def test_a_cell_whose_worker_dies_is_tried_once_more_and_the_others_go_on(sweep)
     "a worker that dies, idle or at work",
     "replaced; its cell is tried twice, then named with the last lines",
 )
+def test_each_cell_of_a_job_may_lose_a_worker_once(sweep):
+    died = []
+
+    def dies(worker, job):
+        for cell in job.cells if label(job) == "bad_threads" else ():
+            yield Event(kind="begun", cell=cell)
+            if cell.spec.id not in died:
+                died.append(cell.spec.id)
+                return
+            yield Event(kind="done", cell=cell)
+        yield from [Event(kind="idle")] if label(job) == "bad_threads" else well(worker, job)
+
+    result, failed = sweep(dies)
+    assert (result.executed, result.failed, failed, len(died)) == (8, 0, {}, 2)
+
+
+@pytest.mark.fault(
+    "plug-ins and workers",
+    "a worker that dies, idle or at work",
+    "replaced; its cell is tried twice, then named with the last lines",
+)
 def test_a_death_that_is_not_repeated_costs_no_cell(sweep):
     deaths = []
 

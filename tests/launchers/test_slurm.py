@@ -84,6 +84,18 @@ def test_a_cluster_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     assert code == 2 and "scontrol" in said and "Traceback" not in said
 
 
+@pytest.mark.fault("clusters", "a cluster that does not answer", "one line, exit code 2")
+def test_nothing_is_submitted_twice_while_the_queue_is_not_known(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(slurm, "largest_array", lambda: 100)
+    monkeypatch.setattr(slurm, "noted_tasks", lambda home: {"12_0": ("a",)})
+    monkeypatch.setattr(slurm, "active_tasks", lambda name: None)
+    refused = pytest.fail
+    monkeypatch.setattr(slurm.SlurmLauncher, "_submitted", lambda *_: refused("submitted"))
+    code, _, said = in_process.run(*STUDY, *ON_CLUSTER, "--out", tmp_path / "x")
+    assert code == 2 and "squeue gives no answer" in said and "Traceback" not in said
+
+
 def test_options_of_a_cluster_need_a_cluster(tmp_path):
     code, _, said = in_process.run(*STUDY, "--partition", "test", "--out", tmp_path / "x")
     assert code == 2 and "--launcher slurm" in said

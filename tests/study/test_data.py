@@ -28,7 +28,7 @@ from fusionbench.study.data import (
     task_hash,
 )
 from fusionbench.study.plan import make_plan, resolve
-from fusionbench.study.study import QUICK
+from fusionbench.study.study import QUICK, preset
 
 SIZE = 32
 LOAD = "fusionbench.study.data.load_data"
@@ -143,6 +143,12 @@ def test_resized_images_are_refused_to_another_encoder_or_size(folder, cropping,
     study = replace(QUICK, methods=("last",), tasks=("textile",))
     with pytest.raises(UserError, match="nano would see at 64"):
         resolve(study, read_catalog(packed=packed_tasks()))
+    # A task of the mixture is trained on, also where it is not scored.
+    model = replace(
+        preset("quick", "vlm"), methods=("last",), tasks=("scenes_text",), mixture=("textile",)
+    )
+    with pytest.raises(UserError, match="nano would see at 64"):
+        resolve(model, read_catalog(packed=packed_tasks()))
 
 
 @pytest.mark.fault(

@@ -74,6 +74,11 @@ VLM = "track: vlm\ntraining: "
         ("settings: {stepper: {rate: .NaN}}", "line 1: .NaN is not a finite number"),
         ("budget: {lrs: [1e400]}", "budget.lrs[0] must be a finite number, got inf"),
         ("budget: {weight_decay: nan}", "budget.weight_decay must be a finite number, got nan"),
+        ("budget: {clip: 0}", "budget.clip must be above 0, got 0"),
+        ("budget: {lrs: [0.001, 0]}", "budget.lrs must be above 0, got (0.001, 0"),
+        ("budget: {draw: 0}", "budget.draw is 0: with `resample: distinct` each seed draws that"),
+        ("preset: paper\nbudget: {resample: distinct}", "budget.draw is 0: with `resample: dis"),
+        ("mixture: [digits]", "mixture belongs to the track vlm"),
         ("budget: {precision: fp16}", "budget.precision must be fp32 or bf16, got 'fp16'"),
         ("budget: {train_items: -1}", "budget.train_items must not be negative"),
         ("budget: 3", "budget must hold keys"),
@@ -114,6 +119,33 @@ def test_a_mistake_in_a_file_is_one_line_that_names_the_file(tmp_path, text, sai
     assert said in caught.value.message
     assert "\n" not in caught.value.message
     assert "mine.yaml" in caught.value.message or "preset" in said
+
+
+def test_stages_may_name_one_part_with_other_settings(tmp_path):
+    stages = "[{mixture: [digits]}, {mixture: ['digits[share=2]', textile]}]"
+    study = read(tmp_path, f"{VLM}{{stages: {stages}}}\nmethods: [penultimate]")
+    found = resolve(study, read_catalog(), absent=True)
+    assert [card.name for card in found.mixture] == ["digits", "textile"]
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ("{pixels: processor}", "training.pixels is processor, and words has no image processor"),
+        ("{stages: [{trained: [lora]}, {trained: [language]}]}", "both language and lora"),
+    ],
+)
+def test_what_a_language_model_cannot_have_is_said(tmp_path, training, said):
+    study = read(tmp_path, VLM + training)
+    language = describe_language("words", "", download=False)
+    with pytest.raises(UserError, match=said):
+        training_of(study, language, lambda names: MixtureCard(parts=()))
+
+
+def test_a_language_model_in_another_format_is_named(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    with pytest.raises(UserError, match="language model hf:.* no model.safetensors"):
+        describe_language(f"hf:{tmp_path}", "", download=False)
 
 
 def test_numbers_of_a_stage_are_read_like_those_of_the_budget(tmp_path):

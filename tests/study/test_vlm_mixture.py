@@ -337,6 +337,12 @@ WRONG = {
     "the questions have 1 <image> marks, `image` names 2 images": item(["a.png"] * 2, MARK, "A"),
     "`image` must be a name, a list of names or absent, got 3": item(3, "Q", "A"),
     "there is no image": item("gone.png", MARK, "A"),
+    "`image` must be a name, a list of names or absent, got 'a\\x00.png'": item(
+        "a\0.png", MARK, "A"
+    ),
+    "absent, got '\\ud83d.png'": item("\ud83d.png", MARK, "A"),
+    "message 1 holds half of a character, 'Q \\ud83d'": item(None, "Q \ud83d", "A"),
+    "message 2 holds half of a character": item(None, "Q", "\udc00"),
 }
 
 
@@ -346,6 +352,21 @@ def test_a_wrong_item_is_refused_with_file_line_and_number(tmp_path, words):
     good = item("a.png", MARK, "Yes.")
     text = refused(tmp_path, [good, good, WRONG[words]], "mix.jsonl")
     assert words in text and "mix.jsonl, line 3, item 3" in text
+
+
+@pytest.mark.parametrize("name", ["mix.json", "mix.jsonl"])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("[" * 100_000, "nested too deep"), ("9" * 5000, "4300 digits")],
+    ids=["deep", "long"],
+)
+def test_json_that_python_cannot_hold_is_one_line_too(tmp_path, name, value, said):
+    text = f'{{"id": {value}'
+    file = tmp_path / name
+    file.write_text(f"[\n{text}" if name == "mix.json" else f"{text}\n")
+    with pytest.raises(UserError, match=said) as caught:
+        _ = ConversationFile(file).index
+    assert f"{name}, line" in caught.value.message or "item 1" in caught.value.message
 
 
 def test_an_unreadable_image_is_refused_where_it_is_opened(tmp_path):

@@ -114,4 +114,12 @@ BROKEN = {
         "@method('a', version=1, switches={'k': (None,)})\n"
         "class A(Fusion):\n    def __init__(self, shape, *, k=(1,)): ...\n"
     ),
+    **{
+        f"line 2: {what.partition('=')[0]} is {what.partition('=')[2]}": (
+            "from fusionbench.api import Fusion, method\n"
+            f"@method('a', version=1, {what})\n"
+            "class A(Fusion):\n    def __init__(self, shape, *, k=1): ...\n"
+        )
+        for what in ("variants=['fast']", "variants={'fast': 3}", "switches={'k': 1}")
+    },
 }  # fmt: skip

@@ -100,6 +100,7 @@ class ViT(Encoder):
         self.shape = StackShape(
             layers=config.layers, dim=dim, grid=(side, side), prefix=1 + config.registers
         )
+        self.mean, self.std = config.mean, config.std
         self.patch = nn.Conv2d(3, dim, config.patch, stride=config.patch)
         self.cls = nn.Parameter(torch.zeros(1, 1, dim))
         self.registers = (
@@ -117,8 +118,8 @@ class ViT(Encoder):
         pixels = prepare(
             images,
             size=self.size,
-            mean=self.config.mean,
-            std=self.config.std,
+            mean=self.mean,
+            std=self.std,
             dtype=self.patch.weight.dtype,
         )
         patches = rearrange(self.patch(pixels), "b d h w -> b (h w) d") + self.position
