@@ -60,7 +60,7 @@ def model_seconds(
     for job in models:
         each = asked.get(_kind(job)) or _questions(job) * _operations(job) / 4 / _rate(options)
         total += each * len(job.cells)
-    workers = worker_count(options)
+    workers = worker_count(options, trainings=[job.cells[0] for job in models])
     return total / max(1, min(workers, len(models))), measured
 
 

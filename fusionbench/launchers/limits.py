@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fusionbench.launchers.jobs import EncodeJob, Job, TapsJob, company_of
+from fusionbench.models.readers.load import WORDS
 from fusionbench.records.cell import RunOptions
 from fusionbench.study.plan import Cell, ModelJob
 
@@ -51,16 +52,22 @@ def worker_devices(options: RunOptions) -> tuple[str, ...]:
     return tuple(f"{_CUDA}:{index}" for index in range(count)) if count > 1 else (options.device,)
 
 
-def worker_count(options: RunOptions, *, seeds_per_pass: int = 1) -> int:
+def worker_count(
+    options: RunOptions, *, seeds_per_pass: int = 1, trainings: Iterable[Cell] = ()
+) -> int:
     """The number asked for; else one per core, at most 8, and at most 12 or 4 that share a GPU.
 
     Small cells are bound by the processor that launches their kernels, so many of them share a GPU
     well; a pass of seeds fills it, and much of its memory, with a few. With several GPUs each has
-    a worker at least.
+    a worker at least. A language model with weights of its own, and a training on several
+    processes, has its device for itself; `trainings`: a cell of each training of the track `vlm`.
     """
     if options.workers:
         return options.workers
     devices, cores = worker_devices(options), len(os.sched_getaffinity(0))
+    models = {cell.spec.training.language for cell in trainings if cell.spec.training is not None}
+    if models and (options.processes > 1 or (uses_gpu(options) and models != {WORDS})):
+        return len(devices)
     most = _CPU_WORKERS
     if uses_gpu(options):
         most = _GPU_WORKERS if seeds_per_pass == 1 else _GPU_WORKERS_OF_PASSES

@@ -99,7 +99,8 @@ class LocalLauncher:
         trainings = [job for job in jobs if not isinstance(job, EncodeJob | TapsJob)]
         size = max((job.cells[0].spec.budget.seeds_per_pass for job in trainings), default=1)
         most = max(len(jobs) - len(trainings), len(trainings))
-        return min(worker_count(self.options, seeds_per_pass=size), most)
+        cells = [job.cells[0] for job in trainings]
+        return min(worker_count(self.options, seeds_per_pass=size, trainings=cells), most)
 
     def _hand_out(self) -> None:
         while len(self.busy) < self.most and (found := self._next()) is not None:

@@ -317,7 +317,7 @@ class RunOptions:
     out: str = "results/local"
     device: str = "auto"
     workers: int = 0
-    """Worker processes; 0: one per core (at most 8), at most 4 on a GPU."""
+    """Worker processes; 0: as many as cores and devices allow (`launchers.limits`)."""
     plugins: tuple[str, ...] = ()
     cache_gib: float = 20.0
     eval_batch: int = 256

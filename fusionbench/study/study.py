@@ -374,8 +374,8 @@ def checked_track(study: Study, what: str = "") -> Study:
                 raise UserError(f"{what}{name} belongs to the track {VLM}", f"add --track {VLM}")
     elif study.budget.seeds_per_pass > 1:
         raise UserError(
-            f"{what}seeds_per_pass is {study.budget.seeds_per_pass}: the track {VLM} trains one model "
-            "at a time, since each fills the device",
+            f"{what}seeds_per_pass is {study.budget.seeds_per_pass}: the track {VLM} trains one "
+            "model at a time",
             "leave seeds_per_pass out",
         )
     return study

@@ -5,9 +5,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import bad_plugins
 import pytest
+from toy_records import spec
 
 from fusionbench.launchers import limits, local
 from fusionbench.launchers.jobs import EncodeJob, Event, TapsJob, company_of, jobs_of
@@ -16,7 +18,7 @@ from fusionbench.launchers.local import LocalLauncher
 from fusionbench.launchers.progress import Silent
 from fusionbench.launchers.sweep import run_plan
 from fusionbench.launchers.workers import HEAP, environment, events_of
-from fusionbench.records.cell import RunOptions
+from fusionbench.records.cell import RunOptions, Training
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.plan import make_plan, resolve
@@ -351,6 +353,29 @@ def test_small_cells_share_a_gpu_and_passes_fill_it(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     options = RunOptions(device=device, workers=workers)
     assert worker_count(options, seeds_per_pass=seeds_per_pass) == expected
+
+
+@pytest.mark.parametrize(
+    ("language", "device", "options", "expected"),
+    [
+        ("hf:llama", "cuda", {}, 2),
+        ("hf:llama", "cuda:1", {}, 1),
+        ("hf:llama", "cuda", {"processes": 2}, 1),
+        ("words", "cuda", {}, 16),
+        ("words", "cuda", {"processes": 2}, 1),
+        ("hf:llama", "cpu", {}, 8),
+        ("hf:llama", "cuda", {"workers": 3}, 3),
+    ],
+)
+def test_a_language_model_with_weights_has_a_gpu_for_itself(
+    language, device, options, expected, monkeypatch
+):
+    monkeypatch.setattr(limits, "gpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    training = Training(language=language, language_weights="w", stages=())
+    cell = SimpleNamespace(spec=spec(track="vlm", training=training))
+    given = RunOptions(device=device, **options)
+    assert worker_count(given, trainings=[cell]) == expected
 
 
 def test_no_more_than_one_for_each_core(monkeypatch):
