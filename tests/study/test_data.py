@@ -125,6 +125,8 @@ def test_an_encoder_sees_the_same_pixels_from_a_pack(fit, cropping, tmp_path, mo
     tall = replace(small, images=pixels)
     with monkeypatch.context() as patched:
         patched.setattr(LOAD, lambda card: tall)
+        # The hash of these images is no hash of the task.
+        patched.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))
         pack([read_catalog().tasks["digits"]], name, size=SIZE, out=tmp_path)
     monkeypatch.setenv("FUSIONBENCH_DATA", str(tmp_path))
     packed = packed_data("digits").images[:64]
