@@ -36,7 +36,6 @@ from fusionbench.study.study import (
     Study,
     load_study,
     preset,
-    smoke_of,
     with_overrides,
 )
 
@@ -190,6 +189,8 @@ def assemble(
         load_study(file) if file is not None else preset(preset_name or QUICK.name, track or PROBE)
     )
     if file is not None and preset_name:
+        from fusionbench.study.training import smoke_of
+
         start = smoke_of(start)
     if file is not None and track and track != start.track:
         raise UserError(

@@ -93,15 +93,14 @@ def resolve(
     language = describe_language(study.language, study.model, download=download) if vlm else None
     if language is not None:
         study = _of_checkpoint(evaluated(study, language), language)
-    study_encoder = (language and language.tower) or find(
-        study.encoder, image_size=study.budget.image_size
-    )
+    size = study.budget.image_size
+    study_encoder = (language and language.tower) or find(study.encoder, image_size=size)
     added = (BLIND,) if vlm else references(study, study_encoder.layers)
     methods = select_methods(catalog, (*study.methods, *added), study.settings)
     methods, same = without_readers(methods) if vlm else (methods, {})
     tasks, unavailable = _tasks(study, catalog, data_root)
-    own = {task.encoder for task in tasks if isinstance(task, TaskCard) and task.encoder}
-    brought = {name: find(name, image_size=0) for name in sorted(own)}
+    own = sorted({name for task in tasks if (name := _own_encoder(task))})
+    brought = {name: find(name, image_size=0) for name in own}
     encoders = {task.name: brought.get(_own_encoder(task), study_encoder) for task in tasks}
     trained_on = _trained_on(study, catalog) if vlm else ()
     check_packed(dict.fromkeys(trained_on, study_encoder) | encoders)

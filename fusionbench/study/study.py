@@ -226,10 +226,9 @@ def without_zeros(budget: Mapping[str, Any], training: Any) -> dict[str, Any]:
 
     A study that trains nothing has 0 steps once it is resolved, which no file may ask for.
     """
-    if not (isinstance(training, Mapping) and training.get("trained") == []):
-        return dict(budget)
-    asked = {*_POSITIVE, *_ABOVE_ZERO}
-    return {k: v for k, v in budget.items() if not (k in asked and v in (0, [0], (0,)))}
+    nothing = isinstance(training, Mapping) and training.get("trained") == []
+    dropped = {*_POSITIVE, *_ABOVE_ZERO} if nothing else ()
+    return {k: v for k, v in budget.items() if k not in dropped or v not in (0, [0])}
 
 
 T = TypeVar("T", Study, Budget)
@@ -345,19 +344,6 @@ def with_overrides(  # noqa: PLR0913  (one argument for each flag)
     changes |= {"model": model} if model else {}
     changes |= {"mixture": list(mixture)} if mixture else {}
     return checked_track(_changed(study, changes, ""))
-
-
-def smoke_of(study: Study) -> Study:
-    """The study with the budget and the seeds of `smoke`, every stage with its steps and batch."""
-    small = PRESETS[study.track]["smoke"]
-    cut = {"steps": small.budget.steps, "batch": small.budget.batch}
-    training = dict(study.training)
-    if stages := training.get("stages"):
-        training["stages"] = [{**stage, **cut} for stage in stages]
-    return replace(
-        study, budget=small.budget, seeds=small.seeds, references=small.references,
-        training=training, note=small.note,
-    )  # fmt: skip
 
 
 def checked_track(study: Study, what: str = "") -> Study:

@@ -38,6 +38,7 @@ from fusionbench.records.files import file_hash
 from fusionbench.registry.selection import Chosen, label
 from fusionbench.study.mixture import MixtureCard, PartCard
 from fusionbench.study.study import (
+    PRESETS,
     STAGE_KEYS,
     STAGE_NUMBERS,
     TRAINING_KEYS,
@@ -199,6 +200,19 @@ def trains(study: Study, language: LanguageCard) -> bool:
 
 def _given(study: Study, language: LanguageCard) -> dict[str, Any]:
     return {**defaults_of(language), **checked_training("training", study.training)}
+
+
+def smoke_of(study: Study) -> Study:
+    """The study with the budget and the seeds of `smoke`, every stage with its steps and batch."""
+    small = PRESETS[study.track]["smoke"]
+    cut = {"steps": small.budget.steps, "batch": small.budget.batch}
+    training = dict(study.training)
+    if stages := training.get("stages"):
+        training["stages"] = [{**stage, **cut} for stage in stages]
+    return replace(
+        study, budget=small.budget, seeds=small.seeds, references=small.references,
+        training=training, note=small.note,
+    )  # fmt: skip
 
 
 def evaluated(study: Study, language: LanguageCard) -> Study:
