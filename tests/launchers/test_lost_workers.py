@@ -24,6 +24,12 @@ from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.plan import make_plan, resolve
 from fusionbench.study.study import SMOKE
 
+DIES = pytest.mark.fault(
+    "plug-ins and workers",
+    "a worker that dies, idle or at work",
+    "replaced; its cell is tried twice, then named with the last lines",
+)
+
 
 class Script:
     """A worker that does what its behaviour says of each job, without a process."""
@@ -146,11 +152,7 @@ def test_no_worker_runs_code_of_two_plugins(sweep):
         assert len({company_of(job) for job in worker.had}) <= 1
 
 
-@pytest.mark.fault(
-    "plug-ins and workers",
-    "a worker that dies, idle or at work",
-    "replaced; its cell is tried twice, then named with the last lines",
-)
+@DIES
 def test_a_worker_that_died_idle_is_replaced_and_its_job_runs(sweep):
     def once(worker, job):
         yield from well(worker, job)
@@ -161,11 +163,7 @@ def test_a_worker_that_died_idle_is_replaced_and_its_job_runs(sweep):
     assert (result.executed, failed) == (8, {})
 
 
-@pytest.mark.fault(
-    "plug-ins and workers",
-    "a worker that dies, idle or at work",
-    "replaced; its cell is tried twice, then named with the last lines",
-)
+@DIES
 def test_a_cell_whose_worker_dies_is_tried_once_more_and_the_others_go_on(sweep):
     def dies(worker, job):
         if label(job) != "bad_threads":
@@ -180,11 +178,7 @@ def test_a_cell_whose_worker_dies_is_tried_once_more_and_the_others_go_on(sweep)
     assert all("exit code 9" in why and "2 times" in why for _, why in failed["bad_threads"])
 
 
-@pytest.mark.fault(
-    "plug-ins and workers",
-    "a worker that dies, idle or at work",
-    "replaced; its cell is tried twice, then named with the last lines",
-)
+@DIES
 def test_each_cell_of_a_job_may_lose_a_worker_once(sweep):
     died = []
 
@@ -201,11 +195,7 @@ def test_each_cell_of_a_job_may_lose_a_worker_once(sweep):
     assert (result.executed, result.failed, failed, len(died)) == (8, 0, {}, 2)
 
 
-@pytest.mark.fault(
-    "plug-ins and workers",
-    "a worker that dies, idle or at work",
-    "replaced; its cell is tried twice, then named with the last lines",
-)
+@DIES
 def test_a_death_that_is_not_repeated_costs_no_cell(sweep):
     deaths = []
 
