@@ -17,9 +17,9 @@ from typing import Any
 from fusionbench.api.errors import UserError, unknown
 from fusionbench.models.encoders.card import EncoderCard, read_json
 from fusionbench.models.encoders.snapshots import labelled, weight_files
-from fusionbench.models.readers.fetch import fetch_language, language_folder
+from fusionbench.models.readers.fetch import MODEL_SHA256, fetch_language, language_folder
 from fusionbench.models.readers.llava.description import Description, describe
-from fusionbench.models.readers.load import WORDS, check_language
+from fusionbench.models.readers.load import SMOLLM2, WORDS, check_language
 from fusionbench.records.cell import (
     MEANS,
     PIXELS,
@@ -50,7 +50,16 @@ LLAVA = "llava:"
 WORDS_SIZE = (4, 96, 4)
 """Layers, width and heads of `words`."""
 _WORDS_VERSION = 1
-_TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TEXT_FILES = (
+    "config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
+    "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+_SHOWN_FILES = (
+    "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
+    "processor_config.json",
+)  # fmt: skip
+"""Files of a LLaVA checkpoint that say how it is asked and how it reads images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +98,9 @@ def describe_language(language: str, model: str, *, download: bool) -> LanguageC
     if language == WORDS:
         return LanguageCard(name=language, weights=_digest([WORDS, _WORDS_VERSION, *WORDS_SIZE]))
     folder = _folder(language, download=download)
+    if language == SMOLLM2:
+        # What conversion writes beside the weights depends on the version of transformers.
+        return LanguageCard(name=language, weights=_digest([SMOLLM2, MODEL_SHA256]))
     texts = [folder / name for name in _TEXT_FILES]
     try:
         files = [*weight_files(folder), *(file for file in texts if file.is_file())]
@@ -136,7 +148,7 @@ def _checkpoint(name: str, *, download: bool) -> LanguageCard:
     tokenizer = CheckpointTokenizer.of_folder(found.folder, name=name)
     return LanguageCard(
         name=found.encoder.label or name,
-        weights=_digest([found.weights, found.tokenizer]),
+        weights=_digest([found.weights, found.tokenizer, _hashes(found.folder, _SHOWN_FILES)]),
         checkpoint=found,
         template=template_for(tokenizer, None).name,
     )
@@ -152,6 +164,11 @@ def _folder(name: str, *, download: bool) -> Path:
     if found is None:
         raise _not_here(name)
     return found
+
+
+def _hashes(folder: Path, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and hash of those of these files that a folder has."""
+    return [(name, file_hash(folder / name)) for name in names if (folder / name).is_file()]
 
 
 def _kind(folder: Path) -> str:

@@ -291,14 +291,31 @@ class RowBatch:
         return bool(self.owners)
 
 
+class Strangers(Sequence[TrainingRow]):
+    """Of each row another one of all rows, whose query its fusion sees (`question=shuffled`)."""
+
+    def __init__(self, rows: Rows, seed: int) -> None:
+        """`seed`: draws one permutation of all rows, so the size of a batch changes nothing."""
+        self._rows = rows
+        self._others = stream("vlm", "strangers", seed).permutation(len(rows))
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._others)
+
+    def __getitem__(self, index: int) -> TrainingRow:  # type: ignore[override]
+        """The other row of row `index`."""
+        return self._rows[int(self._others[index])]
+
+
 class Batches:
     """Makes batches of rows by their numbers; the encoded texts of the last `KNOWN` are kept."""
 
     def __init__(
-        self, rows: Rows, encode: Encode, states: ImageStates, *, shuffled: int | None = None,
+        self, rows: Rows, encode: Encode, states: ImageStates, *, asked: Rows | None = None,
         files: bool = False,
     ) -> None:  # fmt: skip
-        """`shuffled`: a seed; each row's query is that of another row (`question=shuffled`).
+        """`asked`: for each row the one whose query the fusion sees; None: the row itself.
 
         `files`: whether some rows have images in files, which are worth reading ahead.
         """
@@ -307,9 +324,7 @@ class Batches:
         self._states = states
         self._known: dict[object, EncodedRow] = {}
         self._files = files
-        self._asked = None
-        if shuffled is not None:
-            self._asked = stream("vlm", "strangers", shuffled).permutation(len(rows))
+        self._asked = asked
 
     def encoded(self, row: TrainingRow) -> EncodedRow:
         """The text of a row as ids."""
@@ -334,23 +349,18 @@ class Batches:
         """These rows as a batch."""
         rows = [self.rows[index] for index in indices]
         encoded = tuple(map(self.encoded, rows))
+        seen: Iterable[EncodedRow] = encoded
+        if self._asked is not None:
+            seen = [self.encoded(self._asked[index]) for index in indices]
         shown = self._states.shown([row.images for row in rows])
         return RowBatch(
             rows=encoded,
             owners=tuple(at for at, row in enumerate(rows) for _ in row.images),
             states=shown.states,
             pictures=shown.pictures,
-            queries=self._queries(indices, encoded),
+            queries=tuple(row.query_ids for row in seen),
             answers=tuple(answer_ids(row) for row in encoded),
         )
-
-    def _queries(
-        self, indices: Sequence[int], own: Sequence[EncodedRow]
-    ) -> tuple[Sequence[int], ...]:
-        if self._asked is None:
-            return tuple(row.query_ids for row in own)
-        others = np.asarray(self._asked)[list(indices)]
-        return tuple(self.encoded(self.rows[int(other)]).query_ids for other in others)
 
 
 def answer_ids(row: EncodedRow) -> tuple[int, ...]:

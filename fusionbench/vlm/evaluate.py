@@ -14,10 +14,9 @@ from fusionbench.api.sources import Source
 from fusionbench.api.tasks import Scoring, SplitName, judged, require_outcomes
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import Trace, mean_trace, require_trace
-from fusionbench.models.readers.labels import EncodedRow
 from fusionbench.models.readers.text import IMAGE, Turn
 from fusionbench.records.outcomes import Items, Said, items_of
-from fusionbench.vlm.batch import Batches, Encode, ImageStates, RowBatch
+from fusionbench.vlm.batch import Batches, Encode, ImageStates, RowBatch, Rows, Strangers
 from fusionbench.vlm.model import VisionLanguageModel
 from fusionbench.vlm.rows import Cached, TrainingRow
 
@@ -56,9 +55,17 @@ class Asking:
     shuffled: int | None = None
     """A seed: each query is that of another row (`question=shuffled`)."""
 
-    def batches(self, rows: Sequence[TrainingRow]) -> Iterator[RowBatch]:
-        """The rows in order, in batches."""
-        made = Batches(rows, self.ask, self.states, shuffled=self.shuffled)
+    def batches(
+        self, rows: Sequence[TrainingRow], asked: Sequence[TrainingRow] | None = None
+    ) -> Iterator[RowBatch]:
+        """The rows in order, in batches; the fusion sees the queries of `asked`.
+
+        None: those of `rows`, shuffled where the setting says so.
+        """
+        seen: Rows | None = asked
+        if asked is None and self.shuffled is not None:
+            seen = Strangers(rows, self.shuffled)
+        made = Batches(rows, self.ask, self.states, asked=seen)
         for first in range(0, len(rows), self.size):
             yield made.fetch(range(first, min(first + self.size, len(rows))))
 
@@ -89,10 +96,11 @@ def evaluate_benchmark(asking: Asking, benchmark: Benchmark, source: Source) -> 
     """A benchmark; its images are opened batch by batch. Raises UserError for broken data."""
     answers: list[Answer] = []
     said = _Said()
-    items = stream(benchmark, source)
+    items, questions = stream(benchmark, source), _questions(asking, benchmark, source)
     while part := list(islice(items, asking.size)):
-        said.ask(_with_questions(asking, part), _of_items(part), benchmark.max_new_tokens)
-        ranked = _ranked(asking, part) if benchmark.ranks_options else [None] * len(part)
+        asked = list(islice(questions, len(part)))
+        said.ask(asking, _of_items(part), benchmark.max_new_tokens, asked)
+        ranked = _ranked(asking, part, asked) if benchmark.ranks_options else [None] * len(part)
         texts = said.texts[-len(part) :]
         answers += [_answered(*one) for one in zip(part, texts, ranked, strict=True)]
     scored = score(benchmark, answers)
@@ -127,10 +135,13 @@ class _Said:
     tokens: int = 0
     unknown: int = 0
 
-    def ask(self, asking: Asking, rows: Sequence[TrainingRow], limit: int) -> None:
-        """Add the answers to these rows, at most `limit` tokens each."""
+    def ask(
+        self, asking: Asking, rows: Sequence[TrainingRow], limit: int,
+        asked: Sequence[TrainingRow] | None = None,
+    ) -> None:  # fmt: skip
+        """Add the answers to these rows, at most `limit` tokens each; `asked` as in `batches`."""
         asking.model.eval()
-        for batch in asking.batches(rows):
+        for batch in asking.batches(rows, asked):
             with asking.autocast():
                 found, fused = asking.model.answer(batch, limit=limit)
             if not bool(torch.isfinite(fused.tokens).all()):
@@ -141,15 +152,18 @@ class _Said:
             self.unknown += sum(row.unknown for row in batch.rows)
 
 
-def _with_questions(asking: Asking, items: Sequence[Item]) -> Asking:
-    """Asks with the prompt of each item, while the fusion sees its question alone."""
-    questions = {_turn(item): item.question for item in items}
+def _questions(asking: Asking, benchmark: Benchmark, source: Source) -> Iterator[TrainingRow]:
+    """What the fusion sees with each item: its question without the prompt around it.
 
-    def ask(row: TrainingRow) -> EncodedRow:
-        question = TrainingRow(name=row.name, images=(), turns=(Turn(questions[row.turns[-1]]),))
-        return replace(asking.ask(row), query_ids=asking.ask(question).query_ids)
-
-    return replace(asking, ask=ask)
+    With `question=shuffled` that of another one of all items, whatever the size of a batch.
+    """
+    own = (
+        TrainingRow(name=item.name, images=(), turns=(Turn(item.question),))
+        for item in stream(benchmark, source)
+    )
+    if asking.shuffled is None:
+        return own
+    return iter(Strangers(list(own), asking.shuffled))
 
 
 def _rows(name: str, bundle: Bundle, split: SplitName) -> list[TrainingRow]:
@@ -180,10 +194,12 @@ def _of_items(items: Sequence[Item]) -> list[TrainingRow]:
     return [TrainingRow(name=one.name, images=one.images, turns=(_turn(one),)) for one in items]
 
 
-def _ranked(asking: Asking, items: Sequence[Item]) -> list[int | None]:
+def _ranked(
+    asking: Asking, items: Sequence[Item], asked: Sequence[TrainingRow]
+) -> list[int | None]:
     """Of each item with options, the option with the smallest loss as the answer."""
     found: list[int | None] = []
-    for item in items:
+    for item, question in zip(items, asked, strict=True):
         marks = f"{IMAGE}\n" * len(item.images)
         rows = [
             TrainingRow(
@@ -194,7 +210,9 @@ def _ranked(asking: Asking, items: Sequence[Item]) -> list[int | None]:
         if not rows:
             found.append(None)
             continue
-        made = Batches(rows, asking.told, asking.states)
+        # `told` encodes no row without an answer; the query does not hold it.
+        seen = replace(question, turns=(replace(question.turns[0], answer=item.options[0]),))
+        made = Batches(rows, asking.told, asking.states, asked=[seen] * len(rows))
         with asking.autocast():
             losses = asking.model.losses(made.fetch(range(len(rows))))
         if not bool(torch.isfinite(losses).all()):

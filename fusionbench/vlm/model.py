@@ -24,7 +24,7 @@ from fusionbench.models.readers.labels import EncodedRow, encode
 from fusionbench.models.readers.language import LanguageModel, config_shape
 from fusionbench.models.readers.llava.checkpoint import Checkpoint
 from fusionbench.models.readers.load import WORDS, load_language
-from fusionbench.models.readers.splice import IGNORED, LanguageProjector, Spliced, splice
+from fusionbench.models.readers.splice import LanguageProjector, Spliced, splice
 from fusionbench.models.readers.template import build_template
 from fusionbench.records.cell import QUESTION, CellSpec, Setting, Stage, Training
 from fusionbench.study.training import WORDS_SIZE, checkpoint_folder
@@ -57,21 +57,22 @@ class VisionLanguageModel(nn.Module):
         self._encoder = (encoder,)
         self._checkpoint = checkpoint
 
-    def forward(self, batch: RowBatch, weights: Float[Tensor, " row"]) -> Float[Tensor, ""]:
-        """The loss: the sum over rows of weight times nll, and the fusion's own terms.
+    def forward(
+        self, batch: RowBatch, weights: Float[Tensor, " row"], share: float = 1.0
+    ) -> Float[Tensor, ""]:
+        """The sum over rows of weight times nll, and `share` times the fusion's own losses.
 
-        The terms count as much as the batch's share of all weights.
+        `share`: images of the batch, divided by those of the whole step.
         """
         fused = self.fused(batch)
         spliced, inside = self.spliced(batch, fused, side="right")
         nll = self.language.nll(spliced, inside)
-        labelled = (spliced.labels != IGNORED).sum(dim=1)
         loss = (nll * weights).sum()
         terms = self._terms(batch, fused)
         if not batch.shows:
             # No image: the fusion's gradients are zeros, so that all processes have the same.
             return loss + 0.0 * (terms + fused.tokens.float().sum() + _parts(fused))
-        return loss + (weights * labelled).sum() * terms
+        return loss + share * terms
 
     def fused(self, batch: RowBatch) -> Fused:
         """What the fusion makes of the batch's images.

@@ -182,7 +182,11 @@ class MixedPart:
     @property
     def draws(self) -> int:
         """Rows of this part in an epoch of the mixture."""
-        return max(1, round(self.card.share * len(self.kept)))
+        return self.draws_of(len(self.kept))
+
+    def draws_of(self, rows: int) -> int:
+        """Rows of this part in an epoch of the mixture, if it had so many."""
+        return max(1, round(self.card.share * rows))
 
     def local(self, start: int, seed: int) -> Order:
         """The rows of `draws` draws from draw `start` on."""
@@ -191,8 +195,11 @@ class MixedPart:
         found = np.empty(len(ranks), dtype=np.int64)
         for epoch in range(ranks[0] // size, ranks[-1] // size + 1):
             here = ranks // size == epoch
-            shuffled = stream("vlm", "rows", self.card.hash, seed, epoch).permutation(size)
-            found[here] = self.kept[shuffled[ranks[here] % size]]
+            # All rows are shuffled: those that are too long leave the others in their order.
+            draw = stream("vlm", "rows", self.card.hash, seed, epoch)
+            shuffled = draw.permutation(len(self.rows))
+            kept = shuffled[np.isin(shuffled, self.kept)]
+            found[here] = kept[ranks[here] % size]
         return found
 
 
@@ -260,9 +267,13 @@ class Mixture:
         return whole if self.grouped and whole else self.draws
 
     def _epoch_of(self, epoch: int, batch: int, seed: int) -> Order:
-        draws = [part.draws for part in self.parts]
-        whose = np.repeat(np.arange(len(draws)), draws)
+        every = [part.draws_of(len(part.rows)) for part in self.parts]
+        whose = np.repeat(np.arange(len(every)), every)
         whose = whose[self._stream("parts", epoch, seed).permutation(len(whose))]
+        places = [
+            np.flatnonzero(whose == number)[: part.draws] for number, part in enumerate(self.parts)
+        ]
+        whose = whose[np.sort(np.concatenate(places))]
         rows = np.empty(len(whose), dtype=np.int64)
         for number, part in enumerate(self.parts):
             first = int(self._stops[number]) - len(part.rows)

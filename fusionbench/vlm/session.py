@@ -29,7 +29,15 @@ from fusionbench.records.cell import (
 from fusionbench.registry.cards import MethodCard
 from fusionbench.registry.plugins import load_method
 from fusionbench.study.mixture import Mixed
-from fusionbench.vlm.batch import Batches, Encode, ImageStates, ReadAhead, RowBatch, pixels
+from fusionbench.vlm.batch import (
+    Batches,
+    Encode,
+    ImageStates,
+    ReadAhead,
+    RowBatch,
+    Strangers,
+    pixels,
+)
 from fusionbench.vlm.checkpoint import Trained, partial, save_model, whole
 from fusionbench.vlm.llava import Reading, most_positions, positions
 from fusionbench.vlm.model import (
@@ -163,6 +171,10 @@ class StageRows:
         """Number of labelled tokens of a row."""
         return self.batches.labelled(index)
 
+    def images(self, index: int) -> int:
+        """Number of images of a row."""
+        return len(self.mixture[index].images)
+
     def fetch(self, indices: Sequence[int]) -> RowBatch:
         """These rows as a batch."""
         return self.batches.fetch(indices)
@@ -281,11 +293,12 @@ class _Stage:
         most = training.length or language.context
         fits, sure = self._fitting(encode, most)
         mixture = within(self.session.mixture(self.at), fits, sure=sure)
+        seed = stranger(self.work.settings, spec.seed)
         batches = Batches(
             mixture,
             encode,
             self.session.states,
-            shuffled=stranger(self.work.settings, spec.seed),
+            asked=None if seed is None else Strangers(mixture, seed),
             files=any(part.card.kind != "task" for part in mixture.parts),
         )
         return StageRows(

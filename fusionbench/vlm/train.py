@@ -1,8 +1,10 @@
 """Training of a vision-language model on one or several processes.
 
 A step is a function of the global batch: rows are divided among processes and micro-batches, every
-row has a weight that counts the whole batch, and the gradients are summed. So the number of
-processes and the size of a micro-batch change a result by rounding only.
+row has a weight that counts the whole batch, a method's own losses count by the images of a pass,
+and the gradients are summed. So the number of processes and the size of a micro-batch change a
+result by rounding only, except for a loss that is no mean over images: the balance of a router is
+that of each pass.
 """
 
 import inspect
@@ -36,13 +38,16 @@ class Data(Protocol):
     def labelled(self, index: int) -> int:
         """Number of labelled tokens of a row."""
 
+    def images(self, index: int) -> int:
+        """Number of images of a row."""
+
     def fetch(self, indices: Sequence[int]) -> Any:
         """The rows, as the model takes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """How a model is trained; `micro_batch` and `strategy` change the result by rounding only."""
+    """How a model is trained; `micro_batch` and `strategy` change the result as the module says."""
 
     budget: Budget
     """Steps, global batch, optimiser, weight decay, warm-up, clipping and precision."""
@@ -97,9 +102,9 @@ def train(
 ) -> TrainingHistory:
     """Train the parameters of `model` that require a gradient, in place and on every process.
 
-    `model(rows, weights)` returns the weighted sum of the rows' losses. With `folder`, a checkpoint
-    is written every `every` steps and at the end, and training continues from the last whose
-    `fingerprint` equals.
+    `model(rows, weights, share)` returns the weighted sum of the rows' losses and `share` (the
+    pass's part of the step's images) times its own. With `folder`, a checkpoint is written every
+    `every` steps and at the end, and training continues from the last whose `fingerprint` equals.
     `units`: with `shard`, modules that are gathered one by one, e.g. the layers of the language
     model. `report(step, loss)` is called after each step, in every process. A model that was
     sharded cannot be sharded again. Whatever `forward` opens must stay open until after `backward`.
@@ -151,14 +156,17 @@ def _gradients(
     """
     order = data.order(step)
     weights = row_weights(order, data, setup.mean)
+    images = {row: data.images(row) for row in order}
+    of_all = max(1, sum(images[row] for row in order))
     parts = micro_batches(order, world.rank, world.size, setup.micro_batch)
     bf16 = setup.budget.precision == "bf16"
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     for number, (rows, counted) in enumerate(parts):
-        share = torch.tensor([weights[row] * counted for row in rows], device=world.device)
+        own = torch.tensor([weights[row] * counted for row in rows], device=world.device)
+        share = counted * sum(images[row] for row in rows) / of_all
         with _synchronised(wrapped, number == len(parts) - 1):
             with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
-                loss = wrapped(data.fetch(rows), share)
+                loss = wrapped(data.fetch(rows), own, share)
             # Both strategies divide the sum over the processes by their number.
             torch.autograd.backward(loss * world.size)
         total += loss.detach()

@@ -24,6 +24,7 @@ from fusionbench.models.readers.language import language_shape
 from fusionbench.models.readers.load import load_language
 from fusionbench.models.readers.splice import IGNORED, splice
 from fusionbench.models.readers.text import Turn
+from fusionbench.study.training import describe_language
 
 TURN = Turn("<image>\nWhat color is the cube?", "red")
 
@@ -506,3 +507,37 @@ def test_a_download_that_hangs_ends(slow_pip, tmp_path, monkeypatch):
     monkeypatch.setattr(wheels, "_PIP_SECONDS", 0.3)
     with pytest.raises(OSError, match=r"pip took more than 0.3 s"):
         wheels.download("some==1", tmp_path, size=4_000_000)
+
+
+def test_a_snapshot_without_a_tokenizer_is_not_complete(tmp_path, monkeypatch):
+    folder = tmp_path / "snapshots" / "c0ffee"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights of an encoder")
+    monkeypatch.setattr(fetch, "locate", lambda name: folder)
+    assert fetch.language_folder("hf:a/b") is None
+    (folder / "tokenizer.json").write_text("{}")
+    assert fetch.language_folder("hf:a/b") == folder
+
+
+def test_adapters_of_a_language_model_in_half_precision_are_float32():
+    pytest.importorskip("peft")
+    made = load_language("words", texts=["red blue"], dtype=torch.bfloat16, trained="lora")
+    trained = [p for p in made.parameters() if p.requires_grad]
+    assert trained and all(p.dtype == torch.float32 for p in trained)
+    row = encode(made.tokenizer, made.template, [Turn("red", "blue")], answer=True)
+    made.nll(splice(made, [row], [], side="right")).sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+
+
+def test_the_id_of_smollm2_is_that_of_its_file_and_others_cover_their_tokenizer(served, tmp_path):
+    folder = fetch.fetch_language("smollm2-135m")
+    first = describe_language("smollm2-135m", "", download=False).weights
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "transformers_version": "9.9"}))
+    assert describe_language("smollm2-135m", "", download=False).weights == first
+    other = shutil.copytree(folder, tmp_path / "other")
+    ids = {describe_language(f"hf:{other}", "", download=False).weights}
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.json"):
+        (other / name).write_text("{}")
+        ids.add(describe_language(f"hf:{other}", "", download=False).weights)
+    assert len(ids) == 5

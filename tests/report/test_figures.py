@@ -300,6 +300,22 @@ def test_probes_stand_beside_the_weights_with_their_correlation(data):
     assert "each layer, linear probe" in " ".join(titles).replace("\n", " ")
 
 
+def test_weights_of_groups_are_not_those_of_layers(tmp_path):
+    taps = tuple((n,) for n in range(1, 13))
+    with Store.create(tmp_path) as store:
+        for index in range(1, 7):
+            cell = spec("layer", settings={"index": index})
+            put(store, cell, index / 10, label=f"layer[index={index}]", taps=((index,),))
+        put(store, spec("igva"), 0.6, taps=taps, trace={"layer_weights": (0.1, 0.2, 0.3, 0.4)})
+        put(store, spec("alf"), 0.5, taps=taps,
+            trace={"layer_weights": tuple(n / 78 for n in range(1, 13))})  # fmt: skip
+    (found,) = figure_data(read(tmp_path))
+    panels = draw_layers(found).figure.axes
+    labels = {panel.get_title(): panel.get_xlabel() for panel in panels if panel.get_title()}
+    assert labels["igva"] == "group"
+    assert labels["alf"].startswith("layer\nrho +1.00")
+
+
 def test_layer_scores_are_drawn_without_traces_and_no_cost_where_no_method_is_complete(tmp_path):
     with Store.create(tmp_path) as store:
         for index in range(1, 5):

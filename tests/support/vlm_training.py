@@ -70,8 +70,15 @@ class ToyModel(nn.Module):
         starts = torch.tensor([[row.answer, len(row.ids)] for row in rows])
         return (losses * ((at >= starts[:, :1]) & (at < starts[:, 1:]))).sum(1)
 
-    def forward(self, rows, weights):
-        return (weights * self.row_losses(rows)).sum()
+    def forward(self, rows, weights, share=1.0):
+        return (weights * self.row_losses(rows)).sum() + share * self.own_loss(rows)
+
+    def own_loss(self, rows):
+        """A loss of the adapter, a mean over images."""
+        seen = [row.image for row in rows if row.image is not None]
+        if not seen:
+            return 0.0
+        return self.adapter(torch.tanh(self.encoder(torch.stack(seen)))).square().mean()
 
 
 @dataclass
@@ -101,6 +108,9 @@ class ToyData:
 
     def labelled(self, index):
         return len(self.rows[index].ids) - self.rows[index].answer
+
+    def images(self, index):
+        return int(self.rows[index].image is not None)
 
     def fetch(self, indices):
         return [self.rows[index] for index in indices]

@@ -8,19 +8,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from benchmark_files import MARK, item, picture, standard, written
 from PIL import Image
 
-from fusionbench.api.benchmarks import Picture
+from fusionbench.api.benchmarks import Item, Picture
 from fusionbench.api.errors import UserError
+from fusionbench.api.types import Fused
 from fusionbench.harness.bundle import Bundle, Examples
+from fusionbench.models.readers.labels import EncodedRow
 from fusionbench.models.readers.template import build_template
 from fusionbench.models.readers.text import Turn
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.conversations import ConversationFile
 from fusionbench.study.mixture import PartCard, describe_mixture, parse_mixture
 from fusionbench.study.study import SMOKE
-from fusionbench.vlm import batch
+from fusionbench.vlm import batch, evaluate
 from fusionbench.vlm.batch import ReadAhead, padded, pixels
 from fusionbench.vlm.rows import (
     Cached,
@@ -142,6 +145,14 @@ def test_rows_that_are_too_long_are_dropped_and_counted():
     assert asked == [f"a-{n}" for n in range(30, 40)]
     drawn = Counter(names(kept, range(7), 7))
     assert "a-37" not in drawn and len(drawn) == 49 and len(kept) == 50
+    # The others are drawn in the order that they have without it, and so are the parts.
+    every, first = names(mixture, range(1), 50), names(kept, range(1), 49)
+    for letter in "ab":
+        order = [name for name in every if name[0] == letter and name != "a-37"]
+        assert [name for name in first if name[0] == letter] == order
+    last = max(place for place, name in enumerate(every) if name[0] == "a")
+    parts = [name[0] for name in every]
+    assert parts[:last] + parts[last + 1 :] == [name[0] for name in first]
 
 
 def test_rows_of_several_images_are_looked_at_whatever_their_text():
@@ -382,3 +393,65 @@ def test_encoded_texts_are_kept_up_to_a_limit(monkeypatch):
     asked = [0, 1, 1, 2, 1, 0]  # the third text pushes out the first
     assert [made.encoded(rows[index]) for index in asked] == [rows[index] for index in asked]
     assert encoded == ["a", "b", "c", "a"]
+
+
+def test_a_shuffled_query_does_not_depend_on_the_size_of_a_batch(monkeypatch):
+    items = [
+        Item(name=f"i{n}", group="", options=(), gold={"answer": "yes"}, images=(), prompt="Which?",
+             question=f"q{n}")
+        for n in range(9)
+    ]  # fmt: skip
+    monkeypatch.setattr(evaluate, "stream", lambda benchmark, source: iter(items))
+    seen = {}
+    for size, shuffled in [(1, 3), (4, 3), (9, 3), (4, None)]:
+        model = Echo()
+        asking = evaluate.Asking(
+            model=model, states=Blank(), ask=words_of, told=words_of, size=size, shuffled=shuffled
+        )
+        evaluate.evaluate_benchmark(asking, Trivial(), None)
+        seen[size, shuffled] = model.queries
+    own = [item.question for item in items]
+    assert seen[4, None] == own
+    assert seen[1, 3] == seen[4, 3] == seen[9, 3] != own and sorted(seen[1, 3]) == own
+
+
+def words_of(row):
+    question = row.turns[-1].question
+    return EncodedRow(ids=(1,), labelled=(False,), images_at=(), query_ids=(question,))
+
+
+class Blank:
+    def shown(self, rows):
+        return batch.BatchImages(states=None, pictures=())
+
+
+class Echo:
+    """Keeps the queries that it is asked with."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.queries = []
+
+    def eval(self):
+        return self
+
+    def answer(self, rows, *, limit):
+        self.queries += [query for (query,) in rows.queries]
+        return ["yes"] * len(rows), Fused(tokens=torch.zeros(len(rows), 1, 1))
+
+    def most_tokens(self, rows, fused):
+        return 0
+
+
+class Trivial:
+    max_new_tokens, ranks_options = 4, False
+
+    def outcomes(self, answers):
+        return [1.0] * len(answers)
+
+    def guessing(self, answers):
+        return 0.0
+
+    def measures(self, answers):
+        return {}

@@ -80,6 +80,8 @@ def _need_gguf() -> None:
         ) from error
 
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Files of which a tokenizer has at least one."""
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
@@ -95,9 +97,17 @@ def language_folder(name: str) -> Path | None:
         folder = cache_dir("language", SMOLLM2)
         return folder if complete(folder) else None
     try:
-        return locate(name)
+        found = locate(name)
     except ValueError as error:
         raise UserError(str(error)) from error
+    # A snapshot that was fetched for an encoder holds no tokenizer; fetching completes it.
+    if found is not None and found.parent.name == "snapshots" and not _has_tokenizer(found):
+        return None
+    return found
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def fetch_language(name: str) -> Path:

@@ -104,6 +104,10 @@ def _add_lora(language: "LanguageModel", *, rank: int, alpha: int, seed: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("language", "lora", seed))
         inject_adapter_in_model(config, language.model)
+    # peft gives them the type of the weights beside them; steps of AdamW vanish in bfloat16.
+    for name, weight in language.model.named_parameters():
+        if ".lora_" in name:
+            weight.data = weight.data.float()
 
 
 def _words(

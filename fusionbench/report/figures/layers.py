@@ -6,7 +6,7 @@ method loses without it, and their rank correlation.
 """
 
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from fusionbench.api.fusion import Tap
+
 IN_ENCODER_TRACES = {
     "gate_opening": "gate opening",
     "memory_norm": "norm of the memory",
@@ -36,7 +38,7 @@ IN_ENCODER_TRACES = {
 """Trace -> title of its column, for methods that write into the encoder (Mema and variants)."""
 CURVE = ["method", "instrument", "layer", "median", "low", "high"]
 """Columns of a trace in CSV files."""
-_KEYS = ["row", "method", "instrument", "position", "layer", "single"]
+_KEYS = ["row", "method", "instrument", "position", "layer", "axis"]
 _MOST_FOR_RANGE = 5
 _ENDS = (
     ("memory_norm", 0.0, "memory is 0"),
@@ -57,9 +59,8 @@ constant at its bound in every block. Variants that remove a part by design show
 def traces(data: FigureData, only: Container[str] | None = None) -> "pd.DataFrame":
     """Traces of finished runs, all or `only` some: one row per method, trace, task, seed and layer.
 
-    `layer` is the layer of a tap (the mean of a set of layers) or the number of the block;
-    `single` says whether each value belongs to one layer. Of a trace with several taps or lengths
-    the most frequent is kept.
+    `layer` is the layer of a tap (the mean of a set of layers), or the number of the block or
+    group; `axis` says which. Of a trace with several taps or lengths the most frequent is kept.
     """
     import pandas as pd
 
@@ -74,15 +75,24 @@ def traces(data: FigureData, only: Container[str] | None = None) -> "pd.DataFram
             taps, length = min(kinds, key=lambda kind: (-kinds[kind], kind))
             tapped = len(taps) == length and not data.in_encoder[row] and key == "layer_weights"
             layers = [np.mean(tap) for tap in taps] if tapped else range(1, length + 1)
-            single = not tapped or all(len(tap) == 1 for tap in taps)
+            axis = _axis(key, taps if tapped else None, in_encoder=data.in_encoder[row])
             found += [
-                (row, label, key, single, task, run.spec.seed, range(length), layers, values)
+                (row, label, key, axis, task, run.spec.seed, range(length), layers, values)
                 for task, run in done
                 if len(values := run.trace.get(key, ())) == length > 0 and run.taps == taps
             ]
-    columns = ["row", "method", "instrument", "single", "task", "seed", "position", "layer"]
+    columns = ["row", "method", "instrument", "axis", "task", "seed", "position", "layer"]
     frame = pd.DataFrame(found, columns=[*columns, "value"]).explode(["position", "layer", "value"])
     return frame.astype({"position": int, "layer": float, "value": float})
+
+
+def _axis(key: str, taps: "Sequence[Tap] | None", *, in_encoder: bool) -> str:
+    """What the values of a trace belong to; `taps` where there is one value for each."""
+    if in_encoder:
+        return "layer" if key == "layer_weights" else "block"
+    if taps is None:
+        return "group"
+    return "layer" if all(len(tap) == 1 for tap in taps) else "layer (sets at their middle)"
 
 
 def trace_curves(found: "pd.DataFrame") -> "pd.DataFrame":
@@ -354,10 +364,10 @@ def _figure(scores: "pd.DataFrame", found: "pd.DataFrame", curves: "pd.DataFrame
 
 
 def _axis_label(curve: "pd.DataFrame", maps: list["pd.DataFrame"]) -> str:
-    """`layer` or `block`, and the rank correlation with each set of layer scores."""
-    axis = "layer" if curve["instrument"].iloc[0] == "layer_weights" else "block"
-    if not curve["single"].all():
-        return f"{axis} (sets at their middle)"
+    """What the curve runs over; of layers and blocks, the rank correlation with layer scores."""
+    axis = str(curve["axis"].iloc[0])
+    if axis not in ("layer", "block"):
+        return axis
     weights = curve.set_index("layer")["median"]
     lines = [axis]
     for scores in maps:
