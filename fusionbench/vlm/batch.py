@@ -291,7 +291,7 @@ class RowBatch:
         return bool(self.owners)
 
 
-class Strangers(Sequence[TrainingRow]):
+class Strangers:
     """Of each row another one of all rows, whose query its fusion sees (`question=shuffled`)."""
 
     def __init__(self, rows: Rows, seed: int) -> None:
@@ -303,7 +303,7 @@ class Strangers(Sequence[TrainingRow]):
         """Number of rows."""
         return len(self._others)
 
-    def __getitem__(self, index: int) -> TrainingRow:  # type: ignore[override]
+    def __getitem__(self, index: int) -> TrainingRow:
         """The other row of row `index`."""
         return self._rows[int(self._others[index])]
 

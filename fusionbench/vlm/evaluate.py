@@ -163,7 +163,8 @@ def _questions(asking: Asking, benchmark: Benchmark, source: Source) -> Iterator
     )
     if asking.shuffled is None:
         return own
-    return iter(Strangers(list(own), asking.shuffled))
+    others = Strangers(list(own), asking.shuffled)
+    return map(others.__getitem__, range(len(others)))
 
 
 def _rows(name: str, bundle: Bundle, split: SplitName) -> list[TrainingRow]:
