@@ -32,6 +32,7 @@ from fusionbench.models.readers.llava.pixels import reader
 from fusionbench.models.readers.llava.tiles import Tiling, best
 from fusionbench.models.readers.splice import splice
 from fusionbench.models.readers.text import Turn
+from fusionbench.study.training import describe_language
 
 TILING = Tiling(pinpoints=tuple(map(tuple, PINPOINTS)), side=SIZE, grid=4)
 SIZES = [(30, 40), (28, 28), (20, 70), (70, 20), (1, 1), (1, 500), (57, 83), (56, 56), (29, 85)]
@@ -452,3 +453,13 @@ def test_a_chat_template_of_another_form_is_an_error_that_names_the_file(tmp_pat
     (folder / "chat_template.json").write_text("{}")
     with pytest.raises(UserError, match=r"chat_template.json has no chat_template"):
         open_checkpoint(f"llava:{folder}")
+
+
+def test_the_id_of_a_checkpoint_covers_its_template_and_its_image_processor(tmp_path):
+    folder = with_chat(tmp_path / "chat", TEXTS)
+    ids = {describe_language("", f"llava:{folder}", download=False).weights}
+    for name in ("processor_config.json", "preprocessor_config.json", "chat_template.jinja"):
+        old = (folder / name).read_text() if (folder / name).is_file() else "{}"
+        (folder / name).write_text(old + "\n")
+        ids.add(describe_language("", f"llava:{folder}", download=False).weights)
+    assert len(ids) == 4
