@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fusionbench.api.errors import FatalError, UserError
 from fusionbench.api.sources import find_source
@@ -19,9 +19,11 @@ from fusionbench.harness.stepping import needs_encoder, taps_of
 from fusionbench.harness.train import require_finite
 from fusionbench.launchers.jobs import Event, company_of
 from fusionbench.launchers.keys import feature_key
+from fusionbench.launchers.runner import Runner, score_of
 from fusionbench.launchers.state import contained
 from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, RunOptions, Setting
 from fusionbench.records.files import sha256_of
+from fusionbench.records.folder import claimed
 from fusionbench.registry.cards import BenchmarkCard
 from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.plugins import load_benchmark, load_method, load_task
@@ -38,10 +40,6 @@ from fusionbench.vlm.model import (
 )
 from fusionbench.vlm.processes import World, lead, start
 from fusionbench.vlm.session import Session, Work, train_model
-
-if TYPE_CHECKING:
-    from fusionbench.launchers.runner import Runner
-
 
 _ASKED = 16
 """Questions that a language model of transformers is asked at a time."""
@@ -61,7 +59,7 @@ class Ready:
 class ModelRunner:
     """Trains and scores models with the encoders, bundles and store of a worker."""
 
-    def __init__(self, runner: "Runner") -> None:
+    def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.options, self.store = runner.options, runner.store
 
@@ -159,42 +157,49 @@ class ModelRunner:
             if not session.mixture_tasks:
                 raise Unsupported("tries layers on val questions, and no local task is trained on")
             tried = cell.chosen.card.tries
-            by_layer = {
-                layer: self._val(job, session, trial_spec(one.spec))
-                for layer, one in candidates.items()
-            }
+            trials = [trial_spec(one.spec) for one in candidates.values()]
+            by_layer = dict(zip(candidates, self._vals(job, session, trials), strict=True))
             best = max(sorted(by_layer), key=lambda layer: by_layer[layer])
             scores = {f"{tried}={layer}": [score] for layer, score in by_layer.items()}
             found = {tried: best}
             notes = (f"{tried}={best}: the best on val of {len(by_layer)} layers tried once each",)
-        rates = {
-            lr: [self._val(job, session, spec) for spec in specs]
-            for lr, specs in tuning_specs(
-                replace(cell.spec, settings={**cell.spec.settings, **found})
-            ).items()
-        }
+        spec = replace(cell.spec, settings={**cell.spec.settings, **found})
+        runs = [(lr, one) for lr, specs in tuning_specs(spec).items() for one in specs]
+        rates: dict[float, list[float]] = {}
+        for (lr, _), score in zip(
+            runs, self._vals(job, session, [one for _, one in runs]), strict=True
+        ):
+            rates.setdefault(lr, []).append(score)
         chosen = choose_lr(rates) if rates else Tuned(lr=cell.spec.budget.lrs[0], scores={})
         return replace(chosen, scores={**scores, **chosen.scores}, settings=found, notes=notes)
 
-    def _val(self, job: ModelJob, session: Session, spec: CellSpec) -> float:
-        """Mean val score of a tuning run over the tasks of the mixture, trained if it must be."""
-        cells = [cell for cell in job.tasks if cell.spec.task in session.mixture_tasks]
-        specs = [
-            replace(
-                spec, task=cell.spec.task, task_version=cell.spec.task_version, data=cell.spec.data
-            )
-            for cell in cells
-        ]
-        if not all(self.store.find(one.id) for one in specs):
-            self._tune(job, session, spec, list(zip(cells, specs, strict=True)))
-        records = [self.store.find(one.id) for one in specs]
-        return statistics.fmean(one.score or 0.0 for one in records if one is not None)
+    def _vals(self, job: ModelJob, session: Session, specs: Sequence[CellSpec]) -> list[float]:
+        """Mean val score of each tuning run over the tasks of the mixture.
 
-    def _tune(
-        self, job: ModelJob, session: Session, spec: CellSpec,
-        tasks: Sequence[tuple[Cell, CellSpec]],
-    ) -> None:  # fmt: skip
-        cell = job.cells[0]
+        Seeds that run at once share the trainings: what another process trains is waited for last.
+        """
+        runs = [_on_mixture(job, session, spec) for spec in specs]
+        for wait in (False, True):
+            for run in runs:
+                self._tune_if_missing(job, session, run, wait=wait)
+        return [
+            statistics.fmean(score_of(self.store.find(cell.spec.id), cell.spec) for cell in run)
+            for run in runs
+        ]
+
+    def _tune_if_missing(
+        self, job: ModelJob, session: Session, run: Sequence[Cell], *, wait: bool
+    ) -> None:
+        def missing() -> bool:
+            return not all(self.store.find(cell.spec.id) for cell in run)
+
+        if missing():
+            with claimed(self.store.folder, run[0].spec.model_id, wait=wait) as ours:
+                if ours and missing():
+                    self._tune(job, session, run)
+
+    def _tune(self, job: ModelJob, session: Session, run: Sequence[Cell]) -> None:
+        cell, spec = job.cells[0], run[0].spec
         lr = spec.budget.lrs[0]
         work = Work(
             spec=spec, method=cell.chosen.card, settings=spec.settings, lr=lr,
@@ -203,13 +208,13 @@ class ModelRunner:
         try:
             built, trained = train_model(session, work)
         except FloatingPointError as error:
-            for one, own in tasks:
-                diverged = CellRecord(spec=own, status="done", score=0.0, notes=(str(error),))
+            for one in run:
+                diverged = CellRecord(spec=one.spec, status="done", score=0.0, notes=(str(error),))
                 self.runner.write(one, diverged)
             return
         ready = Ready(built=built, trained=trained, tuned=Tuned(lr=lr, scores={}), weights="")
-        for one, own in tasks:
-            self.runner.write(one, self._scored(session, ready, replace(one, spec=own))[0])
+        for one in run:
+            self.runner.write(one, self._scored(session, ready, one)[0])
 
     def _recorded(self, session: Session, ready: Ready, cell: Cell) -> Event:
         """Score one task and write its record."""
@@ -313,6 +318,20 @@ def asking_of(session: Session, built: Built, spec: CellSpec, size: int) -> Aski
     )
 
 
+def _on_mixture(job: ModelJob, session: Session, spec: CellSpec) -> list[Cell]:
+    """A tuning run's cells: one for each task of the mixture."""
+    cells = [cell for cell in job.tasks if cell.spec.task in session.mixture_tasks]
+    return [
+        replace(
+            cell,
+            spec=replace(
+                spec, task=cell.spec.task, task_version=cell.spec.task_version, data=cell.spec.data
+            ),
+        )
+        for cell in cells
+    ]
+
+
 def trial_spec(spec: CellSpec) -> CellSpec:
     """The tuning run that tries one layer."""
     budget = spec.budget
@@ -330,8 +349,6 @@ def trial_spec(spec: CellSpec) -> CellSpec:
 
 def train_in_process(world: World, options: RunOptions, job: ModelJob, work: Work) -> None:
     """Train in one of several processes, each with an encoder of its own."""
-    from fusionbench.launchers.runner import Runner
-
     models = ModelRunner(Runner(replace(options, processes=0), world=world))
     train_model(models.session(job), work, world)
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import in_process
@@ -14,9 +15,11 @@ import pytest
 from in_process import loaded_after
 from toy_suite import section
 
+from fusionbench.records.folder import claimed
 from fusionbench.records.merge import merge
 from fusionbench.records.store import Store
 from fusionbench.records.verified import answers_file
+from fusionbench.vlm.session import train_model
 
 TASKS = ("digits", "scenes_count")
 STUDY = (
@@ -279,6 +282,36 @@ def test_the_learning_rate_is_chosen_by_the_mean_over_the_mixture(tmp_path):
         assert record.tuning[f"{rate:g}"] == pytest.approx(of_seed)
         means[rate] = sum(of_seed) / 2
     assert record.lr == max(sorted(means), key=lambda rate: means[rate])
+
+
+@pytest.mark.thorough
+def test_a_tuning_run_that_another_process_trains_is_waited_for_last(tmp_path, monkeypatch):
+    file = study_file(
+        tmp_path, "methods: [blind]\nbudget: {steps: 3, lrs: [1.0e-5, 3.0e-2], tuning_seeds: 1}\n"
+    )
+    folder, other = tmp_path / "r", tmp_path / "other"
+    run(folder, study=("run", file, "--workers", "1"))
+    before, store = cells(folder)["blind", "digits"], Store.open(folder)
+    first = [one for one in map(store.find, store.tuning()) if one.spec.budget.lrs == (1e-5,)]
+    for part in ("tuning", "cells", "models"):
+        shutil.move(folder / part, other / part)
+    (folder / "tuning").mkdir()
+    trained, hold = [], ExitStack()
+    assert hold.enter_context(claimed(folder, first[0].spec.model_id))
+
+    def train(session, work):
+        if not trained:
+            for one in first:
+                shutil.copy(other / "tuning" / f"{one.id}.json", folder / "tuning")
+            hold.close()
+        trained.append((work.lr, work.keep))
+        return train_model(session, work)
+
+    monkeypatch.setattr("fusionbench.launchers.models.train_model", train)
+    run(folder, study=("run", file, "--workers", "1"))
+    assert trained == [(3e-2, False), (before.lr, True)]
+    again = cells(folder)["blind", "digits"]
+    assert (again.id, again.tuning, again.outcomes) == (before.id, before.tuning, before.outcomes)
 
 
 @pytest.mark.thorough
