@@ -82,9 +82,12 @@ class DenseConnector(Fusion):
     parameters="2*D*H",
 )
 class EfficientDenseConnector(DenseConnector):
-    """A form, and behind the projector a quarter of its tokens."""
+    """`form`: "sci" or "dci", whose tokens are a grid; behind the projector a quarter of them."""
 
     needs_grid = True
+
+    def __init__(self, shape: StackShape, *, form: str = "dci", convention: str = "clip") -> None:
+        super().__init__(shape, form=one_of("form", form, ("sci", "dci")), convention=convention)
 
     def forward(
         self,

@@ -84,6 +84,9 @@ class Aggregator(nn.Module):
 class IGVA(Fusion):
     """`groups`: layers of each group, of an encoder with `blocks` blocks; `base`: stands beside.
 
+    With another number of blocks each layer is mapped by itself: groups may share one (of 12 blocks
+    hs[3], hs[6] and hs[9]), and a deeper encoder has layers in no group.
+
     `width` 0: the encoder's; `heads` as far as they divide it; `rounds` of the question's
     transformer; `average`: equal weights.
 

@@ -47,7 +47,7 @@ class LoRA(InEncoderFusion):
     """Low-rank terms beside all linear layers of blocks 2 to L-1, in all as large as `like`.
 
     Every layer has the same rank, the first ones one more to fill the size up. Unsupported on
-    encoders whose linear layers are out of reach.
+    encoders whose linear layers are out of reach, or where rank 1 is larger than `like`.
     """
 
     adapts = True
@@ -63,7 +63,12 @@ class LoRA(InEncoderFusion):
         self.depth = shape.layers - 1
         sizes = sizes_of(shape)
         costs = [sum(sizes[layer]) for _ in range(2, shape.layers) for layer in LAYERS]
-        ranks = iter(ranks_of(costs, parameters_of(like, shape)))
+        budget = parameters_of(like, shape)
+        if sum(costs) > budget:
+            raise Unsupported(
+                f"rank 1 in every linear layer has {sum(costs):,} parameters, {like} {budget:,}"
+            )
+        ranks = iter(ranks_of(costs, budget))
         self.blocks = nn.ModuleList(
             nn.ModuleDict({layer: LowRankChange(*sizes[layer], next(ranks)) for layer in LAYERS})
             for _ in range(2, shape.layers)

@@ -8,7 +8,8 @@ the text). With q = W_Q t, k = W_K h and s = q k / sqrt(d):
 The `top` largest weights are kept and renormalised, and a reserve goes to the penultimate layer:
 (1 - g) sum_l p_l hs[l] + g hs[L-1]. In the hybrid form g = sigmoid(w_d KL(p_p || p_g) + b_d);
 elsewhere the text gives no formula, and g is one learned number. Their temperature schedule is left
-out; the load balance is Switch's (Fedus et al. 2022), for which the text gives the weight only.
+out. Of the load balance it gives the weight only: here L times sum_l mean(p_l)^2, where Switch
+(Fedus et al. 2022) has the share of routed tokens in place of one of the two factors.
 """
 
 import torch
@@ -76,7 +77,8 @@ class MoL(Fusion):
         """Route the patches over the layers."""
         patches = hidden[:, :, self.shape.prefix :]
         asked = self.query(query) / self.query.out_features**0.5
-        scores = einsum(self.key(patches), asked, "tap b n r, b r -> b n tap")
+        # In float32: under autocast many weights would be equal, and more than `top` the largest.
+        scores = einsum(self.key(patches), asked, "tap b n r, b r -> b n tap").float()
         weights, kept = self._route(scores, query)
         mixed = einsum(patches, self._largest(weights), "tap b n d, b n tap -> b n d")
         mean = weights.mean(dim=(0, 1))
@@ -103,6 +105,6 @@ class MoL(Fusion):
     def _largest(
         self, weights: Float[Tensor, "batch patch tap"]
     ) -> Float[Tensor, "batch patch tap"]:
-        least = weights.topk(self.top, dim=-1).values[..., -1:]
-        chosen = weights * (weights >= least)
+        values, places = weights.topk(self.top, dim=-1)
+        chosen = torch.zeros_like(weights).scatter(-1, places, values)
         return chosen / (chosen.sum(dim=-1, keepdim=True) + _TINY)

@@ -5,8 +5,8 @@ Sun et al. 2024 (Arcana), arXiv:2410.13733. With K queries q[0] ~ N(0, 1), for l
     q[l] = u + MLP( LN2 u )
 and the reader sees the tokens [hs[L-1] patches ; q[L-1]]. XAttn sees all tokens of a state, CLS
 too. The official code has a rung of its own for each of the 24 layers (the last one unused), 302 M
-parameters; here one rung serves all (`shared`), 12.6 M. MLP has CLIP's QuickGELU. `repeat`, the
-control, reads hs[L-1] in every rung.
+parameters, and K = 64; here one rung serves all (`shared`), 12.6 M, and K = 16. MLP has CLIP's
+QuickGELU. `repeat`, the control, reads hs[L-1] in every rung.
 """
 
 import math
@@ -69,7 +69,7 @@ class Rung(nn.Module):
     control="qladder-repeat",
     paper="Arcana, arXiv:2410.13733",
     year=2024,
-    parity="deviates: the exact rung, one for all layers unless shared=false",
+    parity="deviates: the exact rung; official are shared=false, queries=64",
     parameters="12*D*D + 15*D + queries*D",
     details={"repeat": {"parity": "deviates: its matched control, of ours"}},
     switches={"shared": (False,), "queries": (8, 64, 256), "repeat": (True,)},

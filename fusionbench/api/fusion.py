@@ -163,8 +163,9 @@ def paper_taps(shape: StackShape, layers: str, *, blocks: int = 24) -> tuple[Tap
 
     A comma starts a new tap; `a..b` (both ends included) and `a+b` are averaged within one. The
     numbers are hidden states of the paper's encoder of `blocks` blocks, mapped to this encoder by
-    `StackShape.paper_layer`; taps that coincide on a shallow encoder are kept once, which
-    `Method.paper_taps` notes.
+    `StackShape.paper_layer`, one by one: on a shallow encoder two ranges may share a layer, on a
+    deeper one layers may be in none. Taps that coincide are kept once, which `Method.paper_taps`
+    notes.
     """
     taps = [
         tuple(dict.fromkeys(shape.paper_layer(index, blocks=blocks) for index in _parse(tap)))

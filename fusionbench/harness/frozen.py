@@ -77,6 +77,10 @@ class Checkpointed(Encoder):
         super().__init__()
         self.encoder = encoder
         self.shape, self.size = encoder.shape, encoder.size
+        for name in ("mean", "std"):
+            # What pads an image; an encoder of a plug-in may have none.
+            if hasattr(encoder, name):
+                setattr(self, name, getattr(encoder, name))
 
     def embed(
         self, images: UInt8[Tensor, "batch height width 3"]

@@ -305,10 +305,10 @@ def require_trace(trace: Trace) -> Trace:
 
 
 def mean_trace(traces: Sequence[tuple[int, Mapping[str, Tensor]]]) -> Trace:
-    """The mean over all examples from each batch's size and its means."""
+    """The mean over all examples from each batch's size and its means; empty without a batch."""
     total = sum(count for count, _ in traces)
     means: dict[str, list[float]] = {}
-    for name in sorted(traces[0][1]):
+    for name in sorted(traces[0][1]) if traces else ():
         summed = sum(count * trace[name].float().cpu() for count, trace in traces)
         values = torch.as_tensor(summed).flatten() / total
         means[name] = [round(float(value), 6) for value in values]

@@ -21,7 +21,14 @@ from fusionbench.launchers.jobs import Event, company_of
 from fusionbench.launchers.keys import feature_key
 from fusionbench.launchers.runner import Runner, score_of
 from fusionbench.launchers.state import contained
-from fusionbench.records.cell import TUNING_SEED, CellRecord, CellSpec, RunOptions, Setting
+from fusionbench.records.cell import (
+    TUNING_SEED,
+    CellRecord,
+    CellSpec,
+    RunOptions,
+    Setting,
+    Training,
+)
 from fusionbench.records.files import sha256_of
 from fusionbench.records.folder import claimed
 from fusionbench.registry.cards import BenchmarkCard
@@ -39,7 +46,7 @@ from fusionbench.vlm.model import (
     training_of,
 )
 from fusionbench.vlm.processes import World, lead, start
-from fusionbench.vlm.session import Session, Work, train_model
+from fusionbench.vlm.session import Session, Work, most_image_positions, train_model
 
 _ASKED = 16
 """Questions that a language model of transformers is asked at a time."""
@@ -207,14 +214,15 @@ class ModelRunner:
         )  # fmt: skip
         try:
             built, trained = train_model(session, work)
+            ready = Ready(built=built, trained=trained, tuned=Tuned(lr=lr, scores={}), weights="")
+            records = [self._scored(session, ready, one)[0] for one in run]
         except FloatingPointError as error:
-            for one in run:
-                diverged = CellRecord(spec=one.spec, status="done", score=0.0, notes=(str(error),))
-                self.runner.write(one, diverged)
-            return
-        ready = Ready(built=built, trained=trained, tuned=Tuned(lr=lr, scores={}), weights="")
-        for one in run:
-            self.runner.write(one, self._scored(session, ready, one)[0])
+            records = [
+                CellRecord(spec=one.spec, status="done", score=0.0, notes=(str(error),))
+                for one in run
+            ]
+        for one, record in zip(run, records, strict=True):
+            self.runner.write(one, record)
 
     def _recorded(self, session: Session, ready: Ready, cell: Cell) -> Event:
         """Score one task and write its record."""
@@ -248,13 +256,13 @@ class ModelRunner:
         started = time.perf_counter()
         found, facts = self._evaluated(session, ready, cell)
         model, spec = ready.built.model, cell.spec
-        unknown = {"unknown words": found.unknown} if found.unknown else {}
+        counted = {"unknown words": found.unknown, "questions beyond the context": found.left_out}
         record = CellRecord(
             spec=spec,
             status="done",
             **facts,
             seed_scope="suite",
-            lr=ready.tuned.lr,
+            lr=last_rate(training_of(spec), ready.tuned.lr),
             tuning=ready.tuned.scores,
             lr_at_edge=ready.tuned.at_edge,
             parameters=model.parameter_counts(),
@@ -269,7 +277,7 @@ class ModelRunner:
             measures=found.measures or {},
             distinct=len({answer.text for answer in found.answers}),
             tokens=found.tokens,
-            counts={**ready.trained.counts, **unknown},
+            counts={**ready.trained.counts, **{name: n for name, n in counted.items() if n}},
             seconds=round(time.perf_counter() - started, 3),
         )
         return record, found
@@ -315,7 +323,16 @@ def asking_of(session: Session, built: Built, spec: CellSpec, size: int) -> Aski
         size=size,
         bf16=spec.budget.precision == "bf16",
         shuffled=stranger(spec.settings, spec.seed),
+        query=training.query,
+        context=language.context,
+        image=most_image_positions(built.model, session.states, spec, session.checkpoint),
     )
+
+
+def last_rate(training: Training, lr: float) -> float:
+    """The learning rate of the last stage that trains anything; `lr`: that of the budget."""
+    own = [stage.lr for stage in training.stages if stage.trained]
+    return own[-1] or lr if own else lr
 
 
 def _on_mixture(job: ModelJob, session: Session, spec: CellSpec) -> list[Cell]:
@@ -334,10 +351,12 @@ def _on_mixture(job: ModelJob, session: Session, spec: CellSpec) -> list[Cell]:
 
 def trial_spec(spec: CellSpec) -> CellSpec:
     """The tuning run that tries one layer."""
-    budget = spec.budget
+    budget, training, most = spec.budget, training_of(spec), spec.budget.trial_steps
     middle = sorted(budget.lrs)[len(budget.lrs) // 2]
+    stages = [replace(one, steps=min(one.steps, most or one.steps)) for one in training.stages]
     return replace(
         spec,
+        training=replace(training, stages=tuple(stages)),
         stage="tune",
         seed=TUNING_SEED,
         budget=replace(

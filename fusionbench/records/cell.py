@@ -77,7 +77,7 @@ class Training:
     stages: tuple[Stage, ...]
     query: Query = "question"
     """What a fusion sees of the text: the question of the turn; `prompt`: all text without
-    answers; `conversation`: the questions up to the turn."""
+    answers; `conversation`: the questions of all turns."""
     mean: Mean = "token"
     """Mean of the loss over the labelled tokens of a batch, or over its rows."""
     pixels: str = "squash"

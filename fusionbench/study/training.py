@@ -272,6 +272,7 @@ def training_of(study: Study, language: LanguageCard, describe: Describe) -> Tra
     nothing = not trains(study, language)
     template, trained = given.pop("template"), given.pop("trained")
     own = [{"template": template, "trained": trained, **stage} for stage in stages]
+    _check_rates(own, study)
     if {"language", "lora"} <= {one for stage in own for one in stage["trained"]}:
         raise UserError(
             "training trains both language and lora", "language: all of its weights; lora: adapters"
@@ -357,6 +358,16 @@ def _check_keys(what: str, given: Mapping[str, Any], known: Sequence[str]) -> No
 def _check_grouped(value: object) -> None:
     if not isinstance(value, bool):
         raise UserError(f"training.grouped must be true or false, got {value!r}", "grouped: true")
+
+
+def _check_rates(stages: Sequence[Mapping[str, Any]], study: Study) -> None:
+    """Raise UserError for learning rates to choose from that no stage would use."""
+    trained = [stage for stage in stages if stage["trained"]]
+    if trained and len(study.budget.lrs) > 1 and all(stage.get("lr") for stage in trained):
+        raise UserError(
+            "every stage has a learning rate of its own, so none of budget.lrs would be used",
+            "give one rate in lrs, or leave out `lr` of a stage",
+        )
 
 
 def _check_parts(given: Mapping[str, Any], language: LanguageCard) -> None:

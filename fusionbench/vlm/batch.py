@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -53,26 +54,42 @@ class ReadAhead(Generic[T]):
         self._read = read
         self._most = most
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="pictures")
-        self._waiting: dict[str, Future[T]] = {}
+        self._waiting: dict[_Key, Future[T]] = {}
         self._lock = threading.Lock()
 
     def expect(self, pictures: Iterable[Picture]) -> None:
         """Announce images of the coming steps; those that wait already are left as they are."""
         with self._lock:
             for picture in pictures:
-                if picture.name not in self._waiting and len(self._waiting) < self._most:
-                    self._waiting[picture.name] = self._pool.submit(self._read, picture)
+                key = _key(picture)
+                if key not in self._waiting and len(self._waiting) < self._most:
+                    self._waiting[key] = self._pool.submit(self._read, picture)
 
     def __call__(self, picture: Picture) -> T:
         """What is read of an image, announced or not. Raises what reading it raised."""
         with self._lock:
-            waiting = self._waiting.pop(picture.name, None)
+            waiting = self._waiting.pop(_key(picture), None)
         return self._read(picture) if waiting is None else waiting.result()
+
+    def drop(self) -> None:
+        """Drop the images that wait."""
+        with self._lock:
+            for waiting in self._waiting.values():
+                waiting.cancel()
+            self._waiting.clear()
 
     def close(self) -> None:
         """Read no more; images that wait are dropped."""
         self._pool.shutdown(cancel_futures=True)
         self._waiting.clear()
+
+
+_Key = tuple[str, Path | None]
+
+
+def _key(picture: Picture) -> _Key:
+    """Name and file: two folders may have images of one name."""
+    return picture.name, picture.content if isinstance(picture.content, Path) else None
 
 
 def pixels(picture: Picture, fit: str, mean: tuple[float, float, float]) -> Pixels:
@@ -161,6 +178,12 @@ class ImageStates:
     def expect(self, images: Sequence[ImageSource]) -> None:
         """Announce the images of a row of the coming steps."""
         self._reading(len(images)).expect(one for one in images if isinstance(one, Picture))
+
+    def drop(self) -> None:
+        """Drop the images that were announced and not asked for."""
+        self.pixels.drop()
+        if self.several is not None:
+            self.several.drop()
 
     def _gathered(
         self,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from fusionbench.api.sources import Source
 from fusionbench.api.tasks import Scoring, SplitName, judged, require_outcomes
 from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.train import Trace, mean_trace, require_trace
+from fusionbench.models.readers.labels import EncodedRow
 from fusionbench.models.readers.text import IMAGE, Turn
 from fusionbench.records.outcomes import Items, Said, items_of
 from fusionbench.vlm.batch import Batches, Encode, ImageStates, RowBatch, Rows, Strangers
@@ -33,6 +35,8 @@ class Evaluated:
     """Image tokens that the language model gets for one image; 0 without an image."""
     unknown: int = 0
     """Words of the questions that are not in the vocabulary."""
+    left_out: int = 0
+    """Questions that the language model's context does not hold, answered with nothing."""
     measures: Mapping[str, float] | None = None
     """Of a benchmark: its named readings."""
     chance: float | None = None
@@ -54,20 +58,43 @@ class Asking:
     bf16: bool = False
     shuffled: int | None = None
     """A seed: each query is that of another row (`question=shuffled`)."""
+    query: str = "question"
+    """What the fusion sees of the text, as in `Training`."""
+    context: int = 2**31
+    """Most positions of the language model."""
+    image: int = 0
+    """Most positions of one image."""
 
     def batches(
         self, rows: Sequence[TrainingRow], asked: Sequence[TrainingRow] | None = None
     ) -> Iterator[RowBatch]:
-        """The rows in order, in batches; the fusion sees the queries of `asked`.
+        """The rows in order, in batches of `size`; see `rows_as_batches`."""
+        made = self.rows_as_batches(rows, asked)
+        for first in range(0, len(rows), self.size):
+            yield made.fetch(range(first, min(first + self.size, len(rows))))
+
+    def rows_as_batches(
+        self, rows: Sequence[TrainingRow], asked: Sequence[TrainingRow] | None = None
+    ) -> Batches:
+        """Makes batches of rows; the fusion sees the queries of `asked`.
 
         None: those of `rows`, shuffled where the setting says so.
         """
         seen: Rows | None = asked
         if asked is None and self.shuffled is not None:
             seen = Strangers(rows, self.shuffled)
-        made = Batches(rows, self.ask, self.states, asked=seen)
-        for first in range(0, len(rows), self.size):
-            yield made.fetch(range(first, min(first + self.size, len(rows))))
+        return Batches(rows, self.ask, self.states, asked=seen)
+
+    def room(self, row: TrainingRow, limit: int) -> int:
+        """New tokens that the context holds behind a question, at most `limit`; 0 for none."""
+        return max(0, min(limit, self.context - self._positions(self.ask(row), row)))
+
+    def holds(self, row: TrainingRow) -> bool:
+        """Whether the context holds a question with its answer."""
+        return self._positions(self.told(row), row) <= self.context
+
+    def _positions(self, encoded: EncodedRow, row: TrainingRow) -> int:
+        return len(encoded.ids) + len(row.images) * self.image
 
     def autocast(self) -> torch.autocast:
         """bf16 autocast where the budget says so."""
@@ -86,9 +113,7 @@ def evaluate_local(
         outcomes=judged(task, said.texts, items),
         items=Items(names=items.names, groups=items.groups),
         answers=tuple(Said(item=n, text=t) for n, t in zip(items.names, said.texts, strict=True)),
-        trace=require_trace(mean_trace(said.traces)),
-        tokens=said.tokens,
-        unknown=said.unknown,
+        **said.facts(),
     )
 
 
@@ -104,8 +129,7 @@ def evaluate_benchmark(asking: Asking, benchmark: Benchmark, source: Source) -> 
         texts = said.texts[-len(part) :]
         answers += [_answered(*one) for one in zip(part, texts, ranked, strict=True)]
     scored = score(benchmark, answers)
-    trace = require_trace(mean_trace(said.traces))
-    return replace(scored, trace=trace, tokens=said.tokens, unknown=said.unknown)
+    return replace(scored, **said.facts())
 
 
 def score(benchmark: Benchmark, answers: Sequence[Answer]) -> Evaluated:
@@ -134,32 +158,65 @@ class _Said:
     traces: list[tuple[int, Mapping[str, Tensor]]] = field(default_factory=list)
     tokens: int = 0
     unknown: int = 0
+    left_out: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of `Evaluated` besides outcomes. Raises FloatingPointError for the trace."""
+        return {
+            "trace": require_trace(mean_trace(self.traces)), "tokens": self.tokens,
+            "unknown": self.unknown, "left_out": self.left_out,
+        }  # fmt: skip
 
     def ask(
         self, asking: Asking, rows: Sequence[TrainingRow], limit: int,
         asked: Sequence[TrainingRow] | None = None,
     ) -> None:  # fmt: skip
-        """Add the answers to these rows, at most `limit` tokens each; `asked` as in `batches`."""
+        """Add the answers to these rows, at most `limit` tokens each; `asked` as in `batches`.
+
+        An answer ends where the context does; a question that fills it is answered with nothing.
+        """
         asking.model.eval()
-        for batch in asking.batches(rows, asked):
-            with asking.autocast():
-                found, fused = asking.model.answer(batch, limit=limit)
-            if not bool(torch.isfinite(fused.tokens).all()):
-                raise FloatingPointError("the tokens of the trained fusion are not finite")
-            self.texts += found
-            self.traces.append((len(batch), fused.trace))
-            self.tokens = max(self.tokens, asking.model.most_tokens(batch, fused))
-            self.unknown += sum(row.unknown for row in batch.rows)
+        made = asking.rows_as_batches(rows, asked)
+        rooms = [asking.room(row, limit) for row in rows]
+        for part in alike(rooms, asking.size):
+            if room := rooms[part.start]:
+                self._add(asking, made.fetch(part), room)
+            else:
+                self.texts += [""] * len(part)
+                self.left_out += len(part)
+
+    def _add(self, asking: Asking, batch: RowBatch, limit: int) -> None:
+        with asking.autocast():
+            found, fused = asking.model.answer(batch, limit=limit)
+        if not bool(torch.isfinite(fused.tokens).all()):
+            raise FloatingPointError("the tokens of the trained fusion are not finite")
+        self.texts += found
+        if batch.shows:
+            # A trace is a mean over the inputs of the encoder; text alone has none.
+            self.traces.append((len(batch.asking), fused.trace))
+        self.tokens = max(self.tokens, asking.model.most_tokens(batch, fused))
+        self.unknown += sum(row.unknown for row in batch.rows)
+
+
+def alike(rooms: Sequence[int], size: int) -> Iterator[range]:
+    """Neighbours with the same room, at most `size`: so no answer depends on its batch."""
+    first = 0
+    for at in range(1, len(rooms) + 1):
+        if at == len(rooms) or at - first == size or rooms[at] != rooms[first]:
+            yield range(first, at)
+            first = at
 
 
 def _questions(asking: Asking, benchmark: Benchmark, source: Source) -> Iterator[TrainingRow]:
     """What the fusion sees with each item: its question without the prompt around it.
 
-    With `question=shuffled` that of another one of all items, whatever the size of a batch.
+    With `query: prompt` the whole prompt. With `question=shuffled` that of another one of all
+    items, whatever the size of a batch.
     """
+    whole = asking.query == "prompt"
     own = (
-        TrainingRow(name=item.name, images=(), turns=(Turn(item.question),))
-        for item in stream(benchmark, source)
+        TrainingRow(name=one.name, images=(), turns=(_turn(one) if whole else Turn(one.question),))
+        for one in stream(benchmark, source)
     )
     if asking.shuffled is None:
         return own
@@ -208,7 +265,7 @@ def _ranked(
             )
             for option in item.options
         ]
-        if not rows:
+        if not rows or not all(map(asking.holds, rows)):
             found.append(None)
             continue
         # `told` encodes no row without an answer; the query does not hold it.

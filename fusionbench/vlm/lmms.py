@@ -192,9 +192,7 @@ def _row(context: str, images: object, task: str, number: int, answer: str = "")
 
 def _room(limit: int, model: OpenModel, row: TrainingRow) -> int:
     """The limit, or what the context holds behind the prompt if that is less; at least 1."""
-    encoded = model.asking.ask(row)
-    taken = len(encoded.ids) + len(row.images) * model.record.tokens
-    return max(1, min(limit, model.built.model.language.context - taken))
+    return max(1, model.asking.room(row, limit))
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -343,9 +343,13 @@ def set_trained(model: VisionLanguageModel, stage: Stage, *, fresh: bool = False
 
 
 def encoder_of_rows(
-    language: LanguageModel, training: Training, template: str, *, answer: bool
-) -> Encode:
-    """Encodes rows with a template; with `answer` the last answer is labelled."""
+    language: LanguageModel, training: Training, template: str, *, answer: bool,
+    limit: int | None = None,
+) -> Encode:  # fmt: skip
+    """Encodes rows with a template; with `answer` the last answer is labelled.
+
+    `limit`: most text tokens of a row, for training; a question is asked whatever its length.
+    """
     chosen = build_template(template, language.tokenizer)
 
     def run(row: TrainingRow) -> EncodedRow:
@@ -355,7 +359,7 @@ def encoder_of_rows(
             row.turns,
             answer=answer,
             query=training.query,
-            limit=training.length or None,
+            limit=limit,
             later=row.later,
         )
 

@@ -47,7 +47,7 @@ from fusionbench.vlm.export import is_export, load_export, read_export
 from fusionbench.vlm.llava import open_for
 from fusionbench.vlm.model import Built, build_model, encoder_of_rows, training_of
 from fusionbench.vlm.rows import TrainingRow
-from fusionbench.vlm.session import Session
+from fusionbench.vlm.session import Session, most_image_positions
 
 LIMIT = 128
 """Most new tokens of an answer, as in LLaVA-1.5's evaluation."""
@@ -238,6 +238,9 @@ def _asking(
         told=encoder_of_rows(language, training, template, answer=True),
         size=size,
         bf16=spec.budget.precision == "bf16",
+        query=training.query,
+        context=language.context,
+        image=most_image_positions(built.model, session.states, spec, checkpoint),
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -34,7 +35,8 @@ T = TypeVar("T")
 _LOOPBACK = "127.0.0.1"
 _LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 _LONGEST_WAIT = timedelta(hours=2)
-"""Time a process waits for the others in a collective operation, e.g. while rank 0 evaluates."""
+"""Time a process waits for the others in a collective operation."""
+_WORK = "fusionbench/work"
 _ARRIVAL = timedelta(minutes=5)
 """Time in which all processes of a world must have come."""
 _GRACE_SECONDS = 5.0
@@ -55,6 +57,8 @@ class World:
     """Number of processes."""
     device: torch.device = torch.device("cpu")
     """Device of this process."""
+    store: dist.Store | None = None
+    """Where the processes met; None for a process alone."""
 
     @property
     def main(self) -> bool:
@@ -93,13 +97,30 @@ class World:
 
 def lead(world: World, target: Callable[..., T], args: Sequence[Any] = ()) -> T:
     """Run `target(world, *args)` here, in rank 0, and in the processes that `follow`."""
+    _call(world)
     world.broadcast((target, args))
     return target(world, *args)
 
 
 def dismiss(world: World) -> None:
     """Let the processes return that `follow` rank 0."""
+    _call(world)
     world.broadcast(None)
+
+
+def _call(world: World) -> None:
+    """Tell the processes that `follow` that there is work."""
+    if world.store is not None:
+        world.store.set(f"{_WORK}/{world.store.add(_WORK, 1)}", "1")
+
+
+def _await_call(world: World, number: int) -> None:
+    """Wait for call `number`, however long rank 0 scores and tunes; its end raises an error."""
+    while world.store is not None:
+        # The store has run out of time.
+        with suppress(dist.DistStoreError):
+            world.store.wait([f"{_WORK}/{number}"], _LONGEST_WAIT)
+            return
 
 
 def follow(world: World) -> None:
@@ -109,7 +130,11 @@ def follow(world: World) -> None:
     every process raises alike (a loss that is not finite, a method that does not fit) are left to
     rank 0.
     """
-    while (work := world.broadcast(None)) is not None:
+    for number in count(1):
+        _await_call(world, number)
+        work = world.broadcast(None)
+        if work is None:
+            return
         target, args = work
         with suppress(FloatingPointError, Unsupported):
             target(world, *args)
@@ -150,7 +175,7 @@ def joined(
         store=found, rank=rank, world_size=size, timeout=_LONGEST_WAIT,
     )  # fmt: skip
     try:
-        yield World(rank=rank, size=size, device=own)
+        yield World(rank=rank, size=size, device=own, store=found)
     finally:
         dist.destroy_process_group()
 

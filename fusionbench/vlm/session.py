@@ -42,6 +42,7 @@ from fusionbench.vlm.checkpoint import Trained, partial, save_model, whole
 from fusionbench.vlm.llava import Reading, most_positions, positions
 from fusionbench.vlm.model import (
     Built,
+    VisionLanguageModel,
     build_model,
     encoder_of_rows,
     is_words,
@@ -158,13 +159,19 @@ class StageRows:
 
     mixture: Mixture
     batches: Batches
+    steps: int
     batch: int
     seed: int
+    world: World = field(default_factory=World)
 
     def order(self, step: int) -> Sequence[int]:
-        """The rows of a step; a function of seed and step alone. Images of the next are read."""
-        for following in (step + 1, step + 2):
-            self.batches.expect(self.mixture.order(following, self.batch, self.seed))
+        """The rows of a step; a function of seed and step alone.
+
+        The images of this process's rows of the next two steps are read ahead.
+        """
+        for following in range(step + 1, min(step + 3, self.steps)):
+            rows = self.mixture.order(following, self.batch, self.seed)
+            self.batches.expect(rows[self.world.rank :: self.world.size])
         return [int(row) for row in self.mixture.order(step, self.batch, self.seed)]
 
     def labelled(self, index: int) -> int:
@@ -247,6 +254,12 @@ class _Stage:
     stage: Stage
     world: World
 
+    @property
+    def last(self) -> bool:
+        """Whether no later stage trains anything."""
+        stages = training_of(self.work.spec).stages
+        return not any(stage.trained for stage in stages[self.at + 1 :])
+
     def train(self) -> tuple[TrainingHistory, int]:
         """Train the stage; gives what it did and the number of rows that were too long."""
         data = self._rows()
@@ -255,19 +268,23 @@ class _Stage:
             lr=self.stage.lr or self.work.lr,
             mean=training_of(self.work.spec).mean,
             micro_batch=self.session.options.micro_batch,
-            strategy="shard" if self.session.options.shard else "ddp",
+            # Sharded weights run in training only, and the rows of a stage need the model.
+            strategy="shard" if self.session.options.shard and self.last else "ddp",
         )
         folder = self._folder()
-        history = train(
-            self.built.model,
-            data,
-            setup,
-            world=self.world,
-            folder=folder,
-            every=max(1, setup.budget.steps // _CHECKPOINTS) if folder else 0,
-            fingerprint=f"{self.work.spec.model_id} {canonical(vars(self.stage))}",
-            units=tuple(decoder_layers(self.built.model.language.decoder)),
-        )
+        try:
+            history = train(
+                self.built.model,
+                data,
+                setup,
+                world=self.world,
+                folder=folder,
+                every=max(1, setup.budget.steps // _CHECKPOINTS) if folder else 0,
+                fingerprint=f"{self.work.spec.model_id} {canonical(vars(self.stage))}",
+                units=tuple(decoder_layers(self.built.model.language.decoder)),
+            )
+        finally:
+            self.session.states.drop()
         return history, sum(data.mixture.dropped.values())
 
     def _folder(self) -> Path | None:
@@ -289,7 +306,8 @@ class _Stage:
     def _rows(self) -> StageRows:
         spec, language = self.work.spec, self.built.model.language
         training = training_of(spec)
-        encode = encoder_of_rows(language, training, self.stage.template, answer=True)
+        limit = training.length or None
+        encode = encoder_of_rows(language, training, self.stage.template, answer=True, limit=limit)
         most = training.length or language.context
         fits, sure = self._fitting(encode, most)
         mixture = within(self.session.mixture(self.at), fits, sure=sure)
@@ -301,13 +319,16 @@ class _Stage:
             asked=None if seed is None else Strangers(mixture, seed),
             files=any(part.card.kind != "task" for part in mixture.parts),
         )
+        budget = self._budget()
         return StageRows(
-            mixture=mixture, batches=batches, batch=self._budget().batch, seed=spec.seed
-        )
+            mixture=mixture, batches=batches, steps=budget.steps, batch=budget.batch,
+            seed=spec.seed, world=self.world,
+        )  # fmt: skip
 
     def _fitting(self, encode: Encode, most: int) -> tuple[Callable[[TrainingRow], bool], int]:
         """(whether a row has at most `most` positions, bytes of text with which it surely has)."""
-        tokens, checkpoint = self._image_tokens(), self.session.checkpoint
+        checkpoint = self.session.checkpoint
+        tokens = image_tokens(self.built.model, self.session.states, self.work.spec)
         largest = tokens if checkpoint is None else most_positions(checkpoint, tokens)
 
         def fits(row: TrainingRow) -> bool:
@@ -322,11 +343,18 @@ class _Stage:
 
         return fits, most - largest - _MARGIN
 
-    def _image_tokens(self) -> int:
-        """Tokens of one input of the encoder, from the fused tokens of a blank one."""
-        model, bf16 = self.built.model, self.work.spec.budget.precision == "bf16"
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            batch = RowBatch(
-                rows=(), owners=(), states=self.session.states.of(()), queries=((),), answers=((),)
-            )
-            return int(model.fused(batch).tokens.shape[1])
+
+def image_tokens(model: VisionLanguageModel, states: ImageStates, spec: CellSpec) -> int:
+    """Tokens of one input of the encoder, from the fused tokens of a blank one."""
+    bf16 = spec.budget.precision == "bf16"
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        batch = RowBatch(rows=(), owners=(), states=states.of(()), queries=((),), answers=((),))
+        return int(model.fused(batch).tokens.shape[1])
+
+
+def most_image_positions(
+    model: VisionLanguageModel, states: ImageStates, spec: CellSpec, checkpoint: Checkpoint | None
+) -> int:
+    """Most positions of one image in the language model."""
+    tokens = image_tokens(model, states, spec)
+    return tokens if checkpoint is None else most_positions(checkpoint, tokens)

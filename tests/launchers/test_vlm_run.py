@@ -19,6 +19,7 @@ from fusionbench.records.folder import claimed
 from fusionbench.records.merge import merge
 from fusionbench.records.store import Store
 from fusionbench.records.verified import answers_file
+from fusionbench.vlm.evaluate import evaluate_local
 from fusionbench.vlm.session import train_model
 
 TASKS = ("digits", "scenes_count")
@@ -282,6 +283,61 @@ def test_the_learning_rate_is_chosen_by_the_mean_over_the_mixture(tmp_path):
         assert record.tuning[f"{rate:g}"] == pytest.approx(of_seed)
         means[rate] = sum(of_seed) / 2
     assert record.lr == max(sorted(means), key=lambda rate: means[rate])
+
+
+@pytest.mark.thorough
+def test_a_rate_whose_model_cannot_be_scored_is_not_chosen(tmp_path, monkeypatch):
+    file = study_file(
+        tmp_path, "methods: [blind]\nbudget: {steps: 3, lrs: [1.0e-3, 3.0e-2], tuning_seeds: 1}\n"
+    )
+
+    def train(session, work):
+        built, trained = train_model(session, work)
+        if work.lr == 3e-2:
+            for parameter in built.model.projector.parameters():
+                parameter.data.fill_(float("nan"))
+            for parameter in built.model.fusion.parameters():
+                parameter.data.fill_(float("nan"))
+        return built, trained
+
+    monkeypatch.setattr("fusionbench.launchers.models.train_model", train)
+    monkeypatch.setattr("fusionbench.launchers.models.evaluate_local", _refusing_nan)
+    run(tmp_path / "r", study=("run", file, "--workers", "1"))
+    record = cells(tmp_path / "r")["blind", "digits"]
+    assert (record.status, record.lr, record.tuning["0.03"]) == ("done", 1e-3, [0.0])
+
+
+def _refusing_nan(asking, *others):
+    if not all(bool(p.isfinite().all()) for p in asking.model.projector.parameters()):
+        raise FloatingPointError("not finite")
+    return evaluate_local(asking, *others)
+
+
+@pytest.mark.thorough
+def test_stages_with_a_rate_and_steps_of_their_own(tmp_path):
+    text = "methods: [best_single]\nbudget: {steps: 9, trial_steps: 1}\n"
+    text += "training: {stages: [{lr: 1.0e-4, steps: 2}, {lr: 1.0e-3, steps: 3}]}\n"
+    file = study_file(tmp_path, text)
+    run(tmp_path / "r", study=("run", file, "--workers", "1"))
+    store = Store.open(tmp_path / "r")
+    assert cells(tmp_path / "r")["best_single", "digits"].lr == 1e-3
+    tried = [store.find(cell) for cell in store.tuning()]
+    assert tried and all([s.steps for s in one.spec.training.stages] == [1, 1] for one in tried)
+    assert all(len(one.loss) == 2 for one in tried)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_two_stages_on_two_processes_with_sharded_weights_train_as_one_process(tmp_path):
+    stages = "[{trained: [fusion, projector], steps: 2, batch: 8}, {steps: 2, batch: 8}]"
+    file = study_file(tmp_path, f"methods: [penultimate]\ntraining: {{stages: {stages}}}\n")
+    found = []
+    for name, more in (("one", ()), ("two", ("--processes", "2", "--shard-weights"))):
+        command = [sys.executable, "-m", "fusionbench", "run", file, "--out", tmp_path / name]
+        subprocess.run([*map(str, command), *more], check=True, capture_output=True, timeout=300)
+        found.append(cells(tmp_path / name)["penultimate", "digits"])
+    assert len(found[0].loss) == 4
+    assert found[1].loss == pytest.approx(found[0].loss, rel=1e-5)
 
 
 @pytest.mark.thorough

@@ -12,13 +12,16 @@ from method_sizes import CARDS, SHAPES, added_parameters, build, built, tokens_o
 from torch import nn
 from toy_cells import train_cell
 
+from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape, Unsupported
 from fusionbench.harness.model import build_fusion
 from fusionbench.methods.attnres import AttnRes
 from fusionbench.methods.concat_all import LayerConcat, TokenConcat
+from fusionbench.methods.dense_connector import EfficientDenseConnector
 from fusionbench.methods.dinov2_linear import DINOv2Linear
 from fusionbench.methods.head2toe import Head2Toe
 from fusionbench.methods.middle_mean import MiddleMean
+from fusionbench.methods.mol import MoL
 from fusionbench.methods.sparsecut import SparseCut
 from fusionbench.models.readers.decoder import DecoderReader, decoder_shape
 from fusionbench.registry.plugins import load_method
@@ -397,3 +400,21 @@ def test_a_method_whose_taps_are_apart_notes_nothing():
     card = CARDS["dense_connector-dci"]
     record, _ = train_cell(load_method(card), steps=1, **card.settings)
     assert record.notes == ()
+
+
+@pytest.mark.parametrize("form", ["layer", "patch", "hybrid"])
+def test_a_mixture_keeps_as_many_layers_in_bf16_as_it_names(form):
+    torch.manual_seed(0)
+    shape = StackShape(layers=24, dim=32, grid=(8, 8), prefix=1, query_dim=16)
+    method, kept = MoL(shape, form=form), []
+    largest = method._largest
+    method._largest = lambda weights: kept.append(largest(weights)) or kept[-1]
+    with torch.autocast("cpu", torch.bfloat16):
+        method(torch.randn(24, 16, 65, 32), torch.randn(16, 16))
+    assert ((kept[0] > 0).sum(dim=-1) == 4).all()
+    torch.testing.assert_close(kept[0].sum(dim=-1), torch.ones(16, 64))
+
+
+def test_the_efficient_dense_connector_needs_tokens_that_are_a_grid():
+    with pytest.raises((ValueError, UserError), match="sti"):
+        EfficientDenseConnector(SHAPE, form="sti")

@@ -337,6 +337,11 @@ def test_each_block_from_the_second_on_sees_prompts_of_its_own_behind_the_prefix
     torch.testing.assert_close(tokens_of(method, encoder), tokens[:, 1:])
 
 
+def test_lora_is_refused_where_rank_1_is_larger_than_the_method_that_it_controls():
+    with pytest.raises(Unsupported, match="rank 1 in every linear layer has 34,560 parameters"):
+        build("lora", StackShape(layers=32, dim=64, grid=(4, 4), query_dim=64, mlp=256))
+
+
 def test_prompts_start_within_the_bound_of_a_patch_embedding():
     method = build("vpt_deep", PEFT_SHAPE)
     bound = math.sqrt(6 / (3 * 14**2 + PEFT_SHAPE.dim))

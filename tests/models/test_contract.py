@@ -267,6 +267,8 @@ def zero(name: str, given: torch.Tensor) -> torch.Tensor:
 def test_an_encoder_knows_the_width_of_its_mlps_and_runs_changed_blocks():
     encoder, tokens = ours(), torch.randn(2, 5, LINEARS_DIM)
     assert encoder.mlp == Checkpointed(encoder).mlp == MLP
+    # Images are padded with the mean colour, recomputed or not.
+    assert (Checkpointed(encoder).mean, Checkpointed(encoder).std) == (encoder.mean, encoder.std)
     assert torch.equal(encoder.adapted(2, tokens, zero), encoder.block(2, tokens))
 
 

@@ -133,6 +133,7 @@ def test_stages_may_name_one_part_with_other_settings(tmp_path):
     [
         ("{pixels: processor}", "training.pixels is processor, and words has no image processor"),
         ("{stages: [{trained: [lora]}, {trained: [language]}]}", "both language and lora"),
+        ("{stages: [{lr: 1e-3}, {lr: 1e-4}]}\nbudget: {lrs: [1e-3, 1e-2]}", "none of budget.lrs"),
     ],
 )
 def test_what_a_language_model_cannot_have_is_said(tmp_path, training, said):

@@ -25,6 +25,7 @@ from fusionbench.study.mixture import PartCard, describe_mixture, parse_mixture
 from fusionbench.study.study import SMOKE
 from fusionbench.vlm import batch, evaluate
 from fusionbench.vlm.batch import ReadAhead, padded, pixels
+from fusionbench.vlm.processes import World
 from fusionbench.vlm.rows import (
     Cached,
     ConversationRows,
@@ -35,6 +36,7 @@ from fusionbench.vlm.rows import (
     open_mixture,
     within,
 )
+from fusionbench.vlm.session import StageRows
 
 
 class Toy:
@@ -360,6 +362,29 @@ def test_an_error_comes_where_its_image_is_asked_for():
     reading.close()
 
 
+def test_images_of_one_name_in_two_folders_are_two_images(tmp_path):
+    low, high = (Picture(name="mix.json, item 1: a.png", content=tmp_path / n) for n in "lh")
+    reading = ReadAhead(lambda one: one.content.name, threads=1)
+    reading.expect([low])
+    assert (reading(high), reading(low)) == ("h", "l")
+    reading.expect([low, high])
+    reading.drop()
+    # What waited is gone: the images are read when they are asked for.
+    assert not reading._waiting and reading(low) == "l"
+    reading.close()
+
+
+def test_a_process_reads_ahead_its_own_rows_and_none_behind_the_last_step():
+    expected = []
+    mixture = SimpleNamespace(order=lambda step, batch, seed: np.arange(batch) + batch * step)
+    rows = StageRows(
+        mixture=mixture, batches=SimpleNamespace(expect=lambda rows: expected.append(list(rows))),
+        steps=3, batch=4, seed=0, world=World(rank=1, size=2),
+    )  # fmt: skip
+    assert [rows.order(step) for step in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert expected == [[5, 7], [9, 11], [9, 11]]
+
+
 @pytest.mark.parametrize("size", [(9, 4), (4, 9), (5, 5), (7, 6)])
 def test_padding_puts_the_image_in_the_middle_of_the_mean_colour(size, tmp_path):
     mean = (0.48145466, 0.4578275, 0.40821073)
@@ -415,14 +440,81 @@ def test_a_shuffled_query_does_not_depend_on_the_size_of_a_batch(monkeypatch):
     assert seen[1, 3] == seen[4, 3] == seen[9, 3] != own and sorted(seen[1, 3]) == own
 
 
+def test_the_query_is_the_prompt_where_the_training_says_so(monkeypatch):
+    one = Item(
+        name="i",
+        group="",
+        options=("a", "b"),
+        gold={"answer": "yes"},
+        images=(Picture(name="p", content=b""),),
+        prompt="Which? A. a",
+        question="Which?",
+    )
+    monkeypatch.setattr(evaluate, "stream", lambda benchmark, source: iter([one]))
+    for query, wanted in (("question", "Which?"), ("prompt", "<image>\nWhich? A. a")):
+        model = Echo()
+        asking = evaluate.Asking(
+            model=model, states=Blank(), ask=words_of, told=words_of, size=1, query=query
+        )
+        evaluate.evaluate_benchmark(asking, Ranking(), None)
+        # Of the answer, and of each option.
+        assert model.queries == [wanted] * 3
+
+
+def test_an_answer_ends_with_the_context_whatever_the_size_of_a_batch(monkeypatch):
+    words = ["one", "one", "one two three", "one " * 7, "one " * 9, "one"]
+    items = [
+        Item(name=f"i{n}", group="", options=("a",), gold={"answer": "yes"}, images=(), prompt=text,
+             question="q")
+        for n, text in enumerate(words)
+    ]  # fmt: skip
+    monkeypatch.setattr(evaluate, "stream", lambda benchmark, source: iter(items))
+    seen = {}
+    for size in (1, 2, 6):
+        model = Echo()
+        asking = evaluate.Asking(
+            model=model, states=Blank(), ask=counted, told=counted, size=size, context=8
+        )
+        found = evaluate.evaluate_benchmark(asking, Ranking(), None)
+        assert found.left_out == 1 and [one.text for one in found.answers][4] == ""
+        seen[size] = [limit for limit, rows in model.limits for _ in range(rows)]
+    # At most 4 new tokens, and 8 positions in all.
+    assert seen[1] == seen[2] == seen[6] == [4, 4, 4, 1, 4]
+    assert model.losses_of == 6
+
+
+def test_a_trace_counts_images_and_not_questions_of_text_alone(monkeypatch):
+    shown = [True, False, False, True, False, True]
+    items = [
+        Item(name=f"i{n}", group="", options=(), gold={"answer": "yes"}, prompt="Which?",
+             images=(Picture(name=f"p{n}", content=b""),) * has, question=str(n))
+        for n, has in enumerate(shown)
+    ]  # fmt: skip
+    monkeypatch.setattr(evaluate, "stream", lambda benchmark, source: iter(items))
+    for size in (1, 4, 6):
+        asking = evaluate.Asking(
+            model=Echo(), states=Blank(), ask=words_of, told=words_of, size=size
+        )
+        found = evaluate.evaluate_benchmark(asking, Trivial(), None)
+        assert found.trace == {"seen": [pytest.approx((0 + 3 + 5) / 3)]}
+    items[:] = [one for one, has in zip(items, shown, strict=True) if not has]
+    assert evaluate.evaluate_benchmark(asking, Trivial(), None).trace == {}
+
+
 def words_of(row):
     question = row.turns[-1].question
     return EncodedRow(ids=(1,), labelled=(False,), images_at=(), query_ids=(question,))
 
 
+def counted(row):
+    ids = tuple(range(len(row.turns[-1].question.split())))
+    return replace(words_of(row), ids=ids, labelled=(False,) * len(ids))
+
+
 class Blank:
     def shown(self, rows):
-        return batch.BatchImages(states=None, pictures=())
+        pictures = tuple((1, (1, 1)) for images in rows for _ in images)
+        return batch.BatchImages(states=None, pictures=pictures)
 
 
 class Echo:
@@ -431,14 +523,25 @@ class Echo:
     device = torch.device("cpu")
 
     def __init__(self):
-        self.queries = []
+        self.queries, self.limits, self.losses_of = [], [], 0
 
     def eval(self):
         return self
 
     def answer(self, rows, *, limit):
         self.queries += [query for (query,) in rows.queries]
-        return ["yes"] * len(rows), Fused(tokens=torch.zeros(len(rows), 1, 1))
+        self.limits.append((limit, len(rows)))
+        trace = {}
+        if rows.queries[0][0].isdecimal():
+            # The mean over images of the question's number; of no image, that of a blank.
+            numbers = [float(rows.queries[at][0]) for at in rows.asking] or [99.0]
+            trace = {"seen": torch.tensor(numbers).mean()}
+        return ["yes"] * len(rows), Fused(tokens=torch.zeros(len(rows), 1, 1), trace=trace)
+
+    def losses(self, rows):
+        self.queries += [query for (query,) in rows.queries]
+        self.losses_of += len(rows)
+        return torch.arange(len(rows))
 
     def most_tokens(self, rows, fused):
         return 0
@@ -455,3 +558,7 @@ class Trivial:
 
     def measures(self, answers):
         return {}
+
+
+class Ranking(Trivial):
+    ranks_options = True

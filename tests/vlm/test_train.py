@@ -4,12 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from vlm_training import BUDGET, SETUP, Case, ToyData, ToyModel, failing, outcome, spoken
 
@@ -18,6 +20,7 @@ from fusionbench.api.types import Unsupported
 from fusionbench.cli.run import launched
 from fusionbench.harness.train import Optimisers, schedule
 from fusionbench.records.cell import RunOptions
+from fusionbench.vlm import processes
 from fusionbench.vlm.processes import World, joined, start
 from fusionbench.vlm.train import Setup, micro_batches, row_weights, train
 
@@ -53,6 +56,25 @@ def two():
 
     ranks = start(2, outcomes, (list(CASES.values()),), device="cpu")
     return [dict(zip(CASES, rank, strict=True)) for rank in ranks]
+
+
+def test_a_process_waits_for_work_as_long_as_rank_0_scores(monkeypatch):
+    monkeypatch.setattr(processes, "_LONGEST_WAIT", timedelta(seconds=0.2))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    lead, done = World(store=store), []
+
+    def followed() -> None:
+        other = dist.TCPStore("127.0.0.1", store.port, is_master=False)
+        processes.follow(World(store=other, rank=1))
+        done.append(True)
+
+    waiting = threading.Thread(target=followed)
+    waiting.start()
+    time.sleep(1)
+    assert not done and waiting.is_alive()
+    processes.dismiss(lead)
+    waiting.join(timeout=10)
+    assert done
 
 
 @pytest.mark.thorough
