@@ -22,6 +22,7 @@ from tables import (
     answer,
     contrasts,
     costs,
+    drawn,
     interval,
     layers,
     leaders,
@@ -413,6 +414,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     for one in (
         answer,
         short,
+        drawn,
         planned,
         leaders,
         costs,

@@ -19,7 +19,7 @@ CONTROL = ("control_delta", "control_low", "control_high")
 SUITE = ("delta", "delta_low", "delta_high")
 _SHORT = (
     *(r"On the \d+ task", "Worse than ", "Other planned comparisons: ", "How sure: "),
-    *("The highest mean ", "`[^`]+` has the highest mean of "),
+    *("The highest mean ", "`[^`]+` has the highest mean of ", "`random_layers`"),
 )
 
 
@@ -29,9 +29,15 @@ def answer(folder: Path) -> str:
 
 
 def short(folder: Path) -> str:
-    """Of the report's sentences: what is better or worse, how sure, and the highest mean."""
+    """Of the report's sentences: what is better or worse, how sure, what a random choice gives."""
     starts = re.compile(f"- ({'|'.join(_SHORT)})")
     return "\n".join(line for line in answer(folder).splitlines() if starts.match(line))
+
+
+def drawn(folder: Path) -> str:
+    """The report's sentence on layers drawn at random."""
+    lines = [line for line in answer(folder).splitlines() if line.startswith("- `random_layers`")]
+    return lines[0].removeprefix("- ") if lines else "`random_layers` lacks runs here"
 
 
 def undecided(folder: Path) -> str:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from fusionbench.study.plan import Plan, ResolvedStudy
 
 LOCAL, SLURM = "local", "slurm"
-WEIGHTS_HELP = "Split the weights of one vlm training over its processes."
+WEIGHTS_HELP = "Split the weights of one vlm training over its processes in the last stage."
 Sbatch = Annotated[
     list[str],
     typer.Option(metavar="KEY=VALUE", help="More for the cluster: account=NAME, gres=gpu:1."),

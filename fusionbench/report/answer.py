@@ -240,11 +240,20 @@ def _random_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
     known = [name for name in names if name in methods]
     below = [name for name in known if analysis.suite[methods.index(name), suite].mean < mean]
     yield (
-        f"`{_RANDOM}`, a join of layers drawn at random, differs from `{baseline}` by "
+        f"`{_RANDOM}`, a join of layers drawn at random{_drawn(analysis)}, differs from "
+        f"`{baseline}` by "
         f"{interval(drawn.measured.estimate)} (exploratory): a gain below that does not speak for "
         f"a method's choice of layers. {len(below)} of {_count(len(known), 'planned method')} "
         f"{'has' if len(below) == 1 else 'have'} a lower mean (means, no test)."
     )
+
+
+def _drawn(analysis: Analysis) -> str:
+    """The hidden states in brackets where all runs have the same, since no interval covers that."""
+    row = analysis.table.methods.index(_RANDOM)
+    taps = {record.taps for record in analysis.table.row(row) if record.status == "done"}
+    states = [f"hs[{layer}]" for tap in next(iter(taps), ()) for layer in tap]
+    return f" (one draw for all runs: {', '.join(states)})" if len(taps) == 1 and states else ""
 
 
 def _groups(analysis: Analysis) -> Iterator[str]:

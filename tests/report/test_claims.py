@@ -33,7 +33,7 @@ from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
-from fusionbench.report.answer import _named, _on_new_tasks, leaders
+from fusionbench.report.answer import _drawn, _named, _on_new_tasks, leaders
 from fusionbench.report.build import ReportOptions, collect, write_report
 from fusionbench.report.claims import (
     PUBLISHED,
@@ -497,6 +497,17 @@ def test_runs_that_differ_between_planned_methods_are_a_range(tmp_path):
 def test_layers_drawn_at_random_are_named_with_the_planned_methods_below_them(said):
     line = one(said[1], "random_layers, a join of layers drawn at random, ")
     assert "2 of 3 planned methods have a lower mean" in line and "penultimate by +" in line
+
+
+def test_the_layers_of_one_draw_are_named():
+    def analysis(*taps):
+        row = [SimpleNamespace(status="done", taps=one) for one in taps]
+        table = SimpleNamespace(methods=("other", "random_layers"), row=lambda at: row[at - 1 :])
+        return SimpleNamespace(table=table)
+
+    one = ((1,), (3,), (9,))
+    assert _drawn(analysis(one, one)) == " (one draw for all runs: hs[1], hs[3], hs[9])"
+    assert _drawn(analysis(one, ((2,),))) == _drawn(analysis((), ())) == ""
 
 
 def test_a_gain_below_the_margin_and_what_holds_on_new_tasks_are_said(said):
