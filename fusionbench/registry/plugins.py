@@ -11,8 +11,9 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fusionbench.api.benchmarks import Benchmark
@@ -135,17 +136,30 @@ def import_from(module: str) -> ModuleType:
     return _from_file(Path(module))
 
 
+class _FromSource(SourceFileLoader):
+    """Compiles the file as it is.
+
+    Python takes compiled code beside it for current after an edit to the same size within a second.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The compiled source."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _from_file(file: Path) -> ModuleType:
     name = f"fusionbench_plugin_{file.stem}_{sha256(str(file).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
+    loader = _FromSource(name, str(file))
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
+    if spec is None:
         raise ImportError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         # The next import must not find a half-executed module.
         del sys.modules[name]

@@ -116,7 +116,7 @@ def test_needs_and_start_are_those_of_the_method_when_it_is_built(name):
     # 24 blocks: on a short encoder two of a paper's layers may become one.
     reader = ReaderShape(layers=4, width=16, heads=4, mlp=32)
     shape = StackShape(
-        layers=24, dim=32, grid=(4, 4), prefix=1, query_dim=8, mlp=128, reader=reader
+        layers=24, dim=64, grid=(4, 4), prefix=1, query_dim=8, mlp=128, reader=reader
     )
     built = load_method(card)(shape, **card.settings)
     wants = {"query": built.needs_query, "grid": built.needs_grid}

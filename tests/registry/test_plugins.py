@@ -2,6 +2,7 @@
 
 import json
 import os
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.cli.listing import encoders_text, json_text
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import describe, read_catalog
-from fusionbench.registry.plugins import load_encoder
+from fusionbench.registry.plugins import import_from, load_encoder
 
 SOURCE = """
 import torch
@@ -220,3 +221,17 @@ def test_it_runs_and_every_record_names_it_and_its_version(installed, tmp_path):
     assert record.spec.encoder == "blank" and record.taps == ((1,), (1,))
     report = (tmp_path / "report" / "report.md").read_text()
     assert "stranger-fusion 3.1" in report
+
+
+def test_an_edit_within_a_second_is_what_runs(tmp_path):
+    file = tmp_path / "mine.py"
+    for value in (1, 4):
+        file.write_text(f"VALUE = {value}\n")
+        os.utime(file, (1e9, 1e9))
+        if value == 1:
+            # As Python's own import leaves it.
+            py_compile.compile(str(file))
+        module = import_from(str(file))
+        assert module.VALUE == value
+        del sys.modules[module.__name__]
+    assert list((tmp_path / "__pycache__").glob("mine.*.pyc"))
