@@ -78,9 +78,12 @@ class MoL(Fusion):
         patches = hidden[:, :, self.shape.prefix :]
         asked = self.query(query) / self.query.out_features**0.5
         # In float32: under autocast many weights would be equal, and more than `top` the largest.
-        scores = einsum(self.key(patches), asked, "tap b n r, b r -> b n tap").float()
+        scores = einsum(self.key(patches), asked, "tap b n r, b r -> b n tap")
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         weights, kept = self._route(scores, query)
-        mixed = einsum(patches, self._largest(weights), "tap b n d, b n tap -> b n d")
+        kept = kept.to(patches.dtype)
+        largest = self._largest(weights).to(patches.dtype)
+        mixed = einsum(patches, largest, "tap b n d, b n tap -> b n d")
         mean = weights.mean(dim=(0, 1))
         return Fused(
             tokens=mixed + kept * (patches[self.reserve] - mixed),
