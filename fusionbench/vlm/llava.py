@@ -122,9 +122,9 @@ class Reading:
         return Reading(alone=one, several=one if tiled else ReadAhead(several))
 
 
-def most_positions(checkpoint: Checkpoint, tokens: int) -> int:
+def most_positions(checkpoint: Checkpoint | None, tokens: int) -> int:
     """Most positions of one image in the language model; `tokens`: of one input."""
-    tiling = checkpoint.tiling
+    tiling = None if checkpoint is None else checkpoint.tiling
     if tiling is None:
         return tokens
     return max(tiling.tokens(size) for size in tiling.pinpoints)

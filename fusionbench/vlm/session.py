@@ -329,7 +329,7 @@ class _Stage:
         """(whether a row has at most `most` positions, bytes of text with which it surely has)."""
         checkpoint = self.session.checkpoint
         tokens = image_tokens(self.built.model, self.session.states, self.work.spec)
-        largest = tokens if checkpoint is None else most_positions(checkpoint, tokens)
+        largest = most_positions(checkpoint, tokens)
 
         def fits(row: TrainingRow) -> bool:
             try:
@@ -356,5 +356,4 @@ def most_image_positions(
     model: VisionLanguageModel, states: ImageStates, spec: CellSpec, checkpoint: Checkpoint | None
 ) -> int:
     """Most positions of one image in the language model."""
-    tokens = image_tokens(model, states, spec)
-    return tokens if checkpoint is None else most_positions(checkpoint, tokens)
+    return most_positions(checkpoint, image_tokens(model, states, spec))
