@@ -10,11 +10,11 @@ import typer
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.app import Plugins, Settings, Strict, app, note, read, say
-from fusionbench.cli.run import CACHE_GIB, Again, LimitCache, checked_device, limit
+from fusionbench.cli.run import CACHE_GIB, Again, LimitCache, assemble, checked_device, limit
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.text import checkpoint_name
 from fusionbench.study.folders import with_folders
-from fusionbench.study.study import QUICK, Study, preset, with_overrides
+from fusionbench.study.study import Study
 
 if TYPE_CHECKING:
     from fusionbench.records.history import Design, PlannedAblation
@@ -34,10 +34,17 @@ def command(
         str, typer.Option(metavar="SWITCHES", help="Combine these: memory,feedback,query=false.")
     ] = "",
     only: Annotated[str, typer.Option(metavar="SWITCHES", help="Change only these.")] = "",
-    tasks: Annotated[list[str], typer.Option(help="all, names, globs.")] = list(TASKS),  # noqa: B006
+    study: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Encoder, tasks, seeds, budget of a study.")
+    ] = None,
+    tasks: Annotated[
+        list[str], typer.Option(help=f"all, names, globs. Without a study: {', '.join(TASKS)}.")
+    ] = [],  # noqa: B006
     encoder: Annotated[str, typer.Option(help="See `fusionbench list encoders`.")] = "",
-    seeds: Annotated[int, typer.Option(help="How many runs of each cell.")] = SEEDS,
-    preset: Annotated[str, typer.Option(help="quick, paper or smoke.")] = QUICK.name,
+    seeds: Annotated[
+        int | None, typer.Option(help=f"How many runs of each cell. Without a study: {SEEDS}.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="quick, paper, smoke; of a study: smoke.")] = "",
     settings: Settings = [],  # noqa: B006
     out: Annotated[str, typer.Option(help="Default: results/ablate-METHOD.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -53,10 +60,15 @@ def command(
     """Switch the parts of a method off, and say what each is worth; a second run adds nothing."""
     if factorial and only:
         raise UserError("--factorial and --only exclude each other", "name the switches once")
-    study = start(preset, tasks=tasks, encoder=encoder, seeds=seeds, settings=settings)
-    study, plugged = with_folders(study, plugin, hear=note)
+    if study is None:
+        tasks, seeds = tasks or list(TASKS), SEEDS if seeds is None else seeds
+    ours = assemble(
+        study, preset, methods=(), tasks=_split(tasks), encoder=encoder, seeds=seeds,
+        settings=settings,
+    )  # fmt: skip
+    ours, plugged = with_folders(ours, plugin, hear=note)
     catalog = read(plugged, strict=strict_plugins)
-    design = designed(catalog, method, study, factorial=factorial, only=only)
+    design = designed(catalog, method, ours, factorial=factorial, only=only)
     family = method.partition("[")[0]
     options = RunOptions(
         out=out or f"results/ablate-{family}",
@@ -68,22 +80,8 @@ def command(
         cell_seconds=limit_cell,
     )
     if dry_run:
-        raise typer.Exit(show_plan(study, design, options))
-    raise typer.Exit(run(study, design, options, catalog, again=again))
-
-
-def start(
-    preset_name: str,
-    *,
-    tasks: Sequence[str],
-    encoder: str,
-    seeds: int,
-    settings: Sequence[str],
-) -> Study:
-    """A preset with what the command line says instead; the methods come from the design."""
-    return with_overrides(
-        preset(preset_name), tasks=_split(tasks), encoder=encoder, seeds=seeds, settings=settings
-    )
+        raise typer.Exit(show_plan(ours, design, options))
+    raise typer.Exit(run(ours, design, options, catalog, again=again))
 
 
 def designed(

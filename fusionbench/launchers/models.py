@@ -36,17 +36,16 @@ from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.plugins import load_benchmark, load_method, load_task
 from fusionbench.study.plan import Cell, ModelJob, layer_candidates, tuning_specs
 from fusionbench.vlm.checkpoint import Trained, damage, finished, load_weights, model_file
-from fusionbench.vlm.evaluate import Asking, Evaluated, evaluate_benchmark, evaluate_local
+from fusionbench.vlm.evaluate import Evaluated, evaluate_benchmark, evaluate_local
 from fusionbench.vlm.model import (
     Built,
     build_model,
-    encoder_of_rows,
     is_words,
     stranger,
     training_of,
 )
 from fusionbench.vlm.processes import World, lead, start
-from fusionbench.vlm.session import Session, Work, most_image_positions, train_model
+from fusionbench.vlm.session import Session, Work, asking_of, train_model
 
 _ASKED = 16
 """Questions that a language model of transformers is asked at a time."""
@@ -293,7 +292,11 @@ class ModelRunner:
         self, session: Session, ready: Ready, cell: Cell
     ) -> tuple[Evaluated, dict[str, Any]]:
         """The evaluation of a cell and the fields of its record that the task decides."""
-        asking = asking_of(session, ready.built, cell.spec, self._questions(cell.spec))
+        spec = cell.spec
+        asking = asking_of(
+            session, ready.built, spec, self._questions(spec),
+            shuffled=stranger(spec.settings, spec.seed),
+        )  # fmt: skip
         if isinstance(cell.task, BenchmarkCard):
             benchmark = load_benchmark(cell.task)
             source = find_source(cell.task.name, cell.task.needs, self.options.data_root)
@@ -309,24 +312,6 @@ class ModelRunner:
         task, bundle = load_task(cell.task), session.bundles[cell.spec.task]
         found = evaluate_local(asking, cell.spec.task, bundle, cell.spec.split, task)
         return found, scored(cell.spec, task, bundle, found.outcomes)
-
-
-def asking_of(session: Session, built: Built, spec: CellSpec, size: int) -> Asking:
-    """How the model of a specification is asked."""
-    training = training_of(spec)
-    language, template = built.model.language, training.stages[-1].template
-    return Asking(
-        model=built.model,
-        states=session.states,
-        ask=encoder_of_rows(language, training, template, answer=False),
-        told=encoder_of_rows(language, training, template, answer=True),
-        size=size,
-        bf16=spec.budget.precision == "bf16",
-        shuffled=stranger(spec.settings, spec.seed),
-        query=training.query,
-        context=language.context,
-        image=most_image_positions(built.model, session.states, spec, session.checkpoint),
-    )
 
 
 def last_rate(training: Training, lr: float) -> float:

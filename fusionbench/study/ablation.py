@@ -55,8 +55,8 @@ def factorial(catalog: Catalog, base: Chosen, switches: Sequence[str]) -> Design
     """Combinations of 2 to 8 switches; above 4 the fraction of 16 that `stats` can take apart.
 
     A switch is on as in the method itself, and off at its first other level, or at the one that is
-    named: `memory=none`. Where a switch can do nothing, only its cell that is off is run: a full
-    design has fewer cells then. Raises UserError.
+    named: `memory=none`. Where a switch can do nothing, one cell is run, which counts as off and
+    keeps the method's own level: a full design has fewer cells then. Raises UserError.
     """
     off = dict(_off(base, text) for text in switches)
     if not 2 <= len(off) <= LARGEST:
@@ -80,7 +80,8 @@ def factorial(catalog: Catalog, base: Chosen, switches: Sequence[str]) -> Design
             "take at most 4 switches, or other levels, such as memory=rebuilt",
         )
     variants = tuple(
-        Variant(label=_label(catalog, base, _changes(off, row)), on=row) for row in kept
+        Variant(label=_label(catalog, base, _effective(base, _changes(off, row))), on=row)
+        for row in kept
     )
     named = tuple(f"{name}={shown(level)}" for name, level in off.items())
     skipped = len(rows) - len(kept)
@@ -91,6 +92,16 @@ def factorial(catalog: Catalog, base: Chosen, switches: Sequence[str]) -> Design
 
 def _changes(off: Mapping[str, Setting], on: Sequence[bool]) -> dict[str, Setting]:
     return {name: level for (name, level), state in zip(off.items(), on, strict=True) if not state}
+
+
+def _effective(base: Chosen, changes: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The changes without those of switches that can do nothing, so that records are reused."""
+    kept = dict(changes)
+    for name in changes:
+        without = {key: level for key, level in kept.items() if key != name}
+        if name in _idle(base, {**base.settings, **without}):
+            kept = without
+    return kept
 
 
 def _off(base: Chosen, text: str) -> tuple[str, Setting]:

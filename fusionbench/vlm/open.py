@@ -45,9 +45,9 @@ from fusionbench.vlm.checkpoint import Trained, finished, load_weights, model_fi
 from fusionbench.vlm.evaluate import Asking
 from fusionbench.vlm.export import is_export, load_export, read_export
 from fusionbench.vlm.llava import open_for
-from fusionbench.vlm.model import Built, build_model, encoder_of_rows, training_of
+from fusionbench.vlm.model import Built, build_model, training_of
 from fusionbench.vlm.rows import TrainingRow
-from fusionbench.vlm.session import Session, most_image_positions
+from fusionbench.vlm.session import Session, asking_of
 
 LIMIT = 128
 """Most new tokens of an answer, as in LLaVA-1.5's evaluation."""
@@ -212,35 +212,16 @@ def rebuild(
     encoder, checkpoint = _encoder(spec, _language(spec), catalog, torch.device(device))
     built = build_model(load_method(card), settings, spec, encoder, trained.vocabulary, checkpoint)
     built.model.requires_grad_(False).eval()
+    session = Session.open(
+        encoder, {}, {}, (), training_of(spec), RunOptions(), built.model.device, checkpoint
+    )
     return OpenModel(
         record=record,
         card=card,
         settings=settings,
         trained=trained,
         built=built,
-        asking=_asking(spec, built, encoder, size, checkpoint),
-    )
-
-
-def _asking(
-    spec: CellSpec, built: Built, encoder: Encoder, size: int, checkpoint: Checkpoint | None
-) -> Asking:
-    """How the model is asked about pictures in files; a shuffled query is the question's own."""
-    training = training_of(spec)
-    language, template = built.model.language, training.stages[-1].template
-    session = Session.open(
-        encoder, {}, {}, (), training, RunOptions(), built.model.device, checkpoint
-    )
-    return Asking(
-        model=built.model,
-        states=session.states,
-        ask=encoder_of_rows(language, training, template, answer=False),
-        told=encoder_of_rows(language, training, template, answer=True),
-        size=size,
-        bf16=spec.budget.precision == "bf16",
-        query=training.query,
-        context=language.context,
-        image=most_image_positions(built.model, session.states, spec, checkpoint),
+        asking=asking_of(session, built, spec, size),
     )
 
 

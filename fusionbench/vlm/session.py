@@ -39,6 +39,7 @@ from fusionbench.vlm.batch import (
     pixels,
 )
 from fusionbench.vlm.checkpoint import Trained, partial, save_model, whole
+from fusionbench.vlm.evaluate import Asking
 from fusionbench.vlm.llava import Reading, most_positions, positions
 from fusionbench.vlm.model import (
     Built,
@@ -352,8 +353,25 @@ def image_tokens(model: VisionLanguageModel, states: ImageStates, spec: CellSpec
         return int(model.fused(batch).tokens.shape[1])
 
 
-def most_image_positions(
-    model: VisionLanguageModel, states: ImageStates, spec: CellSpec, checkpoint: Checkpoint | None
-) -> int:
-    """Most positions of one image in the language model."""
-    return most_positions(checkpoint, image_tokens(model, states, spec))
+def asking_of(
+    session: Session, built: Built, spec: CellSpec, size: int, *, shuffled: int | None = None
+) -> Asking:
+    """How the model of a specification is asked, `size` questions at a time.
+
+    `shuffled`: a seed, the method reads another row's question; None: the image's own.
+    """
+    training = training_of(spec)
+    language, template = built.model.language, training.stages[-1].template
+    tokens = image_tokens(built.model, session.states, spec)
+    return Asking(
+        model=built.model,
+        states=session.states,
+        ask=encoder_of_rows(language, training, template, answer=False),
+        told=encoder_of_rows(language, training, template, answer=True),
+        size=size,
+        bf16=spec.budget.precision == "bf16",
+        shuffled=shuffled,
+        query=training.query,
+        context=language.context,
+        image=most_positions(session.checkpoint, tokens),
+    )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -274,6 +275,27 @@ def test_an_ablation_that_ends_at_once_is_resumed_with_its_tables(tmp_path, monk
     assert code == 0 and "2 cells run, 0 were there" in out, said
     table = section(tmp_path / "report", "ablation")
     assert "query=false" in table
+
+
+def test_an_ablation_of_a_study_takes_its_cells_budget_and_tasks(tmp_path):
+    study = tmp_path / "own.yaml"
+    study.write_text(
+        "preset: smoke\nname: own\nmethods: [mema, mema-no_memory]\ntasks: [planted_layer]\n"
+        "seeds: 2\nbudget: {steps: 3}\n"
+    )
+    out = tmp_path / "out"
+    code, _, said = run("run", study, "--out", out, "--workers", "1", "--quiet")
+    assert code == 0, said
+    code, told, said = run(
+        "ablate", "mema", "--study", study, "--factorial", "memory=none,query", "--out", out,
+        "--workers", "1", "--quiet",
+    )  # fmt: skip
+    # mema and mema-no_memory with two seeds are there; mema-no_query is not.
+    assert code == 0 and "2 cells run, 4 were there, 0 failed" in told, said
+    (design,) = json.loads((out / "ablations.json").read_text())["ablations"]
+    assert "3 steps" in design["budget"] and "2 seeds" in design["budget"]
+    code, _, said = run("ablate", "mema", "--study", study, "--preset", "quick", "--dry-run")
+    assert code == 2 and "exclude each other" in said
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(call, tmp_path):

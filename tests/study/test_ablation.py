@@ -115,6 +115,31 @@ def test_combinations_in_which_a_switch_can_do_nothing_are_no_cells():
         (False, False),
     ]
     assert design.skipped == 1
+    # The one cell keeps what can do nothing, so that it is a registered variant with records.
+    assert design.variants[2].label == "mema-no_memory"
+
+
+def test_what_can_do_nothing_is_the_methods_own_in_every_cell_but_nothing_else_is():
+    design = factorial(CATALOG, base(), ["memory=none", "feedback=none", "query"])
+    for variant in design.variants:
+        settings = settings_of(variant.label)
+        assert (settings["feedback"] == "each_block") == variant.on[1]
+        if variant.on[1]:
+            assert (settings["memory"] == "carried") == variant.on[0]
+    assert design.variants[-1].label == "mema-no_feedback"
+
+
+def test_of_two_switches_that_each_make_the_other_idle_one_stays_off():
+    card = CATALOG.methods["mema"]
+    idle = (({"memory": "none"}, ("feedback",)), ({"feedback": "none"}, ("memory",)))
+    both = replace(base(), card=replace(card, idle=idle))
+    last = factorial(CATALOG, both, ["memory=none", "feedback=none"]).variants[-1]
+    settings = settings_of(last.label)
+    assert last.on == (False, False)
+    assert (settings["memory"], settings["feedback"]) in [
+        ("none", "each_block"),
+        ("carried", "none"),
+    ]
 
 
 IDLE = [
