@@ -32,6 +32,7 @@ from tables import (
     short,
     suite,
     undecided,
+    with_runs,
 )
 
 from fusionbench.models.encoders.catalog import describe
@@ -145,7 +146,7 @@ def _controls_above(folder: Path) -> Iterator[str]:
     rows = [row for row in suite(folder) if row["role"] == "control" and row["delta"]]
     above = [r for r in rows if float(r["delta_low"]) > 0 and not r["method"].startswith("repeat")]
     if above:
-        named = ", ".join(f"`{row['method']}` {interval(row, *SUITE)}" for row in above)
+        named = ", ".join(with_runs(row, rows) for row in above)
         yield (
             f"**Controls above the baseline (exploratory):** {named}. What a control gains is not "
             "the work of the part that it lacks."
@@ -158,7 +159,7 @@ def _moved_controls(folder: Path) -> Iterator[str]:
     rows = [row for row in rows if row["delta"]]
     moved = [row for row in rows if float(row["delta_low"]) > 0 or float(row["delta_high"]) < 0]
     if moved:
-        named = [f"`{row['method']}` {interval(row, *SUITE)}" for row in moved]
+        named = [with_runs(row, rows) for row in moved]
         yield (
             f"**One layer repeated differs from the baseline (exploratory):** {', '.join(named)}. "
             "The reader is not neutral to that form, so a method of that form is judged by its "

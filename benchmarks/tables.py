@@ -9,6 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from fusionbench.harness.pipeline import SHAPES, operations
+from fusionbench.stats.estimate import FEWEST_REPLICATES
 
 MOST = 12
 """Rows of a table of methods."""
@@ -19,6 +20,7 @@ CONTROL = ("control_delta", "control_low", "control_high")
 SUITE = ("delta", "delta_low", "delta_high")
 _SHORT = (
     *(r"On the \d+ task", "Worse than ", "Other planned comparisons: ", "How sure: "),
+    "Of the methods that read one layer",
     *("The highest mean ", "`[^`]+` has the highest mean of ", "`random_layers`"),
 )
 
@@ -173,10 +175,17 @@ def contrasts(folder: Path) -> list[dict[str, str]]:
 
 
 def suite(folder: Path) -> list[dict[str, str]]:
-    """The methods with a mean on the suite of as many runs as any method has."""
-    rows = _methods(folder)
-    most = max(int(row["n_seeds"]) for row in rows)
-    return [row for row in rows if row["score"] and int(row["n_seeds"]) == most]
+    """The methods with a mean on the suite and enough runs for a test."""
+    return [
+        row for row in _methods(folder) if row["score"] and int(row["n_seeds"]) >= FEWEST_REPLICATES
+    ]
+
+
+def with_runs(row: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> str:
+    """`` `mema` +1.2 [-0.4, +2.8] (4 of 10 runs)``: a method's difference from the baseline."""
+    runs, most = int(row["n_seeds"]), max(int(one["n_seeds"]) for one in rows)
+    partial = f" ({runs} of {most} runs)" if runs < most else ""
+    return f"`{row['method']}` {interval(row, *SUITE)}{partial}"
 
 
 def _methods(folder: Path) -> list[dict[str, str]]:

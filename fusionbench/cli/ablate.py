@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 TASKS = ("scenes_tiny_color", "scenes_count", "planted_feedback")
 SEEDS = 4
 """The fewest that a test is printed for; docs/ablations.md has what this costs."""
+StudyFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Encoder, tasks, seeds, budget of a study.")
+]
+Tasks = Annotated[
+    list[str], typer.Option(help=f"all, names, globs. Without a study: {', '.join(TASKS)}.")
+]
+Seeds = Annotated[
+    int | None, typer.Option(help=f"How many runs of each cell. Without a study: {SEEDS}.")
+]
 
 
 @app.command("ablate")
@@ -34,16 +43,10 @@ def command(
         str, typer.Option(metavar="SWITCHES", help="Combine these: memory,feedback,query=false.")
     ] = "",
     only: Annotated[str, typer.Option(metavar="SWITCHES", help="Change only these.")] = "",
-    study: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Encoder, tasks, seeds, budget of a study.")
-    ] = None,
-    tasks: Annotated[
-        list[str], typer.Option(help=f"all, names, globs. Without a study: {', '.join(TASKS)}.")
-    ] = [],  # noqa: B006
+    study: StudyFile = None,
+    tasks: Tasks = [],  # noqa: B006
     encoder: Annotated[str, typer.Option(help="See `fusionbench list encoders`.")] = "",
-    seeds: Annotated[
-        int | None, typer.Option(help=f"How many runs of each cell. Without a study: {SEEDS}.")
-    ] = None,
+    seeds: Seeds = None,
     preset: Annotated[str, typer.Option(help="quick, paper, smoke; of a study: smoke.")] = "",
     settings: Settings = [],  # noqa: B006
     out: Annotated[str, typer.Option(help="Default: results/ablate-METHOD.")] = "",
@@ -60,12 +63,7 @@ def command(
     """Switch the parts of a method off, and say what each is worth; a second run adds nothing."""
     if factorial and only:
         raise UserError("--factorial and --only exclude each other", "name the switches once")
-    if study is None:
-        tasks, seeds = tasks or list(TASKS), SEEDS if seeds is None else seeds
-    ours = assemble(
-        study, preset, methods=(), tasks=_split(tasks), encoder=encoder, seeds=seeds,
-        settings=settings,
-    )  # fmt: skip
+    ours = start(study, preset, tasks=tasks, encoder=encoder, seeds=seeds, settings=settings)
     ours, plugged = with_folders(ours, plugin, hear=note)
     catalog = read(plugged, strict=strict_plugins)
     design = designed(catalog, method, ours, factorial=factorial, only=only)
@@ -82,6 +80,24 @@ def command(
     if dry_run:
         raise typer.Exit(show_plan(ours, design, options))
     raise typer.Exit(run(ours, design, options, catalog, again=again))
+
+
+def start(
+    file: Path | None,
+    preset: str,
+    *,
+    tasks: Sequence[str],
+    encoder: str,
+    seeds: int | None,
+    settings: Sequence[str],
+) -> Study:
+    """A study file or a preset, with what the command line says instead."""
+    if file is None:
+        tasks, seeds = tasks or TASKS, SEEDS if seeds is None else seeds
+    return assemble(
+        file, preset, methods=(), tasks=_split(tasks), encoder=encoder, seeds=seeds,
+        settings=settings,
+    )  # fmt: skip
 
 
 def designed(

@@ -29,6 +29,7 @@ WORSE = (Verdict.WORSE, Verdict.SLIGHTLY_WORSE)
 _SINGLE = ("layer", "best_single", "last", "last_norm", "penultimate")
 """Methods that read one layer."""
 _RANDOM = "random_layers"
+_CHOSEN = " (the layer with the best val score, chosen once a task, which no interval covers)"
 
 
 def answer_page(report: Material) -> Page:
@@ -203,23 +204,29 @@ def _single_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
     """
     table, order = analysis.table, ranked(analysis, suite)
     runs = {row: analysis.suite[row, suite].runs for row in order}
-    order = [row for row in order if runs[row] == max(runs.values())]
-    methods = table.methods
+    complete = [row for row in order if runs[row] == max(runs.values())]
+    few = len(order) - len(complete)
+    order, methods = complete, table.methods
     single = [row for row in order if methods[row].partition("[")[0] in _SINGLE]
     fused = [row for row in order if row not in single and not _reads_one_layer(table, row)]
     others = [row for row in fused if role(analysis, row) != "control"]
     if not single or not others:
         return
     name, best = methods[single[0]], analysis.suite[single[0], suite]
-    chosen = " (the layer with the best val score, task by task)" if name == "best_single" else ""
+    chosen = _CHOSEN if name == "best_single" else ""
     higher = sum(analysis.suite[row, suite].mean > best.mean for row in others)
     way = f"{points(best.mean, sign=False)} % of the way from chance to all right"
     yield (
         f"Of the methods that read one layer, `{name}`{chosen} has the highest mean, "
         f"{way if best.mean > 0 else 'not above chance'}; {higher} of "
-        f"{_count(len(others), 'other')}, controls aside, have a higher mean (means, no test)."
+        f"{_count(len(others), 'other')}, controls aside{_left_out(few)}, have a higher mean "
+        "(means, no test)."
     )
     yield from _random_layers(analysis, suite)
+
+
+def _left_out(few: int) -> str:
+    return f" ({few} with fewer runs left out)" if few else ""
 
 
 def _reads_one_layer(table: ScoreTable, method: int) -> bool:
@@ -320,6 +327,12 @@ def _certainty(analysis: Analysis, needs: Sequence[int | None]) -> Iterator[str]
         f"95 %; {len(planned) - len(undecided)} decided with a margin of {margin} points."
         f"{_on_new_tasks(planned)}"
     )
+    if below := [row for row in undecided if _below_control(row)]:
+        shown = [f"`{row.contrast.method}`{_from_control(row)}" for row in below[:MOST_NAMES]]
+        yield (
+            "Undecided, but below the matched control with the whole interval (exploratory): "
+            f"{', '.join(shown)}."
+        )
     if undecided:
         most = len(analysis.table.seeds)
         shown = [
@@ -371,15 +384,18 @@ def _apart(analysis: Analysis, suite: Scope) -> Iterator[str]:
     if not column.tied:
         return
     methods = analysis.table.methods
+    left = _left_out(len(methods) - len(analysis.table.leaky) - len(column.compared))
     best = sorted(methods[row] for row in column.best)
     if len(column.tied) == len(column.best) == 1:
-        yield f"`{best[0]}` has the highest mean of {len(column.compared)}, told apart from all."
+        compared = f"{len(column.compared)}{left}"
+        yield f"`{best[0]}` has the highest mean of {compared}, told apart from all."
         return
     tied = sorted(methods[row] for row in column.tied)
     named = f": {', '.join(f'`{name}`' for name in tied)}" if len(tied) <= MOST_TIED else ""
     yield (
         f"The highest mean is that of `{best[0]}`; with 95 % probability the best of the "
-        f"{len(column.compared)} methods is one of {len(tied)} that cannot be told apart{named}."
+        f"{len(column.compared)} methods{left} is one of {len(tied)} that are not clearly below "
+        f"another{named}."
     )
 
 
@@ -411,6 +427,17 @@ def _from_control(row: ContrastRow) -> str:
     if found is None or found.estimate is None or control == row.contrast.baseline:
         return ""
     return f"; from its control `{control}` {interval(found.estimate)}"
+
+
+def _below_control(row: ContrastRow) -> bool:
+    """Whether the 95 % interval of the difference from the control lies below zero."""
+    found = row.to_control
+    return (
+        bool(_from_control(row))
+        and found is not None
+        and found.estimate is not None
+        and (float(found.estimate.interval()[1]) < 0)
+    )
 
 
 def _count(number: int, name: str) -> str:

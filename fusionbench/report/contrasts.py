@@ -238,6 +238,8 @@ class Comparison:
     references: tuple[Measured, ...]
     blocked: str = ""
     """Why it cannot be decided although there are numbers: its control was not run."""
+    partial: bool = False
+    """Whether a reference has fewer runs than other methods of the table."""
 
     @property
     def silent(self) -> str:
@@ -248,7 +250,9 @@ class Comparison:
     def judged(self, margin: float | None = None) -> verdicts.Question:
         """The question as the judge takes it."""
         estimates = () if self.silent else tuple(one.estimate for one in self.references)
-        return verdicts.Question(references=tuple(e for e in estimates if e), margin=margin)
+        return verdicts.Question(
+            references=tuple(e for e in estimates if e), margin=margin, partial=self.partial
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,7 +407,8 @@ def _question(
         for name in names
         if name in table.methods
     )
-    return Comparison(references=references, blocked=blocked)
+    partial = any(len(one.seeds) < len(table.seeds) for one in references)
+    return Comparison(references=references, blocked=blocked, partial=partial)
 
 
 def _judged(rows: Sequence[ContrastRow]) -> list[ContrastRow]:
@@ -443,7 +448,8 @@ def _new_tasks(rows: Sequence[ContrastRow], table: ScoreTable) -> list[NewTasks]
             estimates = () if reason else [_over(m, families) for m in row.question.references]
         except ValueError as error:
             estimates, reason = (), str(error)
-        questions.append(verdicts.Question(references=tuple(estimates)))
+        partial = row.question.partial
+        questions.append(verdicts.Question(references=tuple(estimates), partial=partial))
         reasons.append(reason)
     answers = verdicts.judge(questions, Correction.HOLM)
     return [

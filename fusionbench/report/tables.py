@@ -161,16 +161,16 @@ def cell(table: ScoreTable, method: int, task: int) -> Summary:
 
 
 def across(table: ScoreTable, method: int, keep: Bool[np.ndarray, " task"]) -> Summary:
-    """The plain mean over some tasks, seed by seed; a reason instead if a run is missing."""
+    """The plain mean over some tasks, over the runs that all of them have; without, a reason."""
     if method in table.leaky:
         return Summary(why="reads the answers")
     scores = table.values[method, keep]
     if not len(scores):
         return Summary(why="no task")
-    complete = int((~np.isnan(scores)).all(axis=1).sum())
-    if complete < len(scores):
-        return Summary(seeds=len(table.seeds), why=f"{complete} of {len(scores)} tasks")
-    return over_seeds(scores.mean(axis=0))
+    ran = int((~np.isnan(scores)).any(axis=1).sum())
+    if ran < len(scores):
+        return Summary(seeds=len(table.seeds), why=f"{ran} of {len(scores)} tasks")
+    return over_seeds(scores.mean(axis=0), "no run of all tasks")
 
 
 def suite_mean(table: ScoreTable, method: int) -> Summary:

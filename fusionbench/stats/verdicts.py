@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 
 from fusionbench.stats.estimate import Estimate, finite, stack
 
@@ -58,6 +58,8 @@ class Question:
     """Scalar estimates; empty where nothing was measured: the question then counts with p = 1."""
     margin: float | None = None
     claimed: tuple[float, float] | None = None
+    partial: bool = False
+    """Runs are still to come: it counts with p = 1 in the correction of the other questions."""
 
     @property
     def testable(self) -> bool:
@@ -105,7 +107,10 @@ def judge(
     p, same = np.ones(count), np.ones(count)
     tested = [index for index, one in enumerate(questions) if one.testable]
     p[tested], same[tested] = _p_values([questions[index] for index in tested])
-    p_adjusted, same_adjusted = _adjusted(p, correction), _adjusted(same, correction)
+    partial = np.zeros(count, dtype=np.bool_)
+    partial[[index for index in tested if questions[index].partial]] = True
+    p_adjusted, same_adjusted = (_settled(one, partial, correction) for one in (p, same))
+    differs, alike = (p_adjusted < alpha).tolist(), (same_adjusted < alpha).tolist()
     answers = [Decision() for _ in questions]
     measured = [index for index, one in enumerate(questions) if one.references]
     bounds = _bounds([questions[index] for index in measured], level, alpha)
@@ -120,14 +125,7 @@ def judge(
             p_adjusted=float(p_adjusted[index]),
             p_equivalent=float(same[index]) if asks_equivalence else None,
             p_equivalent_adjusted=float(same_adjusted[index]) if asks_equivalence else None,
-            verdict=str(
-                _verdict(
-                    question,
-                    answer,
-                    bool(p_adjusted[index] < alpha),
-                    bool(same_adjusted[index] < alpha),
-                )
-            ),
+            verdict=str(_verdict(question, answer, differs[index], alike[index])),
         )
     return answers
 
@@ -201,6 +199,14 @@ def _on_claim(claimed: tuple[float, float], answer: Decision) -> Verdict:
     if claimed[0] < low and high < claimed[1]:
         return Verdict.HOLDS
     return Verdict.FAILS if high < claimed[0] or claimed[1] < low else Verdict.UNDECIDED
+
+
+def _settled(
+    p: Float[np.ndarray, " test"], partial: Bool[np.ndarray, " test"], correction: Correction
+) -> Float[np.ndarray, " test"]:
+    """Adjusted p; those of complete questions as if no partial one were ever rejected."""
+    complete = _adjusted(np.where(partial, 1.0, p), correction)
+    return np.where(partial, _adjusted(p, correction), complete)
 
 
 def _adjusted(p: Float[np.ndarray, " test"], correction: Correction) -> Float[np.ndarray, " test"]:

@@ -33,7 +33,14 @@ from fusionbench.records.pairs import Results
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
-from fusionbench.report.answer import _drawn, _named, _on_new_tasks, leaders
+from fusionbench.report.answer import (
+    _below_control,
+    _certainty,
+    _drawn,
+    _named,
+    _on_new_tasks,
+    leaders,
+)
 from fusionbench.report.build import ReportOptions, collect, write_report
 from fusionbench.report.claims import (
     PUBLISHED,
@@ -463,7 +470,8 @@ def test_what_reads_one_layer_in_another_way_or_lacks_runs_is_no_method_that_fus
         for task in TASKS:
             put_task(store, "few", task, np.ones((2, 150)), taps=((2,), (7,)))
     line = one(sentences(folder), "Of the methods that read one layer, ")
-    assert "2 of 2 others, controls aside, have a higher mean" in line
+    said = "2 of 2 others, controls aside (1 with fewer runs left out), have a higher mean"
+    assert said in line
 
 
 def test_a_contrast_with_another_baseline_says_what_the_first_baseline_gives(tmp_path):
@@ -525,6 +533,27 @@ def test_a_gain_below_the_margin_and_what_holds_on_new_tasks_are_said(said):
     assert "none of 2 planned contrasts is significant." in _on_new_tasks(known)
     known[0] = replace(known[0], new_tasks=NewTasks(p_adjusted=0.01))
     assert "1 of 2 planned contrasts is significant (`good` against `" in _on_new_tasks(known)
+
+
+def test_an_undecided_method_below_its_control_is_named(said):
+    report = collect(Store.open(said[0]))
+    (analysis,) = report.analyses
+    (row,) = [r for r in analysis.of("planned") if r.scope.level == "suite" and
+              r.contrast.method == "clone" and r.contrast.baseline == "penultimate"]  # fmt: skip
+    low, high = row.measured, row.to_control
+    assert high is not None and high.estimate is not None and not _below_control(row)
+    shifted = replace(high.estimate, value=high.estimate.value - 0.5)
+    beaten = replace(row, question=replace(
+        row.question, references=(low, replace(high, estimate=shifted))
+    ), answer=replace(row.answer, verdict="undecided"))  # fmt: skip
+    assert _below_control(beaten)
+    others = [one for one in analysis.rows if one is not row]
+    lines = list(_certainty(replace(analysis, rows=(beaten, *others)), ()))
+    assert "Undecided, but below the matched control" in lines[1]
+    assert "`clone`; from its control `repeat` -" in lines[1]
+    # A control that is the baseline itself is no second comparison.
+    same = replace(beaten, contrast=replace(row.contrast, control="penultimate"))
+    assert not _below_control(same)
 
 
 def test_the_best_is_named_with_those_that_cannot_be_told_apart(said):

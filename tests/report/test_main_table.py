@@ -7,7 +7,7 @@ import pytest
 from toy_records import outcomes, record, spec
 
 from fusionbench.records.scores import score_tables
-from fusionbench.report.tables import Summary, across, cell, over_seeds
+from fusionbench.report.tables import Summary, across, cell, over_seeds, suite_mean
 
 
 def done(method="mema", task="digits", seed=0, share=0.5, **facts):
@@ -103,6 +103,22 @@ def test_a_mean_over_tasks_stands_only_where_all_of_them_ran():
     assert across(table, 1, table.suite).text == "1 of 2 tasks"
     assert [task.name for task in table.pick(table.suite).tasks] == ["x", "y"]
     assert [task.name for task in table.pick(~table.suite).tasks] == ["planted"]
+
+
+def test_a_mean_over_tasks_is_that_of_the_runs_which_all_of_them_have():
+    (table,) = score_tables(
+        [
+            *(done("a", task, share=0.2, seed=seed) for task in "xy" for seed in range(4)),
+            *(done("b", "x", share=0.4, seed=seed) for seed in range(4)),
+            *(done("b", "y", share=0.6, seed=seed) for seed in range(1, 3)),
+            done("c", "x", share=0.4, seed=0), done("c", "y", share=0.6, seed=1),
+        ]
+    )  # fmt: skip
+    found = [across(table, row, table.suite) for row in range(3)]
+    assert [(one.runs, one.seeds) for one in found] == [(4, 4), (2, 4), (0, 4)]
+    assert found[1].mean == pytest.approx(0.5) and found[1].columns["n_seeds"] == 2
+    assert found[2].text == "no run of all tasks"
+    assert suite_mean(table, 1).runs == 2
 
 
 def test_a_task_enters_the_suite_only_if_its_records_say_so():

@@ -143,6 +143,21 @@ def test_a_question_without_an_answer_stays_in_its_group():
     assert larger == beside[0]
 
 
+def test_an_interim_result_makes_no_other_p_value_smaller():
+    first, second = asked(row([0.2])), asked(row([0.024]))
+    # Alone 0.020, and 0.040 as the smaller of two: significant only once the first is rejected.
+    both = judge([*first, *second], Correction.HOLM)
+    interim = judge([*asked(row([0.2]), partial=True), *second], Correction.HOLM)
+    assert interim[1].p_adjusted == pytest.approx(2 * both[1].p_adjusted)
+    assert interim[0] == both[0] and interim[0].verdict == Verdict.BETTER
+    # It is counted, as a question without an answer is.
+    absent = judge([Question(), *second], Correction.HOLM)
+    assert interim[1] == absent[1]
+    same = judge([*asked(row([0.0]), partial=True), *asked(row([0.02]))], Correction.HOLM)
+    alone = judge([*asked(row([0.0])), *asked(row([0.02]))], Correction.HOLM)
+    assert same[1].p_equivalent_adjusted == pytest.approx(2 * alone[1].p_equivalent_adjusted)
+
+
 def test_three_seeds_get_an_interval_and_no_verdict():
     few = Estimate(value=np.zeros(2), variance=np.ones(2), nu=np.full(2, 2.0), replicates=3)
     for answer in planned(few):

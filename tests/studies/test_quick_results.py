@@ -171,10 +171,11 @@ def test_the_short_answer_takes_the_sentences_that_a_report_has(pages, tmp_path)
         "- On the 1 task of the suite `mema` (+1.0) is better than `penultimate`.",
         "- Worse than `penultimate`: `last` (-2.0).",
         "- Other planned comparisons: `mema` is better than `adapter` (+1.0).",
+        "- Of the methods that read one layer, `last` has the highest mean.",
         "- How sure: 4 runs of each method.",
         "- `mema` has the highest mean of 4, told apart from all.",
     ]
-    left = ["- Of the methods that read one layer, `last` has the highest mean.", "- Added: 0."]
+    left = ["- Undecided, with the smallest difference: 1.0.", "- Added: 0."]
     there.write_text("".join(f"{line}\n" for line in [*left, *kept]))
     assert pages.short(tmp_path) == "\n".join(kept)
     there.write_text(f"{left[0]}\n")
