@@ -49,6 +49,12 @@ class Tallied(Protocol):
         ...
 
 
+def require_8_bits(image: "Image") -> None:
+    """Raise ValueError for Pillow's modes of 16 and 32 bits, which `convert` cuts off at 255."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}); save it with 8")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """One image: a file, its bytes, a place to read them from, or a decoded image."""
@@ -66,14 +72,16 @@ class Picture:
         from PIL import Image
 
         source = self.content
-        if isinstance(source, Image.Image):
-            return source.convert("RGB")
         if isinstance(source, Path) and not source.is_file():
             raise UserError(f"{self.name}: there is no image {source}", "restore the file")
         try:
+            if isinstance(source, Image.Image):
+                require_8_bits(source)
+                return source.convert("RGB")
             with Image.open(
                 source if isinstance(source, Path) else io.BytesIO(self.encoded())
             ) as it:
+                require_8_bits(it)
                 return it.convert("RGB")
         except UserError:
             raise

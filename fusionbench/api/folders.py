@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from fusionbench.api.benchmarks import require_8_bits
 from fusionbench.api.errors import UserError, did_you_mean
 from fusionbench.api.tasks import SPLITS, Split, SplitName, Task, TaskData
 
@@ -32,7 +33,10 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 TABLES = ("questions.csv", "questions.jsonl")
 _COLUMNS = ("image", "question", "answer")
 _SPLIT_NAMES: Mapping[str, SplitName]
-_SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+_SPLIT_NAMES = {
+    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
+"""In any case; of folders and in tables."""
 _LEAST = 5
 """Images of a class whose splits are dealt: three to train on, one each to choose and to test."""
 _DEALT: Sequence[SplitName] = ("train", "test", "train", "val", "train")
@@ -103,21 +107,39 @@ def _own_table(folder: Path) -> Path | None:
 
 def _of_classes(folder: Path) -> Iterator[ImageRow]:
     """Rows of class folders, in splits or not."""
-    homes = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    homes = _folders(folder)
     if not homes:
         raise UserError(
             f"{folder} has no folder of a class and no {TABLES[0]}",
             "put the images of each class into a folder named like it, or write a table with "
             "the columns image, question, answer",
         )
-    splits = {home.name: _SPLIT_NAMES.get(home.name, "") for home in homes}
+    splits = {home.name: _SPLIT_NAMES.get(home.name.lower(), "") for home in homes}
     if all(splits.values()):
         for home in homes:
-            for place in sorted(path for path in home.iterdir() if path.is_dir()):
+            for place in _folders(home):
                 yield from _of_class(folder, place, splits[home.name])
         return
+    _require_no_splits(homes, splits)
     for place in homes:
         yield from _of_class(folder, place, "")
+
+
+def _folders(place: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones."""
+    return [path for path in sorted(place.iterdir()) if path.is_dir() and path.name[0] not in "._"]
+
+
+def _require_no_splits(homes: Sequence[Path], splits: Mapping[str, str]) -> None:
+    """Raise UserError where folders of splits lie beside others: `train` alone may be a class."""
+    named = [home for home in homes if splits[home.name] and _folders(home)]
+    if len(named) > 1:
+        other = next(home for home in homes if not splits[home.name])
+        raise UserError(
+            f"{other} lies beside the splits {' and '.join(home.name for home in named)}, but is "
+            "no split",
+            f"move it away; splits are named {', '.join(_SPLIT_NAMES)}",
+        )
 
 
 def _of_class(folder: Path, place: Path, split: str) -> Iterator[ImageRow]:
@@ -135,7 +157,7 @@ def _of_table(folder: Path, file: Path) -> Iterator[ImageRow]:
         where = f"{file}:{line}"
         image, question, answer = (_value(values, name, where) for name in _COLUMNS)
         split = str(values.get("split") or "").strip()
-        if split and split not in _SPLIT_NAMES:
+        if split and split.lower() not in _SPLIT_NAMES:
             raise UserError(
                 f"{where}: no split {split!r}{did_you_mean(split, _SPLIT_NAMES)}",
                 "train, val or test, or no column `split`: then splits are dealt",
@@ -145,7 +167,7 @@ def _of_table(folder: Path, file: Path) -> Iterator[ImageRow]:
                             "name images relative to the folder of images")  # fmt: skip
         yield ImageRow(
             image=image, question=question, answer=answer,
-            split=_SPLIT_NAMES[split] if split else "", where=where,
+            split=_SPLIT_NAMES[split.lower()] if split else "", where=where,
         )  # fmt: skip
 
 
@@ -243,6 +265,7 @@ def read_images(folder: Path, rows: Sequence[ImageRow], *, side: int = SIDE) -> 
     pixels = _alike(folder, rows, side)
     # Equal pixels are one image, whatever its files are called.
     digests = {name: hashlib.sha256(one.tobytes()).hexdigest() for name, one in pixels.items()}
+    _require_one_answer(rows, digests)
     images = {digests[name]: one for name, one in sorted(pixels.items())}
     order = sorted(images)
     number = {digest: index for index, digest in enumerate(order)}
@@ -253,6 +276,19 @@ def read_images(folder: Path, rows: Sequence[ImageRow], *, side: int = SIDE) -> 
     _require_seen(dealt)
     splits = {name: _split(name, dealt, digests, number, answers) for name in SPLITS}
     return TaskData(images=np.stack([images[one] for one in order]), answers=answers, **splits)
+
+
+def _require_one_answer(rows: Sequence[ImageRow], digests: Mapping[str, str]) -> None:
+    """Raise UserError for one question about copies of an image with two answers."""
+    seen: dict[tuple[str, str], ImageRow] = {}
+    for row in rows:
+        first = seen.setdefault((digests[row.image], row.question), row)
+        if first.answer != row.answer:
+            raise UserError(
+                f"{row.where}: {row.image} has the pixels of {first.image} ({first.where}), but "
+                f"the answer to {row.question!r} is {row.answer!r} here and {first.answer!r} there",
+                "leave one of the two out",
+            )
 
 
 def _alike(folder: Path, rows: Sequence[ImageRow], side: int) -> dict[str, Pixels]:
@@ -310,6 +346,7 @@ def _upright(file: Path) -> Any:
     from PIL import Image, ImageOps
 
     with Image.open(file) as opened:
+        require_8_bits(opened)
         picture: Any = ImageOps.exif_transpose(opened)
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")

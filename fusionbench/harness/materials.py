@@ -81,7 +81,8 @@ def _padded(split: Sequence[Sequence[str]], row: dict[str, int]) -> Int[np.ndarr
     return ids
 
 
-# Features may take this share of a GPU's free memory; the rest stays mapped from disk.
+# All hidden states of a task may take this share of the memory that was free before the first one;
+# the rest stays mapped from disk.
 _GPU_SHARE = 0.5
 
 
@@ -200,7 +201,10 @@ class Materials:
         if self.device.type != "cuda":
             return stored
         free, _ = torch.cuda.mem_get_info(self.device)
-        return stored.to(self.device) if stored.nbytes < _GPU_SHARE * free else stored
+        there = (one for one in self._taps.values() if one.device.type == self.device.type)
+        placed = sum(one.nbytes for one in there)
+        fits = placed + stored.nbytes < _GPU_SHARE * (free + placed)
+        return stored.to(self.device) if fits else stored
 
     def _batch(self, name: str) -> Batch:
         examples = {"train": self.bundle.train, "val": self.bundle.val, "test": self.bundle.test}[

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from filelock import FileLock
 from jaxtyping import UInt8
 
 from fusionbench.api.encoders import Encoder
@@ -31,7 +30,7 @@ from fusionbench.launchers.state import ProcessState, Spoiled, contained
 from fusionbench.models.encoders import features
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.files import cache_dir, sealed, unsealed, write_atomic
-from fusionbench.records.folder import claimed
+from fusionbench.records.folder import claimed, locked
 from fusionbench.records.outcomes import Said
 from fusionbench.records.pictures import FOLDER as PICTURES
 from fusionbench.records.pictures import has_pictures, picture_file
@@ -184,10 +183,8 @@ class Runner:
             # Before any lock: a complete cache may be read-only.
             data.drop_images(bundle)
             return
-        lock = cache_dir("locks", f"{bundle.images[:24]}.lock")
-        lock.parent.mkdir(parents=True, exist_ok=True)
         # Other runs that need the same hidden states wait for these.
-        with FileLock(lock):
+        with locked(cache_dir("locks", f"{bundle.images[:24]}.lock")):
             wanted = features.missing_taps(key, taps)
             if wanted:
                 if images is None and (images := data.kept_images(bundle)) is None:

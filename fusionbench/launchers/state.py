@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from multiprocessing import parent_process
 from typing import Protocol
 
+import torch
+
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.errors import FatalError
 from fusionbench.harness.guard import Changes, Guard, Sealed, reseed, versions
@@ -82,12 +84,17 @@ class ProcessState:
             self._imported = self._imported + self.restore()
         self._changes = self._imported
         reseed(*names)
+        lost = ""
         try:
             yield
+        except torch.AcceleratorError as error:
+            # No later kernel of this process runs after one has failed.
+            lost = str(error).partition("\n")[0]
+            raise
         finally:
             found = self._guard.restore(thorough=self._thorough) + self._tensors()
             self._changes = self._changes + found
-            self.spoiled = "; ".join(found.lasting)
+            self.spoiled = "; ".join(filter(None, (*found.lasting, lost)))
 
     def notes(self) -> tuple[str, ...]:
         """What the last pass changed, for the records of its cells."""

@@ -111,7 +111,18 @@ def _is_held(file: Path) -> bool:
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold the lock of the whole folder, to read and rewrite one of its shared files."""
-    lock = _lock(folder / ".lock")
+    with locked(folder / ".lock"):
+        yield
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock file, whose folder is made; waits while another process holds it.
+
+    The lock ends with the process, on whatever host. On a file system without locks nothing is
+    held. Raises UserError if the disk refuses.
+    """
+    lock = _lock(file)
     _acquired(lock, timeout=-1)
     try:
         yield

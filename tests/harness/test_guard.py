@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import bad_plugins
 import pytest
@@ -216,6 +217,13 @@ def test_a_gpu_holds_what_fits_into_half_of_its_free_memory_and_the_rest_stays_m
         assert shared._place(stored) is stored
         assert len(moved) == (free > 2 * stored.nbytes)
     assert moved == [torch.device("cuda")]
+    # Of what was free before the first one: others do not get half of the rest each.
+    there = SimpleNamespace(nbytes=10 * stored.nbytes, device=torch.device("cuda", 0))
+    shared._taps = {TAPS[0]: there}
+    for free in (12 * stored.nbytes, 12 * stored.nbytes + 2):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        shared._place(stored)
+        assert len(moved) == 1 + (free > 12 * stored.nbytes)
 
 
 # What lies on disk is what methods declare: single layers and means over groups, once each.

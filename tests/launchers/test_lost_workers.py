@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import bad_plugins
 import pytest
+import torch
 from toy_records import spec
 
 from fusionbench.launchers import limits, local
@@ -16,6 +17,7 @@ from fusionbench.launchers.jobs import EncodeJob, Event, TapsJob, company_of, jo
 from fusionbench.launchers.limits import worker_count
 from fusionbench.launchers.local import LocalLauncher
 from fusionbench.launchers.progress import Silent
+from fusionbench.launchers.state import ProcessState, Spoiled
 from fusionbench.launchers.sweep import run_plan
 from fusionbench.launchers.workers import HEAP, environment, events_of
 from fusionbench.records.cell import RunOptions, Training
@@ -248,6 +250,21 @@ def test_a_spoiled_worker_runs_nothing_else_and_the_cells_that_are_left_run_else
     spoiled = [one for one in Script.started if "good" in map(label, one.had)]
     assert len(spoiled) == 2 and not any(one.alive for one in spoiled)
     assert all(one.had[-1:] and label(one.had[-1]) == "good" for one in spoiled)
+
+
+def test_a_process_whose_gpu_has_failed_is_unfit_for_other_cells():
+    state = ProcessState(lambda *, encoders: None)
+    state.enter(stranger=False)
+    with pytest.raises(torch.AcceleratorError), state.kept("mema", "digits", 0):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel ...")
+    assert state.spoiled == "CUDA error: device-side assert triggered"
+    with pytest.raises(Spoiled), state.kept("mema", "digits", 1):
+        pass
+    fresh = ProcessState(lambda *, encoders: None)
+    fresh.enter(stranger=False)
+    with pytest.raises(torch.OutOfMemoryError), fresh.kept("mema", "digits", 0):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert not fresh.spoiled
 
 
 @pytest.mark.fault(

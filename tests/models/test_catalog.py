@@ -294,10 +294,49 @@ def test_checkpoints_in_the_hub_cache_are_found_and_listed(tmp_path, monkeypatch
     (broken / "refs").mkdir()
     (broken / "refs" / "main").write_text("x")
     (broken / "snapshots" / "x" / "config.json").write_text('{"model_type": "vit"}')
+    # Of the library's own download: images would be normalised as the class does by default.
+    card = describe("hf:someone/tiny-vit")
+    assert not card.available and "abc lacks preprocessor_config.json" in card.get
+    (repo / "snapshots" / "abc" / "preprocessor_config.json").write_text("{}")
     card = describe("hf:someone/tiny-vit")
     assert card.available and card.layers == 3
+    # The hub's client notes that a repository has none.
+    (repo / "snapshots" / "abc" / "preprocessor_config.json").unlink()
+    (repo / ".no_exist" / "abc").mkdir(parents=True)
+    (repo / ".no_exist" / "abc" / "preprocessor_config.json").touch()
+    assert describe("hf:someone/tiny-vit").weights == card.weights
     names = [card.name for card in available()[0]]
     assert "hf:someone/tiny-vit" in names and "hf:someone/half" not in names
+    half = describe("hf:someone/half")
+    assert not half.available and "lacks complete weights" in half.get
+
+
+def test_a_half_downloaded_checkpoint_is_fetched_again(tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--someone--vit"
+    there = repo / "snapshots" / "abc"
+    there.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    (there / "config.json").write_text('{"model_type": "vit"}')
+    asked = []
+
+    def whole(name, allow_patterns):
+        save_vit(there)
+        return str(there)
+
+    def one(name, file):
+        asked.append((name, file))
+        raise EntryNotFoundError("no such file")
+
+    monkeypatch.setattr(fetch, "require_hub", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", whole)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", one)
+    assert fetch.fetch("hf:someone/vit") == there
+    assert asked == [("someone/vit", "preprocessor_config.json")]
 
 
 def test_a_timm_name_without_its_tag_is_found_unless_two_are_there(tmp_path, monkeypatch):

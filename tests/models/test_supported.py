@@ -101,6 +101,34 @@ def test_a_release_without_the_class_is_named(tmp_path, monkeypatch):
     assert f"transformers {transformers.__version__} has no RadioModel" in refusal(name, load=True)
 
 
+@pytest.mark.fault(
+    "real files and terminals",
+    "a timm checkpoint without some of its weights",
+    "refused: timm leaves them as they were drawn",
+)
+@pytest.mark.parametrize("kind", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize("lost", ["blocks.0.attn.", "cls_token", "pos_embed", "renamed"])
+def test_a_timm_checkpoint_that_lacks_weights_is_refused(kind, lost, tmp_path):
+    name = of_timm(kind)(tmp_path).name
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    assert build(name)
+    if lost == "renamed":
+        left = {key.replace(".mlp.", ".ffn."): value for key, value in weights.items()}
+    else:
+        left = {key: value for key, value in weights.items() if not key.startswith(lost)}
+    assert left.keys() != weights.keys()
+    save_file(left, file, metadata={"format": "pt"})
+    # timm loads strictly only where the number of classes is that of the file.
+    for classes in (0, 10):
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["num_classes"] = classes
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"lacks the weights|Missing key\(s\)") as refused:
+            build(name)
+        assert "\n" not in str(refused.value)
+
+
 def test_the_patches_of_a_hybrid_are_counted_behind_its_stem(tmp_path):
     from timm import create_model
     from timm.models import save_for_hf
@@ -151,6 +179,7 @@ def test_an_odd_repository_in_the_cache_hides_no_other(odd, tmp_path, monkeypatc
     for owner in ("good", "odd"):
         repo = tmp_path / f"models--{owner}--vit"
         MAKERS["vit"](repo / "snapshots" / "x")
+        (repo / "snapshots" / "x" / "preprocessor_config.json").write_text("{}")
         (repo / "refs").mkdir()
         (repo / "refs" / "main").write_text("x")
     content = ODDITIES[odd]

@@ -82,6 +82,20 @@ def test_chat_is_the_tokenizers_own_format():
     assert template.tail == "<|im_end|>" and template.ends == (byte_level().end,)
 
 
+def test_a_blank_before_the_end_mark_is_no_end(monkeypatch):
+    """The format of Llama 2: a blank, then the end of the sequence."""
+    of_llama = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+        "{% else %} {{ m['content'] }} </s>{% endif %}{% endfor %}"
+    )
+    tokenizer = metaspace()
+    monkeypatch.setattr(tokenizer.of_hub, "chat_template", of_llama)
+    template = build_template("chat", tokenizer)
+    assert template.tail == " </s>" and template.ends == (tokenizer.end,)
+    row = encode(tokenizer, template, TURNS[1:], answer=True)
+    assert row.ids[-1] == tokenizer.end and row.labelled[-1]
+
+
 @pytest.mark.parametrize(("template", "said"), [
     ("{% for m in messages %}{{ m['content'] }};{% endfor %}"
      "{% if add_generation_prompt %}<think>{% endif %}", "puts other text before"),

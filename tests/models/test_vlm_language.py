@@ -517,6 +517,9 @@ def test_a_snapshot_without_a_tokenizer_is_not_complete(tmp_path, monkeypatch):
     assert fetch.language_folder("hf:a/b") is None
     (folder / "tokenizer.json").write_text("{}")
     assert fetch.language_folder("hf:a/b") == folder
+    # Nor is one whose download ended before the weights.
+    (folder / "model.safetensors").unlink()
+    assert fetch.language_folder("hf:a/b") is None
 
 
 def test_adapters_of_a_language_model_in_half_precision_are_float32():

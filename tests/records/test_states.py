@@ -16,7 +16,7 @@ from toy_records import outcomes, put, record, spec
 from fusionbench.api.errors import UserError
 from fusionbench.records.cell import FRESH, Stage, Training, training_hash
 from fusionbench.records.cost import Conditions, CostRecord, Spread, read, write
-from fusionbench.records.folder import LOCKS, claimed, claims, exclusive
+from fusionbench.records.folder import LOCKS, claimed, claims, exclusive, locked
 from fusionbench.records.history import Request
 from fusionbench.records.pairs import Results
 from fusionbench.records.scores import score_tables
@@ -30,6 +30,7 @@ from fusionbench.study.study import QUICK, VLM_QUICK, as_plain
 
 STAGE = Stage(parts=("digits",), rows="r", count=8, template="llava15", trained=("fusion",))
 TRAINING = Training(language="llava:x", language_weights="w", stages=(STAGE,), projector="plain")
+ROOT = Path(__file__).resolve().parent.parent.parent
 LABELS, TASKS = ("mema", "last"), ("digits", "scenes")
 
 
@@ -218,6 +219,25 @@ def test_on_a_file_system_without_locks_nobody_waits_for_ever(tmp_path, monkeypa
         assert first and second
     with exclusive(tmp_path), exclusive(tmp_path):
         pass
+
+
+@pytest.mark.fault("clusters", "a lock file that a dead host left", "no run waits without end")
+def test_nothing_that_is_locked_waits_for_a_host_that_died(tmp_path, monkeypatch):
+    def refused(handle, operation):
+        raise OSError(errno.ENOSYS, "not here")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    left = tmp_path / "locks" / "images.lock"
+    left.parent.mkdir()
+    left.write_text("5016\nnode17\n")
+    with locked(left), locked(left):
+        pass
+
+
+def test_every_lock_of_the_package_is_of_that_kind():
+    for file in (ROOT / "fusionbench").rglob("*.py"):
+        if file.name != "folder.py":
+            assert "filelock" not in file.read_text(encoding="utf-8"), file
 
 
 # References of single layers, and the tasks that they mark.

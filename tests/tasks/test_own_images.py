@@ -11,6 +11,7 @@ from in_process import fusionbench
 from PIL import Image
 from toy_suite import section
 
+from fusionbench.api.benchmarks import Picture
 from fusionbench.api.errors import UserError
 from fusionbench.api.folders import content_id, guessed, read_images, read_rows
 from fusionbench.api.tasks import Example, ScoredItems, Scoring, data_hash, judged, validate
@@ -80,6 +81,58 @@ def test_splits_of_one_s_own_are_kept_and_val_is_taken_from_train_where_it_lacks
     data = load(tmp_path)
     assert [len(data.split(name)) for name in ("train", "val", "test")] == [16, 4, 6]
     assert all(item.startswith("test/") for item in data.test.items)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train", "valid", "test"), {"train", "val", "test"}),
+        (("Train", "Val", "TEST"), {"train", "val", "test"}),
+        (("train", "test", ".ipynb_checkpoints"), {"train", "test"}),
+        (("train", "test", "__MACOSX"), {"train", "test"}),
+    ],
+)
+def test_folders_of_splits_are_known_in_any_case_and_hidden_ones_are_left_out(
+    tmp_path, names, splits
+):
+    for name in names:
+        classes(tmp_path / name)
+    found = read_rows(tmp_path)
+    assert {row.split for row in found} == splits and {row.answer for row in found} == {
+        "cat",
+        "dog",
+    }
+
+
+def test_a_folder_beside_splits_is_named_but_a_class_may_be_called_train(tmp_path):
+    for name in ("train", "test", "ground_truth"):
+        classes(tmp_path / "mvtec" / name)
+    with pytest.raises(UserError, match="ground_truth lies beside the splits test and train"):
+        read_rows(tmp_path / "mvtec")
+    classes(tmp_path / "traffic", names=("train", "car", "bus"))
+    assert {row.answer for row in read_rows(tmp_path / "traffic")} == {"train", "car", "bus"}
+
+
+def test_two_answers_about_copies_of_an_image_are_refused(tmp_path):
+    classes(tmp_path)
+    (tmp_path / "dog" / "copy.png").write_bytes((tmp_path / "cat" / "0.png").read_bytes())
+    with pytest.raises(UserError, match="has the pixels of") as refused:
+        load(tmp_path)
+    assert "dog" in str(refused.value) and "cat" in str(refused.value)
+
+
+def test_an_image_of_more_than_8_bits_is_refused_wherever_it_is_opened(tmp_path):
+    deep = np.full((16, 16), 3500, np.uint16)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.fromarray(deep + number).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(UserError, match="more than 8 bits"):
+        load(tmp_path)
+    file = tmp_path / "a" / "0.png"
+    for content in (file, file.read_bytes(), Image.fromarray(deep)):
+        with pytest.raises(UserError, match="more than 8 bits"):
+            Picture(name="one", content=content).open()
 
 
 @pytest.mark.parametrize("name", ["questions.csv", "questions.jsonl"])

@@ -136,13 +136,14 @@ def available() -> tuple[list[EncoderCard], list[Problem]]:
     """Cards of the built-in encoders, then of the checkpoints in the Hugging Face cache.
 
     A repository of the cache whose files cannot be read as what they say is a problem; models of
-    other kinds are left out.
+    other kinds and downloads that are not complete are left out.
     """
     cards = [describe(name) for name in NAMES]
     names, problems = snapshots.cached_names()
     for name in names:
         try:
-            cards.append(describe(name))
+            card = describe(name)
+            cards += [card] if card.available else []
         except (ValueError, OSError) as error:
             problems.append(Problem(source=name, message=str(error)))
     return cards, problems

@@ -8,14 +8,15 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-
-from filelock import FileLock
 
 from fusionbench.models.encoders import catalog
 from fusionbench.models.encoders.catalog import PREFIXES, describe, unknown
 from fusionbench.models.encoders.preprocessing import split_fit
+from fusionbench.models.encoders.snapshots import lacking
 from fusionbench.records.files import cache_dir
+from fusionbench.records.folder import locked
 
 _PIP_SECONDS = 600
 _LOOK_SECONDS = 0.2
@@ -131,9 +132,15 @@ def fetch_snapshot(name: str) -> Path:
     library, _, checkpoint = split_fit(name)[0].partition(":")
     repo = checkpoint if library == "hf" else timm_repo(checkpoint)
     require_hub()
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
 
-    return Path(snapshot_download(repo, allow_patterns=list(_FILES)))
+    folder = Path(snapshot_download(repo, allow_patterns=list(_FILES)))
+    if library == "hf" and lacking(folder, processor=True):
+        # The client notes that a repository has no such file.
+        with suppress(EntryNotFoundError):
+            hf_hub_download(repo, "preprocessor_config.json")
+    return folder
 
 
 def timm_repo(name: str) -> str:
@@ -178,9 +185,8 @@ def fetch(name: str) -> Path:
     if name != catalog.DINOV2:
         raise ValueError(unknown(name))
     target = cache_dir("weights", f"{name}.safetensors")
-    target.parent.mkdir(parents=True, exist_ok=True)
     # Of several workers one downloads; the others wait for the lock.
-    with FileLock(target.with_suffix(".lock")):
+    with locked(target.with_suffix(".lock")):
         return catalog.weights_file(name) or _dinov2(target)
 
 

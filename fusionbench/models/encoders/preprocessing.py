@@ -44,14 +44,17 @@ class Preprocessing:
     """`squash` or `crop`."""
     crop: float = 1.0
     """Side of the centre crop over the short side of the resized image; 1.0 for `squash`."""
+    rounds: bool = False
+    """Whether half a pixel before the centre is rounded to even, as timm does, or cut off."""
 
     def identity(self) -> dict[str, object]:
-        """All fields, for the fingerprint of an encoder."""
-        return asdict(self)
+        """All fields, for the fingerprint of an encoder; the last one where it counts."""
+        return {name: value for name, value in asdict(self).items() if name != "rounds" or value}
 
     def fitted(self, fit: str, crop: float) -> "Preprocessing":
-        """The same with a named fit; `crop` counts for the fit `crop` only."""
-        return replace(self, fit=fit, crop=crop if fit == "crop" else 1.0)
+        """The same with a named fit; `crop` and `rounds` count for the fit `crop` only."""
+        cut = fit == "crop"
+        return replace(self, fit=fit, crop=crop if cut else 1.0, rounds=self.rounds and cut)
 
 
 def split_fit(name: str) -> tuple[str, str]:
@@ -122,6 +125,7 @@ def of_timm(
         mean=_triple(config.get("mean"), IMAGENET[0]),
         std=_triple(config.get("std"), IMAGENET[1]),
         interpolation=_interpolation(config.get("interpolation"), "bicubic", folder),
+        rounds=True,
     )
     height, width = config.get("input_size", (3, 224, 224))[-2:]
     share = 1.0 if config.get("crop_mode") == "squash" else float(config.get("crop_pct") or 0.875)

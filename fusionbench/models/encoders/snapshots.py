@@ -245,6 +245,27 @@ def _snapshot(repo: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+def lacking(folder: Path, *, processor: bool = False) -> str:
+    """What a folder of the Hugging Face cache still lacks; empty for a complete or another folder.
+
+    Other programs leave snapshots of the files that they read. Without the `processor` file images
+    would be normalised otherwise; that a repository has none is noted beside its snapshots, as the
+    hub's client does.
+    """
+    if folder.parent.name != "snapshots":
+        return ""
+    try:
+        weight_files(folder)
+    except ValueError:
+        return "complete weights"
+    none = folder.parent.parent / ".no_exist" / folder.name / _PROCESSORS[0]
+    known = none.exists() or any((folder / name).is_file() for name in _PROCESSORS)
+    return _PROCESSORS[0] if processor and not known else ""
+
+
 _NOT_ARCHITECTURE = {
     "_name_or_path",
     "transformers_version",
@@ -257,10 +278,10 @@ _NOT_ARCHITECTURE = {
 def card(name: str, *, image_size: int = 0) -> EncoderCard:
     """Card of `hf:…` or `timm:…`; ValueError for a folder without a supported checkpoint."""
     folder = locate(name)
-    if folder is None:
-        return EncoderCard(
-            name=name, source="Hugging Face hub", available=False, get=how_to_get(name)
-        )
+    lacks = lacking(folder, processor=name.startswith("hf:")) if folder is not None else ""
+    if folder is None or lacks:
+        get = how_to_get(name) + (f"; {folder} lacks {lacks}" if lacks else "")
+        return EncoderCard(name=name, source="Hugging Face hub", available=False, get=get)
     files = weight_files(folder)
     facts = _facts(name, folder, files)
     size = image_size or facts["size"]

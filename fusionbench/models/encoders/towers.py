@@ -25,7 +25,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.api.types import StackShape
 from fusionbench.models.encoders import snapshots
 from fusionbench.models.encoders.preprocessing import FITS, Preprocessing, side
-from fusionbench.models.encoders.snapshots import FAMILIES, ON_DISK, timm_images
+from fusionbench.models.encoders.snapshots import FAMILIES, ON_DISK, timm_images, weight_files
 from fusionbench.models.encoders.vit import prepare
 
 
@@ -321,9 +321,34 @@ def load_timm(folder: Path, *, image_size: int = 0, fit: str = FITS[0]) -> TimmE
     # Without the size in the arguments timm builds the architecture's own, not the checkpoint's.
     size = image_size or native
     asked: dict[str, Any] = {"img_size": size} if size else {}
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **asked)
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **asked)
+    except RuntimeError as error:
+        # With a classifier as the file has it timm loads strictly, and says what is missing.
+        said = f"{' '.join(str(error).split()):.200}"
+        raise UserError(f"{folder} holds other weights than its architecture: {said}") from error
     if not isinstance(model, VisionTransformer | Eva):
         raise UserError(
             f"{folder} holds a {type(model).__name__}, not a timm VisionTransformer or Eva"
         )
+    _require_weights(model, folder)
     return TimmEncoder(model, images)
+
+
+def _require_weights(model: "Model", folder: Path) -> None:
+    """Raise UserError for weights that the files lack: timm leaves those as they were drawn."""
+    from safetensors.torch import load_file
+    from timm.models import eva, vision_transformer
+
+    stored = {k: v for file in weight_files(folder) for k, v in load_file(file).items()}
+    if isinstance(model, eva.Eva):
+        found = eva.checkpoint_filter_fn(stored, model)
+    else:
+        # DeiT III calls its layer scales otherwise.
+        found = vision_transformer.checkpoint_filter_fn(stored, model, adapt_layer_scale=True)
+    if missing := sorted(set(model.state_dict()) - set(found)):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"{folder} lacks the weights {missing[0]}{more}, which its architecture has",
+            "fetch the whole checkpoint again, or correct the architecture in config.json",
+        )

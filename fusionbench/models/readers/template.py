@@ -118,8 +118,10 @@ class Chat:
                 "choose another template: llava15",
             )
         ids, offsets = tokenizer.encode_offsets(tail)
-        mark = tail[: offsets[0][1]]
-        ends = _distinct(tokenizer.end, ids[0])
+        # A blank before the mark is part of it: after a blank alone an answer may go on.
+        last = next(row for row, (first, end) in enumerate(offsets) if tail[first:end].strip())
+        mark = tail[: offsets[last][1]]
+        ends = _distinct(tokenizer.end, ids[last])
         return cls(tokenizer=tokenizer, tail=mark, ends=ends, blank=blank)
 
     def render(self, turns: Sequence[Turn], *, answer: bool) -> Rendered:

@@ -30,16 +30,17 @@ CONVERTED = "use a checkpoint in the format of transformers, such as llava-hf/ll
 
 
 def located(name: str) -> Path | None:
-    """Folder of `llava:<id or folder>`; None if the id is not in the Hugging Face cache.
+    """Folder of `llava:<id or folder>`; None if the id is not complete in the Hugging Face cache.
 
     Raises UserError for a name without the prefix or a folder that does not exist.
     """
     if not name.startswith(PREFIX):
         raise UserError(f"{name!r} names no checkpoint", f"write {PREFIX}<id or folder>")
     try:
-        return snapshots.locate(name)
+        found = snapshots.locate(name)
     except ValueError as error:
         raise UserError(str(error)) from error
+    return None if found is not None and snapshots.lacking(found) else found
 
 
 def configuration(folder: Path, classes: Mapping[str, str]) -> dict[str, Any]:
