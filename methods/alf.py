@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, method
+from fusionbench.api import Fused, Fusion, StackShape, at_least, method
 
 
 @method(
@@ -36,6 +36,7 @@ class ALF(Fusion):
 
     def __init__(self, shape: StackShape, *, heads: int = 8) -> None:
         super().__init__(shape)
+        at_least(1, heads=heads)
         self.taps = tuple((index,) for index in range(1, shape.layers + 1))
         self.heads = math.gcd(heads, shape.dim)
         self.query_token = nn.Parameter(0.02 * torch.randn(shape.dim))

@@ -11,7 +11,7 @@ terms do; hs_k is normalised, as in P.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, Injection, StackShape, method
+from fusionbench.api import Fused, Fusion, Injection, StackShape, at_least, method
 from fusionbench.methods._inside import entering, normed, targets
 
 
@@ -57,6 +57,7 @@ class CLIProjection(Fusion):
         repeat: bool = False,
     ) -> None:
         super().__init__(shape)
+        at_least(1, rank=rank)
         reader = shape.reader_layers()
         found = targets(strategy, reader.layers)
         self.targets = tuple(m for _, _, m in found)

@@ -14,7 +14,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method, stream
+from fusionbench.api import Fused, Fusion, StackShape, Unsupported, at_least, method, stream
 
 
 @method(
@@ -111,6 +111,7 @@ class RepeatTokens(Fusion):
         self, shape: StackShape, *, index: int = -2, copies: int = 2, pool: int = 8
     ) -> None:
         super().__init__(shape)
+        at_least(1, copies=copies, pool=pool)
         self.taps = ((shape.layer(index),),)
         self.copies, self.pool = copies, pool
         if shape.grid[0] * shape.grid[1] < pool:
@@ -163,6 +164,8 @@ class RandomLayers(Fusion):
 
     def __init__(self, shape: StackShape, *, count: int = 3, draw: int = 0) -> None:
         super().__init__(shape)
+        at_least(1, count=count)
+        at_least(0, draw=draw)
         lot = stream("random_layers", shape.layers, draw)
         chosen = lot.permutation(shape.layers)[:count] + 1
         self.taps = tuple((int(index),) for index in sorted(chosen))

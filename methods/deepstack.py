@@ -12,7 +12,16 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from fusionbench.api import Fused, Fusion, Injection, StackShape, Unsupported, method, one_of
+from fusionbench.api import (
+    Fused,
+    Fusion,
+    Injection,
+    StackShape,
+    Unsupported,
+    at_least,
+    method,
+    one_of,
+)
 
 _SIDE = 2
 
@@ -64,6 +73,8 @@ class DeepStack(Fusion):
         self, shape: StackShape, *, index: int = -2, start: int = 0, interval: int = 1
     ) -> None:
         super().__init__(shape)
+        at_least(0, start=start)
+        at_least(1, interval=interval)
         if any(side % _SIDE for side in shape.grid):
             raise Unsupported(f"a grid of {shape.grid} cannot be sampled {_SIDE} by {_SIDE}")
         self.taps = ((shape.layer(index),),)

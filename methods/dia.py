@@ -9,7 +9,7 @@ the frozen encoder; neither does the original.
 from jaxtyping import Float
 from torch import Tensor
 
-from fusionbench.api import Fused, InEncoderFusion, StackShape, method
+from fusionbench.api import Fused, InEncoderFusion, StackShape, at_least, method
 from fusionbench.methods._units import RecurrentUnit, UnitState
 
 
@@ -29,6 +29,7 @@ class DIALSTM(InEncoderFusion):
 
     def __init__(self, shape: StackShape, *, reduction: int = 4) -> None:
         super().__init__(shape)
+        at_least(1, reduction=reduction)
         # Only the penultimate layer is read.
         self.depth = shape.layers - 1
         self.unit = RecurrentUnit(shape.dim, gates=4, reduction=reduction)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, InEncoderFusion, StackShape, method
+from fusionbench.api import Fused, InEncoderFusion, StackShape, at_least, method
 from fusionbench.methods._units import (
     LightLayerAttention,
     RecurrentUnit,
@@ -80,6 +80,7 @@ class DLA(InEncoderFusion):
         self, shape: StackShape, *, reduction: int = 4, head: int = 32, leak: bool = False
     ) -> None:
         super().__init__(shape)
+        at_least(1, reduction=reduction, head=head)
         # Only the penultimate layer is read.
         self.depth = shape.layers - 1
         self.leak = leak

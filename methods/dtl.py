@@ -18,7 +18,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, InEncoderFusion, StackShape, Unsupported, method, one_of
+from fusionbench.api import (
+    Fused,
+    InEncoderFusion,
+    StackShape,
+    Unsupported,
+    at_least,
+    method,
+    one_of,
+)
 
 State = Float[Tensor, "batch token dim"]
 _FEEDBACK = ("deeper_half", "each", "last", "after")
@@ -108,6 +116,8 @@ class DTL(InEncoderFusion):
         pooled: bool = False,
     ) -> None:
         super().__init__(shape)
+        at_least(1, rank=rank)
+        at_least(0, sharpness=sharpness, kernel=kernel)
         if rank < 1 or kernel < 0 or (kernel and kernel % 2 == 0):
             raise ValueError(f"rank is at least 1, kernel odd or 0; got {rank} and {kernel}")
         self.depth = shape.layers - 1

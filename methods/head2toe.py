@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, Fusion, StackShape, method
+from fusionbench.api import Fused, Fusion, StackShape, at_least, method
 
 _LEAST = 1e-6
 
@@ -46,6 +46,7 @@ class Head2Toe(Fusion):
 
     def __init__(self, shape: StackShape, *, weight: float = 0.1, repeat: bool = False) -> None:
         super().__init__(shape)
+        at_least(0, weight=weight)
         if weight < 0:
             raise ValueError(f"weight must not be negative, got {weight:g}")
         self.weight = weight

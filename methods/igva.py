@@ -17,7 +17,7 @@ from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import CrossAttention, Fused, Fusion, StackShape, anchored, method
+from fusionbench.api import CrossAttention, Fused, Fusion, StackShape, anchored, at_least, method
 
 
 class QueryTransformer(nn.Module):
@@ -109,6 +109,8 @@ class IGVA(Fusion):
         average: bool = False,
     ) -> None:
         super().__init__(shape)
+        at_least(1, blocks=blocks, heads=heads, rounds=rounds)
+        at_least(0, width=width, balance=balance)
         found = self.paper_taps(groups, blocks=blocks)
         self.groups, self.balance = len(found), balance
         self.taps, self.base = anchored(found, (shape.layer(base),))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import CrossAttention, Fused, Fusion, StackShape, Unsupported, method
+from fusionbench.api import CrossAttention, Fused, Fusion, StackShape, Unsupported, at_least, method
 
 _TEMPERATURE = 0.1
 _NARROWEST = 2
@@ -73,6 +73,7 @@ class LST(Fusion):
         repeat: bool = False,
     ) -> None:
         super().__init__(shape)
+        at_least(1, reduction=reduction, heads=heads, every=every)
         if min(reduction, every) < 1:
             raise ValueError(f"reduction and every must be at least 1, got {reduction} and {every}")
         self.layers = [0, *range((shape.layers - 1) % every + 1, shape.layers + 1, every)]

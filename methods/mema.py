@@ -14,7 +14,15 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, InEncoderFusion, StackShape, Unsupported, method, one_of
+from fusionbench.api import (
+    Fused,
+    InEncoderFusion,
+    StackShape,
+    Unsupported,
+    at_least,
+    method,
+    one_of,
+)
 from fusionbench.methods._mema import (
     TRACE,
     DynamicSharingUnit,
@@ -125,6 +133,8 @@ class Mema(InEncoderFusion):
         where: str = "all",
     ) -> None:
         super().__init__(shape)
+        at_least(1, reduction=reduction)
+        at_least(0, alignment=alignment)
         if shape.layers < 2:
             raise Unsupported("mema steps from block 1 to L-1, but this encoder has one block")
         one_of("memory", memory, ("carried", "rebuilt", "none"))

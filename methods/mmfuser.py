@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, Fusion, StackShape, anchored, method
+from fusionbench.api import Fused, Fusion, StackShape, anchored, at_least, method
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -164,6 +164,7 @@ class MMFuser(Fusion):
         points: int = 4,
     ) -> None:
         super().__init__(shape)
+        at_least(1, heads=heads, points=points)
         keys = self.paper_taps(layers, blocks=blocks)
         self.levels = len(keys)
         # The query may be one of the keys as well.

@@ -17,7 +17,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, method, one_of
+from fusionbench.api import Fused, Fusion, StackShape, at_least, method, one_of
 
 _TINY = 1e-8
 
@@ -56,6 +56,8 @@ class MoL(Fusion):
         balance: float = 0.01,
     ) -> None:
         super().__init__(shape)
+        at_least(1, width=width, top=top)
+        at_least(0, balance=balance)
         if not shape.query_dim:
             raise ValueError("mol needs a question's vector, but query_dim is 0")
         self.taps = tuple((index,) for index in range(1, shape.layers + 1))

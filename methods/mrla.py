@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, InEncoderFusion, StackShape, method, one_of
+from fusionbench.api import Fused, InEncoderFusion, StackShape, at_least, method, one_of
 from fusionbench.methods._units import LayerAttention, LightLayerAttention, as_images, as_patches
 
 _PERIOD = 4
@@ -93,6 +93,7 @@ class MRLA(InEncoderFusion):
 
     def __init__(self, shape: StackShape, *, form: str = "light", head: int = 16) -> None:
         super().__init__(shape)
+        at_least(1, head=head)
         self.form = one_of("form", form, ("light", "base"))
         # Only the penultimate layer is read.
         self.depth = shape.layers - 1

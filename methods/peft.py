@@ -16,7 +16,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, InEncoderFusion, StackShape, Unsupported, method, one_of
+from fusionbench.api import (
+    Fused,
+    InEncoderFusion,
+    StackShape,
+    Unsupported,
+    at_least,
+    method,
+    one_of,
+)
 from fusionbench.methods._sizes import parameters_of, units
 
 
@@ -166,6 +174,7 @@ class VPTDeep(Stateless):
 
     def __init__(self, shape: StackShape, *, like: str = "mema", patch: int = 14) -> None:
         super().__init__(shape)
+        at_least(1, patch=patch)
         if shape.rotary:
             raise Unsupported("inserts tokens, and this encoder's blocks use rotary positions")
         if shape.layers < 3:

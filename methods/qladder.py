@@ -24,6 +24,7 @@ from fusionbench.api import (
     StackShape,
     Unsupported,
     anchored,
+    at_least,
     matched,
     method,
 )
@@ -90,6 +91,7 @@ class QLadder(Fusion):
         repeat: bool = False,
     ) -> None:
         super().__init__(shape)
+        at_least(1, queries=queries, heads=heads)
         if shape.layers < 2:
             raise Unsupported("qladder has L-1 rungs, but this encoder has one block")
         self.steps = shape.layers - 1

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import Fused, Fusion, Injection, StackShape, Unsupported, method
+from fusionbench.api import Fused, Fusion, Injection, StackShape, Unsupported, at_least, method
 from fusionbench.methods._inside import joined
 
 _EPS = 1e-6
@@ -84,6 +84,7 @@ class Qwen3VLDeepStack(Fusion):
         repeat: bool = False,
     ) -> None:
         super().__init__(shape)
+        at_least(1, blocks=blocks, merge=merge)
         reader = shape.reader_layers()
         if len(layers) > reader.layers:
             raise Unsupported(f"{len(layers)} layers enter a reader that has {reader.layers}")

@@ -11,7 +11,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, method
+from fusionbench.api import Fused, Fusion, StackShape, at_least, method
 
 
 class LayerSelector(nn.Module):
@@ -52,6 +52,8 @@ class TGIF(Fusion):
 
     def __init__(self, shape: StackShape, *, width: int = 512, alpha: float = 0.0) -> None:
         super().__init__(shape)
+        at_least(1, width=width)
+        at_least(0, alpha=alpha)
         if not shape.query_dim:
             raise ValueError("tgif needs a question's vector, but query_dim is 0")
         self.taps = tuple((index,) for index in range(1, shape.layers + 1))

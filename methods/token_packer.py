@@ -20,6 +20,7 @@ from fusionbench.api import (
     StackShape,
     Unsupported,
     anchored,
+    at_least,
     method,
 )
 
@@ -47,6 +48,7 @@ class TokenPacker(Fusion):
         self, shape: StackShape, *, layers: str = "12,16,22,23", scale: int = 2, heads: int = 8
     ) -> None:
         super().__init__(shape)
+        at_least(1, scale=scale, heads=heads)
         if shape.grid[0] % scale or shape.grid[1] % scale:
             raise Unsupported(f"regions of {scale} x {scale} do not tile a grid of {shape.grid}")
         found = self.paper_taps(layers)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fusionbench.api.benchmarks import Answer, Asked, Benchmark, Item, Picture
     from fusionbench.api.encoders import LAYERS, Encoder
-    from fusionbench.api.errors import UserError, one_of
+    from fusionbench.api.errors import UserError, at_least, one_of
     from fusionbench.api.folders import FolderTask
     from fusionbench.api.fusion import Fusion, InEncoderFusion, Tap, anchored, matched, paper_taps
     from fusionbench.api.modules import CrossAttention, GatedMLP, Heads, sdpa
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "benchmarks": ("Answer", "Asked", "Benchmark", "Item", "Picture"),
     "encoders": ("LAYERS", "Encoder"),
-    "errors": ("UserError", "one_of"),
+    "errors": ("UserError", "at_least", "one_of"),
     "folders": ("FolderTask",),
     "fusion": ("Fusion", "InEncoderFusion", "Tap", "anchored", "matched", "paper_taps"),
     "modules": ("CrossAttention", "GatedMLP", "Heads", "sdpa"),
@@ -62,6 +62,7 @@ __all__ = [
     "Unsupported",
     "UserError",
     "anchored",
+    "at_least",
     "benchmark",
     "encoder",
     "matched",

@@ -81,3 +81,10 @@ def one_of(setting: str, value: str, allowed: Sequence[str]) -> str:
         return value
     near = did_you_mean(str(value), allowed)
     raise ValueError(f"{setting} must be one of {', '.join(allowed)}, got {value!r}{near}")
+
+
+def at_least(least: float, **settings: float) -> None:
+    """Raise ValueError naming the first of the settings that is below `least`."""
+    for setting, value in settings.items():
+        if not value >= least:
+            raise ValueError(f"{setting} must be at least {least}, got {value}")

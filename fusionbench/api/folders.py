@@ -95,8 +95,10 @@ def read_rows(folder: Path, table: str = "") -> list[ImageRow]:
         raise UserError(f"no folder {folder}", "name the folder that holds the images")
     file = Path(table).expanduser() if table else _own_table(folder)
     rows = list(_of_classes(folder) if file is None else _of_table(folder, file))
+    if not rows and file is not None:
+        raise UserError(f"{file} has no row", "a row has image, question and answer")
     if not rows:
-        raise UserError(f"{file or folder} has no image", f"images end in {', '.join(ENDINGS)}")
+        raise UserError(f"{folder} has no image", f"images end in {', '.join(ENDINGS)}")
     _require_once(rows)
     return rows
 
@@ -196,6 +198,7 @@ def _of_csv(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         header = next(reader, [])
         _require_names(header, f"{file}:1")
+        _require_columns(header, f"{file}:1")
         for fields in filter(None, reader):
             if len(fields) != len(header):
                 raise UserError(
@@ -212,6 +215,15 @@ def _require_names(names: Sequence[str], where: str) -> None:
     """Raise UserError for a name that occurs twice; empty columns have none."""
     if twice := [name for name, count in Counter(names).items() if name and count > 1]:
         raise UserError(f"{where}: {twice[0]!r} occurs twice", "remove one of the two")
+
+
+def _require_columns(header: Sequence[str], where: str) -> None:
+    """Raise UserError for a header without a column that each row needs."""
+    for name in _COLUMNS:
+        if name not in header:
+            has = ", ".join(header)
+            hint = "separate fields by commas" if len(header) == 1 else f"it has: {has}"
+            raise UserError(f"{where}: no column {name!r}{did_you_mean(name, header)}", hint)
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

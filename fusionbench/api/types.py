@@ -26,6 +26,13 @@ class ReaderShape:
     """Hidden width of a layer's MLP."""
 
 
+class NormedLayer(int):
+    """Index of a hidden state after the final norm, as `StackShape.normed_layer` gives it.
+
+    A class of its own, so that an index beyond the last layer is a mistake and no other layer.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class StackShape:
     """Shape of the encoder's hidden states and of the reader.
@@ -50,17 +57,22 @@ class StackShape:
     """None: the reader has no layers for injection."""
 
     @property
-    def normed(self) -> int:
+    def normed(self) -> "NormedLayer":
         """Index of an extra tap: `hs[layers]` after the encoder's final norm."""
         return self.normed_layer(-1)
 
-    def normed_layer(self, index: int) -> int:
+    def normed_layer(self, index: int) -> "NormedLayer":
         """Index of an extra tap: `hs[index]` after the encoder's final norm.
 
         Extra taps follow `hs[layers]`, the last layer first: `normed_layer(-1)` is `layers + 1`,
         `normed_layer(0)` is `2 * layers + 1`. Raises ValueError for an index outside the stack.
         """
-        return 2 * self.layers + 1 - self.layer(index)
+        return NormedLayer(2 * self.layers + 1 - self.layer(index))
+
+    def has(self, index: int) -> bool:
+        """Whether an index of a tap names a hidden state: 0 to `layers`, or a `NormedLayer`."""
+        normed = isinstance(index, NormedLayer) and index <= 2 * self.layers + 1
+        return 0 <= index <= self.layers or normed
 
     def source(self, index: int) -> tuple[int, bool]:
         """The hidden state that an index of a tap names, and whether the final norm follows it."""

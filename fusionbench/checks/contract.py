@@ -194,10 +194,10 @@ def _expect_resolved(declared: tuple[Tap, ...], shape: StackShape) -> None:
     if not declared or not all(declared):
         raise CheckFailed(f"declares no hidden state in {declared}")
     for tap in declared:
-        if not all(isinstance(i, int) and 0 <= i <= shape.normed_layer(0) for i in tap):
+        if not all(isinstance(index, int) and shape.has(index) for index in tap):
             raise CheckFailed(
                 f"tap {tap} is not resolved: indices are integers 0..{shape.layers}, or "
-                f"{shape.normed}..{shape.normed_layer(0)} for hs[{shape.layers}..0] after the norm"
+                "shape.normed_layer(i) for hs[i] after the final norm"
             )
         if len(set(tap)) != len(tap):
             raise CheckFailed(f"tap {tap} names a hidden state twice")

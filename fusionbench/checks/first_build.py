@@ -207,7 +207,7 @@ def _taps(method: Method) -> Iterator[str]:
     for tap in method.taps:
         if not isinstance(tap, tuple) or not all(isinstance(one, int) for one in tap):
             yield f"self.taps holds {tap!r}; each tap is a tuple of integers: ((3,), (7,))"
-        elif not all(0 <= one <= method.shape.normed_layer(0) for one in tap):
+        elif not all(map(method.shape.has, tap)):
             yield _outside(tap, method.shape)
 
 
@@ -233,6 +233,27 @@ def _given(method: Method, fused: object) -> Iterator[str]:
             f"(width {method.shape.dim}); set self.out_dim to the width, "
             f"{_as_multiple(shape[2], method.shape.dim)}, in __init__"
         )
+    elif fused.tokens.dtype != torch.float32:
+        yield (
+            f"tokens are {fused.tokens.dtype}, and the hidden states that forward got are "
+            "torch.float32; keep their type, as x.to(hidden.dtype) does"
+        )
+    elif not torch.isfinite(fused.tokens).all():
+        yield "tokens are not finite; look for a division by zero, a logarithm or a root"
+    elif _detached(method, fused):
+        yield (
+            "no parameter gets a gradient from the tokens; remove detach(), no_grad() and .data "
+            "between the parameters and what forward returns"
+        )
+
+
+def _detached(method: Method, fused: Fused) -> bool:
+    """Whether a method has parameters to train, and nothing that it returns depends on them."""
+    values = [fused.tokens, *(one.values for one in fused.injections), *fused.losses.values()]
+    values += [] if fused.summary is None else [fused.summary]
+    trained = any(parameter.requires_grad for parameter in method.parameters())
+    inside = fused.patches or getattr(method, "adapts", False)
+    return trained and not inside and not any(value.requires_grad for value in values)
 
 
 def _as_multiple(width: int, dim: int) -> str:

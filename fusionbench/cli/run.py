@@ -156,6 +156,10 @@ def start(study: Study, options: RunOptions, how: How, *, dry_run: bool, strict:
     """Run a study, or print what would run; the exit status. Raises UserError."""
     checked_device(options.device)
     checked_compile(options.compile)
+    if not options.out.strip():
+        raise UserError("--out is empty", "name a folder, for example results/local")
+    if study.track == PROBE and options.processes > 1:
+        raise UserError("--processes is for the track vlm", "--workers trains cells at once")
     study, plugged = with_folders(study, options.plugins, hear=note)
     options = replace(options, plugins=plugged)
     if strict:

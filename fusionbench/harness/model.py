@@ -185,7 +185,7 @@ def build_fusion(
     constructor: type = method
     made: Method = constructor(shape, **own_settings(settings))
     for tap in getattr(made, "taps", ()):
-        if not all(0 <= index <= shape.normed_layer(0) for index in tap):
+        if not all(map(shape.has, tap)):
             raise ValueError(
                 f"{method.__name__} reads hidden state {tap}, and this encoder has 0 to "
                 f"{shape.layers}; shape.layer(-2) counts from the end"

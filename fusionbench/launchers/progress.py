@@ -26,7 +26,7 @@ def remaining(done: float, total: float, seconds: float) -> str:
     """Time left at the pace so far: `4 min`, `1 h 20 min`, `?` before anything is done."""
     if done <= 0:
         return "?"
-    left = seconds / done * (total - done)
+    left = max(seconds / done * (total - done), 0.0)
     if left < 90:
         return f"{left:.0f} s"
     minutes = round(left / 60)

@@ -58,9 +58,13 @@ def check_margins(margins: Mapping[str, float]) -> None:
             raise UserError(f"margins.{key} must be positive, got {value}", "in points, like 1.0")
 
 
-def check_known(contrasts: Sequence[Contrast], methods: Collection[str]) -> None:
-    """Raise UserError for a contrast that names a method which does not exist."""
+def check_known(
+    contrasts: Sequence[Contrast], methods: Collection[str], groups: Collection[str]
+) -> None:
+    """Raise UserError for a contrast that names a method or a group which does not exist."""
     for one in contrasts:
+        if one.over not in (SUITE, *groups):
+            raise unknown("group of tasks", one.over, (SUITE, *sorted(groups)))
         for name in (one.method, one.baseline, one.control):
             if name and name not in methods:
                 raise unknown("method", name, methods, "`fusionbench list methods` shows all")

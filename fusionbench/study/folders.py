@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fusionbench.api.errors import disk_error
+from fusionbench.api.errors import UserError, disk_error
 from fusionbench.api.folders import content_id, guessed, read_images, read_rows
 from fusionbench.api.tasks import SPLITS, TaskData
 from fusionbench.records.cell import json_object
@@ -58,6 +58,8 @@ def with_folders(
 
 def task_file(text: str) -> Path:
     """The plug-in file of `folder:DIR`, written if its content is new. Raises UserError."""
+    if not text.removeprefix(PREFIX).strip():
+        raise UserError(f"{text} names no folder", f"for example {PREFIX}photos")
     folder = Path(text.removeprefix(PREFIX)).expanduser().resolve()
     rows = read_rows(folder)
     file = _file(f"images-{content_id(folder, rows)}")

@@ -199,7 +199,11 @@ def _with_contrasts(study: Study, methods: Sequence[Chosen], catalog: Catalog) -
     """The study with those of its planned comparisons that can run. Raises UserError."""
     planned = read_contrasts(study.contrasts, study.baseline)
     labels = {one.label for one in methods}
-    check_known(planned, labels | set(catalog.methods))
+    known = labels | set(catalog.methods)
+    if study.baseline not in known:
+        raise unknown("method", study.baseline, known, "baseline: names a method of the study")
+    groups = {task.group for task in catalog.tasks.values() if task.group}
+    check_known(planned, known, groups)
     if study.name not in PRESETS[study.track]:
         return study
     # The flags may have left out some of a preset's methods: what cannot run is not planned.

@@ -458,6 +458,21 @@ MISTAKES = {
     "no super": ({"start": "pass"}, 12, "call super().__init__(shape) first"),
     "no taps": ({"taps": "pass"}, 9, "set self.taps = ((layer,), ...) in __init__"),
     "tap too deep": ({"taps": "self.taps = ((1,), (99,))"}, 9, "tap (99,): hidden states are 0"),
+    "tap one too deep": (
+        {"taps": "self.taps = ((shape.layers + 1,),)"}, 9, "hidden states are 0 (embeddings) to",
+    ),
+    "double": (
+        {"result": "return Fused(tokens=self.patches(self.line(hidden[0])).double())"}, 14,
+        "tokens are torch.float64",
+    ),
+    "not finite": (
+        {"result": "return Fused(tokens=self.patches(self.line(hidden[0])) / 0)"}, 14,
+        "tokens are not finite",
+    ),
+    "detached": (
+        {"result": "return Fused(tokens=self.patches(self.line(hidden[0])).detach())"}, 14,
+        "no parameter gets a gradient",
+    ),
     "negative tap": ({"taps": "self.taps = ((-2,),)"}, 9, "shape.layer(-2) counts from the end"),
     "bare index": ({"taps": "self.taps = (1, 2)"}, 9, "each tap is a tuple of integers"),
     "bare tensor": ({"result": "return self.line(hidden[0])"}, 14, "return Fused(tokens=...)"),

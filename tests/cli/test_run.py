@@ -298,6 +298,22 @@ def test_an_ablation_of_a_study_takes_its_cells_budget_and_tasks(tmp_path):
     assert code == 2 and "exclude each other" in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--out", ""], "--out is empty"),
+        (["--tasks", "folder:"], "folder: names no folder"),
+        (["--processes", "3"], "--processes is for the track vlm"),
+        (["--seeds", "1000000000000"], "seeds must be at most 10,000"),
+    ],
+)
+def test_a_flag_that_means_nothing_is_refused(call, arguments, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, said = call("run", "--methods", "penultimate", "--dry-run", *arguments)
+    assert code == 2 and not out and told in said and "hint: " in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_says_what_would_run_and_writes_nothing(call, tmp_path):
     code, out, _ = call("ablate", "mema", *FEW, "--out", tmp_path / "no", "--dry-run")
     assert code == 0 and "58 of 58 cells to run" in out

@@ -12,8 +12,11 @@ import pytest
 from plugin_files import GOOD
 
 from fusionbench.api.errors import UserError
+from fusionbench.api.types import ReaderShape, StackShape, Unsupported
+from fusionbench.harness.model import build_fusion
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
+from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import select_methods, select_tasks
 from fusionbench.study.again import study_text
 from fusionbench.study.parts import one_cell, parse_shard, trainings
@@ -257,3 +260,44 @@ def test_the_merge_of_three_shards_is_the_whole_byte_for_byte(tmp_path):
     in_process.fusionbench("merge", *parts[:2], "-o", tmp_path / "merged")
     said = in_process.fusionbench("status", tmp_path / "merged")
     assert f"{12 - len(cells[2])} done" in said and f"{len(cells[2])} left" in said
+
+
+# Sizes and weights that no method can have: an error that names the setting, and no other.
+
+BUILT_IN = read_catalog()
+SHAPE = StackShape(
+    layers=12, dim=64, grid=(8, 8), prefix=1, query_dim=64, mlp=256,
+    reader=ReaderShape(layers=4, width=64, heads=4, mlp=128),
+)  # fmt: skip
+SIZES = {
+    "blocks", "copies", "count", "every", "head", "heads", "interval", "merge", "pool", "points",
+    "queries", "rank", "reduction", "rounds", "scale", "times", "top",
+}  # fmt: skip
+"""Whole numbers that count something, of which there is at least one."""
+WEIGHTS = {"alpha", "alignment", "balance", "weight"}
+CLASSES = list({card.cls: card for card in BUILT_IN.methods.values()}.values())
+NUMBERS = [
+    (card.name, setting, value)
+    for card in CLASSES
+    for setting, default in card.settings.items()
+    if isinstance(default, int | float) and not isinstance(default, bool)
+    for value in (type(default)(-1), type(default)(0))
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "value"), NUMBERS)
+def test_a_number_is_used_or_refused_in_words(name, setting, value):
+    card = BUILT_IN.methods[name]
+    sized = setting in SIZES and isinstance(value, int) and value < 1
+    refused = ""
+    try:
+        build_fusion(load_method(card), {**card.as_run, setting: value}, SHAPE)
+    except (ValueError, Unsupported) as error:
+        refused = str(error)
+    if sized or (setting in WEIGHTS and value < 0):
+        assert f"{setting} must be at least" in refused or "layer must be" in refused, refused
+
+
+def test_the_settings_above_are_those_of_methods():
+    known = {setting for card in CLASSES for setting in card.settings}
+    assert known >= SIZES | WEIGHTS and len(NUMBERS) > 60

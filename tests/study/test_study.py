@@ -60,6 +60,7 @@ VLM = "track: vlm\ntraining: "
     ("text", "said"),
     [
         ("sedes: 3", "unknown key 'sedes'; did you mean 'seeds'?"),
+        ("seeds: 1000000000000", "seeds must be at most 10,000, got 1,000,000,000,000"),
         ("budget: {step: 3}", "unknown key 'step'; did you mean 'steps'?"),
         ("preset: quik", "no preset 'quik'; did you mean 'quick'?"),
         ("seeds: three", "seeds must be an integer, got 'three'"),
@@ -202,6 +203,21 @@ def test_a_setting_that_cannot_be_read_shows_the_right_form(text):
     with pytest.raises(UserError) as caught:
         with_overrides(QUICK, settings=[text])
     assert "method.key=value" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("baseline: penultimat", "no method 'penultimat'; did you mean 'penultimate'"),
+        ("contrasts: [{method: mema, over: fin}]", "no group of tasks 'fin'; did you mean 'fine'"),
+        ("contrasts: [{method: mem}]", "no method 'mem"),
+    ],
+)
+def test_a_name_that_does_not_exist_is_found_before_anything_runs(tmp_path, text, said):
+    study = read(tmp_path, f"{text}\nmethods: [mema, penultimate]\ntasks: [digits]")
+    with pytest.raises(UserError) as told:
+        resolve(study, read_catalog(), absent=True)
+    assert said in told.value.message
 
 
 def test_a_file_declares_its_own_contrasts_or_none(tmp_path):

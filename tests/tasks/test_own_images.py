@@ -207,6 +207,20 @@ def test_an_answer_of_a_json_line_is_one_text(tmp_path, line, words):
     assert "questions.jsonl:1: " in told.value.message
 
 
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("image;question;answer\na.png;q;yes\n", "csv:1: no column 'image'", "separate fields by"),
+        ("image,question,answer\n", "questions.csv has no row", "image, question and answer"),
+    ],
+)
+def test_a_table_of_another_kind_or_without_rows_is_named(tmp_path, text, message, hint):
+    (tmp_path / "questions.csv").write_text(text)
+    with pytest.raises(UserError) as told:
+        read_rows(tmp_path)
+    assert message in told.value.message and hint in told.value.hint
+
+
 @pytest.fixture
 def usual_limit():
     """The longest field of a CSV as a new process has it; reading a TSV of images lifts it."""
@@ -222,7 +236,7 @@ def change(home, line, text):
 
 
 TABLE = {
-    "missing column": (1, "image,question,anwser,split", ":2: no column 'answer'; did you mean "
+    "missing column": (1, "image,question,anwser,split", ":1: no column 'answer'; did you mean "
                        "'anwser'?"),
     "empty value": (4, "2.png,is it even?,,train", ":4: answer is empty"),
     "missing image": (5, "gone.png,is it even?,yes,train", ":5: there is no image "),

@@ -100,7 +100,9 @@ def _heatmap(data: FigureData, rows: "pd.DataFrame") -> "Figure":
     axes = figure.subplots()
     suite = dict(zip(data.labels, _suite_means(data), strict=True))
     share = ((means - chance) / (1 - chance)).assign(suite=means.index.map(suite))
-    low, high = max(float(np.nanmin(share, initial=1)), 0), float(np.nanmax(share, initial=0))
+    found = share.to_numpy(dtype=float)
+    found = found[~np.isnan(found)]
+    low, high = max(float(found.min(initial=1)), 0), float(found.max(initial=0))
     low, high = (low, high) if high > low else (0.0, 1.0)
     numbers = means.assign(suite=share["suite"])
     sns.heatmap(
