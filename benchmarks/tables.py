@@ -18,6 +18,7 @@ SIZE = "shape:clip-vit-l-14-336"
 DELTA = ("delta", "low", "high")
 CONTROL = ("control_delta", "control_low", "control_high")
 SUITE = ("delta", "delta_low", "delta_high")
+EFFECT = ("value", "ci_low", "ci_high")
 _SHORT = (
     *(r"On the \d+ task", "Worse than ", "Other planned comparisons: ", "How sure: "),
     "Of the methods that read one layer",
@@ -82,6 +83,25 @@ def part(row: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> str:
     """` (4 of 10 runs)` for a verdict where other rows have more runs; else empty."""
     runs, most = (max(int(one["n_seeds"] or 0) for one in some) for some in ([row], rows))
     return f" ({runs} of {most} runs)" if row["verdict"] and runs < most else ""
+
+
+def anatomy(folder: Path) -> str:
+    """The effects of the combined switches of an ablation, over its suite tasks."""
+    rows = [row for row in read_rows(folder, "ablation") if row["design"] == "factorial"]
+    found = [row for row in rows if row["task"] == "overall"]
+    return markdown(
+        [
+            {
+                "effect": f"`{row['effect']}`",
+                "kind": row["kind"],
+                "difference, points": interval(row, *EFFECT),
+                "p (Holm)": f"{float(row['p_holm']):.2g}" if row["p_holm"] else "",
+                "runs": row["n_seeds"],
+                "averaged over": f"{row['contexts']} settings of the others",
+            }
+            for row in found
+        ]
+    )
 
 
 def leaders(folder: Path) -> str:

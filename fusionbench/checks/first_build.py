@@ -219,11 +219,8 @@ def _outside(tap: tuple[int, ...], shape: StackShape) -> str:
     )
 
 
-def _given(method: Method, fused: object) -> Iterator[str]:
+def _given(method: Method, fused: Fused) -> Iterator[str]:
     """What is wrong with the result of the forward pass."""
-    if not isinstance(fused, Fused):
-        yield f"forward gave a {type(fused).__name__}; return Fused(tokens=...)"
-        return
     shape = list(fused.tokens.shape)
     if len(shape) != 3:
         yield f"tokens are {shape}, not [batch token width]; keep the axis of tokens"
@@ -274,7 +271,12 @@ def _raised(subject: Subject, error: Exception) -> str:
     text = " ".join(str(error).split())
     mend = next((mend for part, mend in _MENDS.items() if part in text), "")
     said = f"{type(error).__name__}: {text}" + (f"; {mend}" if mend else "")
-    return f"{file}:{own[-1].lineno}: {said}" if own else _at(subject.cls.__init__, said)
+    if own:
+        return f"{file}:{own[-1].lineno}: {said}"
+    # No line of the file raised it: what forward gave is no `Fused`, or the class cannot be made.
+    if isinstance(error, TypeError) and "return Fused" in text:
+        return _at(_last(subject.cls), text)
+    return _at(subject.cls.__init__, said)
 
 
 def _at(function: Callable[..., object], text: str) -> str:

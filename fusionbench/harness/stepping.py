@@ -40,8 +40,23 @@ def fuse(
     query: Float[Tensor, "batch query_dim"],
     encoder: Encoder | None = None,
 ) -> Fused:
-    """Run a method on one batch; `encoder` is needed only where `needs_encoder` says so."""
-    hidden = states(taps_of(method))
+    """Run a method on one batch; `encoder` is needed only where `needs_encoder` says so.
+
+    Raises TypeError for a class of another kind, and for a result that is no `Fused`.
+    """
+    found: object = _fused(method, states(taps_of(method)), query, encoder)
+    if not isinstance(found, Fused):
+        last = "forward" if isinstance(method, Fusion) else "finish"
+        raise TypeError(f"{last} gave a {type(found).__name__}; return Fused(tokens=...)")
+    return found
+
+
+def _fused(
+    method: Method,
+    hidden: Float[Tensor, "tap batch token dim"],
+    query: Float[Tensor, "batch query_dim"],
+    encoder: Encoder | None,
+) -> Fused:
     if isinstance(method, Fusion):
         return method(hidden, query)
     if not isinstance(method, InEncoderFusion):

@@ -19,6 +19,8 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from fusionbench.api.errors import UserError
+
 MOST = 2
 """Maximum number of forked workers; reference counts make each copy most pages it reads. The report
 of 100,000 records needs 1.7 GiB with two workers and 1.2 GiB without."""
@@ -160,5 +162,6 @@ def _child(connection: Connection, function: Callable[..., Any], arguments: Sequ
             answer = (True, function(*arguments))
     # Including SystemExit: sys.exit in a plug-in is a failure.
     except BaseException as error:
-        answer = (False, f"{type(error).__name__}: {error}")
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        answer = (False, f"{kind}{error}")
     connection.send(answer)
