@@ -97,7 +97,7 @@ def anatomy(folder: Path) -> str:
                 "difference, points": interval(row, *EFFECT),
                 "p (Holm)": f"{float(row['p_holm']):.2g}" if row["p_holm"] else "",
                 "runs": row["n_seeds"],
-                "averaged over": f"{row['contexts']} settings of the others",
+                "settings of the others": row["contexts"],
             }
             for row in found
         ]

@@ -79,9 +79,10 @@ def test_many_items_are_covered_as_well(name, reps, record_property):
 
 
 @pytest.mark.parametrize("reps", EFFORT)
+@pytest.mark.parametrize("seeds", [4, 5])
 @pytest.mark.parametrize("name", sorted(SCENARIOS))
-def test_five_seeds_cover_at_least_93_percent(name, reps, record_property):
-    found = coverage(SCENARIOS[name], reps, record_property, seeds=5, items=300)
+def test_four_and_five_seeds_cover_at_least_93_percent(name, seeds, reps, record_property):
+    found = coverage(SCENARIOS[name], reps, record_property, seeds=seeds, items=300)
     assert found >= 0.93 - room(reps)
 
 
