@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionbench.api import StackShape, Unsupported, one_of
+from fusionbench.api import StackShape, Unsupported, at_least, one_of
 
 TRACE = ("gate_opening", "feedback_norm", "feedback_cosine", "memory_norm")
 
@@ -29,9 +29,10 @@ class DynamicSharingUnit(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, reduction: int, asked: int, carried: bool, gates: str = "forget+input"
+        self, dim: int, reduction: int, *, asked: int, carried: bool, gates: str = "forget+input"
     ) -> None:
         super().__init__()
+        at_least(1, reduction=reduction)
         one_of("gates", gates, ("forget+input", "forget", "input", "none"))
         forget, write = "forget" in gates, "input" in gates
         hidden = max(dim // reduction, 1)

@@ -14,15 +14,8 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import (
-    Fused,
-    InEncoderFusion,
-    StackShape,
-    Unsupported,
-    at_least,
-    method,
-    one_of,
-)
+from fusionbench.api import Fused, InEncoderFusion, StackShape, Unsupported, method
+from fusionbench.api.errors import at_least, one_of
 from fusionbench.methods._mema import (
     TRACE,
     DynamicSharingUnit,
@@ -133,7 +126,6 @@ class Mema(InEncoderFusion):
         where: str = "all",
     ) -> None:
         super().__init__(shape)
-        at_least(1, reduction=reduction)
         at_least(0, alignment=alignment)
         if shape.layers < 2:
             raise Unsupported("mema steps from block 1 to L-1, but this encoder has one block")
@@ -166,9 +158,7 @@ class Mema(InEncoderFusion):
             self.text_global_proj = nn.Linear(self.shape.query_dim, dim)
         self.looks = looks_of(summary, self.shape)
         self.y_proj = nn.Linear(len(self.looks) * dim, dim)
-        self.dsu = DynamicSharingUnit(
-            dim, reduction=reduction, asked=asked, carried=carried, gates=gates
-        )
+        self.dsu = DynamicSharingUnit(dim, reduction, asked=asked, carried=carried, gates=gates)
 
     def start(
         self, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch query_dim"]

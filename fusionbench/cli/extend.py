@@ -96,7 +96,10 @@ def new_package(
     }
     try:
         for template, target in files.items():
-            _write_file(_TEMPLATES / kind / f"{template}.txt", home / target, values)
+            own = _TEMPLATES / kind / f"{template}.txt"
+            # A task of a folder of images is packaged like any other task.
+            shared = _TEMPLATES / "task" / f"{template}.txt"
+            _write_file(own if own.is_file() else shared, home / target, values)
     except OSError as error:
         raise disk_error(error, home) from error
     return home

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from child_jobs import leaves
+from plugin_files import leaves
 from toy_records import put, spec
 
 from fusionbench.api.errors import UserError

@@ -1,4 +1,8 @@
-"""Plug-ins as strangers write them: good ones and broken ones."""
+"""Plug-ins as strangers write them: good ones and broken ones. Standard library only."""
+
+import os
+import sys
+import time
 
 GOOD = """
 from fusionbench.api import Fused, Fusion, InEncoderFusion, Split, Task, TaskData, method, task
@@ -123,3 +127,16 @@ BROKEN = {
         for what in ("variants=['fast']", "variants={'fast': 3}", "switches={'k': 1}")
     },
 }  # fmt: skip
+
+
+def leaves(how):
+    """A stranger's function in a child process: gives `how` back, or ends as it says."""
+    if how == "raises":
+        raise ValueError("on purpose")
+    if how == "exits":
+        sys.exit(0)
+    if how == "dies":
+        os._exit(0)
+    if how == "hangs":
+        time.sleep(600)
+    return how
