@@ -300,8 +300,10 @@ def test_margins_are_positive_and_of_a_level_that_exists():
 def test_a_contrast_of_an_unknown_method_is_refused_with_the_nearest_name():
     planned = read_contrasts([{"method": "mena"}], "penultimate")
     with pytest.raises(UserError, match="no method 'mena'; did you mean 'mema'"):
-        check_known(planned, ["mema", "penultimate"])
-    check_known(read_contrasts([{"method": "mema"}], "penultimate"), ["mema", "penultimate"])
+        check_known(planned, ["mema", "penultimate"], ["fine"])
+    for over in ("suite", "fine"):
+        asked = read_contrasts([{"method": "mema", "over": over}], "penultimate")
+        check_known(asked, ["mema", "penultimate"], ["fine"])
 
 
 def test_a_study_file_is_refused_before_it_runs(tmp_path):
