@@ -47,8 +47,6 @@ class Head2Toe(Fusion):
     def __init__(self, shape: StackShape, *, weight: float = 0.1, repeat: bool = False) -> None:
         super().__init__(shape)
         at_least(0, weight=weight)
-        if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight:g}")
         self.weight = weight
         count = shape.layers + 1
         self.taps = ((shape.layer(-2),),) if repeat else tuple((layer,) for layer in range(count))

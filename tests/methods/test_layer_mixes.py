@@ -110,7 +110,7 @@ def test_head2toes_penalty_alone_concentrates_the_head_on_few_features():
         optimiser.step()
     after = float(method(hidden, torch.zeros(2, 4)).losses["group_lasso"].detach())
     assert 1 / np.sqrt(method.head.in_features) < after < before < 1
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="weight must be at least 0"):
         Head2Toe(SHAPE, weight=-1.0)
 
 
