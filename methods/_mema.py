@@ -113,8 +113,7 @@ def initialise(fusion: nn.Module, init: str) -> None:
 
 def gated_blocks(shape: StackShape, every: int, where: str) -> tuple[int, ...]:
     """The blocks after which the memory is written back; block L counts only where it is run."""
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+    at_least(1, every=every)
     middle = (shape.layers - 1) // 2
     halves = {"all": (1, shape.layers), "shallow": (1, middle), "deep": (middle + 1, shape.layers)}
     first, last = halves[one_of("where", where, tuple(halves))]

@@ -29,8 +29,7 @@ class Repeat(Fusion):
 
     def __init__(self, shape: StackShape, *, index: int = -2, times: int = 3) -> None:
         super().__init__(shape)
-        if times < 1:
-            raise ValueError(f"times must be at least 1, got {times}")
+        at_least(1, times=times)
         self.taps = ((shape.layer(index),),)
         self.times = times
         self.out_dim = times * shape.dim

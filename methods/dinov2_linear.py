@@ -12,7 +12,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor, cat
 
-from fusionbench.api import Fused, Fusion, StackShape, Unsupported, method
+from fusionbench.api import Fused, Fusion, StackShape, Unsupported, at_least, method
 
 
 @method(
@@ -51,8 +51,7 @@ class DINOv2Linear(Fusion):
         self, shape: StackShape, *, blocks: int = 4, average: bool = True, repeat: bool = False
     ) -> None:
         super().__init__(shape)
-        if blocks < 1:
-            raise ValueError(f"blocks must be at least 1, got {blocks}")
+        at_least(1, blocks=blocks)
         if not shape.prefix:
             raise Unsupported("reads the CLS token, and this encoder has none")
         self.average = average

@@ -74,8 +74,6 @@ class LST(Fusion):
     ) -> None:
         super().__init__(shape)
         at_least(1, reduction=reduction, heads=heads, every=every)
-        if min(reduction, every) < 1:
-            raise ValueError(f"reduction and every must be at least 1, got {reduction} and {every}")
         self.layers = [0, *range((shape.layers - 1) % every + 1, shape.layers + 1, every)]
         width = shape.dim // reduction
         if width < _NARROWEST:

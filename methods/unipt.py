@@ -18,7 +18,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionbench.api import Fused, Fusion, StackShape, anchored, method
+from fusionbench.api import Fused, Fusion, StackShape, anchored, at_least, method
 
 _LEAST = 1e-6
 
@@ -60,8 +60,7 @@ class UniPT(Fusion):
         repeat: bool = False,
     ) -> None:
         super().__init__(shape)
-        if reduction < 1:
-            raise ValueError(f"reduction must be at least 1, got {reduction}")
+        at_least(1, reduction=reduction)
         layers = range(shape.layers + 1)
         read = () if repeat else tuple((layer,) for layer in layers)
         self.taps, self.anchor = anchored(read, (shape.layer(index),))

@@ -153,7 +153,7 @@ def taps(subject: Subject) -> str:
     method = subject.jittered()
     declared = taps_of(method)
     for deep in (method, subject.build(replace(SHAPE, layers=24))):
-        _expect_resolved(taps_of(deep), deep.shape)
+        _expect_resolved(deep.taps if isinstance(deep, Fusion) else taps_of(deep), deep.shape)
     for training in (False, True):
         method.train(training)
         asked = _asked(method)

@@ -277,6 +277,16 @@ def test_an_ablation_that_ends_at_once_is_resumed_with_its_tables(tmp_path, monk
     assert "query=false" in table
 
 
+def test_layers_after_the_final_norm_are_recorded_as_plain_integers(tmp_path):
+    names = "last_norm,dinov2_linear,token_concat,last4_patches"
+    code, out, said = run("run", "--methods", names, *FEW, "--out", tmp_path)
+    assert code == 0 and "failed" not in out, said
+    records = list(Store.open(tmp_path).records())
+    taps = {record.label: record.taps for record in records}
+    assert len(records) == 8 and taps["last_norm"] == ((9,),)
+    assert {type(index) for found in taps.values() for tap in found for index in tap} == {int}
+
+
 def test_an_ablation_of_a_study_takes_its_cells_budget_and_tasks(tmp_path):
     study = tmp_path / "own.yaml"
     study.write_text(
