@@ -128,8 +128,9 @@ def _of_classes(folder: Path) -> Iterator[ImageRow]:
 
 
 def _folders(place: Path) -> list[Path]:
-    """The folders in a folder, without hidden ones."""
-    return [path for path in sorted(place.iterdir()) if path.is_dir() and path.name[0] not in "._"]
+    """The folders in a folder, without hidden ones and what macOS adds to archives."""
+    found = [path for path in sorted(place.iterdir()) if path.is_dir()]
+    return [path for path in found if path.name[0] != "." and path.name != "__MACOSX"]
 
 
 def _require_no_splits(homes: Sequence[Path], splits: Mapping[str, str]) -> None:

@@ -71,8 +71,8 @@ class StackShape:
 
     def has(self, index: int) -> bool:
         """Whether an index of a tap names a hidden state: 0 to `layers`, or a `NormedLayer`."""
-        normed = isinstance(index, NormedLayer) and index <= 2 * self.layers + 1
-        return 0 <= index <= self.layers or normed
+        last = 2 * self.layers + 1 if isinstance(index, NormedLayer) else self.layers
+        return isinstance(index, int) and 0 <= index <= last
 
     def source(self, index: int) -> tuple[int, bool]:
         """The hidden state that an index of a tap names, and whether the final norm follows it."""

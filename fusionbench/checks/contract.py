@@ -151,9 +151,9 @@ def _expect_injections(method: Method, fused: Fused) -> None:
 def taps(subject: Subject) -> str:
     """Declared taps are resolved, are exactly those it asks for, and all affect the output."""
     method = subject.jittered()
-    declared = taps_of(method)
     for deep in (method, subject.build(replace(SHAPE, layers=24))):
         _expect_resolved(deep.taps if isinstance(deep, Fusion) else taps_of(deep), deep.shape)
+    declared = taps_of(method)
     for training in (False, True):
         method.train(training)
         asked = _asked(method)
@@ -194,7 +194,7 @@ def _expect_resolved(declared: tuple[Tap, ...], shape: StackShape) -> None:
     if not declared or not all(declared):
         raise CheckFailed(f"declares no hidden state in {declared}")
     for tap in declared:
-        if not all(isinstance(index, int) and shape.has(index) for index in tap):
+        if not all(map(shape.has, tap)):
             raise CheckFailed(
                 f"tap {tap} is not resolved: indices are integers 0..{shape.layers}, or "
                 "shape.normed_layer(i) for hs[i] after the final norm"

@@ -3,6 +3,7 @@
 The three ways differ in cost only; which one applies follows from what the method declares.
 """
 
+import operator
 from collections.abc import Callable
 from functools import partial
 
@@ -25,7 +26,7 @@ def needs_encoder(method: Method) -> bool:
 def taps_of(method: Method) -> tuple[Tap, ...]:
     """The hidden states that must be at hand before the method can run, in plain integers."""
     if isinstance(method, Fusion):
-        return tuple(tuple(map(int, tap)) for tap in method.taps)
+        return tuple(tuple(map(operator.index, tap)) for tap in method.taps)
     if isinstance(method, InEncoderFusion):
         # Nothing can be written before block 1 has run: hs[1] is the frozen encoder's for all.
         # From there on a method that writes makes its own states; the others read the cache.

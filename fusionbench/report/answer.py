@@ -1,4 +1,4 @@
-"""`tables/answer`: in four to six sentences who leads, where, at what cost, and how sure that is.
+"""`tables/answer`: in up to twelve sentences who leads, where, at what cost, and how sure that is.
 
 Every sentence follows from a verdict or gives a mean and says so. Where no test was made, no method
 is called better than another.
@@ -432,12 +432,9 @@ def _from_control(row: ContrastRow) -> str:
 def _below_control(row: ContrastRow) -> bool:
     """Whether the 95 % interval of the difference from the control lies below zero."""
     found = row.to_control
-    return (
-        bool(_from_control(row))
-        and found is not None
-        and found.estimate is not None
-        and (float(found.estimate.interval()[1]) < 0)
-    )
+    if found is None or found.estimate is None or not _from_control(row):
+        return False
+    return float(found.estimate.interval()[1]) < 0
 
 
 def _count(number: int, name: str) -> str:

@@ -461,6 +461,7 @@ MISTAKES = {
     "tap one too deep": (
         {"taps": "self.taps = ((shape.layers + 1,),)"}, 9, "hidden states are 0 (embeddings) to",
     ),
+    "tap between two": ({"taps": "self.taps = ((1.5,),)"}, 9, "each tap is a tuple of integers"),
     "double": (
         {"result": "return Fused(tokens=self.patches(self.line(hidden[0])).double())"}, 14,
         "tokens are torch.float64",

@@ -352,6 +352,10 @@ def test_an_index_of_a_tap_names_its_layer_and_norm():
     for layer in range(shape.layers + 1):
         assert shape.source(layer) == (layer, False)
         assert shape.source(shape.normed_layer(layer)) == (layer, True)
+        assert shape.has(layer) and shape.has(shape.normed_layer(layer))
+    # An index one too large is no layer after the norm, though it is equal to one.
+    assert shape.normed == shape.layers + 1 and not shape.has(shape.layers + 1)
+    assert not shape.has(-1) and not shape.has(1.5)
     with pytest.raises(ValueError, match="does not exist"):
         shape.normed_layer(shape.layers + 1)
 

@@ -230,8 +230,10 @@ def test_nothing_that_is_locked_waits_for_a_host_that_died(tmp_path, monkeypatch
     left = tmp_path / "locks" / "images.lock"
     left.parent.mkdir()
     left.write_text("5016\nnode17\n")
+    entered = []
     with locked(left), locked(left):
-        pass
+        entered.append(left.read_text())
+    assert entered == ["5016\nnode17\n"]
 
 
 def test_every_lock_of_the_package_is_of_that_kind():
