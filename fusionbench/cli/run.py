@@ -267,9 +267,13 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
         _explain(plan)
     tell = (lambda _: None) if options.quiet else note
     ids = {cell.spec.id for cell in plan.cells}
-    summary.write(
-        Path(options.out), plan.resolved, result, stream, full=how.full, hear=tell, cells=ids
-    )
+    try:
+        summary.write(
+            Path(options.out), plan.resolved, result, stream, full=how.full, hear=tell, cells=ids
+        )
+    except KeyboardInterrupt:
+        # The cells are recorded: the same command writes their report.
+        result.interrupted = True
     return exit_status(plan, result, stream)
 
 

@@ -277,6 +277,20 @@ def test_an_ablation_that_ends_at_once_is_resumed_with_its_tables(tmp_path, monk
     assert "query=false" in table
 
 
+def test_a_run_that_is_stopped_while_it_writes_its_report_says_how_to_go_on(tmp_path, monkeypatch):
+    arguments = ("run", "--methods", "penultimate", *FEW, "--out", tmp_path)
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(summary, "write", stopped)
+        code, out, _ = run(*arguments)
+    assert code == 130 and "interrupted: the same command resumes the run" in out
+    code, out, _ = run(*arguments)
+    assert code == 0 and "0 cells run, 2 were there" in out
+
+
 def test_layers_after_the_final_norm_are_recorded_as_plain_integers(tmp_path):
     names = "last_norm,dinov2_linear,token_concat,last4_patches"
     code, out, said = run("run", "--methods", names, *FEW, "--out", tmp_path)
