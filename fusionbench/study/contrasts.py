@@ -34,28 +34,36 @@ class Contrast:
     name: str = ""
 
 
-def read_contrasts(values: Sequence[Mapping[str, Any]], baseline: str) -> tuple[Contrast, ...]:
-    """Contrasts as a study states them. Raises UserError for what is none, and above 12."""
+def read_contrasts(
+    values: Sequence[Mapping[str, Any]], baseline: str, where: str = ""
+) -> tuple[Contrast, ...]:
+    """Contrasts as a study states them. Raises UserError for what is none, and above 12.
+
+    `where` (`study.yaml, line 3: `) is put before each message.
+    """
     if len(values) > MOST_PLANNED:
         raise UserError(
-            f"contrasts: at most {MOST_PLANNED} can be planned, got {len(values)}",
+            f"{where}contrasts: at most {MOST_PLANNED} can be planned, got {len(values)}",
             "the others appear as exploratory all the same",
         )
-    contrasts = tuple(_read(number, value, baseline) for number, value in enumerate(values, 1))
+    named = [(f"{where}contrasts[{number}]", value) for number, value in enumerate(values, 1)]
+    contrasts = tuple(_read(what, value, baseline) for what, value in named)
     for index, one in enumerate(contrasts):
         if one in contrasts[:index]:
-            raise UserError(f"contrasts: {one.method} comes twice", "each question is asked once")
+            said = f"{where}contrasts: {one.method} comes twice"
+            raise UserError(said, "each question is asked once")
     return contrasts
 
 
-def check_margins(margins: Mapping[str, float]) -> None:
+def check_margins(margins: Mapping[str, float], where: str = "") -> None:
     """Raise UserError unless the margins are positive and of a level that exists."""
     for key, value in margins.items():
         if key not in _MARGINS:
             near = did_you_mean(key, _MARGINS)
-            raise UserError(f"margins: unknown key {key!r}{near}", "known: suite, task")
+            raise UserError(f"{where}margins: unknown key {key!r}{near}", "known: suite, task")
         if not value > 0:
-            raise UserError(f"margins.{key} must be positive, got {value}", "in points, like 1.0")
+            said = f"{where}margins.{key} must be positive, got {value}"
+            raise UserError(said, "in points, like 1.0")
 
 
 def check_known(
@@ -70,8 +78,7 @@ def check_known(
                 raise unknown("method", name, methods, "`fusionbench list methods` shows all")
 
 
-def _read(number: int, value: Mapping[str, Any], baseline: str) -> Contrast:
-    what = f"contrasts[{number}]"
+def _read(what: str, value: Mapping[str, Any], baseline: str) -> Contrast:
     if not isinstance(value, Mapping):
         raise UserError(f"{what} must hold keys, got {value!r}", "for example {method: mema}")
     for key, text in value.items():

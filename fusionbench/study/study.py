@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -214,9 +214,9 @@ def from_plain(values: Mapping[str, Any]) -> Study:
     try:
         kept = {one.name: values[one.name] for one in fields(Study) if one.name in values}
         budget = kept.pop("budget")
-        start = _changed(preset(QUICK.name, str(kept.get("track", PROBE))), kept, "study: ")
+        start = _changed(preset(QUICK.name, str(kept.get("track", PROBE))), kept, "study: ".format)
         budget = without_zeros(budget, kept.get("training"))
-        return replace(start, budget=_changed(QUICK.budget, budget, "study: budget."))
+        return replace(start, budget=_changed(QUICK.budget, budget, "study: budget.".format))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"not a study: {error!r}", "name the study file instead") from error
 
@@ -264,6 +264,7 @@ _KINDS = {int: "an integer", float: "a number", str: "text", Mapping: "keys and 
 _FOR_EXAMPLE = {int: "3", float: "0.003", str: "text", Mapping: "{reduction: 2}"}
 _EXAMPLES = {
     "encoder": "nano",
+    "budget": "{steps: 60}",
     "name": "my-study",
     "note": "what the study is for",
     "baseline": "penultimate",
@@ -294,13 +295,11 @@ def load_study(path: str | Path) -> Study:
     values = read_section(path, "study", hint=hint)
     values.check_keys([*(one.name for one in fields(Study)), "preset"])
     track = values.pop("track", PROBE)
-    _check(f"{path}: track", "track", track)
+    _check(f"{values.at('track')}: track", "track", track)
     start = preset(str(values.pop("preset", QUICK.name)), track)
-    budget = values.pop("budget", {})
-    if not isinstance(budget, Mapping):
-        raise UserError(f"{path}: budget must hold keys, got {budget!r}", "for example steps: 60")
-    if isinstance(budget, YamlMapping):
-        budget.check_keys([one.name for one in fields(Budget)])
+    given = values.pop("budget", YamlMapping())
+    budget: YamlMapping = _one(f"{values.at('budget')}: budget", given, Mapping)
+    budget.check_keys([one.name for one in fields(Budget)])
     if isinstance(training := values.get("training"), YamlMapping):
         training.check_keys(TRAINING_KEYS)
     # A preset's contrasts belong to its own methods: a file declares its own, or none.
@@ -308,10 +307,11 @@ def load_study(path: str | Path) -> Study:
     # A checkpoint brings its own language model, whatever the preset's is.
     if "model" in values:
         own |= {"methods": [OWN], "language": ""}
-    study = _changed(start, own | values, f"{path}: ")
-    read_contrasts(study.contrasts, study.baseline)
-    check_margins(study.margins)
-    study = replace(study, budget=_changed(study.budget, budget, f"{path}: budget."))
+    study = _changed(start, own | values, lambda key: f"{values.at(key)}: ")
+    read_contrasts(study.contrasts, study.baseline, f"{values.at('contrasts')}: ")
+    check_margins(study.margins, f"{values.at('margins')}: ")
+    changed = _changed(study.budget, budget, lambda key: f"{budget.at(key)}: budget.")
+    study = replace(study, budget=changed)
     return checked_track(study, f"{path}: ")
 
 
@@ -343,7 +343,7 @@ def with_overrides(  # noqa: PLR0913  (one argument for each flag)
     changes |= {"language": language} if language or model else {}
     changes |= {"model": model} if model else {}
     changes |= {"mixture": list(mixture)} if mixture else {}
-    return checked_track(_changed(study, changes, ""))
+    return checked_track(_changed(study, changes, "".format))
 
 
 def checked_track(study: Study, what: str = "") -> Study:
@@ -367,14 +367,14 @@ def checked_track(study: Study, what: str = "") -> Study:
     return study
 
 
-def _changed(start: T, values: Mapping[str, Any], prefix: str) -> T:
-    """`start` with `values`, each checked against the type of its field."""
+def _changed(start: T, values: Mapping[str, Any], place: Callable[[str], str]) -> T:
+    """`start` with `values`, each checked against its field's type; `place` is put before a key."""
     hints = get_type_hints(type(start))
-    changes = {key: _field(prefix + key, value, hints[key]) for key, value in values.items()}
+    changes = {key: _field(place(key) + key, value, hints[key]) for key, value in values.items()}
     for key, value in changes.items():
-        _check(prefix + key, key, value)
+        _check(place(key) + key, key, value)
     if "training" in changes:
-        changes["training"] = checked_training(f"{prefix}training", changes["training"])
+        changes["training"] = checked_training(f"{place('training')}training", changes["training"])
     return replace(start, **changes)
 
 

@@ -82,7 +82,7 @@ VLM = "track: vlm\ntraining: "
         ("mixture: [digits]", "mixture belongs to the track vlm"),
         ("budget: {precision: fp16}", "budget.precision must be fp32 or bf16, got 'fp16'"),
         ("budget: {train_items: -1}", "budget.train_items must not be negative"),
-        ("budget: 3", "budget must hold keys"),
+        ("budget: 3", "budget must be keys and values, got 3"),
         ("methods: 3", "methods must hold names, got 3"),
         ("methods: []", "methods is empty"),
         ("settings: {mema: 3}", "settings.mema must be keys and values, got 3"),
@@ -120,6 +120,26 @@ def test_a_mistake_in_a_file_is_one_line_that_names_the_file(tmp_path, text, sai
     assert said in caught.value.message
     assert "\n" not in caught.value.message
     assert "mine.yaml" in caught.value.message or "preset" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\nseeds: three", "line 2: seeds must be an integer"),
+        ("name: a\nbudget: 3", "line 2: budget must be keys and values"),
+        ("budget:\n  batch: 8\n  steps: 0", "line 3: budget.steps must be at least 1"),
+        ("seeds: 2\ntrack: vml", "line 2: track must be probe or vlm"),
+        (f"{VLM}{{length: -1}}", "line 2: training.length must not be negative"),
+        ("seeds: 2\nmargins: {suite: -1}", "line 2: margins.suite must be"),
+        ("seeds: 2\nmargins: {siute: 1}", "line 2: margins: unknown key 'siute'"),
+        ("seeds: 2\ncontrasts: [{metod: a}]", "line 2: contrasts[1]: unknown key 'metod'"),
+        ("seeds: 2\ncontrasts: [{method: a}, {method: a}]", "line 2: contrasts: a comes twice"),
+    ],
+)
+def test_a_mistake_in_a_value_names_its_line(tmp_path, text, said):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, text)
+    assert f"mine.yaml, {said}" in caught.value.message
 
 
 def test_stages_may_name_one_part_with_other_settings(tmp_path):
