@@ -73,6 +73,7 @@ def answer(
         return
     yield from _leaders(analysis, suite)
     yield from _single_layers(analysis, suite)
+    yield from _controls(analysis, suite)
     yield from _groups(analysis)
     yield from _cost(analysis, suite, profiles)
     yield from _certainty(analysis, needs)
@@ -261,6 +262,27 @@ def _drawn(analysis: Analysis) -> str:
     taps = {record.taps for record in analysis.table.row(row) if record.status == "done"}
     states = [f"hs[{layer}]" for tap in next(iter(taps), ()) for layer in tap]
     return f" (one draw for all runs: {', '.join(states)})" if len(taps) == 1 and states else ""
+
+
+def _controls(analysis: Analysis, suite: Scope) -> Iterator[str]:
+    """What the best control reaches without the part that it lacks, and who has a higher mean."""
+    methods, order = analysis.table.methods, ranked(analysis, suite)
+    controls = [row for row in order if role(analysis, row) == "control"]
+    others = [row for row in order if not role(analysis, row)]
+    if not controls or not others:
+        return
+    name, mean = methods[controls[0]], analysis.suite[controls[0], suite].mean
+    found = analysis.against_baseline().get((name, suite))
+    if found is None or found.measured.estimate is None:
+        return
+    higher = sum(analysis.suite[row, suite].mean > mean for row in others)
+    yield (
+        f"Of {_count(len(controls), 'control')} `{name}` has the highest mean, "
+        f"{points(mean, sign=False)} % of the way from chance to all right "
+        f"({interval(found.measured.estimate)} from `{analysis.plan.baseline}`, exploratory"
+        f"{_part(found, len(analysis.table.seeds))}); {higher} of "
+        f"{_count(len(others), 'other method')} have a higher mean (means, no test)."
+    )
 
 
 def _groups(analysis: Analysis) -> Iterator[str]:

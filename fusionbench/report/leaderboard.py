@@ -73,6 +73,8 @@ def ranked(analysis: Analysis, scope: Scope, *, everything: bool = False) -> lis
 
 
 _PARTS = ("fusion", "projector", "reader")
+_ITSELF = "none: it is a control"
+"""How a card gives the control of a method that is one, whatever was run beside it."""
 
 
 def added_parameters(analysis: Analysis, method: int) -> str:
@@ -152,11 +154,11 @@ def _label(analysis: Analysis, row: int) -> str:
 
 
 def role(analysis: Analysis, row: int) -> str:
-    """`baseline`, `control` of another method, or empty."""
-    table = analysis.table
-    if table.methods[row] == analysis.plan.baseline:
+    """`baseline`; `control`, of another method or by its own card; or empty."""
+    name, controls = analysis.table.methods[row], analysis.table.controls
+    if name == analysis.plan.baseline:
         return "baseline"
-    return "control" if table.methods[row] in table.controls else ""
+    return "control" if name in controls or controls[row].startswith(_ITSELF) else ""
 
 
 def _title(scope: Scope) -> str:

@@ -474,6 +474,25 @@ def test_what_reads_one_layer_in_another_way_or_lacks_runs_is_no_method_that_fus
     assert said in line
 
 
+def test_the_best_control_is_named_with_the_methods_above_it(tmp_path):
+    # No record names `tuned` as its control: its own card says that it is one.
+    shares = {"penultimate": 0.5, "repeat": 0.5, "good": 0.9, "weak": 0.6}
+
+    def control(method):
+        return "none: it is a control itself" if method in ("repeat", "tuned") else "repeat"
+
+    folder = answer_study(tmp_path / "r", np.random.default_rng(3), shares, control=control)
+    with Store.create(folder) as store:
+        for task in TASKS:
+            scores = (np.arange(600).reshape(4, 150) % 10 < 8).astype(float)
+            put_task(store, "tuned", task, scores, control=control("tuned"))
+    line = one(sentences(folder), "Of 2 controls tuned has the highest mean, 73.3 % of the way ")
+    assert "from penultimate, exploratory, 4 of 6 runs)" in line
+    assert line.endswith("; 1 of 2 other methods have a higher mean (means, no test).")
+    table = rows(folder, folder / "s", table="summary")
+    assert {row["role"] for row in table if row["method"] == "tuned"} == {"control"}
+
+
 def test_a_contrast_with_another_baseline_says_what_the_first_baseline_gives(tmp_path):
     shares = {"penultimate": 0.8, "repeat": 0.8, "weak": 0.4, "inside": 0.8, "good": 0.95}
     contrasts = [
