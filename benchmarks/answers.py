@@ -291,7 +291,7 @@ def carried(folder: Path) -> str:
 
 
 def starts(folder: Path) -> str:
-    """The reader's leave-one-out error before and after training, of planned methods and controls.
+    """The reader's leave-one-out error before and after training: planned methods, all controls.
 
     The mean over tasks and then over the runs that have all tasks. The baseline trains nothing;
     others that train nothing are left out.
@@ -299,6 +299,7 @@ def starts(folder: Path) -> str:
     _, table = _study(folder)
     columns = _columns(table, sorted(_counted(table)))
     named = [[row["baseline"], row["method"], row["control"]] for row in contrasts(folder)]
+    named.append([row["method"] for row in suite(folder) if row["role"] == "control"])
     rows = []
     for name in dict.fromkeys(name for names in named for name in names if name in table.methods):
         errors = list(_errors(table, table.methods.index(name), columns))
