@@ -96,13 +96,13 @@ _DEATH_SIGNAL = 1
 def die_with_parent() -> None:
     """Let the kernel kill this child process when its parent dies; elsewhere a thread watches.
 
-    The parent of a worker may be a server of forks, which ends with the process that started it.
+    A server of forks is no parent to wait for: it lives as long as any child that it has made.
     """
     parent = parent_process()
     if parent is None:
         return
     asked = False
-    if sys.platform == "linux":
+    if sys.platform == "linux" and os.getppid() == parent.pid:
         with suppress(OSError, AttributeError):
             asked = ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) == 0
     if not asked:

@@ -1,4 +1,4 @@
-"""`tables/answer`: in up to thirteen sentences who leads, where, at what cost, and how sure that is.
+"""`tables/answer`: in up to thirteen sentences who leads, where, at what cost and how sure it is.
 
 Every sentence follows from a verdict or gives a mean and says so. Where no test was made, no method
 is called better than another.

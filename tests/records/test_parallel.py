@@ -195,3 +195,40 @@ def test_a_fresh_process_gives_its_result_or_says_how_it_ended():
     ):
         with pytest.raises(error, match=said):
             in_child(leaves, how, seconds=3.0 if how == "hangs" else None)
+
+
+WAITING = """
+import os, sys, time
+from multiprocessing import get_context
+from fusionbench.records.parallel import die_with_parent
+
+def wait(file):
+    die_with_parent()
+    with open(file, "w") as out:
+        out.write(f"{os.getpid()}\\n")
+    time.sleep(300)
+
+if __name__ == "__main__":
+    child = get_context(sys.argv[1]).Process(target=wait, args=(sys.argv[2],))
+    child.start()
+    child.join()
+"""
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn", "forkserver"])
+def test_a_busy_worker_ends_with_the_parent_that_is_killed(way, tmp_path):
+    # Not when its cell ends: that may take an hour.
+    script, file = tmp_path / "waiting.py", tmp_path / "pid"
+    script.write_text(WAITING)
+    parent = subprocess.Popen([sys.executable, str(script), way, str(file)])
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_text().endswith("\n")):
+        assert time.monotonic() < deadline and parent.poll() is None
+        time.sleep(0.05)
+    child = Path("/proc") / file.read_text().strip() / "stat"
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the worker is left"
+        time.sleep(0.05)
