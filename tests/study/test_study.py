@@ -53,6 +53,13 @@ def test_every_preset_is_a_study_that_a_file_can_start_from(tmp_path):
             assert found.track == track and found.language == study.language
 
 
+def refused(tmp_path, text):
+    """The message of the error."""
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, text)
+    return caught.value.message
+
+
 VLM = "track: vlm\ntraining: "
 
 
@@ -115,11 +122,9 @@ VLM = "track: vlm\ntraining: "
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_that_names_the_file(tmp_path, text, said):
-    with pytest.raises(UserError) as caught:
-        read(tmp_path, text)
-    assert said in caught.value.message
-    assert "\n" not in caught.value.message
-    assert "mine.yaml" in caught.value.message or "preset" in said
+    message = refused(tmp_path, text)
+    assert said in message and "\n" not in message
+    assert "mine.yaml" in message or "preset" in said
 
 
 @pytest.mark.parametrize(
@@ -137,9 +142,7 @@ def test_a_mistake_in_a_file_is_one_line_that_names_the_file(tmp_path, text, sai
     ],
 )
 def test_a_mistake_in_a_value_names_its_line(tmp_path, text, said):
-    with pytest.raises(UserError) as caught:
-        read(tmp_path, text)
-    assert f"mine.yaml, {said}" in caught.value.message
+    assert f"mine.yaml, {said}" in refused(tmp_path, text)
 
 
 def test_stages_may_name_one_part_with_other_settings(tmp_path):
