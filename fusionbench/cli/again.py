@@ -273,7 +273,7 @@ def reproduce_command(
 def reproduce(table: Path, folder: Path | None, *, names: bool, stream: TextIO) -> int:
     """Print whether the table follows from the records, and the commands behind both."""
     from fusionbench.records.store import Store
-    from fusionbench.study.study import from_plain
+    from fusionbench.study.reading import from_plain
 
     if not table.is_file():
         raise UserError(f"there is no table {table}", "results/local/report/tables/summary.md")

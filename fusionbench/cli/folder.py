@@ -180,7 +180,7 @@ def _go_on(
 ) -> int:
     from fusionbench.cli.run import How, run
     from fusionbench.study.folders import with_folders
-    from fusionbench.study.study import from_plain
+    from fusionbench.study.reading import from_plain
 
     stream.write(f"{one.request.study.get('name', '')}\n")
     study, plugged = with_folders(from_plain(one.request.study), options.plugins)

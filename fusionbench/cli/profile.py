@@ -131,7 +131,8 @@ def line(record: "CostRecord") -> str:
 
 def _choose(methods: list[str], settings: list[str], plugins: list[str]) -> "tuple[Chosen, ...]":
     from fusionbench.registry.selection import select_methods, split_names
-    from fusionbench.study.study import QUICK, with_overrides
+    from fusionbench.study.reading import with_overrides
+    from fusionbench.study.study import QUICK
 
     catalog = read(plugins)
     names = [name for text in methods for name in split_names(text)]

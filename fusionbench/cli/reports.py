@@ -214,7 +214,8 @@ def run_lacking(
 def _study_of(folder: Path, ask: Mapping[str, Any]) -> tuple["Study", bool]:
     """The study that a folder was last asked for, or a preset; whether it is the folder's own."""
     from fusionbench.records.store import Store
-    from fusionbench.study.study import from_plain, preset, with_overrides
+    from fusionbench.study.reading import from_plain, with_overrides
+    from fusionbench.study.study import preset
 
     changes = {"tasks": ask["tasks"], "seeds": ask["seeds"]}
     if folder.is_dir() and not ask["preset"]:

@@ -29,15 +29,8 @@ from fusionbench.cli.app import (
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.files import require_cache
 from fusionbench.study.folders import with_folders
-from fusionbench.study.study import (
-    PROBE,
-    QUICK,
-    SMOKE,
-    Study,
-    load_study,
-    preset,
-    with_overrides,
-)
+from fusionbench.study.reading import load_study, with_overrides
+from fusionbench.study.study import PROBE, QUICK, SMOKE, Study, preset
 
 if TYPE_CHECKING:
     from fusionbench.launchers.jobs import Launcher

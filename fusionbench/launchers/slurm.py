@@ -37,7 +37,8 @@ from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.data import packed_tasks
 from fusionbench.study.parts import only
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, make_plan, resolve
-from fusionbench.study.study import Study, as_plain, from_plain
+from fusionbench.study.reading import from_plain
+from fusionbench.study.study import Study, as_plain
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

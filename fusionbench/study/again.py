@@ -22,7 +22,8 @@ from fusionbench.records.store import Store
 from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.provenance import code_hash, source_hash
 from fusionbench.study.plan import ResolvedStudy
-from fusionbench.study.study import PRESETS, PROBE, Study, as_plain, from_plain, without_zeros
+from fusionbench.study.reading import from_plain, without_zeros
+from fusionbench.study.study import PRESETS, PROBE, Study, as_plain
 
 SCORE_TOLERANCE = 0.02
 """Largest difference of the scores of two machines: rounding moves answers that were close."""

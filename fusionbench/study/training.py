@@ -37,14 +37,8 @@ from fusionbench.records.cell import (
 from fusionbench.records.files import file_hash
 from fusionbench.registry.selection import Chosen, label
 from fusionbench.study.mixture import MixtureCard, PartCard
-from fusionbench.study.study import (
-    PRESETS,
-    STAGE_KEYS,
-    STAGE_NUMBERS,
-    TRAINING_KEYS,
-    Study,
-    checked_training,
-)
+from fusionbench.study.reading import STAGE_KEYS, STAGE_NUMBERS, TRAINING_KEYS, checked_training
+from fusionbench.study.study import PRESETS, Study
 
 LLAVA = "llava:"
 WORDS_SIZE = (4, 96, 4)

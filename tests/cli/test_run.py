@@ -30,7 +30,8 @@ from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.data import tried_hashes
 from fusionbench.study.plan import make_plan, resolve
-from fusionbench.study.study import PRESETS, SMOKE, VLM_SMOKE, preset, with_overrides
+from fusionbench.study.reading import with_overrides
+from fusionbench.study.study import PRESETS, SMOKE, VLM_SMOKE, preset
 
 QUICK = Path(__file__).resolve().parent.parent.parent / "results" / "quick"
 

@@ -22,7 +22,7 @@ from fusionbench.harness.train import Muon, Optimisers, autocast, orthogonalised
 from fusionbench.models.encoders import features
 from fusionbench.models.encoders.features import FeatureKey
 from fusionbench.models.encoders.vit import ViT, ViTBlock, ViTConfig
-from fusionbench.study.study import load_study
+from fusionbench.study.reading import load_study
 
 MUON = replace(BUDGET, optimiser="muon", vector_lr=5e-3)
 RUNS = [PassMember(seed=seed, lr=lr) for lr in (0.02, 0.05) for seed in (0, 1)]

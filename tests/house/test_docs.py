@@ -39,8 +39,8 @@ BIG = ("all", "*")
 # The same for `check`: one method instead of all of them.
 ONE_METHOD = "penultimate"
 SMALL_STUDY = ["--preset", "smoke", "--methods", "penultimate", "--tasks", "planted_layer"]
-# Their commands are also run by the tests of `check`, `new-method`, `ablate`, `pack` and reports.
-SLOW_PAGES = ("ablations.md", "add-a-method.md", "checks.md", "packing.md", "reporting.md",
+# Their commands are also run by the tests of `check`, `new-method`, `ablate` and reports.
+SLOW_PAGES = ("ablations.md", "add-a-method.md", "checks.md", "reporting.md",
               "first-ten-minutes.md")  # fmt: skip
 # Commands for a cluster run on this machine; tests/launchers/test_slurm.py has a real one.
 ON_CLUSTER = ("--launcher", "--partition", "--time", "--sbatch")

@@ -16,7 +16,8 @@ from fusionbench.report.figures.style import DARK
 from fusionbench.report.figures.write import write_figures
 from fusionbench.report.html.grid import details, shorter
 from fusionbench.report.html.page import inline, study_yaml, write_html
-from fusionbench.study.study import PAPER, as_plain, load_study
+from fusionbench.study.reading import load_study
+from fusionbench.study.study import PAPER, as_plain
 
 METHODS = ("penultimate", "last", "mema", "scalar_mix", "token_packer-coarse")
 SCORES = {"penultimate": 0.5, "last": 0.31, "mema": 0.72, "scalar_mix": 0.1}

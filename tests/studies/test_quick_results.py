@@ -22,7 +22,8 @@ from fusionbench.report.build import write_report
 from fusionbench.report.claims import PUBLISHED, checked, load_claims
 from fusionbench.stats.verdicts import holm
 from fusionbench.study.plan import resolve
-from fusionbench.study.study import load_study, preset, with_overrides
+from fusionbench.study.reading import load_study, with_overrides
+from fusionbench.study.study import preset
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "results" / "quick"

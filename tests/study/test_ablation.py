@@ -21,7 +21,7 @@ from fusionbench.stats.verdicts import MOST_PLANNED
 from fusionbench.study import contrasts
 from fusionbench.study.ablation import base_of, factorial, one_factor_out
 from fusionbench.study.contrasts import Contrast, check_known, check_margins, read_contrasts
-from fusionbench.study.study import load_study
+from fusionbench.study.reading import load_study
 
 CATALOG = read_catalog()
 LAYERS = ReaderShape(layers=4, width=16, heads=4, mlp=24)

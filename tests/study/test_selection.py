@@ -21,14 +21,8 @@ from fusionbench.registry.selection import select_methods, select_tasks
 from fusionbench.study.again import study_text
 from fusionbench.study.parts import one_cell, parse_shard, trainings
 from fusionbench.study.plan import make_plan, resolve
-from fusionbench.study.study import (
-    PRESETS,
-    SMOKE,
-    as_plain,
-    from_plain,
-    load_study,
-    with_overrides,
-)
+from fusionbench.study.reading import from_plain, load_study, with_overrides
+from fusionbench.study.study import PRESETS, SMOKE, as_plain
 from fusionbench.study.training import LanguageCard, evaluated
 
 

@@ -19,7 +19,7 @@ from fusionbench.records.merge import merge
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_task
-from fusionbench.study.study import load_study
+from fusionbench.study.reading import load_study
 
 TASKS = ("digits", "scenes_count")
 ITEMS = 24

@@ -17,7 +17,8 @@ from fusionbench.models.readers.llava.checkpoint import FRESH
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.study.plan import make_plan, resolve
-from fusionbench.study.study import LOCAL_TASKS, load_study, with_overrides
+from fusionbench.study.reading import load_study, with_overrides
+from fusionbench.study.study import LOCAL_TASKS
 from fusionbench.study.training import smoke_of
 from fusionbench.vlm.checkpoint import Checkpoints
 from fusionbench.vlm.open import open_model
