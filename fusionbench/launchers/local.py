@@ -35,6 +35,10 @@ _MOST_HANGS = 2
 """Cells of a method that may reach the limit of time; its others are not tried then."""
 
 
+_LONGEST_WAIT = 24 * 3600.0
+"""Seconds; the operating system refuses a wait of centuries, which a forecast may be."""
+
+
 @dataclass(kw_only=True)
 class _Waiting:
     """A job and how often a worker has died of it since a cell of it ended."""
@@ -292,9 +296,9 @@ def _named(job: Job) -> str:
 
 
 def _left(deadlines: Iterable[float | None]) -> float | None:
-    """Seconds until the first deadline; None without one."""
+    """Seconds until the first deadline, at most a day; None without one."""
     known = [one for one in deadlines if one is not None]
-    return max(0.0, min(known) - time.monotonic()) if known else None
+    return min(max(0.0, min(known) - time.monotonic()), _LONGEST_WAIT) if known else None
 
 
 def _waits_for(job: Job, tokens: set[Token]) -> bool:

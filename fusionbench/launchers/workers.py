@@ -25,7 +25,7 @@ from fusionbench.launchers.jobs import Company, Event, Job, company_of
 from fusionbench.launchers.limits import uses_gpu
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.files import cache_dir
-from fusionbench.records.parallel import die_with_parent
+from fusionbench.records.parallel import die_with_parent, ending
 
 _GRACE_SECONDS = 5.0
 """Time in which a worker may end by itself."""
@@ -112,9 +112,9 @@ class Worker:
         """Wait for a process that is gone; its last lines and its exit code."""
         self.process.join(_GRACE_SECONDS)
         self.listen()
-        code = self.process.exitcode
+        how = ending(self.process.exitcode)
         self.stop()
-        return f"{self.said()}the worker process ended unexpectedly (exit code {code})"
+        return f"{self.said()}the worker process ended unexpectedly ({how})"
 
     def said(self) -> str:
         """Its last lines as the start of a reason, whose last line is the one that lists show."""

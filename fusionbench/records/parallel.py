@@ -117,6 +117,17 @@ def _watch(sentinel: int) -> None:
     os._exit(1)
 
 
+def ending(code: int | None) -> str:
+    """How a process ended, for people: `exit code 1`, or the signal of a negative code."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    if code == -signal.SIGKILL:
+        return "signal SIGKILL, as the system sends when memory runs out"
+    with suppress(ValueError):
+        return f"signal {signal.Signals(-code).name}"
+    return f"signal {-code}"
+
+
 class LostError(RuntimeError):
     """A child process ended, or did not end in time, without a result."""
 
@@ -144,7 +155,7 @@ def in_child(
         sound, found = ours.recv()
     except (EOFError, OSError, ValueError) as error:
         child.join(_GRACE_SECONDS)
-        raise LostError(f"ended the process (exit code {child.exitcode})") from error
+        raise LostError(f"ended the process ({ending(child.exitcode)})") from error
     finally:
         child.kill()
         child.join()

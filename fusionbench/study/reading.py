@@ -280,8 +280,9 @@ def _check(what: str, key: str, value: object) -> None:
         _check_choice(what, value, _CHOICES[key])
     if key in _POSITIVE and isinstance(value, int) and value < 1:
         raise UserError(f"{what} must be at least 1, got {value}", f"for example {key}: 3")
-    if key in ("seeds", "tuning_seeds") and isinstance(value, int) and value > 10_000:
-        raise UserError(f"{what} must be at most 10,000, got {value:,}", f"for example {key}: 10")
+    most = 10_000 if key in ("seeds", "tuning_seeds") else 1_000_000_000
+    if type(value) is int and value > most:
+        raise UserError(f"{what} must be at most {most:,}, got {value:,}", f"for example {key}: 10")
     numbers = value if isinstance(value, tuple) else (value,)
     if any(isinstance(number, int | float) and number < 0 for number in numbers):
         hint = _ABOVE_ZERO.get(key, "0 means all, or none")

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Unsupported
+from fusionbench.records.parallel import ending
 
 T = TypeVar("T")
 
@@ -355,11 +356,7 @@ def _received(rank: _Rank) -> Any:
         return pickle.loads(rank.connection.recv_bytes())
     except (EOFError, ConnectionResetError):
         rank.process.join(_GRACE_SECONDS)
-        code = rank.process.exitcode
-        how = f"exit code {code}"
-        if code is not None and code < 0:
-            how = f"signal {signal.Signals(-code).name}"
-        line = f"ended by {how}"
+        line = f"ended by {ending(rank.process.exitcode)}"
         return _Failure(rank=rank.number, line=line, blame=1, time=time.monotonic())
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -283,6 +284,19 @@ def test_a_cell_that_hangs_is_ended_and_after_two_its_method_is_not_tried_again(
     assert (result.executed, result.failed) == (6, 2)
     assert all("0 s, its limit of time" in why for _, why in failed["good"])
     assert all("at step 3" in why for _, why in failed["good"])
+
+
+def test_a_limit_of_time_longer_than_a_process_can_wait_for_is_waited_for(sweep, monkeypatch):
+    ready = local.wait
+
+    def waits(sources, seconds):
+        # The real one raises OverflowError above.
+        assert seconds is None or seconds < threading.TIMEOUT_MAX
+        return ready(sources, seconds)
+
+    monkeypatch.setattr(local, "wait", waits)
+    result, _ = sweep(well, cell_seconds=1e300)
+    assert (result.executed, result.failed) == (8, 0)
 
 
 def test_two_reports_of_one_cell_count_once(sweep):

@@ -69,6 +69,8 @@ VLM = "track: vlm\ntraining: "
     [
         ("sedes: 3", "unknown key 'sedes'; did you mean 'seeds'?"),
         ("seeds: 1000000000000", "seeds must be at most 10,000, got 1,000,000,000,000"),
+        ("budget: {steps: 10000000000}", "budget.steps must be at most 1,000,000,000, got 10,0"),
+        ("budget: {draw: 1000000000000000000000}", "budget.draw must be at most 1,000,000,000"),
         ("budget: {step: 3}", "unknown key 'step'; did you mean 'steps'?"),
         (
             "preset: quik",

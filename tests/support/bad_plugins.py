@@ -149,9 +149,11 @@ METHODS = {
     "dies": Bad("forward", "os._exit(9)", "exit code 9"),
     "exits_well": Bad("forward", "os._exit(0)", "exit code 0"),
     "crashes": Bad("forward", "print('last words'); ctypes.string_at(0)", "last words"),
-    "killed": Bad("forward", "os.kill(os.getpid(), signal.SIGKILL)", "exit code -9"),
+    "killed": Bad(
+        "forward", "os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL, as the system sends when mem"
+    ),
     "alarm": Bad(
-        "forward", "signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(5)", "code -14"
+        "forward", "signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(5)", "(signal SIGALRM)"
     ),
     "closes": Bad(
         "forward", "os.closerange(3, 200)", "bad_closes on planted_layer: the worker", True
