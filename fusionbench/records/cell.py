@@ -177,7 +177,7 @@ class Budget:
     """Training examples of a seed with `resample: distinct`, at most three quarters of them, so
     that seeds differ."""
     trial_steps: int = 0
-    """Steps of the runs that choose a layer; 0: `steps`."""
+    """Of the track `vlm`: steps of the runs that choose a layer; 0: `steps`."""
     positions: str = "none"
     """Positions of the tokens in the attentive reader: `grid` or `none`."""
     vector_lr: float = 0.0

@@ -1,6 +1,7 @@
 """Requests and ablation designs of a folder; the report derives the missing cells from them."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -181,8 +182,10 @@ class PlannedAblation:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Equal for two requests of one ablation."""
-        return (self.design.kind, self.design.method, self.encoder, *self.design.switches)
+        """Equal for two requests of one ablation, which may name other tasks and seeds."""
+        design, budget = self.design, re.sub(r", \d+ seeds$", "", self.budget)
+        variants = sorted(variant.label for variant in design.variants)
+        return (design.kind, design.method, self.encoder, budget, *design.switches, *variants)
 
 
 def read_designs(folder: Path) -> list[PlannedAblation]:

@@ -22,6 +22,7 @@ from fusionbench.records.files import content, sha256_of, write_atomic
 from fusionbench.records.folder import MODELS, SUPERSEDED, Place, claims
 from fusionbench.records.history import ABLATIONS, Request
 from fusionbench.records.pictures import picture_files
+from fusionbench.records.probes import probe_files
 from fusionbench.records.store import Store
 
 
@@ -245,6 +246,7 @@ def fingerprint(store: Store, finished: Iterable[str]) -> str:
     names = sorted([*finished, *failures])
     others = [store.history.file, store.folder / ABLATIONS, store.folder / FAILURES]
     others += [*profile_files(store.folder), *picture_files(store.folder)]
+    others += probe_files(store.folder)
     problems = [str(problem) for problem in store.problems]
     text = "\n".join([__version__, *names, *problems])
     return hashlib.sha256(text.encode() + b"".join(map(_bytes, others))).hexdigest()

@@ -56,7 +56,19 @@ def design_table(results: Results, planned: PlannedAblation) -> ScoreTable | Non
         for record in map(results.store.find, ids)
         if record is not None and record.status == "done"
     ]
-    return next(iter(score_tables(records)), None)
+    table = next(iter(score_tables(records)), None)
+    return None if table is None else _marked(table, results)
+
+
+def _marked(table: ScoreTable, results: Results) -> ScoreTable:
+    """The table with the marks of its tasks from the table that holds the same cells."""
+    columns = {record.id: column for (_, column, _), record in table.cells.items()}
+    tasks = list(table.tasks)
+    for every in results.tables:
+        for (_, column, _), record in every.cells.items():
+            if (own := columns.get(record.id)) is not None:
+                tasks[own] = replace(tasks[own], mark=every.tasks[column].mark)
+    return replace(table, tasks=tuple(tasks))
 
 
 def contrasts(design: Design) -> list[EffectWeights]:

@@ -122,9 +122,9 @@ def _is_reference(record: CellRecord) -> bool:
 
 def resolved(table: ScoreTable, contrast: Contrast) -> tuple[Contrast, str]:
     """The contrast with its control filled in, and why it cannot be decided (or nothing)."""
-    groups = {task.group for task in table.tasks}
+    groups = {task.group for task in table.tasks if task.counts}
     if contrast.over != SUITE and contrast.over not in groups:
-        return contrast, f"no task of the group {contrast.over}"
+        return contrast, f"no task of the group {contrast.over} counts"
     for name in (contrast.method, contrast.baseline):
         if name not in table.methods:
             return contrast, _absent(table, name)
@@ -419,14 +419,14 @@ def _judged(rows: Sequence[ContrastRow]) -> list[ContrastRow]:
     ]
 
 
-def _explored(rows: Sequence[ContrastRow]) -> Iterator[ContrastRow]:
-    """Benjamini-Hochberg over the testable ones; only the direction is decided."""
-    tested = [row.question.judged() for row in rows if not row.question.silent]
-    answers = iter(verdicts.judge(tested, Correction.BENJAMINI_HOCHBERG))
-    for row in rows:
-        yield replace(
-            row, answer=Decision() if row.question.silent else next(answers), family=len(rows)
-        )
+def _explored(rows: Sequence[ContrastRow]) -> list[ContrastRow]:
+    """Benjamini-Hochberg; only the direction is decided."""
+    questions = [row.question.judged() for row in rows]
+    answers = verdicts.judge(questions, Correction.BENJAMINI_HOCHBERG)
+    return [
+        replace(row, answer=answer, family=len(rows))
+        for row, answer in zip(rows, answers, strict=True)
+    ]
 
 
 def _judged_planned(rows: Sequence[ContrastRow], table: ScoreTable) -> list[ContrastRow]:

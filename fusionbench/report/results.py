@@ -4,11 +4,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionbench.api.errors import unknown
+from fusionbench.api.errors import UserError, unknown
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.cost import CostRecord
 from fusionbench.records.cost import read as read_profiles
 from fusionbench.records.pairs import Results
+from fusionbench.records.scores import ScoreTable
 from fusionbench.report.cost_table import columns
 from fusionbench.report.tables import Row, frame
 
@@ -44,7 +45,7 @@ class LoadedResults:
         in common, with what tells it from the others), method (registered name), label (method with
         changed settings), task, group, in_suite (True if the task is in the suite), seed, metric,
         score (mean over the test examples, 0 to 1), chance (0 to 1), examples (number of
-        test examples).
+        test examples). label and task have a suffix where the results hold several versions.
         """
         cells = self._cells
         return cells.loc[cells["status"] == "done", list(_SCORES)].reset_index(drop=True)
@@ -88,19 +89,30 @@ class LoadedResults:
 
         return frame(list(leaderboard_page(self._material.analyses).rows))
 
-    def examples(self, method: str, task: str) -> "pd.DataFrame":
+    def examples(self, method: str, task: str, condition: str = "") -> "pd.DataFrame":
         """One row for each test example of a task: example, image, and its score in each seed.
 
-        `method` is a label. Raises UserError for one that has no finished cell on the task.
+        `method` is a label and `task` a task of `scores`; `condition` is needed where several have
+        the method. Raises UserError for one that has no finished cell on the task.
         """
-        done = [r for r in self._results.records if r.status == "done" and r.spec.task == task]
-        runs = [one for one in done if method in (one.label, one.spec.method)]
+        tables = [one for one in self._results.tables if condition in ("", one.condition.title)]
+        if not tables:
+            known = [one.condition.title for one in self._results.tables]
+            raise unknown("condition", condition, known)
+        found = [_done(table, method, task) for table in tables]
+        runs, *others = [runs for runs in found if runs] or [[]]
         if not runs:
-            raise unknown("method", method, sorted({one.label for one in done}))
+            raise unknown("method", method, sorted({n for t in tables for n in _labels(t, task)}))
+        if others:
+            titles = [t.condition.title for t, runs in zip(tables, found, strict=True) if runs]
+            raise UserError(
+                f"{len(titles)} conditions have {method} on {task}",
+                f"add condition= with one of: {'; '.join(titles)}",
+            )
         items = self._results.store.items(runs[0])
         pairs = zip(items.names, items.groups, strict=True)
         rows: list[Row] = [{"example": name, "image": image} for name, image in pairs]
-        for run in sorted(runs, key=lambda one: one.spec.seed):
+        for run in runs:
             for row, score in zip(rows, self._results.outcomes(run), strict=True):
                 row[f"seed_{run.spec.seed}"] = float(score)
         return frame(rows)
@@ -119,13 +131,13 @@ class LoadedResults:
 
     @cached_property
     def _cells(self) -> "pd.DataFrame":
-        titles = {
-            id(record): table.condition.title
+        places = {
+            id(record): (table.condition.title, table.methods[method], table.tasks[task].name)
             for table in self._results.tables
-            for record in table.cells.values()
+            for (method, task, _), record in table.cells.items()
         }
-        rows = [(record, titles.get(id(record), "")) for record in self._results.records]
-        return frame([_cell_row(record, title) for record, title in rows])
+        none = ("", "", "")
+        return frame([_cell_row(one, *places.get(id(one), none)) for one in self._results.records])
 
     @cached_property
     def _material(self) -> "Material":
@@ -141,7 +153,21 @@ class LoadedResults:
         return frame([long_row(analysis, row) for analysis in analyses for row in analysis.rows])
 
 
-def _cell_row(record: CellRecord, condition: str) -> Row:
+def _labels(table: ScoreTable, task: str) -> list[str]:
+    """Methods with a finished cell on the task."""
+    return [name for name in table.methods if _done(table, name, task)]
+
+
+def _done(table: ScoreTable, method: str, task: str) -> list[CellRecord]:
+    """The finished cells of a method on a task, seed by seed."""
+    names = [one.name for one in table.tasks]
+    if method not in table.methods or task not in names:
+        return []
+    runs = table.runs(table.methods.index(method), names.index(task))
+    return [run for run in runs if run.status == "done"]
+
+
+def _cell_row(record: CellRecord, condition: str, label: str, task: str) -> Row:
     spec, code = record.spec, record.provenance.get("code", {})
     return {
         "id": record.id,
@@ -152,8 +178,8 @@ def _cell_row(record: CellRecord, condition: str) -> Row:
         "steps": spec.budget.steps,
         "condition": condition,
         "method": spec.method,
-        "label": record.label or spec.method,
-        "task": spec.task,
+        "label": label or record.label or spec.method,
+        "task": task or spec.task,
         "group": record.group,
         "in_suite": record.in_suite,
         "seed": spec.seed,

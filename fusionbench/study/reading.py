@@ -35,6 +35,10 @@ STAGE_NUMBERS: Mapping[str, type] = {
 }  # fmt: skip
 STAGE_KEYS = ("name", "mixture", "template", "trained", *STAGE_NUMBERS)
 """Keys of each of its stages."""
+_PROBE_ONLY = (
+    "reader", "reader_width", "positions", "random_layer", "resample", "draw", "seeds_per_pass",
+)  # fmt: skip
+_VLM_ONLY = ("trial_steps",)
 _POSITIVE = {
     "seeds", "steps", "batch", "tuning_seeds", "reader_width", "query_dim", "seeds_per_pass",
 }  # fmt: skip
@@ -127,11 +131,12 @@ def from_plain(values: Mapping[str, Any]) -> Study:
     """The study of `as_plain`. Raises UserError for values that are no study."""
     try:
         kept = {one.name: values[one.name] for one in fields(Study) if one.name in values}
-        budget = kept.pop("budget")
-        start = preset(QUICK.name, str(kept.get("track", PROBE)))
-        start = _changed(start, kept, lambda _: "study: ")
-        budget = without_zeros(budget, kept.get("training"))
-        return replace(start, budget=_changed(QUICK.budget, budget, lambda _: "study: budget."))
+        stored = kept.pop("budget")
+        # Earlier files lack fields that came later, with the defaults that they had.
+        budget = Budget(**{name: stored[name] for name in ("steps", "batch", "lrs")})
+        stored = without_zeros(stored, kept.get("training"))
+        budget = _changed(budget, stored, lambda _: "study: budget.")
+        return _changed(Study(name=kept["name"], budget=budget), kept, lambda _: "study: ")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"not a study: {error!r}", "name the study file instead") from error
 
@@ -152,6 +157,12 @@ def checked_track(study: Study, place: Callable[[str], str] = lambda _: "") -> S
     `place` of a key is put before it in errors.
     """
     budget, where = study.budget, f"{place('budget')}budget."
+    unused = _PROBE_ONLY if study.track == VLM else _VLM_ONLY
+    usual = PRESETS[study.track][QUICK.name].budget
+    for name in unused:
+        if (value := getattr(budget, name)) != getattr(usual, name):
+            what = f"{where}{name} is {value}: the track {study.track} does not use it"
+            raise UserError(what, f"leave {name} out")
     if budget.resample == "distinct" and not budget.draw:
         raise UserError(
             f"{where}draw is 0: with `resample: distinct` each seed draws that many examples",
@@ -162,12 +173,6 @@ def checked_track(study: Study, place: Callable[[str], str] = lambda _: "") -> S
             if getattr(study, name):
                 what = f"{place(name)}{name} belongs to the track {VLM}"
                 raise UserError(what, f"add --track {VLM}")
-    elif budget.seeds_per_pass > 1:
-        raise UserError(
-            f"{where}seeds_per_pass is {budget.seeds_per_pass}: the track {VLM} trains one model "
-            "at a time",
-            "leave seeds_per_pass out",
-        )
     return study
 
 

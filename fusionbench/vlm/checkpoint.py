@@ -38,6 +38,7 @@ from fusionbench.vlm.processes import World
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+_CHECKSUM = "checksum"
 _AGAIN = "remove it and run the study again: the model is trained once more"
 
 
@@ -70,15 +71,17 @@ def partial(store: Path, model: str) -> Path:
 
 
 def finished(store: Path, model: str) -> Trained | None:
-    """What is known of a finished training; None if it is not finished or its JSON is damaged."""
+    """What is known of a finished training; None if it is not finished, damaged or edited."""
     try:
-        values = json.loads(_note(store, model).read_text(encoding="utf-8"))
+        values = json_object(_note(store, model).read_text(encoding="utf-8"))
+        # Earlier files have no checksum.
+        stated = values.pop(_CHECKSUM, None)
+        if stated is not None and stated != checksum(values):
+            return None
         whole = values.pop("sha256") == sha256_of(model_file(store, model))
-    except (OSError, ValueError, KeyError):
+        return trained_from(values) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not whole:
-        return None
-    return trained_from(values)
 
 
 def trained_from(values: Mapping[str, Any]) -> Trained:
@@ -99,8 +102,10 @@ def damage(store: Path, model: str) -> str:
 def save_model(store: Path, model: str, weights: Mapping[str, Tensor], about: Trained) -> None:
     """Write a finished training and remove its checkpoints. Raises OSError."""
     save_weights(model_file(store, model), weights)
-    values = asdict(about) | {"sha256": sha256_of(model_file(store, model))}
-    write_atomic(_note(store, model), json.dumps(values, sort_keys=True).encode())
+    plain = json.loads(json.dumps(asdict(about)))
+    values = plain | {"sha256": sha256_of(model_file(store, model))}
+    text = json.dumps(values | {_CHECKSUM: checksum(values)}, sort_keys=True)
+    write_atomic(_note(store, model), text.encode())
     shutil.rmtree(partial(store, model), ignore_errors=True)
 
 
@@ -111,7 +116,7 @@ def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(file: Path, model: nn.Module) -> None:
-    """Put stored weights into a model.
+    """Put stored weights into a model; these parameters are trainable, all others frozen.
 
     Raises UserError for a missing or damaged file, and for weights that the model does not have.
     """
@@ -124,9 +129,10 @@ def load_weights(file: Path, model: nn.Module) -> None:
     own = dict(model.named_parameters())
     if strange := sorted(found.keys() - own.keys()):
         raise UserError(f"{file} holds weights of another model: {', '.join(strange[:3])}", _AGAIN)
-    with torch.no_grad():
-        for name, value in found.items():
-            own[name].copy_(value)
+    for name, parameter in own.items():
+        parameter.requires_grad_(name in found)
+        if name in found:
+            parameter.detach().copy_(found[name])
 
 
 def _note(store: Path, model: str) -> Path:

@@ -205,24 +205,27 @@ def train_model(session: Session, work: Work, world: World | None = None) -> tup
     if session.options.checkpoint:
         built.model.language.checkpoint_layers()
     losses: list[float] = []
-    unmoved: set[str] = set()
+    moved: set[str] = set()
     names: dict[str, None] = {}
     notes: list[str] = []
     counts: dict[str, int] = {}
     for at, stage in enumerate(training.stages):
-        names |= dict.fromkeys(set_trained(built.model, stage, fresh=built.fresh))
+        trained = set_trained(built.model, stage, fresh=built.fresh)
+        names |= dict.fromkeys(trained)
         if not stage.trained:
             continue
         run = _Stage(session=session, work=work, built=built, at=at, stage=stage, world=world)
         history, dropped = run.train()
         losses += history.losses
-        unmoved = set(history.unmoved)
+        moved |= set(trained) - set(history.unmoved)
         notes += history.notes
         if dropped:
             counts[_TOO_LONG] = counts.get(_TOO_LONG, 0) + dropped
     about = Trained(
         losses=spaced(torch.tensor(losses), work.lr) if losses else (),
-        unmoved=tuple(sorted(n.removeprefix(_FUSION) for n in unmoved if n.startswith(_FUSION))),
+        unmoved=tuple(
+            sorted(n.removeprefix(_FUSION) for n in names.keys() - moved if n.startswith(_FUSION))
+        ),
         lr=work.lr,
         tuned=work.tuned,
         notes=tuple(notes),

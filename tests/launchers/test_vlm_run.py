@@ -151,12 +151,19 @@ def test_damaged_answers_are_named_and_scored_again(copied, monkeypatch):
     assert record.id not in store.finished() and "answers are missing" in str(store.problems[0])
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "list", "edited"])
 def test_damaged_weights_are_named_and_trained_again_when_they_are_needed(copied, damage):
     record = cells(copied)["penultimate", "digits"]
     file = copied / "models" / f"{record.model}.safetensors"
     whole = file.read_bytes()
-    file.unlink() if damage == "gone" else file.write_bytes(whole[:-8])
+    note = file.with_suffix(".json")
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(whole[:-8])
+    else:
+        edited = json.loads(note.read_text()) | {"lr": 7.0}
+        note.write_text("[]" if damage == "list" else json.dumps(edited))
     (copied / "cells" / f"{record.id}.json").unlink()
     code, out, err = in_process.run(*RUN, "--out", copied)
     assert code == 0 and "1 cells run, 5 were there" in out
@@ -324,6 +331,34 @@ def test_stages_with_a_rate_and_steps_of_their_own(tmp_path):
     tried = [store.find(cell) for cell in store.tuning()]
     assert tried and all([s.steps for s in one.spec.training.stages] == [1, 1] for one in tried)
     assert all(len(one.loss) == 2 for one in tried)
+
+
+IDLE = """
+import torch
+from fusionbench.api import Fused, Fusion, method
+@method("idle", version=1, idea="a parameter that is never used", control="none: a test", year=2026)
+class Idle(Fusion):
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.taps = ((shape.layers,),)
+        self.never = torch.nn.Parameter(torch.zeros(3))
+        self.scale = torch.nn.Parameter(torch.ones(()))
+    def forward(self, hidden, query):
+        return Fused(tokens=self.scale * hidden[0][:, self.shape.prefix :])
+"""
+
+
+@pytest.mark.thorough
+def test_a_record_counts_what_some_stage_trained_and_names_what_none_moved(tmp_path):
+    (tmp_path / "idle.py").write_text(IDLE)
+    stages = "[{trained: [fusion], steps: 2}, {trained: [projector], steps: 2}]"
+    file = study_file(tmp_path, f"methods: [idle]\ntraining: {{stages: {stages}}}\n")
+    more = ("--plugin", tmp_path / "idle.py", "--workers", "1")
+    run(tmp_path / "r", study=("run", file, *more))
+    record = cells(tmp_path / "r")["idle", "digits"]
+    assert record.unmoved == ("never",)
+    assert record.parameters["fusion"] == 4 and record.parameters["projector"] > 0
+    assert record.parameters["reader"] == 0 < record.parameters["language"]
 
 
 @pytest.mark.slow

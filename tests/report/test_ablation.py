@@ -15,9 +15,16 @@ import fusionbench
 from fusionbench.cli import reports
 from fusionbench.records.history import Design, PlannedAblation, Variant, note_design
 from fusionbench.records.pairs import Results
+from fusionbench.records.scores import INSENSITIVE
 from fusionbench.records.states import up_to_date
 from fusionbench.records.store import Store
-from fusionbench.report.ablation import ablation_page, contrasts, design_table, effects
+from fusionbench.report.ablation import (
+    ablation_page,
+    contrasts,
+    counted_tasks,
+    design_table,
+    effects,
+)
 from fusionbench.report.build import ReportOptions, write_report
 from fusionbench.report.power import PowerOptions
 from fusionbench.stats import verdicts
@@ -183,6 +190,16 @@ def test_examples_that_are_not_the_same_are_not_paired(tmp_path):
     assert query.tasks["digits"].estimate is not None
     assert reduction.tasks["digits"].gap == "scored on different examples of digits"
     assert reduction.overall.gap.startswith("1 of 2 tasks")
+
+
+def test_a_task_that_leaves_the_suite_leaves_the_mean_of_an_ablation(tmp_path):
+    store, planned = fill(tmp_path, ONE)
+    results = Results(store)
+    (table,) = results.tables
+    assert counted_tasks(planned, design_table(results, planned)) == list(TASKS)
+    tasks = [replace(t, mark=INSENSITIVE if t.name == "digits" else "") for t in table.tasks]
+    results.tables = [replace(table, tasks=tuple(tasks))]
+    assert counted_tasks(planned, design_table(results, planned)) == ["textile"]
 
 
 def test_a_part_that_changes_no_example_is_said_to_and_has_no_empty_interval(tmp_path):

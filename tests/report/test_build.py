@@ -21,6 +21,7 @@ from fusionbench.api.errors import UserError
 from fusionbench.cli.reports import check, diff, power, write
 from fusionbench.records.history import Request
 from fusionbench.records.pairs import NO_TASK, NotComparable, Results, common, measure
+from fusionbench.records.probes import ProbeMap, write_probe
 from fusionbench.records.scores import BLIND, INSENSITIVE
 from fusionbench.records.states import up_to_date
 from fusionbench.records.store import Store
@@ -167,6 +168,13 @@ def test_a_report_knows_whether_it_shows_the_folder_as_it_is(results, tmp_path):
     assert not up_to_date(Store.open(folder), folder / "report")
     write_report(folder)
     assert up_to_date(Store.open(folder), folder / "report")
+    write_probe(folder, ProbeMap(
+        encoder="nano", weights="w", image_size=0, task="digits", task_version=1, data="d",
+        group="fine", metric="accuracy", chance=0.1, val=(), n=9, n_train=9, n_val=9,
+        provenance={}, layers=(0.2, 0.3),
+    ))  # fmt: skip
+    assert not up_to_date(Store.open(folder), folder / "report")
+    write_report(folder)
     put(Store.open(folder), spec("mema", "digits", 9), 0.5)
     assert not up_to_date(Store.open(folder), folder / "report")
     write_report(folder)

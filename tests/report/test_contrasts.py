@@ -20,12 +20,16 @@ from toy_suite import (
 
 from fusionbench.api.errors import UserError
 from fusionbench.records.history import Request
+from fusionbench.records.pairs import Results
+from fusionbench.records.scores import INSENSITIVE
 from fusionbench.records.store import Store
 from fusionbench.report.build import ReportOptions, write_report
+from fusionbench.report.contrasts import resolved
 from fusionbench.stats.crossed import compare, crossed_t, t_over_seeds
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.suite import sum_over_tasks
-from fusionbench.stats.verdicts import holm
+from fusionbench.stats.verdicts import benjamini_hochberg, holm
+from fusionbench.study.contrasts import Contrast
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -177,6 +181,15 @@ def test_a_contrast_on_a_group_takes_its_tasks_only(tmp_path):
     assert {row["name"] for row in found if row["kind"] == "followup"} == set(groups)
 
 
+def test_a_contrast_on_a_group_of_which_no_task_counts_is_not_one_on_the_suite(tmp_path):
+    (table,) = Results.open(write_suite(tmp_path / "r", SUITE)).tables
+    asked = Contrast(method="mema", baseline="penultimate", over="semantic")
+    for mark, why in (("", ""), (INSENSITIVE, "no task of the group semantic counts")):
+        first = replace(table.tasks[0], group="semantic", mark=mark)
+        found = replace(table, tasks=(first, *table.tasks[1:]))
+        assert resolved(found, asked)[1] == why
+
+
 def test_swapping_method_and_baseline_negates_every_difference_and_keeps_p(folder, tmp_path):
     one = rows(folder, tmp_path / "a", baseline="mema")
     other = rows(folder, tmp_path / "b", baseline="penultimate")
@@ -258,6 +271,12 @@ def test_a_suite_without_one_of_its_tasks_is_refused_not_averaged(folder, tmp_pa
     mema = the(found, kind="planned", method="mema")
     assert mema["family"] == "2"
     assert float(mema["p_adjusted"]) == pytest.approx(2 * float(mema["p"]), rel=1e-6)
+    explored = [row for row in found if row["kind"] == "exploratory"]
+    silent = [row for row in explored if not row["p"]]
+    assert silent and {row["family"] for row in explored} == {str(len(explored))}
+    q = benjamini_hochberg(np.array([float(row["p"] or 1) for row in explored]))
+    stated = [float(row["p_adjusted"] or 1) for row in explored]
+    assert stated == pytest.approx(np.where([not row["p"] for row in explored], 1, q), rel=1e-6)
     main = rows(copy, tmp_path / "o", table="main")
     missing = the(main, method="concat", task="textile")
     assert missing["status"] == "not run" and missing["mean"] == missing["delta"] == ""

@@ -4,19 +4,23 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from in_process import InProcessLauncher
+from toy_records import put, spec
 from toy_suite import read, study
 
 import fusionbench as fb
 from fusionbench.api.errors import UserError
 from fusionbench.launchers import local
+from fusionbench.records.store import Store
 from fusionbench.report.build import ReportOptions, write_report
 from fusionbench.report.tables import comma_separated, frame
+from fusionbench.study.study import QUICK
 
 ROOT = Path(fb.__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results-in-python.md"
@@ -139,3 +143,35 @@ def test_the_answer_the_leaderboard_and_examples_are_those_of_the_report(folder,
         assert examples[f"seed_{seed}"].mean() == pytest.approx(score)
     with pytest.raises(UserError, match="did you mean 'mema'"):
         results.examples("memo", task)
+
+
+def test_examples_are_those_of_one_label_in_one_condition(tmp_path):
+    shares = {"mema": 0.2, "mema[reduction=2]": 0.8}
+    with Store.create(tmp_path) as store:
+        for steps in (8, 9):
+            budget = replace(QUICK.budget, steps=steps)
+            for label, share in shares.items():
+                settings = {"reduction": 2 if "[" in label else 4}
+                put(store, spec("mema", budget=budget, settings=settings), share, label=label)
+    results = fb.load(tmp_path)
+    titles = sorted(set(results.scores().condition))
+    assert len(titles) == 2
+    with pytest.raises(UserError, match="2 conditions have mema on digits") as error:
+        results.examples("mema", "digits")
+    assert all(title in error.value.hint for title in titles)
+    for label, share in shares.items():
+        found = results.examples(label, "digits", condition=titles[1])
+        assert found.seed_0.mean() == pytest.approx(share)
+    with pytest.raises(UserError, match="no condition"):
+        results.examples("mema", "digits", condition="nano")
+
+
+def test_labels_tell_versions_apart(tmp_path):
+    with Store.create(tmp_path) as store:
+        for version in (1, 2):
+            put(store, spec("mema", method_version=version), 0.3 * version)
+    scores = fb.load(tmp_path).scores()
+    assert scores.label.nunique() == 2 and set(scores.method) == {"mema"}
+    for row in scores.itertuples():
+        found = fb.load(tmp_path).examples(row.label, "digits")
+        assert found.seed_0.mean() == pytest.approx(row.score)

@@ -9,11 +9,14 @@ import torch
 from toy_encoder import SHAPE as TOY
 from toy_encoder import draw
 from toy_encoder import run as fuse_toy
+from toy_records import put, spec
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape
 from fusionbench.harness.model import build_fusion
 from fusionbench.records.history import Design, PlannedAblation, note_design, read_designs
+from fusionbench.records.merge import merge
+from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import select_methods
@@ -224,16 +227,18 @@ def test_a_method_without_switches_is_refused_with_those_that_have_some():
 def test_designs_come_back_from_disk_and_replace_their_earlier_selves(tmp_path):
     design = factorial(CATALOG, base(), ["memory=none", "query"])
     cells = {variant.label: {"digits": ("a", "b")} for variant in design.variants}
-    planned = PlannedAblation(design=design, encoder="nano", budget="60 steps", cells=cells)
+    budget = "60 steps, 2 seeds"
+    planned = PlannedAblation(design=design, encoder="nano", budget=budget, cells=cells)
     note_design(tmp_path, planned)
-    note_design(tmp_path, replace(planned, budget="90 steps"))
+    grown = replace(planned, budget="60 steps, 10 seeds")
+    note_design(tmp_path, grown)
     other = one_factor_out(CATALOG, base(), ["query"])
     more = PlannedAblation(
         design=other, encoder="nano", budget="60 steps",
         cells={variant.label: {"digits": ("c",)} for variant in other.variants},
     )  # fmt: skip
     note_design(tmp_path, more)
-    assert read_designs(tmp_path) == [replace(planned, budget="90 steps"), more]
+    assert read_designs(tmp_path) == [grown, more]
     # The keys of earlier files.
     text = (tmp_path / "ablations.json").read_text()
     assert text.count('"variants"') == 2 and text.count('"skipped"') == 2
@@ -241,10 +246,33 @@ def test_designs_come_back_from_disk_and_replace_their_earlier_selves(tmp_path):
     # They had no checksum either.
     old = re.sub(r',\s*"checksum": "[0-9a-f]+"', "", old)
     (tmp_path / "ablations.json").write_text(old)
-    assert read_designs(tmp_path) == [replace(planned, budget="90 steps"), more]
+    assert read_designs(tmp_path) == [grown, more]
     (tmp_path / "ablations.json").write_text("{}")
     assert read_designs(tmp_path) == []
     assert isinstance(design, Design)
+
+
+def test_other_switches_or_another_budget_replace_no_design(tmp_path):
+    """Nor do they become one when folders are merged."""
+    (tmp_path / "b").mkdir()
+    query, memory = (one_factor_out(CATALOG, base(), [name]) for name in ("query", "memory"))
+    asked = [
+        PlannedAblation(
+            design=design, encoder="nano", budget=budget,
+            cells={variant.label: {"digits": ("c",)} for variant in design.variants},
+        )
+        for design, budget in ((query, "60 steps"), (memory, "60 steps"), (query, "90 steps"))
+    ]  # fmt: skip
+    for one in asked:
+        note_design(tmp_path, one)
+    assert read_designs(tmp_path) == asked
+    with Store.create(tmp_path / "a") as first, Store.create(tmp_path / "b") as second:
+        put(first, spec(), 0.5)
+        put(second, spec(seed=1), 0.5)
+    for store, one in ((first, asked[0]), (second, asked[1])):
+        note_design(store.folder, one)
+    merge([first.folder, second.folder], tmp_path / "joined")
+    assert read_designs(tmp_path / "joined") == asked[:2]
 
 
 def test_a_switch_of_an_unknown_setting_is_a_problem_of_that_method(tmp_path):

@@ -14,6 +14,7 @@ from plugin_files import GOOD
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import ReaderShape, StackShape, Unsupported
 from fusionbench.harness.model import build_fusion
+from fusionbench.records.cell import Budget
 from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
@@ -22,7 +23,7 @@ from fusionbench.study.again import study_text
 from fusionbench.study.parts import one_cell, parse_shard, trainings
 from fusionbench.study.plan import make_plan, resolve
 from fusionbench.study.reading import from_plain, load_study, with_overrides
-from fusionbench.study.study import PRESETS, SMOKE, as_plain
+from fusionbench.study.study import PAPER, PRESETS, SMOKE, as_plain
 from fusionbench.study.training import LanguageCard, evaluated
 
 
@@ -198,6 +199,20 @@ def test_a_study_survives_json_and_a_file(study, tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text(study_text(changed))
     assert as_plain(load_study(file)) == as_plain(changed)
+
+
+def test_a_study_stored_before_a_field_came_has_the_value_of_that_time():
+    values = as_plain(PAPER)
+    for name in ("random_layer", "vector_lr", "draw", "seeds_per_pass"):
+        del values["budget"][name]
+    for name in ("contrasts", "references"):
+        del values[name]
+    found = from_plain(values)
+    defaults = Budget(steps=1, batch=1, lrs=(1.0,))
+    assert found.budget == replace(
+        PAPER.budget, vector_lr=defaults.vector_lr, seeds_per_pass=defaults.seeds_per_pass
+    )
+    assert found.contrasts == () and found.seeds == PAPER.seeds and found.references
 
 
 def test_a_study_that_trains_nothing_survives_its_request_and_a_file(tmp_path):
