@@ -2,8 +2,8 @@
 
 Li et al., IJCV 2025, arXiv:2407.02392: queries are hs[L-1] shrunk bilinearly by `scale`; keys and
 values are [hs 12; 16; 22; 23] under a two-layer MLP and a LayerNorm each; every query attends to
-its scale x scale region alone. A quarter of the tokens remains. Parameters bear their official
-names.
+its scale x scale region alone, without a residual to the query, as in the official code. A quarter
+of the tokens remains. Parameters bear their official names.
 """
 
 import math

@@ -1,6 +1,5 @@
 """MMBench, English, dev, version 1.0: one option of up to four (Liu et al., ECCV 2024)."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from fusionbench.api import Answer, Asked, Benchmark, Item, Source, UserError, benchmark
@@ -44,7 +43,7 @@ class MMBench(Benchmark):
 
     def measures(self, answers: Sequence[Answer]) -> Mapping[str, float | int | None]:
         """Accuracy plain, circular and over all rows, also by category."""
-        return metric.measures(_apart(answers))
+        return metric.measures([_scored(one.text, one) for one in answers])
 
     def tally(self, answers: Sequence[Answer]) -> Tallied:
         """Counts for a bootstrap of the circular accuracy."""
@@ -74,25 +73,11 @@ def _item(row: Row) -> Item:
     )
 
 
-def _scored(text: str, item: Asked, index: int | None = None) -> metric.Answer:
+def _scored(text: str, item: Asked) -> metric.Answer:
     return metric.Answer(
-        index=item.gold["index"] if index is None else index,
+        index=item.gold["index"],
         options=item.options,
         answer=item.gold["answer"],
         category=item.gold["category"],
         prediction=text,
     )
-
-
-def _apart(answers: Sequence[Answer]) -> list[metric.Answer]:
-    """The answers with another question index for each copy of a question in a resample."""
-    copies: Counter[int] = Counter()
-    numbers: dict[tuple[int, int], int] = {}
-    found = []
-    for one in answers:
-        turn, question = divmod(one.gold["index"], metric.ROTATION)
-        copy = copies[one.gold["index"]]
-        copies[one.gold["index"]] += 1
-        number = numbers.setdefault((question, copy), len(numbers))
-        found.append(_scored(one.text, one, turn * metric.ROTATION + number))
-    return found

@@ -197,10 +197,7 @@ class Benchmark(ABC):
         return [self.judge(answer.text, answer) for answer in answers]
 
     def measures(self, answers: Sequence[Answer]) -> Mapping[str, float | int | None]:
-        """Named readings of all answers, None where undefined; by default the mean outcome.
-
-        Called on resampled images too: an answer may then occur more than once.
-        """
+        """Named readings of all answers, None where undefined; by default the mean outcome."""
         return {self.metric: sum(one.outcome for one in answers) / len(answers)}
 
     def tally(self, answers: Sequence[Answer]) -> Tallied | None:

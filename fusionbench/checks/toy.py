@@ -123,7 +123,7 @@ class FixedReader(DecoderReader):
     def __init__(self, in_dim: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(4)
-            super().__init__(in_dim, READER, query_dim=_QUERY, length=_WORDS, answers=_ANSWERS)
+            super().__init__(in_dim, READER, query_dim=_QUERY, answers=_ANSWERS)
             self.register_buffer("question", torch.randn(1, _WORDS, _QUERY))
         self.requires_grad_(False)
 

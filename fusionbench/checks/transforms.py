@@ -193,14 +193,14 @@ def compiled(subject: Subject) -> str:
     tokens, query = draw(_SHAPE)
     states = whole.encoder.states_from(tokens)
     plain, plain_grads = _outputs_and_grads(whole, whole, states, query)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     try:
         fast = torch.compile(whole, backend=subject.compiler, fullgraph=True)
         given, grads = _outputs_and_grads(whole, fast, states, query)
     except torch._dynamo.exc.TorchDynamoException as error:
         raise CheckFailed(f"no single graph: {str(error).splitlines()[0]}") from error
     finally:
-        torch._dynamo.reset()
+        torch.compiler.reset()
     for name, values in plain.items():
         expect_close(values, given[name], f"compiled, {name}")
     _expect_close_gradients(plain_grads, grads)

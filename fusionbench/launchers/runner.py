@@ -252,7 +252,7 @@ class Runner:
                 raise
             yield from (self.failed(cell, error) for cell in cells)
         else:
-            yield from (self._recorded(job, cell, outcomes[cell.spec.id]) for cell in cells)
+            yield from (self._recorded(cell, outcomes[cell.spec.id]) for cell in cells)
 
     def _tuned(self, job: TrainJob) -> Tuned:
         """The learning rate of a job, and the layer where its method tries all of them."""
@@ -288,7 +288,7 @@ class Runner:
             each.spec.id: one for each, one in zip(members, found, strict=True) if one is not None
         }
 
-    def _recorded(self, job: TrainJob, cell: Cell, outcome: Outcome) -> Event:
+    def _recorded(self, cell: Cell, outcome: Outcome) -> Event:
         if isinstance(outcome, FloatingPointError):
             return self.diverged(cell, outcome)
         record, scores = outcome

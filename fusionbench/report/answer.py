@@ -75,7 +75,7 @@ def answer(
     yield from _single_layers(analysis, suite)
     yield from _controls(analysis, suite)
     yield from _groups(analysis)
-    yield from _cost(analysis, suite, profiles)
+    yield from _cost(analysis, profiles)
     yield from _certainty(analysis, needs)
     yield from _apart(analysis, suite)
 
@@ -312,7 +312,7 @@ def _groups(analysis: Analysis) -> Iterator[str]:
         )
 
 
-def _cost(analysis: Analysis, suite: Scope, profiles: Sequence[CostRecord]) -> Iterator[str]:
+def _cost(analysis: Analysis, profiles: Sequence[CostRecord]) -> Iterator[str]:
     """What the leaders add: parameters, and time over the bare encoder."""
     found = leaders(analysis)
     if not found:

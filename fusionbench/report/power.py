@@ -7,6 +7,7 @@ larger MDE counts.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -169,8 +170,8 @@ class PowerPlan:
     goal: Goal
     estimates: tuple[PowerEstimate, ...]
     """One for each method, reference and set of tasks."""
-    same: tuple[str, ...]
-    """Methods that scored as the baseline on every example."""
+    same: tuple[tuple[str, str], ...]
+    """Methods and their references that scored alike on every example."""
     gaps: tuple[str, ...]
     """Why a contrast has no estimate."""
 
@@ -215,8 +216,8 @@ def _table(results: Results, table: ScoreTable, wanted: PowerOptions) -> PowerPl
                 estimates.append(power_estimate(results, table, rows, tasks, over=over, goal=goal))
             except NotComparable as gap:
                 gaps.append(f"{method} against {reference}, {over}: {gap}")
-    same = [one.method for one in estimates if one.identical]
-    everywhere = {name for name in same if same.count(name) == len(_overs(table))}
+    same = Counter((one.method, one.reference) for one in estimates if one.identical)
+    everywhere = [pair for pair, count in same.items() if count == len(_overs(table))]
     return PowerPlan(
         title=table.condition.title,
         goal=goal,
@@ -330,8 +331,9 @@ def page(plans: Sequence[PowerPlan], wanted: PowerOptions, folder: str) -> str:
         parts += [f"## {plan.title}", "", _test(plan), ""]
         parts += [markdown(_rows(plan.hardest, plan.goal))]
         if plan.same:
-            alike = "Left out, since they scored as the baseline on every example"
-            parts += [f"{alike}: {_list(plan.same)}.", ""]
+            alike = "Left out, since they scored as their reference on every example"
+            pairs = ", ".join(f"`{one}` as `{other}`" for one, other in plan.same)
+            parts += [f"{alike}: {pairs}.", ""]
         if plan.gaps:
             parts += ["Not comparable:", "", *(f"- {gap}" for gap in plan.gaps), ""]
     return "\n".join(parts).rstrip() + "\n"
@@ -431,7 +433,3 @@ def _long_row(title: str, one: PowerEstimate, goal: Goal) -> Row:
             "seeds_needed": one.needed,
         }
     )
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

@@ -16,6 +16,7 @@ from tabulate import tabulate
 from fusionbench.records.cell import Training, canonical, plain_training
 from fusionbench.records.scores import ScoreTable
 from fusionbench.records.text import markdown_cell, spreadsheet_cell, visible
+from fusionbench.stats.crossed import t_over_seeds
 from fusionbench.stats.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -143,13 +144,7 @@ def over_seeds(scores: Float[np.ndarray, " seed"], why: str = "not run") -> Summ
     mean = float(present.mean())
     if runs == 1:
         return Summary(mean=mean, runs=1, seeds=len(scores))
-    estimate = Estimate(
-        value=np.asarray(mean),
-        variance=np.asarray(present.var(ddof=1) / runs),
-        nu=np.asarray(runs - 1.0),
-        replicates=runs,
-    )
-    low, high = (float(end) for end in estimate.interval())
+    low, high = (float(end) for end in t_over_seeds(present).interval())
     return Summary(mean=mean, low=low, high=high, runs=runs, seeds=len(scores))
 
 

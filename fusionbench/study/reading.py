@@ -76,7 +76,7 @@ def load_study(path: str | Path) -> Study:
     track = values.pop("track", PROBE)
     _check(f"{values.at('track')}: track", "track", track)
     name = values.pop("preset", QUICK.name)
-    _check_choice(f"{values.at('preset')}: preset", name, tuple(PRESETS[track]))
+    check_choice(f"{values.at('preset')}: preset", name, tuple(PRESETS[track]))
     start = preset(name, track)
     given = values.pop("budget", YamlMapping())
     budget: YamlMapping = _one(f"{values.at('budget')}: budget", given, Mapping)
@@ -273,7 +273,8 @@ def _example(what: str, kind: Any) -> str:
     return f"for example {name}: {_EXAMPLES.get(name, _FOR_EXAMPLE[kind])}"
 
 
-def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
+def check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise UserError for a value that is not allowed; `what` names it."""
     if value not in allowed:
         near = did_you_mean(str(value), allowed)
         got = f"{what} must be {' or '.join(allowed)}, got {value!r}{near}"
@@ -282,7 +283,7 @@ def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
 
 def _check(what: str, key: str, value: object) -> None:
     if key in _CHOICES:
-        _check_choice(what, value, _CHOICES[key])
+        check_choice(what, value, _CHOICES[key])
     if key in _POSITIVE and isinstance(value, int) and value < 1:
         raise UserError(f"{what} must be at least 1, got {value}", f"for example {key}: 3")
     most = 10_000 if key in ("seeds", "tuning_seeds") else 1_000_000_000

@@ -37,7 +37,13 @@ from fusionbench.records.cell import (
 from fusionbench.records.files import file_hash
 from fusionbench.registry.selection import Chosen, label
 from fusionbench.study.mixture import MixtureCard, PartCard
-from fusionbench.study.reading import STAGE_KEYS, STAGE_NUMBERS, TRAINING_KEYS, checked_training
+from fusionbench.study.reading import (
+    STAGE_KEYS,
+    STAGE_NUMBERS,
+    TRAINING_KEYS,
+    check_choice,
+    checked_training,
+)
 from fusionbench.study.study import PRESETS, Study
 
 LLAVA = "llava:"
@@ -261,7 +267,7 @@ def training_of(study: Study, language: LanguageCard, describe: Describe) -> Tra
     _check_parts(given, language)
     for key, allowed in _CHOICES.items():
         if key in given:
-            _check_choice(f"training.{key}", given[key], allowed)
+            check_choice(f"training.{key}", given[key], allowed)
     stages = given.pop("stages", None) or [{}]
     nothing = not trains(study, language)
     template, trained = given.pop("template"), given.pop("trained")
@@ -284,10 +290,10 @@ def training_of(study: Study, language: LanguageCard, describe: Describe) -> Tra
 def _stage(at: int, given: Mapping[str, Any], study: Study, describe: Describe) -> Stage:
     what = f"training.stages[{at}]"
     _check_keys(what, given, STAGE_KEYS)
-    _check_choice(f"{what}.template", given["template"], TEMPLATES)
+    check_choice(f"{what}.template", given["template"], TEMPLATES)
     trained = tuple(given["trained"])
     for one in trained:
-        _check_choice(f"{what}.trained", one, TRAINED)
+        check_choice(f"{what}.trained", one, TRAINED)
     names = given.get("mixture") or study.mixture
     if not names and describe is not _none:
         raise UserError(
@@ -388,8 +394,3 @@ def _check_parts(given: Mapping[str, Any], language: LanguageCard) -> None:
             if given["pixels"] == "squash"
             else f"{found.cls} cuts images into tiles and pads them in its own way",
         )
-
-
-def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise unknown(what, str(value), allowed)

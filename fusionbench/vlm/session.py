@@ -208,7 +208,7 @@ def train_model(session: Session, work: Work, world: World | None = None) -> tup
     moved: set[str] = set()
     names: dict[str, None] = {}
     notes: list[str] = []
-    counts: dict[str, int] = {}
+    too_long = 0
     for at, stage in enumerate(training.stages):
         trained = set_trained(built.model, stage, fresh=built.fresh)
         names |= dict.fromkeys(trained)
@@ -219,23 +219,25 @@ def train_model(session: Session, work: Work, world: World | None = None) -> tup
         losses += history.losses
         moved |= set(trained) - set(history.unmoved)
         notes += history.notes
-        if dropped:
-            counts[_TOO_LONG] = counts.get(_TOO_LONG, 0) + dropped
+        too_long += dropped
     about = Trained(
         losses=spaced(torch.tensor(losses), work.lr) if losses else (),
-        unmoved=tuple(
-            sorted(n.removeprefix(_FUSION) for n in names.keys() - moved if n.startswith(_FUSION))
-        ),
+        unmoved=_of_fusion(names.keys() - moved),
         lr=work.lr,
         tuned=work.tuned,
         notes=tuple(notes),
-        counts=counts,
+        counts={_TOO_LONG: too_long} if too_long else {},
         vocabulary=vocabulary,
         seconds=round(time.perf_counter() - started, 3),
     )
     if work.keep:
         _keep(work, built, names, about, world)
     return built, about
+
+
+def _of_fusion(names: Iterable[str]) -> tuple[str, ...]:
+    """The parameters of the fusion among these, by the names that its method gave them."""
+    return tuple(sorted(name.removeprefix(_FUSION) for name in names if name.startswith(_FUSION)))
 
 
 def _keep(work: Work, built: Built, names: Iterable[str], about: Trained, world: World) -> None:

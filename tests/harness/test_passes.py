@@ -263,7 +263,7 @@ def losses(method, settings, *, compiled, precision="fp32"):
 @pytest.mark.slow
 def test_a_compiled_step_trains_as_the_plain_one(name, backend):
     method, settings = (OneGate, {}) if name == "one_gate" else named(name)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     found = losses(method, settings, compiled=backend)
     # Else it ran as it is, or in pieces, and says nothing about a compiled step.
@@ -274,7 +274,7 @@ def test_a_compiled_step_trains_as_the_plain_one(name, backend):
 
 @pytest.mark.slow
 def test_a_compiled_step_in_bfloat16_stays_near_a_reference_in_double_precision():
-    torch._dynamo.reset()
+    torch.compiler.reset()
     half = shared_by(OneGate, {}, replace(BUDGET, precision="bf16"))
     half.compiled = "aot_eager"
     models = [build_model(OneGate, {}, half, run.seed) for run in RUNS]
@@ -289,7 +289,7 @@ def test_a_compiled_step_in_bfloat16_stays_near_a_reference_in_double_precision(
 
 @pytest.mark.thorough
 def test_a_step_that_no_compiler_takes_runs_as_it_is_and_warns():
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
     def refuses(graph, inputs):
         raise NotImplementedError("no such card")
@@ -316,7 +316,7 @@ def frozen_losses(name, change=lambda encoder: encoder):
 
 def compiled(encoder):
     # The graph is captured and differentiated as for a GPU; its code is not generated here.
-    torch._dynamo.reset()
+    torch.compiler.reset()
     assert compile_blocks(encoder, backend="aot_eager")
     return encoder
 
@@ -333,7 +333,7 @@ def test_the_training_is_the_same(name, change):
 def test_blocks_of_one_encoder_share_one_graph():
     encoder = ViT(ViTConfig(layers=6, dim=16, heads=2, patch=4, grid=2, size=8, mlp=32))
     encoder.freeze()
-    torch._dynamo.reset()
+    torch.compiler.reset()
     graphs = []
 
     def count(graph, inputs):

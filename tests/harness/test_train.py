@@ -203,7 +203,7 @@ def first_step(shared, model):
 
 
 def compiled(encoder):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     assert compile_blocks(encoder, backend="aot_eager")
     return encoder
 
@@ -244,7 +244,7 @@ def test_half_of_the_activations_kept_gives_the_same_gradients():
     method, settings = named("mema")
     torch.manual_seed(0)
     pipeline = build_pipeline(method, settings, encoder, width=16, batch=2)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     kept = []
 
     def gradients(run):
@@ -257,7 +257,7 @@ def test_half_of_the_activations_kept_gives_the_same_gradients():
 
     plain = gradients(pipeline.fused)
     for share in (1.0, 0.5):
-        torch._dynamo.reset()
+        torch.compiler.reset()
         with partitioner.patch(activation_memory_budget=share):
             fast = torch.compile(pipeline.fused, backend="aot_eager_decomp_partition")
             found = gradients(fast)

@@ -149,7 +149,7 @@ def test_sparsecut_needs_a_reader_with_layers_and_changes_its_answer():
         SparseCut(SHAPE, shortcuts=0)
     shape = replace(SHAPE, reader=decoder_shape(16, 4))
     torch.manual_seed(0)
-    reader = DecoderReader(shape.dim, shape.reader, query_dim=4, length=3, answers=5).eval()
+    reader = DecoderReader(shape.dim, shape.reader, query_dim=4, answers=5).eval()
     method = build("sparsecut", shape)
     hidden, query = torch.randn(len(method.taps), 2, shape.tokens, shape.dim), torch.zeros(2, 4)
     fused = method(hidden, query)

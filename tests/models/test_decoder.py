@@ -31,7 +31,7 @@ CATALOG = read_catalog()
 def reader():
     torch.manual_seed(0)
     shape = decoder_shape(WIDTH, 4)
-    return DecoderReader(8, shape, query_dim=5, length=LENGTH, answers=3).double()
+    return DecoderReader(8, shape, query_dim=5, answers=3).double()
 
 
 def given(seed=1):

@@ -131,8 +131,9 @@ def test_two_names_of_one_function_are_left_out_and_named(tmp_path):
                 replace(one, spec=twin, label="twin"), store.outcomes(one), store.items(one)
             )
     (plan,) = planned(Results.open(folder), PowerOptions())
-    assert plan.same == ("twin",) and {one.method for one in plan.estimates} == {"mema"}
-    assert "`twin`" in page([plan], PowerOptions(), "results")
+    assert plan.same == (("twin", "penultimate"),)
+    assert {one.method for one in plan.estimates} == {"mema"}
+    assert "`twin` as `penultimate`" in page([plan], PowerOptions(), "results")
 
 
 def test_a_cell_that_is_missing_is_named_and_the_rest_is_still_planned(tmp_path):

@@ -40,7 +40,7 @@ def build_reader(  # noqa: PLR0913
     if name.split("-")[0] == _RIDGE:
         return RidgeReader(in_dim, grid, width=width, shape=shape, aligned=aligned, redrawn=redrawn)
     if shape is not None:
-        return DecoderReader(in_dim, shape, query_dim=query_dim, length=length, answers=answers)
+        return DecoderReader(in_dim, shape, query_dim=query_dim, answers=answers)
     if name != "attentive":
         known = ", ".join(("attentive", _RIDGE, *_DECODERS))
         raise ValueError(f"no reader {name!r}; known: {known}")

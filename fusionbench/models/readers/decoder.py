@@ -35,9 +35,7 @@ def decoder_shape(width: int, layers: int) -> ReaderShape:
 class DecoderReader(nn.Module):
     """Logits over the closed answer set from fused tokens and a question."""
 
-    def __init__(
-        self, in_dim: int, shape: ReaderShape, *, query_dim: int, length: int, answers: int
-    ) -> None:
+    def __init__(self, in_dim: int, shape: ReaderShape, *, query_dim: int, answers: int) -> None:
         super().__init__()
         self.shape = shape
         self.embed = nn.Linear(query_dim, shape.width)
