@@ -9,7 +9,7 @@ import json
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -208,6 +208,22 @@ class Benchmark(ABC):
         """Chance on these questions: 1 / number of options, `chance` where there are none."""
         each = [1 / len(one.options) if one.options else self.chance for one in items]
         return sum(each) / len(each)
+
+
+def answer_to(item: Item, text: str, ranked: int | None) -> Answer:
+    """A text as the answer to an item, without an outcome yet."""
+    return Answer(
+        name=item.name, group=item.group, options=item.options, gold=item.gold, text=text,
+        ranked=ranked,
+    )  # fmt: skip
+
+
+def with_outcomes(benchmark: Benchmark, answers: Sequence[Answer]) -> list[Answer]:
+    """The answers with their outcomes."""
+    outcomes = benchmark.outcomes(answers)
+    return [
+        replace(one, outcome=float(outcome)) for one, outcome in zip(answers, outcomes, strict=True)
+    ]
 
 
 def stream(benchmark: Benchmark, source: Source) -> Iterator[Item]:

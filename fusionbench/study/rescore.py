@@ -7,13 +7,13 @@ older version are left out with that reason.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from fusionbench.api.benchmarks import Answer, Benchmark, Item, stream
+from fusionbench.api.benchmarks import Benchmark, Item, answer_to, stream, with_outcomes
 from fusionbench.api.errors import UserError
 from fusionbench.api.sources import find_source
 from fusionbench.api.tasks import judged
@@ -151,13 +151,9 @@ class Rescorer:
         benchmark = load_benchmark(card)
         items = self._questions(card, benchmark, record)
         _require_items(said, tuple(items))
-        answers = [_answer(items[one.item], one) for one in said]
-        outcomes = benchmark.outcomes(answers)
-        known = [
-            replace(one, outcome=float(outcome))
-            for one, outcome in zip(answers, outcomes, strict=True)
-        ]
-        array = np.array(outcomes, dtype=np.float32)
+        answers = [answer_to(items[one.item], one.text, one.ranked) for one in said]
+        known = with_outcomes(benchmark, answers)
+        array = np.array([one.outcome for one in known], dtype=np.float32)
         score = float(array.mean())
         return _Scores(
             outcomes=array,
@@ -206,13 +202,6 @@ def _require_items(said: Sequence[Said], names: Sequence[str]) -> None:
     """Raise UserError unless there is one answer to each item, in order."""
     if tuple(one.item for one in said) != tuple(names):
         raise UserError(f"the {len(said)} answers are not those to the task's {len(names)} items")
-
-
-def _answer(item: Item, said: Said) -> Answer:
-    return Answer(
-        name=item.name, group=item.group, options=item.options, gold=item.gold, text=said.text,
-        ranked=said.ranked,
-    )  # fmt: skip
 
 
 def _unequal(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fusionbench.api.benchmarks import Answer, Benchmark, Item, stream
+from fusionbench.api.benchmarks import Answer, Benchmark, Item, answer_to, stream, with_outcomes
 from fusionbench.api.sources import Source
 from fusionbench.api.tasks import Scoring, SplitName, judged, require_outcomes
 from fusionbench.harness.bundle import Bundle
@@ -127,20 +127,17 @@ def evaluate_benchmark(asking: Asking, benchmark: Benchmark, source: Source) -> 
         said.ask(asking, _of_items(part), benchmark.max_new_tokens, asked)
         ranked = _ranked(asking, part, asked) if benchmark.ranks_options else [None] * len(part)
         texts = said.texts[-len(part) :]
-        answers += [_answered(*one) for one in zip(part, texts, ranked, strict=True)]
+        answers += [answer_to(*one) for one in zip(part, texts, ranked, strict=True)]
     scored = score(benchmark, answers)
     return replace(scored, **said.facts())
 
 
 def score(benchmark: Benchmark, answers: Sequence[Answer]) -> Evaluated:
     """Outcomes and readings of stored or fresh answers."""
-    outcomes = benchmark.outcomes(answers)
-    known = [
-        replace(one, outcome=float(outcome)) for one, outcome in zip(answers, outcomes, strict=True)
-    ]
-    chance = benchmark.guessing(answers)
+    known, chance = with_outcomes(benchmark, answers), benchmark.guessing(answers)
+    outcomes = np.array([one.outcome for one in known], dtype=np.float32)
     return Evaluated(
-        outcomes=require_outcomes(np.array(outcomes, dtype=np.float32), len(answers), chance),
+        outcomes=require_outcomes(outcomes, len(answers), chance),
         items=items_of(answers),
         answers=tuple(Said(item=one.name, text=one.text, ranked=one.ranked) for one in answers),
         measures={
@@ -277,10 +274,3 @@ def _ranked(
             raise FloatingPointError(f"the losses of the options of {item.name} are not finite")
         found.append(int(losses.argmin()))
     return found
-
-
-def _answered(item: Item, text: str, ranked: int | None) -> Answer:
-    return Answer(
-        name=item.name, group=item.group, options=item.options, gold=item.gold, text=text,
-        ranked=ranked,
-    )  # fmt: skip
