@@ -18,7 +18,14 @@ import numpy as np
 from fusionbench.cli.listing import columns
 from fusionbench.cli.summary import times
 from fusionbench.harness.bundle import bundle_path
-from fusionbench.launchers.limits import examples, operations, rate, scoring_seconds, worker_count
+from fusionbench.launchers.limits import (
+    examples,
+    inside_operations,
+    operations,
+    rate,
+    scoring_seconds,
+    worker_count,
+)
 from fusionbench.models.encoders.snapshots import weight_files
 from fusionbench.records.cell import CellRecord, CellSpec, RunOptions
 from fusionbench.records.files import cache_dir
@@ -117,11 +124,9 @@ def _questions(job: ModelJob) -> int:
 
 def _operations(job: ModelJob) -> float:
     """Of one training row."""
-    card, spec = job.cells[0].encoder, job.spec
-    tokens = card.tokens + _TEXT
-    block = 2 * card.tokens * 12 * card.dim**2 + 4 * card.tokens**2 * card.dim
-    encoder = 2.5 * card.layers * block if job.cells[0].chosen.card.in_encoder else 0
-    return 4.0 * tokens * _weights(spec.training.language if spec.training else "") + encoder
+    cell, spec = job.cells[0], job.spec
+    weights = _weights(spec.training.language if spec.training else "")
+    return 4.0 * (cell.encoder.tokens + _TEXT) * weights + inside_operations(cell)
 
 
 def _weights(language: str) -> float:

@@ -159,7 +159,12 @@ def operations(cell: Cell) -> float:
     """Per training example: the reader's products, and the encoder forward and back if inside."""
     card, width = cell.encoder, cell.spec.budget.reader_width
     reader = 3 * 2 * card.tokens * width * (card.dim + 4 * width)
-    return reader + (2.5 * _encoding(cell) if cell.chosen.card.in_encoder else 0)
+    return reader + inside_operations(cell)
+
+
+def inside_operations(cell: Cell) -> float:
+    """Of one image forward and back through the encoder; 0 if the method does not run inside."""
+    return 2.5 * _encoding(cell) if cell.chosen.card.in_encoder else 0.0
 
 
 def _encoding(cell: Cell) -> float:
