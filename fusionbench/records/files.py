@@ -243,7 +243,7 @@ def file_hash(path: Path, *, compute: Callable[[Path], str] = sha256_of, kind: s
     if known := read_note(note):
         return known
     found = compute(path)
-    if _state(path) == state:
+    if state_of(path.stat()) == state:
         write_note(note, found)
     return found
 
@@ -270,12 +270,11 @@ def _settled(path: Path) -> tuple[int, ...]:
     """The state of a file that has not changed within the last tick."""
     if 0 <= time.time_ns() - path.stat().st_ctime_ns < _TICK_NS:
         time.sleep(_TICK_NS / 1e9)
-    return _state(path)
+    return state_of(path.stat())
 
 
-def _state(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    # A program may set the time of change of the contents, but not that of the inode.
+def state_of(status: os.stat_result) -> tuple[int, ...]:
+    """Inode, size and both times: a program may set the first time, but not the second."""
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fusionbench.api.errors import Problem
 from fusionbench.records.cell import CellRecord
-from fusionbench.records.files import content, why
+from fusionbench.records.files import content, state_of, why
 from fusionbench.records.outcomes import decode
 from fusionbench.records.parallel import in_order
 from fusionbench.records.schema import ID, Facts, check_outcomes
@@ -209,11 +209,6 @@ def sizes(folder: Path, suffix: str) -> FileStates:
                     state = NOTHING
                 found[entry.name.removesuffix(suffix)] = state
     return found
-
-
-def state_of(status: os.stat_result) -> FileState:
-    """Inode, size and both times: a program may set the first time, but not the second."""
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def size_of(file: Path) -> FileState:

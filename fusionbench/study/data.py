@@ -43,6 +43,7 @@ from fusionbench.records.files import (
     cache_dir,
     content,
     read_note,
+    state_of,
     why,
     write_atomic,
     write_note,
@@ -193,15 +194,15 @@ def _stamps(card: TaskCard) -> Iterator[list[str | int]]:
             yield [package, version(package)]
     source = Path(card.file)
     for path in [*source.parent.glob(f"{source.stem}.*"), *source.parent.glob("_*.py")]:
-        yield [path.name, *_stamp(path)]
+        yield [path.name, *state_of(path.stat())]
     for name in card.reads:
         read = Path(name).expanduser()
         for path in [read, *sorted(read.rglob("*"))]:
             if path.is_file():
-                yield [path.name, *_stamp(path)]
+                yield [path.name, *state_of(path.stat())]
     for package in card.needs:
         for record in _package_records(package):
-            yield [package, *_stamp(record)]
+            yield [package, *state_of(record.stat())]
 
 
 def _package_records(package: str) -> Iterator[Path]:
@@ -217,11 +218,6 @@ def _package_records(package: str) -> Iterator[Path]:
 def _distributions(_path: tuple[str, ...]) -> Mapping[str, list[str]]:
     """Distributions by package. Kept, since reading those of one path takes half a second."""
     return packages_distributions()
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 MANIFEST = "manifest.json"
