@@ -30,11 +30,13 @@ SIDE = 224
 QUESTION = "which class is this?"
 """The question about each image of a class folder."""
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".pdf", ".psd", ".npy", ".mp4")
 TABLES = ("questions.csv", "questions.jsonl")
 _COLUMNS = ("image", "question", "answer")
 _SPLIT_NAMES: Mapping[str, SplitName]
 _SPLIT_NAMES = {
-    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
 }  # fmt: skip
 """In any case; of folders and in tables."""
 _LEAST = 5
@@ -134,7 +136,7 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _require_no_splits(homes: Sequence[Path], splits: Mapping[str, str]) -> None:
-    """Raise UserError where folders of splits lie beside others: `train` alone may be a class."""
+    """Raise UserError where folders of splits lie beside others, or seem to have other names."""
     named = [home for home in homes if splits[home.name] and _folders(home)]
     if len(named) > 1:
         other = next(home for home in homes if not splits[home.name])
@@ -143,15 +145,23 @@ def _require_no_splits(homes: Sequence[Path], splits: Mapping[str, str]) -> None
             "no split",
             f"move it away; splits are named {', '.join(_SPLIT_NAMES)}",
         )
+    inside = [[place.name for place in _folders(home)] for home in homes]
+    if len(homes) > 1 and inside[0] and all(names == inside[0] for names in inside):
+        what = f"{' and '.join(home.name for home in homes)} have the same folders: as splits?"
+        raise UserError(what, f"splits are named {', '.join(_SPLIT_NAMES)}")
 
 
 def _of_class(folder: Path, place: Path, split: str) -> Iterator[ImageRow]:
-    for file in sorted(place.rglob("*")):
-        if file.suffix.lower() in ENDINGS and not file.name.startswith("."):
-            name = file.relative_to(folder).as_posix()
-            yield ImageRow(
-                image=name, question=QUESTION, answer=place.name, split=split, where=str(file)
-            )
+    """The images of a class. Raises UserError for none and for images that cannot be read."""
+    files = [file for file in sorted(place.rglob("*")) if not file.name.startswith(".")]
+    images = [file for file in files if file.suffix.lower() in ENDINGS]
+    other = [file for file in files if file.suffix.lower() in _OTHERS]
+    if other or not images:
+        what = f"{other[0]} is no image that can be read" if other else f"{place} has no image"
+        raise UserError(what, f"convert or remove it; images end in {', '.join(ENDINGS)}")
+    for file in images:
+        name, of = file.relative_to(folder).as_posix(), place.name
+        yield ImageRow(image=name, question=QUESTION, answer=of, split=split, where=str(file))
 
 
 def _of_table(folder: Path, file: Path) -> Iterator[ImageRow]:

@@ -54,6 +54,8 @@ def status(folder: Path, *, everything: bool, stream: TextIO) -> int:
     for one in found:
         counts = Counter(cell.state for cell in one.cells)
         words = ", ".join(f"{counts[state]} {state}" for state in STATES)
+        if diverged := sum(cell.diverged for cell in one.cells):
+            words += f"; {diverged} of the done ones diverged and have no score"
         stream.write(f"{one.request.study.get('name', '')}: {len(one.cells)} cells: {words}\n")
         if counts["done"] < len(one.cells) or everything:
             stream.write(_table(one.cells))

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from fusionbench.api.errors import UserError
@@ -61,7 +62,9 @@ class VisibleStream:
 def shown_streams() -> Iterator[None]:
     """Standard output and error of this process as `Shown` streams."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, VisibleStream(stream)) for stream in before)
+    # None for a stream that was closed before the start.
+    open_ones = (stream or Path(os.devnull).open("w", encoding="utf-8") for stream in before)
+    sys.stdout, sys.stderr = (cast(TextIO, VisibleStream(stream)) for stream in open_ones)
     try:
         yield
     finally:

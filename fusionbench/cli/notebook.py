@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Sequence
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,16 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
 
     Raises UserError for what the command refuses, and for a class without a file.
     """
+    if parent_process() is not None:
+        raise UserError(
+            "fusionbench.run was called by the import of a script in a worker process",
+            'call it below a line `if __name__ == "__main__":`, or put the method into a file of '
+            "its own",
+        )
     wanted = [methods] if isinstance(methods, str | type) else list(methods)
+    for what, given_names in (("methods", wanted), ("tasks", tasks)):
+        if not given_names:
+            raise UserError(f"{what} is empty", 'name at least one, or "all"')
     files = [_file(one) for one in wanted if not isinstance(one, str)]
     given = [str(path) for path in plugins]
     catalog = read(given)

@@ -25,7 +25,7 @@ from fusionbench.launchers.jobs import Company, Event, Job, company_of
 from fusionbench.launchers.limits import uses_gpu
 from fusionbench.records.cell import RunOptions
 from fusionbench.records.files import cache_dir
-from fusionbench.records.parallel import die_with_parent, ending
+from fusionbench.records.parallel import die_with_parent, ending, without_main
 
 _GRACE_SECONDS = 5.0
 """Time in which a worker may end by itself."""
@@ -139,7 +139,7 @@ def _started(
     process: BaseProcess = context.Process(
         target=serve, args=(connection, printed, options), daemon=alone
     )
-    with environment(HEAP):
+    with environment(HEAP), without_main():
         process.start()
     return process
 

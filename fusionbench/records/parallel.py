@@ -14,9 +14,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any, TypeVar
 
 from fusionbench.api.errors import UserError
@@ -93,6 +94,20 @@ _DEATH_SIGNAL = 1
 """`PR_SET_PDEATHSIG` of prctl(2)."""
 
 
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Processes started inside the block do not import the user's script, of which they need none.
+
+    Without it each worker would run a script again that has no `if __name__ == "__main__"`.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def die_with_parent() -> None:
     """Let the kernel kill this child process when its parent dies; elsewhere a thread watches.
 
@@ -147,7 +162,8 @@ def in_child(
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(theirs, function, arguments), daemon=True)
-    child.start()
+    with without_main():
+        child.start()
     theirs.close()
     try:
         if not ours.poll(seconds):

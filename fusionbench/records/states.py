@@ -113,6 +113,8 @@ class CellState:
     """Of its record or failure; empty without one."""
     why: str = ""
     """Last line of the error, or the process that holds or held the job."""
+    diverged: bool = False
+    """Done, but without a score: its training or its outputs were not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +178,8 @@ def _state(
     taken: Mapping[Place, tuple[State, str]],
 ) -> CellState:
     if place in done:
-        return CellState(place=place, state="done", id=done[place].id)
+        diverged = done[place].status == "diverged"
+        return CellState(place=place, state="done", id=done[place].id, diverged=diverged)
     if place in taken:
         state, where = taken[place]
         return CellState(place=place, state=state, why=where)

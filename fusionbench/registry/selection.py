@@ -194,6 +194,8 @@ def split_inline(text: str) -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         if not equals:
             raise UserError(f"cannot read {part!r} in {text!r}", "write name[key=value,key=value]")
+        if key.strip() in settings:
+            raise UserError(f"{key.strip()} stands twice in {text!r}", "keep one of the two")
         settings[key.strip()] = value.strip()
     return match[1].strip(), settings
 

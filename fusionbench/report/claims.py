@@ -23,7 +23,14 @@ from typing import Any
 import numpy as np
 
 from fusionbench.api.errors import UserError, unknown
-from fusionbench.records.pairs import Measured, NotComparable, Results, minus, task_weights
+from fusionbench.records.pairs import (
+    Measured,
+    NotComparable,
+    Results,
+    corrected_weights,
+    minus,
+    task_weights,
+)
 from fusionbench.records.scores import ScoreTable
 from fusionbench.records.yaml_files import YamlMapping, parse_section, read_section
 from fusionbench.registry.catalog import Catalog
@@ -386,16 +393,19 @@ def _difference(claim: Claim, results: Results, table: ScoreTable) -> Measured:
         raise NotComparable(f"none of these tasks was run: {', '.join(claim.more_than_on)}")
     weights = task_weights(table, tasks)
     if beyond:
-        weights = np.concatenate([weights, -task_weights(table, beyond)])
+        # A single task's own points and those from chance to perfect are not to be subtracted.
+        sides = corrected_weights(table, tasks), -corrected_weights(table, beyond)
+        weights = np.concatenate(sides)
     return results.contrast(table, minus(*rows), (*tasks, *beyond), weights)
 
 
 _READING = """\
-Differences are method minus reference in points; over several tasks every task counts the same
-between chance (0) and perfect (100). Intervals are simultaneous over all claims here, run or not:
-with 95 % probability all of them contain the truth, for new runs and new images of these tasks and
-this budget. With fewer than 4 seeds nothing is tested and the interval is a plain 95 % one. The
-papers used another regime: an answer is about the claim as stated, under this protocol."""
+Differences are method minus reference in points; over several tasks, and on both sides of
+`more_than_on`, every task counts the same between chance (0) and perfect (100). Intervals are
+simultaneous over all claims here, run or not: with 95 % probability all of them contain the truth,
+for new runs and new images of these tasks and this budget. With fewer than 4 seeds nothing is
+tested and the interval is a plain 95 % one. The papers used another regime: an answer is about the
+claim as stated, under this protocol."""
 
 
 def page(answers: Sequence[ClaimAnswer], folder: str) -> str:

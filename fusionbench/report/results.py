@@ -93,12 +93,16 @@ class LoadedResults:
         """One row for each test example of a task: example, image, and its score in each seed.
 
         `method` is a label and `task` a task of `scores`; `condition` is needed where several have
-        the method. Raises UserError for one that has no finished cell on the task.
+        the method. Raises UserError for a task that is not here and for a method that has no
+        finished cell on it.
         """
         tables = [one for one in self._results.tables if condition in ("", one.condition.title)]
         if not tables:
             known = [one.condition.title for one in self._results.tables]
             raise unknown("condition", condition, known)
+        tasks = {one.name for table in tables for one in table.tasks}
+        if task not in tasks:
+            raise unknown("task", task, tasks)
         found = [_done(table, method, task) for table in tables]
         runs, *others = [runs for runs in found if runs] or [[]]
         if not runs:

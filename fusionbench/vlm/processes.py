@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fusionbench.api.errors import UserError
 from fusionbench.api.types import Unsupported
-from fusionbench.records.parallel import ending
+from fusionbench.records.parallel import ending, without_main
 
 T = TypeVar("T")
 
@@ -312,7 +312,7 @@ def _started(number: int, count: int, port: int, device: str, target: Any, args:
     process = context.Process(
         target=_serve, args=(theirs, number, count, port, device, target, args), daemon=True
     )
-    with _without_warnings():
+    with _without_warnings(), without_main():
         process.start()
     theirs.close()
     return _Rank(number=number, process=process, connection=ours)

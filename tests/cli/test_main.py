@@ -272,3 +272,40 @@ def test_a_class_that_cannot_be_used_is_refused_in_words(module, tmp_path):
     with pytest.raises(UserError, match="the class Typed is in no file"):
         fb.run([typed], ["planted_layer"], out=tmp_path / "out", preset="smoke")
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_not_everything(tmp_path):
+    for methods, tasks in (([], ["planted_layer"]), (["last"], [])):
+        with pytest.raises(UserError, match="is empty"):
+            fb.run(methods, tasks, out=tmp_path / "out", preset="smoke")
+    assert not (tmp_path / "out").exists()
+
+
+SCRIPT = """
+from pathlib import Path
+
+import fusionbench as fb
+
+Path("runs.txt").open("a").write("once ")
+fresh = fb.run(["penultimate"], ["planted_layer"], out="out", preset="smoke", quiet=True)
+print(len(fresh.scores()))
+"""
+
+
+@pytest.mark.thorough
+def test_a_script_without_a_guard_runs_once(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "1" and "Traceback" not in done.stderr
+    assert (tmp_path / "runs.txt").read_text() == "once "
+
+
+def test_a_stream_that_was_closed_before_the_start_is_no_traceback():
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m fusionbench list tasks >&-"], cwd=ROOT, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from scipy.stats import binom
 from toy_records import outcomes, put, record, spec
 
 from fusionbench.api.errors import UserError
+from fusionbench.cli.folder import status
 from fusionbench.records.cell import FRESH, Stage, Training, training_hash
 from fusionbench.records.cost import Conditions, CostRecord, Spread, read, write
 from fusionbench.records.folder import LOCKS, claimed, claims, exclusive, locked
@@ -78,7 +80,18 @@ def test_a_skipped_cell_is_done_and_a_failed_one_that_runs_again_is_running(stor
     with claimed(store.folder, "a", cells=[("last", "digits", 0)]):
         found = by_place(store)
     assert found["mema", "digits", 0].state == "done"
+    assert not found["mema", "digits", 0].diverged
     assert found["last", "digits", 0].state == "running"
+
+
+def test_a_cell_without_a_score_is_done_and_said_to_have_diverged(store):
+    put(store, spec("mema", "digits", 0), 0.5)
+    store.write(replace(record(spec("last", "digits", 0)), status="diverged", reason="NaN"))
+    found = by_place(store)
+    assert [found[name, "digits", 0].diverged for name in ("mema", "last")] == [False, True]
+    status(store.folder, everything=False, stream=(printed := io.StringIO()))
+    assert "2 done" in printed.getvalue()
+    assert "1 of the done ones diverged and have no score" in printed.getvalue()
 
 
 def test_records_of_another_budget_or_encoder_of_another_request_do_not_count(store):

@@ -111,6 +111,18 @@ def test_a_gain_on_one_skill_alone_is_more_there_than_on_the_other(folder):
     assert nowhere is Verdict.UNDECIDED
 
 
+def test_both_sides_of_more_than_on_are_from_chance_to_perfect(folder):
+    """Single tasks too, whose own points have units that differ with chance."""
+    (answer,) = asked(folder, claim(method="last", tasks="digits", more_than_on="textile"))
+    (table,) = Results.open(folder).tables
+    means = np.nanmean(table.values, axis=2)
+    gains = means[table.methods.index("last")] - means[table.methods.index("penultimate")]
+    names, chances = zip(*((task.name, task.chance) for task in table.tasks), strict=True)
+    share = dict(zip(names, gains / (1 - np.array(chances)), strict=True))
+    assert len(set(chances)) > 1
+    assert answer.value == pytest.approx(100 * (share["digits"] - share["textile"]))
+
+
 def test_the_interval_of_one_task_is_the_crossed_t_of_the_paired_outcomes(folder):
     (answer,) = asked(folder, claim(tasks="digits"))
     store = Store.open(folder)

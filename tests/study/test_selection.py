@@ -215,6 +215,11 @@ def test_a_study_stored_before_a_field_came_has_the_value_of_that_time():
     assert found.contrasts == () and found.seeds == PAPER.seeds and found.references
 
 
+def test_a_setting_that_stands_twice_is_refused(catalog):
+    with pytest.raises(UserError, match="reduction stands twice in 'mema"):
+        labels(catalog, "mema[reduction=2,reduction=4]")
+
+
 def test_a_study_that_trains_nothing_survives_its_request_and_a_file(tmp_path):
     bench = load_study(Path(__file__).resolve().parent.parent.parent / "studies" / "bench.yaml")
     tower = SimpleNamespace(tiled=False)

@@ -90,6 +90,7 @@ def test_splits_of_one_s_own_are_kept_and_val_is_taken_from_train_where_it_lacks
         (("Train", "Val", "TEST"), {"train", "val", "test"}),
         (("train", "test", ".ipynb_checkpoints"), {"train", "test"}),
         (("train", "test", "__MACOSX"), {"train", "test"}),
+        (("Training", "Testing"), {"train", "test"}),
     ],
 )
 def test_folders_of_splits_are_known_in_any_case_and_hidden_ones_are_left_out(
@@ -112,6 +113,27 @@ def test_a_folder_beside_splits_is_named_but_a_class_may_be_called_train(tmp_pat
     names = {"train", "car", "bus", "_nothing"}
     classes(tmp_path / "traffic", names=sorted(names))
     assert {row.answer for row in read_rows(tmp_path / "traffic")} == names
+
+
+def test_splits_of_other_names_become_no_classes(tmp_path):
+    for name in ("part1", "part2"):
+        classes(tmp_path / name)
+    with pytest.raises(UserError, match="part1 and part2 have the same folders: as splits"):
+        read_rows(tmp_path)
+
+
+def test_no_class_and_no_image_disappears_without_a_word(tmp_path):
+    classes(tmp_path)
+    (tmp_path / "bird").mkdir()
+    with pytest.raises(UserError, match="bird has no image") as refused:
+        read_rows(tmp_path)
+    assert ".png" in refused.value.hint
+    (tmp_path / "bird").rmdir()
+    (tmp_path / "cat" / "notes.txt").write_text("no image, and not taken for one")
+    assert len(read_rows(tmp_path)) == 20
+    (tmp_path / "cat" / "IMG_1.HEIC").write_bytes(b"an image all the same")
+    with pytest.raises(UserError, match="IMG_1.HEIC is no image that can be read"):
+        read_rows(tmp_path)
 
 
 def test_two_answers_about_copies_of_an_image_are_refused(tmp_path):
