@@ -38,16 +38,8 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
 
     Raises UserError for what the command refuses, and for a class without a file.
     """
-    if parent_process() is not None:
-        raise UserError(
-            "fusionbench.run was called by the import of a script in a worker process",
-            'call it below a line `if __name__ == "__main__":`, or put the method into a file of '
-            "its own",
-        )
     wanted = [methods] if isinstance(methods, str | type) else list(methods)
-    for what, given_names in (("methods", wanted), ("tasks", tasks)):
-        if not given_names:
-            raise UserError(f"{what} is empty", 'name at least one, or "all"')
+    _require_use(wanted, tasks)
     files = [_file(one) for one in wanted if not isinstance(one, str)]
     given = [str(path) for path in plugins]
     catalog = read(given)
@@ -69,6 +61,19 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
     execute(resolve(study, catalog, download=True, hear=note), options, again=again)
     report_writer()(out)
     return LoadedResults(out)
+
+
+def _require_use(methods: Sequence[object], tasks: Sequence[str]) -> None:
+    """Raise UserError for empty lists, and in a worker that imports a method from a script."""
+    if parent_process() is not None:
+        raise UserError(
+            "fusionbench.run was called by the import of a script in a worker process",
+            'call it below a line `if __name__ == "__main__":`, or put the method into a file of '
+            "its own",
+        )
+    for what, names in (("methods", methods), ("tasks", tasks)):
+        if not names:
+            raise UserError(f"{what} is empty", 'name at least one, or "all"')
 
 
 def _file(method: "type[Fusion]") -> str:
