@@ -205,7 +205,7 @@ def test_a_study_made_in_python_is_checked_as_one_of_a_file():
         study = replace(PRESETS["vlm"]["quick"], training={"stages": stages})
         with pytest.raises(UserError, match=r"^training\.stages"):
             evaluated(study, language)
-    with pytest.raises(UserError, match=r"no training\.template 'None'"):
+    with pytest.raises(UserError, match=r"training\.template must be .* got None"):
         study = replace(PRESETS["vlm"]["quick"], training={"template": None})
         training_of(study, language, lambda names: MixtureCard(parts=()))
 
