@@ -186,8 +186,22 @@ def _go_on(
 
     stream.write(f"{one.request.study.get('name', '')}\n")
     study, plugged = with_folders(from_plain(one.request.study), options.plugins)
+    _require_methods(one.request.labels, plugged)
     options = replace(options, plugins=plugged)
     return run(study, options, stream, How(part=_asked(one), queue=queue, note=False, again=again))
+
+
+def _require_methods(labels: Sequence[str], plugins: Sequence[str]) -> None:
+    """Raise UserError for a method of the request that neither the package nor a plug-in has."""
+    from fusionbench.registry.catalog import read_catalog
+    from fusionbench.registry.selection import split_inline
+
+    known = read_catalog(plugins).methods
+    if gone := [label for label in labels if split_inline(label)[0] not in known]:
+        raise UserError(
+            f"the request has the method {gone[0]}, which is not known here",
+            "name the plug-in of the first run with --plugin",
+        )
 
 
 def _asked(one: "RequestState") -> "Part":
