@@ -45,7 +45,8 @@ def run(  # noqa: PLR0913  (the flags of the command, as keywords)
 
     `methods`: names as on the command line, or classes decorated with `@method`, each in a file of
     its own. `again`: run the cells of edited classes again; without it they stop the run.
-    Raises UserError for what the command refuses, and for a class without a file.
+    Raises UserError for what the command refuses, for a class without a file, and where every cell
+    failed; KeyboardInterrupt where the run was interrupted.
     """
     from fusionbench.cli.notebook import run_study
 

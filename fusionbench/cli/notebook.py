@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fusionbench.api.errors import UserError
 from fusionbench.cli.app import note, read
-from fusionbench.cli.run import assemble, checked_device, execute
+from fusionbench.cli.run import assemble, checked_device, execute, explain
 from fusionbench.cli.summary import report_writer
 from fusionbench.records.cell import RunOptions
 from fusionbench.registry.cards import MethodCard
@@ -18,6 +18,8 @@ from fusionbench.study.plan import resolve
 
 if TYPE_CHECKING:
     from fusionbench.api.fusion import Fusion
+    from fusionbench.launchers.sweep import SweepResult
+    from fusionbench.study.plan import Plan
 
 
 def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
@@ -36,7 +38,8 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
 ) -> LoadedResults:
     """Run the missing cells, write the report, and return the folder's results.
 
-    Raises UserError for what the command refuses, and for a class without a file.
+    Raises UserError for what the command refuses, for a class without a file, and where every cell
+    failed; KeyboardInterrupt where the run was interrupted.
     """
     wanted = [methods] if isinstance(methods, str | type) else list(methods)
     _require_use(wanted, tasks)
@@ -58,9 +61,23 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
         out=str(out), device=checked_device(device), workers=workers, plugins=plugged,
         quiet=quiet,
     )  # fmt: skip
-    execute(resolve(study, catalog, download=True, hear=note), options, again=again)
+    plan, result = execute(resolve(study, catalog, download=True, hear=note), options, again=again)
+    if result.interrupted:
+        raise KeyboardInterrupt("the same call resumes the run")
     report_writer()(out)
+    if result.failed:
+        _tell_failed(plan, result, options)
     return LoadedResults(out)
+
+
+def _tell_failed(plan: "Plan", result: "SweepResult", options: RunOptions) -> None:
+    """Say how many cells failed and why. Raises UserError where none was finished."""
+    explain(plan)
+    text = f"{result.failed} of {len(plan.cells)} cells failed"
+    where = f"fusionbench.load({options.out!r}).cells() has their reasons"
+    if result.failed == len(plan.cells):
+        raise UserError(text, where)
+    note(f"{text}; {where}")
 
 
 def _require_use(methods: Sequence[object], tasks: Sequence[str]) -> None:

@@ -257,7 +257,7 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
         resolved, options, launcher, part=how.part, note=how.note, again=how.again
     )
     if result.failed and not result.interrupted:
-        _explain(plan)
+        explain(plan)
     tell = (lambda _: None) if options.quiet else note
     ids = {cell.spec.id for cell in plan.cells}
     try:
@@ -270,7 +270,7 @@ def run(study: Study, options: RunOptions, stream: TextIO, how: How = _ALL) -> i
     return exit_status(plan, result, stream)
 
 
-def _explain(plan: "Plan") -> None:
+def explain(plan: "Plan") -> None:
     """Say what is wrong with the plug-in methods of a run with failed cells: line and mend."""
     from fusionbench.cli.doctor import first_faults
     from fusionbench.registry.discovery import BUILT_IN

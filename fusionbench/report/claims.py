@@ -168,7 +168,7 @@ def _claim(entry: object, where: str) -> Claim:
     entry.check_keys(KEYS, needed=_NEEDED)
     relation = _relation(entry["relation"], where)
     texts = {key: _text(entry[key], key, where) for key in (*_WORDS, *_TEXTS) if key in entry}
-    return Claim(
+    found = Claim(
         id=texts["id"],
         sentence=texts["sentence"],
         method=texts["method"],
@@ -182,6 +182,12 @@ def _claim(entry: object, where: str) -> Claim:
         reported=texts.get("reported", ""),
         note=texts.get("note", ""),
     )
+    if found.method == found.than:
+        raise UserError(f"{where}: {found.method} is compared with itself", "name another method")
+    if set(found.tasks) == set(found.more_than_on):
+        said = f"{where}: tasks and more_than_on are the same: {', '.join(found.tasks)}"
+        raise UserError(said, "the difference is 0: name other tasks")
+    return found
 
 
 def _relation(value: object, where: str) -> Relation:

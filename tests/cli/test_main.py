@@ -281,6 +281,33 @@ def test_nothing_is_not_everything(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+BROKEN = OWN.replace("return Fused", "raise ValueError('no such layer')\n        return Fused")
+
+
+def test_failed_cells_are_counted_and_a_call_without_any_score_raises(
+    tmp_path, monkeypatch, without_figures, capsys
+):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.setattr(local, "LocalLauncher", InProcessLauncher)
+    given = {"plugins": [tmp_path / "broken.py"], "preset": "smoke", "quiet": True}
+    with pytest.raises(UserError, match="1 of 1 cells failed"):
+        fb.run(["own"], ["planted_layer"], out=tmp_path / "one", **given)
+    found = fb.run(["own", "last"], ["planted_layer"], out=tmp_path / "two", **given)
+    assert list(found.scores().label) == ["last"]
+    said = capsys.readouterr().err
+    assert "1 of 2 cells failed" in said and "no such layer" in said
+
+
+def test_an_interrupted_call_is_an_interrupt(tmp_path, monkeypatch):
+    class Interrupted(InProcessLauncher):
+        def run(self, jobs, on_event):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "LocalLauncher", Interrupted)
+    with pytest.raises(KeyboardInterrupt, match="same call resumes"):
+        fb.run(["last"], ["planted_layer"], out=tmp_path / "out", preset="smoke", quiet=True)
+
+
 SCRIPT = """
 from pathlib import Path
 

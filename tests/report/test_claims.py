@@ -236,6 +236,8 @@ def test_two_versions_of_a_method_are_told_apart(tmp_path):
         ("claims:\n" + claim(by_at_least="much"), "by_at_least must be a number"),
         ("claims:\n" + claim(tasks=3), "tasks must name tasks, got 3"),
         ("claims:\n" + claim(method=3), "method must be text, got 3"),
+        ("claims:\n" + claim(than="mema"), "mema is compared with itself"),
+        ("claims:\n" + claim(more_than_on=["suite"]), "tasks and more_than_on are the same"),
         ("claims:\n" + claim() + claim(), "the id 'one' comes twice"),
     ],
 )
