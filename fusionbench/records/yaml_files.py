@@ -1,6 +1,7 @@
 """YAML files that people write: every error names the file, the line and the nearest known key."""
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,22 @@ def _refuse_twice(node: Any, source: str) -> None:
         first[name] = line
 
 
+_BASE_8_OR_60 = re.compile(r"[-+]?0[0-7_]*[1-7][0-7_]*|.*:.*")
+
+
+def _refuse_other_bases(text: str, value: float, where: str) -> None:
+    """Raise UserError for a number with a leading zero (base 8) or a colon (base 60)."""
+    if _BASE_8_OR_60.fullmatch(text):
+        hint = "write it without a leading zero or a colon, or as text in quotes"
+        raise UserError(f"{where}: YAML reads {text} as {value}", hint)
+
+
 def _loader(source: str) -> Any:
-    """A SafeLoader whose mappings know their lines; it refuses keys twice and NaN or infinity."""
+    """A SafeLoader whose mappings know their lines.
+
+    It refuses keys twice, NaN and infinity, and numbers that YAML 1.1 reads otherwise than people:
+    `010` is 8 there, and `1:30` is 90.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -73,14 +88,20 @@ def _loader(source: str) -> Any:
 
     def number(loader: Any, node: Any) -> float:
         value = float(loader.construct_yaml_float(node))
+        where = f"{source}, line {node.start_mark.line + 1}"
         if not math.isfinite(value):
-            raise UserError(
-                f"{source}, line {node.start_mark.line + 1}: {node.value} is not a finite number",
-                "leave the key out for its default",
-            )
+            hint = "leave the key out for its default"
+            raise UserError(f"{where}: {node.value} is not a finite number", hint)
+        _refuse_other_bases(node.value, value, where)
+        return value
+
+    def integer(loader: Any, node: Any) -> int:
+        value = int(loader.construct_yaml_int(node))
+        _refuse_other_bases(node.value, value, f"{source}, line {node.start_mark.line + 1}")
         return value
 
     Loader.add_constructor("tag:yaml.org,2002:float", number)
+    Loader.add_constructor("tag:yaml.org,2002:int", integer)
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     return Loader
 

@@ -84,6 +84,20 @@ def test_a_key_that_stands_twice_is_refused_with_its_lines(text, where):
         section(text)
 
 
+@pytest.mark.parametrize(
+    ("number", "read"),
+    [("010", "8"), ("-0_7", "-7"), ("1:30", "90"), ("1:30.5", "90.5")],
+)
+def test_a_number_that_yaml_reads_otherwise_than_people_is_refused(number, read):
+    with pytest.raises(UserError, match=f"mine.yaml, line 2: YAML reads {number} as {read}"):
+        section(f"name: a\nseeds: {number}\n")
+
+
+def test_usual_numbers_are_read_as_they_stand():
+    found = section("a: [0, 00, 10, -3, 0.10, 1_000, 0x10, '010', 08]")["a"]
+    assert found == [0, 0, 10, -3, 0.1, 1000, 16, "010", "08"]
+
+
 def test_a_merged_mapping_may_be_overridden():
     assert section("a: &x {c: 1, d: 1}\nb: {<<: *x, c: 2}\n")["b"] == {"c": 2, "d": 1}
 
