@@ -22,7 +22,7 @@ EFFECT = ("value", "ci_low", "ci_high")
 _SHORT = (
     *(r"On the \d+ task", "Worse than ", "Other planned comparisons: ", "How sure: "),
     *("Of the methods that read one layer", r"Of \d+ controls? "),
-    *("The highest mean ", "`[^`]+` has the highest mean of ", "`random_layers`"),
+    *(r"Of the \d+ methods with ", "`[^`]+` has the highest mean of ", "`random_layers`"),
 )
 
 

@@ -284,6 +284,8 @@ def reproduce(table: Path, folder: Path | None, *, names: bool, stream: TextIO) 
     records = list(store.records(finished))
     equal = _made_again(store, table) == table.read_bytes()
     stream.write(f"{table}: {'follows from' if equal else 'differs from'} the records of {home}\n")
+    if not equal:
+        stream.write("made again with the study's own baseline, not that of `report --baseline`\n")
     stream.write(f"{len(records)} records, SHA-256 of their ids and outcomes {_digest(records)}\n")
     if names:
         lines = (f"{r.id} {r.label or r.spec.method} {r.spec.task} {r.spec.seed}" for r in records)

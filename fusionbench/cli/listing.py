@@ -225,7 +225,8 @@ def methods_long(catalog: Catalog) -> str:
     """A paragraph per method: paper, parity, parameters, needs, start."""
     sizes = "at CLIP-L/14-336 with an LLM of width 4096, in addition to LLaVA's projector"
     names = (
-        "D width, L blocks, N patches, Q width of the question, H and M width and MLP of the LLM"
+        "D width, L blocks, N patches, Q width of the question, H and M width and MLP of the LLM;\n"
+        "the formulas are for 24 blocks and a CLS token: other encoders may differ a little"
     )
     head = f"parameters: {sizes}\n{names}"
     return "\n\n".join([head, *(_paragraph(card) for card in catalog.methods.values())])

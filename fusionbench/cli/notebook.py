@@ -62,12 +62,17 @@ def run_study(  # noqa: PLR0913  (the flags of the command, as keywords)
         quiet=quiet,
     )  # fmt: skip
     plan, result = execute(resolve(study, catalog, download=True, hear=note), options, again=again)
+    return _results(plan, result, options)
+
+
+def _results(plan: "Plan", result: "SweepResult", options: RunOptions) -> LoadedResults:
+    """The folder's results with a new report. Raises as `run_study` does after its run."""
     if result.interrupted:
         raise KeyboardInterrupt("the same call resumes the run")
-    report_writer()(out)
+    report_writer()(options.out)
     if result.failed:
         _tell_failed(plan, result, options)
-    return LoadedResults(out)
+    return LoadedResults(options.out)
 
 
 def _tell_failed(plan: "Plan", result: "SweepResult", options: RunOptions) -> None:

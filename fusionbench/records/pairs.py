@@ -179,13 +179,15 @@ class Results:
         cells = [[row[seed] for seed in seeds] for row in rows]
         every = [cell for row in cells for cell in row]
         require_paired(every, name)
+        groups = self.images(every[0])
+        require_images(groups, name)
         scores = np.stack([[self.outcomes(cell) for cell in row] for row in cells])
         return Pair(
             task=table.tasks[task],
             seeds=tuple(seeds),
             unpaired=tuple(sorted(set().union(*rows) - set(seeds))),
             differences=weighted_sum(np.array(list(weights.values())), scores),
-            groups=self.images(every[0]),
+            groups=groups,
             scope=one_scope(every, name),
         )
 
@@ -225,6 +227,17 @@ def finished(table: ScoreTable, method: int, task: int) -> dict[int, CellRecord]
         raise NotComparable(f"{name} was not run")
     reason = here[0].reason.strip().splitlines() or ["no reason given"]
     raise NotComparable(f"{name} {here[0].status}: {reason[-1]}")
+
+
+def several_images(groups: Shaped[np.ndarray, " item"]) -> bool:
+    """Whether there is more than one image, which an estimate of the noise between them needs."""
+    return bool((groups != groups[0]).any())
+
+
+def require_images(groups: Shaped[np.ndarray, " item"], task: str) -> None:
+    """Raise NotComparable where all examples are of one image: their noise cannot be estimated."""
+    if not several_images(groups):
+        raise NotComparable(f"all examples of {task} belong to one image")
 
 
 def require_paired(cells: Sequence[CellRecord], task: str) -> None:

@@ -66,7 +66,8 @@ def references(table: ScoreTable) -> dict[int, Reference]:
         layers: dict[int, float] = {}
         own: dict[int, float] = {}
         for row in range(len(table.methods)):
-            runs = table.runs(row, column)
+            # A run that failed has no taps.
+            runs = [run for run in table.runs(row, column) if run.status == "done"]
             layer = single_layer(runs[0]) if runs else None
             if layer is None:
                 continue

@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.history import Request
-from fusionbench.records.pairs import NO_TASK, Results
+from fusionbench.records.pairs import NO_TASK, Results, several_images
 from fusionbench.records.parallel import in_order
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.contrasts import (
@@ -107,12 +107,16 @@ def outliers(table: ScoreTable) -> Iterator[tuple[int, int, tuple[int, ...]]]:
 def _outcomes(
     results: Results, table: ScoreTable, method: int, task: int
 ) -> tuple[Shaped[np.ndarray, "seed item"], Shaped[np.ndarray, " item"]] | None:
-    """Outcomes of a cell's runs and the images; None below four runs or without outcomes."""
+    """Outcomes of a cell's runs and the images; None below four runs, without outcomes or images.
+
+    Of a single image no noise between images can be estimated.
+    """
     done = [record for record in table.runs(method, task) if record.status == "done"]
     same = len({record.items for record in done}) == 1 and all(one.outcomes for one in done)
     if len(done) < FEWEST_REPLICATES or not same:
         return None
-    return _stacked(results, done), results.images(done[0])
+    images = results.images(done[0])
+    return (_stacked(results, done), images) if several_images(images) else None
 
 
 def _stacked(results: Results, done: list[CellRecord]) -> Shaped[np.ndarray, "seed item"]:
@@ -171,6 +175,8 @@ def column(results: Results, table: ScoreTable, scope: Scope, baseline: str) -> 
         _scores_column(results, table, rows, task, seeds, float(weight))
         for task, weight in zip(scope.tasks, weights, strict=True)
     ]
+    if not all(several_images(task.groups) for task in tasks):
+        return Column(compared=tuple(rows), seeds=len(seeds))
     pairs = _pairs(table, rows, scope)(tasks)
     means = np.sum([task.weight * task.table.mean(axis=(-2, -1)) for task in tasks], axis=0)
     return Column(

@@ -12,7 +12,8 @@ from fusionbench.records.cost import CostRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrasts import ContrastRow, Scope
-from fusionbench.report.leaderboard import added_parameters, over_encoder, ranked, role
+from fusionbench.report.cost_table import over_encoder
+from fusionbench.report.leaderboard import added_parameters, ranked, role
 from fusionbench.report.page import Material, Page
 from fusionbench.report.power import MOST, UNREACHABLE, seeds_for_a_point
 from fusionbench.report.tables import Row, cell, conditions, effect_text, interval, points
@@ -55,9 +56,10 @@ def _needs(report: Material, analysis: Analysis) -> list[int | None]:
     undecided = any(row.answer.verdict == Verdict.UNDECIDED for row in analysis.of("planned"))
     if not (analysis.testable and undecided and analysis.scopes[0].tasks):
         return []
-    suite = [row for row in analysis.of("planned") if row.scope.level == "suite"]
+    planned = analysis.of("planned")
+    suite = [row for row in planned if row.scope.level == "suite"]
     open_ = [row.contrast for row in suite if row.answer.verdict == Verdict.UNDECIDED]
-    return seeds_for_a_point(report.results, analysis.table, open_, planned=len(suite))
+    return seeds_for_a_point(report.results, analysis.table, open_, planned=len(planned))
 
 
 def answer(
@@ -220,10 +222,14 @@ def _single_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
     yield (
         f"Of the methods that read one layer, `{name}`{chosen} has the highest mean, "
         f"{way if best.mean > 0 else 'not above chance'}; {higher} of "
-        f"{_count(len(others), 'other')}, controls aside{_left_out(few)}, have a higher mean "
-        "(means, no test)."
+        f"{_count(len(others), 'other')}, controls aside{_left_out(few)}, {_have(higher)} a higher "
+        "mean (means, no test)."
     )
     yield from _random_layers(analysis, suite)
+
+
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"
 
 
 def _left_out(few: int) -> str:
@@ -252,7 +258,7 @@ def _random_layers(analysis: Analysis, suite: Scope) -> Iterator[str]:
         f"`{baseline}` by "
         f"{interval(drawn.measured.estimate)} (exploratory): a gain below that does not speak for "
         f"a method's choice of layers. {len(below)} of {_count(len(known), 'planned method')} "
-        f"{'has' if len(below) == 1 else 'have'} a lower mean (means, no test)."
+        f"{_have(len(below))} a lower mean (means, no test)."
     )
 
 
@@ -281,7 +287,7 @@ def _controls(analysis: Analysis, suite: Scope) -> Iterator[str]:
         f"{points(mean, sign=False)} % of the way from chance to all right "
         f"({interval(found.measured.estimate)} from `{analysis.plan.baseline}`, exploratory"
         f"{_part(found, len(analysis.table.seeds))}); {higher} of "
-        f"{_count(len(others), 'other method')} have a higher mean (means, no test)."
+        f"{_count(len(others), 'other method')} {_have(higher)} a higher mean (means, no test)."
     )
 
 
@@ -322,16 +328,13 @@ def _cost(analysis: Analysis, profiles: Sequence[CostRecord]) -> Iterator[str]:
         method = row.contrast.method
         at = analysis.table.methods.index(method)
         added = added_parameters(analysis, at) or "an unknown number of"
-        parts.append(f"`{method}` {added} parameters, {_time(analysis, method, profiles)}")
-    yield f"Added to the whole model of `{analysis.plan.baseline}`: {'; '.join(parts)}."
-
-
-def _time(analysis: Analysis, method: str, profiles: Sequence[CostRecord]) -> str:
-    """Inference time over the bare encoder, in percent of the encoder's."""
-    found = over_encoder(profiles, method, analysis.table.condition.encoder)
-    if found is None:
-        return "time not measured"
-    return f"{found.share:+.0f} % of the encoder's time ({found.device})"
+        time = over_encoder(profiles, analysis.table, at)
+        shown = f"{time.share:+.0f} % time ({time.device})" if time else "time not measured"
+        parts.append(f"`{method}` {added} parameters, {shown}")
+    yield (
+        f"Added to the whole model of `{analysis.plan.baseline}`, in time to an encoder that runs "
+        f"as many blocks: {'; '.join(parts)}."
+    )
 
 
 def _certainty(analysis: Analysis, needs: Sequence[int | None]) -> Iterator[str]:
@@ -344,9 +347,9 @@ def _certainty(analysis: Analysis, needs: Sequence[int | None]) -> Iterator[str]
     undecided = [row for row in planned if row.answer.verdict == Verdict.UNDECIDED]
     margin = points(analysis.plan.suite_margin, sign=False)
     yield (
-        f"How sure: {least}{_count(runs[-1], 'run')} of each method, {examples:,} test examples, "
-        f"{_count(len(analysis.of('planned')), 'planned contrast')} (Holm, 5 %), intervals of "
-        f"95 %; {len(planned) - len(undecided)} decided with a margin of {margin} points."
+        f"How sure: {_count(len(analysis.of('planned')), 'planned contrast')} of "
+        f"{least}{_count(runs[-1], 'run')} and {examples:,} test examples (Holm, 5 %), intervals "
+        f"of 95 %; {len(planned) - len(undecided)} decided with a margin of {margin} points."
         f"{_on_new_tasks(planned)}"
     )
     if below := [row for row in undecided if _below_control(row)]:
@@ -397,7 +400,8 @@ def _one_point(needs: Sequence[int | None]) -> str:
 
 
 def _pair(row: ContrastRow) -> str:
-    return f"`{row.contrast.method}` against `{row.contrast.baseline}`"
+    over = f" on {row.scope.name}" if row.scope.level != "suite" else ""
+    return f"`{row.contrast.method}` against `{row.contrast.baseline}`{over}"
 
 
 def _apart(analysis: Analysis, suite: Scope) -> Iterator[str]:
@@ -408,16 +412,15 @@ def _apart(analysis: Analysis, suite: Scope) -> Iterator[str]:
     methods = analysis.table.methods
     left = _left_out(len(methods) - len(analysis.table.leaky) - len(column.compared))
     best = sorted(methods[row] for row in column.best)
+    compared = f"{len(column.compared)} methods with the same {column.seeds} runs{left}"
     if len(column.tied) == len(column.best) == 1:
-        compared = f"{len(column.compared)}{left}"
-        yield f"`{best[0]}` has the highest mean of {compared}, told apart from all."
+        yield f"`{best[0]}` has the highest mean of the {compared}, told apart from all."
         return
     tied = sorted(methods[row] for row in column.tied)
     named = f": {', '.join(f'`{name}`' for name in tied)}" if len(tied) <= MOST_TIED else ""
     yield (
-        f"The highest mean is that of `{best[0]}`; with 95 % probability the best of the "
-        f"{len(column.compared)} methods{left} is one of {len(tied)} that are not clearly below "
-        f"another{named}."
+        f"Of the {compared} `{best[0]}` has the highest mean in these runs; with 95 % probability "
+        f"the best of them is one of {len(tied)} that are not clearly below another{named}."
     )
 
 

@@ -102,18 +102,19 @@ def _contrasts(
 
 
 def _representatives(table: ScoreTable, order: Sequence[str], baseline: str) -> list[str]:
-    """One method of each family: the declared one, else the first of the request."""
+    """One method of each family: the declared one, else the first of the request; the newest."""
     place = {label: index for index, label in enumerate(order)}
-    found: dict[str, list[tuple[bool, int, str]]] = {}
+    found: dict[str, list[tuple[bool, int, int, str]]] = {}
     for row, name in enumerate(table.methods):
         first = table.row(row)[0]
         if name == baseline or row in table.leaky or _is_reference(first):
             continue
         family = first.family or first.spec.method
-        rank = (not first.representative, place.get(first.label, len(place)), name)
+        at = place.get(first.label, len(place))
+        rank = (not first.representative, at, -first.spec.method_version, name)
         found.setdefault(family, []).append(rank)
     best = sorted(min(ranks)[1:] for ranks in found.values())
-    return [name for _, name in best]
+    return [name for *_, name in best]
 
 
 def _is_reference(record: CellRecord) -> bool:
@@ -127,7 +128,7 @@ def resolved(table: ScoreTable, contrast: Contrast) -> tuple[Contrast, str]:
         return contrast, f"no task of the group {contrast.over} counts"
     for name in (contrast.method, contrast.baseline):
         if name not in table.methods:
-            return contrast, _absent(table, name)
+            return contrast, absent(table, name)
     row = table.methods.index(contrast.method)
     if row in table.leaky:
         return contrast, f"{contrast.method} reads the answers in training"
@@ -137,10 +138,11 @@ def resolved(table: ScoreTable, contrast: Contrast) -> tuple[Contrast, str]:
     found = Contrast(**vars(contrast) | {"control": control})
     if not control:
         return found, "the records name no matched control"
-    return found, "" if control in table.methods else f"control {_absent(table, control)}"
+    return found, "" if control in table.methods else f"control {absent(table, control)}"
 
 
-def _absent(table: ScoreTable, name: str) -> str:
+def absent(table: ScoreTable, name: str) -> str:
+    """Why the table has no method of this name: it was not run, or in several versions."""
     marked = [one for one in table.methods if one.startswith(f"{name} (")]
     return f"{name} is ambiguous: {' and '.join(marked)}" if marked else f"{name} was not run"
 

@@ -5,6 +5,7 @@ A missing measurement is shown as `not measured`; nothing is estimated.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from fusionbench.records.cost import CostRecord, Spread
 from fusionbench.records.scores import ScoreTable
@@ -16,7 +17,10 @@ from fusionbench.report.tables import GridRow, Row, conditions, latex_grid, mark
 NOT_MEASURED = "not measured"
 COUNTED = "meta"
 """The device of a profile that was counted and not run; one that ran takes its place."""
-_CONDITIONS = ("device", "dtype", "batch", "mode", "compile")
+_CONDITIONS = (
+    *("device", "dtype", "batch", "mode", "compile"),
+    *("image_size", "width", "threads", "language_model"),
+)
 _FLOPS = (
     "flops_over_encoder",
     "flops_backward_over_encoder",
@@ -54,7 +58,12 @@ def measured_as(profile: CostRecord | None) -> str:
     how = profile.conditions
     if how.device == COUNTED:
         return "counted"
-    return f"{how.mode}, {how.device}, {how.dtype}, batch {how.batch}"
+    parts = [how.mode, how.device, how.dtype, f"batch {how.batch}", f"{how.image_size} px"]
+    parts += [f"projector {how.width} wide"]
+    parts += [f"{how.threads} threads"] if how.threads > 1 else []
+    parts += [f"compiled ({how.compile})"] if how.compile != "off" else []
+    parts += ["with a language model"] if how.language_model else []
+    return ", ".join(parts)
 
 
 def large(value: float | None) -> str:
@@ -90,13 +99,16 @@ def _timing(profile: CostRecord | None) -> GridRow:
 
 
 _SCALE_NOTE = """\
-Counted for {weights} weights of this shape, {size} px, projector {width} wide; nothing was trained.
+Counted for {weights} weights of this shape, {size} px, projector and question {width} wide; nothing
+was trained.
 `trained` is fusion and projector; `added` is that beyond the projector of one layer; `total`
-includes the frozen encoder. FLOPs are those of one image, 2 per multiply-add: `forward` beyond the
-bare encoder with the projector of one layer; `backward` beyond theirs, in training; `language
+includes the frozen encoder. FLOPs are those of the products and attention of one image, 2 per
+multiply-add: `encoder`, the bare encoder up to the last block that the method reads with the
+projector of one layer; `forward` beyond that; `backward` beyond theirs, in training; `language
 model`: beyond the prefill of a 7B one, for more or fewer visual tokens and for what the method does
-in its layers. Latency is the median of a batch [quartiles], over the encoder that of the
-differences to the bare encoder's batches, timed in turn."""
+in its layers. What reads the last block runs one block more than `penultimate`. Latency is the
+median of a batch [quartiles], over the encoder that of the differences to the batches of a bare
+encoder that runs as many blocks, timed in turn."""
 
 
 def at_scale(profiles: Sequence[CostRecord]) -> Page:
@@ -141,6 +153,7 @@ def _scale_grid_row(one: CostRecord, counts: Sequence[CostRecord]) -> GridRow:
         "added": f"{one.parameters['over_projector']:,}",
         "total": f"{trained + one.parameters['encoder']:,}",
         "tokens out": one.tokens_out,
+        "encoder": large(one.flops_encoder),
         "forward": large(one.flops_over_encoder),
         "backward": large(back),
         "language model": large(one.flops_language_model_over),
@@ -168,12 +181,59 @@ def _scale_row(one: CostRecord) -> Row:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimeOver:
+    """Measured inference time over a bare encoder that runs as many blocks."""
+
+    share: float
+    """Percent of the encoder's own time."""
+    milliseconds: float
+    """Of one batch."""
+    batch: int
+    device: str
+
+
+def profiles_of(profiles: Sequence[CostRecord], table: ScoreTable, method: int) -> list[CostRecord]:
+    """Profiles of a method of this version with the encoder and image size of the table."""
+    first, condition = table.row(method)[0], table.condition
+    label, size = first.label or first.spec.method, condition.budget.image_size
+    found = [
+        one
+        for one in profiles
+        if one.label == label
+        and one.conditions.method_version == first.spec.method_version
+        and _encoder(one) == condition.encoder
+        and size in (0, one.conditions.image_size)
+    ]
+    return sorted(found, key=_order)
+
+
+def over_encoder(profiles: Sequence[CostRecord], table: ScoreTable, method: int) -> TimeOver | None:
+    """The time of a method at inference, not compiled, without a language model; None unmeasured.
+
+    Of several such profiles it is that of the largest batch.
+    """
+    found = []
+    for one in profiles_of(profiles, table, method):
+        how = one.conditions
+        plain = how.mode == "inference" and how.compile == "off" and not how.language_model
+        if plain and one.latency_over_encoder_ms and one.latency_encoder_ms:
+            over, bare = one.latency_over_encoder_ms.median, one.latency_encoder_ms.median
+            time = TimeOver(
+                share=100 * over / bare, milliseconds=over, batch=how.batch, device=how.device
+            )
+            found.append(time)
+    return max(found, key=lambda time: time.batch, default=None)
+
+
 _NOTE = """\
 `trainable` is fusion, projector and reader; `added` is that beyond the whole model of
 {baseline}; `total` includes the frozen encoder. A range says that tasks differ. FLOPs are those of
-one image beyond the bare encoder with the projector of one layer, 2 per multiply-add; latency is
-the median of a batch [quartiles], over the encoder that of the differences to the bare encoder's
-batches, timed in turn. In-encoder methods run the encoder in every training step; the others
+the products and attention of one image, 2 per multiply-add: `encoder`, the bare encoder up to the
+last block that the method reads with the projector of one layer, and `FLOPs`, what the method adds.
+What reads the last block runs one block more than `penultimate`. Latency is the median of a batch
+[quartiles], over the encoder that of the differences to the batches of a bare encoder that runs as
+many blocks, timed in turn. In-encoder methods run the encoder in every training step; the others
 train on cached features."""
 
 
@@ -182,12 +242,11 @@ def cost_page(analyses: Sequence[Analysis], profiles: Sequence[CostRecord]) -> P
     texts, latex, rows = [], [], list[Row]()
     for analysis in analyses:
         condition, methods = analysis.table.condition, range(len(analysis.table.methods))
-        here = [one for one in profiles if _encoder(one) == condition.encoder]
-        grid = [row for method in methods for row in _shown(analysis, method, here)]
+        grid = [row for method in methods for row in _shown(analysis, method, profiles)]
         note = _NOTE.format(baseline=analysis.plan.baseline)
         texts.append(f"### {condition.title}\n\n{note}\n\n{markdown(grid)}")
         latex.append(latex_grid(grid, f"Cost; {condition.title}", f"cost-{condition.label}"))
-        rows += [row for method in methods for row in _long(analysis, method, here)]
+        rows += [row for method in methods for row in _long(analysis, method, profiles)]
     seen = {analysis.table.condition.encoder for analysis in analyses}
     others = at_scale([one for one in profiles if _encoder(one) not in seen])
     texts.append(others.markdown)
@@ -211,6 +270,7 @@ def _shown(analysis: Analysis, method: int, profiles: Sequence[CostRecord]) -> I
             "method": table.methods[method],
             **{key: counts[key] for key in ("trainable", "added", "total")},
             "measured as": measured_as(profile),
+            "encoder": large(profile.flops_encoder if profile else None),
             "FLOPs": large(profile.flops_over_encoder if profile else None),
             **_timing(profile),
             "training": "in the encoder" if _inside(table, method) else "cacheable",
@@ -264,10 +324,8 @@ def _inside(table: ScoreTable, method: int) -> bool:
 def _of(
     table: ScoreTable, method: int, profiles: Sequence[CostRecord]
 ) -> Sequence[CostRecord | None]:
-    label = table.row(method)[0].label or table.row(method)[0].spec.method
-    mine = [one for one in profiles if one.label == label]
-    here = [one for one in mine if one.conditions.device != COUNTED] or mine
-    return sorted(here, key=_order)
+    mine = profiles_of(profiles, table, method)
+    return [one for one in mine if one.conditions.device != COUNTED] or mine[-1:]
 
 
 def _range(values: Sequence[int]) -> str:

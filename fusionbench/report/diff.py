@@ -22,12 +22,13 @@ from fusionbench.records.pairs import (
     finished,
     measure,
     one_scope,
+    require_images,
     require_paired,
     task_weights,
 )
 from fusionbench.records.scores import Condition, ScoreTable
 from fusionbench.records.text import file_only
-from fusionbench.report.tables import Row, csv_row, markdown
+from fusionbench.report.tables import Row, csv_row, markdown, p_text
 from fusionbench.stats import verdicts
 from fusionbench.stats.verdicts import Correction, Decision, Question
 
@@ -107,6 +108,7 @@ def _identity_fields(record: CellRecord) -> dict[str, Any]:
         "data of the task": spec.data,
         "version of the method": spec.method_version,
         "version of the task": spec.task_version,
+        "chance": record.chance,
     }
     settings = {f"setting {key}": value for key, value in spec.settings.items()}
     budget = {f"budget.{key}": value for key, value in vars(spec.budget).items()}
@@ -249,7 +251,13 @@ def _of_method(a: Results, b: Results, sides: Sides, method: str) -> Iterator[Sh
             pairs[task] = _pair(a, b, sides, method, task)
         except NotComparable as gap:
             pairs[task] = gap
-    suite = [task.name for task in sides.a.tasks if task.counts and task.name in pairs]
+    theirs = {task.name: task for task in sides.b.tasks}
+    suite = [
+        task.name
+        for task in sides.a.tasks
+        if task.counts and task.name in pairs
+        if theirs[task.name].counts and theirs[task.name].chance == task.chance
+    ]
     overs = {SUITE: suite} if len(suite) > 1 else {}
     for over, tasks in (overs | {task: [task] for task in pairs}).items():
         columns = [_column(sides, task) for task in tasks]
@@ -274,6 +282,7 @@ def _pair(a: Results, b: Results, sides: Sides, method: str, task: str) -> Pair:
     if len(keep) < 2:
         raise NotComparable(f"{task} has no examples in common")
     at = [place[mine.names[index]] for index in keep]
+    require_images(np.asarray(mine.groups)[keep], task)
     after = np.stack([b.outcomes(second[seed])[at] for seed in seeds]).astype(np.float64)
     before = np.stack([a.outcomes(first[seed])[keep] for seed in seeds]).astype(np.float64)
     return Pair(
@@ -292,7 +301,8 @@ def _column(sides: Sides, task: str) -> int:
 
 _READING = """\
 B minus A in points with the 95 % interval of the crossed t, for new runs and new images; over the
-suite every task counts the same between chance (0) and perfect (100). `=`: equal on every example.
+suite every task that counts in both, with one chance, counts the same between chance (0) and
+perfect (100). `=`: equal on every example.
 Fewer than 4 seeds: no test. q: Benjamini-Hochberg over all cells below, exploratory."""
 
 
@@ -383,7 +393,8 @@ def _identity(pairs: Sequence[Sides]) -> str:
     if equal < len(same):
         lines += [
             f"**{len(same) - equal} cells have one identity and two outcomes**: the difference "
-            "comes from code, packages or the machine (below), not from the configuration."
+            "comes from code, packages or the machine, as far as they are recorded below, not "
+            "from the configuration."
         ]
     rows = [
         {"what": change.what, "A": change.a, "B": change.b, "cells": str(count)}
@@ -404,7 +415,7 @@ def _rows(found: Sequence[Shift]) -> list[Row]:
 
 
 def _cell(shift: Shift) -> str:
-    """`+1.2 ± 0.8 (q .03)`, `=` where nothing differs, `-` where nothing can be compared."""
+    """`+1.2 ± 0.8 (q 0.031)`, `=` where nothing differs, `-` where nothing can be compared."""
     estimate = shift.measured.estimate
     if shift.measured.identical:
         return "="
@@ -412,7 +423,7 @@ def _cell(shift: Shift) -> str:
         return "-"
     q = shift.answer.p_adjusted
     value, half = 100 * float(estimate.value), 100 * float(estimate.half_width())
-    return f"{value:+.1f} ± {half:.1f}" + ("" if q is None else f" (q {q:.2f})")
+    return f"{value:+.1f} ± {half:.1f}" + ("" if q is None else f" (q {p_text(q)})")
 
 
 def _long_row(sides: Sides, shift: Shift) -> Row:

@@ -22,7 +22,8 @@ Places = tuple[str, ...]
 TraceRuns = Float[np.ndarray, "run layer"]
 _LAYERS_NOTE = (
     "Median over tasks and runs [smallest to largest]. `tap` columns are the hidden states that "
-    "the method reads, `block` columns the encoder's blocks; layers.csv has every task."
+    "the method reads, `block` columns the encoder's blocks, `value` columns what is neither; "
+    "layers.csv has every task."
 )
 
 
@@ -87,15 +88,17 @@ def _traces(records: Sequence[CellRecord]) -> dict[tuple[str, Places], TraceRuns
 
 
 def places_of(record: CellRecord, count: int) -> Places:
-    """The label of each number: the method's taps, or the encoder's blocks."""
+    """The label of each number: the method's taps, those that join layers, or the blocks."""
     return _places(() if record.in_encoder else record.taps, count)
 
 
 @lru_cache(maxsize=1024)
 def _places(taps: tuple[tuple[int, ...], ...], count: int) -> Places:
-    if len(taps) == count:
-        return tuple("tap " + tap_text(tap) for tap in taps)
-    return tuple(f"block {index}" for index in range(1, count + 1))
+    joined = tuple(tap for tap in taps if len(tap) > 1)
+    for named in (taps, joined):
+        if len(named) == count:
+            return tuple("tap " + tap_text(tap) for tap in named)
+    return tuple(f"{'value' if joined else 'block'} {index}" for index in range(1, count + 1))
 
 
 def tap_text(tap: Sequence[int]) -> str:

@@ -4,11 +4,9 @@ Means count every task the same, from chance (0) to all right (100), as differen
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from fusionbench.records.cost import CostRecord
 from fusionbench.records.scores import ScoreTable
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrast_table import measured_columns
@@ -117,34 +115,6 @@ def _trained(table: ScoreTable, method: int) -> dict[int, Mapping[str, int]]:
         if done:
             found[task] = done[0].parameters
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimeOver:
-    """Measured inference time over the bare encoder."""
-
-    share: float
-    """Percent of the encoder's own time."""
-    milliseconds: float
-    """Of one batch."""
-    batch: int
-    device: str
-
-
-def over_encoder(profiles: Sequence[CostRecord], label: str, encoder: str) -> TimeOver | None:
-    """The time of a method at inference, from its first measured profile; None without one."""
-    for one in profiles:
-        how = one.conditions
-        over, bare = one.latency_over_encoder_ms, one.latency_encoder_ms
-        same = one.label == label and how.encoder == encoder
-        if same and how.mode == "inference" and over and bare:
-            return TimeOver(
-                share=100 * over.median / bare.median,
-                milliseconds=over.median,
-                batch=how.batch,
-                device=how.device,
-            )
-    return None
 
 
 def _label(analysis: Analysis, row: int) -> str:

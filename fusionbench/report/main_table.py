@@ -169,9 +169,10 @@ _NOTES = {
     "runs no test is printed: no best method, no tied set, no verdict.",
 }
 _MARKS = (
-    "**Bold**: the highest mean of the column. *Italic* (shaded in LaTeX and HTML): the tied set, "
-    "which holds the truly best method of its column with at least 95 % probability. Not being in "
-    "bold is no verdict. Size of the tied sets: {sizes}."
+    "**Bold**: the highest mean of the column, of the methods that have the runs of `{baseline}`, "
+    "in these runs. *Italic* (shaded in LaTeX and HTML): the tied set, which holds the truly best "
+    "of these methods with at least 95 % probability. Not being in bold is no verdict. Size of the "
+    "tied sets: {sizes}."
 )
 _SUITE = (
     "Means over tasks ({aggregates}) are of (score - chance) / (1 - chance), so that every task "
@@ -256,7 +257,7 @@ def _notes(analysis: Analysis) -> Iterator[str]:
     tied = {scope.name: len(one.tied) for scope, one in analysis.columns.items() if one.tied}
     if tied:
         sizes = ", ".join(f"{name} {count}" for name, count in tied.items())
-        yield _MARKS.format(sizes=sizes)
+        yield _MARKS.format(sizes=sizes, baseline=analysis.plan.baseline)
     if analysis.uncommitted:
         yield f"{DIRTY}: part of the records come from uncommitted code."
     table = analysis.table

@@ -16,7 +16,7 @@ from fusionbench.records.scores import ScoreTable
 from fusionbench.records.text import markdown_page
 from fusionbench.records.yaml_files import YamlMapping, parse_section
 from fusionbench.report.analysis import cell_interval, suite_interval
-from fusionbench.report.contrasts import Measurer, Scope
+from fusionbench.report.contrasts import Measurer, Scope, absent
 from fusionbench.report.published import Reported, reported
 from fusionbench.report.tables import (
     GridRow,
@@ -173,7 +173,7 @@ class PaperScores:
         published, methods = shape.published(row), self.table.methods
         ours = row.here(self.table.condition.track)
         if ours not in methods:
-            gap = "not run" if ours else row.why or "not here"
+            gap = absent(self.table, ours) if ours else row.why or "not here"
             return FilledRow(row=row, ours=ours, published=published, gap=gap)
         method = methods.index(ours)
         gains: Mapping[Scope, Measured] = {}
@@ -258,7 +258,9 @@ def _missing(paper: Paper, conditions: Sequence[PaperScores], folder: Path) -> I
     """What to run so that no row of ours is empty."""
     here: dict[str, set[str]] = {}
     for one in conditions:
-        here.setdefault(one.table.condition.track, set()).update(one.table.methods)
+        # Of several versions each has a suffix.
+        run = {name.split(" (")[0] for name in one.table.methods}
+        here.setdefault(one.table.condition.track, set()).update(run)
     for track, found in here.items() or {PROBE: set[str]()}.items():
         if lacking := [name for name in paper.methods(track) if name not in found]:
             names = shlex.quote(",".join(lacking))
@@ -279,8 +281,9 @@ def _paper_grid(
     shared = [s for s in condition.scopes if s.level == "task" and _plain(s.name) in both]
     return [
         {"row": one.row.row, "ours": one.ours or f"({one.gap})"}
-        | {scope.name: _score(one, scope) for scope in (*wide, *shared)}
-        | {"gain on the suite": _gain(one, condition)}
+        | {scope.name: _score(one, scope) for scope in wide}
+        | {f"{scope.name}, {_metric(condition, scope)}": _score(one, scope) for scope in shared}
+        | {"gain on the suite": _gain(one, condition, shape.against)}
         | {f"published {name}": _published(one, name) for name in shape.benchmarks}
         for one in rows
     ]
@@ -299,14 +302,21 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
+def _metric(condition: PaperScores, scope: Scope) -> str:
+    """The metric of our column, which need not be that of the published one beside it."""
+    return condition.table.tasks[scope.tasks[0]].metric
+
+
 def _score(one: FilledRow, scope: Scope) -> str:
     if one.scores:
         return one.scores[scope].text
     return one.gap if one.ours else "-"
 
 
-def _gain(one: FilledRow, condition: PaperScores) -> str:
+def _gain(one: FilledRow, condition: PaperScores, against: str) -> str:
     found = one.gains.get(condition.scopes[0])
+    if found is None and one.scores and one.ours != against:
+        return absent(condition.table, against)
     return interval(found.estimate) if found else ""
 
 

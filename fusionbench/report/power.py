@@ -41,7 +41,7 @@ from fusionbench.stats.power import (
     variance_parts,
 )
 from fusionbench.stats.suite import block_components, seed_sums, shared_image_blocks
-from fusionbench.stats.verdicts import MOST_PLANNED, Correction, Question
+from fusionbench.stats.verdicts import Correction, Question
 from fusionbench.study.contrasts import Contrast
 
 AT_SEEDS = (5, 10, 20)
@@ -88,26 +88,30 @@ class PowerEstimate:
     """Seeds for the goal's effect; None above `MOST`."""
     identical: bool
     """The two methods scored alike on every example: nothing to plan for."""
+    contrast: Contrast
+    """The contrast that this reference belongs to."""
 
 
 def power_estimate(
     results: Results,
     table: ScoreTable,
-    rows: tuple[int, int],
+    contrast: Contrast,
+    reference: str,
     tasks: Sequence[int],
     *,
     over: str,
     goal: Goal,
 ) -> PowerEstimate:
-    """MDE of row `rows[0]` minus row `rows[1]` over some tasks. Raises NotComparable."""
+    """MDE of the contrast's method minus a reference over some tasks. Raises NotComparable."""
+    rows = table.methods.index(contrast.method), table.methods.index(reference)
     pairs = common([results.pair(table, minus(*rows), task) for task in tasks])
     weights = task_weights(table, tasks)
     now = combined(pairs, weights)
     expected = _expected(pairs, scaled(pairs, weights), pilot=goal.pilot)
     floor = goal.mde(expected(ENDLESS_SEEDS))
     return PowerEstimate(
-        method=table.methods[rows[0]],
-        reference=table.methods[rows[1]],
+        method=contrast.method,
+        reference=reference,
         over=over,
         tasks=len(tasks),
         seeds=len(pairs[0].seeds),
@@ -119,6 +123,7 @@ def power_estimate(
         if floor > goal.effect
         else needed(lambda n: goal.mde(expected(n)), goal.effect),
         identical=not any(pair.differences.any() for pair in pairs),
+        contrast=contrast,
     )
 
 
@@ -169,7 +174,7 @@ class PowerPlan:
     title: str
     goal: Goal
     estimates: tuple[PowerEstimate, ...]
-    """One for each method, reference and set of tasks."""
+    """One for each contrast, reference and set of tasks."""
     same: tuple[tuple[str, str], ...]
     """Methods and their references that scored alike on every example."""
     gaps: tuple[str, ...]
@@ -177,10 +182,10 @@ class PowerPlan:
 
     @property
     def hardest(self) -> tuple[PowerEstimate, ...]:
-        """One for each method and set of tasks: the worse of its references in every number."""
-        grouped: dict[tuple[str, str], list[PowerEstimate]] = {}
+        """One for each contrast and set of tasks: the worse of its references in every number."""
+        grouped: dict[tuple[str, Contrast], list[PowerEstimate]] = {}
         for one in self.estimates:
-            grouped.setdefault((one.over, one.method), []).append(one)
+            grouped.setdefault((one.over, one.contrast), []).append(one)
         return tuple(_worst(found) for found in grouped.values())
 
 
@@ -204,20 +209,22 @@ def _table(results: Results, table: ScoreTable, wanted: PowerOptions) -> PowerPl
     contrasts = _contrasts(results, table, wanted)
     goal = Goal(
         effect=wanted.effect,
-        contrasts=wanted.contrasts or min(max(len(contrasts), 1), MOST_PLANNED),
+        contrasts=wanted.contrasts or max(len(contrasts), 1),
         pilot=wanted.pilot,
     )
     estimates: list[PowerEstimate] = []
     gaps: list[str] = []
-    for method, reference in _pairs(table, contrasts):
-        rows = table.methods.index(method), table.methods.index(reference)
+    for contrast, reference in _pairs(table, contrasts):
         for over, tasks in _overs(table):
             try:
-                estimates.append(power_estimate(results, table, rows, tasks, over=over, goal=goal))
+                one = power_estimate(
+                    results, table, contrast, reference, tasks, over=over, goal=goal
+                )
+                estimates.append(one)
             except NotComparable as gap:
-                gaps.append(f"{method} against {reference}, {over}: {gap}")
+                gaps.append(f"{contrast.method} against {reference}, {over}: {gap}")
     same = Counter((one.method, one.reference) for one in estimates if one.identical)
-    everywhere = [pair for pair, count in same.items() if count == len(_overs(table))]
+    everywhere = [pair for pair, count in same.items() if count % len(_overs(table)) == 0]
     return PowerPlan(
         title=table.condition.title,
         goal=goal,
@@ -236,19 +243,16 @@ def seeds_for_a_point(
     counts; None where no number up to `MOST` is enough. Contrasts that cannot be compared are left
     out.
     """
-    goal = Goal(effect=1.0, contrasts=min(max(planned, 1), MOST_PLANNED), pilot=False)
+    goal = Goal(effect=1.0, contrasts=max(planned, 1), pilot=False)
     suite = [int(column) for column in np.flatnonzero(table.suite)]
     found: list[int | None] = []
     for contrast in contrasts:
-        pairs = list(_pairs(table, [resolved(table, contrast)[0]]))
+        pairs = _pairs(table, [resolved(table, contrast)[0]])
         try:
             needs = [
-                power_estimate(
-                    results, table, (table.methods.index(one), table.methods.index(other)), suite,
-                    over="suite", goal=goal,
-                )
-                for one, other in pairs
-            ]  # fmt: skip
+                power_estimate(results, table, one, reference, suite, over="suite", goal=goal)
+                for one, reference in pairs
+            ]
         except NotComparable:
             continue
         if needs := [one for one in needs if not one.identical]:
@@ -267,15 +271,12 @@ def _contrasts(results: Results, table: ScoreTable, wanted: PowerOptions) -> lis
     return [Contrast(method=name, baseline=baseline) for name in methods if name != baseline]
 
 
-def _pairs(table: ScoreTable, contrasts: Sequence[Contrast]) -> Iterator[tuple[str, str]]:
-    """Method and reference, of those that this table has."""
-    seen = set()
-    for one in contrasts:
-        for reference in (one.baseline, one.control):
-            pair = one.method, reference
-            if pair not in seen and {*pair} <= set(table.methods):
-                seen.add(pair)
-                yield pair
+def _pairs(table: ScoreTable, contrasts: Sequence[Contrast]) -> Iterator[tuple[Contrast, str]]:
+    """Each contrast with its references, of those that this table has."""
+    for one in dict.fromkeys(contrasts):
+        for reference in dict.fromkeys((one.baseline, one.control)):
+            if {one.method, reference} <= set(table.methods):
+                yield one, reference
 
 
 def _overs(table: ScoreTable) -> list[tuple[str, list[int]]]:
@@ -345,11 +346,12 @@ def long_rows(plans: Sequence[PowerPlan]) -> list[Row]:
 
 
 def _test(plan: PowerPlan) -> str:
-    pairs = dict.fromkeys((one.method, one.reference) for one in plan.estimates)
-    against: dict[str, list[str]] = {}
-    for method, reference in pairs:
-        against.setdefault(method, []).append(reference)
-    compared = "; ".join(f"{name} against {' and '.join(refs)}" for name, refs in against.items())
+    against: dict[Contrast, dict[str, None]] = {}
+    for one in plan.estimates:
+        against.setdefault(one.contrast, {})[one.reference] = None
+    compared = "; ".join(
+        f"{contrast.method} against {' and '.join(refs)}" for contrast, refs in against.items()
+    )
     count = plan.goal.contrasts
     corrected = f"corrected for {count} contrasts" if count > 1 else "for a single contrast"
     return f"Two-sided test at 5 %, {corrected}: {compared}."
@@ -419,6 +421,7 @@ def _long_row(title: str, one: PowerEstimate, goal: Goal) -> Row:
         {
             "condition": title,
             "method": one.method,
+            "baseline": one.contrast.baseline,
             "reference": one.reference,
             "over": one.over,
             "n_tasks": one.tasks,

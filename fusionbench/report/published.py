@@ -1,21 +1,31 @@
 """`tables/reported` and `tables/imported`: numbers of papers and of other tools.
 
 `reported.csv` holds numbers from papers and their repositories. A number shares a row with one of
-ours only if track, encoder, language model and benchmark are equal; all others have tables of their
-own, in the order of the file. Records of other tools enter no mean and no test.
+ours only if track, encoder, language model, benchmark and metric are equal; all others have tables
+of their own, in the order of the file. Records of other tools enter no mean and no test.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 
+import numpy as np
+
 from fusionbench.records.cell import CellRecord
 from fusionbench.records.scores import Condition, ScoreTable
 from fusionbench.report.page import Page
-from fusionbench.report.tables import GridRow, Row, Summary, cell, conditions, latex_grid, markdown
+from fusionbench.report.tables import (
+    GridRow,
+    Row,
+    Summary,
+    conditions,
+    latex_grid,
+    markdown,
+    over_seeds,
+)
 
 _TRACK = "vlm"
 """These papers train a projector, or more, in front of a language model."""
@@ -23,14 +33,38 @@ _HUB = "hf:"
 """In front of the id of a language model."""
 _OTHER = """\
 None of these results was made in the regime of a published number (a language model behind the same
-encoder, on the same benchmark), so nothing published can be compared with them. The tables below
-are a record of what was published, in the order of the sources; they rank nothing."""
+encoder, on the same benchmark, in the same metric), so nothing published can be compared with them.
+The tables below are a record of what was published, in the order of the sources;
+they rank nothing."""
 _SAME = """\
-The same encoder, language model and benchmark; whether the training data agree has to be read from
-the two descriptions. Published numbers come from one run each and have no interval."""
+The same encoder, language model, benchmark and metric; whether the training data agree has to be
+read from the two descriptions. Published numbers come from one run each and have no interval."""
 _EVIDENCE = """\
 "first-hand" was read in the paper or its repository; "second-hand" in a summary, a copy or someone
 else's table, and should be checked before it is quoted."""
+
+_OUR_MEASURES: Mapping[tuple[str, str], tuple[str, str, float]] = {
+    ("docvqa", "ANLS x100"): ("docvqa", "anls", 100),
+    ("gqa", "accuracy"): ("gqa", "accuracy", 100),
+    ("gqa", "accuracy testdev-balanced"): ("gqa", "accuracy", 100),
+    ("mme", "perception score"): ("mme", "perception", 1),
+    ("mme_p", "perception score"): ("mme", "perception", 1),
+    ("mmmu", "accuracy val"): ("mmmu", "accuracy", 100),
+    ("pope", "score (LLaVA protocol)"): ("pope", "f1_mean", 100),
+    ("pope", "score (LLaVA protocol; mean F1 by convention, not stated in table)"): (
+        "pope",
+        "f1_mean",
+        100,
+    ),
+    ("scienceqa", "total accuracy"): ("scienceqa", "accuracy", 100),
+    ("scienceqa_img", "IMG-accuracy"): ("scienceqa", "accuracy_img", 100),
+    ("scienceqa_img", "IMG-accuracy test"): ("scienceqa", "accuracy_img", 100),
+    ("textvqa", "VQA soft accuracy val (OCR-token prompt)"): ("textvqa_ocr", "accuracy", 100),
+}
+"""Task and metric of a published number; our task, measure of a record, and factor to its unit.
+
+What is not here (another split, a metric that the source does not state) has no twin of ours.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,14 +172,21 @@ def _latex(tables: Sequence[ScoreTable]) -> str:
 
 
 def _ours(number: Reported, tables: Sequence[ScoreTable]) -> Iterator[tuple[str, Summary]]:
-    """Our cells of the same method, benchmark and regime, with their condition."""
+    """Our values of the same method, metric and regime, with their condition.
+
+    A summary has hundredths of the published unit, as its text is in percent.
+    """
+    task, measure, factor = _OUR_MEASURES.get((number.task, number.metric), ("", "", 0.0))
     for table in tables:
-        names = [task.name for task in table.tasks]
-        if number.comparable(table.condition) and number.task in names:
-            for row, name in enumerate(table.methods):
-                if _plain(name) == number.ours:
-                    column = names.index(number.task)
-                    yield table.condition.title, cell(table, row, column)
+        names = [one.name for one in table.tasks]
+        if not number.comparable(table.condition) or task not in names:
+            continue
+        for row, name in enumerate(table.methods):
+            if _plain(name) == number.ours:
+                runs = table.runs(row, names.index(task))
+                values = [one.measures[measure] for one in runs if measure in one.measures]
+                if values:
+                    yield table.condition.title, over_seeds(np.array(values) * factor / 100)
 
 
 def _plain(name: str) -> str:
@@ -162,6 +203,7 @@ def _shared_row(number: Reported, title: str, summary: Summary) -> Row:
         "its metric": number.metric,
         "evidence": number.evidence,
         "ours": summary.text,
+        "our metric": _OUR_MEASURES[number.task, number.metric][1],
         "our regime": title,
     }
 

@@ -15,8 +15,6 @@ from jaxtyping import Bool, Float, Int, Real
 from fusionbench.stats.estimate import Estimate, finite, stack
 
 ALPHA = 0.05
-MOST_PLANNED = 12
-"""Largest correction group of planned contrasts."""
 # In the unit of a score in [0, 1]: one point and two points.
 SUITE_MARGIN = 0.010
 TASK_MARGIN = 0.020

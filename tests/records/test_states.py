@@ -21,6 +21,7 @@ from fusionbench.records.cost import Conditions, CostRecord, Spread, read, write
 from fusionbench.records.folder import LOCKS, claimed, claims, exclusive, locked
 from fusionbench.records.history import Request
 from fusionbench.records.pairs import Results
+from fusionbench.records.references import references
 from fusionbench.records.scores import score_tables
 from fusionbench.records.states import STATES, of_request, states
 from fusionbench.records.store import Store
@@ -269,6 +270,18 @@ def _layers(store, task, shares, budget=RIDGE, **settings):
                 store, cell, share, label=f"layer[index={layer}]", taps=((layer,),), in_suite=True,
                 chance=0.25, group="fine", parameters={"fusion": 0},
             )  # fmt: skip
+
+
+def test_a_layer_whose_first_run_failed_is_a_reference_by_its_others(tmp_path):
+    store = Store.open(tmp_path)
+    _layers(store, "digits", [0.6, 0.7, 0.8, 0.9])
+    for one in list(store.records()):
+        if one.spec.settings["index"] == 3 and one.spec.seed == 0:
+            (store.folder / "cells" / f"{one.id}.json").unlink()
+            store.write_failure(replace(one, status="failed", taps=(), score=None))
+    (table,) = Results(Store.open(tmp_path)).tables
+    (reference,) = references(table).values()
+    assert reference.layers[3] == pytest.approx(0.9)
 
 
 def test_a_task_at_chance_leaves_the_aggregate_and_a_perfect_one_is_marked(tmp_path):

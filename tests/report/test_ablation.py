@@ -336,7 +336,7 @@ def test_another_judge_changes_every_table(folders, tmp_path, monkeypatch):
         assert "0.321" in after[name] and "0.321" not in before[name]
     assert "4.6 (4.6)" in after["power"]
     assert "[-50.0, +50.0]" in after["claims"]
-    assert "(q 0.32)" in after["diff"]
+    assert "(q 0.321)" in after["diff"]
 
 
 def test_no_file_of_the_report_corrects_or_decides_by_itself():

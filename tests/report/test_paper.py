@@ -22,7 +22,8 @@ from fusionbench.records.yaml_files import parse_section
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.selection import select_methods
 from fusionbench.report.build import write_report
-from fusionbench.report.paper import Paper, _built, paper, papers
+from fusionbench.report.contrasts import make_plan
+from fusionbench.report.paper import Paper, PaperScores, _built, paper, papers
 from fusionbench.report.published import Reported, reported, reported_rows, reported_section
 
 GAINS = {"penultimate": 0.0, "dense_connector-dci": 0.08, "mema": 0.05, "mema-no_query": 0.0}
@@ -164,7 +165,7 @@ def test_a_table_of_the_track_vlm_is_filled_from_its_own_records(tmp_path):
     assert "vlm: " in rows["Mema", "suite"]["condition"] and rows["Mema", "pope"]["mean"]
     # A benchmark of the paper stands beside its own numbers.
     (header, *_) = [line for line in (home / "mema.md").read_text().splitlines() if "| row" in line]
-    assert re.search(r"\| pope +\|.* published POPE", header)
+    assert re.search(r"\| pope, accuracy +\|.* published POPE", header)
 
 
 def test_rows_inside_a_language_model_have_a_method_in_the_track_vlm_only():
@@ -219,6 +220,25 @@ def test_a_folder_that_lacks_methods_of_a_table_is_told_with_the_command_that_ru
     assert f"`fusionbench paper mmfuser {folder} --run` fills them" in page
 
 
+def test_a_method_of_two_versions_is_ambiguous_and_the_newer_one_is_the_default_contrast(tmp_path):
+    folder = study(tmp_path / "results", {"penultimate": 0.0, "mema": 0.1}, seeds=4)
+    with Store.open(folder) as store:
+        for one in list(store.records()):
+            if one.label == "mema":
+                older = replace(one, spec=replace(one.spec, method_version=0))
+                store.write(older, store.outcomes(one), store.items(one))
+    (table,) = Results.open(folder).tables
+    newer, older = (f"mema (version {n})" for n in (1, 0))
+    assert {newer, older} < set(table.methods)
+    assert [one.method for one in make_plan(table, ()).contrasts] == [newer]
+    (row,) = [row for row in PaperScores(Results.open(folder), table).fill(
+        paper("mema").tables[0]) if row.ours == "mema"]  # fmt: skip
+    assert row.gap == f"mema is ambiguous: {older} and {newer}"
+    write("mema", folder, tmp_path / "home", io.StringIO())
+    page = (tmp_path / "home" / "mema.md").read_text()
+    assert "mema," not in page.split("--methods ")[1].split("`")[0]
+
+
 # Published numbers: each with its source, beside ours only where the regime is the same.
 
 MMFUSER = next(
@@ -227,9 +247,14 @@ MMFUSER = next(
 )  # fmt: skip
 
 
+MEASURES = {"accuracy": 0.4, "perception": 1503.0, "f1_mean": 0.86}
+
+
 def tables(*cells):
     rng = np.random.default_rng(0)
-    return score_tables([record(cell, rng.integers(0, 2, 40).astype(float)) for cell in cells])
+    return score_tables(
+        [record(cell, rng.integers(0, 2, 40).astype(float), measures=MEASURES) for cell in cells]
+    )
 
 
 def in_its_regime(number: Reported, **changes):
@@ -285,11 +310,36 @@ def test_in_the_same_regime_our_cell_stands_beside_the_published_number():
     (row,) = [row for row in reported_rows(same) if row["comparable"]
               and row["given_by"] == "MMFuser"]  # fmt: skip
     assert str(row["value"]) == MMFUSER.value and row["ours_runs"] == 3
-    assert row["ours_mean"] == pytest.approx(100 * np.nanmean(same[0].values))
+    assert row["ours_mean"] == pytest.approx(40.0)
     text = reported_section(same)
     assert "nothing published can be compared" not in text
     line = next(line for line in text.splitlines() if line.startswith("| GQA"))
     assert "mmfuser" in line and f"{MMFUSER.value} (MMFuser)" in line
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    ("benchmark", "ours"), [("MME", 1503.0), ("POPE", 86.0), ("ScienceQA-IMG", None)]
+)
+def test_our_number_is_of_the_published_metric_and_unit_or_is_not_there(benchmark, ours):
+    number = next(one for one in reported() if (one.given_by, one.benchmark, one.base_model)
+                  == ("LLaVA", benchmark, "LLaVA-1.5-7B"))  # fmt: skip
+    same = in_its_regime(number, task=number.task.removesuffix("_img"))
+    found = {row["ours_mean"] for row in reported_rows(same) if row["source"] == number.source
+             and row["benchmark"] == benchmark and row["comparable"]}  # fmt: skip
+    assert sorted(found) == ([] if ours is None else [pytest.approx(ours)])
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    "metric", ["as reported", "accuracy test-dev", "accuracy (total vs IMG not stated)"]
+)
+def test_a_metric_that_is_not_ours_or_not_stated_is_not_comparable(metric):
+    numbers = [one for one in reported() if one.metric == metric and one.encoder and one.reader]
+    assert numbers
+    for number in numbers:
+        rows = reported_rows(in_its_regime(number))
+        assert not [row for row in rows if row["comparable"] and row["metric"] == metric]
 
 
 @pytest.mark.usefixtures("without_figures")

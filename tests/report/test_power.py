@@ -33,6 +33,7 @@ from fusionbench.report.power import (
     power_estimate,
 )
 from fusionbench.report.tables import comma_separated
+from fusionbench.study.contrasts import Contrast
 from fusionbench.study.study import QUICK, as_plain
 
 GAINS = {"penultimate": 0.0, "repeat": 0.0, "mema": 0.1}
@@ -48,8 +49,10 @@ def look(results, goal=ONE, over="suite"):
     (table,) = results.tables
     names = [task.name for task in table.tasks]
     tasks = range(len(names)) if over == "suite" else [names.index(over)]
-    rows = table.methods.index("mema"), table.methods.index("penultimate")
-    return power_estimate(results, table, rows, list(tasks), over=over, goal=goal)
+    contrast = Contrast(method="mema", baseline="penultimate")
+    return power_estimate(
+        results, table, contrast, "penultimate", list(tasks), over=over, goal=goal
+    )
 
 
 @pytest.mark.parametrize("over", ["suite", "digits"])
@@ -119,6 +122,23 @@ def test_the_harder_of_baseline_and_control_counts(tmp_path):
     (hardest,) = [one for one in plan.hardest if one.over == "suite"]
     assert hardest.mde == max(one.mde for one in suite)
     assert hardest.reference == "penultimate and repeat"
+
+
+def test_contrasts_of_one_method_stay_apart_and_the_correction_counts_those_that_are_listed(
+    tmp_path,
+):
+    gains = GAINS | {f"other{n}": 0.1 for n in range(14)}
+    folder = study(tmp_path / "results", gains, seeds=4)
+    store = Store.open(folder)
+    both = ({"method": "mema"}, {"method": "mema", "baseline": "repeat"})
+    declared = replace(QUICK, contrasts=both)
+    store.history.add(Request(study=as_plain(declared), labels=tuple(gains), tasks=("digits",)))
+    (plan,) = planned(Results.open(folder), PowerOptions())
+    suite = [one for one in plan.hardest if one.over == "suite"]
+    assert [one.reference for one in suite] == ["penultimate", "repeat"]
+    assert [row["baseline"] for row in long_rows([plan])[::5]] == ["penultimate", "repeat"]
+    (wide,) = planned(Results.open(folder), PowerOptions(baseline="repeat"))
+    assert wide.goal.contrasts == len(gains) - 1 > 12
 
 
 def test_two_names_of_one_function_are_left_out_and_named(tmp_path):
@@ -274,6 +294,14 @@ def test_a_planted_shift_is_found_and_turns_round_with_the_folders(folder, tmp_p
         )
         assert two.answer.p == pytest.approx(one.answer.p)
         assert found["penultimate", over].measured.identical
+
+
+def test_tasks_of_another_chance_are_named_and_in_no_mean_of_either_side(folder, tmp_path):
+    other = study(tmp_path / "other", {"penultimate": 0.0, "mema": 0.1}, facts={"chance": 0.3})
+    for sides in ((folder, other), (other, folder)):
+        _, found = compared(*sides)
+        assert ("mema", "suite") not in found and ("mema", "digits") in found
+        assert "chance" in text_of(*sides).split("## Identity")[1].split("## Where")[0]
 
 
 def test_with_three_seeds_no_test_is_printed(tmp_path):

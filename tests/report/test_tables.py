@@ -18,11 +18,14 @@ import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.records.cost import Conditions, CostRecord, Spread, write
 from fusionbench.records.outcomes import encode
+from fusionbench.records.pairs import Results
 from fusionbench.records.schema import full_text
 from fusionbench.records.states import up_to_date
 from fusionbench.records.store import Store
 from fusionbench.report.build import FORMATS, SECTIONS, ReportOptions, write_report
+from fusionbench.report.cost_table import measured_as, over_encoder, profiles_of
 from fusionbench.report.figures.write import write_figures
+from fusionbench.report.layer_table import _places
 from fusionbench.stats.cells import share_correct
 from fusionbench.stats.groups import TaskScores
 from fusionbench.stats.tied import task_pairs, tied_set
@@ -181,12 +184,59 @@ def test_cost_counts_what_is_added_and_says_what_was_not_measured(folder, tmp_pa
     assert (mema["flops_over_encoder"], mema["cacheable"]) == ("2000000", "true")
     page = section(tmp_path / "o", "cost")
     (line,) = [line for line in page.splitlines() if line.startswith("| wide")]
-    assert line.count("not measured") == 6 and "in the encoder" in line
+    assert line.count("not measured") == 7 and "in the encoder" in line
     (line,) = [line for line in page.splitlines() if line.startswith("| mema ")]
-    assert "train, card, bf16, batch 32" in line and "12.5 [12, 13]" in line and "2 M" in line
+    assert (
+        "train, card, bf16, batch 32, 32 px, projector 64 wide |" in line
+        and "12.5 [12, 13]" in line
+        and "2 M" in line
+    )
     assert "1.5 [-0.25, 2]" in line
     ends = (mema["latency_over_encoder_q1_ms"], mema["latency_over_encoder_q3_ms"])
     assert (mema["latency_over_encoder_ms"], *ends) == ("1.5", "-0.25", "2")
+
+
+def test_profiles_of_other_conditions_are_told_apart_and_only_the_plain_one_gives_the_time(folder):
+    (table,) = Results.open(folder).tables
+    row, start = table.methods.index("mema"), profile("mema")
+    plain = {"mode": "inference", "dtype": "float32"}
+    others = (
+        {"language_model": True}, {"compile": "default"}, {"threads": 2}, {"image_size": 336},
+        {"width": 4096}, {"batch": 1}, {"method_version": 0},
+    )  # fmt: skip
+    found = [
+        replace(
+            start, conditions=replace(start.conditions, **plain | other),
+            latency_encoder_ms=Spread(median=share, q1=1, q3=1, blocks=30),
+        )
+        for share, other in enumerate(others, 1)
+    ]  # fmt: skip
+    kept = profiles_of(found, table, row)
+    assert len({measured_as(one) for one in kept}) == len(kept) == len(others) - 1
+    alone = [one for one in found if one.conditions.batch == 1 or one.conditions.compile != "off"
+             or one.conditions.language_model]  # fmt: skip
+    time = over_encoder(alone, table, row)
+    assert time.batch == 1 and time.share == pytest.approx(100 * 1.5 / 6)
+    assert over_encoder(alone[:2], table, row) is None
+
+
+def test_values_over_joined_layers_are_labelled_by_them_and_never_by_blocks():
+    joined = ((1, 2), (2, 3, 4), (7,))
+    assert _places(joined, 3) == ("tap 1-2", "tap 2-4", "tap 7")
+    assert _places(joined, 2) == ("tap 1-2", "tap 2-4")
+    assert _places(joined, 4) == ("value 1", "value 2", "value 3", "value 4")
+    assert _places(((0,), (1,), (2,)), 2) == ("block 1", "block 2")
+
+
+def test_a_task_whose_examples_are_of_one_image_is_a_gap_and_no_traceback(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "r")
+    with quick_disk(), Store.open(copy) as store:
+        for method in ("penultimate", "mema"):
+            put_task(store, method, "one", SUITE["mema"]["digits"], images=["a"] * 150)
+    write_report(copy, tmp_path / "o", ReportOptions(formats=TABLES))
+    row = the(read(tmp_path / "o", "main"), method="mema", task="one")
+    assert row["status"] == "done"
+    assert "all examples of one belong to one image" in section(tmp_path / "o", "contrasts")
 
 
 def profile(label):

@@ -173,8 +173,8 @@ def test_the_short_answer_takes_the_sentences_that_a_report_has(pages, tmp_path)
         "- Worse than `penultimate`: `last` (-2.0).",
         "- Other planned comparisons: `mema` is better than `adapter` (+1.0).",
         "- Of the methods that read one layer, `last` has the highest mean.",
-        "- How sure: 4 runs of each method.",
-        "- `mema` has the highest mean of 4, told apart from all.",
+        "- How sure: 12 planned contrasts of 4 runs.",
+        "- `mema` has the highest mean of the 4 methods with the same 4 runs, told apart from all.",
     ]
     left = ["- Undecided, with the smallest difference: 1.0.", "- Added: 0."]
     there.write_text("".join(f"{line}\n" for line in [*left, *kept]))

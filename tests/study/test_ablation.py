@@ -20,8 +20,6 @@ from fusionbench.records.store import Store
 from fusionbench.registry.catalog import read_catalog
 from fusionbench.registry.plugins import load_method
 from fusionbench.registry.selection import select_methods
-from fusionbench.stats.verdicts import MOST_PLANNED
-from fusionbench.study import contrasts
 from fusionbench.study.ablation import base_of, factorial, one_factor_out
 from fusionbench.study.contrasts import Contrast, check_known, check_margins, read_contrasts
 from fusionbench.study.reading import load_study
@@ -344,7 +342,3 @@ def test_a_study_file_is_refused_before_it_runs(tmp_path):
         load_study(file)
     file.write_text("contrasts:\n  - {method: mema, over: fine}\nmargins: {suite: 0.5}\n")
     assert load_study(file).contrasts == ({"method": "mema", "over": "fine"},)
-
-
-def test_the_largest_family_is_that_of_the_statistics():
-    assert contrasts.MOST_PLANNED == MOST_PLANNED

@@ -24,9 +24,9 @@ from fusionbench.registry.catalog import Catalog, read_catalog
 from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.report.analysis import Analysis
 from fusionbench.report.contrasts import control_of
-from fusionbench.report.cost_table import large
+from fusionbench.report.cost_table import large, over_encoder, profiles_of
 from fusionbench.report.coverage import dead_tasks
-from fusionbench.report.leaderboard import added_parts, added_text, over_encoder, ranked, role
+from fusionbench.report.leaderboard import added_parts, added_text, ranked, role
 from fusionbench.report.page import Material
 from fusionbench.report.tables import cell, interval
 
@@ -212,17 +212,12 @@ def _cost(analysis: Analysis, row: int, profiles: Sequence[CostRecord]) -> dict[
         shown = ", ".join(f"{part} {added_text(values)}" for part, values in parts.items())
         total = added_text([sum(one) for one in zip(*parts.values(), strict=True)])
         facts[f"parameters added to the whole model of {baseline}"] = f"{total} ({shown})"
-    label = table.row(row)[0].label or table.row(row)[0].spec.method
-    mine = [
-        one
-        for one in profiles
-        if one.label == label and one.conditions.encoder == table.condition.encoder
-    ]
+    mine = profiles_of(profiles, table, row)
     counts = [one.flops_over_encoder for one in mine if one.flops_over_encoder is not None]
     flops = counts[0] if counts else None
     if flops is not None:
         facts["FLOPs of one image over the encoder"] = large(flops)
-    time = over_encoder(profiles, label, table.condition.encoder)
+    time = over_encoder(profiles, table, row)
     if time is not None:
         facts["time over the encoder, inference"] = (
             f"{time.share:+.0f} % ({time.milliseconds:+.2f} ms a batch of {time.batch}, "

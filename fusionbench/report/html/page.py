@@ -20,12 +20,12 @@ from fusionbench.records.pictures import read_pictures
 from fusionbench.records.text import checkpoint_name, file_only, impersonal, visible
 from fusionbench.report import coverage
 from fusionbench.report.contrast_table import INTERVALS
+from fusionbench.report.cost_table import over_encoder
 from fusionbench.report.coverage import dead_tasks
 from fusionbench.report.figures.style import DARK, Drawn
 from fusionbench.report.html.cards import Card, at_chance, method_cards, task_cards
 from fusionbench.report.html.examples import browser
 from fusionbench.report.html.grid import Grid, costs, differences, pivots, plain, standings
-from fusionbench.report.leaderboard import over_encoder
 from fusionbench.report.page import Material
 from fusionbench.report.tables import Row, is_missing
 
@@ -375,9 +375,7 @@ def _times(report: Material) -> dict[str, str]:
     for analysis in report.analyses:
         table = analysis.table
         for row, label in enumerate(analysis.labels):
-            first = table.row(row)[0]
-            name = first.label or first.spec.method
-            time = over_encoder(report.profiles, name, table.condition.encoder)
+            time = over_encoder(report.profiles, table, row)
             if time is not None:
                 found.setdefault(label, f"{time.share:+.0f} %")
     return found
