@@ -124,7 +124,11 @@ class Scoring:
 
 
 class Task(Scoring, ABC):
-    """One task; its `@task(...)` line has the registered name, version and needs."""
+    """One task; its `@task(...)` line has the registered name, version and needs.
+
+    `reads`, a literal tuple, names the files and folders that `load` reads, beside the task's file.
+    Without it the data of a plug-in is read anew for each plan, since any file may have changed.
+    """
 
     @abstractmethod
     def load(self) -> TaskData:

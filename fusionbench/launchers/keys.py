@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from fusionbench.api.encoders import Encoder
 from fusionbench.api.fusion import Tap
@@ -9,13 +10,15 @@ from fusionbench.harness.bundle import Bundle
 from fusionbench.harness.model import seeded_fusion, shape_of
 from fusionbench.harness.stepping import taps_of
 from fusionbench.models.encoders.features import FeatureKey
-from fusionbench.records.cell import CellSpec
+from fusionbench.registry.discovery import BUILT_IN
 from fusionbench.registry.plugins import load_method
+from fusionbench.registry.provenance import source_hash
 from fusionbench.study.plan import Cell, ModelJob, TrainJob, layer_candidates, tuning_specs
 
 
-def feature_key(spec: CellSpec, bundle: Bundle, size: int) -> FeatureKey:
+def feature_key(cell: Cell, bundle: Bundle, size: int) -> FeatureKey:
     """The key of a cell's hidden states."""
+    spec, card = cell.spec, cell.encoder
     return FeatureKey(
         weights=spec.weights,
         size=size,
@@ -23,6 +26,7 @@ def feature_key(spec: CellSpec, bundle: Bundle, size: int) -> FeatureKey:
         count=bundle.count,
         precision=spec.budget.precision,
         dtype=spec.budget.feature_dtype,
+        code="" if card.origin == BUILT_IN else source_hash(Path(card.path)),
     )
 
 

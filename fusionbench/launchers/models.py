@@ -106,7 +106,7 @@ class ModelRunner:
         bundles = {cell.spec.task: self.runner.bundle(cell)[0] for cell in job.tasks}
         encoder = self.runner.encoder(job.cells[0])
         keys = {
-            cell.spec.task: feature_key(cell.spec, bundles[cell.spec.task], encoder.size)
+            cell.spec.task: feature_key(cell, bundles[cell.spec.task], encoder.size)
             for cell in job.tasks
         }
         return Session.open(

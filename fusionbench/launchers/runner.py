@@ -177,7 +177,7 @@ class Runner:
         # Whatever the code of a task has changed.
         self.state.restore()
         images = self._show(cell, bundle, images)
-        key = feature_key(cell.spec, bundle, encoder.size)
+        key = feature_key(cell, bundle, encoder.size)
         taps = all_taps(job.trainings, encoder) if job.taps is None else job.taps
         if not features.missing_taps(key, taps):
             # Before any lock: a complete cache may be read-only.
@@ -386,7 +386,7 @@ class Runner:
                 bundle=bundle,
                 budget=budget,
                 shape=replace(encoder.shape, query_dim=budget.query_dim, mlp=encoder.mlp),
-                key=feature_key(cell.spec, bundle, encoder.size),
+                key=feature_key(cell, bundle, encoder.size),
                 device=self.device,
                 encoder=encoder,
                 compiled="default" if self.options.compile == "steps" else "",

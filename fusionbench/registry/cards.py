@@ -109,8 +109,8 @@ class TaskCard:
     source: str
     about: str = ""
     """What it is, in one line."""
-    reads: tuple[str, ...] = ()
-    """The folder of images and the table of a `FolderTask`."""
+    reads: tuple[str, ...] | None = None
+    """Files and folders that it reads; None where it does not say."""
 
     @property
     def available(self) -> bool:

@@ -260,14 +260,22 @@ def _task(declaration: Declaration, where: dict[str, str], packed: Collection[st
         encoder=given["encoder"],
         in_suite=bool(given["in_suite"]),
         missing=() if here else tuple(need for need in needs if not importable(need)),
-        reads=_reads(declaration),
+        reads=_reads(declaration, where["file"]),
         **where,
     )
 
 
-def _reads(declaration: Declaration) -> tuple[str, ...]:
-    named = (declaration.attributes.get(name) for name in ("images", "questions"))
-    return tuple(str(one) for one in named if one) if declaration.root == "FolderTask" else ()
+def _reads(declaration: Declaration, file: str) -> tuple[str, ...] | None:
+    """The files and folders that a task reads; None where it does not say."""
+    attributes = declaration.attributes
+    if declaration.root == "FolderTask":
+        named = (attributes.get(name) for name in ("images", "questions"))
+        return tuple(str(one) for one in named if one)
+    if "reads" not in attributes:
+        return None
+    if not isinstance(given := attributes["reads"], tuple | list):
+        raise ValueError(f'reads must name files and folders, like ("labels.csv",), got {given!r}')
+    return tuple(str(Path(file).parent / str(one)) for one in given)
 
 
 def _benchmark(declaration: Declaration, where: dict[str, str]) -> BenchmarkCard:

@@ -124,7 +124,8 @@ def tried_hashes(
         (_tried_apart(card, keep_for) for card in unknown[len(own) :]),
     )
     if unknown:
-        hear(f"reading or rendering the images of {len(unknown)} tasks, once on this machine")
+        once = ", once on this machine" if all(map(_says_what_it_reads, unknown)) else ""
+        hear(f"reading or rendering the images of {len(unknown)} tasks{once}")
     looks = []
     for number, (card, look) in enumerate(zip(unknown, waiting, strict=True), start=1):
         looks.append(look)
@@ -162,9 +163,15 @@ def benchmark_hash(card: BenchmarkCard, data_root: str) -> str:
 
 
 def _known(card: TaskCard) -> str:
+    """The noted hash of a task's data; empty where there is none, or none can be trusted."""
     if card.name in (packed := packed_tasks()):
         return packed[card.name]
-    return read_note(_note(card))
+    return read_note(_note(card)) if _says_what_it_reads(card) else ""
+
+
+def _says_what_it_reads(card: TaskCard) -> bool:
+    """Whether the files are known whose state stands for the data; other plug-ins may read any."""
+    return card.source == BUILT_IN or card.reads is not None
 
 
 def _look(card: TaskCard, budget: Budget | None) -> str:
@@ -184,18 +191,14 @@ def _note(card: TaskCard) -> Path:
 
 
 def _stamps(card: TaskCard) -> Iterator[list[str | int]]:
-    """State of the task's code and data files and of its packages' records.
-
-    A hint, no identity: a task may read other files too, so `planned_data` compares the data itself
-    wherever it is loaded.
-    """
+    """State of the task's code and data files and of its packages' records."""
     for package in _RENDERERS:
         with suppress(PackageNotFoundError):
             yield [package, version(package)]
     source = Path(card.file)
     for path in [*source.parent.glob(f"{source.stem}.*"), *source.parent.glob("_*.py")]:
         yield [path.name, *state_of(path.stat())]
-    for name in card.reads:
+    for name in card.reads or ():
         read = Path(name).expanduser()
         for path in [read, *sorted(read.rglob("*"))]:
             if path.is_file():

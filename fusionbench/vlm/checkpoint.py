@@ -115,10 +115,21 @@ def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
     write_atomic(file, save(tensors))
 
 
+def fusion_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What the fusion keeps beside its parameters, as running statistics, by the model's names."""
+    fusion = getattr(model, "fusion", None)
+    if not isinstance(fusion, nn.Module):
+        return {}
+    trained = {name for name, _ in fusion.named_parameters()}
+    state = {name: value for name, value in fusion.state_dict().items() if name not in trained}
+    return {f"fusion.{name}": one for name, one in state.items() if isinstance(one, Tensor)}
+
+
 def load_weights(file: Path, model: nn.Module) -> None:
     """Put stored weights into a model; these parameters are trainable, all others frozen.
 
-    Raises UserError for a missing or damaged file, and for weights that the model does not have.
+    Buffers of the fusion are stored with them. Raises UserError for a missing or damaged file, and
+    for weights that the model does not have.
     """
     try:
         found = load(file.read_bytes())
@@ -126,13 +137,15 @@ def load_weights(file: Path, model: nn.Module) -> None:
         raise UserError(f"{file} is missing", _AGAIN) from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged: {error}", _AGAIN) from error
-    own = dict(model.named_parameters())
-    if strange := sorted(found.keys() - own.keys()):
+    own, buffers = dict(model.named_parameters()), fusion_buffers(model)
+    if strange := sorted(found.keys() - own.keys() - buffers.keys()):
         raise UserError(f"{file} holds weights of another model: {', '.join(strange[:3])}", _AGAIN)
     for name, parameter in own.items():
         parameter.requires_grad_(name in found)
         if name in found:
             parameter.detach().copy_(found[name])
+    for name in buffers.keys() & found.keys():
+        buffers[name].copy_(found[name])
 
 
 def _note(store: Path, model: str) -> Path:
@@ -156,7 +169,8 @@ class Checkpoints:
     """The checkpoints of one training in `folder`; None: none are written or read.
 
     Every process calls `resume` and `write` at the same step; rank 0 writes. `trained` are the
-    trainable parameters by name, whole or sharded.
+    trainable parameters by name, whole or sharded; `kept` gives the tensors beside them that
+    training changes, since a module may put new ones in their place.
     """
 
     def __init__(
@@ -166,9 +180,10 @@ class Checkpoints:
         trained: Mapping[str, Tensor],
         optimisers: Optimisers,
         world: World,
+        kept: Callable[[], Mapping[str, Tensor]] = dict,
     ) -> None:
         self.folder, self.fingerprint, self.world = folder, fingerprint, world
-        self.trained, self.optimisers = trained, optimisers
+        self.trained, self.optimisers, self.kept = trained, optimisers, kept
         self.notes: list[str] = []
         """Files that were moved aside, and why."""
 
@@ -224,7 +239,8 @@ class Checkpoints:
 
     def _state(self) -> dict[str, Tensor]:
         """Weights and moments by the names that they have in a file."""
-        state = {f"{_WEIGHT}/{name}": p.detach() for name, p in self.trained.items()}
+        weights = {**self.trained, **self.kept()}
+        state = {f"{_WEIGHT}/{name}": value.detach() for name, value in weights.items()}
         for name, parameter in self.trained.items():
             for part in self.optimisers.parts:
                 # `get`: AdamW's state makes an entry of what is only looked up.
@@ -259,7 +275,8 @@ class Checkpoints:
                 header = json_object((file.metadata() or {}).get(_HEADER, ""))
                 _check_header(header, self.fingerprint)
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-                expected = {f"{_WEIGHT}/{n}": tuple(p.shape) for n, p in self.trained.items()}
+                own = {**self.trained, **self.kept()}
+                expected = {f"{_WEIGHT}/{name}": tuple(p.shape) for name, p in own.items()}
                 weights = {n: shape for n, shape in shapes.items() if n.startswith(f"{_WEIGHT}/")}
                 if weights != expected:
                     names = sorted(dict(weights.items() ^ expected.items()))
@@ -273,7 +290,7 @@ class Checkpoints:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
             with torch.no_grad():
-                for name, parameter in self.trained.items():
+                for name, parameter in {**self.trained, **self.kept()}.items():
                     parameter.copy_(_placed(file.get_tensor(f"{_WEIGHT}/{name}"), parameter))
             keys = {name.split("/", 1)[0] for name in names} - {_WEIGHT}
             owners = {p: part for part in self.optimisers.parts for p in _parameters(part)}

@@ -38,7 +38,7 @@ from fusionbench.vlm.batch import (
     Strangers,
     pixels,
 )
-from fusionbench.vlm.checkpoint import Trained, partial, save_model, whole
+from fusionbench.vlm.checkpoint import Trained, fusion_buffers, partial, save_model, whole
 from fusionbench.vlm.evaluate import Asking
 from fusionbench.vlm.llava import Reading, most_positions, positions
 from fusionbench.vlm.model import (
@@ -241,9 +241,9 @@ def _of_fusion(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _keep(work: Work, built: Built, names: Iterable[str], about: Trained, world: World) -> None:
-    """Write the weights of these names; every process takes part."""
+    """Write the weights of these names and the fusion's buffers; every process takes part."""
     own = dict(built.model.named_parameters())
-    weights = {name: whole(own[name]) for name in names}
+    weights = {name: whole(own[name]) for name in names} | fusion_buffers(built.model)
     if world.main:
         save_model(work.folder, work.spec.model_id, weights, about)
     world.barrier()
@@ -351,11 +351,17 @@ class _Stage:
 
 
 def image_tokens(model: VisionLanguageModel, states: ImageStates, spec: CellSpec) -> int:
-    """Tokens of one input of the encoder, from the fused tokens of a blank one."""
-    bf16 = spec.budget.precision == "bf16"
+    """Tokens of one input of the encoder, from the fused tokens of a blank one.
+
+    It is no example of training: nothing in the fusion changes.
+    """
+    bf16, training = spec.budget.precision == "bf16", model.fusion.training
+    model.fusion.eval()
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         batch = RowBatch(rows=(), owners=(), states=states.of(()), queries=((),), answers=((),))
-        return int(model.fused(batch).tokens.shape[1])
+        found = int(model.fused(batch).tokens.shape[1])
+    model.fusion.train(training)
+    return found
 
 
 def asking_of(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from fusionbench.api.errors import UserError, one_of
 from fusionbench.api.types import Unsupported
 from fusionbench.harness.train import MUON, Optimisers, schedule
 from fusionbench.records.cell import MEANS, Budget
-from fusionbench.vlm.checkpoint import Checkpoints, whole
+from fusionbench.vlm.checkpoint import Checkpoints, fusion_buffers, whole
 from fusionbench.vlm.processes import World
 
 STRATEGIES = ("ddp", "shard")
@@ -118,7 +119,8 @@ def train(
     wrapped = _wrapped(model, setup, world, units)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimisers = Optimisers(list(trained.values()), setup.budget, setup.lr)
-    keeper = Checkpoints(folder, fingerprint, trained, optimisers, world)
+    kept = partial(fusion_buffers, model)
+    keeper = Checkpoints(folder, fingerprint, trained, optimisers, world, kept)
     begun, losses = keeper.resume()
     for step in range(begun, setup.budget.steps):
         loss = _gradients(wrapped, data, step, setup, world)

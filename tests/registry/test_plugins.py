@@ -6,17 +6,21 @@ import py_compile
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from plugin_files import BLANK_ENCODER
+from toy_records import spec
 
 import fusionbench
 from fusionbench.api.errors import UserError
 from fusionbench.cli.listing import encoders_text, json_text
+from fusionbench.launchers.keys import feature_key
 from fusionbench.records.store import Store
-from fusionbench.registry.catalog import describe, read_catalog
+from fusionbench.registry.catalog import describe, read_catalog, require_usable
 from fusionbench.registry.plugins import import_from, load_encoder
+from fusionbench.study.data import task_hash
 
 SOURCE = """
 import torch
@@ -74,6 +78,70 @@ def test_its_weights_and_its_version_are_its_identity(plugin):
     plugin.write_text(SOURCE.replace("version=1", "version=2"))
     third = describe(read_catalog([str(plugin)]), "patchwork").weights
     assert len({first, second, third}) == 3
+
+
+def test_its_edited_code_reads_no_hidden_states_of_the_old_code(plugin):
+    def key():
+        card = describe(read_catalog([str(plugin)]), "patchwork")
+        cell = SimpleNamespace(spec=spec("last", "digits", 0), encoder=card)
+        return feature_key(cell, SimpleNamespace(images="i", count=3), size=4).path((2,))
+
+    first = key()
+    plugin.write_text(SOURCE.replace("tokens + index", "tokens - index"))
+    assert key() != first
+    plugin.write_text(SOURCE)
+    assert key() == first
+
+
+TASK = """
+from pathlib import Path
+
+import numpy as np
+
+from fusionbench.api import Split, Task, TaskData, task
+
+
+@task("flipped", version=1, family="flipped", group="fine")
+class Flipped(Task):
+    chance = 0.5
+    READS
+
+    def load(self):
+        flip = int((Path(__file__).parent / "labels" / "flip.txt").read_text())
+        parts = [
+            Split(items=tuple(f"{name}-{i}" for i in range(4)), images=np.arange(4) + 4 * n,
+                  questions=("which?",) * 4, answers=(np.arange(4) + flip) % 2)
+            for n, name in enumerate(("train", "val", "test"))
+        ]
+        images = np.arange(12 * 27, dtype=np.uint8).reshape(12, 3, 3, 3)
+        return TaskData(images=images, answers=("a", "b"), train=parts[0], val=parts[1],
+                        test=parts[2])
+"""
+
+
+@pytest.mark.fault("stored data", "a file that a task of one's own reads changed", "read anew")
+@pytest.mark.parametrize(
+    ("reads", "noticed"), [("", True), ("reads = ('labels',)", True), ("reads = ()", False)]
+)
+def test_a_task_s_own_files_are_read_again_unless_it_says_that_it_has_none(
+    reads, noticed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FUSIONBENCH_CACHE", str(tmp_path / "cache"))
+    file, labels = tmp_path / "flipped.py", tmp_path / "labels" / "flip.txt"
+    labels.parent.mkdir()
+    file.write_text(TASK.replace("READS", reads))
+    found = []
+    for flip in ("0", "1\n"):
+        labels.write_text(flip)
+        found.append(task_hash(read_catalog([str(file)]).tasks["flipped"]))
+    assert (found[0] != found[1]) is noticed
+
+
+def test_files_of_a_task_that_are_no_names_are_refused_with_its_name(tmp_path):
+    (tmp_path / "flipped.py").write_text(TASK.replace("READS", "reads = 3"))
+    name = str(tmp_path / "flipped.py")
+    with pytest.raises(UserError, match="reads must name files and folders"):
+        require_usable(read_catalog([name]), [name])
 
 
 def test_without_its_weights_it_is_not_here_and_says_what_is_missing(plugin):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import in_process
@@ -14,10 +15,18 @@ from benchmark_files import MARK, item, written
 from llava_checkpoints import MIX, PLAIN, Tiny, checkpoint, data_root, edit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from vlm_training import BUDGET, SETUP, Case, killed, outcome, outcomes
 
 from fusionbench.api.errors import UserError
-from fusionbench.vlm.checkpoint import forget
+from fusionbench.harness.train import Optimisers
+from fusionbench.vlm.checkpoint import (
+    Checkpoints,
+    forget,
+    fusion_buffers,
+    load_weights,
+    save_weights,
+)
 from fusionbench.vlm.processes import World, start
 
 ONE = World()
@@ -86,6 +95,54 @@ def test_two_processes_of_which_one_was_killed_continue_bit_for_bit(tmp_path):
         assert [one.history.resumed for one in (resumed, continued, more)] == [3, 3, 4]
         whole = outcome(ONE, Case())
         assert more.history.losses == pytest.approx(whole.history.losses, abs=1e-5)
+
+
+class Running(nn.Module):
+    """Keeps a mean that each pass replaces, and statistics that each pass changes in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return self.norm(x)
+
+
+def fused(**parts):
+    model = nn.Module()
+    model.fusion = Running()
+    for _ in range(parts.pop("passes", 0)):
+        model.fusion(torch.rand(5, 3) + 4)
+    return model
+
+
+def keeper_of(model, folder):
+    trained = dict(model.named_parameters())
+    optimisers = Optimisers(list(trained.values()), BUDGET, 0.1)
+    return Checkpoints(folder, "f", trained, optimisers, ONE, partial(fusion_buffers, model))
+
+
+@pytest.mark.fault("training", "running statistics of a method in track vlm", "stored and restored")
+def test_buffers_of_a_fusion_are_in_checkpoints_and_in_stored_models(tmp_path):
+    model = fused(passes=3)
+    keeper_of(model, tmp_path / "steps").write([1.0, 1.0])
+    weights = {name: p for name, p in model.named_parameters()}
+    save_weights(tmp_path / "model.safetensors", weights | fusion_buffers(model))
+    resumed, loaded = fused(passes=1), fused(passes=1)
+    assert keeper_of(resumed, tmp_path / "steps").resume() == (2, [1.0, 1.0])
+    load_weights(tmp_path / "model.safetensors", loaded)
+    assert float(model.fusion.mean.min()) > 1
+    for other in (resumed, loaded):
+        for name, value in model.state_dict().items():
+            assert torch.equal(other.state_dict()[name], value), name
+    # A checkpoint from before, without them, is of another training.
+    plain = keeper_of(model, tmp_path / "old")
+    plain.kept = dict
+    plain.write([1.0])
+    with pytest.warns(UserWarning, match="other names or shapes"):
+        assert keeper_of(fused(), tmp_path / "old").resume() == (0, [])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "edited", "text"])

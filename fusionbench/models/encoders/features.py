@@ -187,10 +187,13 @@ class FeatureKey:
     count: int
     precision: str
     dtype: str
+    code: str = ""
+    """Hash of the file of a plug-in encoder: its code decides the states as its weights do."""
 
     def path(self, tap: Tap) -> Path:
         """The file of one tap."""
         values = [_FORMAT, self.weights, self.size, self.images, self.count]
+        values += [self.code] if self.code else []
         text = canonical([*values, self.precision, self.dtype, list(tap)])
         name = hashlib.sha256(text.encode()).hexdigest()[:24]
         return cache_dir() / "features" / f"{name}.npy"
