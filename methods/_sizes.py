@@ -56,10 +56,16 @@ def _deformable(shape: StackShape, *, layers: str) -> int:
     return 4 * dim**2 + 12 * dim + 3 * points * (dim + 1) * (levels + 1)
 
 
+def inner_blocks(shape: StackShape) -> int:
+    """L-1, the blocks before the last. Raises Unsupported for an encoder of one block."""
+    if shape.layers < 2:
+        raise Unsupported("steps from block 1 to L-1, but this encoder has one block")
+    return shape.layers - 1
+
+
 def _mema(shape: StackShape) -> int:
     """Without a question that of `mema-no_query`."""
-    if shape.layers < 2:
-        raise Unsupported("mema steps from block 1 to L-1, but this encoder has one block")
+    inner_blocks(shape)
     dim, hidden = shape.dim, max(shape.dim // _REDUCTION, 1)
     asked = dim if shape.query_dim else 0
     looks = 3 if shape.prefix else 2

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fusionbench.api import Fused, InEncoderFusion, StackShape, at_least, method
+from fusionbench.methods._sizes import inner_blocks
 from fusionbench.methods._units import RecurrentUnit, UnitState
 
 
@@ -31,7 +32,7 @@ class DIALSTM(InEncoderFusion):
         super().__init__(shape)
         at_least(1, reduction=reduction)
         # Only the penultimate layer is read.
-        self.depth = shape.layers - 1
+        self.depth = inner_blocks(shape)
         self.unit = RecurrentUnit(shape.dim, gates=4, reduction=reduction)
 
     def start(

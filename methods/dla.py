@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusionbench.api import Fused, InEncoderFusion, StackShape, at_least, method
+from fusionbench.methods._sizes import inner_blocks
 from fusionbench.methods._units import (
     LightLayerAttention,
     RecurrentUnit,
@@ -82,7 +83,7 @@ class DLA(InEncoderFusion):
         super().__init__(shape)
         at_least(1, reduction=reduction, head=head)
         # Only the penultimate layer is read.
-        self.depth = shape.layers - 1
+        self.depth = inner_blocks(shape)
         self.leak = leak
         if leak:
             why = "as published: the unit's second call sees the state of the batch's first sample"

@@ -44,7 +44,12 @@ from fusionbench.methods._inside import (
     year=2025,
     parity="deviates: P_k normalises its input, and adds up where the official code drops",
     parameters="3*(D*H + H + H*H + H)",
-    details={"as_published": {"parity": "exact"}},
+    details={
+        "as_published": {
+            "parity": "exact",
+            "unmatched": "parameters: its control normalises its input and drops no state",
+        }
+    },
     switches={"repeat": (True,), "strategy": ("18", "3_18", "former", "latter", "all")},
 )
 @method(
@@ -64,7 +69,13 @@ from fusionbench.methods._inside import (
     parity="deviates: repaired residual and mask; P_k normalises its input",
     parameters="3*(D*H + H + H*H + H + 4*H*H + 3*H*M + 2)",
     identity=True,
-    details={"as_published": {"parity": "exact", "identity": False}},
+    details={
+        "as_published": {
+            "parity": "exact",
+            "identity": False,
+            "unmatched": "parameters: its control normalises its input and drops no state",
+        }
+    },
     switches={"repeat": (True,), "strategy": ("18", "3_18", "former", "latter", "all")},
 )
 class LSFInternal(Fusion):

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusionbench.api import Fused, InEncoderFusion, StackShape, at_least, method, one_of
+from fusionbench.methods._sizes import inner_blocks
 from fusionbench.methods._units import LayerAttention, LightLayerAttention, as_images, as_patches
 
 _PERIOD = 4
@@ -96,7 +97,7 @@ class MRLA(InEncoderFusion):
         at_least(1, head=head)
         self.form = one_of("form", form, ("light", "base"))
         # Only the penultimate layer is read.
-        self.depth = shape.layers - 1
+        self.depth = inner_blocks(shape)
         self.norms = nn.ModuleList(nn.LayerNorm(shape.dim) for _ in range(self.depth))
         self.gates = nn.Parameter(torch.zeros(self.depth))
         self.blocks = nn.ModuleList(

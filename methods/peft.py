@@ -25,7 +25,7 @@ from fusionbench.api import (
     method,
     one_of,
 )
-from fusionbench.methods._sizes import parameters_of, units
+from fusionbench.methods._sizes import inner_blocks, parameters_of, units
 
 
 class Bottleneck(nn.Module):
@@ -50,9 +50,7 @@ class Stateless(InEncoderFusion):
 
     def __init__(self, shape: StackShape) -> None:
         super().__init__(shape)
-        if shape.layers < 2:
-            raise Unsupported("steps from block 1 to L-1, but this encoder has one block")
-        self.depth = shape.layers - 1
+        self.depth = inner_blocks(shape)
 
     def start(
         self, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch query_dim"]

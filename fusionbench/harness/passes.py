@@ -1,11 +1,9 @@
 """Cells of one method on one task that differ in seed and learning rate, trained in one pass."""
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -26,9 +24,10 @@ from fusionbench.harness.cell import (
     reader_of,
     run_alone,
 )
+from fusionbench.harness.guard import reseed
 from fusionbench.harness.materials import Batch, Materials, prefetch
 from fusionbench.harness.model import Model, build_model
-from fusionbench.harness.stack import Output, Stack
+from fusionbench.harness.stack import NotEquivalent, Output, Stack, check_equivalence
 from fusionbench.harness.train import (
     Evaluation,
     Optimisers,
@@ -45,76 +44,6 @@ from fusionbench.harness.train import (
 )
 from fusionbench.models.readers.ridge import CHOICE, Choice, RidgeReader
 from fusionbench.records.cell import canonical
-
-# Whether runs do together what each does alone: losses and gradients of the first step.
-
-
-# At the start all runs differ from the loop by rounding alone; a method that keeps more than
-# tensors from its seed, or mixes the runs, differs by more.
-_LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
-_GRADIENT_TOLERANCE = {"fp32": 1e-2, "bf16": 2e-1}
-# A gradient that is zero on paper is rounding in practice: compared with all others' norm.
-_GRADIENT_FLOOR = {"fp32": 1e-5, "bf16": 1e-2}
-# Classes of methods, and what passed the comparison: a class that is loaded anew is compared anew.
-_PASSED: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
-
-
-class NotEquivalent(Exception):
-    """The first step or the logits of a pass differ from those of each model alone."""
-
-
-def check_equivalence(
-    models: Sequence[Model], materials: Materials, rows: Int[Tensor, "run batch"], known: str = ""
-) -> None:
-    """Compare the first step on these examples with that of each model alone.
-
-    `known`: everything but the task and the seeds that decides what is compared; what has passed
-    under that name in this process is not compared again. Raises NotEquivalent, and changes no
-    model.
-    """
-    passed = _PASSED.setdefault(type(models[0].fusion), set())
-    if known in passed:
-        return
-    # Copies: the comparison must leave no gradient and no running average behind.
-    together, alone = (copy.deepcopy(list(models)) for _ in range(2))
-    try:
-        stack = Stack(together, materials)
-        with autocast(materials):
-            found = stack.losses(materials.splits["train"].pick(rows))
-        torch.autograd.backward(found.sum())
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise NotEquivalent(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
-    for run, model in enumerate(alone):
-        with autocast(materials):
-            loss = model.loss(materials.splits["train"].pick(rows[run]), materials)
-        torch.autograd.backward(loss)
-        if difference := _difference(stack, found[run], model, loss, run, materials):
-            raise NotEquivalent(difference)
-    passed.update({known} - {""})
-
-
-def _difference(  # noqa: PLR0913
-    stack: Stack, found: Tensor, model: Model, loss: Tensor, run: int, materials: Materials
-) -> str:
-    """How a run in the pass differs from the run alone; empty if it does not."""
-    precision = materials.budget.precision
-    if not torch.allclose(found.float(), loss.float(), atol=_LOSS_TOLERANCE[precision]):
-        return f"the first loss is {found:.6g} in the pass, {loss:.6g} alone"
-    alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    floor = _GRADIENT_FLOOR[precision] * float(
-        torch.stack([g.norm() for g in alone.values()]).norm()
-    )
-    for name, stacked in stack.parameters.items():
-        expected, both = alone.get(name), stacked.grad
-        if (expected is None) != (both is None):
-            return f"the gradient of {name} is missing in one of the two"
-        if expected is None or both is None:
-            continue
-        apart = float((both[run] - expected).norm())
-        if apart > _GRADIENT_TOLERANCE[precision] * float(expected.norm()) + floor:
-            return f"the first gradient of {name} is another in the pass than alone"
-    return ""
-
 
 # Training of several runs in one pass: each with its own examples, clipping and optimiser.
 #
@@ -453,9 +382,12 @@ def run_pass(
         except (NotEquivalent, torch.OutOfMemoryError) as reason:
             note = f"trained alone, not in a pass of {len(members)}: {reason}"
     # Outside of the handler: while it runs, the error keeps the memory of what it stopped.
-    return [
-        run_alone(method, materials, member, eval_batch=eval_batch, note=note) for member in members
-    ]
+    found: list[Outcome | None] = []
+    for one in members:
+        # Each from its own streams, whichever of its neighbours are wanted.
+        reseed(one.spec.method, one.spec.task, one.spec.seed)
+        found.append(run_alone(method, materials, one, eval_batch=eval_batch, note=note))
+    return found
 
 
 def _compared(members: Sequence[PassCell], materials: Materials) -> str:

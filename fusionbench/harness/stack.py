@@ -5,10 +5,12 @@ weights of a run, so it sees all runs folded into its batch: one large product i
 small ones, and fused attention as it is.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
@@ -24,6 +26,7 @@ from fusionbench.harness.frozen import compiled
 from fusionbench.harness.materials import Batch, Materials
 from fusionbench.harness.model import Model
 from fusionbench.harness.stepping import fuse, needs_encoder, taps_of
+from fusionbench.harness.train import autocast
 
 # What one run of a pass does, step by step: `Stack` maps these functions over all runs.
 #
@@ -322,3 +325,78 @@ def _any_attention() -> AbstractContextManager[None]:
     """Frozen blocks run outside vmap: their attention stays fused, and no map is ever stored."""
     kinds = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
     return sdpa_kernel([*kinds, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+# Whether runs do together what each does alone: losses, gradients and buffers of a first step.
+
+
+# At the start all runs differ from the loop by rounding alone; a method that keeps more than
+# tensors from its seed, or mixes the runs, differs by more.
+_LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+_GRADIENT_TOLERANCE = {"fp32": 1e-2, "bf16": 2e-1}
+# A gradient that is zero on paper is rounding in practice: compared with all others' norm.
+_GRADIENT_FLOOR = {"fp32": 1e-5, "bf16": 1e-2}
+# Classes of methods, and what passed the comparison: a class that is loaded anew is compared anew.
+_PASSED: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
+
+
+class NotEquivalent(Exception):
+    """The first step or the logits of a pass differ from those of each model alone."""
+
+
+def check_equivalence(
+    models: Sequence[Model], materials: Materials, rows: Int[Tensor, "run batch"], known: str = ""
+) -> None:
+    """Compare the first step on these examples with that of each model alone.
+
+    `known`: everything but the task and the seeds that decides what is compared; what has passed
+    under that name in this process is not compared again. Raises NotEquivalent, and changes no
+    model.
+    """
+    passed = _PASSED.setdefault(type(models[0].fusion), set())
+    if known in passed:
+        return
+    # Copies: the comparison must leave no gradient and no running average behind.
+    together, alone = (copy.deepcopy(list(models)) for _ in range(2))
+    try:
+        stack = Stack(together, materials)
+        with autocast(materials):
+            found = stack.losses(materials.splits["train"].pick(rows))
+        torch.autograd.backward(found.sum())
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise NotEquivalent(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    for run, model in enumerate(alone):
+        with autocast(materials):
+            loss = model.loss(materials.splits["train"].pick(rows[run]), materials)
+        torch.autograd.backward(loss)
+        if difference := _difference(stack, found[run], model, loss, run, materials):
+            raise NotEquivalent(difference)
+    passed.update({known} - {""})
+
+
+def _difference(  # noqa: PLR0913
+    stack: Stack, found: Tensor, model: Model, loss: Tensor, run: int, materials: Materials
+) -> str:
+    """How a run in the pass differs from the run alone; empty if it does not."""
+    precision = materials.budget.precision
+    if not torch.allclose(found.float(), loss.float(), atol=_LOSS_TOLERANCE[precision]):
+        return f"the first loss is {found:.6g} in the pass, {loss:.6g} alone"
+    alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    floor = _GRADIENT_FLOOR[precision] * float(
+        torch.stack([g.norm() for g in alone.values()]).norm()
+    )
+    for name, stacked in stack.parameters.items():
+        expected, both = alone.get(name), stacked.grad
+        if (expected is None) != (both is None):
+            return f"the gradient of {name} is missing in one of the two"
+        if expected is None or both is None:
+            continue
+        apart = float((both[run] - expected).norm())
+        if apart > _GRADIENT_TOLERANCE[precision] * float(expected.norm()) + floor:
+            return f"the first gradient of {name} is another in the pass than alone"
+    for name, own in model.named_buffers():
+        both = stack.buffers[name][run] if name in stack.buffers else None
+        close = _LOSS_TOLERANCE[precision]
+        if both is None or not torch.allclose(both.float(), own.float(), rtol=close, atol=close):
+            return f"the buffer {name} is another in the pass than alone after the first step"
+    return ""

@@ -126,8 +126,7 @@ def train(
         loss = _gradients(wrapped, data, step, setup, world)
         nn.utils.clip_grad_norm_(trained.values(), setup.budget.clip)
         optimisers.step(schedule(step, setup.budget))
-        for parameter in trained.values():
-            parameter.grad = None
+        model.zero_grad(set_to_none=True)
         losses.append(loss)
         if every and ((step + 1) % every == 0 or step + 1 == setup.budget.steps):
             keeper.write(losses)

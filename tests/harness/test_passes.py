@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from toy_cells import (
     BUDGET,
     KINDS,
@@ -26,18 +27,17 @@ from toy_encoder import ToyEncoder, draw
 from fusionbench.api.fusion import InEncoderFusion
 from fusionbench.api.modules import composed, sdpa
 from fusionbench.api.types import Fused
-from fusionbench.harness import passes
+from fusionbench.harness import stack
 from fusionbench.harness.cell import PassCell, Tuned
 from fusionbench.harness.frozen import Checkpointed, compile_blocks
 from fusionbench.harness.model import build_model
 from fusionbench.harness.passes import (
-    NotEquivalent,
     PassMember,
     clip_each,
     run_pass,
     train_together,
 )
-from fusionbench.harness.stack import Stack
+from fusionbench.harness.stack import NotEquivalent, Stack
 from fusionbench.harness.train import autocast, train
 from fusionbench.models.encoders.vit import ViT, ViTConfig
 from fusionbench.registry.catalog import read_catalog
@@ -149,9 +149,46 @@ class LooksAtValues(_OneLayer):
         return Fused(tokens=tokens + self.gate if self.gate > -1 else tokens)
 
 
+class ReplacesABuffer(_OneLayer):
+    """Its running mean is a new tensor after each pass, which a functional call drops."""
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.register_buffer("mean", torch.zeros(shape.dim))
+
+    def forward(self, hidden, query):
+        tokens = self.patches(hidden[0])
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * tokens.detach().mean((0, 1))
+        return Fused(tokens=tokens + self.gate * self.mean)
+
+
+class Drops(_OneLayer):
+    """Draws at random in training: not safe under vmap."""
+
+    def forward(self, hidden, query):
+        tokens = self.patches(hidden[0])
+        return Fused(tokens=F.dropout(tokens, 0.5, self.training) + self.gate)
+
+
+def test_in_the_loop_a_run_that_is_not_wanted_changes_no_stream_of_the_next():
+    shared, tuned = shared_by(Drops, {}), Tuned(lr=3e-3, scores={})
+    members = [PassCell(spec=spec("toy", seed), tuned=tuned) for seed in (0, 1, 2)]
+    every = run_pass(Drops, shared, members, eval_batch=16)
+    fewer = [replace(one, wanted=one.spec.seed == 2) for one in members]
+    torch.rand(7)
+    last = run_pass(Drops, shared, fewer, eval_batch=16)
+    assert last[:2] == [None, None] and last[2][1].tobytes() == every[2][1].tobytes()
+    assert last[2][0].loss == every[2][0].loss != every[1][0].loss
+
+
 @pytest.mark.parametrize(
     ("method", "words"),
-    [(KeepsANumber, "gradient of fusion.gate"), (LooksAtValues, "RuntimeError")],
+    [
+        (KeepsANumber, "gradient of fusion.gate"),
+        (LooksAtValues, "RuntimeError"),
+        (ReplacesABuffer, "buffer fusion.mean"),
+    ],
 )
 def test_what_cannot_run_together_runs_alone_and_says_why(method, words):
     shared = shared_by(method, {})
@@ -178,9 +215,9 @@ def test_a_pass_that_was_compared_once_is_not_compared_again(method, times, monk
         for seed in (0, 1)
     ]
     compared = []
-    check = passes._difference
-    monkeypatch.setattr(passes, "_PASSED", WeakKeyDictionary())
-    monkeypatch.setattr(passes, "_difference", lambda *g: compared.append(1) or check(*g))
+    check = stack._difference
+    monkeypatch.setattr(stack, "_PASSED", WeakKeyDictionary())
+    monkeypatch.setattr(stack, "_difference", lambda *g: compared.append(1) or check(*g))
     first, again = (run_pass(method, shared, members, eval_batch=16) for _ in range(2))
     # One comparison a run, of the first pass alone; a pass that fails is compared again.
     assert len(compared) == times

@@ -401,7 +401,7 @@ def test_what_they_need_and_an_encoder_lacks_is_said():
     for name in ("vpt_deep", "lora"):
         with pytest.raises(Unsupported, match="blocks 2 to L-1"):
             build(name, StackShape(**vars(PEFT_SHAPE) | {"layers": 2}))
-    for name in ("adapter", "ssf"):
+    for name in ("adapter", "ssf", "dla", "mrla-light", "dia_lstm", "mema"):
         with pytest.raises(Unsupported, match="one block"):
             build(name, StackShape(**vars(PEFT_SHAPE) | {"layers": 1}))
 
