@@ -194,7 +194,7 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except UnicodeDecodeError as error:
         hint = "save it as UTF-8"
         raise UserError(f"{file}: not UTF-8 text at byte {error.start}", hint) from error
-    if file.suffix == ".csv":
+    if file.suffix.lower() == ".csv":
         yield from _of_csv(file, text)
         return
     # Not `splitlines`: a text may hold U+2028, which JSON leaves as it is.

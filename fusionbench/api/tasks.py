@@ -202,6 +202,8 @@ def validate(data: TaskData, *, apart: bool = True) -> None:
         )
     if len(set(data.answers)) != len(data.answers) or len(data.answers) < 2:
         raise ValueError(f"answers must be at least two different texts, got {data.answers}")
+    if not all(answer.strip() for answer in data.answers):
+        raise ValueError(f"an answer is an empty text: {data.answers}")
     for name in SPLITS:
         _validate_split(name, data.split(name), data)
     items = Counter(item for name in SPLITS for item in data.split(name).items)
@@ -226,8 +228,8 @@ def _validate_split(name: SplitName, split: Split, data: TaskData) -> None:
         if values.min() < 0 or values.max() >= allowed:
             wrong = values[(values < 0) | (values >= allowed)][0]
             raise ValueError(f"{name}: {what} must lie in 0..{allowed - 1}, got {wrong}")
-    if not all(split.questions):
-        raise ValueError(f"{name}: example {split.questions.index('')} has no question")
+    if blank := [n for n, text in enumerate(split.questions) if not text.strip()]:
+        raise ValueError(f"{name}: example {blank[0]} has no question")
 
 
 def _validate_apart(data: TaskData) -> None:

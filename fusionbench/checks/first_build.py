@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fusionbench.api.errors import UserError
+from fusionbench.api.folders import guessed
 from fusionbench.api.fusion import Fusion, Method
 from fusionbench.api.tasks import SPLITS, Task, TaskData, validate
 from fusionbench.api.types import Fused, StackShape, Unsupported
@@ -101,6 +102,13 @@ def _faults(task: Task, data: TaskData) -> Iterator[str]:
         yield (
             f"chance is {chance:.3g}, and the answer {commonest!r} alone scores {most:.3g} on "
             f"test; set chance = {most:.3g}"
+        )
+    elif type(task).score is Task.score and abs(guessed(data) - chance) > _TOLERANCE:
+        score = guessed(data)
+        leak = "does a question give its answer away? Else " if score > chance else ""
+        yield (
+            f"chance is {chance:.3g}, and who knows how often each question has each answer in "
+            f"training scores {score:.3g} on test without the image; {leak}set chance = {score:.3g}"
         )
 
 

@@ -69,7 +69,7 @@ def _in_both_modes(subject: Subject, otherwise: RunOnBatch) -> str | None:
     method = subject.jittered()
     for mode in ("evaluation", "training"):
         method.train(mode == "training")
-        if mode == "training" and _draws(method, tokens, query):
+        if mode == "training" and draws(method, tokens, query):
             return "in evaluation only: training is random"
         given = otherwise(method, tokens, query)
         for name, values in outputs_of(method, tokens, query).items():
@@ -77,7 +77,7 @@ def _in_both_modes(subject: Subject, otherwise: RunOnBatch) -> str | None:
     return None
 
 
-def _draws(
+def draws(
     method: Method, tokens: Float[Tensor, "batch token dim"], query: Float[Tensor, "batch q"]
 ) -> bool:
     """Whether two passes differ, as with dropout."""

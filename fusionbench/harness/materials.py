@@ -53,10 +53,10 @@ class QuestionTable:
 
     @classmethod
     def build(cls, questions: Sequence[str], dim: int) -> "QuestionTable":
-        """Embed the questions; ValueError for one without any token."""
+        """Embed the questions, or answers; ValueError for one without any token."""
         split = [tokenize(question) for question in questions]
         if not all(split):
-            raise ValueError(f"a question has no words: {questions[split.index([])]!r}")
+            raise ValueError(f"a text has no words: {questions[split.index([])]!r}")
         words = sorted({token for tokens in split for token in tokens})
         table = np.stack([token_vector(word, dim) for word in words])
         ids = _padded(split, {word: row for row, word in enumerate(words)})

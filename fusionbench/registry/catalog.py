@@ -305,7 +305,8 @@ def _benchmark(declaration: Declaration, where: dict[str, str]) -> BenchmarkCard
 
 def _writes(declaration: Declaration, settings: Mapping[str, Setting]) -> bool:
     silent_if = declaration.attributes.get("silent_if", {})
-    return not any(settings[key] in values for key, values in silent_if.items())
+    writes = bool(declaration.attributes.get("writes", True))
+    return writes and not any(settings[key] in values for key, values in silent_if.items())
 
 
 def _in_all(declared: object, variant: str) -> bool:

@@ -315,7 +315,10 @@ class RowBatch:
 
 
 class Strangers:
-    """Of each row another one of all rows, whose query its fusion sees (`question=shuffled`)."""
+    """Of each row one drawn from all rows, whose query its fusion sees (`question=shuffled`).
+
+    They are permuted at random, so about one row keeps its own.
+    """
 
     def __init__(self, rows: Rows, seed: int) -> None:
         """`seed`: draws one permutation of all rows, so the size of a batch changes nothing."""
@@ -327,7 +330,7 @@ class Strangers:
         return len(self._others)
 
     def __getitem__(self, index: int) -> TrainingRow:
-        """The other row of row `index`."""
+        """The row that was drawn for row `index`."""
         return self._rows[int(self._others[index])]
 
 

@@ -22,6 +22,7 @@ from fusionbench.checks.kit import CheckRecord, CheckReport, distance
 from fusionbench.checks.run import find, page, run_checks
 from fusionbench.checks.toy import TEST_ITEMS, Subject
 from fusionbench.cli.extend import check
+from fusionbench.registry.catalog import read_catalog
 
 # Four fifths of the time; the others run for every method and every mutant.
 SLOW = ("compiled", "learns_signal", "random_labels")
@@ -384,6 +385,55 @@ def test_the_kernels_of_inductor_give_the_same(name):
     assert record.outcome in ("passed", "skipped"), record.reason
 
 
+OWN_METHODS = """
+import torch
+from torch import nn
+
+from fusionbench.api import Fused, Fusion, InEncoderFusion, method
+
+
+@method("dropper", version=1, control="penultimate")
+class Dropper(Fusion):
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.taps = ((shape.layer(-2),),)
+        self.drop, self.map = nn.Dropout(0.5), nn.Linear(shape.dim, shape.dim)
+
+    def forward(self, hidden, query):
+        return Fused(tokens=self.map(self.drop(self.patches(hidden[0]))))
+
+
+@method("reads", version=1, control="none: it only reads")
+class Reads(InEncoderFusion):
+    writes = False
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.share = nn.Parameter(torch.ones(shape.dim))
+
+    def start(self, tokens, query):
+        return torch.zeros_like(tokens)
+
+    def after_block(self, block, tokens, state):
+        return tokens, state + self.share * tokens
+
+    def finish(self, tokens, state):
+        return Fused(tokens=self.patches(state))
+"""
+
+
+@pytest.mark.parametrize(("name", "check"), [("dropper", "compiled"), ("reads", "writes")])
+def test_dropout_and_a_class_that_never_writes_pass_the_kit(name, check, tmp_path):
+    file = tmp_path / "own.py"
+    head, *classes = OWN_METHODS.split("\n\n\n")
+    (own,) = [text for text in classes if f'"{name}"' in text]
+    file.write_text(f"{head}\n\n\n{own}")
+    (record,) = check_method(str(file), only=[check]).records
+    assert record.outcome == "passed", record.reason
+    card = read_catalog([str(file)]).methods[name]
+    assert not card.in_encoder and card.facts["needs"] == ""
+
+
 def test_a_verdict_passes_skips_xfails_or_fails():
     def verdict(target, name):
         return each_check(target, only=[name]).args[1][0].values[0]
@@ -649,11 +699,12 @@ def split(name, first, answers):
     rows = [first + number * ({twice} if name == "train" else 1) for number in range(len(answers))]
     return Split(
         items=tuple(f"{{name}} {{number}}" for number in range(len(answers))),
-        images=np.array(rows), questions=("Which?",) * len(answers), answers=np.array(answers),
+        images=np.array(rows), questions={questions}, answers=np.array(answers),
     )
 """
 SOUND_TASK = {
-    "chance": "chance = 0.5", "score": "", "train": "[0, 1] * 20", "test": "[0, 1] * 50", "twice": 1
+    "chance": "chance = 0.5", "score": "", "train": "[0, 1] * 20", "test": "[0, 1] * 50",
+    "twice": 1, "questions": '("Which?",) * len(answers)',
 }  # fmt: skip
 OWN_SCORE = "def score(self, *given): return super().score(*given)"
 TASK_FAULTS = {
@@ -663,6 +714,13 @@ TASK_FAULTS = {
     "chance in percent": ({"chance": "chance = 50"}, "chance is 50; it must lie from 0"),
     "chance too low": (
         {"chance": "chance = 0.4"}, "the answer 'a' alone scores 0.5 on test; set chance = 0.5"
+    ),
+    "chance too high": (
+        {"chance": "chance = 0.9"}, "scores 0.5 on test without the image; set chance = 0.5"
+    ),
+    "answers in the questions": (
+        {"questions": "tuple(f'Is it {answer}?' for answer in answers)"},
+        "scores 1 on test without the image; does a question give its answer away?",
     ),
 }  # fmt: skip
 TASK_NOTES = {

@@ -164,6 +164,7 @@ ODDITIES = {
     "no tower": '{"model_type": "clip", "vision_config": null}',
     "words": '{"model_type": "vit", "num_hidden_layers": "many"}',
     "rectangle": '{"model_type": "vit", "image_size": [32, 64]}',
+    "grey": '{"model_type": "vit", "num_channels": 1}',
     "timm": '{"architecture": "vit_small_patch16_224", "pretrained_cfg": {"input_size": 3}}',
 }
 

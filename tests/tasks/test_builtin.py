@@ -226,6 +226,8 @@ def test_two_questions_about_one_image_are_accepted_within_a_split():
         ({"val": split("val", [2, 3], answers=np.array([0.0, 1.0]))}, "integers .* float64"),
         ({"val": split("val", [2, 3], questions=("one",))}, "differ in length"),
         ({"val": split("val", [2, 3], questions=("one", ""))}, "example 1 has no question"),
+        ({"val": split("val", [2, 3], questions=("one", " \t"))}, "example 1 has no question"),
+        ({"answers": ("cat", " ")}, "an answer is an empty text"),
     ],
 )
 def test_what_breaks_the_contract_is_refused_in_words(changes, words):

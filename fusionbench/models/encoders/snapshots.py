@@ -400,6 +400,7 @@ def images(name: str) -> Preprocessing:
 def _hf_facts(folder: Path, files: list[Path], fit: str) -> dict[str, Any]:
     config = vision_config(folder)
     how, size = hf_images(folder, fit=fit)
+    _require_rgb(folder, int(config.get("num_channels", 3)))
     architecture = {key: config[key] for key in sorted(config) if key not in _NOT_ARCHITECTURE}
     return {
         "kind": config["model_type"],
@@ -432,10 +433,12 @@ def _timm_facts(folder: Path, files: list[Path], fit: str) -> dict[str, Any]:
     how, size = timm_images(folder, fit=fit)
     if not size:
         raise UserError(f"{folder} reads rectangular images, which are not supported")
-    patch, dim = shapes["patch_embed.proj.weight"][-1], shapes["patch_embed.proj.weight"][0]
+    dim, channels, *_, patch = shapes["patch_embed.proj.weight"]
     if any(name.startswith("patch_embed.backbone.") for name in shapes):
         # Behind a convolutional stem one patch is many pixels wide; few tokens are no patches.
         patch = size // isqrt(shapes["pos_embed"][1])
+    elif len(shapes["patch_embed.proj.weight"]) == 4:
+        _require_rgb(folder, channels)
     tokens = sum(shapes[name][1] for name in ("cls_token", "dist_token", "reg_token")
                  if name in shapes)  # fmt: skip
     return {
@@ -451,6 +454,11 @@ def _timm_facts(folder: Path, files: list[Path], fit: str) -> dict[str, Any]:
             "images": {**how.identity(), "size": size},
         },
     }
+
+
+def _require_rgb(folder: Path, channels: int) -> None:
+    if channels != 3:
+        raise UserError(f"{folder} reads images of {channels} channels, not the three of RGB")
 
 
 def _refuse_foreign(folder: Path, config: dict[str, Any], shapes: dict[str, Any]) -> None:

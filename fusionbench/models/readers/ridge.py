@@ -146,7 +146,10 @@ class Scales:
 def question_kernel(
     vectors: Float[Tensor, "question query_dim"],
 ) -> Float[Tensor, "question question"]:
-    """(1 + <c, c'>) / 2, c the centred mean token vector over its mean norm; 1 for one question."""
+    """(1 + <c, c'>) / 2, c the centred mean token vector over its mean norm; 1 for one question.
+
+    `vectors`: the different questions of all splits. The order of their words is lost.
+    """
     centred = vectors - vectors.mean(dim=0)
     norm = torch.linalg.vector_norm(centred, dim=1).mean()
     if len(vectors) == 1 or float(norm) == 0:
