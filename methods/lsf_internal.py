@@ -69,13 +69,7 @@ from fusionbench.methods._inside import (
     parity="deviates: repaired residual and mask; P_k normalises its input",
     parameters="3*(D*H + H + H*H + H + 4*H*H + 3*H*M + 2)",
     identity=True,
-    details={
-        "as_published": {
-            "parity": "exact",
-            "identity": False,
-            "unmatched": "parameters: its control normalises its input and drops no state",
-        }
-    },
+    details={"as_published": {"parity": "exact", "identity": False}},
     switches={"repeat": (True,), "strategy": ("18", "3_18", "former", "latter", "all")},
 )
 class LSFInternal(Fusion):

@@ -384,8 +384,9 @@ def run_pass(
     # Outside of the handler: while it runs, the error keeps the memory of what it stopped.
     found: list[Outcome | None] = []
     for one in members:
-        # Each from its own streams, whichever of its neighbours are wanted.
-        reseed(one.spec.method, one.spec.task, one.spec.seed)
+        if note:
+            # Each from its own streams, whichever of its neighbours are wanted.
+            reseed(one.spec.method, one.spec.task, one.spec.seed)
         found.append(run_alone(method, materials, one, eval_batch=eval_batch, note=note))
     return found
 
