@@ -124,7 +124,9 @@ def keeper_of(model, folder):
     return Checkpoints(folder, "f", trained, optimisers, ONE, partial(fusion_buffers, model))
 
 
-@pytest.mark.fault("stored data", "running statistics of a method in track vlm", "stored and restored")
+@pytest.mark.fault(
+    "stored data", "running statistics of a method in track vlm", "stored and restored"
+)
 def test_buffers_of_a_fusion_are_in_checkpoints_and_in_stored_models(tmp_path):
     model = fused(passes=3)
     keeper_of(model, tmp_path / "steps").write([1.0, 1.0])
