@@ -124,10 +124,7 @@ def _claimed(found: Sequence[ClaimAnswer]) -> Iterator[str]:
             text = "; ".join(f"{one.sentence.rstrip('.')} (`{one.method}`)" for one in of)
             yield f"**Claims of papers, {name}:** {text}."
     counts = Counter(_verdict(one) for one in found)
-    yield (
-        f"**Claims of papers, undecided:** {counts['undecided']}, and {counts['not run']} were not "
-        "run."
-    )
+    yield f"**Claims of papers, undecided:** {counts['undecided']}; not run: {counts['not run']}."
 
 
 def _fixed_layers(folder: Path) -> Iterator[str]:
