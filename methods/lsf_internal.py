@@ -36,6 +36,7 @@ from fusionbench.methods._inside import (
         "": {"form": "direct"},
         "as_published": {"form": "direct", "as_published": True},
         "repeat": {"form": "direct", "repeat": True},
+        "repeat_as_published": {"form": "direct", "as_published": True, "repeat": True},
     },
     in_all=("", "repeat"),
     control="lsf_internal_direct-repeat",
@@ -47,8 +48,9 @@ from fusionbench.methods._inside import (
     details={
         "as_published": {
             "parity": "exact",
-            "unmatched": "parameters: its control normalises its input and drops no state",
-        }
+            "control": "lsf_internal_direct-repeat_as_published",
+        },
+        "repeat_as_published": {"control": "lsf_internal_direct-repeat_as_published"},
     },
     switches={"repeat": (True,), "strategy": ("18", "3_18", "former", "latter", "all")},
 )
