@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from fusionbench.records.cell import CellRecord
 from fusionbench.records.cost import CostRecord, Spread
 from fusionbench.records.scores import ScoreTable
 from fusionbench.records.text import checkpoint_name
@@ -193,15 +194,19 @@ class TimeOver:
     device: str
 
 
+def profiled(record: CellRecord) -> tuple[str, int]:
+    """Label and version of a record's method, by which its profiles are found."""
+    return record.label or record.spec.method, record.spec.method_version
+
+
 def profiles_of(profiles: Sequence[CostRecord], table: ScoreTable, method: int) -> list[CostRecord]:
     """Profiles of a method of this version with the encoder and image size of the table."""
-    first, condition = table.row(method)[0], table.condition
-    label, size = first.label or first.spec.method, condition.budget.image_size
+    condition, name = table.condition, profiled(table.row(method)[0])
+    size = condition.budget.image_size
     found = [
         one
         for one in profiles
-        if one.label == label
-        and one.conditions.method_version == first.spec.method_version
+        if (one.label, one.conditions.method_version) == name
         and _encoder(one) == condition.encoder
         and size in (0, one.conditions.image_size)
     ]

@@ -228,7 +228,7 @@ def test_cost_reads_measured_profiles_of_equal_conditions_only():
              profile("b", ms=2), profile("c", batch=32, ms=3)]  # fmt: skip
     conditions, profiles = comparable_profiles(found, "latency_over_encoder_ms")
     medians = {name: one.latency_over_encoder_ms.median for name, one in profiles.items()}
-    assert medians == {"a": 1, "b": 2}
+    assert medians == {("a", 1): 1, ("b", 1): 2}
     assert conditions == "inference, cpu, batch 8"
     assert comparable_profiles(found, "flops_over_encoder") == ("", {})
 

@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from fusionbench.records.cost import CostRecord
-from fusionbench.records.text import checkpoint_name
-from fusionbench.report.cost_table import COUNTED
+from fusionbench.report.cost_table import COUNTED, profiled, profiles_of
 from fusionbench.report.figures.panels import (
     LABEL_INCHES,
     FigureData,
@@ -119,15 +118,11 @@ def _axes(
     for key, (title, parts) in _PARAMETERS.items():
         counts = [_parameters(data, row, parts) for row in rows]
         yield key, title, np.tile(counts, (3, 1))
-    encoder = data.table.condition.encoder
-    here = [
-        profile
-        for profile in data.profiles
-        if checkpoint_name(profile.conditions.encoder) == encoder
-    ]
+    here = [one for row in rows for one in profiles_of(data.profiles, data.table, row)]
+    of_rows = [profiled(data.table.row(row)[0]) for row in rows]
     for key, title in _MEASURED.items():
         conditions, profiles = comparable_profiles(here, key)
-        found = [getattr(profiles.get(data.table.methods[row]), key, None) for row in rows]
+        found = [getattr(profiles.get(name), key, None) for name in of_rows]
         spreads = np.array([_spread(value) for value in found]).reshape(-1, 3).T
         yield key, f"{title}\n({conditions})", spreads
 
@@ -148,16 +143,18 @@ def _spread(value: object) -> tuple[float, float, float]:
 
 def comparable_profiles(
     profiles: Sequence[CostRecord], key: str
-) -> tuple[str, Mapping[str, CostRecord]]:
-    """Conditions as text, and by method the profiles that share them and have the measure `key`.
+) -> tuple[str, Mapping[tuple[str, int], CostRecord]]:
+    """Conditions as text, and the profiles with the measure `key` that share them.
 
-    Of several sets the largest is taken, inference before training. FLOPs are counted and times
-    measured, so that the two may come from different conditions.
+    Each stands under label and version of its method. Of several sets the largest is taken,
+    inference before training. FLOPs are counted and times measured, so that the two may come from
+    different conditions.
     """
-    groups: dict[tuple[str, ...], dict[str, CostRecord]] = defaultdict(dict)
+    groups: dict[tuple[str, ...], dict[tuple[str, int], CostRecord]] = defaultdict(dict)
     for profile in profiles:
         if getattr(profile, key) is not None:
-            groups[_conditions(profile)][profile.label] = profile
+            name = profile.label, profile.conditions.method_version
+            groups[_conditions(profile)][name] = profile
     if not groups:
         return "", {}
     best = min(groups, key=lambda one: (one[0] == "train", -len(groups[one]), one))
